@@ -1,0 +1,23 @@
+//! The Hark wire protocol: messages, framings, limits and the correlation of
+//! replies with requests.
+//!
+//! This crate has no I/O, no clock and no randomness: bytes and times come in
+//! as arguments. `docs/PROTOCOL.md` is the page that it implements.
+//!
+//! | module | what it owns |
+//! | --- | --- |
+//! | [`message`] | [`Request`] and [`Reply`], and the codes of a refusal |
+//! | [`name`] | user names, passwords, session tokens, request ids, sequence numbers |
+//! | [`framing`] | the native and the classic framing, as codecs |
+//! | [`limits`] | every bound of the protocol |
+//! | [`correlation`] | which reply belongs to which waiting call |
+
+pub mod correlation;
+pub mod framing;
+pub mod limits;
+pub mod message;
+pub mod name;
+
+pub use framing::{Frame, Incoming, ProtocolError};
+pub use message::{ByeReason, Code, Delivery, Failure, OkFields, Refusal, Reply, Request};
+pub use name::{Password, RequestId, Sequence, SessionToken, UserName};

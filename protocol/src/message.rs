@@ -1,0 +1,619 @@
+//! What client and server say to each other: [`Request`] and [`Reply`], how
+//! each is made from a command and its fields, and how it is written as such.
+//! Knows nothing of how a message is enveloped; that is [`crate::framing`].
+
+use std::borrow::Cow;
+use std::fmt::{self, Write as _};
+
+use bytes::{BufMut, BytesMut};
+use bytestring::ByteString;
+
+use crate::limits::COMMAND_BYTES;
+use crate::name::{Password, Sequence, SessionToken, UserName};
+
+/// A message of one direction: something with a command and fields.
+pub trait Message: Sized {
+    /// The command, 1 to 15 bytes.
+    fn command(&self) -> &'static str;
+
+    /// Appends the payload: the fields, joined by commas.
+    fn write_payload(&self, to: &mut BytesMut);
+
+    /// Makes a message from its command and payload.
+    ///
+    /// # Errors
+    /// A [`Refusal`] with the wire code for what is wrong with it.
+    fn parse(command: &str, payload: ByteString) -> Result<Self, Refusal>;
+}
+
+/// What a client asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Request {
+    /// Names the send session of this connection; first, or not at all.
+    Hello {
+        /// The version of the protocol that the client speaks.
+        version: u32,
+        /// The session.
+        session: SessionToken,
+    },
+    /// Makes an account.
+    Create {
+        /// The account.
+        user: UserName,
+        /// What it is protected by, if by anything.
+        password: Option<Password>,
+    },
+    /// Becomes a user without receiving.
+    Login {
+        /// The account.
+        user: UserName,
+        /// Its password, where it has one.
+        password: Option<Password>,
+    },
+    /// Becomes a user and receives for it.
+    Connect {
+        /// The account.
+        user: UserName,
+        /// Its password, where it has one.
+        password: Option<Password>,
+    },
+    /// Becomes nobody and receives no more.
+    Disconnect,
+    /// Sets the password of an account.
+    Password {
+        /// The account.
+        user: UserName,
+        /// The present one; `None` where there is none.
+        old: Option<Password>,
+        /// The one from now on.
+        new: Password,
+    },
+    /// Ends an account and drops its queue.
+    Delete {
+        /// The account.
+        user: UserName,
+        /// Its password, where it has one.
+        password: Option<Password>,
+    },
+    /// Asks for the names of the users.
+    List {
+        /// A regular expression that matches anywhere in the name.
+        pattern: Option<ByteString>,
+    },
+    /// Leaves a message for a user.
+    Send {
+        /// The recipient.
+        user: UserName,
+        /// The text.
+        text: ByteString,
+    },
+    /// Says that every message up to this one has been taken. Not answered.
+    Ack {
+        /// The last one taken.
+        sequence: Sequence,
+    },
+    /// Asks whether the server is there.
+    Ping,
+}
+
+/// What a server says, asked or not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reply {
+    /// The request was carried out.
+    Ok(OkFields),
+    /// Some of the names that were asked for, sorted.
+    List(Vec<UserName>),
+    /// A message for the user who is connected.
+    String(Delivery),
+    /// The connection receives no more.
+    Bye(ByeReason),
+    /// Refused; nothing was changed.
+    NotOk(Refusal),
+    /// The server failed, or the bytes were not the protocol.
+    Error {
+        /// Which of the two.
+        failure: Failure,
+        /// For a person to read.
+        explanation: Cow<'static, str>,
+    },
+}
+
+/// A message on its way to its reader.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Delivery {
+    /// Its number in the inbox.
+    pub sequence: Sequence,
+    /// Who sent it; `None` where the sending connection was nobody.
+    pub sender: Option<UserName>,
+    /// When the server took it, in milliseconds since 1970.
+    pub time_ms: u64,
+    /// The text.
+    pub text: ByteString,
+}
+
+/// The fields of an `ok`. What they mean depends on the request, which the
+/// reply does not repeat: ask for the reading that belongs to it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct OkFields(ByteString);
+
+impl OkFields {
+    /// No fields.
+    #[must_use]
+    pub fn none() -> Self {
+        Self::default()
+    }
+
+    /// The answer to `hello`: the version and the largest frame in bytes.
+    #[must_use]
+    pub fn hello(version: u32, frame_bytes_max: usize) -> Self {
+        Self(format!("{version},{frame_bytes_max}").into())
+    }
+
+    /// The answer to `connect`: messages stored and not acknowledged.
+    #[must_use]
+    pub fn queued(messages: u64) -> Self {
+        Self(messages.to_string().into())
+    }
+
+    /// The answer to `delete`: whether there was such an account.
+    #[must_use]
+    pub fn deleted(existed: bool) -> Self {
+        Self(ByteString::from_static(if existed { "deleted" } else { "absent" }))
+    }
+
+    /// The end of a `list`: how many names there were, and whether there are
+    /// more than the server was willing to say.
+    #[must_use]
+    pub fn listed(names: usize, truncated: bool) -> Self {
+        Self(format!("{names}{}", if truncated { ",truncated" } else { "" }).into())
+    }
+
+    /// The version and the largest frame in bytes, if this answers `hello`.
+    #[must_use]
+    pub fn as_hello(&self) -> Option<(u32, usize)> {
+        let (version, frame_bytes_max) = self.0.split_once(',')?;
+        Some((version.parse().ok()?, frame_bytes_max.parse().ok()?))
+    }
+
+    /// The number of messages, if this answers `connect`.
+    #[must_use]
+    pub fn as_queued(&self) -> Option<u64> {
+        self.0.parse().ok()
+    }
+
+    /// Whether there was such an account, if this answers `delete`.
+    #[must_use]
+    pub fn as_deleted(&self) -> Option<bool> {
+        match &*self.0 {
+            "deleted" => Some(true),
+            "absent" => Some(false),
+            _ => None,
+        }
+    }
+
+    /// The number of names and whether they were truncated, if this answers
+    /// `list`.
+    #[must_use]
+    pub fn as_listed(&self) -> Option<(usize, bool)> {
+        match self.0.split_once(',') {
+            Some((count, "truncated")) => Some((count.parse().ok()?, true)),
+            Some(_) => None,
+            None => Some((self.0.parse().ok()?, false)),
+        }
+    }
+}
+
+/// Why a connection receives no more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ByeReason {
+    /// Another connection receives for the user now.
+    TakenOver,
+    /// The account has ended.
+    Deleted,
+    /// The server stops; the connection closes next.
+    Shutdown,
+}
+
+impl ByeReason {
+    const ALL: [Self; 3] = [Self::TakenOver, Self::Deleted, Self::Shutdown];
+
+    /// The reason as it is written.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::TakenOver => "taken-over",
+            Self::Deleted => "deleted",
+            Self::Shutdown => "shutdown",
+        }
+    }
+}
+
+/// What kind of an `error` it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failure {
+    /// Try again; whether it happened is unknown.
+    Unavailable,
+    /// The bytes were not the protocol; the connection closes next.
+    Protocol,
+}
+
+impl Failure {
+    const ALL: [Self; 2] = [Self::Unavailable, Self::Protocol];
+
+    /// The code as it is written.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unavailable => "unavailable",
+            Self::Protocol => "protocol",
+        }
+    }
+}
+
+/// A request that was refused: nothing was changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{code}: {explanation}")]
+pub struct Refusal {
+    /// For programs.
+    pub code: Code,
+    /// For people: what was wrong and what to do about it.
+    pub explanation: Cow<'static, str>,
+}
+
+impl Refusal {
+    /// A refusal with a code and an explanation.
+    pub fn new(code: Code, explanation: impl Into<Cow<'static, str>>) -> Self {
+        Self { code, explanation: explanation.into() }
+    }
+}
+
+/// The codes of `notok`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Code {
+    /// There is no such command.
+    UnknownCommand,
+    /// Fields are missing or are not what they should be.
+    BadRequest,
+    /// Not a user name.
+    BadName,
+    /// Not a password that an account can have.
+    BadPassword,
+    /// Not a regular expression.
+    BadPattern,
+    /// There is such an account already.
+    Exists,
+    /// There is no such account.
+    NoSuchUser,
+    /// A wrong or missing password, or not allowed.
+    Denied,
+    /// The text is too long.
+    TooLarge,
+    /// The recipient's queue is full.
+    QueueFull,
+    /// Too often; the explanation begins with the seconds to wait.
+    RateLimited,
+    /// The server has as many as it is set to have.
+    TooMany,
+}
+
+impl Code {
+    /// Every code.
+    pub const ALL: [Self; 12] = [
+        Self::UnknownCommand,
+        Self::BadRequest,
+        Self::BadName,
+        Self::BadPassword,
+        Self::BadPattern,
+        Self::Exists,
+        Self::NoSuchUser,
+        Self::Denied,
+        Self::TooLarge,
+        Self::QueueFull,
+        Self::RateLimited,
+        Self::TooMany,
+    ];
+
+    /// The code as it is written.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::UnknownCommand => "unknown-command",
+            Self::BadRequest => "bad-request",
+            Self::BadName => "bad-name",
+            Self::BadPassword => "bad-password",
+            Self::BadPattern => "bad-pattern",
+            Self::Exists => "exists",
+            Self::NoSuchUser => "no-such-user",
+            Self::Denied => "denied",
+            Self::TooLarge => "too-large",
+            Self::QueueFull => "queue-full",
+            Self::RateLimited => "rate-limited",
+            Self::TooMany => "too-many",
+        }
+    }
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// The names of the client's commands, with whether their first field may be
+/// left out. The classic framing needs to know before it has a whole message.
+pub(crate) const REQUEST_COMMANDS: [(&str, bool); 11] = [
+    ("hello", false),
+    ("create", false),
+    ("login", false),
+    ("connect", false),
+    ("disconnect", true),
+    ("password", false),
+    ("delete", false),
+    ("list", true),
+    ("send", false),
+    ("ack", false),
+    ("ping", true),
+];
+
+impl Message for Request {
+    fn command(&self) -> &'static str {
+        match self {
+            Self::Hello { .. } => "hello",
+            Self::Create { .. } => "create",
+            Self::Login { .. } => "login",
+            Self::Connect { .. } => "connect",
+            Self::Disconnect => "disconnect",
+            Self::Password { .. } => "password",
+            Self::Delete { .. } => "delete",
+            Self::List { .. } => "list",
+            Self::Send { .. } => "send",
+            Self::Ack { .. } => "ack",
+            Self::Ping => "ping",
+        }
+    }
+
+    fn write_payload(&self, to: &mut BytesMut) {
+        match self {
+            Self::Hello { version, session } => put_number_then(to, u64::from(*version), session.as_str()),
+            Self::Create { user, password }
+            | Self::Login { user, password }
+            | Self::Connect { user, password }
+            | Self::Delete { user, password } => {
+                to.put_slice(user.as_str().as_bytes());
+                if let Some(password) = password {
+                    to.put_u8(b',');
+                    to.put_slice(password.expose().as_bytes());
+                }
+            }
+            Self::Password { user, old, new } => {
+                to.put_slice(user.as_str().as_bytes());
+                to.put_u8(b',');
+                to.put_slice(old.as_ref().map_or("", Password::expose).as_bytes());
+                to.put_u8(b',');
+                to.put_slice(new.expose().as_bytes());
+            }
+            Self::List { pattern } => to.put_slice(pattern.as_deref().unwrap_or_default().as_bytes()),
+            Self::Send { user, text } => {
+                to.put_slice(user.as_str().as_bytes());
+                to.put_u8(b',');
+                to.put_slice(text.as_bytes());
+            }
+            Self::Ack { sequence } => put_number(to, sequence.0),
+            Self::Disconnect | Self::Ping => {}
+        }
+    }
+
+    fn parse(command: &str, payload: ByteString) -> Result<Self, Refusal> {
+        match command {
+            "hello" => parse_hello(&payload),
+            "create" => user_and_password(&payload).map(|(user, password)| Self::Create { user, password }),
+            "login" => user_and_password(&payload).map(|(user, password)| Self::Login { user, password }),
+            "connect" => user_and_password(&payload).map(|(user, password)| Self::Connect { user, password }),
+            "disconnect" => no_fields(command, &payload).map(|()| Self::Disconnect),
+            "password" => parse_password(&payload),
+            "delete" => user_and_password(&payload).map(|(user, password)| Self::Delete { user, password }),
+            "list" => Ok(Self::List { pattern: (!payload.is_empty()).then_some(payload) }),
+            "send" => parse_send(payload),
+            "ack" => parse_ack(&payload),
+            "ping" => no_fields(command, &payload).map(|()| Self::Ping),
+            _ => Err(unknown_command(command)),
+        }
+    }
+}
+
+impl Message for Reply {
+    fn command(&self) -> &'static str {
+        match self {
+            Self::Ok(_) => "ok",
+            Self::List(_) => "list",
+            Self::String(_) => "string",
+            Self::Bye(_) => "bye",
+            Self::NotOk(_) => "notok",
+            Self::Error { .. } => "error",
+        }
+    }
+
+    fn write_payload(&self, to: &mut BytesMut) {
+        match self {
+            Self::Ok(fields) => to.put_slice(fields.0.as_bytes()),
+            Self::List(names) => write_names(names, to),
+            Self::String(delivery) => {
+                put_number(to, delivery.sequence.0);
+                to.put_u8(b',');
+                to.put_slice(delivery.sender.as_ref().map_or("", UserName::as_str).as_bytes());
+                to.put_u8(b',');
+                put_number_then(to, delivery.time_ms, &delivery.text);
+            }
+            Self::Bye(reason) => to.put_slice(reason.as_str().as_bytes()),
+            Self::NotOk(refusal) => put_code(to, refusal.code.as_str(), &refusal.explanation),
+            Self::Error { failure, explanation } => put_code(to, failure.as_str(), explanation),
+        }
+    }
+
+    fn parse(command: &str, payload: ByteString) -> Result<Self, Refusal> {
+        match command {
+            "ok" => Ok(Self::Ok(OkFields(payload))),
+            "list" => parse_names(&payload).map(Self::List),
+            "string" => parse_delivery(payload).map(Self::String),
+            "bye" => match ByeReason::ALL.into_iter().find(|reason| payload == reason.as_str()) {
+                Some(reason) => Ok(Self::Bye(reason)),
+                None => Err(bad_request("this reason of a bye is not known")),
+            },
+            "notok" => {
+                let (code, explanation) = payload.split_once(',').unwrap_or((&payload, ""));
+                match Code::ALL.into_iter().find(|known| known.as_str() == code) {
+                    Some(code) => Ok(Self::NotOk(Refusal::new(code, explanation.to_owned()))),
+                    None => Err(bad_request("this code of a notok is not known")),
+                }
+            }
+            "error" => {
+                let (code, explanation) = payload.split_once(',').unwrap_or((&payload, ""));
+                match Failure::ALL.into_iter().find(|known| known.as_str() == code) {
+                    Some(failure) => Ok(Self::Error { failure, explanation: explanation.to_owned().into() }),
+                    None => Err(bad_request("this code of an error is not known")),
+                }
+            }
+            _ => Err(unknown_command(command)),
+        }
+    }
+}
+
+/// Splits a message into its command and its payload.
+///
+/// # Errors
+/// A [`Refusal`] if it is not UTF-8, or the command is not 1 to 15 bytes
+/// followed by NULs only.
+pub(crate) fn split(message: bytes::Bytes) -> Result<(ByteString, ByteString), Refusal> {
+    let Ok(message) = ByteString::try_from(message) else {
+        return Err(bad_request("a message must be UTF-8"));
+    };
+    let Some((command, payload)) = message.split_at_checked(COMMAND_BYTES) else {
+        return Err(bad_request("a command takes exactly 15 bytes, padded with NUL"));
+    };
+    let command = command.trim_end_matches('\0');
+    if command.is_empty() || command.contains('\0') {
+        return Err(bad_request("a command is 1 to 15 bytes, followed by NULs only"));
+    }
+    Ok((message.slice_ref(command), message.slice_ref(payload)))
+}
+
+/// Appends a command, padded with NUL to its 15 bytes.
+pub(crate) fn write_command(command: &str, to: &mut BytesMut) {
+    debug_assert!((1..=COMMAND_BYTES).contains(&command.len()));
+    to.put_slice(command.as_bytes());
+    to.put_bytes(0, COMMAND_BYTES.saturating_sub(command.len()));
+}
+
+fn unknown_command(command: &str) -> Refusal {
+    let shown: String = command.chars().flat_map(char::escape_default).collect();
+    Refusal::new(Code::UnknownCommand, format!("there is no command {shown:?}"))
+}
+
+fn bad_request(explanation: &'static str) -> Refusal {
+    Refusal::new(Code::BadRequest, explanation)
+}
+
+fn no_fields(command: &str, payload: &str) -> Result<(), Refusal> {
+    if payload.is_empty() {
+        Ok(())
+    } else {
+        Err(Refusal::new(Code::BadRequest, format!("{command} takes no fields")))
+    }
+}
+
+fn parse_name(text: &str) -> Result<UserName, Refusal> {
+    text.parse().map_err(|bad: crate::name::BadName| Refusal::new(Code::BadName, bad.to_string()))
+}
+
+fn parse_secret(text: &str) -> Result<Password, Refusal> {
+    text.parse().map_err(|bad: crate::name::BadPassword| Refusal::new(Code::BadPassword, bad.to_string()))
+}
+
+fn user_and_password(payload: &str) -> Result<(UserName, Option<Password>), Refusal> {
+    match payload.split_once(',') {
+        Some((user, password)) => Ok((parse_name(user)?, Some(parse_secret(password)?))),
+        None if payload.is_empty() => Err(bad_request("the user is missing")),
+        None => Ok((parse_name(payload)?, None)),
+    }
+}
+
+fn parse_hello(payload: &str) -> Result<Request, Refusal> {
+    let (version, session) =
+        payload.split_once(',').ok_or_else(|| bad_request("hello takes a version and a session"))?;
+    let version = version.parse().map_err(|_| bad_request("the version is no number"))?;
+    let session = session
+        .parse()
+        .map_err(|bad: crate::name::BadToken| Refusal::new(Code::BadRequest, bad.to_string()))?;
+    Ok(Request::Hello { version, session })
+}
+
+fn parse_password(payload: &str) -> Result<Request, Refusal> {
+    let mut fields = payload.splitn(3, ',');
+    let (Some(user), Some(old), Some(new)) = (fields.next(), fields.next(), fields.next()) else {
+        return Err(bad_request("password takes the user, the old password and the new one"));
+    };
+    Ok(Request::Password {
+        user: parse_name(user)?,
+        old: if old.is_empty() { None } else { Some(parse_secret(old)?) },
+        new: parse_secret(new)?,
+    })
+}
+
+fn parse_send(payload: ByteString) -> Result<Request, Refusal> {
+    let (user, text) = payload.split_once(',').ok_or_else(|| bad_request("send takes a user and a text"))?;
+    Ok(Request::Send { user: parse_name(user)?, text: payload.slice_ref(text) })
+}
+
+fn parse_ack(payload: &str) -> Result<Request, Refusal> {
+    let sequence = payload.parse().map_err(|_| bad_request("ack takes a sequence number"))?;
+    Ok(Request::Ack { sequence: Sequence(sequence) })
+}
+
+fn parse_names(payload: &str) -> Result<Vec<UserName>, Refusal> {
+    if payload.is_empty() { Ok(Vec::new()) } else { payload.split(',').map(parse_name).collect() }
+}
+
+fn parse_delivery(payload: ByteString) -> Result<Delivery, Refusal> {
+    let mut fields = payload.splitn(4, ',');
+    let (Some(sequence), Some(sender), Some(time), Some(text)) =
+        (fields.next(), fields.next(), fields.next(), fields.next())
+    else {
+        return Err(bad_request("string takes a number, a sender, a time and a text"));
+    };
+    Ok(Delivery {
+        sequence: Sequence(sequence.parse().map_err(|_| bad_request("the sequence number is no number"))?),
+        sender: if sender.is_empty() { None } else { Some(parse_name(sender)?) },
+        time_ms: time.parse().map_err(|_| bad_request("the time is no number"))?,
+        text: payload.slice_ref(text),
+    })
+}
+
+pub(crate) fn write_names(names: &[UserName], to: &mut BytesMut) {
+    for (i, name) in names.iter().enumerate() {
+        if i > 0 {
+            to.put_u8(b',');
+        }
+        to.put_slice(name.as_str().as_bytes());
+    }
+}
+
+fn put_number(to: &mut BytesMut, number: u64) {
+    // Writing to a `BytesMut` reserves what it needs; it cannot fail.
+    if write!(to, "{number}").is_err() {
+        unreachable!("a buffer in memory takes what is written to it");
+    }
+}
+
+fn put_number_then(to: &mut BytesMut, number: u64, text: &str) {
+    put_number(to, number);
+    to.put_u8(b',');
+    to.put_slice(text.as_bytes());
+}
+
+fn put_code(to: &mut BytesMut, code: &str, explanation: &str) {
+    to.put_slice(code.as_bytes());
+    if !explanation.is_empty() {
+        to.put_u8(b',');
+        to.put_slice(explanation.as_bytes());
+    }
+}

@@ -1,0 +1,243 @@
+//! The small values that messages are made of. Each is made in one place by a
+//! fallible parse, and is valid from then on.
+
+use std::borrow::Borrow;
+use std::fmt;
+use std::num::NonZeroU32;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use zeroize::Zeroizing;
+
+use crate::limits::{PASSWORD_BYTES_MAX, SESSION_TOKEN_BYTES_MAX, USER_NAME_BYTES_MAX};
+
+/// A user name: 1 to 64 bytes of UTF-8 without comma, white space and control
+/// characters. Names are compared byte for byte. A clone shares the text.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct UserName(Arc<str>);
+
+/// Why a text is no user name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum BadName {
+    /// There is no text.
+    #[error("a user name cannot be empty")]
+    Empty,
+    /// The text is longer than [`USER_NAME_BYTES_MAX`].
+    #[error("a user name has at most {USER_NAME_BYTES_MAX} bytes, this has {0}")]
+    TooLong(usize),
+    /// The text has a character that no name may have.
+    #[error("a user name cannot contain {0:?}")]
+    Forbidden(char),
+}
+
+impl UserName {
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for UserName {
+    type Err = BadName;
+
+    fn from_str(text: &str) -> Result<Self, BadName> {
+        if text.is_empty() {
+            return Err(BadName::Empty);
+        }
+        if text.len() > USER_NAME_BYTES_MAX {
+            return Err(BadName::TooLong(text.len()));
+        }
+        match text.chars().find(|&c| c == ',' || c.is_whitespace() || c.is_control()) {
+            Some(c) => Err(BadName::Forbidden(c)),
+            None => Ok(Self(text.into())),
+        }
+    }
+}
+
+impl Borrow<str> for UserName {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for UserName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for UserName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&*self.0, f)
+    }
+}
+
+/// A password: 1 to 256 bytes of UTF-8 without comma and control characters.
+/// It is wiped from memory when it is dropped, and `Debug` does not show it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Password(Zeroizing<String>);
+
+/// Why a text is no password. It never repeats any of the text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum BadPassword {
+    /// There is no text.
+    #[error("a password cannot be empty")]
+    Empty,
+    /// The text is longer than [`PASSWORD_BYTES_MAX`].
+    #[error("a password has at most {PASSWORD_BYTES_MAX} bytes, this has {0}")]
+    TooLong(usize),
+    /// The text has a comma or a control character.
+    #[error("a password cannot contain commas or control characters")]
+    Forbidden,
+}
+
+impl Password {
+    /// The password itself, for hashing it or for writing it to the wire.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Password {
+    type Err = BadPassword;
+
+    fn from_str(text: &str) -> Result<Self, BadPassword> {
+        if text.is_empty() {
+            return Err(BadPassword::Empty);
+        }
+        if text.len() > PASSWORD_BYTES_MAX {
+            return Err(BadPassword::TooLong(text.len()));
+        }
+        if text.chars().any(|c| c == ',' || c.is_control()) {
+            return Err(BadPassword::Forbidden);
+        }
+        Ok(Self(Zeroizing::new(text.to_owned())))
+    }
+}
+
+impl fmt::Debug for Password {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Password(..)")
+    }
+}
+
+/// The token of a send session: 1 to 64 characters of `A-Za-z0-9_-`, made up
+/// at random by the client and shared with nobody. Whoever knows it can end
+/// the session, so `Debug` shows only its beginning.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionToken(Arc<str>);
+
+/// A text is no session token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a session is 1 to {SESSION_TOKEN_BYTES_MAX} characters of A-Z, a-z, 0-9, _ and -")]
+pub struct BadToken;
+
+impl SessionToken {
+    /// The token as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for SessionToken {
+    type Err = BadToken;
+
+    fn from_str(text: &str) -> Result<Self, BadToken> {
+        let fits = (1..=SESSION_TOKEN_BYTES_MAX).contains(&text.len());
+        let allowed = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
+        if fits && text.bytes().all(allowed) { Ok(Self(text.into())) } else { Err(BadToken) }
+    }
+}
+
+impl fmt::Debug for SessionToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SessionToken({}..)", self.0.get(..4).unwrap_or_default())
+    }
+}
+
+/// The id of a request, chosen by the client, never 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RequestId(NonZeroU32);
+
+impl RequestId {
+    /// An id, or `None` for 0, which on the wire means that there is none.
+    #[must_use]
+    pub const fn new(id: u32) -> Option<Self> {
+        match NonZeroU32::new(id) {
+            Some(id) => Some(Self(id)),
+            None => None,
+        }
+    }
+
+    /// The id as a number.
+    #[must_use]
+    pub const fn value(self) -> u32 {
+        self.0.get()
+    }
+}
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// The sequence number of a message: strictly increasing for each recipient,
+/// with gaps, and never used twice for a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Sequence(pub u64);
+
+impl fmt::Display for Sequence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check_name(text: &str, expected: Result<(), BadName>) {
+        assert_eq!(text.parse::<UserName>().map(|name| assert_eq!(name.as_str(), text)), expected);
+    }
+
+    #[test]
+    fn a_user_name_is_1_to_64_bytes_without_comma_space_and_control() {
+        check_name("bob", Ok(()));
+        check_name("Zoë-🦀.$", Ok(()));
+        check_name(&"x".repeat(64), Ok(()));
+        check_name("", Err(BadName::Empty));
+        check_name(&"x".repeat(65), Err(BadName::TooLong(65)));
+        check_name(&"ë".repeat(33), Err(BadName::TooLong(66)));
+        check_name("a,b", Err(BadName::Forbidden(',')));
+        check_name("a b", Err(BadName::Forbidden(' ')));
+        check_name("a\u{a0}b", Err(BadName::Forbidden('\u{a0}')));
+        check_name("a\0", Err(BadName::Forbidden('\0')));
+        check_name("a\u{9b}", Err(BadName::Forbidden('\u{9b}')));
+    }
+
+    #[test]
+    fn a_password_may_have_spaces_but_no_comma_and_is_never_shown() {
+        assert!("correct horse".parse::<Password>().is_ok());
+        assert_eq!("".parse::<Password>(), Err(BadPassword::Empty));
+        assert_eq!("a,b".parse::<Password>(), Err(BadPassword::Forbidden));
+        assert_eq!("a\nb".parse::<Password>(), Err(BadPassword::Forbidden));
+        assert_eq!("x".repeat(257).parse::<Password>(), Err(BadPassword::TooLong(257)));
+        let password: Password = "hunter2".parse().unwrap();
+        assert_eq!(format!("{password:?}"), "Password(..)");
+    }
+
+    #[test]
+    fn a_session_token_is_url_safe_and_mostly_hidden() {
+        assert!("A-z_09".parse::<SessionToken>().is_ok());
+        for bad in ["", "a b", "a,b", "é", &"x".repeat(65)] {
+            assert_eq!(bad.parse::<SessionToken>(), Err(BadToken), "{bad:?}");
+        }
+        let token: SessionToken = "abcdefgh".parse().unwrap();
+        assert_eq!(format!("{token:?}"), "SessionToken(abcd..)");
+    }
+}
