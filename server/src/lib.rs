@@ -1,0 +1,3 @@
+//! The Hark chat server, as a library; `harkd` is its binary.
+
+pub mod store;

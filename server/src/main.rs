@@ -1,0 +1,3 @@
+//! `harkd`, the Hark chat server.
+
+fn main() {}

@@ -1,0 +1,208 @@
+//! The way from a store to the session that receives for an inbox: a bounded
+//! buffer of what has just been stored, and the two events that end it.
+//!
+//! A session that keeps up takes every message from here, without a read. Where
+//! the buffer overflows it is emptied, and the session is told that it lags: it
+//! calls [`Receiver::follow`] and then reads the store until there is no more.
+//! A message can so come both ways; its sequence number tells.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+use super::{Account, Message, Position};
+
+/// Messages that are buffered for one session, at most.
+pub const BUFFERED_MESSAGES_MAX: usize = 256;
+
+/// Bytes of text that are buffered for one session, at most.
+pub const BUFFERED_BYTES_MAX: usize = 256 * 1024;
+
+/// What a session is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A message has been stored. They come in the order of their numbers.
+    Appended(Arc<Message>),
+    /// There are messages that will not come as [`Event::Appended`].
+    Lagged,
+    /// It receives no more.
+    Ended(End),
+}
+
+/// Why a session receives no more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// Another session receives for the inbox now.
+    TakenOver,
+    /// The account has ended.
+    Deleted,
+}
+
+/// The session's side. Dropping it ends the reception.
+#[derive(Debug)]
+pub struct Receiver {
+    account: Account,
+    queued: u64,
+    cursor: Position,
+    buffer: Arc<Buffer>,
+}
+
+/// The store's side. A clone feeds the same session.
+#[derive(Debug, Clone)]
+pub struct Feed {
+    buffer: Arc<Buffer>,
+}
+
+#[derive(Debug, Default)]
+struct Buffer {
+    // A lock, since a store's thread writes what a session's task reads. It is
+    // held for one operation on the queue, never over a wait.
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    messages: VecDeque<Arc<Message>>,
+    bytes: usize,
+    following: bool,
+    /// `Lagged` has been taken by the session, or there is none.
+    told: bool,
+    end: Option<End>,
+}
+
+impl Receiver {
+    /// A session for `account` that receives after `cursor`, with `queued`
+    /// messages waiting, and the store's side of it. It starts as one that
+    /// lags, whatever there is.
+    #[must_use]
+    pub fn new(account: Account, queued: u64, cursor: Position) -> (Feed, Self) {
+        let buffer = Arc::new(Buffer::default());
+        (Feed { buffer: Arc::clone(&buffer) }, Self { account, queued, cursor, buffer })
+    }
+
+    /// The inbox that it receives for.
+    #[must_use]
+    pub const fn account(&self) -> &Account {
+        &self.account
+    }
+
+    /// Messages stored and not acknowledged when it began to receive.
+    #[must_use]
+    pub const fn queued(&self) -> u64 {
+        self.queued
+    }
+
+    /// The last message that was acknowledged when it began to receive.
+    #[must_use]
+    pub const fn cursor(&self) -> Position {
+        self.cursor
+    }
+
+    /// What has happened next, or `None` where nothing has since. An end comes
+    /// before everything else, and stays.
+    pub fn next_event(&mut self) -> Option<Event> {
+        let mut state = self.buffer.lock();
+        if let Some(end) = state.end {
+            return Some(Event::Ended(end));
+        }
+        if let Some(message) = state.messages.pop_front() {
+            state.bytes = state.bytes.saturating_sub(message.text.len());
+            return Some(Event::Appended(message));
+        }
+        if state.following || state.told {
+            return None;
+        }
+        state.told = true;
+        Some(Event::Lagged)
+    }
+
+    /// From now on every message that is stored comes as an event, until the
+    /// buffer overflows. Called before the store is read, so that nothing falls
+    /// between the two.
+    pub fn follow(&mut self) {
+        let mut state = self.buffer.lock();
+        state.following = true;
+        state.told = false;
+    }
+
+    /// Waits until [`Self::next_event`] may have something. Cancel-safe.
+    pub async fn changed(&self) {
+        self.buffer.changed.notified().await;
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        let mut state = self.buffer.lock();
+        state.end.get_or_insert(End::TakenOver);
+        state.forget();
+    }
+}
+
+impl Feed {
+    /// Tells of a message that has been stored.
+    pub fn appended(&self, message: &Arc<Message>) {
+        let mut state = self.buffer.lock();
+        if state.end.is_some() || !state.following {
+            return;
+        }
+        let full = state.messages.len() >= BUFFERED_MESSAGES_MAX
+            || (!state.messages.is_empty() && state.bytes + message.text.len() > BUFFERED_BYTES_MAX);
+        if full {
+            state.forget();
+        } else {
+            state.bytes += message.text.len();
+            state.messages.push_back(Arc::clone(message));
+        }
+        drop(state);
+        self.buffer.changed.notify_one();
+    }
+
+    /// Tells that messages may have been stored that were not told of.
+    pub fn lagged(&self) {
+        let mut state = self.buffer.lock();
+        state.forget();
+        state.told = false;
+        drop(state);
+        self.buffer.changed.notify_one();
+    }
+
+    /// Ends the reception. The first end counts.
+    pub fn end(&self, end: End) {
+        let mut state = self.buffer.lock();
+        state.end.get_or_insert(end);
+        state.forget();
+        drop(state);
+        self.buffer.changed.notify_one();
+    }
+
+    /// Whether the session has gone or was ended: there is nobody to feed.
+    #[must_use]
+    pub fn is_ended(&self) -> bool {
+        self.buffer.lock().end.is_some()
+    }
+
+    /// Whether this feeds `receiver`.
+    #[must_use]
+    pub fn feeds(&self, receiver: &Receiver) -> bool {
+        Arc::ptr_eq(&self.buffer, &receiver.buffer)
+    }
+}
+
+impl Buffer {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing panics while the lock is held.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Empties the buffer and gives its memory back.
+    fn forget(&mut self) {
+        self.messages = VecDeque::new();
+        self.bytes = 0;
+        self.following = false;
+    }
+}
