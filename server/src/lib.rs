@@ -1,3 +1,4 @@
 //! The Hark chat server, as a library; `harkd` is its binary.
 
+pub mod session;
 pub mod store;
