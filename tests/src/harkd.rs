@@ -176,7 +176,8 @@ impl Drop for Harkd {
 ///
 /// # Panics
 /// Where it cannot be built.
-pub(crate) fn binary(name: &str) -> PathBuf {
+#[must_use]
+pub fn binary(name: &str) -> PathBuf {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(build).join(name)
 }

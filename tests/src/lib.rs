@@ -7,7 +7,7 @@
 mod harkd;
 mod wire;
 
-pub use harkd::{Harkd, HarkdBuilder, hark};
+pub use harkd::{Harkd, HarkdBuilder, binary, hark};
 pub use wire::{Wire, name, send};
 
 use std::time::Duration;
