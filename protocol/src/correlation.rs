@@ -325,3 +325,50 @@ impl<I: Hash + Ord + Clone, T: Ord + Clone, R> Drop for Call<I, T, R> {
         drop(waiter);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BURST: u32 = 100_000;
+
+    /// Opens many calls, ends them by `end`, and finds the memory given back.
+    #[track_caller]
+    fn check_memory(end: impl FnOnce(&mut Calls<u32, u32, ()>)) {
+        let mut calls = Calls::default();
+        for id in 0..BURST {
+            assert_eq!(calls.register(id, Some(id), ()), Ok(()));
+        }
+        assert!(calls.open.capacity() >= BURST as usize);
+        end(&mut calls);
+        assert!(calls.is_empty());
+        assert_eq!(calls.next_deadline(), None);
+        assert!(calls.open.capacity() <= 2 * SHRINK_ABOVE, "{}", calls.open.capacity());
+    }
+
+    #[test]
+    fn the_memory_of_a_burst_is_given_back_however_it_ends() {
+        check_memory(|calls| (0..BURST).for_each(|id| assert_eq!(calls.remove(&id), Some(()))));
+        check_memory(|calls| while calls.expire_next(&BURST).is_some() {});
+        check_memory(|calls| assert_eq!(calls.drain().len(), BURST as usize));
+    }
+
+    #[test]
+    fn a_burst_is_given_back_in_few_steps() {
+        let mut calls: Calls<u32, u32, ()> = Calls::default();
+        for id in 0..BURST {
+            assert_eq!(calls.register(id, None, ()), Ok(()));
+        }
+        let mut moved = 0;
+        for id in 0..BURST {
+            let before = calls.open.capacity();
+            calls.remove(&id);
+            // An entry that leaves a mark behind takes one off the capacity;
+            // more than that is a table that was moved.
+            if calls.open.capacity().abs_diff(before) > 1 {
+                moved += calls.len();
+            }
+        }
+        assert!(moved <= BURST as usize, "{moved} entries were moved");
+    }
+}
