@@ -1,0 +1,45 @@
+//! How a connection is opened. What comes out is a stream of bytes; nothing
+//! here knows what is said over it.
+
+use std::fmt;
+use std::io;
+
+use futures::future::BoxFuture;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+
+/// A connection: bytes in both directions.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
+/// Opens connections to one server. The caller bounds the time it takes, and
+/// drops the future when it is over.
+pub trait Dial: fmt::Debug + Send + Sync {
+    /// Opens one connection.
+    fn dial(&self) -> BoxFuture<'_, io::Result<Box<dyn Stream>>>;
+}
+
+/// Plain TCP, without Nagle's delay.
+#[derive(Debug)]
+pub struct TcpDial {
+    address: String,
+}
+
+impl TcpDial {
+    /// To the server at `address`, `HOST:PORT`. The name is looked up anew for
+    /// each connection.
+    pub fn new(address: impl Into<String>) -> Self {
+        Self { address: address.into() }
+    }
+}
+
+impl Dial for TcpDial {
+    fn dial(&self) -> BoxFuture<'_, io::Result<Box<dyn Stream>>> {
+        Box::pin(async {
+            let stream = TcpStream::connect(&self.address).await?;
+            stream.set_nodelay(true)?;
+            Ok(Box::new(stream) as Box<dyn Stream>)
+        })
+    }
+}

@@ -1,0 +1,412 @@
+//! The task that owns the link: it takes commands, drives the outbox and the
+//! inbox, and opens another link when one ends.
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use hark_protocol::limits::WINDOW_MESSAGES_MAX;
+use hark_protocol::{
+    ByeReason, Code, Delivery, Incoming, OkFields, Refusal, Reply, Request, RequestId, SessionToken, UserName,
+};
+use rand::RngExt as _;
+use rand::distr::Alphanumeric;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use crate::config::{Backoff, Config};
+use crate::event::{Event, Events, LinkState};
+use crate::inbox::Inbox;
+use crate::link::{self, Introduction, Link, LinkError, Opened};
+use crate::outbox::{Command, Effect, Outbox};
+
+/// Events that one frame can lead to, and some for what happens without one.
+const EVENTS_HEADROOM: usize = 4;
+
+/// Events that wait to be taken, at most. A server pushes at most a window
+/// that is not acknowledged, so only one that breaks the rules fills it.
+const EVENTS_MAX: usize = WINDOW_MESSAGES_MAX + 2 * EVENTS_HEADROOM;
+
+/// The longest wait that a server can ask for before the next attempt.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
+
+/// Characters of a session token: 190 bits of chance.
+const TOKEN_CHARS: usize = 32;
+
+/// Whether the client is to end.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Stop {
+    No,
+    /// When everything is answered, or at this time.
+    By(Instant),
+}
+
+impl Stop {
+    pub(crate) fn sooner(self, other: Instant) -> Self {
+        match self {
+            Self::No => Self::By(other),
+            Self::By(time) => Self::By(time.min(other)),
+        }
+    }
+}
+
+/// The task's state.
+pub(crate) struct Engine {
+    config: Config,
+    outbox: Outbox,
+    inbox: Arc<Inbox>,
+    backoff: Backoff,
+    commands: mpsc::Receiver<Command>,
+    /// Whether no command can come any more.
+    is_drained: bool,
+    stop: watch::Receiver<Stop>,
+    /// By when to end, once it is to.
+    end_by: Option<Instant>,
+    events: mpsc::Sender<Event>,
+    link_state: watch::Sender<LinkState>,
+    unanswered: Arc<AtomicUsize>,
+    /// Whether the server has said that it is about to end.
+    is_server_ending: bool,
+}
+
+/// What interrupts a wait.
+enum Wake {
+    /// A command, or `None` when there can be no more.
+    Command(Option<Command>),
+    /// A time has come.
+    Deadline,
+    /// [`crate::Handle::close`] was called.
+    Stop,
+    /// The last handle was dropped.
+    Abandoned,
+}
+
+impl Engine {
+    pub(crate) fn new(
+        config: Config,
+        commands: mpsc::Receiver<Command>,
+        stop: watch::Receiver<Stop>,
+        unanswered: Arc<AtomicUsize>,
+    ) -> (Self, Events) {
+        let (events, queue) = mpsc::channel(EVENTS_MAX);
+        let (link_state, link) = watch::channel(LinkState::Connecting);
+        let engine = Self {
+            outbox: Outbox::new(new_session(), config.timing.repeat_for, config.names_max),
+            inbox: Arc::new(Inbox::new(Arc::clone(&config.taken))),
+            backoff: Backoff::new(&config.timing),
+            config,
+            commands,
+            is_drained: false,
+            stop,
+            end_by: None,
+            events,
+            link_state,
+            unanswered,
+            is_server_ending: false,
+        };
+        (engine, Events { queue, link })
+    }
+
+    /// Runs until it is told to stop, or until the last handle is dropped.
+    pub(crate) async fn run(mut self) {
+        // Boxed, since it is large and lives as long as the client.
+        while let Some(lost) = Box::pin(self.run_link()).await {
+            self.inbox.link_lost();
+            self.outbox.link_lost();
+            self.is_server_ending = false;
+            if self.outbox.is_session_spent() {
+                self.outbox.renew_session(new_session());
+            }
+            if self.rest(&lost).await.is_none() {
+                break;
+            }
+        }
+        self.commands.close();
+        let given_up = self.commands.len() + self.outbox.abandon();
+        self.unanswered.store(given_up, Ordering::Relaxed);
+        self.link_state.send_replace(LinkState::Closed);
+    }
+
+    /// Opens one link and serves it until it ends; `None` if the client does.
+    async fn run_link(&mut self) -> Option<LinkError> {
+        self.link_state.send_replace(LinkState::Connecting);
+        let opened = match self.open().await? {
+            Ok(opened) => opened,
+            Err(error) => return Some(error),
+        };
+        let mut link = opened.link;
+        if let Err(error) = self.introduced(opened.identity).await {
+            return Some(error);
+        }
+        self.link_state.send_replace(LinkState::Up);
+        match self.serve(&mut link).await {
+            Ok(()) => {
+                link.finish().await;
+                None
+            }
+            Err(_) if self.is_due_to_end() => None,
+            Err(LinkError::Ended) if self.is_server_ending => Some(LinkError::Stopping),
+            Err(error) => Some(error),
+        }
+    }
+
+    async fn open(&mut self) -> Option<Result<Opened, LinkError>> {
+        let introduction =
+            Introduction { session: self.outbox.session().clone(), identity: self.outbox.introduction() };
+        let (dial, within) = (Arc::clone(&self.config.dial), self.config.timing.connect);
+        let opening = tokio::time::timeout(within, async move { link::open(&*dial, &introduction).await });
+        let opened = self.meanwhile(opening).await?;
+        Some(opened.unwrap_or(Err(LinkError::Silent)))
+    }
+
+    /// Takes what the server made of who one is.
+    async fn introduced(&mut self, identity: Result<OkFields, Refusal>) -> Result<(), LinkError> {
+        match (identity, self.outbox.introduction()) {
+            (Ok(fields), Some(Request::Connect { user, .. })) => {
+                self.receive_for(user, fields.as_queued().unwrap_or(0)).await
+            }
+            (Err(refusal), Some(_)) => {
+                self.lose_identity(refusal).await;
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits before the next attempt; `None` if the client ends.
+    async fn rest(&mut self, lost: &LinkError) -> Option<()> {
+        let asked = lost.retry_after().unwrap_or_default().min(RETRY_AFTER_MAX);
+        let retry_in = self.backoff.next().max(asked);
+        self.link_state.send_replace(LinkState::Down { reason: lost.to_string(), retry_in });
+        self.meanwhile(tokio::time::sleep(retry_in)).await
+    }
+
+    /// Waits for `work` while there is no link, and goes on accepting commands;
+    /// `None` if the client ends first.
+    async fn meanwhile<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
+        let mut work = pin!(work);
+        loop {
+            self.outbox.expire(Instant::now());
+            self.publish();
+            if self.is_done() || self.is_due_to_end() {
+                return None;
+            }
+            let wake = tokio::select! {
+                done = &mut work => return Some(done),
+                wake = self.wake(None) => wake,
+            };
+            self.handle(wake);
+        }
+    }
+
+    /// Whether nothing is left to be done, and nothing more will be.
+    fn is_done(&self) -> bool {
+        self.end_by.is_some() && self.is_drained && self.outbox.len() == 0
+    }
+
+    fn is_due_to_end(&self) -> bool {
+        self.end_by.is_some_and(|end_by| end_by <= Instant::now())
+    }
+
+    fn publish(&self) {
+        self.unanswered.store(self.outbox.len(), Ordering::Relaxed);
+    }
+
+    /// Waits for what does not come from the link. Cancel-safe.
+    async fn wake(&mut self, timer: Option<Instant>) -> Wake {
+        let deadline = [timer, self.outbox.next_deadline(), self.end_by].into_iter().flatten().min();
+        let has_room = !self.is_drained && self.outbox.has_room();
+        tokio::select! {
+            command = self.commands.recv(), if has_room => Wake::Command(command),
+            () = sleep_until(deadline) => Wake::Deadline,
+            changed = self.stop.changed() => changed.map_or(Wake::Abandoned, |()| Wake::Stop),
+        }
+    }
+
+    fn handle(&mut self, wake: Wake) {
+        match wake {
+            Wake::Command(Some(command)) => self.outbox.accept(command),
+            Wake::Command(None) => self.is_drained = true,
+            Wake::Deadline => {}
+            Wake::Abandoned => self.end_by = Some(Instant::now()),
+            Wake::Stop => {
+                if let Stop::By(end_by) = *self.stop.borrow_and_update() {
+                    self.end_by = Some(end_by);
+                }
+                // What was queued before still comes out.
+                self.commands.close();
+            }
+        }
+    }
+
+    /// Passes an event on. Where the application leaves no room, everything
+    /// but the commands waits until it does, or until the client ends.
+    async fn emit(&mut self, event: Event) {
+        let events = self.events.clone();
+        // That nobody listens is no fault: the receiver may be dropped.
+        drop(self.meanwhile(events.send(event)).await);
+    }
+
+    async fn lose_identity(&mut self, refusal: Refusal) {
+        if let Some(user) = self.outbox.identity_lost(&refusal) {
+            self.emit(Event::IdentityLost { user, refusal }).await;
+        }
+    }
+
+    async fn receive_for(&mut self, user: UserName, queued: u64) -> Result<(), LinkError> {
+        if self.inbox.begin(&user, queued).map_err(LinkError::Taken)? {
+            self.emit(Event::CaughtUp { user }).await;
+        }
+        Ok(())
+    }
+}
+
+/// Serving a link that is up.
+impl Engine {
+    /// Serves the link until the client has nothing more to do with it.
+    async fn serve(&mut self, link: &mut Link) -> Result<(), LinkError> {
+        let (events, inbox) = (self.events.clone(), Arc::clone(&self.inbox));
+        let mut pinged = None;
+        loop {
+            let is_reading = events.is_closed() || events.capacity() >= EVENTS_HEADROOM;
+            let timer = self.keep_alive(link, is_reading, &mut pinged)?;
+            self.fill(link)?;
+            self.publish();
+            if self.is_done() && link.writer.is_flushed() {
+                return Ok(());
+            }
+            if self.is_due_to_end() {
+                return Err(LinkError::Ended);
+            }
+            if self.outbox.is_session_spent() {
+                return Err(LinkError::SessionSpent);
+            }
+            tokio::select! {
+                incoming = link.reader.next(), if is_reading => self.receive(incoming?).await?,
+                flushed = link.writer.flush(), if !link.writer.is_flushed() => flushed?,
+                // The permits are dropped: this only waits until there is room.
+                _ = events.reserve_many(EVENTS_HEADROOM), if !is_reading => {}
+                () = inbox.changed.notified() => {}
+                wake = self.wake(timer) => self.handle(wake),
+            }
+        }
+    }
+
+    /// Asks for a word where none was heard for long; when to look again. A
+    /// link that is not read, since the application has no room, proves
+    /// nothing by its silence.
+    fn keep_alive(
+        &mut self,
+        link: &Link,
+        is_reading: bool,
+        pinged: &mut Option<Instant>,
+    ) -> Result<Option<Instant>, LinkError> {
+        let (now, heard) = (Instant::now(), link.reader.heard);
+        self.outbox.expire(now);
+        if !is_reading {
+            *pinged = None;
+            return Ok(None);
+        }
+        let timing = self.config.timing;
+        match pinged.filter(|pinged| *pinged >= heard) {
+            Some(pinged) if now >= pinged + timing.dead_after => Err(LinkError::Silent),
+            Some(pinged) => Ok(Some(pinged + timing.dead_after)),
+            None if now >= heard + timing.ping_after => {
+                self.outbox.ping();
+                *pinged = Some(now);
+                Ok(Some(now + timing.dead_after))
+            }
+            None => Ok(Some(heard + timing.ping_after)),
+        }
+    }
+
+    /// Collects what is to be written: requests, then what was taken.
+    fn fill(&mut self, link: &mut Link) -> Result<(), LinkError> {
+        let (now, writer) = (Instant::now(), &mut link.writer);
+        while writer.has_room() && self.outbox.write_next(now, |id, request| writer.queue(Some(id), request))
+        {
+        }
+        // After a `connect` an ack would be for the wrong user.
+        if !self.outbox.is_connecting()
+            && let Some(sequence) = self.inbox.next_ack(self.end_by.is_some())
+        {
+            writer.queue(None, &Request::Ack { sequence }).map_err(LinkError::Protocol)?;
+        }
+        Ok(())
+    }
+
+    async fn receive(&mut self, incoming: Incoming<Reply>) -> Result<(), LinkError> {
+        match (incoming.id, incoming.message) {
+            (Some(id), Ok(reply)) => self.receive_reply(id, reply).await,
+            (Some(id), Err(unreadable)) => {
+                self.outbox.reply_unreadable(id, &unreadable);
+                Ok(())
+            }
+            (None, Ok(Reply::String(delivery))) => {
+                self.receive_message(delivery).await;
+                Ok(())
+            }
+            (None, Ok(Reply::Bye(reason))) => {
+                self.receive_bye(reason).await;
+                Ok(())
+            }
+            (None, Ok(Reply::Error { failure, explanation })) => Err(link::failed(failure, &explanation)),
+            // What a later version of the protocol may say unasked.
+            (None, _) => Ok(()),
+        }
+    }
+
+    async fn receive_reply(&mut self, id: RequestId, reply: Reply) -> Result<(), LinkError> {
+        if !matches!(reply, Reply::Error { .. }) {
+            self.backoff.reset();
+        }
+        match self.outbox.reply(id, reply) {
+            Effect::None => Ok(()),
+            Effect::Receives(user, queued) => self.receive_for(user, queued).await,
+            Effect::GiveUp(failure, explanation) => Err(link::failed(failure, &explanation)),
+        }
+    }
+
+    async fn receive_message(&mut self, delivery: Delivery) {
+        let arrival = self.inbox.push(delivery);
+        if let Some(message) = arrival.message {
+            self.emit(Event::Message(message)).await;
+        }
+        if let Some(user) = arrival.caught_up {
+            self.emit(Event::CaughtUp { user }).await;
+        }
+    }
+
+    async fn receive_bye(&mut self, reason: ByeReason) {
+        match reason {
+            ByeReason::TakenOver => {
+                if let Some(user) = self.outbox.taken_over() {
+                    self.emit(Event::TakenOver { user }).await;
+                }
+            }
+            ByeReason::Deleted => {
+                self.lose_identity(Refusal::new(Code::NoSuchUser, "the account was deleted")).await;
+            }
+            ByeReason::Shutdown => self.is_server_ending = true,
+        }
+    }
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn new_session() -> SessionToken {
+    loop {
+        let token: String =
+            rand::rng().sample_iter(&Alphanumeric).take(TOKEN_CHARS).map(char::from).collect();
+        if let Ok(token) = token.parse() {
+            return token;
+        }
+    }
+}

@@ -1,0 +1,334 @@
+//! What was pushed, and what of it may be acknowledged.
+//!
+//! The engine puts pushes in ([`Inbox::push`]), the application takes them
+//! ([`Inbox::take`]), and the engine asks what to acknowledge
+//! ([`Inbox::next_ack`]). An ack covers every number up to it, so it stops
+//! before the first message that the application still holds or has given
+//! back. Knows neither frames nor the task that calls it.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use hark_protocol::{Delivery, Sequence, UserName};
+use tokio::sync::Notify;
+
+use crate::event::Message;
+use crate::taken::{Taken, TakenStore, Window};
+
+/// While messages are waiting to be taken, this many are acknowledged at once.
+const ACK_EVERY: usize = 64;
+
+/// The messages of one client on their way to the application.
+#[derive(Debug)]
+pub(crate) struct Inbox {
+    store: Arc<dyn TakenStore>,
+    // A lock, since messages are taken on any task; held for one operation on
+    // the tables, and never while the store is written.
+    state: Mutex<State>,
+    /// Something was taken, so there may be something to acknowledge.
+    pub(crate) changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Whose messages the pushes are.
+    user: Option<UserName>,
+    window: Window,
+    /// Counts the successful `connect`s: an ack counts only for what was
+    /// pushed since the last one, on a link that still is.
+    epoch: u64,
+    is_linked: bool,
+    /// What was pushed and is not acknowledged: of this user, and of former
+    /// ones what the application still holds.
+    pushed: BTreeMap<(UserName, Taken), Pushed>,
+    /// Pushes that are still to come of what was queued at the last `connect`.
+    queued: u64,
+    ackable: Option<Sequence>,
+    /// Messages that were taken since the last ack.
+    taken_since: usize,
+}
+
+#[derive(Debug)]
+struct Pushed {
+    epoch: u64,
+    fate: Fate,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    /// In the hands of the application.
+    Held,
+    /// Taken, while something before it is not.
+    Taken,
+    /// Dropped by the application without a word.
+    GivenBack,
+}
+
+/// What a push comes to.
+#[derive(Debug)]
+pub(crate) struct Arrival {
+    /// The message, unless the application has or had it already.
+    pub(crate) message: Option<Message>,
+    /// Who has now been pushed all that was queued.
+    pub(crate) caught_up: Option<UserName>,
+}
+
+impl Inbox {
+    pub(crate) fn new(store: Arc<dyn TakenStore>) -> Self {
+        Self { store, state: Mutex::default(), changed: Notify::new() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A `connect` as `user` has succeeded, with `queued` messages to come;
+    /// whether these are none.
+    ///
+    /// # Errors
+    /// Where it cannot be read what the user has taken. Nothing may be
+    /// received then.
+    pub(crate) fn begin(&self, user: &UserName, queued: u64) -> io::Result<bool> {
+        let window = self.store.load(user)?.into_iter().collect();
+        let mut state = self.state();
+        state.epoch += 1;
+        state.window = window;
+        state.user = Some(user.clone());
+        state.queued = queued;
+        state.reset(true);
+        Ok(queued == 0)
+    }
+
+    /// The link has ended: nothing can be acknowledged before the next
+    /// [`Self::begin`].
+    pub(crate) fn link_lost(&self) {
+        let mut state = self.state();
+        state.user = None;
+        state.reset(false);
+    }
+
+    /// Takes a push. One that comes again is handed out again only if it was
+    /// given back.
+    pub(crate) fn push(self: &Arc<Self>, delivery: Delivery) -> Arrival {
+        let mut state = self.state();
+        let Some(user) = state.user.clone() else {
+            // The server pushes only to who has connected; not this one, then.
+            return Arrival { message: None, caught_up: None };
+        };
+        let is_new = state.arrive(&user, Taken::from(&delivery));
+        let caught_up = state.count_down().then(|| user.clone());
+        drop(state);
+        let message = is_new.then(|| Message { user, delivery, inbox: Arc::clone(self), is_settled: false });
+        Arrival { message, caught_up }
+    }
+
+    /// The application has taken a message.
+    pub(crate) fn take(&self, user: &UserName, delivery: &Delivery) -> io::Result<()> {
+        let taken = Taken::from(delivery);
+        self.store.record(user, taken)?;
+        let mut state = self.state();
+        if state.user.as_ref() == Some(user) {
+            state.window.insert(taken);
+        }
+        state.settle(user, taken, Fate::Taken);
+        drop(state);
+        self.changed.notify_one();
+        Ok(())
+    }
+
+    /// The application has dropped a message without taking it.
+    pub(crate) fn give_back(&self, user: &UserName, delivery: &Delivery) {
+        self.state().settle(user, Taken::from(delivery), Fate::GivenBack);
+    }
+
+    /// What is to be acknowledged now, if anything: many at once while there
+    /// is more to take, and everything as soon as there is not, or if asked
+    /// for all.
+    pub(crate) fn next_ack(&self, is_all: bool) -> Option<Sequence> {
+        let mut state = self.state();
+        if !is_all && state.taken_since < ACK_EVERY && state.is_held() {
+            return None;
+        }
+        state.taken_since = 0;
+        state.ackable.take()
+    }
+}
+
+impl State {
+    /// Forgets what belonged to the reception before. What the application
+    /// still holds stays, so that it is not handed out twice.
+    fn reset(&mut self, is_linked: bool) {
+        self.pushed.retain(|_, pushed| pushed.fate == Fate::Held);
+        self.is_linked = is_linked;
+        self.ackable = None;
+        self.taken_since = 0;
+    }
+
+    /// Notes a push; whether the application is to have it.
+    fn arrive(&mut self, user: &UserName, message: Taken) -> bool {
+        let epoch = self.epoch;
+        if let Some(pushed) = self.pushed.get_mut(&(user.clone(), message)) {
+            pushed.epoch = epoch;
+            return false;
+        }
+        let is_new = !self.window.contains(message);
+        let fate = if is_new { Fate::Held } else { Fate::Taken };
+        self.pushed.insert((user.clone(), message), Pushed { epoch, fate });
+        if !is_new {
+            self.advance(user);
+        }
+        is_new
+    }
+
+    /// Whether this push was the last of those that were queued.
+    fn count_down(&mut self) -> bool {
+        let was_last = self.queued == 1;
+        self.queued = self.queued.saturating_sub(1);
+        was_last
+    }
+
+    fn settle(&mut self, user: &UserName, message: Taken, fate: Fate) {
+        let key = (user.clone(), message);
+        let is_present = self.user.as_ref() == Some(user);
+        match self.pushed.get_mut(&key) {
+            Some(pushed) if is_present => pushed.fate = fate,
+            _ => drop(self.pushed.remove(&key)),
+        }
+        if is_present {
+            self.advance(user);
+        }
+    }
+
+    /// Moves what may be acknowledged over everything that was taken, up to
+    /// the first message that was not.
+    fn advance(&mut self, user: &UserName) {
+        let start = (user.clone(), Taken { sequence: Sequence(0), time_ms: 0 });
+        while let Some((key, pushed)) = self.pushed.range(start.clone()..).next() {
+            if key.0 != *user || pushed.fate != Fate::Taken {
+                return;
+            }
+            let (key, is_current) = (key.clone(), pushed.epoch == self.epoch && self.is_linked);
+            self.pushed.remove(&key);
+            if is_current {
+                self.ackable = self.ackable.max(Some(key.1.sequence));
+                self.taken_since += 1;
+            }
+        }
+    }
+
+    /// Whether the application holds a message of the present user.
+    fn is_held(&self) -> bool {
+        let is_held = |(key, pushed): (&(UserName, Taken), &Pushed)| {
+            pushed.fate == Fate::Held && Some(&key.0) == self.user.as_ref()
+        };
+        self.pushed.iter().any(is_held)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::taken::MemoryTaken;
+
+    fn inbox() -> Arc<Inbox> {
+        Arc::new(Inbox::new(Arc::new(MemoryTaken::default())))
+    }
+
+    fn bob() -> UserName {
+        "bob".parse().unwrap()
+    }
+
+    fn delivery(n: u64) -> Delivery {
+        Delivery { sequence: Sequence(n), sender: None, time_ms: 1000 + n, text: "hi".into() }
+    }
+
+    fn push(inbox: &Arc<Inbox>, n: u64) -> Option<Message> {
+        inbox.push(delivery(n)).message
+    }
+
+    #[test]
+    fn an_ack_waits_until_nothing_is_held_and_then_covers_all() {
+        let inbox = inbox();
+        inbox.begin(&bob(), 0).unwrap();
+        let first = push(&inbox, 5).unwrap();
+        let second = push(&inbox, 9).unwrap();
+        first.ack().unwrap();
+        assert_eq!(inbox.next_ack(false), None);
+        second.ack().unwrap();
+        assert_eq!(inbox.next_ack(false), Some(Sequence(9)));
+        assert_eq!(inbox.next_ack(true), None);
+    }
+
+    #[test]
+    fn an_ack_comes_after_64_messages_also_under_load() {
+        let inbox = inbox();
+        inbox.begin(&bob(), 0).unwrap();
+        let mut held: Vec<_> = (1..=100).map(|n| push(&inbox, n).unwrap()).collect();
+        held.drain(..64).for_each(|message| message.ack().unwrap());
+        assert_eq!(inbox.next_ack(false), Some(Sequence(64)));
+    }
+
+    #[test]
+    fn an_ack_never_passes_a_message_that_is_held_or_was_given_back() {
+        let inbox = inbox();
+        inbox.begin(&bob(), 0).unwrap();
+        let [first, second, third] = [1, 2, 3].map(|n| push(&inbox, n).unwrap());
+        first.ack().unwrap();
+        third.ack().unwrap();
+        assert_eq!(inbox.next_ack(true), Some(Sequence(1)));
+        drop(second);
+        assert_eq!(inbox.next_ack(true), None);
+        inbox.link_lost();
+        inbox.begin(&bob(), 2).unwrap();
+        let again = push(&inbox, 2).expect("it was given back");
+        assert!(push(&inbox, 3).is_none(), "it was taken");
+        again.ack().unwrap();
+        assert_eq!(inbox.next_ack(false), Some(Sequence(3)));
+    }
+
+    #[test]
+    fn what_is_held_over_a_lost_link_is_not_handed_out_twice_and_acknowledged_when_pushed_again() {
+        let inbox = inbox();
+        inbox.begin(&bob(), 0).unwrap();
+        let message = push(&inbox, 1).unwrap();
+        inbox.link_lost();
+        message.ack().unwrap();
+        assert_eq!(inbox.next_ack(true), None, "there is no link to acknowledge it on");
+        inbox.begin(&bob(), 1).unwrap();
+        assert_eq!(inbox.next_ack(true), None, "it was not pushed on this link");
+        assert!(push(&inbox, 1).is_none());
+        assert_eq!(inbox.next_ack(false), Some(Sequence(1)));
+    }
+
+    #[test]
+    fn a_message_of_a_former_user_is_taken_but_never_acknowledged() {
+        let inbox = inbox();
+        inbox.begin(&bob(), 0).unwrap();
+        let message = push(&inbox, 7).unwrap();
+        inbox.begin(&"amy".parse().unwrap(), 0).unwrap();
+        message.ack().unwrap();
+        assert_eq!(inbox.next_ack(true), None);
+        inbox.begin(&bob(), 1).unwrap();
+        assert!(push(&inbox, 7).is_none());
+        assert_eq!(inbox.next_ack(false), Some(Sequence(7)));
+    }
+
+    #[test]
+    fn it_is_said_when_all_that_was_queued_has_come() {
+        let inbox = inbox();
+        assert!(!inbox.begin(&bob(), 2).unwrap());
+        assert!(inbox.push(delivery(1)).caught_up.is_none());
+        assert!(inbox.push(delivery(2)).caught_up.is_some());
+        assert!(inbox.push(delivery(3)).caught_up.is_none());
+        assert!(inbox.begin(&bob(), 0).unwrap());
+    }
+
+    #[test]
+    fn nothing_is_kept_of_what_is_acknowledged() {
+        let inbox = inbox();
+        inbox.begin(&bob(), 0).unwrap();
+        (1..=1000).for_each(|n| push(&inbox, n).unwrap().ack().unwrap());
+        assert!(inbox.state().pushed.is_empty());
+    }
+}

@@ -1,0 +1,40 @@
+//! A client of Hark that survives its link.
+//!
+//! [`Client::connect`] gives a clonable [`Handle`], through which an
+//! application asks, and [`Events`], from which it takes what happens. One
+//! background task owns the connection: it reconnects, becomes the same user
+//! again, repeats what was not answered, and drops what was already taken.
+//!
+//! | module | what it owns |
+//! | --- | --- |
+//! | [`config`] | where the server is, and every time and bound |
+//! | [`handle`] | asking: requests in, answers out |
+//! | [`event`] | what happens without being asked |
+//! | [`taken`] | which messages a reader has taken, across restarts |
+//! | [`dial`] | how a connection is opened (the seam for other transports) |
+//! | [`error`] | how a request can end without having been carried out |
+//! | `outbox` | who one is and what is not answered; no I/O, time is an argument |
+//! | `inbox` | what was pushed, and what of it may be acknowledged |
+//! | `link` | one connection: frames in and out |
+//! | `engine` | the task that drives the three above |
+//!
+//! Invariants: a send has one id for ever, and ids are written in rising
+//! order; nothing new is written before what is repeated; a send is never
+//! repeated as somebody else than who sent it; nothing is acknowledged that
+//! the application has not taken.
+
+pub mod config;
+pub mod dial;
+mod engine;
+pub mod error;
+pub mod event;
+pub mod handle;
+mod inbox;
+mod link;
+mod outbox;
+pub mod taken;
+
+pub use config::{Config, Timing};
+pub use error::RequestError;
+pub use event::{Event, Events, LinkState, Message};
+pub use handle::{Client, Handle, Names, Receipt};

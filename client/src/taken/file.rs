@@ -1,0 +1,197 @@
+//! What was taken, in files: one for each user of a server.
+//!
+//! A file is lines of `SEQUENCE TIME_MS.`, the last one taken last. A line is
+//! added with one write, and when the file has grown to several windows the
+//! last one is kept, by way of a rename: a process that is killed at any
+//! moment leaves either file whole, and at most a torn line, which is known by
+//! its missing full stop and skipped. Writers of several processes take turns by a lock on a file of its
+//! own, which is never renamed. Nothing is synced to the disk: after a power
+//! cut the newest lines may be gone, which can show a message twice and never
+//! loses one.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use hark_protocol::{Sequence, UserName};
+
+use super::{REMEMBERED, Taken, TakenStore};
+
+/// Bytes that a file grows to before it is cut: a line takes about 20, and a
+/// cut file up to 54 kB.
+const FILE_BYTES_MAX: u64 = 256 * 1024;
+
+/// Remembers in the files of a directory.
+#[derive(Debug)]
+pub struct FileTaken {
+    directory: PathBuf,
+}
+
+impl FileTaken {
+    /// Remembers for the users of `server` in a directory of its own below
+    /// `directory`. Nothing is created before the first message is taken.
+    #[must_use]
+    pub fn new(directory: &Path, server: &str) -> Self {
+        Self { directory: directory.join(file_name(server)) }
+    }
+
+    fn path(&self, user: &UserName) -> PathBuf {
+        self.directory.join(file_name(user.as_str()))
+    }
+
+    /// Waits for the turn of this process; it ends when the file is dropped.
+    fn lock(&self) -> io::Result<File> {
+        fs::create_dir_all(&self.directory)?;
+        // No user's file has this name: a dot is always encoded.
+        let lock = OpenOptions::new().create(true).append(true).open(self.directory.join(".lock"))?;
+        lock.lock()?;
+        Ok(lock)
+    }
+}
+
+impl TakenStore for FileTaken {
+    fn load(&self, user: &UserName) -> io::Result<Vec<Taken>> {
+        let path = self.path(user);
+        read(&path).map_err(|error| naming(&path, "read", &error))
+    }
+
+    fn record(&self, user: &UserName, taken: Taken) -> io::Result<()> {
+        let path = self.path(user);
+        let record = || {
+            let _turn = self.lock()?;
+            if append(&path, taken)? > FILE_BYTES_MAX { cut(&path) } else { Ok(()) }
+        };
+        record().map_err(|error| naming(&path, "write", &error))
+    }
+}
+
+fn naming(path: &Path, verb: &str, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("cannot {verb} what was taken, {}: {error}", path.display()))
+}
+
+fn read(path: &Path) -> io::Result<Vec<Taken>> {
+    let text = match fs::read(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    Ok(String::from_utf8_lossy(&text).lines().filter_map(parse).collect())
+}
+
+/// A line as it is written. The line break comes first, so that it does not
+/// continue a torn one.
+fn line(taken: Taken) -> String {
+    format!("\n{} {}.", taken.sequence, taken.time_ms)
+}
+
+/// Reads one line; `None` where it is empty, or only a part of one.
+fn parse(line: &str) -> Option<Taken> {
+    let (sequence, time_ms) = line.strip_suffix('.')?.split_once(' ')?;
+    Some(Taken { sequence: Sequence(sequence.parse().ok()?), time_ms: time_ms.parse().ok()? })
+}
+
+/// Adds a line, and says how long the file is then.
+fn append(path: &Path, taken: Taken) -> io::Result<u64> {
+    let mut file = OpenOptions::new().create(true).append(true).open(path)?;
+    file.write_all(line(taken).as_bytes())?;
+    Ok(file.metadata()?.len())
+}
+
+/// Keeps one window, and the one message before it that marks its edge.
+fn cut(path: &Path) -> io::Result<()> {
+    let all = read(path)?;
+    let kept = all.iter().skip(all.len().saturating_sub(REMEMBERED + 1));
+    let text: String = kept.copied().map(line).collect();
+    let new = path.with_extension("new");
+    fs::write(&new, text)?;
+    fs::rename(&new, path)
+}
+
+/// A file name for any text of up to 85 bytes, and no two texts share one,
+/// also where the file system takes `A` for `a`.
+fn file_name(text: &str) -> String {
+    let mut name = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-' => name.push(char::from(byte)),
+            _ => name.push_str(&format!("%{byte:02x}")),
+        }
+    }
+    name
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn taken(n: u64) -> Taken {
+        Taken { sequence: Sequence(n), time_ms: 1_700_000_000_000 + n }
+    }
+
+    fn user() -> UserName {
+        "Bob/..".parse().unwrap()
+    }
+
+    #[test]
+    fn what_was_recorded_is_loaded_by_another_process() {
+        let directory = tempfile::tempdir().unwrap();
+        let first = FileTaken::new(directory.path(), "127.0.0.1:3000");
+        assert_eq!(first.load(&user()).unwrap(), vec![]);
+        first.record(&user(), taken(1)).unwrap();
+        first.record(&user(), taken(2)).unwrap();
+        let second = FileTaken::new(directory.path(), "127.0.0.1:3000");
+        assert_eq!(second.load(&user()).unwrap(), vec![taken(1), taken(2)]);
+        assert_eq!(second.load(&"bob".parse().unwrap()).unwrap(), vec![]);
+        let other = FileTaken::new(directory.path(), "127.0.0.1:3001");
+        assert_eq!(other.load(&user()).unwrap(), vec![]);
+    }
+
+    #[test]
+    fn a_file_stays_small_and_keeps_the_last_window() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = FileTaken::new(directory.path(), "here");
+        let count = 20_000;
+        (1..=count).for_each(|n| store.record(&user(), taken(n)).unwrap());
+        assert!(fs::metadata(store.path(&user())).unwrap().len() <= FILE_BYTES_MAX + 64);
+        let loaded = store.load(&user()).unwrap();
+        assert!(loaded.len() > REMEMBERED);
+        assert_eq!(loaded.last(), Some(&taken(count)));
+        assert!(loaded.is_sorted());
+    }
+
+    #[test]
+    fn a_torn_line_is_skipped_and_costs_no_other() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = FileTaken::new(directory.path(), "here");
+        store.record(&user(), taken(1)).unwrap();
+        let mut file = OpenOptions::new().append(true).open(store.path(&user())).unwrap();
+        file.write_all(b"\n2 17000").unwrap();
+        assert_eq!(store.load(&user()).unwrap(), vec![taken(1)]);
+        store.record(&user(), taken(3)).unwrap();
+        assert_eq!(store.load(&user()).unwrap(), vec![taken(1), taken(3)]);
+    }
+
+    #[test]
+    fn two_writers_lose_nothing_of_each_other() {
+        let directory = tempfile::tempdir().unwrap();
+        let write = |from: u64| {
+            let store = FileTaken::new(directory.path(), "here");
+            (from..from + 500).for_each(|n| store.record(&user(), taken(n)).unwrap());
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(|| write(1));
+            scope.spawn(|| write(501));
+        });
+        let mut all = FileTaken::new(directory.path(), "here").load(&user()).unwrap();
+        all.sort_unstable();
+        assert_eq!(all, (1..=1000).map(taken).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_file_name_tells_all_texts_apart() {
+        assert_eq!(file_name("bob"), "bob");
+        assert_eq!(file_name("Bob"), "%42ob");
+        assert_eq!(file_name("../x"), "%2e%2e%2fx");
+        assert!(file_name(&"é".repeat(32)).len() <= 255);
+    }
+}
