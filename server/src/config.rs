@@ -39,6 +39,7 @@ pub struct ServeArgs {
     /// Address and port to listen on
     #[arg(long, env = "HARKD_LISTEN", value_name = "ADDRESS:PORT", default_value = "127.0.0.1:3000")]
     pub listen: SocketAddr,
+    /// Where messages are kept.
     #[command(flatten)]
     pub store: StoreArgs,
     /// When a message counts as stored: `always` after a sync to the disk; `os` once the
@@ -171,6 +172,7 @@ pub enum LogFormat {
 /// Looks after accounts.
 #[derive(Debug, Args)]
 pub struct UserArgs {
+    /// The store of the stopped server.
     #[command(flatten)]
     pub store: StoreArgs,
     /// What to do.

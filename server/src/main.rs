@@ -67,7 +67,7 @@ fn open_store(arguments: &ServeArgs) -> anyhow::Result<Arc<dyn Store>> {
     match arguments.store.place()? {
         StorePlace::Memory => {
             tracing::warn!("the store is in memory: everything is gone when the server stops");
-            Ok(Arc::new(LocalStore::memory(arguments.local())))
+            Ok(Arc::new(LocalStore::memory(arguments.local())?))
         }
         StorePlace::Folder(folder) => {
             tracing::info!(store = %folder.display(), "opening the store");

@@ -27,7 +27,8 @@ const MEASURED: Duration = Duration::from_secs(2);
 const TEXT_BYTES: usize = 100;
 
 fn main() {
-    let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    let wanted: Vec<String> =
+        std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
     let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|wanted| wanted == name);
     println!("{} processors; texts of {TEXT_BYTES} bytes", std::thread::available_parallelism().unwrap());
     if is_wanted("sends") {
@@ -47,9 +48,15 @@ fn main() {
 /// Durable sends a second beside a plain file that is synced once a group.
 fn sends() {
     println!("\ndurable sends a second, beside a plain file with one fdatasync per group of the same size");
-    println!("{:>9} {:>12} {:>12} {:>7}   (medians of {ROUNDS} rounds in turn)", "in flight", "harkd", "plain file", "ratio");
+    println!(
+        "{:>9} {:>12} {:>12} {:>7}   (medians of {ROUNDS} rounds in turn)",
+        "in flight", "harkd", "plain file", "ratio"
+    );
     for in_flight in [1, 64, 1024] {
-        let server = Harkd::builder().arg("--max-queued-messages=100000000").arg("--max-queued-bytes=100000000000").start();
+        let server = Harkd::builder()
+            .arg("--max-queued-messages=100000000")
+            .arg("--max-queued-bytes=100000000000")
+            .start();
         let mut link = Link::connect(server.address());
         for user in 0..8 {
             link.ok(Request::Create { user: name(&format!("user{user}")), password: None });
@@ -139,7 +146,11 @@ fn drain() {
         }
         let rate = received as f64 / start.elapsed().as_secs_f64();
         reader.ok(Request::Ping);
-        println!("{rate:>9.0} messages a second; memory {:.1} MiB, at most {:.1} MiB while draining", mebibytes(before), mebibytes(peak));
+        println!(
+            "{rate:>9.0} messages a second; memory {:.1} MiB, at most {:.1} MiB while draining",
+            mebibytes(before),
+            mebibytes(peak)
+        );
     }
 }
 
@@ -153,9 +164,14 @@ fn list() {
     let mut created = 0;
     link.keep_in_flight(1024, |_| {
         created += 1;
-        (created <= ACCOUNTS).then(|| Request::Create { user: name(&format!("user{created:07}")), password: None })
+        (created <= ACCOUNTS)
+            .then(|| Request::Create { user: name(&format!("user{created:07}")), password: None })
     });
-    println!("{:>9.1} s to create them; memory {:.1} MiB", start.elapsed().as_secs_f64(), mebibytes(server.resident_bytes()));
+    println!(
+        "{:>9.1} s to create them; memory {:.1} MiB",
+        start.elapsed().as_secs_f64(),
+        mebibytes(server.resident_bytes())
+    );
     for _ in 0..3 {
         latencies("alone", &mut link);
         let stop = Arc::new(AtomicBool::new(false));
@@ -166,7 +182,12 @@ fn list() {
         latencies("with lists", &mut link);
         stop.store(true, Ordering::Release);
         let times = lister.join().unwrap();
-        println!("{:>12}: {} of them, {:.0} ms each", "lists", times.len(), times.iter().sum::<f64>() / times.len() as f64);
+        println!(
+            "{:>12}: {} of them, {:.0} ms each",
+            "lists",
+            times.len(),
+            times.iter().sum::<f64>() / times.len() as f64
+        );
     }
 }
 
@@ -193,7 +214,14 @@ fn latencies(what: &str, link: &mut Link) {
     }
     taken.sort_unstable();
     let at = |share: f64| taken[((taken.len() - 1) as f64 * share) as usize].as_secs_f64() * 1000.0;
-    println!("{what:>12}: p50 {:.2} ms, p99 {:.2} ms, p99.9 {:.2} ms, longest {:.2} ms of {}", at(0.5), at(0.99), at(0.999), at(1.0), taken.len());
+    println!(
+        "{what:>12}: p50 {:.2} ms, p99 {:.2} ms, p99.9 {:.2} ms, longest {:.2} ms of {}",
+        at(0.5),
+        at(0.99),
+        at(0.999),
+        at(1.0),
+        taken.len()
+    );
 }
 
 /// A connection that costs the machine as little as possible.
@@ -209,7 +237,13 @@ impl Link {
     fn connect(address: SocketAddr) -> Self {
         let stream = TcpStream::connect(address).expect("a connection");
         stream.set_nodelay(true).unwrap();
-        Self { stream, codec: ClientCodec::new(FRAME_BYTES_MAX), input: BytesMut::new(), output: BytesMut::new(), last_id: 0 }
+        Self {
+            stream,
+            codec: ClientCodec::new(FRAME_BYTES_MAX),
+            input: BytesMut::new(),
+            output: BytesMut::new(),
+            last_id: 0,
+        }
     }
 
     fn write(&mut self, id: u32, request: &Request) {

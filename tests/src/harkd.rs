@@ -129,7 +129,8 @@ impl Harkd {
     /// # Panics
     /// Where that fails.
     pub fn signal(&self, name: &str) {
-        let status = Command::new("kill").arg(format!("-{name}")).arg(self.pid().to_string()).status().unwrap();
+        let status =
+            Command::new("kill").arg(format!("-{name}")).arg(self.pid().to_string()).status().unwrap();
         assert!(status.success(), "kill -{name} failed");
     }
 
@@ -201,7 +202,16 @@ pub fn hark(state: &Path) -> Command {
 /// Builds the binaries in the profile of the tests, and says where they are.
 fn build() -> PathBuf {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["build", "--locked", "--quiet", "--package", "hark-server", "--package", "hark-client", "--bins"]);
+    cargo.args([
+        "build",
+        "--locked",
+        "--quiet",
+        "--package",
+        "hark-server",
+        "--package",
+        "hark-client",
+        "--bins",
+    ]);
     if !cfg!(debug_assertions) {
         cargo.arg("--release");
     }
@@ -225,7 +235,7 @@ fn launch(builder: HarkdBuilder, listen: &str, folder: Option<Arc<TempDir>>) -> 
         for line in BufReader::new(stderr).lines().map_while(Result::ok) {
             if line.contains("listening") {
                 // Nobody waits any more after the first.
-                drop(sender.send(address_in(&line)));
+                sender.send(address_in(&line)).ok();
             }
             let mut log = copy.lock().unwrap();
             log.push_str(&line);

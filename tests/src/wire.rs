@@ -13,6 +13,9 @@ use tokio_util::codec::{Decoder, Encoder};
 
 use crate::PATIENCE;
 
+/// The ids of [`Wire::ask`] begin here, far away from those that tests choose.
+const ASKED_FROM: u32 = 2_000_000_000;
+
 /// One connection.
 #[derive(Debug)]
 pub struct Wire {
@@ -36,7 +39,7 @@ impl Wire {
             stream,
             codec: ClientCodec::new(FRAME_BYTES_MAX),
             input: BytesMut::new(),
-            last_id: 0,
+            last_id: ASKED_FROM,
             pushed: std::collections::VecDeque::new(),
         }
     }

@@ -40,12 +40,15 @@ async fn start(builder: HarkdBuilder) -> (Harkd, Wire) {
     (server, wire)
 }
 
+/// An id that no other request of these tests has.
+const LIST_ID: u32 = 1_000_000;
+
 /// All names of a list, and what its `ok` says.
 async fn listed(wire: &mut Wire, pattern: &str) -> (Vec<UserName>, (usize, bool)) {
-    wire.write(900, list(pattern)).await;
+    wire.write(LIST_ID, list(pattern)).await;
     let mut names = Vec::new();
     loop {
-        match wire.reply_to(900).await {
+        match wire.reply_to(LIST_ID).await {
             Reply::List(more) => names.extend(more),
             Reply::Ok(fields) => return (names, fields.as_listed().unwrap()),
             other => panic!("{other:?}"),
@@ -148,9 +151,7 @@ async fn with_require_password_nobody_does_nothing_but_create() {
 
 #[tokio::test]
 async fn with_require_password_an_account_without_one_is_not_entered() {
-    let open = Harkd::start();
     let folder = tempfile::tempdir().unwrap();
-    drop(open);
     let store = folder.path().join("store");
     let server = Harkd::builder().store(&store).start();
     Wire::connect(server.address()).await.ok(create("bob", None)).await;
@@ -246,7 +247,7 @@ async fn the_operator_looks_after_the_accounts_of_a_stopped_server() {
     let (mut server, mut wire) = start(Harkd::builder()).await;
     wire.create("eve").await;
     let refused = operator(&server, &["list"], None).unwrap_err();
-    assert!(refused.contains("another harkd") && refused.lines().count() == 1, "{refused}");
+    assert!(refused.contains("in use") && refused.lines().count() == 1, "{refused}");
     server.signal("TERM");
     assert!(server.wait().success());
     assert_eq!(operator(&server, &["add", "bob"], Some("secret")).unwrap(), "added bob\n");

@@ -73,10 +73,14 @@ async fn what_was_answered_is_read_once_and_in_order_whatever_is_killed() {
     }
 
     let senders: Vec<_> = (0..SENDERS)
-        .map(|n| tokio::spawn(sender(n, address, Arc::clone(&record), StdRng::seed_from_u64(random.random()))))
+        .map(|n| {
+            tokio::spawn(sender(n, address, Arc::clone(&record), StdRng::seed_from_u64(random.random())))
+        })
         .collect();
     let mut readers: Vec<_> = recipients()
-        .map(|user| tokio::spawn(reader(user, address, Arc::clone(&record), StdRng::seed_from_u64(random.random()))))
+        .map(|user| {
+            tokio::spawn(reader(user, address, Arc::clone(&record), StdRng::seed_from_u64(random.random())))
+        })
         .collect();
     readers.push(tokio::spawn(reborn(address, Arc::clone(&record), StdRng::seed_from_u64(random.random()))));
 
@@ -95,7 +99,9 @@ async fn what_was_answered_is_read_once_and_in_order_whatever_is_killed() {
         timeout(PATIENCE, reader).await.expect("a reader did not end").unwrap();
     }
     let last = StdRng::seed_from_u64(random.random());
-    timeout(PATIENCE, reader("full".into(), address, Arc::clone(&record), last)).await.expect("full is not drained");
+    timeout(PATIENCE, reader("full".into(), address, Arc::clone(&record), last))
+        .await
+        .expect("full is not drained");
     compare(&record, kills);
     drop(server);
 }
@@ -117,7 +123,8 @@ fn compare(record: &Record, kills: u32) {
         let prefix = format!("{sender}:");
         let seen: Vec<&String> =
             read.get(recipient).into_iter().flatten().filter(|text| text.starts_with(&prefix)).collect();
-        let difference = texts.iter().zip(&seen).position(|(a, b)| a != *b).unwrap_or(texts.len().min(seen.len()));
+        let difference =
+            texts.iter().zip(&seen).position(|(a, b)| a != *b).unwrap_or(texts.len().min(seen.len()));
         assert!(
             seen.len() == texts.len() && difference == texts.len(),
             "{sender} to {recipient}: {} answered and {} read; they differ at {difference}: {:?} was answered, {:?} was read",
@@ -138,7 +145,10 @@ fn compare(record: &Record, kills: u32) {
          {takeovers} takeovers, {rebirths} accounts made again",
         refused.len()
     );
-    assert!(kills > 0 && compared > 0 && queue_full > 0 && takeovers > 0 && rebirths > 0, "something was not tried");
+    assert!(
+        kills > 0 && compared > 0 && queue_full > 0 && takeovers > 0 && rebirths > 0,
+        "something was not tried"
+    );
 }
 
 /// Sends until it is told to stop, and repeats what was not answered.
@@ -216,7 +226,9 @@ async fn reader(user: String, address: SocketAddr, record: Arc<Record>, mut rand
             sleep(Duration::from_millis(20)).await;
             continue;
         };
-        let Some(Reply::Ok(fields)) = link.ask(1, Request::Connect { user: name(&user), password: None }).await else {
+        let Some(Reply::Ok(fields)) =
+            link.ask(1, Request::Connect { user: name(&user), password: None }).await
+        else {
             continue;
         };
         let queued = fields.as_queued().unwrap();
@@ -255,7 +267,8 @@ async fn reader(user: String, address: SocketAddr, record: Arc<Record>, mut rand
 /// after which nothing more is pushed to it.
 async fn take_over(user: &str, address: SocketAddr, record: &Record, mut former: Link) {
     let Some(mut latter) = Link::connect(address, None).await else { return };
-    let Some(Reply::Ok(_)) = latter.ask(1, Request::Connect { user: name(user), password: None }).await else {
+    let Some(Reply::Ok(_)) = latter.ask(1, Request::Connect { user: name(user), password: None }).await
+    else {
         return;
     };
     let mut said_bye = false;
@@ -282,7 +295,8 @@ async fn reborn(address: SocketAddr, record: Arc<Record>, mut random: StdRng) {
         sleep(Duration::from_millis(random.random_range(10..200))).await;
         let deleted_from = record.tick();
         let Some(mut link) = Link::connect(address, None).await else { continue };
-        if !matches!(link.ask(1, Request::Delete { user: user(), password: None }).await, Some(Reply::Ok(_))) {
+        if !matches!(link.ask(1, Request::Delete { user: user(), password: None }).await, Some(Reply::Ok(_)))
+        {
             continue;
         }
         // Where the answer to this is lost the account may be there already.
@@ -299,7 +313,9 @@ async fn reborn(address: SocketAddr, record: Arc<Record>, mut random: StdRng) {
         let connect = Request::Connect { user: user(), password: None };
         let Some(Reply::Ok(_)) = link.ask(3, connect).await else { continue };
         let mut last: Option<Delivery> = None;
-        while let Ok(Some(frame)) = timeout(Duration::from_millis(random.random_range(5..100)), link.next()).await {
+        while let Ok(Some(frame)) =
+            timeout(Duration::from_millis(random.random_range(5..100)), link.next()).await
+        {
             let Reply::String(delivery) = frame.message else { continue };
             let answered_at = record.answered_at.lock().unwrap().get(&*delivery.text).copied();
             assert!(

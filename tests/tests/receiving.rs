@@ -271,7 +271,11 @@ async fn whoever_deletes_itself_gets_the_ok_and_then_the_bye() {
         bob.receive("bob").await;
         bob.write(7, delete("bob")).await;
         let first = bob.next().await.unwrap();
-        assert_eq!((first.id.map(|id| id.value()), bob.next().await), (Some(7), Some(BYE_DELETED)), "{first:?}");
+        assert_eq!(
+            (first.id.map(|id| id.value()), bob.next().await),
+            (Some(7), Some(BYE_DELETED)),
+            "{first:?}"
+        );
         bob.ping().await;
     }
 }

