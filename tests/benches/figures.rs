@@ -1,7 +1,13 @@
 //! The figures that the README states, measured on the real server over the
 //! loopback, each beside the limit of this machine in the same run:
 //! `cargo bench -p hark-tests --bench figures [-- sends|idle|drain|list]`.
-#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a benchmark fails by panicking")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a benchmark fails by panicking"
+)]
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -287,7 +293,7 @@ impl Link {
     /// how many were answered.
     fn keep_in_flight(&mut self, in_flight: usize, mut next: impl FnMut(u64) -> Option<Request>) {
         let (mut under_way, mut answered, mut over) = (0, 0, false);
-        while !over || under_way > 0 {
+        loop {
             while !over && under_way < in_flight {
                 match next(answered) {
                     Some(request) => {
@@ -297,6 +303,9 @@ impl Link {
                     }
                     None => over = true,
                 }
+            }
+            if under_way == 0 {
+                break;
             }
             self.flush();
             self.read();

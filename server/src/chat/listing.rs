@@ -57,6 +57,9 @@ impl Chat {
         let bytes_max = REPLY_BYTES_MAX.min(self.rules.frame_bytes_max - ID_BYTES - COMMAND_BYTES);
         let mut replies: Vec<Reply> =
             chunks(names, bytes_max).map(|names| Reply::List(names.to_vec())).collect();
+        if replies.is_empty() {
+            replies.push(Reply::List(Vec::new()));
+        }
         replies.push(Reply::Ok(OkFields::listed(names.len(), truncated)));
         replies
     }

@@ -64,6 +64,8 @@ pub struct Wire {
     owing_since: Option<Instant>,
     /// When the command came whose fields are waited for (classic).
     fields_since: Option<Instant>,
+    /// The last that was written was a part of a list (classic).
+    in_list: bool,
     /// Messages in the output count as acknowledged once it is written
     /// (classic).
     owes_ack: bool,
@@ -107,6 +109,7 @@ impl Wire {
             written_at: now,
             owing_since: None,
             fields_since: None,
+            in_list: false,
             owes_ack: false,
             broken: None,
             stage: Stage::Open,
@@ -181,7 +184,14 @@ impl Wire {
             self.written_at = self.now;
         }
         match &self.framing {
-            Framing::Classic(_) => classic::encode(reply, &mut self.output),
+            // The old clients know no `ok` after a list.
+            Framing::Classic(_) if matches!(reply, Reply::Ok(_)) && self.in_list => self.in_list = false,
+            Framing::Classic(_) => {
+                self.in_list = matches!(reply, Reply::List(_));
+                classic::encode(reply, &mut self.output);
+            }
+            // The end of the list says that there were none.
+            Framing::Native(_) if matches!(reply, Reply::List(names) if names.is_empty()) => {}
             Framing::Native(_) => {
                 // A text that was accepted fits in a push, and all the rest is
                 // short: this is a bug of ours if it happens.
@@ -200,6 +210,7 @@ impl Wire {
             match self.decode_one() {
                 Ok(Some(Frame { id, message })) => {
                     any = true;
+                    let message = message.map(detached);
                     let is_ack = matches!(message, Ok(Request::Ack { .. }));
                     if is_ack || self.stage == Stage::Open {
                         self.peer.handle(id, message);
@@ -377,6 +388,17 @@ impl Wire {
         if self.output.is_empty() {
             self.output = BytesMut::new();
         }
+    }
+}
+
+/// A text that is a small part of what was read is copied out of it: wherever
+/// it waits, it must not keep all the rest in memory.
+fn detached(request: Request) -> Request {
+    match request {
+        Request::Send { user, text } if text.len() < READ_BYTES_MAX / 4 => {
+            Request::Send { user, text: (*text).into() }
+        }
+        other => other,
     }
 }
 
