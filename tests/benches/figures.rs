@@ -134,7 +134,11 @@ fn drain() {
     link.ok(Request::Create { user: name("bob"), password: None });
     for _ in 0..ROUNDS {
         let text = "x".repeat(TEXT_BYTES);
-        link.keep_in_flight(1024, |done| (done < QUEUED).then(|| send("bob", &text)));
+        let mut sent = 0;
+        link.keep_in_flight(1024, |_| {
+            sent += 1;
+            (sent <= QUEUED).then(|| send("bob", &text))
+        });
         let before = server.resident_bytes();
         let mut reader = Link::connect(server.address());
         let start = Instant::now();
@@ -164,7 +168,7 @@ fn drain() {
 fn list() {
     const ACCOUNTS: u64 = 1_000_000;
     println!("\nsends, one at a time, while others list {ACCOUNTS} accounts by a pattern");
-    let server = Harkd::start();
+    let server = Harkd::builder().arg("--max-queued-messages=100000000").start();
     let mut link = Link::connect(server.address());
     let start = Instant::now();
     let mut created = 0;
