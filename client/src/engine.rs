@@ -310,7 +310,7 @@ impl Engine {
             return Ok(None);
         }
         let timing = self.config.timing;
-        match pinged.filter(|pinged| *pinged >= heard) {
+        match pinged.filter(|pinged| *pinged > heard) {
             Some(pinged) if now >= pinged + timing.dead_after => Err(LinkError::Silent),
             Some(pinged) => Ok(Some(pinged + timing.dead_after)),
             None if now >= heard + timing.ping_after => {

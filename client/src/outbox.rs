@@ -364,6 +364,10 @@ impl Outbox {
         open.sort_unstable_by_key(|(id, _)| *id);
         for (id, mut asked) in open {
             match &asked.command.request {
+                // Nobody waits for it: it was about the link that is lost.
+                Request::Ping if asked.command.answer.is_none() => {
+                    self.conclude(id, asked, Ok(Answer::default()));
+                }
                 request if is_repeatable(request) => {
                     asked.answer = Answer::default();
                     self.register(id, asked);

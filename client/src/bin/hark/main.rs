@@ -1,1 +1,86 @@
-fn main() {}
+//! hark: the chat in a terminal, in a pipe, and in one command.
+//!
+//! | module | what it owns |
+//! | --- | --- |
+//! | `args` | flags, environment variables, sub-commands |
+//! | `command` | the commands that are typed or piped |
+//! | `interactive` | the chat in a terminal |
+//! | `piped`, `once`, `listen`, `user` | the other ways of using it |
+//! | `lines` | the stable lines of output |
+//! | `text` | making safe what others wrote |
+//! | `setup`, `signals`, `exit` | settings to client, signals, exit codes |
+
+mod args;
+mod command;
+mod exit;
+mod interactive;
+mod lines;
+mod listen;
+mod once;
+mod piped;
+mod setup;
+mod signals;
+mod text;
+mod user;
+
+use std::io::IsTerminal as _;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use crate::args::{CommandLine, Settings, Task};
+use crate::command::Command;
+use crate::exit::{Exit, Failure};
+use crate::listen::Printing;
+
+fn main() -> ExitCode {
+    let CommandLine { settings, task } = CommandLine::parse();
+    let exit = match task {
+        Some(Task::User { arguments }) => user::run(arguments),
+        task => serve(&settings, task),
+    };
+    exit.unwrap_or_else(|failure| failure.report()).into()
+}
+
+fn serve(settings: &Settings, task: Option<Task>) -> Result<Exit, Failure> {
+    // Two threads, so that a slow output does not silence the link.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::local(format!("cannot start: {error}")))?;
+    let exit = runtime.block_on(async {
+        match task {
+            Some(task) => run(settings, task).await,
+            None => chat(settings).await,
+        }
+    });
+    // A thread that still reads from stdin must not keep the process.
+    runtime.shutdown_background();
+    exit
+}
+
+async fn run(settings: &Settings, task: Task) -> Result<Exit, Failure> {
+    let (as_user, command) = match task {
+        Task::Send { as_user, user, text } => (as_user, Command::Send(user, text.join(" ").into())),
+        Task::Create { user } => (None, Command::Create(user)),
+        Task::Delete { as_user, user } => (as_user, Command::Delete(user)),
+        Task::List { as_user, pattern } => (as_user, Command::List(pattern.map(Into::into))),
+        Task::Password { user } => (None, Command::Password(Some(user))),
+        Task::Ping => (None, Command::Ping),
+        Task::Listen { json, count, user } => {
+            return listen::run(settings, user, Printing { is_json: json, count }).await;
+        }
+        Task::User { arguments } => return user::run(arguments),
+    };
+    once::run(settings, as_user, command).await
+}
+
+/// The chat in a terminal, or in a pipe where there is none.
+async fn chat(settings: &Settings) -> Result<Exit, Failure> {
+    if std::io::stdin().is_terminal() && std::io::stdout().is_terminal() {
+        interactive::run(settings).await
+    } else {
+        piped::run(settings).await
+    }
+}

@@ -1,0 +1,119 @@
+//! What the Tab key offers: commands, and the names of users that were seen.
+
+use std::collections::BTreeSet;
+use std::ops::Bound;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use hark_protocol::UserName;
+use rustyline::completion::Completer;
+use rustyline::highlight::Highlighter;
+use rustyline::hint::Hinter;
+use rustyline::validate::Validator;
+use rustyline::{Context, Helper};
+
+use crate::command::COMMANDS;
+use crate::text::is_unsafe;
+
+/// Names that are remembered for completion.
+const NAMES_MAX: usize = 10_000;
+
+/// The names that were seen, shared by who sees them and who offers them.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct SeenNames {
+    // Held for one look or one insertion.
+    names: Arc<Mutex<BTreeSet<UserName>>>,
+}
+
+impl SeenNames {
+    /// Remembers names, as long as there is room, and unless the terminal
+    /// would take a part of one for an order.
+    pub(crate) fn learn<'a>(&self, seen: impl IntoIterator<Item = &'a UserName>) {
+        let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        for name in seen {
+            if names.len() < NAMES_MAX && !name.as_str().contains(is_unsafe) {
+                names.insert(name.clone());
+            }
+        }
+    }
+
+    fn starting_with(&self, prefix: &str) -> Vec<String> {
+        let names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        let matching = names
+            .range::<str, _>((Bound::Included(prefix), Bound::Unbounded))
+            .take_while(|name| name.as_str().starts_with(prefix));
+        matching.map(|name| format!("{name} ")).collect()
+    }
+}
+
+/// Completes the line being typed.
+#[derive(Debug)]
+pub(crate) struct Completion {
+    pub(crate) names: SeenNames,
+}
+
+impl Completion {
+    /// Where the word before the cursor starts, and what it may become.
+    fn candidates(&self, before: &str) -> (usize, Vec<String>) {
+        let start = before.rfind(' ').map_or(0, |space| space + 1);
+        let (earlier, word) = before.split_at(start);
+        let mut words = earlier.split_whitespace();
+        let candidates = match (words.next(), words.next()) {
+            (None, _) => commands_starting_with(word),
+            (Some(command), None) if takes_user(command) => self.names.starting_with(word),
+            _ => Vec::new(),
+        };
+        (start, candidates)
+    }
+}
+
+fn commands_starting_with(prefix: &str) -> Vec<String> {
+    let matching = COMMANDS.iter().filter(|entry| entry.name.starts_with(prefix));
+    matching
+        .map(|entry| if entry.usage == entry.name { entry.name.into() } else { format!("{} ", entry.name) })
+        .collect()
+}
+
+fn takes_user(command: &str) -> bool {
+    COMMANDS.iter().any(|entry| entry.name == command && entry.takes_user)
+}
+
+impl Completer for Completion {
+    type Candidate = String;
+
+    fn complete(&self, line: &str, pos: usize, _: &Context<'_>) -> rustyline::Result<(usize, Vec<String>)> {
+        Ok(self.candidates(line.get(..pos).unwrap_or(line)))
+    }
+}
+
+impl Hinter for Completion {
+    type Hint = String;
+}
+
+impl Highlighter for Completion {}
+
+impl Validator for Completion {}
+
+impl Helper for Completion {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(before: &str, start: usize, expected: &[&str]) {
+        let names = SeenNames::default();
+        names.learn(&["user2".parse().unwrap(), "user3".parse().unwrap(), "amy\u{202e}".parse().unwrap()]);
+        let (found, candidates) = Completion { names }.candidates(before);
+        assert_eq!((found, candidates), (start, expected.iter().map(|&text| text.to_owned()).collect()));
+    }
+
+    #[test]
+    fn commands_come_first_and_then_names() {
+        check("se", 0, &["send "]);
+        check("d", 0, &["disconnect", "delete "]);
+        check("send us", 5, &["user2 ", "user3 "]);
+        check("send ", 5, &["user2 ", "user3 "]);
+        check("send user2 us", 11, &[]);
+        check("list us", 5, &[]);
+    }
+}

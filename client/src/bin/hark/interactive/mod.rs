@@ -1,0 +1,362 @@
+//! The chat in a terminal: a line is typed, messages appear above it, and
+//! every command says what became of it.
+
+mod editor;
+mod prompt;
+mod style;
+mod terminal;
+mod turns;
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytestring::ByteString;
+use hark_client::{Event, Events, Handle, LinkState, Message, RequestError};
+use hark_protocol::{Code, Password, Refusal, UserName};
+use tokio_util::task::TaskTracker;
+
+use self::editor::{Completion, SeenNames};
+use self::prompt::LinkPrompt;
+use self::style::Style;
+use self::terminal::{Input, Terminal};
+use crate::args::Settings;
+use crate::command::{self, Command, Done, Secrets};
+use crate::exit::{Exit, Failure};
+use crate::text::escape;
+use crate::{piped, setup};
+
+/// How long a command keeps the prompt away.
+const PROMPT_AFTER: Duration = Duration::from_secs(1);
+
+/// How long a send does.
+const PROMPT_AFTER_SEND: Duration = Duration::from_millis(100);
+
+/// How long a send is silent about not being answered yet.
+const PENDING_AFTER: Duration = Duration::from_millis(400);
+
+/// Commands that wait for their answer, and messages not yet answered.
+const JOBS_MAX: usize = 2048;
+
+/// Chats until the user leaves.
+pub(crate) async fn run(settings: &Settings) -> Result<Exit, Failure> {
+    let secrets = setup::secrets(settings)?;
+    let style = Style::of_terminal();
+    let names = SeenNames::default();
+    let history = setup::state_dir(settings)?.join("history");
+    let completion = Completion { names: names.clone() };
+    let Some((terminal, threads)) = Terminal::open(completion, style.is_coloured, history)? else {
+        return piped::run(settings).await;
+    };
+    let (handle, events) = setup::client(settings)?;
+    let chat = Arc::new(Chat {
+        handle,
+        terminal,
+        style,
+        server: settings.server.clone(),
+        secrets,
+        names,
+        user: Mutex::default(),
+        is_up: Arc::default(),
+        jobs: TaskTracker::new(),
+    });
+    let watching = tokio::spawn(Arc::clone(&chat).watch(events));
+    chat.read_commands().await;
+    let given_up = chat.leave(settings.timeout).await;
+    watching.await.map_err(|error| Failure::local(format!("the display has failed: {error}")))?;
+    drop(chat);
+    tokio::task::spawn_blocking(|| threads.join())
+        .await
+        .map_err(|error| Failure::local(format!("the terminal has failed: {error}")))?;
+    Ok(if given_up == 0 { Exit::Done } else { Exit::Unknown })
+}
+
+/// One chat.
+struct Chat {
+    handle: Handle,
+    terminal: Terminal,
+    style: Style,
+    server: String,
+    secrets: Secrets,
+    names: SeenNames,
+    // Who one is, for the prompt; held for one look.
+    user: Mutex<Option<UserName>>,
+    is_up: Arc<AtomicBool>,
+    /// Commands that gave the prompt back before they were answered.
+    jobs: TaskTracker,
+}
+
+/// Whether a command still has the prompt, and whether it is using it.
+#[derive(Debug, Default)]
+struct Foreground {
+    is_over: AtomicBool,
+    is_asking: AtomicBool,
+}
+
+/// Typing.
+impl Chat {
+    async fn read_commands(self: &Arc<Self>) {
+        self.wait_for_first_word().await;
+        let mut was_interrupted = false;
+        loop {
+            match self.terminal.read(self.prompt()).await {
+                Input::Line(line) => {
+                    was_interrupted = false;
+                    if self.understand(&line).await.is_break() {
+                        return;
+                    }
+                }
+                Input::Interrupted if !was_interrupted => {
+                    was_interrupted = true;
+                    self.notice("Ctrl-C once more, Ctrl-D or quit to leave").await;
+                }
+                Input::Interrupted | Input::Ended => return,
+            }
+        }
+    }
+
+    /// Waits a moment, so that the first prompt says how things are.
+    async fn wait_for_first_word(&self) {
+        let mut link = self.handle.link();
+        let first = link.wait_for(|state| *state != LinkState::Connecting);
+        // Whether it came in time shows in the prompt.
+        drop(tokio::time::timeout(PROMPT_AFTER, first).await);
+    }
+
+    fn prompt(&self) -> LinkPrompt {
+        let user = self.user.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let turns = Arc::clone(&self.terminal.turns);
+        LinkPrompt::new(user.as_ref(), &self.server, self.style, Arc::clone(&self.is_up), turns)
+    }
+
+    async fn understand(self: &Arc<Self>, line: &str) -> std::ops::ControlFlow<()> {
+        if line.trim().is_empty() {
+            return std::ops::ControlFlow::Continue(());
+        }
+        match command::parse(line) {
+            Ok(Command::Quit) => return std::ops::ControlFlow::Break(()),
+            Ok(Command::Help) => self.terminal.show(command::help()).await,
+            Ok(_) if self.jobs.len() >= JOBS_MAX => {
+                self.notice("too many commands are waiting for the server").await;
+            }
+            Ok(Command::Send(user, text)) => {
+                let foreground = Arc::default();
+                self.run(Arc::clone(self).send(user, text), &foreground, PROMPT_AFTER_SEND).await;
+            }
+            Ok(command) => self.start(command).await,
+            Err(wrong) => self.terminal.show(self.style.bad(&wrong)).await,
+        }
+        std::ops::ControlFlow::Continue(())
+    }
+
+    async fn start(self: &Arc<Self>, command: Command) {
+        let me = self.user.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let command = match (command, me) {
+            (Command::Password(None), Some(me)) => Command::Password(Some(me)),
+            (Command::Password(None), None) => {
+                return self.notice("you are nobody: password USER, or login first").await;
+            }
+            (command, _) => command,
+        };
+        let foreground = Arc::<Foreground>::default();
+        let job = Arc::clone(self).carry_out(command, Arc::clone(&foreground));
+        if !self.run(job, &foreground, PROMPT_AFTER).await && !self.is_up.load(Ordering::Relaxed) {
+            self.notice("waiting for the server").await;
+        }
+    }
+
+    /// Runs a command for as long as it may keep the prompt, and leaves it to
+    /// itself then; whether it has ended. It is polled here first, so that
+    /// commands are asked in the order in which they were typed.
+    async fn run(
+        &self,
+        job: impl Future<Output = ()> + Send + 'static,
+        foreground: &Foreground,
+        prompt_after: Duration,
+    ) -> bool {
+        let mut job = Box::pin(job);
+        loop {
+            let is_done = tokio::time::timeout(prompt_after, &mut job).await.is_ok();
+            if is_done {
+                return true;
+            }
+            if !foreground.is_asking.load(Ordering::Relaxed) {
+                break;
+            }
+        }
+        foreground.is_over.store(true, Ordering::Relaxed);
+        self.jobs.spawn(job);
+        false
+    }
+
+    /// Leaves: what is under way may take a while, and says what became of it.
+    async fn leave(&self, patience: Duration) -> usize {
+        let waiting = self.handle.unanswered();
+        if waiting > 0 {
+            let seconds = patience.as_secs();
+            self.notice(&format!("waiting up to {seconds} s for {waiting} answers; Ctrl-C leaves at once"))
+                .await;
+        }
+        let given_up = self.handle.close(patience).await;
+        self.jobs.close();
+        self.jobs.wait().await;
+        given_up
+    }
+
+    async fn notice(&self, text: &str) {
+        self.terminal.show(self.style.notice(text)).await;
+    }
+}
+
+/// Asking the server.
+impl Chat {
+    async fn send(self: Arc<Self>, user: UserName, text: ByteString) {
+        let sending =
+            async { self.handle.send(user.clone(), text.clone()).await?.await.map(|()| Done::Plainly) };
+        let mut sending = pin!(sending);
+        let outcome = match tokio::time::timeout(PENDING_AFTER, &mut sending).await {
+            Ok(outcome) => outcome,
+            Err(_) => {
+                let pending = self.style.pending(self.is_up.load(Ordering::Relaxed));
+                self.terminal.show(self.style.sent(&user, &text, &pending)).await;
+                sending.await
+            }
+        };
+        let status = self.style.send_status(&outcome);
+        self.terminal.show(self.style.sent(&user, &text, &status)).await;
+        if outcome.is_ok() {
+            self.names.learn([&user]);
+        }
+    }
+
+    async fn carry_out(self: Arc<Self>, command: Command, foreground: Arc<Foreground>) {
+        let mut secrets = self.secrets.clone();
+        if let (Command::Password(Some(user)), None) = (&command, &secrets.new_password) {
+            let prompt = format!("New password for {}: ", escape(user.as_str()));
+            match self.ask(prompt, true, &foreground).await {
+                Some(new) => secrets.new_password = Some(new),
+                None => return self.notice("the password stays as it is").await,
+            }
+        }
+        let mut outcome = command::carry_out(&self.handle, command.clone(), secrets.clone()).await;
+        if is_denied(&outcome)
+            && secrets.password.is_none()
+            && let Some(password) = self.ask_password(&command, &foreground).await
+        {
+            secrets.password = Some(password);
+            outcome = command::carry_out(&self.handle, command.clone(), secrets).await;
+        }
+        self.note(&command, &outcome);
+        self.terminal.show(self.style.outcome(&command, &outcome)).await;
+    }
+
+    /// Asks for the password that a command was denied without.
+    async fn ask_password(&self, command: &Command, foreground: &Foreground) -> Option<Password> {
+        let (user, is_new) = match command {
+            Command::Create(user) => (user, true),
+            Command::Login(user) | Command::Connect(user) | Command::Delete(user) => (user, false),
+            Command::Password(Some(user)) => (user, false),
+            _ => return None,
+        };
+        let word = if matches!(command, Command::Password(_)) { "Old password" } else { "Password" };
+        self.ask(format!("{word} for {}: ", escape(user.as_str())), is_new, foreground).await
+    }
+
+    /// Asks for a password, unless the prompt was given back meanwhile.
+    async fn ask(&self, prompt: String, is_new: bool, foreground: &Foreground) -> Option<Password> {
+        if foreground.is_over.load(Ordering::Relaxed) {
+            self.notice("it needs a password: give the command once more").await;
+            return None;
+        }
+        foreground.is_asking.store(true, Ordering::Relaxed);
+        let secret = self.terminal.secret(prompt, is_new).await;
+        foreground.is_asking.store(false, Ordering::Relaxed);
+        match secret {
+            Ok(secret) => secret,
+            Err(failure) => {
+                self.notice(&failure.to_string()).await;
+                None
+            }
+        }
+    }
+
+    /// Learns from an outcome who one is, and who there is.
+    fn note(&self, command: &Command, outcome: &Result<Done, RequestError>) {
+        let Ok(done) = outcome else {
+            return;
+        };
+        match (command, done) {
+            (Command::Login(user) | Command::Connect(user), _) => self.become_user(Some(user.clone())),
+            (Command::Disconnect, _) => self.become_user(None),
+            (Command::Delete(user), _) => {
+                let mut me = self.user.lock().unwrap_or_else(PoisonError::into_inner);
+                me.take_if(|me| me == user);
+            }
+            (Command::Create(user), _) => self.names.learn([user]),
+            (_, Done::Listed(answer)) => self.names.learn(&answer.names),
+            _ => {}
+        }
+    }
+
+    fn become_user(&self, user: Option<UserName>) {
+        self.names.learn(&user);
+        *self.user.lock().unwrap_or_else(PoisonError::into_inner) = user;
+    }
+}
+
+fn is_denied(outcome: &Result<Done, RequestError>) -> bool {
+    matches!(outcome, Err(RequestError::Refused(Refusal { code: Code::Denied, .. })))
+}
+
+/// Watching what happens.
+impl Chat {
+    /// Shows events until the client has ended.
+    async fn watch(self: Arc<Self>, mut events: Events) {
+        // A notice is given when the link goes and when it comes, not for
+        // every attempt between.
+        let mut was_up = None;
+        while let Some(event) = events.next().await {
+            match event {
+                Event::Message(message) => self.show_message(message).await,
+                Event::Link(state) => self.show_link(&state, &mut was_up).await,
+                Event::TakenOver { user } => {
+                    let user = escape(user.as_str());
+                    self.notice(&format!(
+                        "another connection receives for {user} now; connect to take it back"
+                    ))
+                    .await;
+                }
+                Event::IdentityLost { user, refusal } => {
+                    self.become_user(None);
+                    let (user, why) = (escape(user.as_str()), &refusal.explanation);
+                    self.notice(&format!("you are no longer {user}: {why}; login, connect or disconnect"))
+                        .await;
+                }
+                Event::CaughtUp { .. } => {}
+            }
+        }
+    }
+
+    /// Shows a message, and takes it once it is on the terminal.
+    async fn show_message(&self, message: Message) {
+        self.names.learn(&message.delivery.sender);
+        self.terminal.show(self.style.message(&message.delivery, &style::now())).await;
+        if let Err(error) = message.ack() {
+            self.notice(&format!("this message will come again: {error}")).await;
+        }
+    }
+
+    async fn show_link(&self, state: &LinkState, was_up: &mut Option<bool>) {
+        let is_up = *state == LinkState::Up;
+        self.is_up.store(is_up, Ordering::Relaxed);
+        if *state == LinkState::Connecting || *was_up == Some(is_up) {
+            return;
+        }
+        *was_up = Some(is_up);
+        if let Some(notice) = self.style.link(&self.server, state) {
+            self.terminal.show(notice).await;
+        }
+    }
+}

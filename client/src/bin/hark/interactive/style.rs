@@ -1,0 +1,216 @@
+//! How things look on the terminal: pure functions from what happened to the
+//! lines that say so.
+
+use hark_client::handle::Names;
+use hark_client::{LinkState, RequestError};
+use hark_protocol::{Delivery, UserName};
+use jiff::tz::TimeZone;
+use jiff::{Timestamp, Zoned};
+
+use crate::command::{Command, Done};
+use crate::text::{block, escape};
+
+/// Characters of a text that are repeated in its status line.
+const EXCERPT_CHARS: usize = 60;
+
+/// Whether there are colours.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Style {
+    pub(crate) is_coloured: bool,
+}
+
+impl Style {
+    /// Colours unless `NO_COLOR` says otherwise. Call it on a terminal only.
+    pub(crate) fn of_terminal() -> Self {
+        Self { is_coloured: std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()) }
+    }
+
+    fn paint(self, code: &str, text: &str) -> String {
+        if self.is_coloured { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+
+    pub(crate) fn dim(self, text: &str) -> String {
+        self.paint("2", text)
+    }
+
+    fn name(self, text: &str) -> String {
+        self.paint("1;36", text)
+    }
+
+    fn good(self, text: &str) -> String {
+        self.paint("32", text)
+    }
+
+    pub(crate) fn bad(self, text: &str) -> String {
+        self.paint("31", text)
+    }
+
+    /// A message, as seen at `now` in its time zone.
+    pub(crate) fn message(self, delivery: &Delivery, now: &Zoned) -> String {
+        let time = local_time(delivery.time_ms, now);
+        let sender = escape(delivery.sender.as_ref().map_or("(nobody)", UserName::as_str));
+        let indent = time.chars().count() + sender.chars().count() + 3;
+        let text = block(&delivery.text, indent);
+        format!("{} {}: {text}", self.dim(&time), self.name(&sender))
+    }
+
+    /// What has become of a send.
+    pub(crate) fn sent(self, user: &UserName, text: &str, status: &str) -> String {
+        let line: String = text.chars().take(EXCERPT_CHARS).collect();
+        let cut = if line.len() < text.len() { "…" } else { "" };
+        let user = self.name(&escape(user.as_str()));
+        format!("{} {user}: {}{cut} {} {status}", self.dim("→"), escape(&line), self.dim("…"))
+    }
+
+    /// The status of a send that is answered.
+    pub(crate) fn send_status(self, outcome: &Result<Done, RequestError>) -> String {
+        match outcome {
+            Ok(_) => self.good("stored"),
+            Err(error) => self.error(error),
+        }
+    }
+
+    /// The status of a send that is not answered.
+    pub(crate) fn pending(self, is_up: bool) -> String {
+        self.dim(if is_up { "pending" } else { "pending (waiting for the server)" })
+    }
+
+    /// Why a command was not carried out.
+    pub(crate) fn error(self, error: &RequestError) -> String {
+        match error {
+            RequestError::Refused(refusal) => {
+                let refused = format!("refused ({}):", refusal.code);
+                format!("{} {}", self.bad(&refused), block(&refusal.explanation, 2))
+            }
+            RequestError::Unknown { .. } => {
+                format!("{} {}", self.bad("unknown:"), block(&error.to_string(), 2))
+            }
+            RequestError::NotSent(why) => format!("{} {}", self.bad("not sent:"), block(why, 2)),
+            RequestError::Taken(why) => format!("{} {}", self.bad("failed:"), block(why, 2)),
+        }
+    }
+
+    /// What came of a command.
+    pub(crate) fn outcome(self, command: &Command, outcome: &Result<Done, RequestError>) -> String {
+        match outcome {
+            Ok(done) => self.done(command, done),
+            Err(error) => self.error(error),
+        }
+    }
+
+    fn done(self, command: &Command, done: &Done) -> String {
+        let name = |user: &UserName| self.name(&escape(user.as_str()));
+        match (command, done) {
+            (Command::Create(user), _) => format!("{} was created", name(user)),
+            (Command::Login(user), _) => format!("you are {}", name(user)),
+            (Command::Connect(user), Done::Connected(0)) => {
+                format!("you are {}, no messages were waiting", name(user))
+            }
+            (Command::Connect(user), Done::Connected(1)) => {
+                format!("you are {}, 1 message was waiting", name(user))
+            }
+            (Command::Connect(user), Done::Connected(queued)) => {
+                format!("you are {}, {queued} messages were waiting", name(user))
+            }
+            (Command::Delete(user), Done::Deleted(false)) => format!("there was no user {}", name(user)),
+            (Command::Delete(user), _) => format!("{} was deleted", name(user)),
+            (Command::Password(Some(user)), _) => format!("{} has a new password", name(user)),
+            (_, Done::Listed(answer)) => self.names(answer),
+            (Command::Disconnect, _) => "you are nobody".to_owned(),
+            (Command::Ping, _) => "the server answers".to_owned(),
+            _ => self.good("done"),
+        }
+    }
+
+    fn names(self, answer: &Names) -> String {
+        let names: Vec<_> = answer.names.iter().map(|name| self.name(&escape(name.as_str()))).collect();
+        match (names.len(), answer.is_truncated) {
+            (0, _) => "no users".to_owned(),
+            (1, _) => format!("1 user: {}", names.concat()),
+            (count, false) => format!("{count} users: {}", names.join(" ")),
+            (count, true) => format!("the first {count} users: {}", names.join(" ")),
+        }
+    }
+
+    /// A notice that nobody asked for.
+    pub(crate) fn notice(self, text: &str) -> String {
+        self.dim(&format!("* {}", block(text, 2)))
+    }
+
+    /// The notice for a state of the link, where there is something to say.
+    pub(crate) fn link(self, server: &str, state: &LinkState) -> Option<String> {
+        match state {
+            LinkState::Up => Some(self.notice(&format!("connected to {server}"))),
+            LinkState::Down { reason, .. } => {
+                Some(self.notice(&format!("no link to {server}: {reason}; trying again")))
+            }
+            LinkState::Connecting | LinkState::Closed => None,
+        }
+    }
+}
+
+/// The time of day, with the date where it is not today.
+fn local_time(time_ms: u64, now: &Zoned) -> String {
+    let timestamp = i64::try_from(time_ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
+    let Some(timestamp) = timestamp else {
+        return "(no time)".to_owned();
+    };
+    let time = timestamp.to_zoned(now.time_zone().clone());
+    let format = if time.date() == now.date() { "%H:%M" } else { "%Y-%m-%d %H:%M" };
+    time.strftime(format).to_string()
+}
+
+/// Now, where this machine is.
+pub(crate) fn now() -> Zoned {
+    Timestamp::now().to_zoned(TimeZone::system())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hark_protocol::Sequence;
+
+    const PLAIN: Style = Style { is_coloured: false };
+
+    fn noon() -> Zoned {
+        "2026-11-21T12:00:00+01:00[+01:00]".parse().unwrap()
+    }
+
+    fn delivery(text: &str, hours_ago: u64) -> Delivery {
+        let now_ms = u64::try_from(noon().timestamp().as_millisecond()).unwrap();
+        Delivery {
+            sequence: Sequence(1),
+            sender: Some("user2".parse().unwrap()),
+            time_ms: now_ms - hours_ago * 3_600_000,
+            text: text.into(),
+        }
+    }
+
+    #[test]
+    fn a_message_has_its_local_time_and_its_date_where_it_is_not_of_today() {
+        assert_eq!(PLAIN.message(&delivery("hello, again", 2), &noon()), "10:00 user2: hello, again");
+        assert_eq!(PLAIN.message(&delivery("old", 13), &noon()), "2026-11-20 23:00 user2: old");
+    }
+
+    #[test]
+    fn a_message_obeys_nothing_and_keeps_its_lines_apart_from_others() {
+        let shown = PLAIN.message(&delivery("one\n10:01 bob: \x1b[2J\u{202e}", 2), &noon());
+        assert_eq!(shown, "10:00 user2: one\n             10:01 bob: \\u{1b}[2J\\u{202e}");
+    }
+
+    #[test]
+    fn colours_are_only_there_when_asked_for() {
+        let coloured = Style { is_coloured: true };
+        assert!(coloured.message(&delivery("x", 1), &noon()).contains("\x1b["));
+        assert!(!PLAIN.message(&delivery("x", 1), &noon()).contains('\x1b'));
+    }
+
+    #[test]
+    fn a_sent_line_says_what_became_of_it() {
+        let bob = "bob".parse().unwrap();
+        let stored = PLAIN.send_status(&Ok(Done::Plainly));
+        assert_eq!(PLAIN.sent(&bob, "hello, again", &stored), "→ bob: hello, again … stored");
+        let long = PLAIN.sent(&bob, &"x".repeat(100), &PLAIN.pending(false));
+        assert_eq!(long, format!("→ bob: {}… … pending (waiting for the server)", "x".repeat(60)));
+    }
+}

@@ -1,0 +1,125 @@
+//! One command, given as arguments: ask, wait in bounds, say what came of it.
+
+use std::future::Future;
+use std::io::Write as _;
+use std::pin::pin;
+
+use hark_client::{Handle, LinkState, RequestError};
+use hark_protocol::{Code, UserName};
+
+use crate::args::Settings;
+use crate::command::{self, Command, Done, Secrets};
+use crate::exit::{Exit, Failure};
+use crate::text::{escape, escape_line};
+use crate::{lines, setup};
+
+/// Carries out one command, as `as_user` or as nobody.
+pub(crate) async fn run(
+    settings: &Settings,
+    as_user: Option<UserName>,
+    command: Command,
+) -> Result<Exit, Failure> {
+    let mut secrets = setup::secrets(settings)?;
+    if matches!(command, Command::Password(_)) {
+        ask_for_change(&mut secrets)?;
+    }
+    let (handle, events) = setup::client(settings)?;
+    // Nothing is received for who only logs in.
+    drop(events);
+    if let Some(user) = as_user {
+        attempt(settings, &handle, Command::Login(user), &secrets).await?;
+    }
+    let done = attempt(settings, &handle, command, &secrets).await?;
+    handle.close(settings.timeout).await;
+    print(&done)?;
+    Ok(Exit::Done)
+}
+
+fn print(done: &Done) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    match done {
+        Done::Listed(answer) => {
+            for name in &answer.names {
+                writeln!(out, "{}", escape_line(name.as_str()))?;
+            }
+            if answer.is_truncated {
+                eprintln!("hark: there are more users than the server lists");
+            }
+        }
+        done => writeln!(out, "{}", lines::outcome(&Ok(done.clone())))?,
+    }
+    Ok(out.flush()?)
+}
+
+/// The new password comes first: without one there is nothing to ask for.
+fn ask_for_change(secrets: &mut Secrets) -> Result<(), Failure> {
+    if secrets.new_password.is_none() && setup::can_ask() {
+        secrets.new_password = setup::ask_new("New password: ")?;
+    }
+    match secrets.new_password {
+        Some(_) => Ok(()),
+        None => Err(Failure::local("there is no new password: see --new-password-file")),
+    }
+}
+
+/// Asks the server; once more with a password, if it wants one that was not
+/// given and there is somebody to ask.
+pub(crate) async fn attempt(
+    settings: &Settings,
+    handle: &Handle,
+    command: Command,
+    secrets: &Secrets,
+) -> Result<Done, Failure> {
+    let first = command::carry_out(handle, command.clone(), secrets.clone());
+    match within_time(settings, handle, first).await {
+        Err(RequestError::Refused(refusal))
+            if refusal.code == Code::Denied && secrets.password.is_none() && setup::can_ask() =>
+        {
+            let password = setup::ask("Password: ")?;
+            let secrets = Secrets { password, ..secrets.clone() };
+            let second = command::carry_out(handle, command, secrets);
+            Ok(within_time(settings, handle, second).await?)
+        }
+        outcome => Ok(outcome?),
+    }
+}
+
+/// Waits for an answer, and gives up after `--timeout`: then the client is
+/// closed, which tells what was never sent from what is not known.
+async fn within_time<T>(
+    settings: &Settings,
+    handle: &Handle,
+    asking: impl Future<Output = Result<T, RequestError>>,
+) -> Result<T, RequestError> {
+    let mut asking = pin!(asking);
+    let patience = tokio::time::sleep(settings.timeout);
+    tokio::select! {
+        outcome = &mut asking => return outcome,
+        () = patience => {}
+        never = say_when_down(settings, handle) => match never {},
+    }
+    handle.close(std::time::Duration::ZERO).await;
+    let seconds = settings.timeout.as_secs();
+    asking.await.map_err(|error| match error {
+        RequestError::NotSent(_) => {
+            RequestError::NotSent(format!("{} was not reached in {seconds} s", settings.server).into())
+        }
+        RequestError::Unknown { what, .. } => {
+            RequestError::Unknown { what, why: format!("no answer in {seconds} s").into() }
+        }
+        other => other,
+    })
+}
+
+/// Says once that there is no link, and never ends.
+async fn say_when_down(settings: &Settings, handle: &Handle) -> std::convert::Infallible {
+    let mut link = handle.link();
+    let is_down = |state: &LinkState| matches!(state, LinkState::Down { .. });
+    if let Ok(state) = link.wait_for(is_down).await
+        && let LinkState::Down { reason, .. } = &*state
+    {
+        let seconds = settings.timeout.as_secs();
+        eprintln!("hark: cannot reach {}: {}; trying for {seconds} s", settings.server, escape(reason));
+    }
+    std::future::pending().await
+}

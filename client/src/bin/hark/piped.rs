@@ -1,0 +1,296 @@
+//! Commands on stdin, one a line, when there is no terminal: one line of
+//! output for each, in order, and the messages between them.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::io::{self, Write as _};
+use std::pin::pin;
+use std::time::Duration;
+
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use hark_client::{Event, Events, Handle, LinkState, Message, RequestError};
+use hark_protocol::limits::FRAME_BYTES_MAX;
+use hark_protocol::{Code, Refusal, UserName};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
+use tokio::sync::{mpsc, watch};
+
+use crate::args::Settings;
+use crate::command::{self, Command, Done, Secrets};
+use crate::exit::{Exit, Failure};
+use crate::text::escape;
+use crate::{lines, setup, signals};
+
+/// Answers that wait for their turn to be printed.
+const ANSWERS_MAX: usize = 1024;
+
+/// Bytes of a line: more than any server takes.
+const LINE_BYTES_MAX: u64 = FRAME_BYTES_MAX as u64;
+
+/// Reads commands until the end of stdin, and waits for all the answers.
+pub(crate) async fn run(settings: &Settings) -> Result<Exit, Failure> {
+    let secrets = setup::secrets(settings)?;
+    let stop = signals::stop()?;
+    let (handle, events) = setup::client(settings)?;
+    let (answers, answers_in) = mpsc::channel(ANSWERS_MAX);
+    let reader = Reader { handle: handle.clone(), secrets, answers };
+    let mut printer = Printer { events, exit: Exit::Done, behind: None };
+    let work = async {
+        let (read, printed) =
+            tokio::join!(reader.read(BufReader::new(tokio::io::stdin())), printer.print(answers_in));
+        printed?;
+        printer.catch_up(settings.timeout).await?;
+        read
+    };
+    tokio::select! {
+        ended = work => ended?,
+        never = close_when_over(settings, &handle, stop) => match never {},
+    }
+    handle.close(settings.timeout).await;
+    Ok(printer.exit)
+}
+
+/// Closes the client when the server is away for too long, or when a signal
+/// comes, and never ends: every command then has its outcome at once.
+async fn close_when_over(settings: &Settings, handle: &Handle, mut stop: signals::Stop) -> Infallible {
+    tokio::select! {
+        reason = unreachable(handle.link(), settings.timeout) => {
+            eprintln!("hark: cannot reach {}: {}", settings.server, escape(&reason));
+        }
+        () = stop.received() => {}
+    }
+    handle.close(Duration::ZERO).await;
+    std::future::pending().await
+}
+
+/// Waits until there was no link for `patience` without a break; why there is
+/// none.
+async fn unreachable(mut link: watch::Receiver<LinkState>, patience: Duration) -> String {
+    let mut reason = "no answer".to_owned();
+    loop {
+        let is_down = |state: &LinkState| *state != LinkState::Up;
+        let was_closed = link.wait_for(is_down).await.is_err();
+        let back = tokio::time::timeout(patience, until_up(&mut link, &mut reason)).await;
+        if was_closed || back.is_err() {
+            return reason;
+        }
+    }
+}
+
+/// Waits until there is a link, and notes why there is none.
+async fn until_up(link: &mut watch::Receiver<LinkState>, reason: &mut String) {
+    loop {
+        match &*link.borrow_and_update() {
+            LinkState::Up => return,
+            LinkState::Down { reason: why, .. } => why.clone_into(reason),
+            LinkState::Connecting | LinkState::Closed => {}
+        }
+        if link.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+    }
+}
+
+/// Turns lines into requests.
+struct Reader {
+    handle: Handle,
+    secrets: Secrets,
+    answers: mpsc::Sender<Answer>,
+}
+
+/// The outcome of a command, sooner or later.
+struct Answer {
+    /// Who receives from then on, if it is a `connect` and succeeds.
+    receiver: Option<UserName>,
+    outcome: BoxFuture<'static, Result<Done, RequestError>>,
+}
+
+impl Reader {
+    /// Reads to the end, or until the client is closed.
+    async fn read(self, mut input: impl AsyncBufRead + Unpin) -> Result<(), Failure> {
+        let mut link = self.handle.link();
+        let is_closed = |state: &LinkState| *state == LinkState::Closed;
+        loop {
+            let line = tokio::select! {
+                line = next_line(&mut input) => line.map_err(|error| Failure::local(format!("stdin: {error}")))?,
+                _ = link.wait_for(is_closed) => return Ok(()),
+            };
+            let Some(line) = line else {
+                return Ok(());
+            };
+            let is_over = match understand(&line) {
+                None => false,
+                Some(Ok(command)) => {
+                    let is_over = command == Command::Quit;
+                    self.ask(command).await || is_over
+                }
+                Some(Err(refusal)) => self.put(None, Err(refusal.into())).await,
+            };
+            if is_over {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Asks, and leaves it to the printer to wait for the answer; whether
+    /// nobody prints any more.
+    async fn ask(&self, command: Command) -> bool {
+        let receiver = match &command {
+            Command::Connect(user) => Some(user.clone()),
+            _ => None,
+        };
+        let (handle, secrets) = (self.handle.clone(), self.secrets.clone());
+        let mut asking = async move { command::carry_out(&handle, command, secrets).await }.boxed();
+        // Polling it once gives it its place among the requests.
+        match (&mut asking).now_or_never() {
+            Some(outcome) => self.put(receiver, outcome).await,
+            None => self.answers.send(Answer { receiver, outcome: asking }).await.is_err(),
+        }
+    }
+
+    async fn put(&self, receiver: Option<UserName>, outcome: Result<Done, RequestError>) -> bool {
+        let outcome = std::future::ready(outcome).boxed();
+        self.answers.send(Answer { receiver, outcome }).await.is_err()
+    }
+}
+
+/// Reads one line; `None` at the end.
+async fn next_line(input: &mut (impl AsyncBufRead + Unpin)) -> io::Result<Option<Vec<u8>>> {
+    let mut line = Vec::new();
+    let read = input.take(LINE_BYTES_MAX).read_until(b'\n', &mut line).await?;
+    match line.last() {
+        Some(b'\n') => drop(line.pop()),
+        _ if read as u64 == LINE_BYTES_MAX => {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "a line of 16 MiB or more"));
+        }
+        _ => {}
+    }
+    if line.last() == Some(&b'\r') {
+        line.pop();
+    }
+    Ok((read > 0).then_some(line))
+}
+
+/// What a line says; `None` for a blank one and for a comment.
+fn understand(line: &[u8]) -> Option<Result<Command, Refusal>> {
+    let refuse = |explanation: String| Refusal::new(Code::BadRequest, explanation);
+    let Ok(line) = std::str::from_utf8(line) else {
+        return Some(Err(refuse("the line is not UTF-8".to_owned())));
+    };
+    if line.trim().is_empty() || line.trim_start().starts_with('#') {
+        return None;
+    }
+    Some(match command::parse(line) {
+        Ok(Command::Password(None)) => Err(refuse("usage: password USER".to_owned())),
+        parsed => parsed.map_err(refuse),
+    })
+}
+
+/// Owns the output.
+struct Printer {
+    events: Events,
+    exit: Exit,
+    /// Who has connected and was not pushed all that was queued.
+    behind: Option<UserName>,
+}
+
+impl Printer {
+    /// Prints the outcomes in order until there are no more.
+    async fn print(&mut self, mut answers: mpsc::Receiver<Answer>) -> Result<(), Failure> {
+        while let Some(answer) = self.meanwhile(answers.recv()).await? {
+            let outcome = self.meanwhile(answer.outcome).await?;
+            self.exit = self.exit.max(outcome.as_ref().map_or_else(Exit::from, |_| Exit::Done));
+            if outcome.is_ok() && answer.receiver.is_some() {
+                self.behind = answer.receiver;
+            }
+            print(&lines::outcome(&outcome))?;
+        }
+        Ok(())
+    }
+
+    /// Waits, and prints the messages that come. What is waited for goes
+    /// first: the answer to a `connect` stands before its messages.
+    async fn meanwhile<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Failure> {
+        let mut work = pin!(work);
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut work => return Ok(done),
+                Some(event) = self.events.next() => self.take(event)?,
+            }
+        }
+    }
+
+    /// Prints what was queued for whoever has connected last, as far as it
+    /// comes in time.
+    async fn catch_up(&mut self, patience: Duration) -> Result<(), Failure> {
+        let mut patience = pin!(tokio::time::sleep(patience));
+        while self.behind.is_some() {
+            tokio::select! {
+                event = self.events.next() => match event {
+                    Some(event) => self.take(event)?,
+                    None => return Ok(()),
+                },
+                () = &mut patience => return Ok(()),
+            }
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, event: Event) -> Result<(), Failure> {
+        match event {
+            Event::Message(message) => print_message(message)?,
+            Event::CaughtUp { .. } => self.behind = None,
+            Event::TakenOver { user } => {
+                self.behind = None;
+                eprintln!("hark: another connection receives for {} now", escape(user.as_str()));
+            }
+            Event::IdentityLost { user, refusal } => {
+                self.behind = None;
+                eprintln!("hark: no longer {}: {}", escape(user.as_str()), escape(&refusal.explanation));
+            }
+            Event::Link(_) => {}
+        }
+        Ok(())
+    }
+}
+
+fn print_message(message: Message) -> Result<(), Failure> {
+    print(&lines::message(&message.delivery))?;
+    message.ack().map_err(Failure::local)
+}
+
+fn print(line: &str) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{line}")?;
+    Ok(out.flush()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blank_lines_and_comments_ask_nothing() {
+        assert!(understand(b"").is_none());
+        assert!(understand(b"  # send bob x").is_none());
+        assert_eq!(understand(b"ping"), Some(Ok(Command::Ping)));
+    }
+
+    #[test]
+    fn what_is_no_command_is_refused_here() {
+        for bad in [&b"frobnicate"[..], b"\xff", b"password", b"send bob"] {
+            assert_eq!(understand(bad).unwrap().unwrap_err().code, Code::BadRequest);
+        }
+    }
+
+    #[tokio::test]
+    async fn lines_end_in_either_way_and_the_last_may_end_without() {
+        let mut input = &b"one\r\n\ntwo"[..];
+        let mut read = Vec::new();
+        while let Some(line) = next_line(&mut input).await.unwrap() {
+            read.push(line);
+        }
+        assert_eq!(read, [&b"one"[..], b"", b"two"]);
+    }
+}

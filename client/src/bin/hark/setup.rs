@@ -1,0 +1,77 @@
+//! From the command line to a client: settings, passwords and files.
+
+use std::fs;
+use std::io::IsTerminal as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use etcetera::BaseStrategy as _;
+use hark_client::taken::FileTaken;
+use hark_client::{Client, Config, Events, Handle};
+use hark_protocol::Password;
+
+use crate::args::Settings;
+use crate::command::Secrets;
+use crate::exit::Failure;
+
+/// Where this user's state is kept.
+pub(crate) fn state_dir(settings: &Settings) -> Result<PathBuf, Failure> {
+    if let Some(directory) = &settings.state_dir {
+        return Ok(directory.clone());
+    }
+    let base = etcetera::choose_base_strategy()
+        .map_err(|error| Failure::local(format!("no home directory, set --state-dir: {error}")))?;
+    Ok(base.state_dir().unwrap_or_else(|| base.data_dir()).join("hark"))
+}
+
+/// Starts a client that remembers what was taken in files.
+pub(crate) fn client(settings: &Settings) -> Result<(Handle, Events), Failure> {
+    let taken = FileTaken::new(&state_dir(settings)?.join("taken"), &settings.server);
+    let config = Config { taken: Arc::new(taken), ..Config::tcp(settings.server.as_str()) };
+    Ok(Client::connect(config))
+}
+
+/// The passwords that were given, without asking.
+pub(crate) fn secrets(settings: &Settings) -> Result<Secrets, Failure> {
+    Ok(Secrets {
+        password: given(settings.password_file.as_deref(), "HARK_PASSWORD")?,
+        new_password: given(settings.new_password_file.as_deref(), "HARK_NEW_PASSWORD")?,
+    })
+}
+
+fn given(file: Option<&Path>, variable: &str) -> Result<Option<Password>, Failure> {
+    let (text, source) = match (file, std::env::var(variable)) {
+        (Some(path), _) => {
+            let text = fs::read_to_string(path)
+                .map_err(|error| Failure::local(format!("cannot read {}: {error}", path.display())))?;
+            (text, path.display().to_string())
+        }
+        (None, Ok(text)) if !text.is_empty() => (text, variable.to_owned()),
+        (None, _) => return Ok(None),
+    };
+    let line = text.lines().next().unwrap_or_default();
+    line.parse().map(Some).map_err(|bad| Failure::local(format!("{source}: {bad}")))
+}
+
+/// Whether there is somebody to ask.
+pub(crate) fn can_ask() -> bool {
+    std::io::stdin().is_terminal()
+}
+
+/// Asks for a password without echo; `None` where none is given.
+pub(crate) fn ask(prompt: &str) -> Result<Option<Password>, Failure> {
+    let text = rpassword::prompt_password(prompt)
+        .map_err(|error| Failure::local(format!("cannot ask for a password: {error}")))?;
+    if text.is_empty() { Ok(None) } else { text.parse().map(Some).map_err(Failure::local) }
+}
+
+/// Asks for a new password twice.
+pub(crate) fn ask_new(prompt: &str) -> Result<Option<Password>, Failure> {
+    let Some(first) = ask(prompt)? else {
+        return Ok(None);
+    };
+    match ask("The same again: ")? {
+        Some(second) if second == first => Ok(Some(first)),
+        _ => Err(Failure::local("the two passwords are not the same")),
+    }
+}

@@ -1,0 +1,43 @@
+//! `hark user …`: passed on to `harkd user …`, which knows the store.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::Command;
+
+use crate::exit::{Exit, Failure};
+
+/// Becomes `harkd user` with these arguments.
+pub(crate) fn run(arguments: Vec<OsString>) -> Result<Exit, Failure> {
+    let program = beside_this_one().unwrap_or_else(|| "harkd".into());
+    let mut command = Command::new(&program);
+    command.arg("user").args(arguments);
+    let error = exec(&mut command)?;
+    Err(Failure::local(match error.kind() {
+        std::io::ErrorKind::NotFound => {
+            "harkd manages the accounts, and is neither beside hark nor in the PATH".to_owned()
+        }
+        _ => format!("cannot run {}: {error}", program.display()),
+    }))
+}
+
+fn beside_this_one() -> Option<PathBuf> {
+    let name = format!("harkd{}", std::env::consts::EXE_SUFFIX);
+    let path = std::env::current_exe().ok()?.parent()?.join(name);
+    path.is_file().then_some(path)
+}
+
+/// Does not return where it succeeds.
+#[cfg(unix)]
+fn exec(command: &mut Command) -> Result<std::io::Error, Failure> {
+    use std::os::unix::process::CommandExt as _;
+    Ok(command.exec())
+}
+
+/// Ends this process with the other's exit code where it succeeds.
+#[cfg(not(unix))]
+fn exec(command: &mut Command) -> Result<std::io::Error, Failure> {
+    match command.status() {
+        Ok(status) => std::process::exit(status.code().unwrap_or(4)),
+        Err(error) => Ok(error),
+    }
+}

@@ -1,0 +1,258 @@
+//! What is received, dropped and acknowledged.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hark_client::taken::FileTaken;
+use hark_client::{Client, Config, Event, Events, Handle, LinkState};
+use hark_protocol::{OkFields, Reply};
+
+use crate::peer::{Peer, config, event, link, message, up, user};
+
+/// Connects as amy, with the peer's consent.
+async fn connect(handle: &Handle, peer: &mut Peer, queued: u64) {
+    let call = tokio::spawn({
+        let handle = handle.clone();
+        async move { handle.connect(user("amy"), None).await }
+    });
+    peer.grant(queued).await;
+    assert_eq!(call.await.unwrap().unwrap(), queued);
+}
+
+async fn take(events: &mut Events) -> u64 {
+    let message = message(events).await;
+    let sequence = message.delivery.sequence.0;
+    message.ack().unwrap();
+    sequence
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_is_acknowledged_after_it_was_taken_and_not_before() {
+    let (handle, mut events, _peers, mut peer) = up().await;
+    connect(&handle, &mut peer, 1).await;
+    peer.push(7).await;
+    let taken = message(&mut events).await;
+    assert_eq!((&taken.user, &*taken.delivery.text), (&user("amy"), "text 7 of 1000007"));
+    peer.silence(Duration::from_secs(10)).await;
+    taken.ack().unwrap();
+    assert_eq!(peer.acked().await, 7);
+    assert!(matches!(event(&mut events).await, Event::CaughtUp { .. }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn acks_are_not_one_frame_for_each_message() {
+    let (handle, mut events, _peers, mut peer) = up().await;
+    connect(&handle, &mut peer, 256).await;
+    for n in 1..=256 {
+        peer.push(n).await;
+    }
+    // The application takes them when all have come.
+    peer.silence(Duration::from_secs(1)).await;
+    for n in 1..=256 {
+        assert_eq!(take(&mut events).await, n);
+    }
+    let mut acks = vec![peer.acked().await];
+    while acks.last() != Some(&256) {
+        acks.push(peer.acked().await);
+    }
+    assert!(acks.len() <= 5, "{acks:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_comes_again_on_a_new_link_is_dropped_and_acknowledged_again() {
+    let (handle, mut events, mut peers, mut peer) = up().await;
+    connect(&handle, &mut peer, 3).await;
+    for n in 1..=3 {
+        peer.push(n).await;
+    }
+    assert_eq!(take(&mut events).await, 1);
+    assert_eq!(take(&mut events).await, 2);
+    let third = message(&mut events).await;
+    drop(peer);
+    let mut peer = peers.greeted().await;
+    peer.grant(4).await;
+    for n in 1..=4 {
+        peer.push(n).await;
+    }
+    let fourth = message(&mut events).await;
+    assert_eq!(fourth.delivery.sequence.0, 4, "1 and 2 were taken, 3 is in the application's hands");
+    fourth.ack().unwrap();
+    third.ack().unwrap();
+    let mut acked = 0;
+    while acked < 4 {
+        acked = peer.acked().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_that_was_dropped_unread_comes_again() {
+    let (handle, mut events, mut peers, mut peer) = up().await;
+    connect(&handle, &mut peer, 0).await;
+    peer.push(1).await;
+    drop(message(&mut events).await);
+    peer.push(2).await;
+    assert_eq!(take(&mut events).await, 2);
+    peer.silence(Duration::from_secs(5)).await;
+    drop(peer);
+    let mut peer = peers.greeted().await;
+    peer.grant(2).await;
+    peer.push(1).await;
+    peer.push(2).await;
+    assert_eq!(take(&mut events).await, 1);
+    let mut acked = 0;
+    while acked < 2 {
+        acked = peer.acked().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_acknowledged_between_a_connect_as_another_and_its_answer() {
+    let (handle, mut events, _peers, mut peer) = up().await;
+    connect(&handle, &mut peer, 0).await;
+    peer.push(1).await;
+    let amys = message(&mut events).await;
+    let call = tokio::spawn({
+        let handle = handle.clone();
+        async move { handle.connect(user("bob"), None).await }
+    });
+    let (id, ..) = peer.entered().await;
+    amys.ack().unwrap();
+    peer.silence(Duration::from_secs(5)).await;
+    peer.reply(id, Reply::Ok(OkFields::queued(1))).await;
+    call.await.unwrap().unwrap();
+    peer.silence(Duration::from_secs(5)).await;
+    peer.push(9).await;
+    assert_eq!(take(&mut events).await, 9);
+    assert_eq!(peer.acked().await, 9);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_connect_leaves_the_acks_as_they_were() {
+    let (handle, mut events, _peers, mut peer) = up().await;
+    connect(&handle, &mut peer, 0).await;
+    peer.push(1).await;
+    let amys = message(&mut events).await;
+    let call = tokio::spawn({
+        let handle = handle.clone();
+        async move { handle.connect(user("bob"), None).await }
+    });
+    let (id, ..) = peer.entered().await;
+    amys.ack().unwrap();
+    peer.refuse(id, hark_protocol::Code::Denied).await;
+    call.await.unwrap().unwrap_err();
+    assert_eq!(peer.acked().await, 1);
+}
+
+/// A client whose memory is in `directory`, connected as amy.
+async fn remembering(directory: &std::path::Path, queued: u64) -> (Handle, Events, Peer) {
+    let (config, mut peers) = config();
+    let taken = Arc::new(FileTaken::new(directory, "server:1"));
+    let (handle, events) = Client::connect(Config { taken, ..config });
+    let mut peer = peers.greeted().await;
+    connect(&handle, &mut peer, queued).await;
+    (handle, events, peer)
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_taken_before_a_restart_is_dropped_after_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let (handle, mut events, mut peer) = remembering(directory.path(), 0).await;
+    for n in 1..=10 {
+        peer.push(n).await;
+        assert_eq!(take(&mut events).await, n);
+    }
+    // It ends without its acks having been seen.
+    drop((handle, events, peer));
+    let (_handle, mut events, mut peer) = remembering(directory.path(), 11).await;
+    for n in 1..=11 {
+        peer.push(n).await;
+    }
+    assert_eq!(take(&mut events).await, 11);
+    let mut acked = 0;
+    while acked < 11 {
+        acked = peer.acked().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_begins_anew_loses_no_message() {
+    let directory = tempfile::tempdir().unwrap();
+    let (handle, mut events, mut peer) = remembering(directory.path(), 0).await;
+    for n in 1..=2000 {
+        peer.push_at(n, 1_000_000 + n).await;
+        take(&mut events).await;
+    }
+    drop((handle, events, peer));
+    // The same numbers, at later times: other messages.
+    let (_handle, mut events, mut peer) = remembering(directory.path(), 0).await;
+    for n in 1..=2000 {
+        peer.push_at(n, 5_000_000 + n).await;
+        assert_eq!(take(&mut events).await, n);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_memory_that_cannot_be_read_refuses_the_connect_before_it_takes_anything_over() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(directory.path().join("server%3a1").join("amy")).unwrap();
+    let (config, mut peers) = config();
+    let taken = Arc::new(FileTaken::new(directory.path(), "server:1"));
+    let (handle, _events) = Client::connect(Config { taken, ..config });
+    let mut peer = peers.greeted().await;
+    let refused = handle.connect(user("amy"), None).await.unwrap_err();
+    assert!(refused.to_string().contains("cannot read what was taken"), "{refused}");
+    peer.silence(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_application_that_takes_nothing_stops_the_reading_and_not_the_link() {
+    let (handle, mut events, _peers, mut peer) = up().await;
+    connect(&handle, &mut peer, 0).await;
+    let pushing = tokio::spawn(async move {
+        // Far more than the window: a server that breaks the rules.
+        for n in 1..=5_000 {
+            peer.push(n).await;
+        }
+        peer
+    });
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    assert!(!pushing.is_finished(), "what is not taken is not read");
+    assert_eq!(*handle.link().borrow(), LinkState::Up);
+    for n in 1..=5_000 {
+        assert_eq!(take(&mut events).await, n);
+    }
+    let mut peer = pushing.await.unwrap();
+    let mut acked = 0;
+    while acked < 5_000 {
+        acked = peer.acked().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_anybody_to_take_them_messages_stay_with_the_server() {
+    let (handle, events, _peers, mut peer) = up().await;
+    drop(events);
+    connect(&handle, &mut peer, 1).await;
+    peer.push(1).await;
+    peer.silence(Duration::from_secs(10)).await;
+    assert_eq!(*handle.link().borrow(), LinkState::Up);
+}
+
+#[tokio::test(start_paused = true)]
+async fn close_acknowledges_everything_that_was_taken() {
+    let (handle, mut events, _peers, mut peer) = up().await;
+    connect(&handle, &mut peer, 3).await;
+    for n in 1..=3 {
+        peer.push(n).await;
+    }
+    let (first, _held) = (message(&mut events).await, message(&mut events).await);
+    first.ack().unwrap();
+    let closing = tokio::spawn({
+        let handle = handle.clone();
+        async move { handle.close(Duration::from_secs(5)).await }
+    });
+    assert_eq!(peer.acked().await, 1);
+    peer.closed().await;
+    assert_eq!(closing.await.unwrap(), 0);
+    link(&handle, |state| *state == LinkState::Closed).await;
+}

@@ -1,0 +1,114 @@
+//! How a link is opened, watched and given up.
+
+use std::time::Duration;
+
+use hark_client::{Client, Event, LinkState};
+use hark_protocol::{ByeReason, Code, Request};
+
+use crate::peer::{config, link, up, user};
+
+#[tokio::test(start_paused = true)]
+async fn a_ping_asks_for_a_word_after_20_s_and_the_link_is_dead_10_s_later() {
+    let (handle, _events, mut peers, mut peer) = up().await;
+    let start = tokio::time::Instant::now();
+    let (id, request) = peer.next().await;
+    assert_eq!((request, start.elapsed().as_secs()), (Request::Ping, 20));
+    peer.ok(id).await;
+    let (_, request) = peer.next().await;
+    assert_eq!((request, start.elapsed().as_secs()), (Request::Ping, 40));
+    // This one is not answered.
+    let down = link(&handle, |state| matches!(state, LinkState::Down { .. })).await;
+    assert_eq!(start.elapsed().as_secs(), 50);
+    assert!(matches!(down, LinkState::Down { reason, .. } if reason == "the server does not answer"));
+    let _peer = peers.greeted().await;
+    link(&handle, |state| *state == LinkState::Up).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn whatever_is_heard_keeps_a_link_alive() {
+    let (handle, _events, _peers, mut peer) = up().await;
+    drop(handle.send(user("bob"), "x".into()).await.unwrap());
+    peer.sent().await;
+    for n in 0..20 {
+        tokio::time::sleep(Duration::from_secs(19)).await;
+        // A reply to nothing is a word, too.
+        peer.ok(77 + n).await;
+    }
+    assert_eq!(*handle.link().borrow(), LinkState::Up);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_accepts_and_says_nothing_is_given_up_after_10_s() {
+    let (config, mut peers) = config();
+    let (handle, _events) = Client::connect(config);
+    let start = tokio::time::Instant::now();
+    let silent = peers.accept().await;
+    link(&handle, |state| matches!(state, LinkState::Down { .. })).await;
+    assert_eq!(start.elapsed().as_secs(), 10);
+    drop(silent);
+    peers.greeted().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_waits_between_attempts_grow_to_10_s() {
+    let (config, mut peers) = config();
+    let (_handle, _events) = Client::connect(config);
+    let mut last = tokio::time::Instant::now();
+    let mut waits = Vec::new();
+    for _ in 0..20 {
+        drop(peers.accept().await);
+        waits.push(last.elapsed());
+        last = tokio::time::Instant::now();
+    }
+    assert!(waits[1] <= Duration::from_millis(100), "{waits:?}");
+    assert!(waits[12..].iter().all(|wait| (5..=10).contains(&wait.as_secs())), "{waits:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_asks_for_time_gets_it() {
+    let (config, mut peers) = config();
+    let (handle, _events) = Client::connect(config);
+    let mut peer = peers.accept().await;
+    let (id, _) = peer.next().await;
+    let refusal = hark_protocol::Refusal::new(Code::RateLimited, "7 seconds");
+    peer.reply(id, hark_protocol::Reply::NotOk(refusal)).await;
+    let down = link(&handle, |state| matches!(state, LinkState::Down { .. })).await;
+    assert!(matches!(down, LinkState::Down { retry_in, .. } if retry_in.as_secs() == 7), "{down:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_states_of_the_link_are_events() {
+    let (config, mut peers) = config();
+    let (_handle, mut events) = Client::connect(config);
+    let peer = peers.greeted().await;
+    let mut seen = Vec::new();
+    let mut peer = Some(peer);
+    while seen.len() < 4 {
+        let Some(Event::Link(state)) = events.next().await else {
+            panic!("a state of the link was to come");
+        };
+        if state == LinkState::Up
+            && let Some(mut peer) = peer.take()
+        {
+            peer.bye(ByeReason::Shutdown).await;
+        }
+        seen.push(state);
+    }
+    assert_eq!(seen[..2], [LinkState::Connecting, LinkState::Up]);
+    assert!(
+        matches!(&seen[2], LinkState::Down { reason, .. } if reason == "the server is stopping"),
+        "{seen:?}"
+    );
+    assert_eq!(seen[3], LinkState::Connecting);
+}
+
+#[tokio::test(start_paused = true)]
+async fn bytes_that_are_not_the_protocol_end_the_link() {
+    let (handle, _events, mut peers, mut peer) = up().await;
+    let explanation = "a frame is too short".into();
+    let error = hark_protocol::Reply::Error { failure: hark_protocol::Failure::Protocol, explanation };
+    peer.reply(0, error).await;
+    let down = link(&handle, |state| matches!(state, LinkState::Down { .. })).await;
+    assert!(matches!(down, LinkState::Down { reason, .. } if reason.contains("a frame is too short")));
+    peers.greeted().await;
+}
