@@ -5,6 +5,7 @@
 //! knows a front, a socket or a rule of the chat. Only what is in this folder
 //! names an engine.
 
+pub mod local;
 mod pending;
 mod receiver;
 
