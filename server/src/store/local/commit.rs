@@ -319,6 +319,7 @@ impl Drop for Committer {
     fn drop(&mut self) {
         self.recovery = None;
         self.shared.readers.set(None);
+        self.shared.directory.close();
         self.backlog.drain(..).for_each(Command::refuse);
         self.shared.queue.close();
     }

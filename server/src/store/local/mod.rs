@@ -165,7 +165,7 @@ impl Store for LocalStore {
     }
 
     fn account(&self, name: &UserName) -> Pending<Option<AccountEntry>> {
-        Pending::ready(Ok(self.shared.directory.account(name)))
+        Pending::ready(self.shared.directory.account(name))
     }
 
     fn set_password(&self, account: &Account, old: Option<PasswordHash>, new: PasswordHash) -> Pending<bool> {
@@ -177,7 +177,7 @@ impl Store for LocalStore {
     }
 
     fn names(&self, after: Option<&UserName>, limit: usize) -> Pending<Vec<UserName>> {
-        Pending::ready(Ok(self.shared.directory.names(after, limit)))
+        Pending::ready(self.shared.directory.names(after, limit))
     }
 
     fn append(&self, append: Append) -> Pending<Outcome> {

@@ -102,19 +102,22 @@ impl EmbeddedOpener {
         let has_engine = self.folder.engine().is_dir();
         let (file, commits) = match self.folder.commits()? {
             Some(file) => {
-                let read = file.read().map_err(|source| self.io(source))?;
-                (file, read)
+                let commits = file.read().map_err(|source| self.io(source))?;
+                if commits.is_none() {
+                    self.accept("the count of its commits is garbled", None)?;
+                }
+                (file, commits.unwrap_or(none))
             }
-            None if has_engine => (self.folder.make_commits(none)?, None),
-            None => (self.folder.make_commits(none)?, Some(none)),
-        };
-        let commits = match commits {
-            Some(commits) => commits,
-            None => self.accept("the count of its commits is gone".to_owned(), None).map(|()| none)?,
+            None => {
+                if has_engine {
+                    self.accept("the count of its commits is gone", None)?;
+                }
+                (self.folder.make_commits(none)?, none)
+            }
         };
         if !has_engine {
             if commits.durable > 0 {
-                self.accept("everything is gone".to_owned(), Some(commits.durable))?;
+                self.accept("everything is gone", Some(commits.durable))?;
             }
             self.folder
                 .make_engine(|path| open_tables(path, &self.live, &Compaction::default()).map(drop))?;
@@ -123,7 +126,7 @@ impl EmbeddedOpener {
     }
 
     /// Refuses to open what is damaged, unless that is accepted.
-    fn accept(&self, what: String, lost: Option<u64>) -> Result<(), OpenError> {
+    fn accept(&self, what: impl Into<String>, lost: Option<u64>) -> Result<(), OpenError> {
         let damaged = self.folder.damaged(what, lost);
         if self.accept_data_loss {
             tracing::warn!("{damaged}: accepted");
@@ -304,7 +307,8 @@ impl Engine for FjallEngine {
     }
 
     fn compact(&mut self) {
-        self.compaction.start(self.tables.keyspace(Table::Messages));
+        let keyspace = |table| self.tables.keyspace(table);
+        self.compaction.start(keyspace(Table::Messages), keyspace(Table::Meta));
     }
 
     fn close(mut self: Box<Self>) -> Result<(), EngineError> {

@@ -4,6 +4,8 @@
 //! back the space of the others.
 
 mod embedded;
+#[cfg(test)]
+pub(super) mod faulty;
 mod live;
 mod memory;
 

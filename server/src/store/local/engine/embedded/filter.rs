@@ -31,14 +31,17 @@ impl Compaction {
         Arc::clone(&self.stopping)
     }
 
-    /// Starts a merge, unless one is still running.
-    pub(super) fn start(&mut self, messages: &Keyspace) {
+    /// Starts a merge, unless one is still running. `small` is a keyspace that
+    /// costs little to be written out.
+    pub(super) fn start(&mut self, messages: &Keyspace, small: &Keyspace) {
         if self.thread.as_ref().is_some_and(|thread| !thread.is_finished()) {
             return;
         }
-        let messages = messages.clone();
+        let (messages, small) = (messages.clone(), small.clone());
         let stopping = self.stopping();
-        let merge = move || match messages.major_compact() {
+        // The files that were merged are kept for readers who may have begun
+        // before. They are looked through when any table is written out.
+        let merge = move || match messages.major_compact().and_then(|()| small.rotate_memtable()) {
             Err(error) if !stopping.load(Ordering::Relaxed) => {
                 tracing::warn!(%error, "the space of forgotten messages could not be given back");
             }
