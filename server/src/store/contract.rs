@@ -491,12 +491,7 @@ pub(super) async fn what_was_answered_is_there_after_a_drop_without_a_close(home
 }
 
 pub(super) async fn next_event(receiver: &mut Receiver) -> Event {
-    loop {
-        if let Some(event) = receiver.next_event() {
-            return event;
-        }
-        receiver.changed().await;
-    }
+    std::future::poll_fn(|cx| receiver.poll_event(cx)).await
 }
 
 /// The suite as tests; `$home` makes an empty [`Home`] for each.
