@@ -44,9 +44,11 @@ const CACHE_BYTES: u64 = 8 * 1024 * 1024;
 /// Files that are held open, at most.
 const OPEN_FILES_MAX: usize = 256;
 
-/// Threads that write tables out and merge them. One would leave the tables
-/// unwritten while it merges.
-const WORKERS: usize = 2;
+/// Threads that write tables out and merge them. Of several, the engine (3.1)
+/// keeps the first from merging by handing it the same message again and again,
+/// which costs a whole processor while another merges. One alone leaves tables
+/// unwritten while it merges, for which there is room for four.
+const WORKERS: usize = 1;
 
 /// Tables in memory that wait to be written out, at most, for a commit to
 /// begin: the engine halts inside the commit at 4.
