@@ -44,9 +44,9 @@ const CACHE_BYTES: u64 = 8 * 1024 * 1024;
 /// Files that are held open, at most.
 const OPEN_FILES_MAX: usize = 256;
 
-/// Threads that write tables out and merge them. One would leave the tables
-/// unwritten while it merges.
-const WORKERS: usize = 2;
+/// Threads that write tables out and merge them. Of two, one would spin while
+/// the other merges.
+const WORKERS: usize = 1;
 
 /// Tables in memory that wait to be written out, at most, for a commit to
 /// begin: the engine halts inside the commit at 4.
@@ -257,8 +257,10 @@ impl FjallEngine {
     /// until there are fewer. Where the worker that writes them has died, for
     /// instance because the disk is full, it would wait for ever. Here that is
     /// noticed, since a worker that dies poisons the engine.
-    fn catch_up(&self) -> Result<(), EngineError> {
+    fn catch_up(&mut self) -> Result<(), EngineError> {
         while self.tables.keyspaces.iter().any(is_behind) {
+            // A merge of all messages keeps the worker from writing tables out.
+            self.compaction.stop();
             self.tables.database.persist(PersistMode::Buffer).map_err(EngineError::new)?;
             thread::sleep(CATCH_UP_INTERVAL);
         }
