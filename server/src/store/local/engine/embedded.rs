@@ -3,12 +3,9 @@
 //! known about it:
 //!
 //! - A failed write or sync poisons it for good: it is dropped and opened again.
-//! - It takes what it finds in its journal for durable. After an unclean end
-//!   that may never have reached the disk, although it can be read: the kernel
-//!   takes a page for clean that it failed to write. So [`journal`] writes the
-//!   journals anew, and syncs them, before the engine sees them.
-//! - It cuts a journal off, without a word, where it cannot read it. So each
-//!   commit carries a count, which is compared with the one in [`CommitsFile`].
+//! - It takes what it finds in its journals for durable, and for all there was.
+//!   So [`journal`] checks them before the engine sees them, and each commit
+//!   carries a count, which is compared with the one in [`CommitsFile`].
 //! - A commit waits, without end, for workers that a full disk has killed. So
 //!   nothing is committed while they lag behind; see [`FjallEngine::catch_up`].
 
@@ -158,14 +155,16 @@ impl EmbeddedOpener {
 impl Opener for EmbeddedOpener {
     fn open(&self) -> Result<Box<dyn Engine>, OpenError> {
         let (file, known) = self.prepare()?;
-        if !known.clean {
-            journal::write_anew(&self.folder.engine()).map_err(|source| self.io(source))?;
+        let damaged =
+            journal::check(&self.folder.engine(), !known.clean).map_err(|source| self.io(source))?;
+        if damaged > 0 {
+            self.accept(format!("{damaged} of its journals cannot be read to the end"), None)?;
+            journal::check(&self.folder.engine(), true).map_err(|source| self.io(source))?;
         }
         // From here on it takes a close in order to be clean again.
         file.write_synced(Commits { clean: false, ..known }).map_err(|source| self.io(source))?;
         let compaction = Compaction::default();
-        let tables = open_tables(&self.folder.engine(), &self.live, &compaction)
-            .map_err(|error| self.explain(error))?;
+        let tables = open_tables(&self.folder.engine(), &self.live, &compaction)?;
         let commits = self.count(&tables)?;
         if commits < known.durable {
             let lost = known.durable - commits;
@@ -181,22 +180,6 @@ impl Opener for EmbeddedOpener {
 
     fn accepts_data_loss(&self) -> bool {
         self.accept_data_loss
-    }
-}
-
-impl EmbeddedOpener {
-    /// A journal that was changed in place is damage, and no trouble to be
-    /// retried.
-    fn explain(&self, error: OpenError) -> OpenError {
-        match &error {
-            OpenError::Engine { source, .. } => match source.downcast_ref() {
-                Some(fjall::Error::JournalRecovery(e)) => {
-                    self.folder.damaged(format!("its journal was changed: {e:?}"), None)
-                }
-                _ => error,
-            },
-            _ => error,
-        }
     }
 }
 
