@@ -68,6 +68,12 @@ impl<I: Hash + Ord + Clone, T: Ord + Clone, W> Calls<I, T, W> {
         self.open.is_empty()
     }
 
+    /// Whether a call with this id is open.
+    #[must_use]
+    pub fn contains(&self, id: &I) -> bool {
+        self.open.contains_key(id)
+    }
+
     /// The earliest deadline of all open calls.
     #[must_use]
     pub fn next_deadline(&self) -> Option<&T> {
@@ -79,7 +85,7 @@ impl<I: Hash + Ord + Clone, T: Ord + Clone, W> Calls<I, T, W> {
     /// # Errors
     /// [`DuplicateId`] where a call with this id is open; that one is kept.
     pub fn register(&mut self, id: I, deadline: Option<T>, waiter: W) -> Result<(), DuplicateId> {
-        if self.open.contains_key(&id) {
+        if self.contains(&id) {
             return Err(DuplicateId);
         }
         if let Some(deadline) = &deadline {
@@ -202,14 +208,14 @@ impl<I: Hash + Ord + Clone, T: Ord + Clone, R> Correlator<I, T, R> {
     /// [`DuplicateId`] where a call with this id is open; that one is kept.
     pub fn call(&self, id: I, deadline: Option<T>) -> Result<Call<I, T, R>, DuplicateId> {
         let (sender, receiver) = oneshot::channel();
-        self.lock().register(id.clone(), deadline, Waiter::Future(sender))?;
+        self.register(id.clone(), deadline, Waiter::Future(sender))?;
         Ok(Call { id, calls: self.clone(), receiver })
     }
 
     /// Opens a call whose end is passed to `callback`, exactly once: by
-    /// [`Self::complete`], [`Self::expire`], [`Self::fail_all`] or
-    /// [`Self::cancel`] (which drops it without calling it). It runs on the
-    /// thread that ends the call, and may open others.
+    /// [`Self::complete`], [`Self::expire`] or [`Self::fail_all`]. It runs on
+    /// the thread that ends the call, and may open others. [`Self::cancel`]
+    /// drops it without calling it.
     ///
     /// # Errors
     /// [`DuplicateId`] where a call with this id is open; that one is kept.
@@ -219,7 +225,17 @@ impl<I: Hash + Ord + Clone, T: Ord + Clone, R> Correlator<I, T, R> {
         deadline: Option<T>,
         callback: impl FnOnce(Result<R, CallError>) + Send + 'static,
     ) -> Result<(), DuplicateId> {
-        self.lock().register(id, deadline, Waiter::Callback(Box::new(callback)))
+        self.register(id, deadline, Waiter::Callback(Box::new(callback)))
+    }
+
+    fn register(&self, id: I, deadline: Option<T>, waiter: Waiter<R>) -> Result<(), DuplicateId> {
+        // A refused waiter must not be dropped under the lock, since it may
+        // hold a `Call` of these same calls. An argument outlives a local.
+        let mut calls = self.lock();
+        if calls.contains(&id) {
+            return Err(DuplicateId);
+        }
+        calls.register(id, deadline, waiter)
     }
 
     /// Ends a call with its reply. Gives the reply back where no such call is
@@ -238,24 +254,26 @@ impl<I: Hash + Ord + Clone, T: Ord + Clone, R> Correlator<I, T, R> {
         }
     }
 
-    /// Ends a call without a word; whether it was open.
+    /// Ends a call without a reply; whether it was open. A [`Call`] that is
+    /// still awaited yields [`CallError::Closed`].
     pub fn cancel(&self, id: &I) -> bool {
         let waiter = self.lock().remove(id);
         waiter.is_some()
     }
 
     /// Ends every call whose deadline is `now` or before, the earliest first,
-    /// with [`CallError::TimedOut`]. Returns how many.
+    /// with [`CallError::TimedOut`]. Returns how many. What a callback opens
+    /// meanwhile is left for the next time, even if it is due already.
     pub fn expire(&self, now: &T) -> usize {
-        let mut expired = 0;
-        loop {
-            let next = self.lock().expire_next(now);
-            let Some((_, waiter)) = next else {
-                return expired;
-            };
+        let due: Vec<_> = {
+            let mut calls = self.lock();
+            std::iter::from_fn(|| calls.expire_next(now)).collect()
+        };
+        let count = due.len();
+        for (_, waiter) in due {
             waiter.end(Err(CallError::TimedOut));
-            expired += 1;
         }
+        count
     }
 
     /// Ends every call with [`CallError::Closed`]. Returns how many.
@@ -295,11 +313,62 @@ impl<I: Hash + Ord + Clone + Unpin, T: Ord + Clone, R> Future for Call<I, T, R> 
 
 impl<I: Hash + Ord + Clone, T: Ord + Clone, R> Drop for Call<I, T, R> {
     fn drop(&mut self) {
+        if self.receiver.is_terminated() {
+            // It has yielded its end, and its entry went before that.
+            return;
+        }
         // Closing first marks this call's own entry: the id may have ended in
         // this very moment and belong to another call by now.
         self.receiver.close();
         let abandoned = |waiter: &Waiter<R>| matches!(waiter, Waiter::Future(sender) if sender.is_closed());
         let waiter = self.calls.lock().remove_if(&self.id, abandoned);
         drop(waiter);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BURST: u32 = 100_000;
+
+    /// Opens many calls, ends them by `end`, and finds the memory given back.
+    #[track_caller]
+    fn check_memory(end: impl FnOnce(&mut Calls<u32, u32, ()>)) {
+        let mut calls = Calls::default();
+        for id in 0..BURST {
+            assert_eq!(calls.register(id, Some(id), ()), Ok(()));
+        }
+        assert!(calls.open.capacity() >= BURST as usize);
+        end(&mut calls);
+        assert!(calls.is_empty());
+        assert_eq!(calls.next_deadline(), None);
+        assert!(calls.open.capacity() <= 2 * SHRINK_ABOVE, "{}", calls.open.capacity());
+    }
+
+    #[test]
+    fn the_memory_of_a_burst_is_given_back_however_it_ends() {
+        check_memory(|calls| (0..BURST).for_each(|id| assert_eq!(calls.remove(&id), Some(()))));
+        check_memory(|calls| while calls.expire_next(&BURST).is_some() {});
+        check_memory(|calls| assert_eq!(calls.drain().len(), BURST as usize));
+    }
+
+    #[test]
+    fn a_burst_is_given_back_in_few_steps() {
+        let mut calls: Calls<u32, u32, ()> = Calls::default();
+        for id in 0..BURST {
+            assert_eq!(calls.register(id, None, ()), Ok(()));
+        }
+        let mut moved = 0;
+        for id in 0..BURST {
+            let before = calls.open.capacity();
+            calls.remove(&id);
+            // An entry that leaves a mark behind takes one off the capacity;
+            // more than that is a table that was moved.
+            if calls.open.capacity().abs_diff(before) > 1 {
+                moved += calls.len();
+            }
+        }
+        assert!(moved <= BURST as usize, "{moved} entries were moved");
     }
 }

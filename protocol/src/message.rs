@@ -4,6 +4,7 @@
 
 use std::borrow::Cow;
 use std::fmt::{self, Write as _};
+use std::str::FromStr;
 
 use bytes::{BufMut, BytesMut};
 use bytestring::ByteString;
@@ -19,7 +20,9 @@ pub trait Message: Sized {
     /// Appends the payload: the fields, joined by commas.
     fn write_payload(&self, to: &mut BytesMut);
 
-    /// Makes a message from its command and payload.
+    /// Makes a message from its command and payload. A text is a slice of the
+    /// payload, and keeps alive the whole buffer into which that was read:
+    /// who holds on to a text for longer than a moment copies it.
     ///
     /// # Errors
     /// A [`Refusal`] with the wire code for what is wrong with it.
@@ -172,13 +175,13 @@ impl OkFields {
     #[must_use]
     pub fn as_hello(&self) -> Option<(u32, usize)> {
         let (version, frame_bytes_max) = self.0.split_once(',')?;
-        Some((version.parse().ok()?, frame_bytes_max.parse().ok()?))
+        Some((number(version)?, number(frame_bytes_max)?))
     }
 
     /// The number of messages, if this answers `connect`.
     #[must_use]
     pub fn as_queued(&self) -> Option<u64> {
-        self.0.parse().ok()
+        number(&self.0)
     }
 
     /// Whether there was such an account, if this answers `delete`.
@@ -196,9 +199,9 @@ impl OkFields {
     #[must_use]
     pub fn as_listed(&self) -> Option<(usize, bool)> {
         match self.0.split_once(',') {
-            Some((count, "truncated")) => Some((count.parse().ok()?, true)),
+            Some((count, "truncated")) => Some((number(count)?, true)),
             Some(_) => None,
-            None => Some((self.0.parse().ok()?, false)),
+            None => Some((number(&self.0)?, false)),
         }
     }
 }
@@ -505,12 +508,16 @@ pub(crate) fn write_command(command: &str, to: &mut BytesMut) {
 }
 
 fn unknown_command(command: &str) -> Refusal {
-    let shown: String = command.chars().flat_map(char::escape_default).collect();
-    Refusal::new(Code::UnknownCommand, format!("there is no command {shown:?}"))
+    Refusal::new(Code::UnknownCommand, format!("there is no command \"{}\"", command.escape_default()))
 }
 
 fn bad_request(explanation: &'static str) -> Refusal {
     Refusal::new(Code::BadRequest, explanation)
+}
+
+/// A number in decimal digits, and nothing else: Rust alone would take a sign.
+fn number<N: FromStr>(text: &str) -> Option<N> {
+    if text.bytes().all(|b| b.is_ascii_digit()) { text.parse().ok() } else { None }
 }
 
 fn no_fields(command: &str, payload: &str) -> Result<(), Refusal> {
@@ -540,7 +547,7 @@ fn user_and_password(payload: &str) -> Result<(UserName, Option<Password>), Refu
 fn parse_hello(payload: &str) -> Result<Request, Refusal> {
     let (version, session) =
         payload.split_once(',').ok_or_else(|| bad_request("hello takes a version and a session"))?;
-    let version = version.parse().map_err(|_| bad_request("the version is no number"))?;
+    let version = number(version).ok_or_else(|| bad_request("the version is no number"))?;
     let session = session
         .parse()
         .map_err(|bad: crate::name::BadToken| Refusal::new(Code::BadRequest, bad.to_string()))?;
@@ -565,7 +572,7 @@ fn parse_send(payload: ByteString) -> Result<Request, Refusal> {
 }
 
 fn parse_ack(payload: &str) -> Result<Request, Refusal> {
-    let sequence = payload.parse().map_err(|_| bad_request("ack takes a sequence number"))?;
+    let sequence = number(payload).ok_or_else(|| bad_request("ack takes a sequence number"))?;
     Ok(Request::Ack { sequence: Sequence(sequence) })
 }
 
@@ -581,9 +588,9 @@ fn parse_delivery(payload: ByteString) -> Result<Delivery, Refusal> {
         return Err(bad_request("string takes a number, a sender, a time and a text"));
     };
     Ok(Delivery {
-        sequence: Sequence(sequence.parse().map_err(|_| bad_request("the sequence number is no number"))?),
+        sequence: Sequence(number(sequence).ok_or_else(|| bad_request("the sequence number is no number"))?),
         sender: if sender.is_empty() { None } else { Some(parse_name(sender)?) },
-        time_ms: time.parse().map_err(|_| bad_request("the time is no number"))?,
+        time_ms: number(time).ok_or_else(|| bad_request("the time is no number"))?,
         text: payload.slice_ref(text),
     })
 }

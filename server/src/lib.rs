@@ -1,3 +1,13 @@
 //! The Hark chat server, as a library; `harkd` is its binary.
+//!
+//! Layers, each of which knows only those below it: [`server`] (accepting) and
+//! [`front`] (bytes), [`chat`] (rules), [`session`] (what one connection
+//! receives), [`store`] (what is kept). `ARCHITECTURE.md` has the map.
 
+pub mod admin;
+pub mod chat;
+pub mod config;
+pub mod front;
+pub mod server;
+pub mod session;
 pub mod store;

@@ -1,3 +1,121 @@
 //! `harkd`, the Hark chat server.
 
-fn main() {}
+use std::io::IsTerminal;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context;
+use clap::Parser;
+use hark_server::admin;
+use hark_server::chat::Chat;
+use hark_server::config::{Cli, Command, LogFormat, ServeArgs, StorePlace};
+use hark_server::server;
+use hark_server::store::Store;
+use hark_server::store::local::LocalStore;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// Threads for what blocks: reads of the disk, passwords, patterns. Each of
+/// these is bounded by itself as well.
+const BLOCKING_THREADS_MAX: usize = 16;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let done = match cli.command {
+        Some(Command::User(arguments)) => admin::block_on(admin::run(arguments)),
+        None => serve(&cli.serve),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("harkd: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(arguments: &ServeArgs) -> anyhow::Result<()> {
+    start_logging(arguments)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS_MAX)
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(run(arguments))
+}
+
+async fn run(arguments: &ServeArgs) -> anyhow::Result<()> {
+    raise_file_limit();
+    let listener = TcpListener::bind(arguments.listen).await.with_context(|| {
+        format!(
+            "cannot listen on {}; is another server there? choose another with --listen",
+            arguments.listen
+        )
+    })?;
+    let store = open_store(arguments)?;
+    let chat = Arc::new(Chat::new(Arc::clone(&store), arguments.rules()));
+    let stop = stop_signal()?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), address = %listener.local_addr()?, "listening");
+    server::run(listener, chat, arguments.settings(), arguments.limits(), stop).await;
+    store.close().await.context("what was acknowledged lately may come again")?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+fn open_store(arguments: &ServeArgs) -> anyhow::Result<Arc<dyn Store>> {
+    match arguments.store.place()? {
+        StorePlace::Memory => {
+            tracing::warn!("the store is in memory: everything is gone when the server stops");
+            Ok(Arc::new(LocalStore::memory(arguments.local())?))
+        }
+        StorePlace::Folder(folder) => {
+            tracing::info!(store = %folder.display(), "opening the store");
+            Ok(Arc::new(LocalStore::open(&folder, arguments.local())?))
+        }
+    }
+}
+
+fn start_logging(arguments: &ServeArgs) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&arguments.log)
+        .with_context(|| format!("--log {:?} is neither a level nor a filter", arguments.log))?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match arguments.log_format {
+        LogFormat::Json => log.json().init(),
+        LogFormat::Text => {
+            let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+            log.with_ansi(std::io::stderr().is_terminal() && !plain).init();
+        }
+    }
+    Ok(())
+}
+
+/// Every connection is an open file: as many as the system lets us have.
+fn raise_file_limit() {
+    match rlimit::increase_nofile_limit(u64::MAX) {
+        Ok(limit) => tracing::debug!(limit, "open files"),
+        Err(error) => tracing::warn!(%error, "cannot raise the limit of open files"),
+    }
+}
+
+/// Resolves at the first SIGTERM or SIGINT. The second ends the process.
+fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        drop(stop);
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::warn!("stopping at once");
+        std::process::exit(1);
+    });
+    // The sender is dropped at the signal; there is no value to receive.
+    Ok(async move { drop(stopped.await) })
+}

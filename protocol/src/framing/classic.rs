@@ -11,7 +11,9 @@
 //! 3. Exactly a command, whose fields are required, waits for them, for
 //!    [`FIELDS_WAIT_MS`] ([`ClassicServerCodec::awaits_fields`]).
 //! 4. More than 1024 bytes are several padded blocks, or a message that is too
-//!    long; that one is refused once and dropped up to the next command.
+//!    long; that one is refused once and dropped up to the next command. Where
+//!    the first 1024 bytes have no padding, and what follows might become a
+//!    command, its 15 bytes are waited for as in rule 3.
 //! 5. What ends in NUL is a block that is still arriving.
 //! 6. Anything else is one whole message.
 
@@ -31,37 +33,37 @@ pub const FIELDS_WAIT_MS: u64 = 50;
 /// Bytes of payload in a block.
 const PAYLOAD_BYTES: usize = CLASSIC_BLOCK_BYTES - COMMAND_BYTES;
 
+/// Free bytes of a buffer before each read: one more than a message, so that a
+/// read ends where a message does or shows that it is too long.
+const READ_BYTES: usize = CLASSIC_BLOCK_BYTES + 1;
+
 /// The classic framing as a server speaks it.
 ///
 /// The end of a bare message is the end of a read, so whoever reads the stream
-/// calls [`Decoder::decode`] until it yields `None` after every read, with a
-/// buffer of more than 1024 bytes.
+/// calls [`Decoder::decode`] until it yields `None` after every read. That call
+/// leaves room for a whole message in the buffer; the first read needs as much.
 #[derive(Debug, Clone, Default)]
 pub struct ClassicServerCodec {
     /// In the rest of a message that was too long and has been refused.
     discarding: bool,
-    fields_overdue: bool,
+    /// What was waited for did not come.
+    overdue: bool,
 }
 
 impl ClassicServerCodec {
-    /// Whether a command has come whose fields have not: they are waited for
-    /// [`FIELDS_WAIT_MS`], then [`Self::give_up_on_fields`].
+    /// Whether only time can tell what has come: a command whose fields have
+    /// not, or 1024 bytes with the first letters of what may be the next
+    /// command. More is waited for [`FIELDS_WAIT_MS`], then
+    /// [`Self::give_up_on_fields`].
     #[must_use]
     pub fn awaits_fields(&self, src: &[u8]) -> bool {
-        src.len() == COMMAND_BYTES && !self.discarding && needs_fields(src)
+        !self.discarding && Front::of(src) == Front::Undecided
     }
 
-    /// The fields did not come: the next `decode` takes the command alone.
+    /// Nothing more came: the next `decode` takes the command alone, or refuses
+    /// the message as too long.
     pub fn give_up_on_fields(&mut self) {
-        self.fields_overdue = true;
-    }
-
-    /// Takes one message of `bytes` bytes off the front.
-    fn take(&mut self, src: &mut BytesMut, bytes: usize) -> Result<Request, Refusal> {
-        self.fields_overdue = false;
-        let message = src.split_to(bytes.min(src.len())).freeze();
-        let end = message.iter().rposition(|&b| b != 0).map_or(0, |last| last + 1);
-        parse(message.slice(..end.max(COMMAND_BYTES.min(message.len()))))
+        self.overdue = true;
     }
 
     /// Drops what belongs to a message that was too long. What is left starts
@@ -78,33 +80,78 @@ impl Decoder for ClassicServerCodec {
     type Error = ProtocolError;
 
     fn decode(&mut self, src: &mut BytesMut) -> Result<Option<Self::Item>, ProtocolError> {
+        let overdue = std::mem::take(&mut self.overdue);
         if self.discarding {
             self.discard(src);
-            if self.discarding {
-                return Ok(None);
-            }
         }
         let padding = src.iter().take_while(|&&b| b == 0).count();
         src.advance(padding);
-        if src.len() < COMMAND_BYTES || (self.awaits_fields(src) && !self.fields_overdue) {
-            return Ok(None);
+        let front = if self.discarding { Front::Incomplete } else { Front::of(src) };
+        match front {
+            Front::Message => Ok(Some(take(src))),
+            Front::Undecided if overdue && src.len() == COMMAND_BYTES => Ok(Some(take(src))),
+            Front::Undecided if !overdue => Ok(wait(src)),
+            Front::Incomplete => Ok(wait(src)),
+            Front::Undecided | Front::TooLong => {
+                src.advance(COMMAND_BYTES);
+                self.discard(src);
+                Ok(Some(Err(Refusal::new(
+                    Code::TooLarge,
+                    "a message in the classic framing has at most 1024 bytes; none of this one was taken",
+                ))))
+            }
         }
-        if src.len() > CLASSIC_BLOCK_BYTES && !starts_with_block(src) {
-            self.discarding = true;
-            src.advance(COMMAND_BYTES);
-            self.discard(src);
-            return Ok(Some(Err(Refusal::new(
-                Code::TooLarge,
-                "a message in the classic framing has at most 1024 bytes; none of this one was taken",
-            ))));
-        }
-        let whole = src.len() >= CLASSIC_BLOCK_BYTES;
-        let padded = src.len() > COMMAND_BYTES && src.last() == Some(&0);
-        if !whole && padded {
-            return Ok(None);
-        }
-        Ok(Some(self.take(src, CLASSIC_BLOCK_BYTES)))
     }
+}
+
+/// What the bytes are that have come and not been taken, without NULs before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Front {
+    /// More has to come.
+    Incomplete,
+    /// More may come, or not: see [`ClassicServerCodec::awaits_fields`].
+    Undecided,
+    /// A whole message.
+    Message,
+    /// A bare message of over 1024 bytes.
+    TooLong,
+}
+
+impl Front {
+    fn of(src: &[u8]) -> Self {
+        if src.len() <= COMMAND_BYTES {
+            return match src.len() {
+                COMMAND_BYTES if needs_fields(src) => Self::Undecided,
+                COMMAND_BYTES => Self::Message,
+                _ => Self::Incomplete,
+            };
+        }
+        let Some((block, next)) = src.split_at_checked(CLASSIC_BLOCK_BYTES) else {
+            return if src.ends_with(&[0]) { Self::Incomplete } else { Self::Message };
+        };
+        if next.is_empty() || block.ends_with(&[0]) {
+            Self::Message
+        } else if !may_be_command(next) {
+            Self::TooLong
+        } else if next.len() < COMMAND_BYTES {
+            Self::Undecided
+        } else {
+            Self::Message
+        }
+    }
+}
+
+/// Takes the message at the front, at most one block of it.
+fn take(src: &mut BytesMut) -> Result<Request, Refusal> {
+    let message = src.split_to(CLASSIC_BLOCK_BYTES.min(src.len())).freeze();
+    parse(without_padding(message))
+}
+
+/// Makes room for the next read: were it cut short by the end of the buffer, a
+/// part of a message would be taken for the whole.
+fn wait<T>(src: &mut BytesMut) -> Option<T> {
+    src.reserve(READ_BYTES);
+    None
 }
 
 /// Appends a reply as blocks of 1024 bytes: none where the classic framing has
@@ -185,8 +232,7 @@ impl Decoder for ClassicClientCodec {
             return Ok(None);
         }
         let block = src.split_to(CLASSIC_BLOCK_BYTES).freeze();
-        let end = block.iter().rposition(|&b| b != 0).map_or(0, |last| last + 1);
-        Ok(Some(message::split(block.slice(..end.max(COMMAND_BYTES)))))
+        Ok(Some(message::split(without_padding(block))))
     }
 }
 
@@ -208,10 +254,11 @@ fn write_block(command: &str, payload: &[u8], dst: &mut BytesMut) {
     dst.put_bytes(0, PAYLOAD_BYTES.saturating_sub(payload.len()));
 }
 
-/// Whether the first 1024 of more bytes are a block of their own: padded, or
-/// followed by another command.
-fn starts_with_block(src: &[u8]) -> bool {
-    src.get(CLASSIC_BLOCK_BYTES - 1) == Some(&0) || src.get(CLASSIC_BLOCK_BYTES..).is_some_and(may_be_command)
+/// A message without the NULs after its payload.
+fn without_padding(mut message: Bytes) -> Bytes {
+    let end = message.iter().rposition(|&b| b != 0).map_or(0, |last| last + 1);
+    message.truncate(end.max(COMMAND_BYTES));
+    message
 }
 
 /// Whether these bytes are, or may become, a known command padded to its 15

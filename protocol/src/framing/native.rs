@@ -17,6 +17,10 @@ use crate::message::{self, Message, Refusal};
 use crate::name::RequestId;
 use crate::{Reply, Request};
 
+/// Up to here a buffer grows as it likes: that wastes at most as much again,
+/// and keeps it from shrinking to the size of each small frame.
+const SMALL_FRAME_BYTES: usize = 8 * 1024;
+
 /// The framing as a server speaks it: requests in, replies out.
 pub type ServerCodec = NativeCodec<Request, Reply>;
 
@@ -59,7 +63,7 @@ impl<In: Message, Out> Decoder for NativeCodec<In, Out> {
         }
         let missing = (LENGTH_BYTES + bytes).saturating_sub(src.len());
         if missing > 0 {
-            src.reserve(missing);
+            make_room(src, missing);
             return Ok(None);
         }
         src.advance(LENGTH_BYTES);
@@ -76,7 +80,7 @@ impl<In, Out: Message> Encoder<Frame<Out>> for NativeCodec<In, Out> {
     /// as it was.
     ///
     /// # Errors
-    /// [`ProtocolError::Unencodable`] for a message of 16 MiB or more.
+    /// [`ProtocolError::Unencodable`] for a frame of over [`FRAME_BYTES_MAX`].
     fn encode(&mut self, frame: Frame<Out>, dst: &mut BytesMut) -> Result<(), ProtocolError> {
         encode(frame.id, &frame.message, dst)
     }
@@ -85,9 +89,8 @@ impl<In, Out: Message> Encoder<Frame<Out>> for NativeCodec<In, Out> {
 /// Appends one frame, as [`NativeCodec`] does, from a borrowed message.
 ///
 /// # Errors
-/// [`ProtocolError::Unencodable`] where the frame is over what any server can
-/// be set to, by more than what the fields beside a text take; `dst` is then
-/// as it was.
+/// [`ProtocolError::Unencodable`] where the frame is over [`FRAME_BYTES_MAX`];
+/// `dst` is then as it was.
 pub fn encode(
     id: Option<RequestId>,
     message: &impl Message,
@@ -99,8 +102,7 @@ pub fn encode(
     message::write_command(message.command(), dst);
     message.write_payload(dst);
     let bytes = dst.len() - start - LENGTH_BYTES;
-    // A push may be longer than the largest frame by what its other fields take.
-    let fits = bytes <= FRAME_BYTES_MAX + PUSH_BYTES_BESIDE_TEXT;
+    let fits = bytes <= FRAME_BYTES_MAX;
     match (u32::try_from(bytes), dst.get_mut(start..start + LENGTH_BYTES)) {
         (Ok(length), Some(header)) if fits => {
             header.copy_from_slice(&length.to_be_bytes());
@@ -117,6 +119,21 @@ pub fn encode(
 /// command, two numbers of 20 digits, a name and three commas.
 pub const PUSH_BYTES_BESIDE_TEXT: usize =
     ID_BYTES + crate::limits::COMMAND_BYTES + 2 * 20 + crate::limits::USER_NAME_BYTES_MAX + 3;
+
+/// Makes room for the `missing` bytes of a frame without ever holding more than
+/// one largest frame: `reserve` would round up to twice what there was.
+///
+/// What has come of a frame is copied at most once, since the frame fits then.
+fn make_room(src: &mut BytesMut, missing: usize) {
+    let bytes = src.len() + missing;
+    if bytes <= SMALL_FRAME_BYTES {
+        src.reserve(missing);
+    } else if src.capacity() < bytes && !src.try_reclaim(missing) {
+        let mut room = BytesMut::with_capacity(bytes);
+        room.put_slice(src);
+        *src = room;
+    }
+}
 
 fn parse<M: Message>(message: Bytes) -> Result<M, Refusal> {
     let (command, payload) = message::split(message)?;

@@ -5,6 +5,9 @@
 //! knows a front, a socket or a rule of the chat. Only what is in this folder
 //! names an engine.
 
+#[cfg(test)]
+mod contract;
+pub mod local;
 mod pending;
 mod receiver;
 

@@ -8,8 +8,9 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 
-use tokio::sync::Notify;
+use futures::task::AtomicWaker;
 
 use super::{Account, Message, Position};
 
@@ -59,7 +60,7 @@ struct Buffer {
     // A lock, since a store's thread writes what a session's task reads. It is
     // held for one operation on the queue, never over a wait.
     state: Mutex<State>,
-    changed: Notify,
+    changed: AtomicWaker,
 }
 
 #[derive(Debug, Default)]
@@ -127,9 +128,16 @@ impl Receiver {
         state.told = false;
     }
 
-    /// Waits until [`Self::next_event`] may have something. Cancel-safe.
-    pub async fn changed(&self) {
-        self.buffer.changed.notified().await;
+    /// Waits for the next event; the task is woken when there is one.
+    pub fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        self.buffer.changed.register(cx.waker());
+        self.next_event().map_or(Poll::Pending, Poll::Ready)
+    }
+
+    /// Waits for the end alone and leaves the messages where they are.
+    pub fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        self.buffer.changed.register(cx.waker());
+        self.buffer.lock().end.map_or(Poll::Pending, Poll::Ready)
     }
 }
 
@@ -157,7 +165,7 @@ impl Feed {
             state.messages.push_back(Arc::clone(message));
         }
         drop(state);
-        self.buffer.changed.notify_one();
+        self.buffer.changed.wake();
     }
 
     /// Tells that messages may have been stored that were not told of.
@@ -166,7 +174,7 @@ impl Feed {
         state.forget();
         state.told = false;
         drop(state);
-        self.buffer.changed.notify_one();
+        self.buffer.changed.wake();
     }
 
     /// Ends the reception. The first end counts.
@@ -175,7 +183,7 @@ impl Feed {
         state.end.get_or_insert(end);
         state.forget();
         drop(state);
-        self.buffer.changed.notify_one();
+        self.buffer.changed.wake();
     }
 
     /// Whether the session has gone or was ended: there is nobody to feed.

@@ -1,0 +1,314 @@
+//! The correlation, against a model of it: any interleaving of what callers,
+//! the reader of replies, the clock and the link can do.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, mpsc};
+use std::task::{Context, Poll, Waker};
+
+use hark_protocol::correlation::{Call, CallError, Correlator, DuplicateId};
+use proptest::prelude::*;
+use proptest::sample::Index;
+
+/// Which call it was, of all that were ever opened.
+type Serial = usize;
+
+/// The reply is the serial number of the completion.
+type End = Result<usize, CallError>;
+
+type Calls = Correlator<u8, u32, usize>;
+
+#[derive(Debug, Clone)]
+enum Operation {
+    Call(u8, Option<u32>),
+    CallBack(u8, Option<u32>),
+    Complete(u8),
+    Cancel(u8),
+    /// Drops one of the futures that are held, whatever became of it.
+    Drop(Index),
+    /// Asks one of the futures that are held.
+    Poll(Index),
+    Expire(u32),
+    FailAll,
+}
+
+fn operation() -> impl Strategy<Value = Operation> {
+    // Few ids and few times, so that they meet.
+    let deadline = || proptest::option::of(0..20u32);
+    prop_oneof![
+        4 => (0..4u8, deadline()).prop_map(|(id, deadline)| Operation::Call(id, deadline)),
+        2 => (0..4u8, deadline()).prop_map(|(id, deadline)| Operation::CallBack(id, deadline)),
+        3 => (0..5u8).prop_map(Operation::Complete),
+        1 => (0..5u8).prop_map(Operation::Cancel),
+        3 => any::<Index>().prop_map(Operation::Drop),
+        2 => any::<Index>().prop_map(Operation::Poll),
+        2 => (0..20u32).prop_map(Operation::Expire),
+        1 => Just(Operation::FailAll),
+    ]
+}
+
+/// What should be the case.
+#[derive(Default)]
+struct Model {
+    open: BTreeMap<u8, (Option<u32>, Serial)>,
+    /// How each call ended that has; `None` where nobody is told.
+    ended: BTreeMap<Serial, Option<End>>,
+    callbacks: Vec<Serial>,
+}
+
+impl Model {
+    fn end(&mut self, id: u8, end: Option<End>) -> bool {
+        let Some((_, serial)) = self.open.remove(&id) else {
+            return false;
+        };
+        self.ended.insert(serial, end);
+        true
+    }
+
+    /// The ids that are due at `now`, the earliest deadline first.
+    fn due(&self, now: u32) -> Vec<u8> {
+        let mut due: Vec<_> = self
+            .open
+            .iter()
+            .filter_map(|(&id, &(deadline, _))| deadline.filter(|&at| at <= now).map(|at| (at, id)))
+            .collect();
+        due.sort_unstable();
+        due.into_iter().map(|(_, id)| id).collect()
+    }
+}
+
+/// The correlation beside its model.
+#[derive(Default)]
+struct Checked {
+    calls: Calls,
+    model: Model,
+    futures: Vec<(Serial, u8, Call<u8, u32, usize>)>,
+    /// The futures that have yielded their end.
+    told: Vec<Serial>,
+    /// What the callbacks were told, in order.
+    called_back: Arc<Mutex<Vec<(Serial, End)>>>,
+    serial: Serial,
+}
+
+impl Checked {
+    fn run(&mut self, operation: &Operation) -> Result<(), TestCaseError> {
+        self.serial += 1;
+        match *operation {
+            Operation::Call(id, deadline) => self.call(id, deadline),
+            Operation::CallBack(id, deadline) => self.call_back(id, deadline),
+            Operation::Complete(id) => {
+                let expected =
+                    if self.model.end(id, Some(Ok(self.serial))) { Ok(()) } else { Err(self.serial) };
+                prop_assert_eq!(self.calls.complete(&id, self.serial), expected);
+                Ok(())
+            }
+            Operation::Cancel(id) => {
+                // Of those that are cancelled, a future says so; a callback is silent.
+                let serial = self.model.open.get(&id).map(|&(_, serial)| serial);
+                let is_callback = serial.is_some_and(|serial| self.model.callbacks.contains(&serial));
+                let end = (!is_callback).then_some(Err(CallError::Closed));
+                prop_assert_eq!(self.calls.cancel(&id), self.model.end(id, end));
+                Ok(())
+            }
+            Operation::Drop(_) | Operation::Poll(_) if self.futures.is_empty() => Ok(()),
+            Operation::Drop(index) => {
+                self.drop_call(index.index(self.futures.len()));
+                Ok(())
+            }
+            Operation::Poll(index) => self.poll(index.index(self.futures.len())),
+            Operation::Expire(now) => self.expire(now),
+            Operation::FailAll => {
+                prop_assert_eq!(self.calls.fail_all(), self.model.open.len());
+                while let Some((&id, _)) = self.model.open.first_key_value() {
+                    self.model.end(id, Some(Err(CallError::Closed)));
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn call(&mut self, id: u8, deadline: Option<u32>) -> Result<(), TestCaseError> {
+        match self.calls.call(id, deadline) {
+            Ok(call) => {
+                prop_assert_eq!(self.model.open.insert(id, (deadline, self.serial)), None);
+                self.futures.push((self.serial, id, call));
+            }
+            Err(DuplicateId) => prop_assert!(self.model.open.contains_key(&id)),
+        }
+        Ok(())
+    }
+
+    fn call_back(&mut self, id: u8, deadline: Option<u32>) -> Result<(), TestCaseError> {
+        let (serial, called_back) = (self.serial, Arc::clone(&self.called_back));
+        let opened =
+            self.calls.call_back(id, deadline, move |end| called_back.lock().unwrap().push((serial, end)));
+        match opened {
+            Ok(()) => {
+                prop_assert_eq!(self.model.open.insert(id, (deadline, serial)), None);
+                self.model.callbacks.push(serial);
+            }
+            Err(DuplicateId) => prop_assert!(self.model.open.contains_key(&id)),
+        }
+        Ok(())
+    }
+
+    fn drop_call(&mut self, index: usize) {
+        let (serial, id, call) = self.futures.swap_remove(index);
+        drop(call);
+        if self.model.open.get(&id).is_some_and(|&(_, open)| open == serial) {
+            self.model.end(id, None);
+        }
+    }
+
+    /// A call is told its end when it has one, and then never polled again.
+    fn poll(&mut self, index: usize) -> Result<(), TestCaseError> {
+        let (serial, _, call) = &mut self.futures[index];
+        if self.told.contains(serial) {
+            return Ok(());
+        }
+        match (poll(call), self.model.ended.get(serial)) {
+            (Poll::Pending, None) => {}
+            (Poll::Ready(end), Some(expected)) => {
+                prop_assert_eq!(Some(end), *expected);
+                self.told.push(*serial);
+            }
+            (polled, expected) => prop_assert!(false, "call {serial}: {polled:?}, not {expected:?}"),
+        }
+        Ok(())
+    }
+
+    fn expire(&mut self, now: u32) -> Result<(), TestCaseError> {
+        let due = self.model.due(now);
+        let told_before = self.called_back.lock().unwrap().len();
+        prop_assert_eq!(self.calls.expire(&now), due.len());
+        let serials: Vec<_> = due.iter().map(|id| self.model.open[id].1).collect();
+        let in_order: Vec<_> = serials
+            .into_iter()
+            .filter(|serial| self.model.callbacks.contains(serial))
+            .map(|serial| (serial, Err(CallError::TimedOut)))
+            .collect();
+        prop_assert_eq!(&self.called_back.lock().unwrap()[told_before..], in_order);
+        for id in due {
+            self.model.end(id, Some(Err(CallError::TimedOut)));
+        }
+        Ok(())
+    }
+
+    /// What has to hold after every operation.
+    fn check(&self) -> Result<(), TestCaseError> {
+        prop_assert_eq!(self.calls.pending(), self.model.open.len());
+        let next = self.model.open.values().filter_map(|&(deadline, _)| deadline).min();
+        prop_assert_eq!(self.calls.next_deadline(), next);
+        let mut called_back = self.called_back.lock().unwrap().clone();
+        called_back.sort_by_key(|&(serial, _)| serial);
+        let expected: Vec<_> = self
+            .model
+            .ended
+            .iter()
+            .filter(|(serial, _)| self.model.callbacks.contains(serial))
+            .filter_map(|(&serial, &end)| end.map(|end| (serial, end)))
+            .collect();
+        prop_assert_eq!(called_back, expected);
+        Ok(())
+    }
+}
+
+proptest! {
+    #[test]
+    fn every_waiter_is_told_once_and_nothing_is_kept(operations in proptest::collection::vec(operation(), 0..80)) {
+        let mut checked = Checked::default();
+        for operation in &operations {
+            checked.run(operation)?;
+            checked.check()?;
+        }
+        while !checked.futures.is_empty() {
+            checked.poll(0)?;
+            checked.drop_call(0);
+            checked.check()?;
+        }
+        checked.run(&Operation::FailAll)?;
+        checked.check()?;
+        prop_assert_eq!(checked.calls.pending(), 0);
+    }
+}
+
+fn poll<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {
+    Pin::new(future).poll(&mut Context::from_waker(Waker::noop()))
+}
+
+#[test]
+fn an_id_is_free_again_when_its_call_has_ended_and_not_before() {
+    let calls = Calls::default();
+    let first = calls.call(1, None).unwrap();
+    assert_eq!(calls.call(1, None).err(), Some(DuplicateId));
+    assert_eq!(calls.complete(&1, 7), Ok(()));
+    let mut second = calls.call(1, None).unwrap();
+    drop(first);
+    assert_eq!(calls.pending(), 1, "the end of the first call is not that of the second");
+    assert_eq!(calls.complete(&1, 8), Ok(()));
+    assert_eq!(poll(&mut second), Poll::Ready(Ok(8)));
+}
+
+#[test]
+fn a_late_reply_is_given_back() {
+    let calls = Calls::default();
+    let mut call = calls.call(1, Some(10)).unwrap();
+    assert_eq!(calls.expire(&9), 0);
+    assert_eq!(calls.expire(&10), 1);
+    assert_eq!(calls.complete(&1, 7), Err(7));
+    assert_eq!(poll(&mut call), Poll::Ready(Err(CallError::TimedOut)));
+}
+
+#[test]
+fn a_callback_may_open_and_end_other_calls() {
+    let calls = Calls::default();
+    let inner = calls.clone();
+    calls
+        .call_back(1, Some(5), move |_| {
+            inner.call_back(2, Some(0), |_| {}).unwrap();
+            inner.call_back(3, None, |_| {}).unwrap();
+            inner.cancel(&3);
+        })
+        .unwrap();
+    assert_eq!(calls.expire(&5), 1, "what was opened meanwhile is left for the next time");
+    assert_eq!(calls.next_deadline(), Some(0));
+    assert_eq!(calls.expire(&5), 1);
+    assert_eq!(calls.pending(), 0);
+}
+
+#[test]
+fn a_callback_that_is_refused_may_hold_a_call_of_the_same_link() {
+    let calls = Calls::default();
+    let _open = calls.call(1, None).unwrap();
+    let held = calls.call(2, None).unwrap();
+    assert_eq!(calls.call_back(1, None, move |_| drop(held)), Err(DuplicateId));
+    assert_eq!(calls.pending(), 1, "the call that it held is cancelled");
+}
+
+#[test]
+fn a_call_dropped_while_it_is_completed_never_ends_another_one_with_its_id() {
+    let calls = Calls::default();
+    let (to_dropper, abandoned) = mpsc::sync_channel::<Call<u8, u32, usize>>(0);
+    let (dropped, is_dropped) = mpsc::sync_channel(0);
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            for call in abandoned {
+                drop(call);
+                dropped.send(()).unwrap();
+            }
+        });
+        for round in 0..10_000 {
+            let call = calls.call(1, None).unwrap();
+            to_dropper.send(call).unwrap();
+            // Whichever of the two comes first, the id is free after it.
+            let _ = calls.complete(&1, round);
+            let mut next = calls.call(1, None).unwrap();
+            is_dropped.recv().unwrap();
+            assert_eq!(calls.pending(), 1);
+            assert_eq!(calls.complete(&1, round), Ok(()));
+            assert_eq!(poll(&mut next), Poll::Ready(Ok(round)));
+        }
+        drop(to_dropper);
+    });
+}

@@ -1,0 +1,68 @@
+//! A reader of a byte stream, as `FramedRead` is one, that keeps account of
+//! the memory which the decoder has it hold.
+
+use bytes::{BufMut, BytesMut};
+use tokio_util::codec::Decoder;
+
+/// A buffer and the decoder that is called after every read into it.
+pub(crate) struct Reader<D> {
+    pub(crate) decoder: D,
+    pub(crate) buffer: BytesMut,
+    /// The most that the buffer ever held room for, in bytes.
+    pub(crate) capacity_max: usize,
+    /// Bytes that were copied because the buffer moved.
+    pub(crate) moved: usize,
+}
+
+impl<D: Decoder> Reader<D> {
+    pub(crate) fn new(decoder: D) -> Self {
+        Self { decoder, buffer: BytesMut::with_capacity(8 * 1024), capacity_max: 0, moved: 0 }
+    }
+
+    /// Takes `bytes` in, as one read or, where the buffer has less room, as
+    /// several, and yields what came out.
+    pub(crate) fn read(&mut self, mut bytes: &[u8]) -> Result<Vec<D::Item>, D::Error> {
+        let mut items = Vec::new();
+        while !bytes.is_empty() {
+            self.account(|reader| reader.buffer.reserve(1));
+            let room = self.buffer.capacity() - self.buffer.len();
+            let (now, later) = bytes.split_at(room.min(bytes.len()));
+            self.buffer.put_slice(now);
+            bytes = later;
+            items.extend(self.decode()?);
+        }
+        Ok(items)
+    }
+
+    /// Calls the decoder until it has nothing more to yield.
+    pub(crate) fn decode(&mut self) -> Result<Vec<D::Item>, D::Error> {
+        let mut items = Vec::new();
+        while let Some(item) = self.account(|reader| reader.decoder.decode(&mut reader.buffer))? {
+            items.push(item);
+        }
+        Ok(items)
+    }
+
+    fn account<R>(&mut self, step: impl FnOnce(&mut Self) -> R) -> R {
+        let end = self.buffer.as_ptr_range().end;
+        let result = step(self);
+        if self.buffer.as_ptr_range().end != end {
+            self.moved += self.buffer.len();
+        }
+        self.capacity_max = self.capacity_max.max(self.buffer.capacity());
+        result
+    }
+}
+
+/// The pieces of `bytes` between the given cuts, which may be in any order.
+pub(crate) fn pieces<'a>(bytes: &'a [u8], cuts: &[usize]) -> Vec<&'a [u8]> {
+    let mut cuts: Vec<usize> = cuts.iter().map(|&cut| cut.min(bytes.len())).collect();
+    cuts.sort_unstable();
+    let mut pieces = Vec::new();
+    let mut start = 0;
+    for cut in cuts.into_iter().chain([bytes.len()]) {
+        pieces.extend(bytes.get(start..cut).filter(|piece| !piece.is_empty()));
+        start = cut;
+    }
+    pieces
+}

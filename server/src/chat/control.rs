@@ -1,0 +1,43 @@
+//! How a connection is told to end by somebody else: by the server that stops,
+//! or by the connection that has taken its send session.
+
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::task::{Context, Poll};
+
+use futures::task::AtomicWaker;
+
+/// A connection's ear. Shared by its task and by whoever may end it.
+#[derive(Debug, Default)]
+pub struct Control {
+    wish: AtomicU8,
+    waker: AtomicWaker,
+}
+
+/// What a connection is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Wish {
+    /// Answer what is under way, say `bye shutdown`, and end.
+    Drain = 1,
+    /// End now; what the store has taken on goes on.
+    Close = 2,
+}
+
+impl Control {
+    /// Tells the connection. What ends it sooner wins.
+    pub fn tell(&self, wish: Wish) {
+        self.wish.fetch_max(wish as u8, Ordering::AcqRel);
+        self.waker.wake();
+    }
+
+    /// What the connection has been told, if anything; its task is woken when
+    /// it is.
+    pub fn poll(&self, cx: &mut Context<'_>) -> Poll<Wish> {
+        self.waker.register(cx.waker());
+        match self.wish.load(Ordering::Acquire) {
+            0 => Poll::Pending,
+            1 => Poll::Ready(Wish::Drain),
+            _ => Poll::Ready(Wish::Close),
+        }
+    }
+}

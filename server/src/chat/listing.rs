@@ -1,0 +1,126 @@
+//! `list`: the names that match a pattern, page by page, so that a big list
+//! holds up nobody: neither a lock nor an async thread is kept for long.
+
+use bytestring::ByteString;
+use hark_protocol::limits::{COMMAND_BYTES, ID_BYTES};
+use hark_protocol::{Code, OkFields, Reply, UserName};
+use regex::{Regex, RegexBuilder};
+
+use super::{Chat, Fault};
+use crate::store::Unavailable;
+
+/// Names that are looked at before others get a turn.
+const PAGE_NAMES: usize = 1024;
+
+/// Bytes of names in one reply, at most, so that other replies come between.
+const REPLY_BYTES_MAX: usize = 16 * 1024;
+
+/// Memory that a compiled pattern may take, in bytes.
+const PATTERN_BYTES_MAX: usize = 1024 * 1024;
+
+impl Chat {
+    /// The replies to a `list`: names in order, then how many.
+    ///
+    /// # Errors
+    /// [`Code::BadPattern`] with what is wrong with it.
+    pub(super) async fn list(&self, pattern: Option<ByteString>) -> Result<Vec<Reply>, Fault> {
+        let _turn = self.lists.acquire().await.map_err(|_| Unavailable)?;
+        let pattern = match pattern {
+            Some(pattern) => Some(off_thread(move || compile(&pattern)).await??),
+            None => None,
+        };
+        let wanted = self.rules.list_names_max;
+        let mut names: Vec<UserName> = Vec::new();
+        let mut after: Option<UserName> = None;
+        // One more than is wanted shows that there are more.
+        while names.len() <= wanted {
+            let page = self.store.names(after.as_ref(), PAGE_NAMES).await?;
+            let Some(last) = page.last() else { break };
+            after = Some(last.clone());
+            names.extend(match &pattern {
+                None => page,
+                Some(pattern) => {
+                    let pattern = pattern.clone();
+                    off_thread(move || {
+                        page.into_iter().filter(|name| pattern.is_match(name.as_str())).collect()
+                    })
+                    .await?
+                }
+            });
+        }
+        let truncated = names.len() > wanted;
+        names.truncate(wanted);
+        Ok(self.replies(&names, truncated))
+    }
+
+    fn replies(&self, names: &[UserName], truncated: bool) -> Vec<Reply> {
+        let bytes_max = REPLY_BYTES_MAX.min(self.rules.frame_bytes_max - ID_BYTES - COMMAND_BYTES);
+        let mut replies: Vec<Reply> =
+            chunks(names, bytes_max).map(|names| Reply::List(names.to_vec())).collect();
+        if replies.is_empty() {
+            replies.push(Reply::List(Vec::new()));
+        }
+        replies.push(Reply::Ok(OkFields::listed(names.len(), truncated)));
+        replies
+    }
+}
+
+/// Cuts names into runs of at most `bytes_max` bytes each with their commas.
+fn chunks(names: &[UserName], bytes_max: usize) -> impl Iterator<Item = &[UserName]> {
+    let mut bytes = 0;
+    names.chunk_by(move |before, _| {
+        bytes += before.as_str().len() + 1;
+        let fits = bytes + hark_protocol::limits::USER_NAME_BYTES_MAX <= bytes_max;
+        if !fits {
+            bytes = 0;
+        }
+        fits
+    })
+}
+
+fn compile(pattern: &str) -> Result<Regex, Fault> {
+    RegexBuilder::new(pattern)
+        .size_limit(PATTERN_BYTES_MAX)
+        .dfa_size_limit(PATTERN_BYTES_MAX)
+        .build()
+        .or_else(|error| {
+            // The library draws a picture of the place over several lines; what
+            // is wrong with it is the last.
+            let text = error.to_string();
+            let what = text.lines().last().unwrap_or_default().trim().trim_start_matches("error: ");
+            Fault::refused(Code::BadPattern, format!("not a regular expression: {what}"))
+        })
+}
+
+async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Unavailable> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| Unavailable)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check_bad(pattern: &str, explanation: &str) {
+        let Err(Fault::Refused(refusal)) = compile(pattern) else { panic!("{pattern:?} was taken") };
+        assert_eq!((refusal.code, &*refusal.explanation), (Code::BadPattern, explanation));
+    }
+
+    #[test]
+    fn a_bad_pattern_is_refused_with_what_is_wrong() {
+        check_bad("(", "not a regular expression: unclosed group");
+        check_bad(
+            "a{99999}{99999}",
+            "not a regular expression: Compiled regex exceeds size limit of 1048576 bytes.",
+        );
+    }
+
+    #[test]
+    fn names_are_cut_into_runs_that_fit() {
+        let names: Vec<UserName> = (0..99).map(|n| format!("{n:064}").parse().unwrap()).collect();
+        let runs: Vec<_> = chunks(&names, 200).collect();
+        assert!(runs.iter().all(|run| run.iter().map(|name| name.as_str().len() + 1).sum::<usize>() <= 201));
+        assert!(runs.iter().all(|run| run.len() == 3), "and are not cut for nothing");
+        assert_eq!(runs.concat(), names);
+    }
+}

@@ -1,0 +1,140 @@
+//! The rules of the chat: who may do what, and what is answered. It knows
+//! neither sockets nor files: a front passes requests to a [`Peer`] and takes
+//! replies and messages from it, and the [`Store`] keeps everything.
+//!
+//! | module | what it owns |
+//! | --- | --- |
+//! | [`peer`] | one connection: who it is, what it has under way, what it receives |
+//! | [`accounts`] | entering, creating, deleting, passwords |
+//! | [`attempts`] | how many wrong passwords are put up with |
+//! | [`passwords`] | hashing, bounded and off the async threads |
+//! | [`listing`] | `list` |
+//! | [`send_sessions`] | which connection has which send session open |
+//! | [`control`] | how a connection is told to end |
+
+pub mod accounts;
+pub mod attempts;
+pub mod control;
+pub mod listing;
+pub mod passwords;
+pub mod peer;
+pub mod send_sessions;
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use hark_protocol::limits::FRAME_BYTES_DEFAULT;
+use hark_protocol::{Code, Failure, Refusal, Reply};
+use tokio::sync::Semaphore;
+
+use crate::store::{Store, Unavailable};
+use attempts::Attempts;
+use passwords::Hasher;
+use send_sessions::SendSessions;
+
+pub use control::Control;
+pub use peer::{Output, Peer};
+
+/// Room for messages that are under way to the store, over all connections, in
+/// units of [`UNIT_BYTES`]: 64 MiB.
+const ROOM_UNITS: usize = 64 * 1024;
+
+/// What one unit of room holds, in bytes. Every message takes one at least.
+const UNIT_BYTES: usize = 1024;
+
+/// `list`s that run at the same time. They are work for a processor, and the
+/// chat goes before.
+const LISTS_AT_ONCE: usize = 1;
+
+/// What an operator can set.
+#[derive(Debug, Clone)]
+pub struct Rules {
+    /// The largest frame, in bytes; what a text may have follows from it.
+    pub frame_bytes_max: usize,
+    /// Names in one answer to `list`, at most.
+    pub list_names_max: usize,
+    /// Accounts have passwords, and nobody does nothing but `create`.
+    pub require_password: bool,
+    /// `create` is for everybody.
+    pub open_registration: bool,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self {
+            frame_bytes_max: FRAME_BYTES_DEFAULT,
+            list_names_max: 10_000,
+            require_password: false,
+            open_registration: true,
+        }
+    }
+}
+
+/// What all connections share.
+#[derive(Debug)]
+pub struct Chat {
+    store: Arc<dyn Store>,
+    rules: Rules,
+    hasher: Hasher,
+    attempts: Attempts,
+    send_sessions: Arc<SendSessions>,
+    /// Room for messages that are under way to the store.
+    room: Arc<Semaphore>,
+    lists: Semaphore,
+}
+
+impl Chat {
+    /// A chat by these rules over this store.
+    #[must_use]
+    pub fn new(store: Arc<dyn Store>, rules: Rules) -> Self {
+        Self {
+            send_sessions: Arc::new(SendSessions::new(Arc::clone(&store))),
+            store,
+            rules,
+            hasher: Hasher::default(),
+            attempts: Attempts::default(),
+            room: Arc::new(Semaphore::new(ROOM_UNITS)),
+            lists: Semaphore::new(LISTS_AT_ONCE),
+        }
+    }
+
+    /// The rules.
+    #[must_use]
+    pub const fn rules(&self) -> &Rules {
+        &self.rules
+    }
+}
+
+/// How a command can fail.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// The request is refused.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The store cannot say.
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+}
+
+impl Fault {
+    fn refused<T>(code: Code, explanation: impl Into<std::borrow::Cow<'static, str>>) -> Result<T, Self> {
+        Err(Self::Refused(Refusal::new(code, explanation)))
+    }
+}
+
+impl From<Fault> for Reply {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Refused(refusal) => Self::NotOk(refusal),
+            Fault::Unavailable(unavailable) => {
+                Self::Error { failure: Failure::Unavailable, explanation: unavailable.to_string().into() }
+            }
+        }
+    }
+}
+
+/// Milliseconds since 1970; 0 for a clock that is set to before.
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

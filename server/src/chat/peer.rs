@@ -1,0 +1,615 @@
+//! One connection as the chat sees it: who it is, what it has under way, and
+//! what it receives. A front passes requests in and polls for what goes out; it
+//! adds no rules.
+//!
+//! Requests take effect in the order in which they come. Sends and creates are
+//! pipelined: the store decides them in that order. Everything else waits until
+//! they are decided, and what comes after waits for it.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytestring::ByteString;
+use hark_protocol::limits::{SENDS_UNANSWERED_MAX, VERSION, text_bytes_max};
+use hark_protocol::{
+    ByeReason, Code, OkFields, Password, Refusal, Reply, Request, RequestId, Sequence, SessionToken, UserName,
+};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
+
+use super::accounts::{LOGIN_FIRST, created_reply, sent_reply};
+use super::control::{Control, Wish};
+use super::send_sessions::OpenSession;
+use super::{Chat, Fault, ROOM_UNITS, UNIT_BYTES, now_ms};
+use crate::session::{Session, Step};
+use crate::store::{
+    Account, Append, Created, End, Event, Fence, Message, Outcome, Page, Pending, Receiver, SendId,
+};
+
+/// What goes out to the peer.
+#[derive(Debug)]
+pub enum Output {
+    /// The reply to a request.
+    Reply(Option<RequestId>, Reply),
+    /// A message for the user who is connected.
+    Push(Arc<Message>),
+    /// It receives no more.
+    Bye(ByeReason),
+    /// Nothing more goes out; the connection is to be closed. Acknowledgements
+    /// that still come in are taken.
+    Close,
+}
+
+/// One connection. Dropping it gives back what it holds; what the store has
+/// taken on goes on.
+pub struct Peer {
+    chat: Arc<Chat>,
+    address: IpAddr,
+    control: Arc<Control>,
+    user: Option<Account>,
+    send_session: Option<OpenSession>,
+    fence: Fence,
+    /// Nothing has been asked yet: `hello` is welcome.
+    fresh: bool,
+    /// Decided in this order.
+    answers: VecDeque<(Option<RequestId>, Answer)>,
+    /// A request that waits until `answers` is empty.
+    waiting: Option<(Option<RequestId>, Request)>,
+    operation: Option<(Option<RequestId>, Operation)>,
+    reception: Option<Reception>,
+    /// The reception has ended and the peer has not been told.
+    ended: Option<End>,
+    end: Stage,
+}
+
+/// How far the end of the connection is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Open,
+    /// What is under way is answered, then it ends, with a `bye` or without.
+    Ending {
+        bye: bool,
+    },
+    Closed,
+}
+
+/// An answer that is there, or that the store owes.
+enum Answer {
+    Reply(Reply),
+    Sent { to: UserName, outcome: Pending<Outcome> },
+    Created { user: UserName, created: Pending<Created> },
+}
+
+/// A command that takes its time.
+type Operation = Pin<Box<dyn Future<Output = Result<Done, Fault>> + Send>>;
+
+/// What comes of an [`Operation`], for the peer to act upon.
+enum Done {
+    Replies(Vec<Reply>),
+    Reply(Reply),
+    Hello(OpenSession),
+    Entered(Account),
+    Receiving(Receiver),
+    Creating(UserName, Pending<Created>),
+    RoomFor(Box<Append>),
+}
+
+/// What is received since the latest `connect` that succeeded.
+struct Reception {
+    session: Session,
+    account: Account,
+    /// `None` once it has ended; acknowledgements still count.
+    receiver: Option<Receiver>,
+    read: Option<Pending<Page>>,
+}
+
+impl Peer {
+    /// A connection from `address` that is nobody, and listens to `control`.
+    #[must_use]
+    pub fn new(chat: Arc<Chat>, address: IpAddr, control: Arc<Control>) -> Self {
+        Self {
+            chat,
+            address,
+            control,
+            user: None,
+            send_session: None,
+            fence: Fence::default(),
+            fresh: true,
+            answers: VecDeque::new(),
+            waiting: None,
+            operation: None,
+            reception: None,
+            ended: None,
+            end: Stage::Open,
+        }
+    }
+
+    /// Whether the next request can be taken. Until then it stays unread.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.end == Stage::Open
+            && self.waiting.is_none()
+            && self.operation.is_none()
+            && self.answers.len() < SENDS_UNANSWERED_MAX
+    }
+
+    /// Whether nothing that was asked is unanswered.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.waiting.is_none() && self.operation.is_none() && self.answers.is_empty()
+    }
+
+    /// Whether something was pushed that is not acknowledged.
+    #[must_use]
+    pub fn awaits_ack(&self) -> bool {
+        self.reception.as_ref().is_some_and(|reception| reception.session.awaits_ack())
+    }
+
+    /// When to poll again even if nothing happens.
+    #[must_use]
+    pub fn wake_at(&self) -> Option<Instant> {
+        self.reception.as_ref().and_then(|reception| reception.session.retry_at())
+    }
+
+    /// Takes a request, or what was wrong with one. Only while
+    /// [`Self::is_ready`], but for [`Request::Ack`], which is always taken.
+    pub fn handle(&mut self, id: Option<RequestId>, request: Result<Request, Refusal>) {
+        let fresh = std::mem::replace(&mut self.fresh, false);
+        match request {
+            Err(refusal) => self.answer(id, Answer::Reply(Reply::NotOk(refusal))),
+            Ok(Request::Ack { sequence }) => self.acknowledge(sequence),
+            Ok(Request::Ping) => self.answer(id, Answer::Reply(Reply::Ok(OkFields::none()))),
+            Ok(Request::Send { user, text }) => self.send(id, user, text),
+            Ok(Request::Create { user, password: None }) => self.create_open(id, user),
+            Ok(Request::Hello { .. }) if !fresh => {
+                self.refuse(id, Code::BadRequest, "hello comes first, and once");
+            }
+            Ok(request) => self.waiting = Some((id, request)),
+        }
+    }
+
+    /// The reader has everything up to the last push; it has no acknowledgements
+    /// of its own (the classic framing).
+    pub fn acknowledge_all(&mut self) {
+        if let Some(pushed) = self.reception.as_ref().map(|reception| reception.session.pushed()) {
+            self.acknowledge(pushed);
+        }
+    }
+
+    /// Ends the connection once what is under way has been answered.
+    pub fn end(&mut self) {
+        if self.end == Stage::Open {
+            self.end = Stage::Ending { bye: false };
+        }
+    }
+
+    /// What goes out next.
+    pub fn poll(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<Output> {
+        if self.end == Stage::Closed {
+            return Poll::Pending;
+        }
+        match self.control.poll(cx) {
+            Poll::Ready(Wish::Close) => return Poll::Ready(self.close()),
+            Poll::Ready(Wish::Drain) if self.end == Stage::Open => self.end = Stage::Ending { bye: true },
+            _ => {}
+        }
+        loop {
+            if let Poll::Ready((id, reply)) = self.poll_requests(cx) {
+                return Poll::Ready(Output::Reply(id, reply));
+            }
+            if let Some(end) = self.ended.take() {
+                return Poll::Ready(Output::Bye(self.bye(end)));
+            }
+            if self.end != Stage::Open {
+                return self.poll_end();
+            }
+            let Some(reception) = &mut self.reception else {
+                return Poll::Pending;
+            };
+            match ready!(reception.poll(cx, now, &self.chat)) {
+                Received::Message(message) => return Poll::Ready(Output::Push(message)),
+                // The store resolves a request before it tells of its effects:
+                // whoever deletes itself gets the reply first, and a `connect`
+                // that takes over from its own connection has replaced this.
+                Received::End(end) => self.ended = Some(end),
+            }
+        }
+    }
+
+    /// Ends at once. What the store has taken on goes on; what it has not is
+    /// dropped, and the send session is given back.
+    fn close(&mut self) -> Output {
+        self.end = Stage::Closed;
+        self.answers = VecDeque::new();
+        self.waiting = None;
+        self.operation = None;
+        self.send_session = None;
+        self.end_reception();
+        Output::Close
+    }
+
+    fn bye(&mut self, end: End) -> ByeReason {
+        match end {
+            End::TakenOver => ByeReason::TakenOver,
+            End::Deleted => {
+                self.user = None;
+                ByeReason::Deleted
+            }
+        }
+    }
+
+    fn answer(&mut self, id: Option<RequestId>, answer: Answer) {
+        self.answers.push_back((id, answer));
+    }
+
+    fn refuse(&mut self, id: Option<RequestId>, code: Code, explanation: &'static str) {
+        self.answer(id, Answer::Reply(Reply::NotOk(Refusal::new(code, explanation))));
+    }
+
+    fn begin(
+        &mut self,
+        id: Option<RequestId>,
+        operation: impl Future<Output = Result<Done, Fault>> + Send + 'static,
+    ) {
+        self.operation = Some((id, Box::pin(operation)));
+    }
+
+    /// The oldest answer, once it is decided.
+    fn poll_answers(&mut self, cx: &mut Context<'_>) -> Poll<(Option<RequestId>, Reply)> {
+        let Some((id, answer)) = self.answers.front_mut() else {
+            return Poll::Pending;
+        };
+        let id = *id;
+        let reply = match answer {
+            Answer::Reply(reply) => std::mem::replace(reply, Reply::Ok(OkFields::none())),
+            Answer::Created { user, created } => match ready!(Pin::new(created).poll(cx)) {
+                Ok(created) => created_reply(created, user),
+                Err(unavailable) => Fault::from(unavailable).into(),
+            },
+            Answer::Sent { to, outcome } => match ready!(Pin::new(outcome).poll(cx)) {
+                Ok(outcome) => sent_reply(outcome, to, text_bytes_max(self.chat.rules.frame_bytes_max)),
+                Err(unavailable) => {
+                    self.fence_off();
+                    Fault::from(unavailable).into()
+                }
+            },
+        };
+        self.answers.pop_front();
+        if self.answers.is_empty() {
+            // A burst is over; an idle connection holds no memory for it.
+            self.answers = VecDeque::new();
+        }
+        Poll::Ready((id, reply))
+    }
+
+    /// A send of a session is undecided: no later one may overtake its repeat.
+    fn fence_off(&mut self) {
+        if self.send_session.is_some() {
+            self.fence.close();
+            self.end();
+        }
+    }
+
+    fn begin_waiting(&mut self) {
+        if self.operation.is_some() || !self.answers.is_empty() {
+            return;
+        }
+        let Some((id, request)) = self.waiting.take() else { return };
+        match request {
+            Request::Hello { version, session } => self.hello(id, version, session),
+            Request::Create { user, password } => self.create(id, user, password),
+            Request::Login { user, password } => self.login(id, user, password),
+            Request::Connect { user, password } => self.connect(id, user, password),
+            Request::Disconnect => self.disconnect(id),
+            Request::Password { user, old, new } => self.set_password(id, user, old, new),
+            Request::Delete { user, password } => self.delete(id, user, password),
+            Request::List { pattern } => self.list(id, pattern),
+            // These do not wait.
+            Request::Send { .. } | Request::Ack { .. } | Request::Ping => {}
+        }
+    }
+
+    /// The next reply to a request.
+    fn poll_requests(&mut self, cx: &mut Context<'_>) -> Poll<(Option<RequestId>, Reply)> {
+        loop {
+            if !self.answers.is_empty() {
+                return self.poll_answers(cx);
+            }
+            self.begin_waiting();
+            if self.answers.is_empty() {
+                ready!(self.poll_operation(cx));
+            }
+        }
+    }
+
+    /// Ready when the operation is over and there is something to answer.
+    fn poll_operation(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some((id, operation)) = &mut self.operation else {
+            return Poll::Pending;
+        };
+        let id = *id;
+        let done = ready!(operation.as_mut().poll(cx));
+        self.operation = None;
+        match done {
+            Ok(done) => self.finish(id, done),
+            Err(fault) => self.answer(id, Answer::Reply(fault.into())),
+        }
+        Poll::Ready(())
+    }
+
+    fn finish(&mut self, id: Option<RequestId>, done: Done) {
+        let reply = match done {
+            Done::Reply(reply) => reply,
+            Done::Replies(replies) => {
+                self.answers.extend(replies.into_iter().map(|reply| (id, Answer::Reply(reply))));
+                return;
+            }
+            Done::RoomFor(append) => return self.append(id, *append),
+            Done::Creating(user, created) => return self.answer(id, Answer::Created { user, created }),
+            Done::Hello(session) => {
+                self.send_session = Some(session);
+                Reply::Ok(OkFields::hello(VERSION, self.chat.rules.frame_bytes_max))
+            }
+            Done::Entered(account) => {
+                if self.user.as_ref() != Some(&account) {
+                    self.end_reception();
+                }
+                self.user = Some(account);
+                Reply::Ok(OkFields::none())
+            }
+            Done::Receiving(receiver) => {
+                let queued = receiver.queued();
+                self.user = Some(receiver.account().clone());
+                self.reception = Some(Reception::new(receiver));
+                self.ended = None;
+                Reply::Ok(OkFields::queued(queued))
+            }
+        };
+        self.answer(id, Answer::Reply(reply));
+    }
+
+    fn poll_end(&mut self) -> Poll<Output> {
+        if !self.is_idle() {
+            return Poll::Pending;
+        }
+        self.end_reception();
+        match self.end {
+            Stage::Ending { bye: true } => {
+                self.end = Stage::Ending { bye: false };
+                Poll::Ready(Output::Bye(ByeReason::Shutdown))
+            }
+            _ => {
+                self.end = Stage::Closed;
+                Poll::Ready(Output::Close)
+            }
+        }
+    }
+
+    fn end_reception(&mut self) {
+        if let Some(reception) = &mut self.reception {
+            reception.end();
+        }
+    }
+
+    fn acknowledge(&mut self, sequence: Sequence) {
+        let Some(reception) = &mut self.reception else {
+            tracing::debug!(%sequence, address = %self.address, "an ack from a connection that received nothing");
+            return;
+        };
+        match reception.session.handle_ack(sequence) {
+            Ok(Some(position)) => self.chat.store.acknowledge(&reception.account, position),
+            Ok(None) => {}
+            Err(never_pushed) => {
+                let user = &reception.account.name;
+                tracing::warn!(%user, %sequence, address = %self.address, %never_pushed, "ignoring an ack");
+            }
+        }
+    }
+}
+
+/// The commands.
+impl Peer {
+    fn hello(&mut self, id: Option<RequestId>, version: u32, session: SessionToken) {
+        if version != VERSION {
+            return self.refuse(id, Code::BadRequest, "this server speaks version 1 of the protocol");
+        }
+        let (sessions, control) = (Arc::clone(&self.chat.send_sessions), Arc::clone(&self.control));
+        self.begin(id, async move { sessions.open(session, control).await.map(Done::Hello) });
+    }
+
+    fn create_open(&mut self, id: Option<RequestId>, user: UserName) {
+        if let Err(fault) = self.chat.may_create(false) {
+            return self.answer(id, Answer::Reply(fault.into()));
+        }
+        let created = self.chat.store.create(&user, None);
+        self.answer(id, Answer::Created { user, created });
+    }
+
+    fn create(&mut self, id: Option<RequestId>, user: UserName, password: Option<Password>) {
+        let chat = Arc::clone(&self.chat);
+        self.begin(id, async move {
+            let created = chat.create(&user, password).await?;
+            Ok(Done::Creating(user, created))
+        });
+    }
+
+    fn login(&mut self, id: Option<RequestId>, user: UserName, password: Option<Password>) {
+        let (chat, address) = (Arc::clone(&self.chat), self.address);
+        self.begin(id, async move { chat.enter(address, user, password).await.map(Done::Entered) });
+    }
+
+    fn connect(&mut self, id: Option<RequestId>, user: UserName, password: Option<Password>) {
+        let (chat, address) = (Arc::clone(&self.chat), self.address);
+        self.begin(id, async move { chat.receive(address, user, password).await.map(Done::Receiving) });
+    }
+
+    fn disconnect(&mut self, id: Option<RequestId>) {
+        self.user = None;
+        self.end_reception();
+        self.answer(id, Answer::Reply(Reply::Ok(OkFields::none())));
+    }
+
+    fn set_password(&mut self, id: Option<RequestId>, user: UserName, old: Option<Password>, new: Password) {
+        let (chat, address) = (Arc::clone(&self.chat), self.address);
+        self.begin(id, async move { chat.set_password(address, user, old, new).await.map(Done::Reply) });
+    }
+
+    fn delete(&mut self, id: Option<RequestId>, user: UserName, password: Option<Password>) {
+        let (chat, address, myself) = (Arc::clone(&self.chat), self.address, self.user.clone());
+        self.begin(id, async move { chat.delete(address, myself, user, password).await.map(Done::Reply) });
+    }
+
+    fn list(&mut self, id: Option<RequestId>, pattern: Option<ByteString>) {
+        let (chat, myself) = (Arc::clone(&self.chat), self.user.clone());
+        self.begin(id, async move {
+            chat.must_be_somebody(myself.as_ref()).await?;
+            chat.list(pattern).await.map(Done::Replies)
+        });
+    }
+
+    fn send(&mut self, id: Option<RequestId>, to: UserName, text: ByteString) {
+        let rules = &self.chat.rules;
+        let refusal = if rules.require_password && self.user.is_none() {
+            Some(Code::Denied)
+        } else if text.len() > text_bytes_max(rules.frame_bytes_max) {
+            Some(Code::TooLarge)
+        } else {
+            None
+        };
+        let send_id = self.send_session.as_ref().zip(id);
+        let append = Append {
+            to,
+            sender: self.user.clone(),
+            from_nobody: !rules.require_password,
+            time_ms: now_ms(),
+            send_id: send_id.map(|(session, id)| SendId { session: session.token().clone(), id }),
+            refusal,
+            fence: self.fence.clone(),
+            permit: None,
+            text,
+        };
+        let room = Arc::clone(&self.chat.room);
+        let units = units(&append.text);
+        match Arc::clone(&room).try_acquire_many_owned(units) {
+            Ok(permit) => self.append(id, append.with(permit)),
+            Err(_) => self.begin(id, async move {
+                let permit = room.acquire_many_owned(units).await.map_err(|_| crate::store::Unavailable)?;
+                Ok(Done::RoomFor(Box::new(append.with(permit))))
+            }),
+        }
+    }
+
+    fn append(&mut self, id: Option<RequestId>, append: Append) {
+        let to = append.to.clone();
+        let outcome = self.chat.store.append(append);
+        self.answer(id, Answer::Sent { to, outcome });
+    }
+}
+
+impl Append {
+    fn with(mut self, permit: OwnedSemaphorePermit) -> Self {
+        self.permit = Some(permit);
+        self
+    }
+}
+
+/// The room that a text takes on its way to the store.
+fn units(text: &str) -> u32 {
+    u32::try_from((1 + text.len() / UNIT_BYTES).min(ROOM_UNITS)).unwrap_or(u32::MAX)
+}
+
+/// What comes of a [`Reception`].
+enum Received {
+    Message(Arc<Message>),
+    End(End),
+}
+
+impl Reception {
+    fn new(receiver: Receiver) -> Self {
+        Self {
+            session: Session::new(receiver.cursor()),
+            account: receiver.account().clone(),
+            receiver: Some(receiver),
+            read: None,
+        }
+    }
+
+    fn end(&mut self) {
+        self.session.end();
+        self.receiver = None;
+        self.read = None;
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>, now: Instant, chat: &Chat) -> Poll<Received> {
+        loop {
+            let Some(receiver) = &mut self.receiver else {
+                return Poll::Pending;
+            };
+            if let Poll::Ready(end) = receiver.poll_end(cx) {
+                self.end();
+                return Poll::Ready(Received::End(end));
+            }
+            match self.session.step(now) {
+                Step::Push(message) => return Poll::Ready(Received::Message(message)),
+                Step::Read { after, limit } => {
+                    receiver.follow();
+                    self.read = Some(chat.store.read(&self.account, after, limit));
+                }
+                Step::Wait => {}
+            }
+            if let Some(read) = &mut self.read {
+                let page = ready!(Pin::new(read).poll(cx));
+                self.read = None;
+                self.session.handle_page(page, now);
+            } else if self.session.wants_messages() {
+                match ready!(receiver.poll_event(cx)) {
+                    Event::Appended(message) => self.session.handle_appended(message),
+                    Event::Lagged => self.session.handle_lagged(),
+                    // The next turn takes it.
+                    Event::Ended(_) => {}
+                }
+            } else {
+                return Poll::Pending;
+            }
+        }
+    }
+}
+
+impl Chat {
+    /// Enters an account and begins to receive for it.
+    async fn receive(
+        &self,
+        address: IpAddr,
+        user: UserName,
+        password: Option<Password>,
+    ) -> Result<Receiver, Fault> {
+        let account = self.enter(address, user, password).await?;
+        match self.store.receive(&account).await? {
+            Some(receiver) => Ok(receiver),
+            None => Fault::refused(Code::NoSuchUser, format!("there is no user {} any more", account.name)),
+        }
+    }
+
+    async fn must_be_somebody(&self, myself: Option<&Account>) -> Result<(), Fault> {
+        if !self.rules.require_password {
+            return Ok(());
+        }
+        match myself {
+            Some(account) if self.is_alive(account).await? => Ok(()),
+            _ => Fault::refused(Code::Denied, LOGIN_FIRST),
+        }
+    }
+}
+
+impl std::fmt::Debug for Peer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Peer")
+            .field("address", &self.address)
+            .field("user", &self.user)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,290 @@
+//! The flags of `harkd`, each with its default and its unit, and each also as
+//! an environment variable `HARKD_…`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use etcetera::BaseStrategy;
+use hark_protocol::limits::{CLASSIC_BLOCK_BYTES, FRAME_BYTES_MAX};
+
+use crate::chat::Rules;
+use crate::front::Settings;
+use crate::server::Limits;
+use crate::store::local::{LocalConfig, Sync};
+
+/// A chat server that loses nothing: what it has answered `ok` is on disk.
+#[derive(Debug, Parser)]
+#[command(name = "harkd", version, max_term_width = 100, args_conflicts_with_subcommands = true)]
+pub struct Cli {
+    /// What to do instead of serving.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// The server's settings.
+    #[command(flatten)]
+    pub serve: ServeArgs,
+}
+
+/// What `harkd` does beside serving.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Look after the accounts of a server that is stopped
+    User(UserArgs),
+}
+
+/// The settings of a server.
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// Address and port to listen on
+    #[arg(long, env = "HARKD_LISTEN", value_name = "ADDRESS:PORT", default_value = "127.0.0.1:3000")]
+    pub listen: SocketAddr,
+    /// Where messages are kept.
+    #[command(flatten)]
+    pub store: StoreArgs,
+    /// When a message counts as stored: `always` after a sync to the disk; `os` once the
+    /// operating system has it, which survives a killed server but not a machine that
+    /// loses power
+    #[arg(long, env = "HARKD_SYNC", value_enum, default_value_t = SyncArg::Always)]
+    pub sync: SyncArg,
+    /// Go on with what is left of a store that was found damaged. Without this such a
+    /// store is refused
+    #[arg(long, env = "HARKD_ACCEPT_DATA_LOSS")]
+    pub accept_data_loss: bool,
+    /// Every account needs a password, and only who has entered one may send, list and
+    /// delete
+    #[arg(long, env = "HARKD_REQUIRE_PASSWORD")]
+    pub require_password: bool,
+    /// Whether everybody may create accounts, or only the operator (`harkd user add`)
+    #[arg(long, env = "HARKD_REGISTRATION", value_enum, default_value_t = Registration::Open)]
+    pub registration: Registration,
+    /// Largest frame, in bytes; a text has at most 256 bytes less
+    #[arg(long, env = "HARKD_MAX_FRAME", value_name = "BYTES", default_value_t = 65_536,
+          value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(FRAME_MIN..=FRAME_MAX))]
+    pub max_frame: usize,
+    /// Connections in all
+    #[arg(long, env = "HARKD_MAX_CONNECTIONS", value_name = "COUNT", default_value_t = 120_000)]
+    pub max_connections: usize,
+    /// Connections from one address
+    #[arg(long, env = "HARKD_MAX_CONNECTIONS_PER_ADDRESS", value_name = "COUNT", default_value_t = 20_000)]
+    pub max_connections_per_address: usize,
+    /// Unread messages of one user; a sender then gets `queue-full`
+    #[arg(long, env = "HARKD_MAX_QUEUED_MESSAGES", value_name = "COUNT", default_value_t = 100_000)]
+    pub max_queued_messages: u64,
+    /// Unread messages of one user, in bytes; a sender then gets `queue-full`
+    #[arg(long, env = "HARKD_MAX_QUEUED_BYTES", value_name = "BYTES", default_value_t = 268_435_456)]
+    pub max_queued_bytes: u64,
+    /// Accounts
+    #[arg(long, env = "HARKD_MAX_ACCOUNTS", value_name = "COUNT", default_value_t = 1_000_000)]
+    pub max_accounts: usize,
+    /// Send sessions that are remembered
+    #[arg(long, env = "HARKD_MAX_SESSIONS", value_name = "COUNT", default_value_t = 250_000)]
+    pub max_sessions: usize,
+    /// Names in one answer to `list`; it then says that there are more
+    #[arg(long, env = "HARKD_MAX_LIST", value_name = "COUNT", default_value_t = 10_000)]
+    pub max_list: usize,
+    /// Drop a connection that owes acknowledgements, or does not read, after so many
+    /// seconds without a byte from it
+    #[arg(long, env = "HARKD_ACK_TIMEOUT", value_name = "SECONDS", default_value_t = 60,
+          value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub ack_timeout: u64,
+    /// How long the end may take when the server is told to stop, in seconds
+    #[arg(long, env = "HARKD_DRAIN_TIMEOUT", value_name = "SECONDS", default_value_t = 10,
+          value_parser = clap::value_parser!(u64).range(0..=86_400))]
+    pub drain_timeout: u64,
+    /// What to log, to standard error: error, warn, info, debug, trace, or a filter such
+    /// as `info,hark_server::store=debug`. Never texts or passwords
+    #[arg(long, env = "HARKD_LOG", value_name = "LEVEL", default_value = "info")]
+    pub log: String,
+    /// How to log
+    #[arg(long, env = "HARKD_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+}
+
+/// The smallest `--max-frame`: a classic message fits.
+const FRAME_MIN: u64 = CLASSIC_BLOCK_BYTES as u64;
+const FRAME_MAX: u64 = FRAME_BYTES_MAX as u64;
+
+/// Which store.
+#[derive(Debug, Args)]
+pub struct StoreArgs {
+    /// Folder of the store, or `memory:` for one that is gone with the server
+    /// [default: the folder `hark` in the user's data directory]
+    #[arg(long, env = "HARKD_STORE", value_name = "PATH")]
+    pub store: Option<PathBuf>,
+}
+
+/// Where messages are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StorePlace {
+    /// In this folder.
+    Folder(PathBuf),
+    /// In memory, and gone with the server.
+    Memory,
+}
+
+impl StoreArgs {
+    /// The place that is meant.
+    ///
+    /// # Errors
+    /// Where none is named and the user has no home directory.
+    pub fn place(&self) -> anyhow::Result<StorePlace> {
+        match &self.store {
+            Some(store) if store.as_os_str() == "memory:" => Ok(StorePlace::Memory),
+            Some(store) => Ok(StorePlace::Folder(store.clone())),
+            None => match etcetera::choose_base_strategy() {
+                Ok(directories) => Ok(StorePlace::Folder(directories.data_dir().join("hark"))),
+                Err(error) => anyhow::bail!(
+                    "no home directory to keep the store in ({error}); name a folder with --store"
+                ),
+            },
+        }
+    }
+}
+
+/// When a message counts as stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SyncArg {
+    /// After a sync to the disk.
+    Always,
+    /// Once the operating system has it.
+    Os,
+}
+
+/// Who may create accounts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Registration {
+    /// Everybody.
+    Open,
+    /// The operator.
+    Closed,
+}
+
+/// How to log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For programs: a JSON object a line.
+    Json,
+}
+
+/// Looks after accounts.
+#[derive(Debug, Args)]
+pub struct UserArgs {
+    /// The store of the stopped server.
+    #[command(flatten)]
+    pub store: StoreArgs,
+    /// What to do.
+    #[command(subcommand)]
+    pub action: UserAction,
+}
+
+/// What is done with an account.
+#[derive(Debug, Subcommand)]
+pub enum UserAction {
+    /// Make an account
+    Add {
+        /// The account
+        name: String,
+        /// Without a password: it is then open to anybody
+        #[arg(long, conflicts_with = "password_file")]
+        no_password: bool,
+        /// Read the password from the first line of this file; else HARKD_PASSWORD, else
+        /// it is asked for
+        #[arg(long, value_name = "FILE")]
+        password_file: Option<PathBuf>,
+    },
+    /// End an account and drop its unread messages
+    Remove {
+        /// The account
+        name: String,
+    },
+    /// Print the accounts, one a line
+    List,
+    /// Give an account a new password
+    SetPassword {
+        /// The account
+        name: String,
+        /// Read the password from the first line of this file; else HARKD_PASSWORD, else
+        /// it is asked for
+        #[arg(long, value_name = "FILE")]
+        password_file: Option<PathBuf>,
+    },
+}
+
+impl ServeArgs {
+    /// The rules of the chat.
+    #[must_use]
+    pub fn rules(&self) -> Rules {
+        Rules {
+            frame_bytes_max: self.max_frame,
+            list_names_max: self.max_list,
+            require_password: self.require_password,
+            open_registration: self.registration == Registration::Open,
+        }
+    }
+
+    /// What the fronts need to know.
+    #[must_use]
+    pub const fn settings(&self) -> Settings {
+        Settings { frame_bytes_max: self.max_frame, ack_timeout: Duration::from_secs(self.ack_timeout) }
+    }
+
+    /// The bounds of the server.
+    #[must_use]
+    pub const fn limits(&self) -> Limits {
+        Limits {
+            connections_max: self.max_connections,
+            connections_per_address_max: self.max_connections_per_address,
+            drain_timeout: Duration::from_secs(self.drain_timeout),
+        }
+    }
+
+    /// The bounds of the store.
+    #[must_use]
+    pub const fn local(&self) -> LocalConfig {
+        LocalConfig {
+            accounts_max: self.max_accounts,
+            sessions_max: self.max_sessions,
+            queued_messages_max: self.max_queued_messages,
+            queued_bytes_max: self.max_queued_bytes,
+            sync: match self.sync {
+                SyncArg::Always => Sync::Always,
+                SyncArg::Os => Sync::Os,
+            },
+            accept_data_loss: self.accept_data_loss,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_flags_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_setting_has_an_environment_variable_of_its_name() {
+        let command = Cli::command();
+        for argument in command
+            .get_arguments()
+            .filter(|a| a.get_long() != Some("help") && a.get_long() != Some("version"))
+        {
+            let long = argument.get_long().unwrap();
+            let expected = format!("HARKD_{}", long.to_uppercase().replace('-', "_"));
+            assert_eq!(argument.get_env().and_then(|env| env.to_str()), Some(&*expected), "--{long}");
+        }
+    }
+
+    #[test]
+    fn the_store_is_a_folder_or_memory() {
+        let place = |text: &str| StoreArgs { store: Some(text.into()) }.place().unwrap();
+        assert_eq!(place("memory:"), StorePlace::Memory);
+        assert_eq!(place("/srv/hark"), StorePlace::Folder("/srv/hark".into()));
+    }
+}

@@ -1,0 +1,92 @@
+//! The fronts: from bytes to requests, and from replies to bytes. The first
+//! byte of a connection says which. No rules of the chat are here.
+
+mod linger;
+pub mod wire;
+
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use hark_protocol::framing::{classic, native};
+use hark_protocol::{Code, Refusal, Reply};
+use tokio::net::TcpStream;
+
+use crate::chat::{Chat, Control, Peer};
+use wire::{Framing, Wire};
+
+/// Who is refused has this long to say which framing it speaks.
+const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What a front needs to know beside the chat.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// The largest frame, in bytes.
+    pub frame_bytes_max: usize,
+    /// A peer that owes acknowledgements, or does not read, and from which
+    /// nothing has come for so long is dropped.
+    pub ack_timeout: Duration,
+}
+
+/// Serves one connection to its end.
+///
+/// # Errors
+/// What the socket says. A peer that misbehaves is no error; the log says why
+/// it was dropped.
+pub async fn serve(
+    stream: TcpStream,
+    address: IpAddr,
+    chat: Arc<Chat>,
+    control: Arc<Control>,
+    settings: Settings,
+) -> io::Result<()> {
+    let first = tokio::select! {
+        first = first_byte(&stream) => first?,
+        () = std::future::poll_fn(|cx| control.poll(cx).map(drop)) => None,
+    };
+    let Some(framing) = first.and_then(|byte| framing(byte, address, settings.frame_bytes_max)) else {
+        return Ok(());
+    };
+    let peer = Peer::new(chat, address, control);
+    Wire::new(stream, framing, peer, settings.ack_timeout).run().await
+}
+
+/// Tells a connection that there are too many, in its own framing.
+///
+/// # Errors
+/// What the socket says.
+pub async fn refuse(stream: TcpStream, address: IpAddr, explanation: &'static str) -> io::Result<()> {
+    let Ok(first) = tokio::time::timeout(REFUSAL_TIMEOUT, first_byte(&stream)).await else {
+        return Ok(());
+    };
+    let refusal = Reply::NotOk(Refusal::new(Code::TooMany, explanation));
+    let mut output = BytesMut::new();
+    match first?.and_then(|byte| framing(byte, address, 0)) {
+        Some(Framing::Native(_)) => native::encode(None, &refusal, &mut output).map_err(io::Error::other)?,
+        Some(Framing::Classic(_)) => classic::encode(&refusal, &mut output),
+        None => {}
+    }
+    linger::close(stream, &mut output).await
+}
+
+/// Which framing a first byte stands for, or `None` where there is none.
+fn framing(first: u8, address: IpAddr, frame_bytes_max: usize) -> Option<Framing> {
+    match first {
+        0 => Some(Framing::Native(native::ServerCodec::new(frame_bytes_max))),
+        b'a'..=b'z' => Some(Framing::Classic(classic::ClassicServerCodec::default())),
+        other => {
+            tracing::warn!(%address, "closing a connection that begins with byte {other:#04x}: neither a native frame (0x00) nor a classic command (a to z)");
+            None
+        }
+    }
+}
+
+/// The first byte, left in the socket. `None` where the peer closes first.
+/// Costs no buffer while nothing comes. Cancel-safe.
+async fn first_byte(stream: &TcpStream) -> io::Result<Option<u8>> {
+    let mut first = [0];
+    let count = stream.peek(&mut first).await?;
+    Ok((count > 0).then_some(first[0]))
+}

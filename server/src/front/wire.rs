@@ -1,0 +1,412 @@
+//! The wire front: one TCP connection in the native or the classic framing, as
+//! one task. It owns the socket and the buffers, and knows no rules.
+//!
+//! Everything that can be done at once is done before the socket is written, so
+//! that a burst of requests costs one read and one write. Buffers exist only
+//! while bytes are in them.
+
+use std::cell::RefCell;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use hark_protocol::framing::classic::{self, ClassicServerCodec, FIELDS_WAIT_MS};
+use hark_protocol::framing::native::{self, ServerCodec};
+use hark_protocol::{
+    Code, Delivery, Failure, Frame, Incoming, ProtocolError, Refusal, Reply, Request, RequestId,
+};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep};
+use tokio_util::codec::Decoder;
+
+use super::linger::LINGER_TIMEOUT;
+use crate::chat::{Output, Peer};
+use crate::store::Message;
+
+/// No more is written into the output than this and one message, in bytes. What
+/// the peer does not take stays in the store.
+const OUTPUT_BYTES_MAX: usize = 64 * 1024;
+
+/// Bytes that one read takes at most.
+const READ_BYTES_MAX: usize = 64 * 1024;
+
+/// Turns that a connection has before others get theirs.
+const TURNS_MAX: usize = 32;
+
+/// How the messages of a connection are enveloped.
+#[derive(Debug)]
+pub enum Framing {
+    /// Length, id, message.
+    Native(ServerCodec),
+    /// The format of the old clients.
+    Classic(ClassicServerCodec),
+}
+
+/// One connection.
+#[derive(Debug)]
+pub struct Wire {
+    stream: TcpStream,
+    framing: Framing,
+    peer: Peer,
+    ack_timeout: Duration,
+    input: BytesMut,
+    output: BytesMut,
+    /// The time of this turn.
+    now: Instant,
+    /// When a byte has come last.
+    heard_at: Instant,
+    /// When the output was last empty, or a part of it was taken.
+    written_at: Instant,
+    /// When the peer began to owe acknowledgements.
+    owing_since: Option<Instant>,
+    /// When the command came whose fields are waited for (classic).
+    fields_since: Option<Instant>,
+    /// The last that was written was a part of a list (classic).
+    in_list: bool,
+    /// Messages in the output count as acknowledged once it is written
+    /// (classic).
+    owes_ack: bool,
+    /// The last word to a peer whose bytes are not the protocol.
+    broken: Option<ProtocolError>,
+    stage: Stage,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Open,
+    /// The peer of the chat has said its last; the output is written.
+    Closing,
+    /// Everything is written and the sending side is closed. Acknowledgements
+    /// that are still on their way are taken.
+    Lingering {
+        until: Instant,
+    },
+}
+
+thread_local! {
+    /// Where a read goes first, so that an idle connection needs no buffer.
+    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES_MAX].into());
+}
+
+impl Wire {
+    /// A connection whose first byte is still to be read.
+    #[must_use]
+    pub fn new(stream: TcpStream, framing: Framing, peer: Peer, ack_timeout: Duration) -> Self {
+        let now = Instant::now();
+        Self {
+            stream,
+            framing,
+            peer,
+            ack_timeout,
+            input: BytesMut::new(),
+            output: BytesMut::new(),
+            now,
+            heard_at: now,
+            written_at: now,
+            owing_since: None,
+            fields_since: None,
+            in_list: false,
+            owes_ack: false,
+            broken: None,
+            stage: Stage::Open,
+            timer: None,
+        }
+    }
+
+    /// Serves the connection to its end.
+    ///
+    /// # Errors
+    /// What the socket says.
+    pub async fn run(mut self) -> io::Result<()> {
+        poll_fn(|cx| self.poll(cx)).await
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        for _ in 0..TURNS_MAX {
+            self.now = Instant::now();
+            while self.poll_peer(cx) | self.decode() {}
+            if self.poll_read(cx)? {
+                continue;
+            }
+            let progressed = self.poll_write(cx)?;
+            if self.is_over() {
+                return Poll::Ready(Ok(()));
+            }
+            if !progressed && !self.poll_timer(cx) {
+                self.give_memory_back();
+                return Poll::Pending;
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Takes what the chat has for the peer. Whether there was anything.
+    fn poll_peer(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut any = false;
+        while self.output.len() < OUTPUT_BYTES_MAX && self.stage == Stage::Open {
+            let Poll::Ready(output) = self.peer.poll(cx, self.now) else { break };
+            any = true;
+            match output {
+                Output::Reply(id, reply) => self.encode(id, &reply),
+                Output::Push(message) => self.push(&message),
+                Output::Bye(reason) => self.encode(None, &Reply::Bye(reason)),
+                Output::Close => {
+                    self.stage = Stage::Closing;
+                    if let Some(error) = self.broken.take() {
+                        let explanation = error.to_string().into();
+                        self.encode(None, &Reply::Error { failure: Failure::Protocol, explanation });
+                    }
+                }
+            }
+        }
+        any
+    }
+
+    fn push(&mut self, message: &Message) {
+        self.owes_ack |= matches!(self.framing, Framing::Classic(_));
+        self.owing_since.get_or_insert(self.now);
+        let delivery = Delivery {
+            sequence: message.position.sequence,
+            sender: message.sender.clone(),
+            time_ms: message.time_ms,
+            text: message.text.clone(),
+        };
+        self.encode(None, &Reply::String(delivery));
+    }
+
+    fn encode(&mut self, id: Option<RequestId>, reply: &Reply) {
+        if self.output.is_empty() {
+            self.written_at = self.now;
+        }
+        match &self.framing {
+            // The old clients know no `ok` after a list.
+            Framing::Classic(_) if matches!(reply, Reply::Ok(_)) && self.in_list => self.in_list = false,
+            Framing::Classic(_) => {
+                self.in_list = matches!(reply, Reply::List(_));
+                classic::encode(reply, &mut self.output);
+            }
+            // The end of the list says that there were none.
+            Framing::Native(_) if matches!(reply, Reply::List(names) if names.is_empty()) => {}
+            Framing::Native(_) => {
+                // A text that was accepted fits in a push, and all the rest is
+                // short: this is a bug of ours if it happens.
+                if let Err(error) = native::encode(id, reply, &mut self.output) {
+                    tracing::error!(peer = ?self.peer, %error, "a reply does not fit in a frame");
+                    self.peer.end();
+                }
+            }
+        }
+    }
+
+    /// Takes requests from the input. Whether there were any.
+    fn decode(&mut self) -> bool {
+        let mut any = false;
+        while self.output.len() < OUTPUT_BYTES_MAX && self.wants_input() && !self.input.is_empty() {
+            match self.decode_one() {
+                Ok(Some(Frame { id, message })) => {
+                    any = true;
+                    let message = message.map(detached);
+                    let is_ack = matches!(message, Ok(Request::Ack { .. }));
+                    if is_ack || self.stage == Stage::Open {
+                        self.peer.handle(id, message);
+                    }
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    tracing::info!(peer = ?self.peer, %error, "closing a connection");
+                    self.input = BytesMut::new();
+                    self.broken = Some(error);
+                    self.peer.end();
+                    return true;
+                }
+            }
+        }
+        any
+    }
+
+    fn decode_one(&mut self) -> Result<Option<Incoming<Request>>, ProtocolError> {
+        match &mut self.framing {
+            Framing::Native(codec) => {
+                let Some(frame) = codec.decode(&mut self.input)? else { return Ok(None) };
+                Ok(Some(Frame::new(frame.id, frame.message.and_then(|request| with_id(frame.id, request)))))
+            }
+            Framing::Classic(codec) => {
+                let fields_wait = Duration::from_millis(FIELDS_WAIT_MS);
+                if self.fields_since.is_some_and(|since| self.now >= since + fields_wait) {
+                    codec.give_up_on_fields();
+                }
+                let request = codec.decode(&mut self.input)?;
+                self.fields_since =
+                    codec.awaits_fields(&self.input).then(|| self.fields_since.unwrap_or(self.now));
+                Ok(request.map(|request| Frame::new(None, request)))
+            }
+        }
+    }
+
+    /// Whether the next request can be taken: in the classic framing one at a
+    /// time.
+    fn wants_input(&self) -> bool {
+        match self.stage {
+            Stage::Open => {
+                self.peer.is_ready() && (matches!(self.framing, Framing::Native(_)) || self.peer.is_idle())
+            }
+            Stage::Closing => false,
+            Stage::Lingering { .. } => true,
+        }
+    }
+
+    /// Reads once if a request can be taken. Whether something came.
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
+        if !self.wants_input() || self.output.len() >= OUTPUT_BYTES_MAX {
+            return Ok(false);
+        }
+        while self.stream.poll_read_ready(cx)?.is_ready() {
+            let read: io::Result<usize> = SCRATCH.with_borrow_mut(|scratch| {
+                let count = self.stream.try_read(scratch)?;
+                self.input.extend_from_slice(scratch.get(..count).unwrap_or_default());
+                Ok(count)
+            });
+            match read {
+                Ok(0) => return Ok(self.handle_eof()),
+                Ok(_) => {
+                    self.heard_at = self.now;
+                    return Ok(true);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(false)
+    }
+
+    /// The peer says nothing more. What it has asked is answered.
+    fn handle_eof(&mut self) -> bool {
+        self.input = BytesMut::new();
+        if let Stage::Lingering { until } = &mut self.stage {
+            *until = self.now;
+            return false;
+        }
+        self.peer.end();
+        true
+    }
+
+    /// Writes what there is to write. Whether the end of it was reached, and
+    /// there may be more to do.
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
+        if self.output.is_empty() {
+            return self.finish_closing();
+        }
+        while self.stream.poll_write_ready(cx)?.is_ready() {
+            match self.stream.try_write(&self.output) {
+                Ok(count) => {
+                    self.written_at = self.now;
+                    self.output.advance(count);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                Err(error) => return Err(error),
+            }
+            if self.output.is_empty() {
+                if std::mem::take(&mut self.owes_ack) {
+                    self.peer.acknowledge_all();
+                }
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Once everything is written, closes the sending side.
+    fn finish_closing(&mut self) -> io::Result<bool> {
+        if self.stage != Stage::Closing {
+            return Ok(false);
+        }
+        socket2::SockRef::from(&self.stream).shutdown(std::net::Shutdown::Write)?;
+        self.stage = Stage::Lingering { until: self.now + LINGER_TIMEOUT };
+        Ok(true)
+    }
+
+    /// Whether the connection has ended, or has to be taken for dead.
+    fn is_over(&mut self) -> bool {
+        if let Stage::Lingering { until } = self.stage {
+            return self.now >= until;
+        }
+        if !self.peer.awaits_ack() {
+            self.owing_since = None;
+        }
+        let is_dead = self.dead_at().is_some_and(|at| self.now >= at);
+        if is_dead {
+            tracing::info!(peer = ?self.peer, "dropping a dead link: it neither reads nor acknowledges");
+        }
+        is_dead
+    }
+
+    /// Until when something must have come from the peer, or been taken by it.
+    fn dead_at(&self) -> Option<Instant> {
+        let owing_since = match self.framing {
+            Framing::Native(_) => self.owing_since,
+            Framing::Classic(_) => None,
+        };
+        let unread_since = (!self.output.is_empty()).then_some(self.written_at);
+        let since = [owing_since, unread_since].into_iter().flatten().max()?;
+        Some(since.max(self.heard_at) + self.ack_timeout)
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let fields = self.fields_since.map(|since| since + Duration::from_millis(FIELDS_WAIT_MS));
+        let linger = match self.stage {
+            Stage::Lingering { until } => Some(until),
+            _ => None,
+        };
+        [self.dead_at(), self.peer.wake_at(), fields, linger].into_iter().flatten().min()
+    }
+
+    /// Sees to it that the task wakes when something is due. Whether it is due
+    /// already. A timer that is too early stays: moving it for every message
+    /// would cost more than waking once for nothing.
+    fn poll_timer(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(deadline) = self.deadline() else {
+            return false;
+        };
+        if deadline <= self.now {
+            return true;
+        }
+        if self.timer.as_ref().is_none_or(|timer| timer.deadline() > deadline || timer.is_elapsed()) {
+            self.timer = Some(Box::pin(tokio::time::sleep_until(deadline)));
+        }
+        self.timer.as_mut().is_some_and(|timer| timer.as_mut().poll(cx).is_ready())
+    }
+
+    fn give_memory_back(&mut self) {
+        if self.input.is_empty() {
+            self.input = BytesMut::new();
+        }
+        if self.output.is_empty() {
+            self.output = BytesMut::new();
+        }
+    }
+}
+
+/// A text that is a small part of what was read is copied out of it: wherever
+/// it waits, it must not keep all the rest in memory.
+fn detached(request: Request) -> Request {
+    match request {
+        Request::Send { user, text } if text.len() < READ_BYTES_MAX / 4 => {
+            Request::Send { user, text: (*text).into() }
+        }
+        other => other,
+    }
+}
+
+/// In the native framing everything but an `ack` has an id.
+fn with_id(id: Option<RequestId>, request: Request) -> Result<Request, Refusal> {
+    match request {
+        Request::Ack { .. } => Ok(request),
+        _ if id.is_some() => Ok(request),
+        _ => Err(Refusal::new(Code::BadRequest, "a request needs an id other than 0")),
+    }
+}

@@ -1,0 +1,377 @@
+//! What one connection receives: the window, acknowledgements, lagging and
+//! caught-up. A state machine without I/O: events and times come in as
+//! arguments, and [`Session::step`] says what is to be done next.
+//!
+//! It knows neither sockets nor stores. Invariant: messages are pushed in the
+//! order of their numbers, each once, and never more than the window holds.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hark_protocol::Sequence;
+use hark_protocol::limits::{WINDOW_BYTES_MAX, WINDOW_MESSAGES_MAX};
+use tokio::time::Instant;
+
+use crate::store::{Message, Page, Position, ReadLimit, Unavailable};
+
+/// A session that lags reads again once this share of its window is free, so
+/// that it does not read message by message.
+const READ_SHARE: usize = 4;
+
+/// How long after a failed read the next is tried.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// The messages of one inbox on their way to one reader.
+#[derive(Debug)]
+pub struct Session {
+    /// Pushed and not acknowledged, in order.
+    window: VecDeque<Pushed>,
+    window_bytes: usize,
+    /// Known and not pushed yet, in order.
+    backlog: VecDeque<Arc<Message>>,
+    /// The highest number that has been pushed, or that was acknowledged
+    /// before this session began.
+    pushed: Sequence,
+    phase: Phase,
+}
+
+#[derive(Debug)]
+struct Pushed {
+    position: Position,
+    text_bytes: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// The store has messages that are not in the backlog, or may have.
+    Lagging,
+    /// A read of the store is under way.
+    Reading,
+    /// The last read failed.
+    Failed { retry_at: Instant },
+    /// Whatever is stored comes as an event.
+    CaughtUp,
+    /// It receives no more. What was pushed can still be acknowledged.
+    Ended,
+}
+
+/// What is to be done next.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Give this to the reader.
+    Push(Arc<Message>),
+    /// Follow the events of the inbox, then read it, and pass what comes of it
+    /// to [`Session::handle_page`].
+    Read {
+        /// Read what comes after this number.
+        after: Sequence,
+        /// Read no more than this.
+        limit: ReadLimit,
+    },
+    /// Nothing, until something is handled or the time of
+    /// [`Session::retry_at`] has come.
+    Wait,
+}
+
+impl Session {
+    /// A session that begins after `cursor`, with whatever the store has.
+    #[must_use]
+    pub fn new(cursor: Position) -> Self {
+        Self {
+            window: VecDeque::new(),
+            window_bytes: 0,
+            backlog: VecDeque::new(),
+            pushed: cursor.sequence,
+            phase: Phase::Lagging,
+        }
+    }
+
+    /// The next thing to do. Call until it says [`Step::Wait`].
+    pub fn step(&mut self, now: Instant) -> Step {
+        if let Some(message) = self.next_push() {
+            return Step::Push(message);
+        }
+        let due = match self.phase {
+            Phase::Lagging => true,
+            Phase::Failed { retry_at } => now >= retry_at,
+            Phase::Reading | Phase::CaughtUp | Phase::Ended => false,
+        };
+        match self.room() {
+            Some(limit) if due && self.backlog.is_empty() => {
+                self.phase = Phase::Reading;
+                Step::Read { after: self.pushed, limit }
+            }
+            _ => Step::Wait,
+        }
+    }
+
+    /// Whether the next message from the inbox's events can be taken. They stay
+    /// where they are otherwise.
+    #[must_use]
+    pub fn wants_messages(&self) -> bool {
+        self.phase == Phase::CaughtUp && self.backlog.is_empty()
+    }
+
+    /// Whether it has not ended.
+    #[must_use]
+    pub fn is_receiving(&self) -> bool {
+        self.phase != Phase::Ended
+    }
+
+    /// Whether something was pushed that is not acknowledged.
+    #[must_use]
+    pub fn awaits_ack(&self) -> bool {
+        !self.window.is_empty()
+    }
+
+    /// The highest number that has been pushed.
+    #[must_use]
+    pub const fn pushed(&self) -> Sequence {
+        self.pushed
+    }
+
+    /// When a failed read is to be tried again, if one failed.
+    #[must_use]
+    pub const fn retry_at(&self) -> Option<Instant> {
+        match self.phase {
+            Phase::Failed { retry_at } => Some(retry_at),
+            _ => None,
+        }
+    }
+
+    /// A message has been stored. One that is known already is dropped.
+    pub fn handle_appended(&mut self, message: Arc<Message>) {
+        self.take(message);
+    }
+
+    /// Messages have been stored that will not come as events.
+    pub fn handle_lagged(&mut self) {
+        if self.phase == Phase::CaughtUp {
+            self.phase = Phase::Lagging;
+        }
+    }
+
+    /// A read has ended. The events of the inbox were followed before it began,
+    /// so after a complete page nothing is missing.
+    pub fn handle_page(&mut self, page: Result<Page, Unavailable>, now: Instant) {
+        if self.phase != Phase::Reading {
+            return;
+        }
+        self.phase = match page {
+            Ok(page) => {
+                page.messages.into_iter().for_each(|message| self.take(message));
+                if page.complete { Phase::CaughtUp } else { Phase::Lagging }
+            }
+            Err(Unavailable) => Phase::Failed { retry_at: now + RETRY_AFTER },
+        };
+    }
+
+    /// The reader has everything up to `sequence`: where that is in the inbox,
+    /// for the store. `None` where it is nothing new.
+    ///
+    /// # Errors
+    /// [`NeverPushed`] for a number above all that were pushed; it counts for
+    /// nothing.
+    pub fn handle_ack(&mut self, sequence: Sequence) -> Result<Option<Position>, NeverPushed> {
+        if sequence > self.pushed {
+            return Err(NeverPushed { highest: self.pushed });
+        }
+        let mut taken = None;
+        while let Some(pushed) = self.window.pop_front_if(|p| p.position.sequence <= sequence) {
+            self.window_bytes -= pushed.text_bytes;
+            taken = Some(pushed.position);
+        }
+        Ok(taken)
+    }
+
+    /// It receives no more: nothing is pushed from here on.
+    pub fn end(&mut self) {
+        self.phase = Phase::Ended;
+        self.backlog = VecDeque::new();
+    }
+
+    fn take(&mut self, message: Arc<Message>) {
+        let known = self.backlog.back().map_or(self.pushed, |last| last.position.sequence);
+        if self.is_receiving() && message.position.sequence > known {
+            self.backlog.push_back(message);
+        }
+    }
+
+    fn next_push(&mut self) -> Option<Arc<Message>> {
+        let text_bytes = self.backlog.front()?.text.len();
+        let fits = self.window.len() < WINDOW_MESSAGES_MAX
+            && (self.window.is_empty() || self.window_bytes + text_bytes <= WINDOW_BYTES_MAX);
+        if !fits {
+            return None;
+        }
+        let message = self.backlog.pop_front()?;
+        self.pushed = message.position.sequence;
+        self.window_bytes += text_bytes;
+        self.window.push_back(Pushed { position: message.position, text_bytes });
+        Some(message)
+    }
+
+    /// How much there is room for, where it is worth a read.
+    fn room(&self) -> Option<ReadLimit> {
+        let messages = WINDOW_MESSAGES_MAX - self.window.len();
+        let bytes = WINDOW_BYTES_MAX.saturating_sub(self.window_bytes);
+        let worth_it = messages >= WINDOW_MESSAGES_MAX / READ_SHARE && bytes >= WINDOW_BYTES_MAX / READ_SHARE;
+        worth_it.then_some(ReadLimit { messages, bytes })
+    }
+}
+
+/// An `ack` for something that was never pushed on this connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("nothing above {highest} was pushed")]
+pub struct NeverPushed {
+    /// The highest number that was.
+    pub highest: Sequence,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(sequence: u64, bytes: usize) -> Arc<Message> {
+        Arc::new(Message {
+            position: Position { sequence: Sequence(sequence), messages: sequence, bytes: 0 },
+            sender: None,
+            time_ms: 0,
+            text: "x".repeat(bytes).into(),
+        })
+    }
+
+    fn page(sequences: impl IntoIterator<Item = u64>, complete: bool) -> Result<Page, Unavailable> {
+        Ok(Page { messages: sequences.into_iter().map(|n| message(n, 1)).collect(), complete })
+    }
+
+    fn caught_up() -> (Session, Instant) {
+        let now = Instant::now();
+        let mut session = Session::new(Position::default());
+        assert!(matches!(session.step(now), Step::Read { .. }));
+        session.handle_page(page([], true), now);
+        (session, now)
+    }
+
+    #[track_caller]
+    fn pushes(session: &mut Session, now: Instant) -> Vec<u64> {
+        let mut pushed = Vec::new();
+        while let Step::Push(message) = session.step(now) {
+            pushed.push(message.position.sequence.0);
+        }
+        pushed
+    }
+
+    #[test]
+    fn it_reads_after_the_cursor_before_anything_else() {
+        let now = Instant::now();
+        let cursor = Position { sequence: Sequence(41), ..Position::default() };
+        let mut session = Session::new(cursor);
+        let limit = ReadLimit { messages: WINDOW_MESSAGES_MAX, bytes: WINDOW_BYTES_MAX };
+        assert_eq!(session.step(now), Step::Read { after: Sequence(41), limit });
+        assert_eq!(session.step(now), Step::Wait, "one read at a time");
+        assert!(!session.wants_messages());
+    }
+
+    #[test]
+    fn a_message_that_comes_by_a_read_and_as_an_event_is_pushed_once() {
+        let now = Instant::now();
+        let mut session = Session::new(Position::default());
+        session.step(now);
+        session.handle_page(page([3, 5], true), now);
+        assert_eq!(pushes(&mut session, now), [3, 5]);
+        assert!(session.wants_messages());
+        for sequence in [3, 5, 8] {
+            session.handle_appended(message(sequence, 1));
+        }
+        assert_eq!(pushes(&mut session, now), [8]);
+    }
+
+    #[test]
+    fn the_window_holds_256_messages_and_acks_make_room() {
+        let (mut session, now) = caught_up();
+        for sequence in 1..=300 {
+            session.handle_appended(message(sequence, 1));
+        }
+        assert_eq!(pushes(&mut session, now).len(), 256);
+        assert!(!session.wants_messages(), "what does not fit stays in the inbox's buffer");
+        let position = session.handle_ack(Sequence(10)).unwrap().unwrap();
+        assert_eq!(position.sequence, Sequence(10));
+        assert_eq!(pushes(&mut session, now), (257..=266).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn the_window_holds_a_mebibyte_but_at_least_one_message() {
+        let (mut session, now) = caught_up();
+        session.handle_appended(message(1, WINDOW_BYTES_MAX + 1));
+        session.handle_appended(message(2, 1));
+        assert_eq!(pushes(&mut session, now), [1]);
+        session.handle_ack(Sequence(1)).unwrap();
+        session.handle_appended(message(3, WINDOW_BYTES_MAX));
+        assert_eq!(pushes(&mut session, now), [2], "3 would make it over a mebibyte");
+    }
+
+    #[test]
+    fn an_ack_above_what_was_pushed_counts_for_nothing() {
+        let (mut session, now) = caught_up();
+        session.handle_appended(message(7, 1));
+        pushes(&mut session, now);
+        assert_eq!(session.handle_ack(Sequence(8)), Err(NeverPushed { highest: Sequence(7) }));
+        assert!(session.awaits_ack());
+        assert_eq!(session.handle_ack(Sequence(6)), Ok(None));
+        assert_eq!(session.handle_ack(Sequence(7)).unwrap().unwrap().sequence, Sequence(7));
+        assert_eq!(session.handle_ack(Sequence(7)), Ok(None), "twice is nothing new");
+    }
+
+    #[test]
+    fn a_session_that_lags_reads_on_once_a_quarter_of_its_window_is_free() {
+        let now = Instant::now();
+        let mut session = Session::new(Position::default());
+        session.step(now);
+        session.handle_page(page(1..=256, false), now);
+        assert_eq!(pushes(&mut session, now).len(), 256);
+        session.handle_ack(Sequence(63)).unwrap();
+        assert_eq!(session.step(now), Step::Wait);
+        session.handle_ack(Sequence(64)).unwrap();
+        let Step::Read { after, limit } = session.step(now) else { panic!("no read") };
+        assert_eq!((after, limit.messages), (Sequence(256), 64));
+    }
+
+    #[test]
+    fn what_comes_while_it_lags_is_left_to_the_next_read() {
+        let (mut session, now) = caught_up();
+        session.handle_appended(message(1, 1));
+        assert_eq!(pushes(&mut session, now), [1]);
+        session.handle_lagged();
+        assert!(!session.wants_messages());
+        let Step::Read { after, .. } = session.step(now) else { panic!("no read") };
+        assert_eq!(after, Sequence(1));
+    }
+
+    #[test]
+    fn a_failed_read_is_tried_again_after_a_second() {
+        let now = Instant::now();
+        let mut session = Session::new(Position::default());
+        session.step(now);
+        session.handle_page(Err(Unavailable), now);
+        assert_eq!(session.step(now), Step::Wait);
+        let retry_at = session.retry_at().unwrap();
+        assert_eq!(retry_at, now + RETRY_AFTER);
+        assert!(matches!(session.step(retry_at), Step::Read { .. }));
+    }
+
+    #[test]
+    fn after_its_end_it_pushes_nothing_but_takes_acks() {
+        let (mut session, now) = caught_up();
+        session.handle_appended(message(1, 1));
+        assert_eq!(pushes(&mut session, now), [1]);
+        session.handle_appended(message(2, 1));
+        session.end();
+        assert_eq!(session.step(now), Step::Wait);
+        session.handle_appended(message(3, 1));
+        session.handle_page(page([4], true), now);
+        assert_eq!(session.step(now), Step::Wait);
+        assert_eq!(session.handle_ack(Sequence(1)).unwrap().unwrap().sequence, Sequence(1));
+    }
+}

@@ -1,0 +1,539 @@
+//! The contract suite: what [`Store`] promises, checked on any store that can
+//! be opened, closed and opened again. [`contract_suite`] makes the tests.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use bytestring::ByteString;
+use hark_protocol::{Code, RequestId, Sequence, SessionToken, UserName};
+
+use super::*;
+
+/// Where a store can be opened again and again.
+pub(super) trait Home {
+    /// Opens the store that is there; the one opened before has been closed or
+    /// dropped.
+    fn open(&self, limits: Limits) -> Arc<dyn Store>;
+}
+
+/// The limits of a store.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    pub(super) accounts: usize,
+    pub(super) sessions: usize,
+    pub(super) messages: u64,
+    pub(super) bytes: u64,
+}
+
+/// Limits that do not matter.
+pub(super) const WIDE: Limits = Limits { accounts: 1000, sessions: 1000, messages: 100_000, bytes: 1 << 30 };
+
+/// Everything that there is, in one page.
+pub(super) const ALL: ReadLimit = ReadLimit { messages: usize::MAX, bytes: usize::MAX };
+
+pub(super) fn name(text: &str) -> UserName {
+    text.parse().unwrap()
+}
+
+pub(super) fn token(text: &str) -> SessionToken {
+    text.parse().unwrap()
+}
+
+/// A message from nobody.
+pub(super) fn text(to: &str, text: &str) -> Append {
+    Append {
+        to: name(to),
+        sender: None,
+        from_nobody: true,
+        time_ms: 1,
+        text: ByteString::from(text),
+        send_id: None,
+        refusal: None,
+        fence: Fence::default(),
+        permit: None,
+    }
+}
+
+/// A message of a session.
+pub(super) fn send(session: &str, id: u32, to: &str, content: &str) -> Append {
+    let send_id = SendId { session: token(session), id: RequestId::new(id).unwrap() };
+    Append { send_id: Some(send_id), ..text(to, content) }
+}
+
+pub(super) async fn create(store: &dyn Store, user: &str) -> Account {
+    assert_eq!(store.create(&name(user), None).await, Ok(Created::Created));
+    store.account(&name(user)).await.unwrap().expect("it was just created").account
+}
+
+pub(super) async fn stored(store: &dyn Store, append: Append) {
+    assert_eq!(store.append(append).await, Ok(Outcome::Stored));
+}
+
+pub(super) async fn read(store: &dyn Store, account: &Account) -> Vec<Arc<Message>> {
+    let page = store.read(account, Sequence(0), ALL).await.unwrap();
+    assert!(page.complete);
+    page.messages
+}
+
+pub(super) async fn texts(store: &dyn Store, account: &Account) -> Vec<String> {
+    read(store, account).await.iter().map(|message| message.text.to_string()).collect()
+}
+
+pub(super) async fn queued(store: &dyn Store, account: &Account) -> u64 {
+    store.receive(account).await.unwrap().expect("the account is there").queued()
+}
+
+#[track_caller]
+fn check<T: PartialEq + Debug>(outcome: Result<T, Unavailable>, expected: T) {
+    assert_eq!(outcome, Ok(expected));
+}
+
+pub(super) async fn an_account_is_created_once_and_then_found(home: &dyn Home) {
+    let store = home.open(WIDE);
+    assert!(store.account(&name("bob")).await.unwrap().is_none());
+    let hash = PasswordHash::new("$hash");
+    check(store.create(&name("bob"), Some(hash.clone())).await, Created::Created);
+    check(store.create(&name("bob"), None).await, Created::Exists);
+    let entry = store.account(&name("bob")).await.unwrap().unwrap();
+    assert_eq!((entry.account.name, entry.password), (name("bob"), Some(hash)));
+}
+
+pub(super) async fn too_many_accounts_are_refused_until_one_ends(home: &dyn Home) {
+    let store = home.open(Limits { accounts: 2, ..WIDE });
+    let a = create(&*store, "a").await;
+    create(&*store, "b").await;
+    check(store.create(&name("c"), None).await, Created::TooMany);
+    check(store.create(&name("a"), None).await, Created::Exists);
+    check(store.delete(&a).await, true);
+    check(store.create(&name("c"), None).await, Created::Created);
+}
+
+pub(super) async fn a_password_changes_only_where_the_old_one_is_right(home: &dyn Home) {
+    let (one, two) = (PasswordHash::new("one"), PasswordHash::new("two"));
+    let store = home.open(WIDE);
+    let bob = create(&*store, "bob").await;
+    check(store.set_password(&bob, Some(two.clone()), one.clone()).await, false);
+    check(store.set_password(&bob, None, one.clone()).await, true);
+    check(store.set_password(&bob, None, two.clone()).await, false);
+    check(store.set_password(&bob, Some(one), two.clone()).await, true);
+    store.close().await.unwrap();
+    let store = home.open(WIDE);
+    assert_eq!(store.account(&name("bob")).await.unwrap().unwrap().password, Some(two));
+    let other = Account { incarnation: bob.incarnation + 1, ..bob };
+    check(store.set_password(&other, None, PasswordHash::new("x")).await, false);
+}
+
+pub(super) async fn names_come_in_byte_order_and_in_pages(home: &dyn Home) {
+    let store = home.open(WIDE);
+    let all = ["Zoe", "a", "b", "ba", "ä"];
+    for user in ["b", "ä", "Zoe", "ba", "a"] {
+        create(&*store, user).await;
+    }
+    check(store.names(None, 99).await, all.map(name).to_vec());
+    check(store.names(None, 2).await, vec![name("Zoe"), name("a")]);
+    check(store.names(Some(&name("a")), 2).await, vec![name("b"), name("ba")]);
+    check(store.names(Some(&name("aa")), 1).await, vec![name("b")]);
+    check(store.names(Some(&name("ä")), 1).await, vec![]);
+}
+
+pub(super) async fn messages_are_read_as_they_were_stored_in_the_order_of_their_numbers(home: &dyn Home) {
+    let store = home.open(WIDE);
+    let bob = create(&*store, "bob").await;
+    let amy = create(&*store, "amy").await;
+    stored(&*store, Append { sender: Some(amy.clone()), time_ms: 77, ..text("bob", "a,b\n") }).await;
+    stored(&*store, text("amy", "elsewhere")).await;
+    stored(&*store, text("bob", "")).await;
+    stored(&*store, text("bob", "xyz")).await;
+    let messages = read(&*store, &bob).await;
+    let first = &messages[0];
+    assert_eq!((first.sender.clone(), first.time_ms, &*first.text), (Some(name("amy")), 77, "a,b\n"));
+    assert_eq!(messages[1].sender, None);
+    assert!(messages.is_sorted_by_key(|m| m.position.sequence));
+    let sums: Vec<_> = messages.iter().map(|m| (m.position.messages, m.position.bytes)).collect();
+    assert_eq!(sums, [(1, 4), (2, 4), (3, 7)]);
+}
+
+pub(super) async fn a_page_is_bounded_in_messages_and_bytes_but_has_at_least_one(home: &dyn Home) {
+    let store = home.open(WIDE);
+    let bob = create(&*store, "bob").await;
+    for content in ["12345", "1", "2", "3"] {
+        stored(&*store, text("bob", content)).await;
+    }
+    let page = async |after, messages, bytes| {
+        let page = store.read(&bob, after, ReadLimit { messages, bytes }).await.unwrap();
+        let last = page.messages.last().map(|m| m.position.sequence);
+        (page.messages.len(), page.complete, last.unwrap_or(after))
+    };
+    let (count, complete, after) = page(Sequence(0), 10, 2).await;
+    assert_eq!((count, complete), (1, false));
+    let (count, complete, after) = page(after, 10, 2).await;
+    assert_eq!((count, complete), (2, false));
+    let (count, complete, after) = page(after, 1, 10).await;
+    assert_eq!((count, complete), (1, true));
+    assert_eq!(page(after, 10, 10).await, (0, true, after));
+    let (count, complete, _) = page(Sequence(0), 2, 100).await;
+    assert_eq!((count, complete), (2, false));
+}
+
+pub(super) async fn what_the_chat_or_the_recipient_has_against_it_refuses_a_send(home: &dyn Home) {
+    let store = home.open(WIDE);
+    let bob = create(&*store, "bob").await;
+    let refused = |code| Outcome::Refused(code);
+    check(store.append(text("amy", "x")).await, refused(Code::NoSuchUser));
+    let append = Append { refusal: Some(Code::RateLimited), ..text("amy", "x") };
+    check(store.append(append).await, refused(Code::RateLimited));
+    let append = Append { from_nobody: false, ..text("bob", "x") };
+    check(store.append(append).await, refused(Code::Denied));
+    assert_eq!(texts(&*store, &bob).await, [""; 0]);
+}
+
+pub(super) async fn who_has_ended_sends_as_nobody_or_is_denied(home: &dyn Home) {
+    let store = home.open(WIDE);
+    let bob = create(&*store, "bob").await;
+    let amy = create(&*store, "amy").await;
+    check(store.delete(&amy).await, true);
+    create(&*store, "amy").await;
+    let from_amy = |from_nobody| Append { sender: Some(amy.clone()), from_nobody, ..text("bob", "x") };
+    check(store.append(from_amy(false)).await, Outcome::Refused(Code::Denied));
+    stored(&*store, from_amy(true)).await;
+    assert_eq!(read(&*store, &bob).await[0].sender, None);
+}
+
+pub(super) async fn a_full_queue_refuses_until_something_is_acknowledged(home: &dyn Home) {
+    let store = home.open(Limits { messages: 3, bytes: 10, ..WIDE });
+    let full = Outcome::Refused(Code::QueueFull);
+    let bob = create(&*store, "bob").await;
+    for content in ["1", "2", "3"] {
+        stored(&*store, text("bob", content)).await;
+    }
+    check(store.append(text("bob", "4")).await, full);
+    let messages = read(&*store, &bob).await;
+    store.acknowledge(&bob, messages[1].position);
+    assert_eq!(queued(&*store, &bob).await, 1);
+    check(store.append(text("bob", "1234567890")).await, full);
+    stored(&*store, text("bob", "123456789")).await;
+    check(store.append(text("bob", "1")).await, full);
+    assert_eq!(queued(&*store, &bob).await, 2);
+}
+
+pub(super) async fn an_acknowledgement_forgets_up_to_its_place_and_never_goes_back(home: &dyn Home) {
+    let store = home.open(WIDE);
+    let bob = create(&*store, "bob").await;
+    for content in ["1", "2", "3"] {
+        stored(&*store, text("bob", content)).await;
+    }
+    let messages = read(&*store, &bob).await;
+    store.acknowledge(&bob, messages[1].position);
+    store.acknowledge(&bob, messages[0].position);
+    let receiver = store.receive(&bob).await.unwrap().unwrap();
+    assert_eq!((receiver.queued(), receiver.cursor()), (1, messages[1].position));
+    store.acknowledge(&bob, messages[0].position);
+    // An acknowledgement may be lost in a crash, but not when it is closed.
+    store.close().await.unwrap();
+    let store = home.open(WIDE);
+    let receiver = store.receive(&bob).await.unwrap().unwrap();
+    assert_eq!((receiver.queued(), receiver.cursor()), (1, messages[1].position));
+    assert_eq!(texts(&*store, &bob).await, ["3"]);
+}
+
+pub(super) async fn a_name_created_again_has_nothing_of_its_predecessor(home: &dyn Home) {
+    let store = home.open(WIDE);
+    let former = create(&*store, "bob").await;
+    stored(&*store, text("bob", "old")).await;
+    stored(&*store, text("bob", "old")).await;
+    let old = read(&*store, &former).await;
+    check(store.delete(&former).await, true);
+    check(store.delete(&former).await, false);
+    assert!(store.receive(&former).await.unwrap().is_none());
+    check(store.append(text("bob", "x")).await, Outcome::Refused(Code::NoSuchUser));
+    let bob = create(&*store, "bob").await;
+    assert_ne!(bob, former);
+    store.acknowledge(&former, old[1].position);
+    stored(&*store, text("bob", "new")).await;
+    assert!(store.receive(&former).await.unwrap().is_none());
+    assert!(read(&*store, &former).await.is_empty());
+    check(store.delete(&former).await, false);
+    let messages = read(&*store, &bob).await;
+    assert_eq!(messages.iter().map(|m| &*m.text).collect::<Vec<_>>(), ["new"]);
+    assert!(messages[0].position.sequence > old[1].position.sequence);
+    assert_eq!((messages[0].position.messages, messages[0].position.bytes), (1, 3));
+}
+
+pub(super) async fn numbers_go_on_after_everything_was_forgotten_and_it_was_opened_again(home: &dyn Home) {
+    let mut highest = Sequence(0);
+    for round in 0..4 {
+        let store = home.open(WIDE);
+        let bob = match store.account(&name("bob")).await.unwrap() {
+            Some(entry) => entry.account,
+            None => create(&*store, "bob").await,
+        };
+        stored(&*store, text("bob", "x")).await;
+        let messages = read(&*store, &bob).await;
+        assert_eq!(messages.len(), 1);
+        assert!(messages[0].position.sequence > highest, "round {round}");
+        highest = messages[0].position.sequence;
+        store.acknowledge(&bob, messages[0].position);
+        if round % 2 == 0 {
+            check(store.delete(&bob).await, true);
+        }
+        store.close().await.unwrap();
+    }
+}
+
+pub(super) async fn a_repeat_gets_the_same_outcome_and_stores_nothing(home: &dyn Home) {
+    let store = home.open(WIDE);
+    let bob = create(&*store, "bob").await;
+    check(store.open_session(&token("s")).await, true);
+    let unknown = Outcome::Refused(Code::NoSuchUser);
+    // The second meets the first one under way.
+    let (first, second) = (store.append(send("s", 5, "bob", "x")), store.append(send("s", 5, "bob", "x")));
+    check(first.await, Outcome::Stored);
+    check(second.await, Outcome::Stored);
+    check(store.append(send("s", 6, "amy", "y")).await, unknown);
+    store.close_session(&token("s"));
+    let amy = create(&*store, "amy").await;
+    for reopened in [false, true] {
+        // The repeat is looked up before anything else is checked.
+        let append = Append { refusal: Some(Code::TooLarge), ..send("s", 5, "bob", "x") };
+        check(store.append(append).await, Outcome::Stored);
+        check(store.append(send("s", 6, "amy", "y")).await, unknown);
+        assert_eq!(texts(&*store, &bob).await, ["x"], "reopened: {reopened}");
+    }
+    store.close().await.unwrap();
+    let store = home.open(WIDE);
+    check(store.append(send("s", 5, "bob", "x")).await, Outcome::Stored);
+    check(store.append(send("s", 6, "amy", "y")).await, unknown);
+    check(store.append(send("s", 7, "amy", "z")).await, Outcome::Stored);
+    assert_eq!(texts(&*store, &bob).await, ["x"]);
+    assert_eq!(texts(&*store, &amy).await, ["z"]);
+}
+
+pub(super) async fn an_id_that_was_left_out_or_is_too_old_is_refused_and_never_stored(home: &dyn Home) {
+    let store = home.open(WIDE);
+    let bob = create(&*store, "bob").await;
+    check(store.open_session(&token("s")).await, true);
+    stored(&*store, send("s", 10, "bob", "ten")).await;
+    stored(&*store, send("s", 12, "bob", "twelve")).await;
+    for id in [1, 9, 11] {
+        let outcome = store.append(send("s", id, "bob", "no")).await;
+        check(outcome, Outcome::Refused(Code::BadRequest));
+    }
+    assert_eq!(texts(&*store, &bob).await, ["ten", "twelve"]);
+}
+
+pub(super) async fn the_last_1024_outcomes_of_a_session_are_remembered(home: &dyn Home) {
+    let store = home.open(WIDE);
+    let bob = create(&*store, "bob").await;
+    let sends: Vec<_> = (1..=1100).map(|id| store.append(send("s", id, "bob", "x"))).collect();
+    for pending in sends {
+        check(pending.await, Outcome::Stored);
+    }
+    store.close().await.unwrap();
+    let store = home.open(WIDE);
+    check(store.append(send("s", 77, "bob", "x")).await, Outcome::Stored);
+    check(store.append(send("s", 1100, "bob", "x")).await, Outcome::Stored);
+    check(store.append(send("s", 76, "bob", "x")).await, Outcome::Refused(Code::BadRequest));
+    assert_eq!(texts(&*store, &bob).await.len(), 1100);
+}
+
+pub(super) async fn the_messages_of_one_caller_stand_in_the_order_of_the_calls(home: &dyn Home) {
+    let store = home.open(WIDE);
+    let bob = create(&*store, "bob").await;
+    let sends: Vec<_> = (0..5000).map(|n| store.append(text("bob", &n.to_string()))).collect();
+    for pending in sends {
+        check(pending.await, Outcome::Stored);
+    }
+    let expected: Vec<_> = (0..5000).map(|n| n.to_string()).collect();
+    assert_eq!(texts(&*store, &bob).await, expected);
+}
+
+pub(super) async fn nothing_gets_through_a_closed_fence(home: &dyn Home) {
+    let store = home.open(WIDE);
+    let bob = create(&*store, "bob").await;
+    let append = send("s", 1, "bob", "x");
+    append.fence.close();
+    assert_eq!(store.append(append).await, Err(Unavailable));
+    assert_eq!(texts(&*store, &bob).await, [""; 0]);
+    check(store.append(send("s", 1, "bob", "x")).await, Outcome::Stored);
+}
+
+pub(super) async fn too_many_sessions_are_refused_and_nothing_is_evicted(home: &dyn Home) {
+    let store = home.open(Limits { sessions: 2, ..WIDE });
+    let bob = create(&*store, "bob").await;
+    check(store.open_session(&token("a")).await, true);
+    check(store.open_session(&token("b")).await, true);
+    stored(&*store, send("a", 1, "bob", "x")).await;
+    store.close_session(&token("a"));
+    check(store.open_session(&token("c")).await, false);
+    check(store.append(send("c", 1, "bob", "y")).await, Outcome::Refused(Code::TooMany));
+    check(store.open_session(&token("a")).await, true);
+    check(store.append(send("a", 1, "bob", "x")).await, Outcome::Stored);
+    assert_eq!(texts(&*store, &bob).await, ["x"]);
+}
+
+pub(super) async fn a_session_is_opened_after_everything_that_was_appended_before(home: &dyn Home) {
+    let store = home.open(WIDE);
+    create(&*store, "bob").await;
+    let sends: Vec<_> = (1..=100).map(|id| store.append(send("s", id, "bob", "x"))).collect();
+    check(store.open_session(&token("s")).await, true);
+    for mut pending in sends {
+        assert!(futures::poll!(&mut pending).is_ready());
+    }
+}
+
+pub(super) async fn who_follows_gets_what_is_stored_from_then_on(home: &dyn Home) {
+    let store = home.open(WIDE);
+    let bob = create(&*store, "bob").await;
+    stored(&*store, text("bob", "before")).await;
+    let mut receiver = store.receive(&bob).await.unwrap().unwrap();
+    assert_eq!((receiver.queued(), receiver.account()), (1, &bob));
+    assert_eq!(receiver.next_event(), Some(Event::Lagged));
+    receiver.follow();
+    stored(&*store, text("bob", "after")).await;
+    stored(&*store, text("bob", "last")).await;
+    for expected in ["after", "last"] {
+        let Event::Appended(message) = next_event(&mut receiver).await else { panic!("a message") };
+        assert_eq!(&*message.text, expected);
+        assert!(read(&*store, &bob).await.contains(&message));
+    }
+    assert_eq!(receiver.next_event(), None);
+}
+
+pub(super) async fn who_does_not_take_what_is_stored_lags_and_misses_nothing(home: &dyn Home) {
+    let store = home.open(WIDE);
+    let bob = create(&*store, "bob").await;
+    let mut receiver = store.receive(&bob).await.unwrap().unwrap();
+    receiver.follow();
+    for n in 0..=BUFFERED_MESSAGES_MAX {
+        stored(&*store, text("bob", &n.to_string())).await;
+    }
+    // By then it has been told of all of them.
+    check(store.open_session(&token("later")).await, true);
+    assert_eq!(next_event(&mut receiver).await, Event::Lagged);
+    assert_eq!(texts(&*store, &bob).await.len(), BUFFERED_MESSAGES_MAX + 1);
+}
+
+pub(super) async fn a_later_receiver_takes_over_from_the_former(home: &dyn Home) {
+    let store = home.open(WIDE);
+    let bob = create(&*store, "bob").await;
+    let mut former = store.receive(&bob).await.unwrap().unwrap();
+    former.follow();
+    let mut latter = store.receive(&bob).await.unwrap().unwrap();
+    latter.follow();
+    assert_eq!(next_event(&mut former).await, Event::Ended(End::TakenOver));
+    drop(former);
+    stored(&*store, text("bob", "x")).await;
+    assert!(matches!(next_event(&mut latter).await, Event::Appended(_)));
+}
+
+pub(super) async fn the_end_of_an_account_ends_its_reception(home: &dyn Home) {
+    let store = home.open(WIDE);
+    let bob = create(&*store, "bob").await;
+    let mut receiver = store.receive(&bob).await.unwrap().unwrap();
+    receiver.follow();
+    check(store.delete(&bob).await, true);
+    assert_eq!(next_event(&mut receiver).await, Event::Ended(End::Deleted));
+    create(&*store, "bob").await;
+    assert_eq!(receiver.next_event(), Some(Event::Ended(End::Deleted)));
+}
+
+pub(super) async fn a_permit_is_given_back_when_its_message_is_decided(home: &dyn Home) {
+    let store = home.open(WIDE);
+    create(&*store, "bob").await;
+    let room = Arc::new(tokio::sync::Semaphore::new(1));
+    for _ in 0..10 {
+        let permit = Some(Arc::clone(&room).acquire_owned().await.unwrap());
+        drop(store.append(Append { permit, ..text("bob", "x") }));
+    }
+}
+
+pub(super) async fn what_nobody_waits_for_is_stored_all_the_same(home: &dyn Home) {
+    let store = home.open(WIDE);
+    let bob = create(&*store, "bob").await;
+    drop(store.append(text("bob", "x")));
+    assert_eq!(queued(&*store, &bob).await, 1);
+}
+
+pub(super) async fn what_is_under_way_is_decided_when_it_closes_and_nothing_after_it(home: &dyn Home) {
+    let store = home.open(WIDE);
+    let bob = create(&*store, "bob").await;
+    let sends: Vec<_> = (0..100).map(|_| store.append(text("bob", "x"))).collect();
+    let closed = store.close();
+    let late = store.append(send("s", 1, "bob", "late"));
+    closed.await.unwrap();
+    for pending in sends {
+        check(pending.await, Outcome::Stored);
+    }
+    assert_eq!(late.await, Err(Unavailable));
+    assert_eq!(store.append(text("bob", "late")).await, Err(Unavailable));
+    assert_eq!(store.create(&name("amy"), None).await, Err(Unavailable));
+    assert_eq!(store.delete(&bob).await, Err(Unavailable));
+    assert_eq!(store.open_session(&token("s")).await, Err(Unavailable));
+    assert_eq!(store.read(&bob, Sequence(0), ALL).await, Err(Unavailable));
+    assert!(store.receive(&bob).await.is_err());
+    assert!(store.account(&name("bob")).await.is_err());
+    assert!(store.names(None, 1).await.is_err());
+    assert_eq!(store.close().await, Err(Unavailable));
+    store.acknowledge(&bob, Position::default());
+    store.close_session(&token("s"));
+    let store = home.open(WIDE);
+    assert_eq!(texts(&*store, &bob).await.len(), 100);
+}
+
+pub(super) async fn what_was_answered_is_there_after_a_drop_without_a_close(home: &dyn Home) {
+    let store = home.open(WIDE);
+    let bob = create(&*store, "bob").await;
+    stored(&*store, send("s", 1, "bob", "x")).await;
+    drop(store);
+    let store = home.open(WIDE);
+    check(store.append(send("s", 1, "bob", "x")).await, Outcome::Stored);
+    assert_eq!(texts(&*store, &bob).await, ["x"]);
+}
+
+pub(super) async fn next_event(receiver: &mut Receiver) -> Event {
+    std::future::poll_fn(|cx| receiver.poll_event(cx)).await
+}
+
+/// The suite as tests; `$home` makes an empty [`Home`] for each.
+macro_rules! contract_suite {
+    ($home:expr) => {
+        crate::store::contract::contract_suite! { $home;
+            an_account_is_created_once_and_then_found
+            too_many_accounts_are_refused_until_one_ends
+            a_password_changes_only_where_the_old_one_is_right
+            names_come_in_byte_order_and_in_pages
+            messages_are_read_as_they_were_stored_in_the_order_of_their_numbers
+            a_page_is_bounded_in_messages_and_bytes_but_has_at_least_one
+            what_the_chat_or_the_recipient_has_against_it_refuses_a_send
+            who_has_ended_sends_as_nobody_or_is_denied
+            a_full_queue_refuses_until_something_is_acknowledged
+            an_acknowledgement_forgets_up_to_its_place_and_never_goes_back
+            a_name_created_again_has_nothing_of_its_predecessor
+            numbers_go_on_after_everything_was_forgotten_and_it_was_opened_again
+            a_repeat_gets_the_same_outcome_and_stores_nothing
+            an_id_that_was_left_out_or_is_too_old_is_refused_and_never_stored
+            the_last_1024_outcomes_of_a_session_are_remembered
+            the_messages_of_one_caller_stand_in_the_order_of_the_calls
+            nothing_gets_through_a_closed_fence
+            too_many_sessions_are_refused_and_nothing_is_evicted
+            a_session_is_opened_after_everything_that_was_appended_before
+            who_follows_gets_what_is_stored_from_then_on
+            who_does_not_take_what_is_stored_lags_and_misses_nothing
+            a_later_receiver_takes_over_from_the_former
+            the_end_of_an_account_ends_its_reception
+            a_permit_is_given_back_when_its_message_is_decided
+            what_nobody_waits_for_is_stored_all_the_same
+            what_is_under_way_is_decided_when_it_closes_and_nothing_after_it
+            what_was_answered_is_there_after_a_drop_without_a_close
+        }
+    };
+    ($home:expr; $($test:ident)*) => {
+        $(
+            #[tokio::test]
+            async fn $test() {
+                crate::store::contract::$test(&$home).await;
+            }
+        )*
+    };
+}
+pub(super) use contract_suite;

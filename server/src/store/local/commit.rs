@@ -1,0 +1,326 @@
+//! The commit thread: it takes everything that waits, decides each in the order
+//! of arrival, writes one batch, waits for one sync, and then answers all. No
+//! other thread decides anything or writes anything.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hark_protocol::SessionToken;
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::engine::{Durability, Engine, EngineError, Opener};
+use super::ledger::{Changes, Ledger, Notice};
+use super::load::Loaded;
+use super::queue::{Acks, Command, Wait};
+use super::recovery::{Recovered, Recovery};
+use super::{LocalConfig, Shared, Sync};
+use crate::store::{Created, Decide, Fence, Outcome, Receiver, Unavailable};
+
+/// Commands that are decided in one commit, at most.
+const COMMANDS_MAX: usize = 4096;
+
+/// Bytes of text that are written in one commit, at most, but for the last.
+const TEXT_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// The state of the commit thread.
+#[derive(Debug)]
+pub(super) struct Committer {
+    config: LocalConfig,
+    shared: Arc<Shared>,
+    opener: Arc<dyn Opener>,
+    /// `None` after a failure, until it is open again.
+    engine: Option<Box<dyn Engine>>,
+    recovery: Option<Recovery>,
+    ledger: Ledger,
+    /// Notices of the commit that has failed.
+    failed: Vec<Notice>,
+    /// Changes that go into the next commit, whatever it decides.
+    carried: Changes,
+    /// Commands that are taken and not yet decided.
+    backlog: VecDeque<Command>,
+    /// Cursors that have been written, and that no sync has covered.
+    cursors: HashMap<u64, u64>,
+    acks_written: Instant,
+    started: Instant,
+}
+
+/// A decision that waits for its commit.
+enum Verdict {
+    Append {
+        decide: Decide<Outcome>,
+        outcome: Result<Outcome, Unavailable>,
+        fence: Option<Fence>,
+        /// Held for as long as the message is under way.
+        _permit: Option<OwnedSemaphorePermit>,
+    },
+    Created(Decide<Created>, Created),
+    Flag(Decide<bool>, bool),
+    Receiver(Decide<Option<Receiver>>, Option<Receiver>),
+    Opened(SessionToken, Decide<bool>, bool),
+}
+
+impl Verdict {
+    fn pronounce(self) {
+        match self {
+            Self::Append { decide, outcome, .. } => decide.decide(outcome),
+            Self::Created(decide, created) => decide.decide(Ok(created)),
+            Self::Flag(decide, flag) | Self::Opened(_, decide, flag) => decide.decide(Ok(flag)),
+            Self::Receiver(decide, receiver) => decide.decide(Ok(receiver)),
+        }
+    }
+
+    fn withdraw(self) {
+        match self {
+            Self::Append { decide, fence, .. } => {
+                if let Some(fence) = fence {
+                    fence.close();
+                }
+                decide.decide(Err(Unavailable));
+            }
+            Self::Created(decide, _) => decide.decide(Err(Unavailable)),
+            Self::Flag(decide, _) | Self::Opened(_, decide, _) => decide.decide(Err(Unavailable)),
+            Self::Receiver(decide, _) => decide.decide(Err(Unavailable)),
+        }
+    }
+}
+
+/// A store that was asked to close, and has.
+pub(super) struct Closed {
+    decide: Decide<()>,
+    outcome: Result<(), Unavailable>,
+}
+
+impl Closed {
+    /// Says so.
+    pub(super) fn pronounce(self) {
+        self.decide.decide(self.outcome);
+    }
+}
+
+impl Committer {
+    /// For an engine that was just opened.
+    pub(super) fn new(
+        config: LocalConfig,
+        shared: Arc<Shared>,
+        opener: Arc<dyn Opener>,
+        engine: Box<dyn Engine>,
+        loaded: Loaded,
+    ) -> Self {
+        let now = Instant::now();
+        let ledger = Ledger::new(config.clone(), Loaded::default(), Duration::ZERO);
+        let mut committer = Self {
+            config,
+            shared,
+            opener,
+            engine: None,
+            recovery: None,
+            ledger,
+            failed: Vec::new(),
+            carried: Changes::default(),
+            backlog: VecDeque::new(),
+            cursors: HashMap::new(),
+            acks_written: now,
+            started: now,
+        };
+        committer.serve(engine, loaded);
+        committer
+    }
+
+    /// Decides and commits until it is asked to close. By then it has let go of
+    /// everything. `None` where it just ended.
+    pub(super) fn run(mut self) -> Option<Closed> {
+        let mut taken = Vec::new();
+        loop {
+            let acks = self.shared.queue.take(self.wait(), &mut taken)?;
+            self.backlog.extend(taken.drain(..));
+            let closing = if self.engine.is_some() { self.commit(acks) } else { self.refuse() };
+            if let Some(decide) = closing {
+                let outcome = self.close();
+                return Some(Closed { decide, outcome });
+            }
+        }
+    }
+
+    fn wait(&self) -> Wait {
+        match &self.engine {
+            Some(_) if !self.backlog.is_empty() => Wait::Not,
+            Some(_) => Wait::ForAcksSince(self.acks_written),
+            None => Wait::ForCommands,
+        }
+    }
+
+    /// Decides what waits and commits it; yields who wants it closed next.
+    fn commit(&mut self, acks: Acks) -> Option<Decide<()>> {
+        let now = self.now();
+        let mut changes = std::mem::take(&mut self.carried);
+        self.ledger.forget_sessions(now, &mut changes);
+        if !acks.is_empty() {
+            self.acks_written = Instant::now();
+        }
+        for (account, position) in acks {
+            self.ledger.acknowledge(&account, position, &mut changes);
+        }
+        let mut verdicts = Vec::with_capacity(self.backlog.len().min(COMMANDS_MAX));
+        let mut text_bytes = 0;
+        let mut closing = None;
+        while verdicts.len() < COMMANDS_MAX && text_bytes < TEXT_BYTES_MAX && closing.is_none() {
+            match self.backlog.pop_front() {
+                None => break,
+                Some(Command::Close(decide)) => closing = Some(decide),
+                Some(command) => {
+                    text_bytes += command.text_bytes();
+                    verdicts.extend(self.decide(command, now, &mut changes));
+                }
+            }
+        }
+        self.ledger.write_sessions(&mut changes);
+        self.finish(changes, verdicts);
+        closing
+    }
+
+    fn decide(&mut self, command: Command, now: Duration, changes: &mut Changes) -> Option<Verdict> {
+        let ledger = &mut self.ledger;
+        Some(match command {
+            Command::Append(append, decide) => {
+                let outcome = ledger.append(&append, now, changes);
+                let fence = append.send_id.is_some().then_some(append.fence);
+                Verdict::Append { decide, outcome, fence, _permit: append.permit }
+            }
+            Command::Create(name, password, decide) => {
+                Verdict::Created(decide, ledger.create(&name, password, changes))
+            }
+            Command::SetPassword { account, old, new, decide } => {
+                Verdict::Flag(decide, ledger.set_password(&account, old.as_ref(), new, changes))
+            }
+            Command::Delete(account, decide) => Verdict::Flag(decide, ledger.delete(&account, changes)),
+            Command::Receive(account, decide) => Verdict::Receiver(decide, ledger.receive(&account, changes)),
+            Command::OpenSession(token, decide) => {
+                let opened = ledger.open_session(&token, now);
+                Verdict::Opened(token, decide, opened)
+            }
+            Command::CloseSession(token) => {
+                ledger.close_session(&token, now);
+                return None;
+            }
+            Command::Recovered(_) | Command::Close(_) => {
+                command.refuse();
+                return None;
+            }
+        })
+    }
+
+    /// Writes what was decided, and then says it. In this order: whoever hears
+    /// of a change finds it, and whoever made it hears of it first.
+    fn finish(&mut self, mut changes: Changes, verdicts: Vec<Verdict>) {
+        self.shared.live.begin(&changes.begun);
+        if let Err(error) = self.write(&mut changes) {
+            return self.fail(&error, changes, verdicts);
+        }
+        self.shared.directory.change(changes.directory);
+        verdicts.into_iter().for_each(Verdict::pronounce);
+        changes.notices.into_iter().for_each(Notice::deliver);
+        if self.ledger.is_merge_due()
+            && self.cursors.is_empty()
+            && let Some(engine) = &mut self.engine
+        {
+            engine.compact();
+            self.ledger.merge_began();
+        }
+    }
+
+    fn write(&mut self, changes: &mut Changes) -> Result<(), EngineError> {
+        let batch = std::mem::take(&mut changes.batch);
+        let Some(engine) = self.engine.as_mut().filter(|_| !batch.changes.is_empty()) else { return Ok(()) };
+        let synced = match self.config.sync {
+            // A merge must not drop what an acknowledgement that could still be
+            // lost has freed, so it waits for a sync.
+            Sync::Always => changes.awaited || self.ledger.is_merge_due(),
+            Sync::Os => changes.reserved,
+        };
+        let durability = if synced { Durability::Machine } else { Durability::Process };
+        engine.commit(batch, durability)?;
+        self.cursors.extend(changes.cursors.drain(..));
+        if synced || self.config.sync == Sync::Os {
+            self.shared.live.advance(self.cursors.drain(), &changes.ended);
+        }
+        Ok(())
+    }
+
+    /// The engine has failed: nobody knows what has become of this commit, nor
+    /// is anything decided before it is known.
+    fn fail(&mut self, error: &EngineError, changes: Changes, verdicts: Vec<Verdict>) {
+        tracing::error!(%error, "the store has failed; it is being recovered");
+        let now = self.now();
+        for verdict in verdicts {
+            if let Verdict::Opened(token, _, true) = &verdict {
+                self.ledger.close_session(token, now);
+            }
+            verdict.withdraw();
+        }
+        self.failed = changes.notices;
+        self.cursors.clear();
+        self.shared.live.forget();
+        self.shared.readers.set(None);
+        let (opener, queue) = (Arc::clone(&self.opener), Arc::clone(&self.shared.queue));
+        self.recovery = Some(Recovery::start(opener, self.engine.take(), queue));
+    }
+
+    /// Answers while there is no engine; yields who wants it closed.
+    fn refuse(&mut self) -> Option<Decide<()>> {
+        let now = self.now();
+        while let Some(command) = self.backlog.pop_front() {
+            match command {
+                Command::Close(decide) => return Some(decide),
+                Command::CloseSession(token) => self.ledger.close_session(&token, now),
+                Command::Recovered(recovered) => {
+                    let Recovered { engine, loaded } = *recovered;
+                    self.recovery = None;
+                    self.serve(engine, loaded);
+                    tracing::info!("the store is available again");
+                    return None;
+                }
+                other => other.refuse(),
+            }
+        }
+        None
+    }
+
+    /// Begins to serve what was loaded.
+    fn serve(&mut self, engine: Box<dyn Engine>, loaded: Loaded) {
+        let now = self.now();
+        let former = std::mem::replace(&mut self.ledger, Ledger::new(self.config.clone(), loaded, now));
+        let failed = std::mem::take(&mut self.failed);
+        self.shared.live.load(self.ledger.cursors());
+        self.shared.directory.replace(self.ledger.directory());
+        self.shared.readers.set(Some(engine.reader()));
+        self.carried = Changes::default();
+        self.ledger.succeed(former, failed, now, &mut self.carried);
+        self.engine = Some(engine);
+    }
+
+    fn close(&mut self) -> Result<(), Unavailable> {
+        self.shared.readers.set(None);
+        let Some(engine) = self.engine.take() else { return Err(Unavailable) };
+        engine.close().map_err(|error| {
+            tracing::error!(%error, "the store could not be closed in order; it recovers at the next start");
+            Unavailable
+        })
+    }
+
+    /// The time that the store has been running.
+    fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+}
+
+impl Drop for Committer {
+    /// However it ends, nobody is left waiting.
+    fn drop(&mut self) {
+        self.recovery = None;
+        self.shared.readers.set(None);
+        self.shared.directory.close();
+        self.backlog.drain(..).for_each(Command::refuse);
+        self.shared.queue.close();
+    }
+}

@@ -1,0 +1,143 @@
+//! The engine of a throw-away server: sorted maps in memory. What it was told
+//! outlives the engine, but not the store that opens it.
+
+use std::collections::BTreeMap;
+use std::ops::{Bound, ControlFlow};
+use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use super::live::Fate;
+use super::{Batch, Durability, Engine, EngineError, Live, Opener, Reader, Table, Visit};
+use crate::store::local::OpenError;
+use crate::store::local::record::parse_message_key;
+
+/// Opens the same memory again and again.
+#[derive(Debug)]
+pub(in crate::store::local) struct MemoryOpener {
+    tables: Arc<Tables>,
+    live: Arc<Live>,
+}
+
+#[derive(Debug, Default)]
+struct Tables {
+    // A lock, since readers have threads of their own. It is held for one
+    // batch or one page.
+    maps: RwLock<[BTreeMap<Vec<u8>, Vec<u8>>; Table::ALL.len()]>,
+}
+
+#[derive(Debug)]
+struct MemoryEngine {
+    tables: Arc<Tables>,
+    live: Arc<Live>,
+}
+
+#[derive(Debug)]
+struct MemoryReader {
+    tables: Arc<Tables>,
+}
+
+impl MemoryOpener {
+    /// Empty memory.
+    pub(in crate::store::local) fn new(live: Arc<Live>) -> Self {
+        Self { tables: Arc::default(), live }
+    }
+}
+
+impl Opener for MemoryOpener {
+    fn open(&self) -> Result<Box<dyn Engine>, OpenError> {
+        Ok(Box::new(MemoryEngine { tables: Arc::clone(&self.tables), live: Arc::clone(&self.live) }))
+    }
+
+    fn path(&self) -> &Path {
+        Path::new("memory:")
+    }
+
+    fn accepts_data_loss(&self) -> bool {
+        false
+    }
+}
+
+impl Engine for MemoryEngine {
+    fn commit(&mut self, batch: Batch, _durability: Durability) -> Result<(), EngineError> {
+        let mut maps = self.tables.write();
+        for change in batch.changes {
+            let map = table_mut(&mut maps, change.table);
+            match change.value {
+                Some(value) => map.insert(change.key, value),
+                None => map.remove(&change.key),
+            };
+        }
+        Ok(())
+    }
+
+    fn reader(&self) -> Box<dyn Reader> {
+        Box::new(MemoryReader { tables: Arc::clone(&self.tables) })
+    }
+
+    fn stored_messages(&self) -> u64 {
+        table(&self.tables.read(), Table::Messages).len() as u64
+    }
+
+    fn compact(&mut self) {
+        let live = &self.live;
+        let mut maps = self.tables.write();
+        table_mut(&mut maps, Table::Messages).retain(|key, _| {
+            parse_message_key(key).is_ok_and(|(incarnation, sequence)| match live.fate(incarnation) {
+                Fate::Unknown => true,
+                Fate::After(cursor) => sequence > cursor,
+                Fate::Dead => false,
+            })
+        });
+    }
+
+    fn close(self: Box<Self>) -> Result<(), EngineError> {
+        Ok(())
+    }
+}
+
+impl Reader for MemoryReader {
+    fn ascend(&self, from_table: Table, from: &[u8], visit: &mut Visit<'_>) -> Result<(), EngineError> {
+        let maps = self.tables.read();
+        let range = (Bound::Included(from), Bound::Unbounded);
+        each(table(&maps, from_table).range::<[u8], _>(range), visit);
+        Ok(())
+    }
+
+    fn descend(&self, from_table: Table, below: &[u8], visit: &mut Visit<'_>) -> Result<(), EngineError> {
+        let maps = self.tables.read();
+        let range = (Bound::Unbounded, Bound::Excluded(below));
+        each(table(&maps, from_table).range::<[u8], _>(range).rev(), visit);
+        Ok(())
+    }
+}
+
+type Maps = [BTreeMap<Vec<u8>, Vec<u8>>; Table::ALL.len()];
+
+impl Tables {
+    fn read(&self) -> RwLockReadGuard<'_, Maps> {
+        // Nothing panics while the lock is held.
+        self.maps.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Maps> {
+        self.maps.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[expect(clippy::indexing_slicing, reason = "there is a map for each table")]
+fn table(maps: &Maps, table: Table) -> &BTreeMap<Vec<u8>, Vec<u8>> {
+    &maps[table as usize]
+}
+
+#[expect(clippy::indexing_slicing, reason = "there is a map for each table")]
+fn table_mut(maps: &mut Maps, table: Table) -> &mut BTreeMap<Vec<u8>, Vec<u8>> {
+    &mut maps[table as usize]
+}
+
+fn each<'m>(entries: impl Iterator<Item = (&'m Vec<u8>, &'m Vec<u8>)>, visit: &mut Visit<'_>) {
+    for (key, value) in entries {
+        if visit(key, value) == ControlFlow::Break(()) {
+            break;
+        }
+    }
+}

@@ -1,0 +1,433 @@
+//! The rules of the local store: what becomes of an append, an account, a
+//! session, an acknowledgement. A state machine without I/O and without a
+//! clock: an operation changes the state at once and adds to [`Changes`] what
+//! is to be written, and what is to be said once that is written. Where the
+//! writing fails the whole ledger is thrown away and loaded again.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hark_protocol::{Code, Sequence, SessionToken, UserName};
+
+use super::engine::{Batch, Table};
+use super::load::Loaded;
+use super::record::{self, RESERVED_KEY};
+use super::sessions::{Known, Sessions};
+use super::{Entry, LocalConfig};
+use crate::store::{
+    Account, Append, Created, End, Feed, Message, Outcome, PasswordHash, Position, Receiver, Unavailable,
+};
+
+/// Numbers that are set aside at a time. They are lost where the store ends.
+const RESERVED_NUMBERS: u64 = 65_536;
+
+/// What a message costs beside its text, in bytes, about.
+const MESSAGE_BYTES: u64 = 64;
+
+/// Bytes of dead messages below which it is not worth while to merge.
+const DEAD_BYTES_MIN: u64 = 32 * 1024 * 1024;
+
+/// Accounts, inboxes, sessions and the counter, as they are after everything
+/// that has been decided.
+#[derive(Debug)]
+pub(super) struct Ledger {
+    config: LocalConfig,
+    inboxes: HashMap<UserName, Inbox>,
+    sessions: Sessions,
+    numbers: Numbers,
+    living_bytes: u64,
+    dead_bytes: u64,
+}
+
+#[derive(Debug)]
+struct Inbox {
+    incarnation: u64,
+    password: Option<PasswordHash>,
+    /// The last message that is forgotten.
+    head: Position,
+    /// The last message.
+    tail: Position,
+    feed: Option<Feed>,
+}
+
+/// The one counter of the store, for sequence numbers and incarnations.
+#[derive(Debug)]
+struct Numbers {
+    next: u64,
+    reserved: u64,
+}
+
+/// What a number of decisions changes.
+#[derive(Debug, Default)]
+pub(super) struct Changes {
+    /// What is to be written.
+    pub(super) batch: Batch,
+    /// Somebody waits until it is on stable storage.
+    pub(super) awaited: bool,
+    /// Numbers were set aside: unless that is durable, they could be given out
+    /// again after a crash of the machine, to readers that remember them.
+    pub(super) reserved: bool,
+    /// Accounts that begin.
+    pub(super) begun: Vec<u64>,
+    /// Accounts that end.
+    pub(super) ended: Vec<u64>,
+    /// Accounts whose cursor moves, and where to.
+    pub(super) cursors: Vec<(u64, u64)>,
+    /// Names that change in the directory; `None` for one that leaves.
+    pub(super) directory: Vec<(UserName, Option<Entry>)>,
+    /// What sessions are told, in this order.
+    pub(super) notices: Vec<Notice>,
+}
+
+/// What a session is told.
+#[derive(Debug)]
+pub(super) struct Notice {
+    account: Account,
+    feed: Feed,
+    news: News,
+}
+
+#[derive(Debug)]
+enum News {
+    Appended(Arc<Message>),
+    Ended(End),
+}
+
+impl Notice {
+    /// Tells it.
+    pub(super) fn deliver(self) {
+        match self.news {
+            News::Appended(message) => self.feed.appended(&message),
+            News::Ended(end) => self.feed.end(end),
+        }
+    }
+}
+
+impl Ledger {
+    /// The state that was loaded. Every session counts as used `now`.
+    pub(super) fn new(config: LocalConfig, loaded: Loaded, now: Duration) -> Self {
+        let mut sessions = Sessions::new(config.sessions_max);
+        for (token, outcomes) in loaded.sessions {
+            sessions.restore(token, outcomes, now);
+        }
+        let inboxes: HashMap<_, _> = loaded
+            .accounts
+            .into_iter()
+            .map(|a| {
+                let (incarnation, password) = (a.incarnation, a.password);
+                (a.name, Inbox { incarnation, password, head: a.head, tail: a.tail, feed: None })
+            })
+            .collect();
+        let living_messages: u64 = inboxes.values().map(Inbox::queued_messages).sum();
+        let dead_messages = loaded.stored_messages.saturating_sub(living_messages);
+        Self {
+            config,
+            living_bytes: inboxes.values().map(|inbox| inbox.cost_between(inbox.head, inbox.tail)).sum(),
+            dead_bytes: dead_messages * MESSAGE_BYTES,
+            inboxes,
+            sessions,
+            numbers: Numbers { next: loaded.reserved, reserved: loaded.reserved },
+        }
+    }
+
+    /// The directory, as it is after everything that has been decided.
+    pub(super) fn directory(&self) -> impl Iterator<Item = (UserName, Entry)> {
+        self.inboxes.iter().map(|(name, inbox)| (name.clone(), inbox.entry()))
+    }
+
+    /// The accounts and their cursors.
+    pub(super) fn cursors(&self) -> HashMap<u64, u64> {
+        self.inboxes.values().map(|inbox| (inbox.incarnation, inbox.head.sequence.0)).collect()
+    }
+
+    /// Makes an account.
+    pub(super) fn create(
+        &mut self,
+        name: &UserName,
+        password: Option<PasswordHash>,
+        changes: &mut Changes,
+    ) -> Created {
+        if self.inboxes.contains_key(name) {
+            return Created::Exists;
+        }
+        if self.inboxes.len() >= self.config.accounts_max {
+            return Created::TooMany;
+        }
+        let incarnation = self.numbers.next(changes);
+        let (head, tail) = Default::default();
+        let inbox = Inbox { incarnation, password, head, tail, feed: None };
+        inbox.write_account(name, changes);
+        changes.begun.push(incarnation);
+        self.inboxes.insert(name.clone(), inbox);
+        Created::Created
+    }
+
+    /// Sets a password if it is still `old`; whether it was.
+    pub(super) fn set_password(
+        &mut self,
+        account: &Account,
+        old: Option<&PasswordHash>,
+        new: PasswordHash,
+        changes: &mut Changes,
+    ) -> bool {
+        let Some(inbox) = self.inbox(account).filter(|inbox| inbox.password.as_ref() == old) else {
+            return false;
+        };
+        inbox.password = Some(new);
+        inbox.write_account(&account.name, changes);
+        true
+    }
+
+    /// Ends an account; whether it was there. Its messages die with it: nobody
+    /// will ask for them under its incarnation any more.
+    pub(super) fn delete(&mut self, account: &Account, changes: &mut Changes) -> bool {
+        if self.inbox(account).is_none() {
+            return false;
+        }
+        let Some(inbox) = self.inboxes.remove(&account.name) else { return false };
+        self.bury(inbox.cost_between(inbox.head, inbox.tail));
+        changes.batch.remove(Table::Accounts, account.name.as_str());
+        changes.batch.remove(Table::Cursors, account.incarnation.to_be_bytes());
+        changes.directory.push((account.name.clone(), None));
+        changes.ended.push(account.incarnation);
+        changes.awaited = true;
+        if let Some(feed) = inbox.feed {
+            changes.tell(account, feed, News::Ended(End::Deleted));
+        }
+        true
+    }
+
+    /// Stores a message, or refuses it, or yields what was decided before.
+    pub(super) fn append(
+        &mut self,
+        append: &Append,
+        now: Duration,
+        changes: &mut Changes,
+    ) -> Result<Outcome, Unavailable> {
+        if append.fence.is_closed() {
+            return Err(Unavailable);
+        }
+        let Some(send) = &append.send_id else { return Ok(self.decide(append, changes)) };
+        let known = self.sessions.look_up(&send.session, send.id.value(), now);
+        Ok(match known {
+            None => Outcome::Refused(Code::TooMany),
+            Some(Known::Decided(outcome)) => outcome,
+            Some(Known::Unknown) => Outcome::Refused(Code::BadRequest),
+            Some(Known::New) => {
+                let outcome = self.decide(append, changes);
+                self.sessions.record(&send.session, send.id.value(), outcome, now);
+                changes.awaited = true;
+                outcome
+            }
+        })
+    }
+
+    fn decide(&mut self, append: &Append, changes: &mut Changes) -> Outcome {
+        match self.check(append) {
+            Err(code) => Outcome::Refused(code),
+            Ok(sender) => {
+                self.store(append, sender, changes);
+                Outcome::Stored
+            }
+        }
+    }
+
+    /// Who sends it, unless there is something against it.
+    fn check(&self, append: &Append) -> Result<Option<UserName>, Code> {
+        if let Some(code) = append.refusal {
+            return Err(code);
+        }
+        let inbox = self.inboxes.get(&append.to).ok_or(Code::NoSuchUser)?;
+        let sender = append.sender.as_ref().filter(|sender| self.is_alive(sender));
+        if sender.is_none() && !append.from_nobody {
+            return Err(Code::Denied);
+        }
+        let bytes = inbox.queued_bytes().saturating_add(append.text.len() as u64);
+        if inbox.queued_messages() >= self.config.queued_messages_max || bytes > self.config.queued_bytes_max
+        {
+            return Err(Code::QueueFull);
+        }
+        Ok(sender.map(|sender| sender.name.clone()))
+    }
+
+    fn store(&mut self, append: &Append, sender: Option<UserName>, changes: &mut Changes) {
+        let Some(inbox) = self.inboxes.get_mut(&append.to) else { return };
+        let position = Position {
+            sequence: Sequence(self.numbers.next(changes)),
+            messages: inbox.tail.messages + 1,
+            bytes: inbox.tail.bytes + append.text.len() as u64,
+        };
+        self.living_bytes += inbox.cost_between(inbox.tail, position);
+        inbox.tail = position;
+        let message = Message { position, sender, time_ms: append.time_ms, text: append.text.clone() };
+        let key = record::message_key(inbox.incarnation, position.sequence.0);
+        changes.batch.put(Table::Messages, key, record::encode_message(&key, &message));
+        changes.awaited = true;
+        inbox.feed.take_if(|feed| feed.is_ended());
+        if let Some(feed) = &inbox.feed {
+            let account = Account { name: append.to.clone(), incarnation: inbox.incarnation };
+            changes.tell(&account, feed.clone(), News::Appended(Arc::new(message)));
+        }
+    }
+
+    /// Begins to receive; who did before is told.
+    pub(super) fn receive(&mut self, account: &Account, changes: &mut Changes) -> Option<Receiver> {
+        let inbox = self.inbox(account)?;
+        let (feed, receiver) = Receiver::new(account.clone(), inbox.queued_messages(), inbox.head);
+        if let Some(former) = inbox.feed.replace(feed) {
+            changes.tell(account, former, News::Ended(End::TakenOver));
+        }
+        Some(receiver)
+    }
+
+    /// Forgets every message up to `position`.
+    pub(super) fn acknowledge(&mut self, account: &Account, position: Position, changes: &mut Changes) {
+        let Some(inbox) = self.inbox(account) else { return };
+        // A position from elsewhere must not lead beyond the inbox.
+        let position = if position.sequence < inbox.tail.sequence { position } else { inbox.tail };
+        if position.sequence <= inbox.head.sequence {
+            return;
+        }
+        let cost = inbox.cost_between(inbox.head, position);
+        inbox.head = position;
+        let key = inbox.incarnation.to_be_bytes();
+        changes.batch.put(Table::Cursors, key, record::encode_cursor(&key, position));
+        changes.cursors.push((inbox.incarnation, position.sequence.0));
+        self.bury(cost);
+    }
+
+    /// Counts a connection of a session; false where there is no room for one.
+    pub(super) fn open_session(&mut self, session: &SessionToken, now: Duration) -> bool {
+        self.sessions.open(session, now)
+    }
+
+    /// Counts a connection of a session less.
+    pub(super) fn close_session(&mut self, session: &SessionToken, now: Duration) {
+        self.sessions.close(session, now);
+    }
+
+    /// Forgets the sessions whose time has come.
+    pub(super) fn forget_sessions(&mut self, now: Duration, changes: &mut Changes) {
+        for token in self.sessions.forget_idle(now) {
+            changes.batch.remove(Table::Sessions, token.as_str());
+        }
+    }
+
+    /// Adds what is written once for all decisions: the sessions' outcomes.
+    pub(super) fn write_sessions(&mut self, changes: &mut Changes) {
+        for (token, outcomes) in self.sessions.take_changed() {
+            let key = token.as_str();
+            changes.batch.put(Table::Sessions, key, record::encode_session(key.as_bytes(), outcomes));
+        }
+    }
+
+    /// Whether the dead messages outweigh the living ones.
+    pub(super) const fn is_merge_due(&self) -> bool {
+        self.dead_bytes >= DEAD_BYTES_MIN && self.dead_bytes > self.living_bytes
+    }
+
+    /// The dead messages are being cleared away.
+    pub(super) const fn merge_began(&mut self) {
+        self.dead_bytes = 0;
+    }
+
+    /// Takes over what outlives a failure of the engine: who receives, which
+    /// sessions are open, and what was acknowledged. `failed` are the notices
+    /// that were never delivered, since their changes may not have been made.
+    pub(super) fn succeed(
+        &mut self,
+        former: Self,
+        failed: Vec<Notice>,
+        now: Duration,
+        changes: &mut Changes,
+    ) {
+        for (token, open) in former.sessions.open_counts() {
+            self.sessions.reopen(token, open, now);
+        }
+        let mut feeds = HashMap::new();
+        for (name, inbox) in former.inboxes {
+            let account = Account { name, incarnation: inbox.incarnation };
+            self.acknowledge(&account, inbox.head, changes);
+            if let Some(feed) = inbox.feed {
+                feeds.insert(account, feed);
+            }
+        }
+        // The first to be replaced, or to be ended, was the one that received.
+        for notice in failed.into_iter().rev() {
+            if let News::Ended(_) = notice.news {
+                feeds.insert(notice.account, notice.feed);
+            }
+        }
+        for (account, feed) in feeds {
+            self.reattach(&account, feed);
+        }
+    }
+
+    fn reattach(&mut self, account: &Account, feed: Feed) {
+        match self.inbox(account) {
+            Some(inbox) => inbox.feed.insert(feed).lagged(),
+            None => feed.end(End::Deleted),
+        }
+    }
+
+    fn inbox(&mut self, account: &Account) -> Option<&mut Inbox> {
+        self.inboxes.get_mut(&account.name).filter(|inbox| inbox.incarnation == account.incarnation)
+    }
+
+    fn is_alive(&self, account: &Account) -> bool {
+        self.inboxes.get(&account.name).is_some_and(|inbox| inbox.incarnation == account.incarnation)
+    }
+
+    fn bury(&mut self, bytes: u64) {
+        self.living_bytes = self.living_bytes.saturating_sub(bytes);
+        self.dead_bytes = self.dead_bytes.saturating_add(bytes);
+    }
+}
+
+impl Inbox {
+    const fn queued_messages(&self) -> u64 {
+        self.tail.messages.saturating_sub(self.head.messages)
+    }
+
+    const fn queued_bytes(&self) -> u64 {
+        self.tail.bytes.saturating_sub(self.head.bytes)
+    }
+
+    /// What the messages between two positions cost in space.
+    fn cost_between(&self, from: Position, to: Position) -> u64 {
+        to.messages.saturating_sub(from.messages) * MESSAGE_BYTES + to.bytes.saturating_sub(from.bytes)
+    }
+
+    fn entry(&self) -> Entry {
+        Entry { incarnation: self.incarnation, password: self.password.clone() }
+    }
+
+    fn write_account(&self, name: &UserName, changes: &mut Changes) {
+        let value =
+            record::encode_account(name.as_str().as_bytes(), self.incarnation, self.password.as_ref());
+        changes.batch.put(Table::Accounts, name.as_str(), value);
+        changes.directory.push((name.clone(), Some(self.entry())));
+        changes.awaited = true;
+    }
+}
+
+impl Numbers {
+    fn next(&mut self, changes: &mut Changes) -> u64 {
+        if self.next >= self.reserved {
+            self.reserved = self.next + RESERVED_NUMBERS;
+            let value = record::encode_number(RESERVED_KEY, self.reserved);
+            changes.batch.put(Table::Meta, RESERVED_KEY, value);
+            changes.reserved = true;
+        }
+        // 0 stands for the place before the first message.
+        self.next += 1;
+        self.next
+    }
+}
+
+impl Changes {
+    fn tell(&mut self, account: &Account, feed: Feed, news: News) {
+        self.notices.push(Notice { account: account.clone(), feed, news });
+    }
+}

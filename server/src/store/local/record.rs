@@ -1,0 +1,337 @@
+//! How accounts, messages, cursors and sessions are written as keys and values.
+//!
+//! Nothing here knows an engine or a file: bytes come in and go out. Decoding
+//! never panics and never trusts: each value ends in a CRC-32 of its key and of
+//! all that stands before it, so that a value that was damaged, or that stands
+//! under another's key, is [`Damaged`].
+//!
+//! | table | key | value, before the CRC-32 (big endian) |
+//! | --- | --- | --- |
+//! | messages | incarnation u64, sequence u64, both big endian | time in ms, messages, bytes (the sums of [`Position`]), sender's length as u8 (0: nobody), sender, text |
+//! | accounts | the name | incarnation, then the password hash as text, where there is one |
+//! | cursors | incarnation u64 big endian | sequence, messages, bytes: everything up to there is forgotten |
+//! | sessions | the token | highest id, then for each run of ids with one outcome: ids between the run before and this one, length, outcome as u8 (0: stored, else 1 + the place in [`Code::ALL`]) |
+//! | meta | `reserved` or `commits` | the number |
+//!
+//! Numbers without a type are LEB128: seven bits a byte, the lowest first.
+
+use bytestring::ByteString;
+use hark_protocol::{Code, Sequence, UserName};
+
+use super::sessions::{Outcomes, Run};
+use crate::store::{Message, Outcome, PasswordHash, Position};
+
+/// Where the bound up to which numbers may be given out is kept.
+pub(super) const RESERVED_KEY: &[u8] = b"reserved";
+
+/// Where the number of commits is kept.
+pub(super) const COMMITS_KEY: &[u8] = b"commits";
+
+const CRC_BYTES: usize = 4;
+
+/// A key or a value is not what was once written there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a record is damaged")]
+pub(super) struct Damaged;
+
+/// The key of a message.
+pub(super) fn message_key(incarnation: u64, sequence: u64) -> [u8; 16] {
+    ((u128::from(incarnation) << 64) | u128::from(sequence)).to_be_bytes()
+}
+
+/// Incarnation and sequence from the key of a message.
+pub(super) fn parse_message_key(key: &[u8]) -> Result<(u64, u64), Damaged> {
+    let key = u128::from_be_bytes(key.try_into().map_err(|_| Damaged)?);
+    Ok(((key >> 64) as u64, key as u64))
+}
+
+/// A message as a value.
+pub(super) fn encode_message(key: &[u8], message: &Message) -> Vec<u8> {
+    let sender = message.sender.as_ref().map_or("", UserName::as_str);
+    let mut value = Vec::with_capacity(32 + sender.len() + message.text.len());
+    put_number(&mut value, message.time_ms);
+    put_number(&mut value, message.position.messages);
+    put_number(&mut value, message.position.bytes);
+    // A name has at most 64 bytes.
+    value.push(sender.len() as u8);
+    value.extend_from_slice(sender.as_bytes());
+    value.extend_from_slice(message.text.as_bytes());
+    seal(key, value)
+}
+
+/// The message that is stored under a key.
+pub(super) fn decode_message(key: &[u8], value: &[u8]) -> Result<Message, Damaged> {
+    let (_, sequence) = parse_message_key(key)?;
+    let mut rest = open(key, value)?;
+    let time_ms = take_number(&mut rest)?;
+    let messages = take_number(&mut rest)?;
+    let bytes = take_number(&mut rest)?;
+    let length = usize::from(take_byte(&mut rest)?);
+    let (sender, text) = rest.split_at_checked(length).ok_or(Damaged)?;
+    let sender = if sender.is_empty() { None } else { Some(name(sender)?) };
+    let text = ByteString::from(utf8(text)?);
+    Ok(Message {
+        position: Position { sequence: Sequence(sequence), messages, bytes },
+        sender,
+        time_ms,
+        text,
+    })
+}
+
+/// An account as a value.
+pub(super) fn encode_account(key: &[u8], incarnation: u64, password: Option<&PasswordHash>) -> Vec<u8> {
+    let mut value = Vec::new();
+    put_number(&mut value, incarnation);
+    value.extend_from_slice(password.map_or("", PasswordHash::as_str).as_bytes());
+    seal(key, value)
+}
+
+/// Name, incarnation and password of an account.
+pub(super) fn decode_account(
+    key: &[u8],
+    value: &[u8],
+) -> Result<(UserName, u64, Option<PasswordHash>), Damaged> {
+    let mut rest = open(key, value)?;
+    let incarnation = take_number(&mut rest)?;
+    let phc = utf8(rest)?;
+    let password = (!phc.is_empty()).then(|| PasswordHash::new(phc));
+    Ok((name(key)?, incarnation, password))
+}
+
+/// A cursor as a value.
+pub(super) fn encode_cursor(key: &[u8], cursor: Position) -> Vec<u8> {
+    let mut value = Vec::with_capacity(24);
+    put_number(&mut value, cursor.sequence.0);
+    put_number(&mut value, cursor.messages);
+    put_number(&mut value, cursor.bytes);
+    seal(key, value)
+}
+
+/// The incarnation that a cursor belongs to, and the cursor.
+pub(super) fn decode_cursor(key: &[u8], value: &[u8]) -> Result<(u64, Position), Damaged> {
+    let incarnation = u64::from_be_bytes(key.try_into().map_err(|_| Damaged)?);
+    let mut rest = open(key, value)?;
+    let sequence = Sequence(take_number(&mut rest)?);
+    let messages = take_number(&mut rest)?;
+    let bytes = take_number(&mut rest)?;
+    end(rest)?;
+    Ok((incarnation, Position { sequence, messages, bytes }))
+}
+
+/// The outcomes of a session as a value.
+pub(super) fn encode_session(key: &[u8], outcomes: &Outcomes) -> Vec<u8> {
+    let mut value = Vec::with_capacity(16);
+    put_number(&mut value, u64::from(outcomes.highest()));
+    let mut previous_end = 0;
+    for run in outcomes.runs() {
+        put_number(&mut value, u64::from(run.first) - previous_end);
+        put_number(&mut value, u64::from(run.length));
+        value.push(outcome_byte(run.outcome));
+        previous_end = u64::from(run.first) + u64::from(run.length);
+    }
+    seal(key, value)
+}
+
+/// The outcomes of a session.
+pub(super) fn decode_session(key: &[u8], value: &[u8]) -> Result<Outcomes, Damaged> {
+    let mut rest = open(key, value)?;
+    let highest = take_u32(&mut rest)?;
+    let mut runs = Vec::new();
+    let mut previous_end = 0_u64;
+    while !rest.is_empty() {
+        let first = previous_end.checked_add(take_number(&mut rest)?).ok_or(Damaged)?;
+        let length = take_u32(&mut rest)?;
+        let outcome = parse_outcome(take_byte(&mut rest)?)?;
+        runs.push(Run { first: u32::try_from(first).map_err(|_| Damaged)?, length, outcome });
+        previous_end = first + u64::from(length);
+    }
+    Outcomes::from_runs(highest, runs).ok_or(Damaged)
+}
+
+/// A single number as a value.
+pub(super) fn encode_number(key: &[u8], number: u64) -> Vec<u8> {
+    let mut value = Vec::with_capacity(14);
+    put_number(&mut value, number);
+    seal(key, value)
+}
+
+/// A single number.
+pub(super) fn decode_number(key: &[u8], value: &[u8]) -> Result<u64, Damaged> {
+    let mut rest = open(key, value)?;
+    let number = take_number(&mut rest)?;
+    end(rest)?;
+    Ok(number)
+}
+
+fn outcome_byte(outcome: Outcome) -> u8 {
+    match outcome {
+        Outcome::Stored => 0,
+        // There are few codes, and new ones are added at the end.
+        Outcome::Refused(code) => 1 + Code::ALL.iter().position(|c| *c == code).unwrap_or(0) as u8,
+    }
+}
+
+fn parse_outcome(byte: u8) -> Result<Outcome, Damaged> {
+    match byte.checked_sub(1) {
+        None => Ok(Outcome::Stored),
+        Some(place) => Code::ALL.get(usize::from(place)).map(|code| Outcome::Refused(*code)).ok_or(Damaged),
+    }
+}
+
+fn seal(key: &[u8], mut value: Vec<u8>) -> Vec<u8> {
+    let crc = checksum(key, &value);
+    value.extend_from_slice(&crc.to_be_bytes());
+    value
+}
+
+fn open<'v>(key: &[u8], value: &'v [u8]) -> Result<&'v [u8], Damaged> {
+    let (body, crc) = value.split_last_chunk::<CRC_BYTES>().ok_or(Damaged)?;
+    if checksum(key, body) == u32::from_be_bytes(*crc) { Ok(body) } else { Err(Damaged) }
+}
+
+fn checksum(key: &[u8], body: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(key);
+    hasher.update(body);
+    hasher.finalize()
+}
+
+fn put_number(to: &mut Vec<u8>, mut number: u64) {
+    while number >= 0x80 {
+        to.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    to.push(number as u8);
+}
+
+fn take_number(rest: &mut &[u8]) -> Result<u64, Damaged> {
+    let mut number = 0_u64;
+    for shift in (0..64).step_by(7) {
+        let byte = take_byte(rest)?;
+        let bits = u64::from(byte & 0x7f);
+        number |= bits << shift;
+        if (bits << shift) >> shift != bits {
+            return Err(Damaged);
+        }
+        if byte & 0x80 == 0 {
+            return Ok(number);
+        }
+    }
+    Err(Damaged)
+}
+
+fn take_u32(rest: &mut &[u8]) -> Result<u32, Damaged> {
+    u32::try_from(take_number(rest)?).map_err(|_| Damaged)
+}
+
+fn take_byte(rest: &mut &[u8]) -> Result<u8, Damaged> {
+    let (byte, tail) = rest.split_first().ok_or(Damaged)?;
+    *rest = tail;
+    Ok(*byte)
+}
+
+fn end(rest: &[u8]) -> Result<(), Damaged> {
+    if rest.is_empty() { Ok(()) } else { Err(Damaged) }
+}
+
+fn utf8(bytes: &[u8]) -> Result<&str, Damaged> {
+    std::str::from_utf8(bytes).map_err(|_| Damaged)
+}
+
+fn name(bytes: &[u8]) -> Result<UserName, Damaged> {
+    utf8(bytes)?.parse().map_err(|_| Damaged)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn message(sequence: u64, sender: Option<&str>, text: &str) -> Message {
+        Message {
+            position: Position { sequence: Sequence(sequence), messages: 3, bytes: 1 << 40 },
+            sender: sender.map(|name| name.parse().unwrap()),
+            time_ms: 1_700_000_000_000,
+            text: ByteString::from(text),
+        }
+    }
+
+    #[test]
+    fn a_message_comes_back_as_it_was() {
+        for sender in [None, Some("bob")] {
+            for text in ["", "hello, again\n", "🦀"] {
+                let key = message_key(7, 9);
+                let message = message(9, sender, text);
+                assert_eq!(decode_message(&key, &encode_message(&key, &message)), Ok(message));
+            }
+        }
+    }
+
+    #[test]
+    fn message_keys_sort_by_account_then_number() {
+        assert!(message_key(1, u64::MAX) < message_key(2, 0));
+        assert!(message_key(2, 255) < message_key(2, 256));
+        assert_eq!(parse_message_key(&message_key(5, 6)), Ok((5, 6)));
+        assert_eq!(parse_message_key(b"short"), Err(Damaged));
+    }
+
+    #[test]
+    fn a_flipped_bit_and_another_key_are_noticed() {
+        let key = message_key(7, 9);
+        let value = encode_message(&key, &message(9, Some("bob"), "hello"));
+        assert_eq!(decode_message(&message_key(7, 10), &value), Err(Damaged));
+        for bit in 0..value.len() * 8 {
+            let mut flipped = value.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(decode_message(&key, &flipped), Err(Damaged), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn accounts_cursors_sessions_and_numbers_come_back() {
+        let hash = PasswordHash::new("$argon2id$x");
+        for password in [None, Some(hash)] {
+            let value = encode_account(b"bob", 3, password.as_ref());
+            assert_eq!(decode_account(b"bob", &value), Ok(("bob".parse().unwrap(), 3, password)));
+        }
+        let cursor = Position { sequence: Sequence(u64::MAX), messages: 0, bytes: 300 };
+        let key = 4_u64.to_be_bytes();
+        assert_eq!(decode_cursor(&key, &encode_cursor(&key, cursor)), Ok((4, cursor)));
+        let value = encode_number(COMMITS_KEY, u64::MAX);
+        assert_eq!(decode_number(COMMITS_KEY, &value), Ok(u64::MAX));
+        assert_eq!(decode_number(RESERVED_KEY, &value), Err(Damaged));
+    }
+
+    #[test]
+    fn a_session_keeps_its_gaps_and_every_outcome() {
+        let mut outcomes = Outcomes::default();
+        outcomes.record(2, Outcome::Stored);
+        for (place, code) in Code::ALL.into_iter().enumerate() {
+            outcomes.record(10 + 2 * place as u32, Outcome::Refused(code));
+        }
+        outcomes.record(u32::MAX, Outcome::Stored);
+        let decoded = decode_session(b"token", &encode_session(b"token", &outcomes)).unwrap();
+        assert_eq!(decoded, outcomes);
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(
+            key in proptest::collection::vec(any::<u8>(), 0..20),
+            body in proptest::collection::vec(any::<u8>(), 0..80),
+            sealed in any::<bool>(),
+        ) {
+            // With a right checksum the rest of the decoding is reached.
+            let value = if sealed { seal(&key, body) } else { body };
+            let _message = decode_message(&key, &value);
+            let _message = decode_message(&message_key(1, 2), &seal(&message_key(1, 2), value.clone()));
+            let _account = decode_account(&key, &value);
+            let _cursor = decode_cursor(&key, &value);
+            let _number = decode_number(&key, &value);
+            if let Ok(outcomes) = decode_session(&key, &value) {
+                prop_assert!(outcomes.remembered() <= hark_protocol::limits::OUTCOMES_REMEMBERED);
+            }
+        }
+    }
+}

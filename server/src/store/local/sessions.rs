@@ -1,0 +1,344 @@
+//! The send sessions: which outcomes are remembered, and for how long. A state
+//! machine without I/O; the time is passed in.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::time::Duration;
+
+use hark_protocol::SessionToken;
+use hark_protocol::limits::{OUTCOME_SECONDS_MIN, OUTCOMES_REMEMBERED};
+
+use crate::store::Outcome;
+
+const KEPT: Duration = Duration::from_secs(OUTCOME_SECONDS_MIN);
+
+/// Ids that follow each other and were decided alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Run {
+    /// The first id.
+    pub(super) first: u32,
+    /// How many there are, at least 1.
+    pub(super) length: u32,
+    /// How each was decided.
+    pub(super) outcome: Outcome,
+}
+
+impl Run {
+    const fn end(self) -> u64 {
+        self.first as u64 + self.length as u64
+    }
+}
+
+/// The outcomes of the last 1,024 sends of a session, exactly: an id that was
+/// left out is not among them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Outcomes {
+    highest: u32,
+    runs: VecDeque<Run>,
+    remembered: usize,
+}
+
+/// What is known of an id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Known {
+    /// It is above every id that was decided.
+    New,
+    /// It was decided.
+    Decided(Outcome),
+    /// It is too old to be remembered, or was left out.
+    Unknown,
+}
+
+impl Outcomes {
+    /// Outcomes that were written earlier, or `None` where they cannot be: the
+    /// runs are out of order, or there are too many.
+    pub(super) fn from_runs(highest: u32, runs: Vec<Run>) -> Option<Self> {
+        let mut previous_end = 0;
+        let mut remembered = 0_usize;
+        for run in &runs {
+            if run.length == 0 || u64::from(run.first) < previous_end {
+                return None;
+            }
+            previous_end = run.end();
+            remembered = remembered.checked_add(usize::try_from(run.length).ok()?)?;
+        }
+        let fits = remembered <= OUTCOMES_REMEMBERED && previous_end <= u64::from(highest) + 1;
+        fits.then(|| Self { highest, runs: runs.into(), remembered })
+    }
+
+    /// The highest id that was decided, 0 where none was.
+    pub(super) const fn highest(&self) -> u32 {
+        self.highest
+    }
+
+    /// The runs, in the order of the ids.
+    pub(super) fn runs(&self) -> impl Iterator<Item = &Run> {
+        self.runs.iter()
+    }
+
+    /// How many outcomes are remembered.
+    #[cfg(test)]
+    pub(super) const fn remembered(&self) -> usize {
+        self.remembered
+    }
+
+    /// Looks an id up.
+    pub(super) fn look_up(&self, id: u32) -> Known {
+        if id > self.highest {
+            return Known::New;
+        }
+        let after = self.runs.partition_point(|run| run.first <= id);
+        match after.checked_sub(1).and_then(|at| self.runs.get(at)) {
+            Some(run) if u64::from(id) < run.end() => Known::Decided(run.outcome),
+            _ => Known::Unknown,
+        }
+    }
+
+    /// Remembers the outcome of an id above the highest.
+    pub(super) fn record(&mut self, id: u32, outcome: Outcome) {
+        debug_assert!(id > self.highest, "only a new id is decided");
+        self.highest = id;
+        match self.runs.back_mut() {
+            Some(run) if run.end() == u64::from(id) && run.outcome == outcome => run.length += 1,
+            _ => self.runs.push_back(Run { first: id, length: 1, outcome }),
+        }
+        self.remembered += 1;
+        if self.remembered > OUTCOMES_REMEMBERED {
+            self.forget_oldest();
+        }
+    }
+
+    fn forget_oldest(&mut self) {
+        let Some(run) = self.runs.front_mut() else { return };
+        run.first += 1;
+        run.length -= 1;
+        self.remembered -= 1;
+        if run.length == 0 {
+            self.runs.pop_front();
+        }
+    }
+}
+
+/// All sessions, a bounded number of them.
+#[derive(Debug)]
+pub(super) struct Sessions {
+    max: usize,
+    known: HashMap<SessionToken, Session>,
+    /// Sessions that may have to be forgotten, about in the order of their last
+    /// use. A session that is not open stands here once.
+    idle: VecDeque<(Duration, SessionToken)>,
+    /// Sessions whose record has changed since it was written.
+    changed: HashSet<SessionToken>,
+}
+
+#[derive(Debug, Default)]
+struct Session {
+    outcomes: Outcomes,
+    open: usize,
+    used: Duration,
+    idle: bool,
+}
+
+impl Sessions {
+    /// No session yet, and room for `max`.
+    pub(super) fn new(max: usize) -> Self {
+        Self { max, known: HashMap::new(), idle: VecDeque::new(), changed: HashSet::new() }
+    }
+
+    /// Puts a session back that was written earlier. It counts as used now.
+    pub(super) fn restore(&mut self, token: SessionToken, outcomes: Outcomes, now: Duration) {
+        self.known.insert(token.clone(), Session { outcomes, used: now, ..Session::default() });
+        self.mark_idle(&token);
+    }
+
+    /// Counts one more connection of a session; false where there is no room.
+    pub(super) fn open(&mut self, token: &SessionToken, now: Duration) -> bool {
+        let Some(session) = self.admit(token, now) else { return false };
+        session.open += 1;
+        true
+    }
+
+    /// Counts one connection of a session less.
+    pub(super) fn close(&mut self, token: &SessionToken, now: Duration) {
+        if let Some(session) = self.known.get_mut(token) {
+            session.open = session.open.saturating_sub(1);
+            session.used = now;
+            self.mark_idle(token);
+        }
+    }
+
+    /// What is known of an id; `None` where the session is new and there is no
+    /// room for it. A session that was never opened is taken in.
+    pub(super) fn look_up(&mut self, token: &SessionToken, id: u32, now: Duration) -> Option<Known> {
+        let known = self.admit(token, now)?.outcomes.look_up(id);
+        self.mark_idle(token);
+        Some(known)
+    }
+
+    /// Remembers the outcome of a new id of a session that was looked up.
+    pub(super) fn record(&mut self, token: &SessionToken, id: u32, outcome: Outcome, now: Duration) {
+        if let Some(session) = self.known.get_mut(token) {
+            session.outcomes.record(id, outcome);
+            session.used = now;
+            if !self.changed.contains(token) {
+                self.changed.insert(token.clone());
+            }
+        }
+    }
+
+    /// Forgets the sessions that are not open and were not used for ten
+    /// minutes, and yields them.
+    pub(super) fn forget_idle(&mut self, now: Duration) -> Vec<SessionToken> {
+        let mut forgotten = Vec::new();
+        while self.idle.front().is_some_and(|(since, _)| now.saturating_sub(*since) >= KEPT) {
+            let Some((_, token)) = self.idle.pop_front() else { break };
+            let Some(session) = self.known.get_mut(&token) else { continue };
+            session.idle = false;
+            if session.open == 0 && now.saturating_sub(session.used) >= KEPT {
+                self.known.remove(&token);
+                self.changed.remove(&token);
+                forgotten.push(token);
+            } else {
+                self.mark_idle(&token);
+            }
+        }
+        forgotten
+    }
+
+    /// The sessions that have changed since this was last asked, with what is
+    /// to be written of each.
+    pub(super) fn take_changed(&mut self) -> impl Iterator<Item = (SessionToken, &Outcomes)> {
+        let known = &self.known;
+        self.changed
+            .drain()
+            .filter_map(|token| known.get(&token).map(|session| &session.outcomes).map(|o| (token, o)))
+    }
+
+    /// The sessions that are open, and how often.
+    pub(super) fn open_counts(&self) -> impl Iterator<Item = (&SessionToken, usize)> {
+        self.known.iter().filter(|(_, s)| s.open > 0).map(|(token, s)| (token, s.open))
+    }
+
+    /// Counts the connections of a session that is open already, beyond any
+    /// limit: they were let in before.
+    pub(super) fn reopen(&mut self, token: &SessionToken, open: usize, now: Duration) {
+        let session = self.known.entry(token.clone()).or_default();
+        session.open += open;
+        session.used = now;
+    }
+
+    fn admit(&mut self, token: &SessionToken, now: Duration) -> Option<&mut Session> {
+        if !self.known.contains_key(token) {
+            if self.known.len() >= self.max {
+                return None;
+            }
+            self.known.insert(token.clone(), Session { used: now, ..Session::default() });
+        }
+        self.known.get_mut(token)
+    }
+
+    /// A session that is not open will be looked at ten minutes after its use.
+    fn mark_idle(&mut self, token: &SessionToken) {
+        if let Some(session) = self.known.get_mut(token)
+            && session.open == 0
+            && !session.idle
+        {
+            session.idle = true;
+            self.idle.push_back((session.used, token.clone()));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hark_protocol::Code;
+
+    use super::*;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    fn token(text: &str) -> SessionToken {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn an_id_that_was_left_out_is_not_taken_for_decided() {
+        let mut outcomes = Outcomes::default();
+        assert_eq!(outcomes.look_up(1), Known::New);
+        outcomes.record(2, Outcome::Stored);
+        outcomes.record(3, Outcome::Stored);
+        outcomes.record(5, Outcome::Refused(Code::QueueFull));
+        outcomes.record(6, Outcome::Stored);
+        assert_eq!(outcomes.look_up(1), Known::Unknown);
+        assert_eq!(outcomes.look_up(2), Known::Decided(Outcome::Stored));
+        assert_eq!(outcomes.look_up(3), Known::Decided(Outcome::Stored));
+        assert_eq!(outcomes.look_up(4), Known::Unknown);
+        assert_eq!(outcomes.look_up(5), Known::Decided(Outcome::Refused(Code::QueueFull)));
+        assert_eq!(outcomes.look_up(6), Known::Decided(Outcome::Stored));
+        assert_eq!(outcomes.look_up(7), Known::New);
+    }
+
+    #[test]
+    fn the_last_1024_outcomes_are_remembered_whatever_the_gaps() {
+        for step in [1, 2, 3] {
+            let mut outcomes = Outcomes::default();
+            for nth in 1..=2000 {
+                outcomes.record(nth * step, Outcome::Stored);
+            }
+            assert_eq!(outcomes.remembered(), OUTCOMES_REMEMBERED);
+            assert_eq!(outcomes.look_up(976 * step), Known::Unknown);
+            assert_eq!(outcomes.look_up(977 * step), Known::Decided(Outcome::Stored));
+        }
+    }
+
+    #[test]
+    fn runs_that_overlap_or_are_too_many_are_refused() {
+        let run = |first, length| Run { first, length, outcome: Outcome::Stored };
+        assert!(Outcomes::from_runs(9, vec![run(1, 3), run(4, 6)]).is_some());
+        assert!(Outcomes::from_runs(9, vec![run(1, 3), run(3, 1)]).is_none());
+        assert!(Outcomes::from_runs(9, vec![run(1, 0)]).is_none());
+        assert!(Outcomes::from_runs(9, vec![run(9, 2)]).is_none());
+        assert!(Outcomes::from_runs(5000, vec![run(1, 1025)]).is_none());
+        assert!(Outcomes::from_runs(u32::MAX, vec![run(u32::MAX, u32::MAX)]).is_none());
+    }
+
+    #[test]
+    fn a_session_is_forgotten_ten_minutes_after_its_last_use_and_never_while_open() {
+        let mut sessions = Sessions::new(10);
+        assert!(sessions.open(&token("a"), MINUTE));
+        assert!(sessions.open(&token("b"), MINUTE));
+        sessions.close(&token("a"), 2 * MINUTE);
+        assert_eq!(sessions.look_up(&token("a"), 1, 3 * MINUTE), Some(Known::New));
+        sessions.record(&token("a"), 1, Outcome::Stored, 3 * MINUTE);
+        assert_eq!(sessions.forget_idle(12 * MINUTE), []);
+        assert_eq!(sessions.look_up(&token("a"), 1, 12 * MINUTE), Some(Known::Decided(Outcome::Stored)));
+        assert_eq!(sessions.forget_idle(13 * MINUTE), [token("a")]);
+        assert_eq!(sessions.look_up(&token("a"), 1, 13 * MINUTE), Some(Known::New));
+        assert_eq!(sessions.forget_idle(1000 * MINUTE), [token("a")], "b is open");
+    }
+
+    #[test]
+    fn a_session_that_is_opened_and_closed_often_waits_once_to_be_forgotten() {
+        let mut sessions = Sessions::new(10);
+        for second in 0..1000 {
+            let now = Duration::from_secs(second);
+            assert!(sessions.open(&token("a"), now));
+            sessions.close(&token("a"), now);
+            assert_eq!(sessions.forget_idle(now), []);
+        }
+        assert_eq!(sessions.idle.len(), 1);
+    }
+
+    #[test]
+    fn when_there_are_too_many_nothing_is_evicted_early() {
+        let mut sessions = Sessions::new(2);
+        assert!(sessions.open(&token("a"), MINUTE));
+        sessions.close(&token("a"), MINUTE);
+        assert!(sessions.open(&token("b"), MINUTE));
+        assert!(!sessions.open(&token("c"), 2 * MINUTE));
+        assert_eq!(sessions.look_up(&token("c"), 1, 2 * MINUTE), None);
+        assert!(sessions.open(&token("a"), 2 * MINUTE), "it is there already");
+        sessions.close(&token("a"), 2 * MINUTE);
+        assert_eq!(sessions.forget_idle(12 * MINUTE), [token("a")]);
+        assert!(sessions.open(&token("c"), 12 * MINUTE));
+    }
+}

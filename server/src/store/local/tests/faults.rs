@@ -1,0 +1,280 @@
+//! What happens while a commit is under way, and after one has failed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::poll;
+use hark_protocol::{Code, Sequence};
+
+use super::super::engine::faulty::{Failure, Faults, FaultyOpener};
+use super::super::engine::{Durability, EmbeddedOpener, Live};
+use super::super::{LocalConfig, LocalStore, Sync, folder};
+use super::{Folder, Memory, config};
+use crate::store::contract::{
+    ALL, WIDE, create, name, next_event, queued, read, send, stored, text, texts, token,
+};
+use crate::store::{Append, Created, End, Event, Fence, Outcome, Pending, Store, Unavailable};
+
+/// A store over memory that is subject to faults.
+fn faulty(config: LocalConfig) -> (LocalStore, Arc<Faults>) {
+    let memory = Memory::new();
+    let faults = Arc::<Faults>::default();
+    let opener = FaultyOpener::new(memory.opener, Arc::clone(&faults));
+    (LocalStore::start(Arc::new(opener), memory.live, config).unwrap(), faults)
+}
+
+/// Waits until the store has recovered.
+async fn recovered(store: &LocalStore) {
+    while store.open_session(&token("probe")).await.is_err() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    store.close_session(&token("probe"));
+}
+
+#[tokio::test]
+async fn nothing_is_answered_or_seen_before_its_sync_has_returned() {
+    let (store, faults) = faulty(config(WIDE));
+    let bob = create(&store, "bob").await;
+    let mut receiver = store.receive(&bob).await.unwrap().unwrap();
+    receiver.follow();
+    faults.hold();
+    let mut created = store.create(&name("amy"), None);
+    faults.wait_until_held();
+    let mut sent = store.append(send("s", 1, "bob", "x"));
+    let mut repeat = store.append(send("s", 1, "bob", "x"));
+    let mut received = store.receive(&bob);
+    assert!(poll!(&mut created).is_pending());
+    assert!(store.account(&name("amy")).await.unwrap().is_none());
+    assert_eq!(store.names(None, 9).await.unwrap(), [name("bob")]);
+    faults.release();
+    assert_eq!(created.await, Ok(Created::Created));
+    assert_eq!((&mut sent).await, Ok(Outcome::Stored));
+    assert_eq!((&mut repeat).await, Ok(Outcome::Stored));
+    assert!((&mut received).await.unwrap().is_some());
+
+    faults.hold();
+    let mut sent = store.append(text("bob", "y"));
+    let mut deleted = store.delete(&bob);
+    faults.wait_until_held();
+    assert!(poll!(&mut sent).is_pending());
+    assert!(poll!(&mut deleted).is_pending());
+    assert!(store.account(&name("bob")).await.unwrap().is_some());
+    faults.release();
+    assert_eq!(sent.await, Ok(Outcome::Stored));
+    assert_eq!(deleted.await, Ok(true));
+    assert!(store.account(&name("bob")).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn every_answer_waits_for_a_sync_and_an_acknowledgement_for_none() {
+    let (store, faults) = faulty(config(WIDE));
+    let bob = create(&store, "bob").await;
+    stored(&store, text("bob", "x")).await;
+    assert_eq!(faults.commits(), [Durability::Machine; 2]);
+    store.acknowledge(&bob, read(&store, &bob).await[0].position);
+    assert_eq!(queued(&store, &bob).await, 0);
+    assert_eq!(faults.commits()[2..], [Durability::Process]);
+}
+
+#[tokio::test]
+async fn with_sync_os_only_the_setting_aside_of_numbers_waits_for_a_sync() {
+    let (store, faults) = faulty(LocalConfig { sync: Sync::Os, ..config(WIDE) });
+    create(&store, "bob").await;
+    stored(&store, text("bob", "x")).await;
+    assert_eq!(faults.commits(), [Durability::Machine, Durability::Process]);
+}
+
+#[tokio::test]
+async fn a_refusal_and_a_repeat_that_change_nothing_write_nothing() {
+    let (store, faults) = faulty(config(WIDE));
+    create(&store, "bob").await;
+    stored(&store, send("s", 1, "bob", "x")).await;
+    let written = faults.commits().len();
+    stored(&store, send("s", 1, "bob", "x")).await;
+    assert_eq!(store.append(text("amy", "x")).await, Ok(Outcome::Refused(Code::NoSuchUser)));
+    assert_eq!(store.create(&name("bob"), None).await, Ok(Created::Exists));
+    assert_eq!(faults.commits().len(), written);
+}
+
+async fn all_unavailable(sends: Vec<Pending<Outcome>>) {
+    for pending in sends {
+        assert_eq!(pending.await, Err(Unavailable));
+    }
+}
+
+/// A failing commit, with everything in one batch: a send of a session, one
+/// without, a repeat of what is in the batch.
+async fn check_a_failing_commit(failure: Failure) {
+    let (store, faults) = faulty(config(WIDE));
+    let bob = create(&store, "bob").await;
+    stored(&store, send("s", 1, "bob", "1")).await;
+    faults.hold();
+    let first = store.append(text("bob", "held"));
+    faults.wait_until_held();
+    let fence = Fence::default();
+    let fenced = |id, text| Append { fence: fence.clone(), ..send("s", id, "bob", text) };
+    let lost = vec![
+        store.append(fenced(2, "2")),
+        store.append(fenced(2, "2")),
+        store.append(text("bob", "from no session")),
+    ];
+    // A repeat of what was decided long ago still gets through before it.
+    let repeat = store.append(send("s", 1, "bob", "1"));
+    faults.fail_after_the_held(failure);
+    faults.release();
+    assert_eq!(first.await, Ok(Outcome::Stored));
+    all_unavailable(lost).await;
+    assert_eq!(repeat.await, Err(Unavailable));
+    assert!(fence.is_closed());
+    // A later send of that connection must not overtake the one to repeat.
+    all_unavailable(vec![store.append(fenced(3, "3"))]).await;
+    recovered(&store).await;
+    all_unavailable(vec![store.append(fenced(3, "3"))]).await;
+    for id in 1..=3 {
+        stored(&store, send("s", id, "bob", &id.to_string())).await;
+    }
+    let expected: &[&str] = match failure {
+        Failure::Before => &["1", "held", "2", "3"],
+        Failure::After => &["1", "held", "2", "from no session", "3"],
+    };
+    assert_eq!(texts(&store, &bob).await, expected);
+}
+
+#[tokio::test]
+async fn a_commit_that_fails_is_unavailable_and_can_be_repeated_where_it_was_not_made() {
+    check_a_failing_commit(Failure::Before).await;
+}
+
+#[tokio::test]
+async fn a_commit_that_fails_is_unavailable_and_can_be_repeated_where_it_was_made() {
+    check_a_failing_commit(Failure::After).await;
+}
+
+#[tokio::test]
+async fn while_it_cannot_recover_it_answers_unavailable_and_then_goes_on() {
+    let (store, faults) = faulty(config(WIDE));
+    let bob = create(&store, "bob").await;
+    stored(&store, text("bob", "1")).await;
+    let message = Arc::clone(&read(&store, &bob).await[0]);
+    faults.fail_opens(true);
+    faults.fail_next(Failure::Before);
+    assert_eq!(store.append(text("bob", "2")).await, Err(Unavailable));
+    store.acknowledge(&bob, message.position);
+    faults.wait_for_failed_opens(2);
+    let fenced = send("s", 1, "bob", "x");
+    let fence = fenced.fence.clone();
+    all_unavailable(vec![store.append(fenced), store.append(text("bob", "3"))]).await;
+    assert!(fence.is_closed());
+    assert!(store.receive(&bob).await.is_err());
+    assert_eq!(store.delete(&bob).await, Err(Unavailable));
+    assert_eq!(store.read(&bob, Sequence(0), ALL).await, Err(Unavailable));
+    assert_eq!(store.names(None, 9).await.unwrap(), [name("bob")]);
+    faults.fail_opens(false);
+    recovered(&store).await;
+    stored(&store, text("bob", "4")).await;
+    let receiver = store.receive(&bob).await.unwrap().unwrap();
+    assert_eq!((receiver.queued(), receiver.cursor()), (1, message.position));
+}
+
+#[tokio::test]
+async fn who_receives_is_told_after_a_failure_that_it_lags_or_has_ended() {
+    for failure in [Failure::Before, Failure::After] {
+        let (store, faults) = faulty(config(WIDE));
+        let (amy, bob) = (create(&store, "amy").await, create(&store, "bob").await);
+        let mut of_amy = store.receive(&amy).await.unwrap().unwrap();
+        let mut of_bob = store.receive(&bob).await.unwrap().unwrap();
+        (of_amy.follow(), of_bob.follow());
+        faults.fail_next(failure);
+        assert_eq!(store.delete(&amy).await, Err(Unavailable));
+        recovered(&store).await;
+        assert_eq!(next_event(&mut of_bob).await, Event::Lagged);
+        let expected = match failure {
+            Failure::Before => Event::Lagged,
+            Failure::After => Event::Ended(End::Deleted),
+        };
+        assert_eq!(next_event(&mut of_amy).await, expected);
+        of_bob.follow();
+        stored(&store, text("bob", "x")).await;
+        assert!(matches!(next_event(&mut of_bob).await, Event::Appended(_)));
+    }
+}
+
+#[tokio::test]
+async fn a_takeover_that_fails_leaves_the_reception_where_it_was() {
+    let (store, faults) = faulty(config(WIDE));
+    let bob = create(&store, "bob").await;
+    let mut former = store.receive(&bob).await.unwrap().unwrap();
+    former.follow();
+    faults.hold();
+    let held = store.append(text("bob", "held"));
+    faults.wait_until_held();
+    let (one, two) = (store.receive(&bob), store.receive(&bob));
+    let sent = store.append(text("bob", "x"));
+    faults.fail_after_the_held(Failure::Before);
+    faults.release();
+    assert_eq!(held.await, Ok(Outcome::Stored));
+    assert!(one.await.is_err() && two.await.is_err() && sent.await.is_err());
+    recovered(&store).await;
+    assert_eq!(next_event(&mut former).await, Event::Lagged);
+    former.follow();
+    stored(&store, text("bob", "y")).await;
+    assert!(matches!(next_event(&mut former).await, Event::Appended(_)));
+}
+
+#[tokio::test]
+async fn sessions_stay_open_over_a_failure_but_not_those_that_it_refused() {
+    let (store, faults) = faulty(LocalConfig { sessions_max: 2, ..config(WIDE) });
+    let bob = create(&store, "bob").await;
+    assert_eq!(store.open_session(&token("a")).await, Ok(true));
+    faults.hold();
+    let held = store.append(text("bob", "held"));
+    faults.wait_until_held();
+    let (opened, sent) = (store.open_session(&token("b")), store.append(text("bob", "x")));
+    faults.fail_after_the_held(Failure::Before);
+    faults.release();
+    assert_eq!(held.await, Ok(Outcome::Stored));
+    assert_eq!(opened.await, Err(Unavailable));
+    assert_eq!(sent.await, Err(Unavailable));
+    recovered(&store).await;
+    stored(&store, send("a", 1, "bob", "x")).await;
+    assert_eq!(queued(&store, &bob).await, 2);
+}
+
+#[tokio::test]
+async fn it_closes_and_drops_while_it_cannot_recover() {
+    let (store, faults) = faulty(config(WIDE));
+    create(&store, "bob").await;
+    faults.fail_opens(true);
+    faults.fail_next(Failure::Before);
+    assert_eq!(store.append(text("bob", "x")).await, Err(Unavailable));
+    faults.wait_for_failed_opens(1);
+    assert_eq!(store.close().await, Err(Unavailable));
+    drop(store);
+
+    let (store, faults) = faulty(config(WIDE));
+    faults.fail_opens(true);
+    faults.fail_next(Failure::After);
+    assert_eq!(store.create(&name("bob"), None).await, Err(Unavailable));
+    drop(store);
+}
+
+#[tokio::test]
+async fn an_embedded_store_recovers_from_its_folder() {
+    let home = Folder::new();
+    let live = Arc::<Live>::default();
+    let faults = Arc::<Faults>::default();
+    let folder = folder::Folder::open(home.path()).unwrap();
+    let embedded = EmbeddedOpener::new(folder, Arc::clone(&live), false);
+    let opener = FaultyOpener::new(Arc::new(embedded), Arc::clone(&faults));
+    let store = LocalStore::start(Arc::new(opener), live, config(WIDE)).unwrap();
+    let bob = create(&store, "bob").await;
+    for round in 1..=6 {
+        let failure = if round % 2 == 0 { Failure::After } else { Failure::Before };
+        stored(&store, send("s", 2 * round, "bob", "first")).await;
+        faults.fail_next(failure);
+        assert_eq!(store.append(send("s", 2 * round + 1, "bob", "second")).await, Err(Unavailable));
+        recovered(&store).await;
+        stored(&store, send("s", 2 * round + 1, "bob", "second")).await;
+    }
+    assert_eq!(texts(&store, &bob).await, ["first", "second"].repeat(6));
+}

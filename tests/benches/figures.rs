@@ -1,0 +1,349 @@
+//! The figures that the README states, measured on the real server over the
+//! loopback, each beside the limit of this machine in the same run:
+//! `cargo bench -p hark-tests --bench figures [-- sends|idle|drain|list]`.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a benchmark fails by panicking"
+)]
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use hark_protocol::framing::native::{self, ClientCodec};
+use hark_protocol::limits::FRAME_BYTES_MAX;
+use hark_protocol::{OkFields, Reply, Request, RequestId, Sequence};
+use hark_tests::{Harkd, name, send};
+use tokio_util::codec::Decoder;
+
+/// Rounds of each comparison; the median is printed.
+const ROUNDS: usize = 5;
+
+/// How long one measurement of a rate takes.
+const MEASURED: Duration = Duration::from_secs(2);
+
+/// The text of a measured message, in bytes.
+const TEXT_BYTES: usize = 100;
+
+fn main() {
+    let wanted: Vec<String> =
+        std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|wanted| wanted == name);
+    println!("{} processors; texts of {TEXT_BYTES} bytes", std::thread::available_parallelism().unwrap());
+    if is_wanted("sends") {
+        sends();
+    }
+    if is_wanted("idle") {
+        idle();
+    }
+    if is_wanted("drain") {
+        drain();
+    }
+    if is_wanted("list") {
+        list();
+    }
+}
+
+/// Durable sends a second beside a plain file that is synced once a group.
+fn sends() {
+    println!("\ndurable sends a second, beside a plain file with one fdatasync per group of the same size");
+    println!(
+        "{:>9} {:>12} {:>12} {:>7}   (medians of {ROUNDS} rounds in turn)",
+        "in flight", "harkd", "plain file", "ratio"
+    );
+    for in_flight in [1, 64, 1024] {
+        let server = Harkd::builder()
+            .arg("--max-queued-messages=100000000")
+            .arg("--max-queued-bytes=100000000000")
+            .start();
+        let mut link = Link::connect(server.address());
+        for user in 0..8 {
+            link.ok(Request::Create { user: name(&format!("user{user}")), password: None });
+        }
+        let (mut ours, mut plain) = (Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            ours.push(send_rate(&mut link, in_flight));
+            plain.push(plain_rate(server.store(), in_flight));
+        }
+        let (ours, plain) = (median(ours), median(plain));
+        println!("{in_flight:>9} {ours:>12.0} {plain:>12.0} {:>7.2}", ours / plain);
+    }
+}
+
+fn send_rate(link: &mut Link, in_flight: usize) -> f64 {
+    let text = "x".repeat(TEXT_BYTES);
+    let requests: Vec<Request> = (0..8).map(|user| send(&format!("user{user}"), &text)).collect();
+    let (start, mut answered) = (Instant::now(), 0);
+    let mut next = requests.iter().cycle();
+    link.keep_in_flight(in_flight, |done| {
+        answered = done;
+        (start.elapsed() < MEASURED).then(|| next.next().unwrap().clone())
+    });
+    answered as f64 / start.elapsed().as_secs_f64()
+}
+
+fn plain_rate(folder: &std::path::Path, group: usize) -> f64 {
+    let mut file = File::create(folder.with_extension("plain")).unwrap();
+    let records = vec![b'x'; group * TEXT_BYTES];
+    let (start, mut written) = (Instant::now(), 0);
+    while start.elapsed() < MEASURED {
+        file.write_all(&records).unwrap();
+        file.sync_data().unwrap();
+        written += group;
+    }
+    written as f64 / start.elapsed().as_secs_f64()
+}
+
+/// Resident memory of the server for each user who is connected and idle.
+fn idle() {
+    println!("\nresident memory of the server");
+    let server = Harkd::start();
+    let mut links = Vec::new();
+    let mut before = 0;
+    for (count, report) in [(1_000, false), (10_000, true)] {
+        for user in links.len()..count {
+            let mut link = Link::connect(server.address());
+            let user = name(&format!("user{user}"));
+            link.ok(Request::Create { user: user.clone(), password: None });
+            link.ok(Request::Connect { user, password: None });
+            links.push(link);
+        }
+        std::thread::sleep(Duration::from_secs(1));
+        let now = server.resident_bytes();
+        println!("{count:>9} connected users: {:>7.1} MiB", mebibytes(now));
+        if report {
+            println!("{:>9.2} KiB for each idle connected user", (now - before) as f64 / 1024.0 / 9_000.0);
+        }
+        before = now;
+    }
+}
+
+/// How fast a reader empties a long queue, and what that costs the server.
+fn drain() {
+    const QUEUED: u64 = 100_000;
+    println!("\na reader that drains {QUEUED} queued messages");
+    let server = Harkd::start();
+    let mut link = Link::connect(server.address());
+    link.ok(Request::Create { user: name("bob"), password: None });
+    for _ in 0..ROUNDS {
+        let text = "x".repeat(TEXT_BYTES);
+        let mut sent = 0;
+        link.keep_in_flight(1024, |_| {
+            sent += 1;
+            (sent <= QUEUED).then(|| send("bob", &text))
+        });
+        let before = server.resident_bytes();
+        let mut reader = Link::connect(server.address());
+        let start = Instant::now();
+        let ok = reader.ok(Request::Connect { user: name("bob"), password: None });
+        assert!(ok.as_queued().unwrap() >= QUEUED);
+        let (mut peak, mut received) = (before, 0);
+        while received < QUEUED {
+            let (messages, last) = reader.messages();
+            received += messages;
+            reader.write(0, &Request::Ack { sequence: last });
+            reader.flush();
+            if received % 16_384 < messages {
+                peak = peak.max(server.resident_bytes());
+            }
+        }
+        let rate = received as f64 / start.elapsed().as_secs_f64();
+        reader.ok(Request::Ping);
+        println!(
+            "{rate:>9.0} messages a second; memory {:.1} MiB, at most {:.1} MiB while draining",
+            mebibytes(before),
+            mebibytes(peak)
+        );
+    }
+}
+
+/// What a pattern over a million accounts does to the sends of others.
+fn list() {
+    const ACCOUNTS: u64 = 1_000_000;
+    println!("\nsends, one at a time, while others list {ACCOUNTS} accounts by a pattern");
+    let server = Harkd::builder().arg("--max-queued-messages=100000000").start();
+    let mut link = Link::connect(server.address());
+    let start = Instant::now();
+    let mut created = 0;
+    link.keep_in_flight(1024, |_| {
+        created += 1;
+        (created <= ACCOUNTS)
+            .then(|| Request::Create { user: name(&format!("user{created:07}")), password: None })
+    });
+    println!(
+        "{:>9.1} s to create them; memory {:.1} MiB",
+        start.elapsed().as_secs_f64(),
+        mebibytes(server.resident_bytes())
+    );
+    for _ in 0..3 {
+        latencies("alone", &mut link);
+        let stop = Arc::new(AtomicBool::new(false));
+        let lister = std::thread::spawn({
+            let (stop, address) = (Arc::clone(&stop), server.address());
+            move || list_until(&stop, address)
+        });
+        latencies("with lists", &mut link);
+        stop.store(true, Ordering::Release);
+        let times = lister.join().unwrap();
+        println!(
+            "{:>12}: {} of them, {:.0} ms each",
+            "lists",
+            times.len(),
+            times.iter().sum::<f64>() / times.len() as f64
+        );
+    }
+}
+
+fn list_until(stop: &AtomicBool, address: SocketAddr) -> Vec<f64> {
+    let mut link = Link::connect(address);
+    let mut times = Vec::new();
+    while !stop.load(Ordering::Acquire) {
+        let start = Instant::now();
+        let listed = link.ok(Request::List { pattern: Some("9.*8.*7$".into()) });
+        assert!(listed.as_listed().unwrap().0 > 0);
+        times.push(start.elapsed().as_secs_f64() * 1000.0);
+    }
+    times
+}
+
+fn latencies(what: &str, link: &mut Link) {
+    let text = "x".repeat(TEXT_BYTES);
+    let start = Instant::now();
+    let mut taken = Vec::new();
+    while start.elapsed() < 2 * MEASURED {
+        let sent = Instant::now();
+        link.ok(send("user0000001", &text));
+        taken.push(sent.elapsed());
+    }
+    taken.sort_unstable();
+    let at = |share: f64| taken[((taken.len() - 1) as f64 * share) as usize].as_secs_f64() * 1000.0;
+    println!(
+        "{what:>12}: p50 {:.2} ms, p99 {:.2} ms, p99.9 {:.2} ms, longest {:.2} ms of {}",
+        at(0.5),
+        at(0.99),
+        at(0.999),
+        at(1.0),
+        taken.len()
+    );
+}
+
+/// A connection that costs the machine as little as possible.
+struct Link {
+    stream: TcpStream,
+    codec: ClientCodec,
+    input: BytesMut,
+    output: BytesMut,
+    last_id: u32,
+}
+
+impl Link {
+    fn connect(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).expect("a connection");
+        stream.set_nodelay(true).unwrap();
+        Self {
+            stream,
+            codec: ClientCodec::new(FRAME_BYTES_MAX),
+            input: BytesMut::new(),
+            output: BytesMut::new(),
+            last_id: 0,
+        }
+    }
+
+    fn write(&mut self, id: u32, request: &Request) {
+        native::encode(RequestId::new(id), request, &mut self.output).unwrap();
+    }
+
+    fn flush(&mut self) {
+        self.stream.write_all(&self.output).unwrap();
+        self.output.clear();
+    }
+
+    fn read(&mut self) {
+        let mut buffer = [0; 64 * 1024];
+        let count = self.stream.read(&mut buffer).unwrap();
+        assert!(count > 0, "the server has closed the connection");
+        self.input.extend_from_slice(&buffer[..count]);
+    }
+
+    fn next(&mut self) -> Option<Reply> {
+        self.codec.decode(&mut self.input).unwrap().map(|frame| frame.message.unwrap())
+    }
+
+    /// Asks, and waits for `ok`.
+    fn ok(&mut self, request: Request) -> OkFields {
+        self.last_id = self.last_id % 1_000_000 + 1;
+        self.write(self.last_id, &request);
+        self.flush();
+        loop {
+            while let Some(reply) = self.next() {
+                match reply {
+                    Reply::Ok(fields) => return fields,
+                    Reply::List(_) => {}
+                    other => panic!("{request:?} got {other:?}"),
+                }
+            }
+            self.read();
+        }
+    }
+
+    /// Keeps so many requests under way until `next` has no more; it is told
+    /// how many were answered.
+    fn keep_in_flight(&mut self, in_flight: usize, mut next: impl FnMut(u64) -> Option<Request>) {
+        let (mut under_way, mut answered, mut over) = (0, 0, false);
+        loop {
+            while !over && under_way < in_flight {
+                match next(answered) {
+                    Some(request) => {
+                        self.last_id = self.last_id % 1_000_000 + 1;
+                        self.write(self.last_id, &request);
+                        under_way += 1;
+                    }
+                    None => over = true,
+                }
+            }
+            if under_way == 0 {
+                break;
+            }
+            self.flush();
+            self.read();
+            while let Some(reply) = self.next() {
+                assert!(matches!(reply, Reply::Ok(_)), "{reply:?}");
+                under_way -= 1;
+                answered += 1;
+            }
+        }
+        next(answered);
+    }
+
+    /// The messages that one read brings: how many, and the number of the last.
+    fn messages(&mut self) -> (u64, Sequence) {
+        loop {
+            let (mut count, mut last) = (0, Sequence(0));
+            while let Some(reply) = self.next() {
+                let Reply::String(delivery) = reply else { panic!("{reply:?}") };
+                assert!(delivery.sequence > last, "out of order");
+                (count, last) = (count + 1, delivery.sequence);
+            }
+            if count > 0 {
+                return (count, last);
+            }
+            self.read();
+        }
+    }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_unstable_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn mebibytes(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}

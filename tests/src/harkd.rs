@@ -1,0 +1,258 @@
+//! The real server as a process, on a free port of the loopback.
+
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, OnceLock, mpsc};
+
+use tempfile::TempDir;
+
+use crate::PATIENCE;
+
+/// How a server is to be started.
+#[derive(Debug, Clone)]
+pub struct HarkdBuilder {
+    arguments: Vec<String>,
+    store: Option<PathBuf>,
+}
+
+/// A server that runs. Dropping it kills it.
+#[derive(Debug)]
+pub struct Harkd {
+    child: Child,
+    address: SocketAddr,
+    log: Arc<Mutex<String>>,
+    builder: HarkdBuilder,
+    /// Removed after the last server that used it.
+    _folder: Option<Arc<TempDir>>,
+}
+
+impl HarkdBuilder {
+    /// Adds an argument.
+    #[must_use]
+    pub fn arg(mut self, argument: impl Into<String>) -> Self {
+        self.arguments.push(argument.into());
+        self
+    }
+
+    /// Uses this store, and leaves it there.
+    #[must_use]
+    pub fn store(mut self, store: impl Into<PathBuf>) -> Self {
+        self.store = Some(store.into());
+        self
+    }
+
+    /// Starts it and waits until it listens.
+    ///
+    /// # Panics
+    /// Where it does not start: with what it said.
+    #[must_use]
+    pub fn start(self) -> Harkd {
+        match self.store {
+            Some(_) => launch(self, "127.0.0.1:0", None),
+            None => {
+                let folder = tempfile::tempdir().expect("a temporary folder");
+                let builder = self.store(folder.path().join("store"));
+                launch(builder, "127.0.0.1:0", Some(Arc::new(folder)))
+            }
+        }
+    }
+}
+
+impl Harkd {
+    /// A server with a store of its own, that can be given arguments first.
+    #[must_use]
+    pub fn builder() -> HarkdBuilder {
+        HarkdBuilder { arguments: Vec::new(), store: None }
+    }
+
+    /// A server with a store of its own.
+    #[must_use]
+    pub fn start() -> Self {
+        Self::builder().start()
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The folder of its store.
+    ///
+    /// # Panics
+    /// Never: every server here has one.
+    #[must_use]
+    pub fn store(&self) -> &Path {
+        self.builder.store.as_deref().expect("a server is started on a store")
+    }
+
+    /// What it has logged so far.
+    ///
+    /// # Panics
+    /// Where the thread that reads the log has panicked.
+    #[must_use]
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
+    }
+
+    /// Kills it (SIGKILL) and starts it again on the same store and port.
+    ///
+    /// # Panics
+    /// Where it does not start.
+    #[must_use]
+    pub fn kill_and_restart(mut self) -> Self {
+        self.kill();
+        let (builder, address, folder) = (self.builder.clone(), self.address, self._folder.clone());
+        drop(self);
+        launch(builder, &address.to_string(), folder)
+    }
+
+    /// Kills it (SIGKILL), and waits until it is gone.
+    ///
+    /// # Panics
+    /// Where there is no such process.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Sends it a signal, by name, such as `TERM`.
+    ///
+    /// # Panics
+    /// Where that fails.
+    pub fn signal(&self, name: &str) {
+        let status =
+            Command::new("kill").arg(format!("-{name}")).arg(self.pid().to_string()).status().unwrap();
+        assert!(status.success(), "kill -{name} failed");
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Panics
+    /// Where it does not end in time.
+    pub fn wait(&mut self) -> ExitStatus {
+        let until = std::time::Instant::now() + PATIENCE;
+        while std::time::Instant::now() < until {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        panic!("harkd did not end in time; it said:\n{}", self.log());
+    }
+
+    /// Its resident memory in bytes.
+    ///
+    /// # Panics
+    /// Where the system does not say.
+    #[must_use]
+    pub fn resident_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("a line VmRSS");
+        let kib: u64 = line.split_whitespace().nth(1).expect("a number").parse().unwrap();
+        kib * 1024
+    }
+}
+
+impl Drop for Harkd {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("harkd said:\n{}", self.log());
+        }
+        // It may have ended by itself, which is as good.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// The path of a binary of this workspace, built if it is not up to date.
+///
+/// # Panics
+/// Where it cannot be built.
+#[must_use]
+pub fn binary(name: &str) -> PathBuf {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(build).join(name)
+}
+
+/// The `hark` client as a command, with nothing of the user's environment.
+///
+/// # Panics
+/// Where it cannot be built.
+#[must_use]
+pub fn hark(state: &Path) -> Command {
+    let mut command = Command::new(binary("hark"));
+    for (variable, _) in std::env::vars_os() {
+        if variable.to_string_lossy().starts_with("HARK") {
+            command.env_remove(variable);
+        }
+    }
+    command.env("XDG_STATE_HOME", state).env("HOME", state);
+    command
+}
+
+/// Builds the binaries in the profile of the tests, and says where they are.
+fn build() -> PathBuf {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args([
+        "build",
+        "--locked",
+        "--quiet",
+        "--package",
+        "hark-server",
+        "--package",
+        "hark-client",
+        "--bins",
+    ]);
+    if !cfg!(debug_assertions) {
+        cargo.arg("--release");
+    }
+    assert!(cargo.status().expect("cargo").success(), "the binaries cannot be built");
+    // A test is target/PROFILE/deps/NAME.
+    let test = std::env::current_exe().expect("the path of the test");
+    test.parent().and_then(Path::parent).expect("the folder of the profile").to_owned()
+}
+
+fn launch(builder: HarkdBuilder, listen: &str, folder: Option<Arc<TempDir>>) -> Harkd {
+    let mut command = Command::new(binary("harkd"));
+    command.args(["--listen", listen, "--store"]).arg(builder.store.as_ref().expect("a store"));
+    command.args(&builder.arguments).stdin(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("harkd");
+    let stderr = child.stderr.take().expect("its log");
+    let log = Arc::<Mutex<String>>::default();
+    let (sender, receiver) = mpsc::channel();
+    let copy = Arc::clone(&log);
+    // It ends with the process whose log it reads.
+    std::thread::spawn(move || {
+        for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+            if line.contains("listening") {
+                // Nobody waits any more after the first.
+                sender.send(address_in(&line)).ok();
+            }
+            let mut log = copy.lock().unwrap();
+            log.push_str(&line);
+            log.push('\n');
+        }
+    });
+    let Ok(address) = receiver.recv_timeout(PATIENCE) else {
+        drop(child.kill());
+        drop(child.wait());
+        panic!("harkd did not start; it said:\n{}", log.lock().unwrap());
+    };
+    Harkd { child, address, log, builder, _folder: folder }
+}
+
+/// The address in `… listening … address=127.0.0.1:1234`, or its JSON form.
+fn address_in(line: &str) -> SocketAddr {
+    let (_, rest) = line.split_once("127.0.0.1:").expect("an address");
+    let port: String = rest.chars().take_while(char::is_ascii_digit).collect();
+    SocketAddr::from(([127, 0, 0, 1], port.parse().expect("a port")))
+}

@@ -1,0 +1,255 @@
+//! A client of the native framing that says exactly what it is told to.
+
+use std::net::SocketAddr;
+
+use bytes::BytesMut;
+use hark_protocol::framing::native::ClientCodec;
+use hark_protocol::limits::FRAME_BYTES_MAX;
+use hark_protocol::{Code, Delivery, Frame, OkFields, Reply, Request, RequestId, Sequence, UserName};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_util::codec::{Decoder, Encoder};
+
+use crate::PATIENCE;
+
+/// The ids of [`Wire::ask`] begin here, far away from those that tests choose.
+const ASKED_FROM: u32 = 2_000_000_000;
+
+/// One connection.
+#[derive(Debug)]
+pub struct Wire {
+    stream: TcpStream,
+    codec: ClientCodec,
+    input: BytesMut,
+    last_id: u32,
+    /// What came while the reply to something else was waited for.
+    pushed: std::collections::VecDeque<Frame<Reply>>,
+}
+
+impl Wire {
+    /// Connects.
+    ///
+    /// # Panics
+    /// Where that fails.
+    pub async fn connect(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).await.expect("a connection");
+        stream.set_nodelay(true).unwrap();
+        Self {
+            stream,
+            codec: ClientCodec::new(FRAME_BYTES_MAX),
+            input: BytesMut::new(),
+            last_id: ASKED_FROM,
+            pushed: std::collections::VecDeque::new(),
+        }
+    }
+
+    /// Connects and says `hello` with this session.
+    ///
+    /// # Panics
+    /// Where that is refused.
+    pub async fn hello(address: SocketAddr, session: &str) -> Self {
+        let mut wire = Self::connect(address).await;
+        let hello = Request::Hello { version: 1, session: session.parse().unwrap() };
+        // Far away from the ids of sends, which count up.
+        wire.write(u32::MAX, hello).await;
+        let reply = wire.reply_to(u32::MAX).await;
+        assert!(matches!(&reply, Reply::Ok(fields) if fields.as_hello().is_some()), "{reply:?}");
+        wire
+    }
+
+    /// Writes one request.
+    ///
+    /// # Panics
+    /// Where that fails.
+    pub async fn write(&mut self, id: u32, request: Request) {
+        self.write_all([(id, request)]).await;
+    }
+
+    /// Writes requests in one go.
+    ///
+    /// # Panics
+    /// Where that fails.
+    pub async fn write_all(&mut self, requests: impl IntoIterator<Item = (u32, Request)>) {
+        let mut output = BytesMut::new();
+        for (id, request) in requests {
+            self.codec.encode(Frame::new(RequestId::new(id), request), &mut output).unwrap();
+        }
+        self.write_bytes(&output).await;
+    }
+
+    /// Writes bytes as they are.
+    ///
+    /// # Panics
+    /// Where that fails.
+    pub async fn write_bytes(&mut self, bytes: &[u8]) {
+        timeout(PATIENCE, self.stream.write_all(bytes)).await.expect("the server does not read").unwrap();
+    }
+
+    /// The next frame, or `None` at the end of the connection.
+    ///
+    /// # Panics
+    /// Where nothing comes in time, or what comes is not the protocol.
+    pub async fn next(&mut self) -> Option<Frame<Reply>> {
+        if let Some(frame) = self.pushed.pop_front() {
+            return Some(frame);
+        }
+        timeout(PATIENCE, self.read()).await.expect("nothing came in time")
+    }
+
+    /// The next message.
+    ///
+    /// # Panics
+    /// Where something else comes first.
+    pub async fn message(&mut self) -> Delivery {
+        match self.next().await {
+            Some(Frame { id: None, message: Reply::String(delivery) }) => delivery,
+            other => panic!("no message but {other:?}"),
+        }
+    }
+
+    /// The next reply to the request `id`; messages that come first are kept.
+    ///
+    /// # Panics
+    /// Where the connection ends before.
+    pub async fn reply_to(&mut self, id: u32) -> Reply {
+        if let Some(at) = self.pushed.iter().position(|frame| frame.id == RequestId::new(id)) {
+            return self.pushed.remove(at).unwrap().message;
+        }
+        loop {
+            let frame = timeout(PATIENCE, self.read()).await.expect("no reply in time");
+            let frame = frame.expect("the connection ended before the reply");
+            if frame.id == RequestId::new(id) {
+                return frame.message;
+            }
+            self.pushed.push_back(frame);
+        }
+    }
+
+    /// Asks and awaits the (first) reply.
+    ///
+    /// # Panics
+    /// Where none comes.
+    pub async fn ask(&mut self, request: Request) -> Reply {
+        self.last_id += 1;
+        let id = self.last_id;
+        self.write(id, request).await;
+        self.reply_to(id).await
+    }
+
+    /// Asks, and takes nothing but `ok`.
+    ///
+    /// # Panics
+    /// Where something else comes.
+    #[track_caller]
+    pub fn ok(&mut self, request: Request) -> impl Future<Output = OkFields> {
+        let caller = std::panic::Location::caller();
+        async move {
+            let asked = format!("{request:?}");
+            match self.ask(request).await {
+                Reply::Ok(fields) => fields,
+                other => panic!("{caller}: {asked} got {other:?}"),
+            }
+        }
+    }
+
+    /// Asks, and takes nothing but a refusal with this code.
+    ///
+    /// # Panics
+    /// Where something else comes.
+    #[track_caller]
+    pub fn refused(&mut self, request: Request, code: Code) -> impl Future<Output = String> {
+        let caller = std::panic::Location::caller();
+        async move {
+            let asked = format!("{request:?}");
+            match self.ask(request).await {
+                Reply::NotOk(refusal) if refusal.code == code => refusal.explanation.into_owned(),
+                other => panic!("{caller}: {asked} got {other:?}, not {code}"),
+            }
+        }
+    }
+
+    /// Makes an account without a password.
+    ///
+    /// # Panics
+    /// Where that is refused.
+    pub async fn create(&mut self, user: &str) {
+        self.ok(Request::Create { user: name(user), password: None }).await;
+    }
+
+    /// Enters an account and receives for it; how many messages wait.
+    ///
+    /// # Panics
+    /// Where that is refused.
+    pub async fn receive(&mut self, user: &str) -> u64 {
+        let fields = self.ok(Request::Connect { user: name(user), password: None }).await;
+        fields.as_queued().expect("a number of messages")
+    }
+
+    /// Sends a text and awaits `ok`.
+    ///
+    /// # Panics
+    /// Where it is refused.
+    pub async fn sent(&mut self, user: &str, text: &str) {
+        self.ok(send(user, text)).await;
+    }
+
+    /// Acknowledges, and waits until the server has taken it.
+    ///
+    /// # Panics
+    /// Where the connection has ended.
+    pub async fn ack(&mut self, sequence: Sequence) {
+        self.write(0, Request::Ack { sequence }).await;
+        self.ping().await;
+    }
+
+    /// A round trip: everything before it has been taken.
+    ///
+    /// # Panics
+    /// Where the connection has ended.
+    pub async fn ping(&mut self) {
+        self.ok(Request::Ping).await;
+    }
+
+    /// Whether nothing has been pushed: everything before a round trip.
+    pub async fn is_quiet(&mut self) -> bool {
+        self.ping().await;
+        self.pushed.is_empty()
+    }
+
+    /// Takes no more and says no more, without a word to the server.
+    #[must_use]
+    pub fn into_stream(self) -> TcpStream {
+        self.stream
+    }
+
+    async fn read(&mut self) -> Option<Frame<Reply>> {
+        loop {
+            if let Some(frame) = self.codec.decode(&mut self.input).expect("the native framing") {
+                return Some(Frame::new(frame.id, frame.message.expect("a message of the protocol")));
+            }
+            match self.stream.read_buf(&mut self.input).await {
+                Ok(0) => return None,
+                Ok(_) => {}
+                // A server that is killed resets its connections.
+                Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return None,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+}
+
+/// A user name that is one.
+///
+/// # Panics
+/// Where it is none.
+#[must_use]
+pub fn name(user: &str) -> UserName {
+    user.parse().expect("a user name")
+}
+
+/// A `send`.
+#[must_use]
+pub fn send(user: &str, text: &str) -> Request {
+    Request::Send { user: name(user), text: text.to_owned().into() }
+}
