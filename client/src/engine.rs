@@ -372,6 +372,7 @@ impl Engine {
     async fn receive_message(&mut self, delivery: Delivery) {
         let arrival = self.inbox.push(delivery);
         if let Some(message) = arrival.message {
+            self.backoff.reset();
             self.emit(Event::Message(message)).await;
         }
         if let Some(user) = arrival.caught_up {

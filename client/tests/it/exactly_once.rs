@@ -1,1 +1,91 @@
-//! (next)
+//! Everything that was sent is read once and in order, whatever goes wrong on
+//! the way: a sender and a reader, and a server that drops links and fails
+//! sends by chance. Each run has a seed, which is printed.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use hark_client::dial::{Dial, Stream};
+use hark_client::taken::FileTaken;
+use hark_client::{Client, Config, Event};
+
+use crate::chat::{Chat, Faults};
+use crate::peer::{quiet, user};
+
+/// Messages of one run.
+const MESSAGES: usize = 2_000;
+
+#[derive(Clone)]
+struct ChatDial(Chat);
+
+impl fmt::Debug for ChatDial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ChatDial")
+    }
+}
+
+impl Dial for ChatDial {
+    fn dial(&self) -> BoxFuture<'_, io::Result<Box<dyn Stream>>> {
+        let (ours, theirs) = tokio::io::duplex(4096);
+        tokio::spawn(self.0.clone().serve(theirs));
+        Box::pin(async { Ok(Box::new(ours) as Box<dyn Stream>) })
+    }
+}
+
+/// Reads as bob until `wanted` messages were read in all, as several clients
+/// one after the other: each ends without a word after a few hundred.
+async fn read(chat: Chat, directory: std::path::PathBuf, wanted: usize) -> Vec<String> {
+    let mut read = Vec::new();
+    while read.len() < wanted {
+        let taken = Arc::new(FileTaken::new(&directory, "chat:1"));
+        let config = Config { dial: Arc::new(ChatDial(chat.clone())), taken, ..Config::tcp("") };
+        let (handle, mut events) = Client::connect(config);
+        handle.connect(user("bob"), None).await.expect("the server has faults, and is there");
+        let end = (read.len() + 300).min(wanted);
+        while read.len() < end {
+            if let Some(Event::Message(message)) = events.next().await {
+                read.push(message.delivery.text.to_string());
+                message.ack().unwrap();
+            }
+        }
+    }
+    read
+}
+
+async fn run(seed: u64) {
+    println!("seed {seed}");
+    let chat = Chat::new(seed);
+    for name in ["amy", "bob"] {
+        chat.add(name, None);
+    }
+    chat.inject(Faults { drop_one_in: Some(60), unavailable_one_in: Some(80), is_silent: false });
+    let directory = tempfile::tempdir().unwrap();
+    let reading = tokio::spawn(read(chat.clone(), directory.path().to_owned(), MESSAGES));
+    let config = Config { dial: Arc::new(ChatDial(chat.clone())), ..Config::tcp("") };
+    let (handle, events) = Client::connect(config);
+    drop(events);
+    handle.login(user("amy"), None).await.unwrap();
+    let mut receipts = Vec::new();
+    for n in 0..MESSAGES {
+        receipts.push(handle.send(user("bob"), n.to_string().into()).await.unwrap());
+    }
+    for receipt in receipts {
+        receipt.await.unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+    }
+    quiet(&handle).await;
+    let expected: Vec<String> = (0..MESSAGES).map(|n| n.to_string()).collect();
+    assert_eq!(chat.stored("bob"), expected, "seed {seed}: what was stored");
+    let read = tokio::time::timeout(Duration::from_secs(3600), reading).await;
+    let read = read.unwrap_or_else(|_| panic!("seed {seed}: the reader waits for ever")).unwrap();
+    assert_eq!(read, expected, "seed {seed}: what was read");
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_message_is_stored_once_and_read_once_in_order() {
+    for _ in 0..5 {
+        run(rand::random()).await;
+    }
+}

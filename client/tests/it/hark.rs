@@ -1,1 +1,77 @@
-//! (next)
+//! Running the real binary.
+
+use std::ffi::OsStr;
+use std::io::Write as _;
+use std::process::{Command, Output, Stdio};
+
+use crate::chat::ChatServer;
+
+/// A user of hark: a state directory of its own, and a server.
+pub(crate) struct Terminal {
+    pub(crate) state: tempfile::TempDir,
+    pub(crate) server: String,
+}
+
+/// What a run has printed, and its exit code.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Ran {
+    pub(crate) code: Option<i32>,
+    pub(crate) out: String,
+    pub(crate) err: String,
+}
+
+impl Terminal {
+    pub(crate) fn at(server: &ChatServer) -> Self {
+        Self { state: tempfile::tempdir().unwrap(), server: server.address.to_string() }
+    }
+
+    /// hark, with nothing of this machine's settings.
+    pub(crate) fn hark(&self, arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hark"));
+        for (variable, _) in std::env::vars_os() {
+            if variable.to_string_lossy().starts_with("HARK_") {
+                command.env_remove(variable);
+            }
+        }
+        command
+            .args(arguments)
+            .env("HARK_SERVER", &self.server)
+            .env("XDG_STATE_HOME", self.state.path())
+            .env("TZ", "UTC")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
+
+    /// Runs one command to its end.
+    pub(crate) fn run(&self, arguments: &[&str]) -> Ran {
+        ran(self.hark(arguments).output().unwrap())
+    }
+
+    /// Runs hark with these lines on stdin.
+    pub(crate) fn pipe(&self, lines: &str) -> Ran {
+        pipe(self.hark([""; 0]), lines)
+    }
+}
+
+pub(crate) fn pipe(mut command: Command, lines: &str) -> Ran {
+    let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(lines.as_bytes()).unwrap();
+    drop(stdin);
+    ran(child.wait_with_output().unwrap())
+}
+
+pub(crate) fn ran(output: Output) -> Ran {
+    Ran {
+        code: output.status.code(),
+        out: String::from_utf8(output.stdout).unwrap(),
+        err: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+/// A run that ended well, with this output.
+pub(crate) fn fine(out: &str) -> Ran {
+    Ran { code: Some(0), out: out.to_owned(), err: String::new() }
+}

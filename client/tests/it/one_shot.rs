@@ -1,1 +1,202 @@
-//! (next)
+//! hark with a command as arguments.
+
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::process::{Child, ChildStdout, Command};
+
+use crate::chat::ChatServer;
+use crate::hark::{Ran, Terminal, fine, ran};
+
+#[test]
+fn one_command_does_one_thing() {
+    let server = ChatServer::start();
+    let terminal = Terminal::at(&server);
+    for name in ["amy", "bob"] {
+        assert_eq!(terminal.run(&["create", name]), fine("ok\n"));
+    }
+    assert_eq!(terminal.run(&["list"]), fine("amy\nbob\n"));
+    assert_eq!(terminal.run(&["list", "b$|^b"]), fine(""));
+    assert_eq!(terminal.run(&["send", "bob", "hello", "--there,", "you"]), fine("ok\n"));
+    assert_eq!(terminal.run(&["ping"]), fine("ok\n"));
+    assert_eq!(terminal.run(&["delete", "amy"]), fine("ok deleted\n"));
+    assert_eq!(server.chat.stored("bob"), ["hello --there, you"]);
+}
+
+#[test]
+fn a_refusal_is_one_line_and_exit_code_1() {
+    let server = ChatServer::start();
+    let terminal = Terminal::at(&server);
+    let refused = terminal.run(&["send", "bob", "x"]);
+    let err = "hark: no-such-user: there is no user bob\n".to_owned();
+    assert_eq!(refused, Ran { code: Some(1), out: String::new(), err });
+}
+
+#[test]
+fn a_wrong_command_line_is_exit_code_2() {
+    let server = ChatServer::start();
+    let terminal = Terminal::at(&server);
+    for wrong in [&["frobnicate"][..], &["send", "bob"], &["create", "a,b"], &["--server", "nowhere", "ping"]]
+    {
+        assert_eq!(terminal.run(wrong).code, Some(2), "{wrong:?}");
+    }
+}
+
+#[test]
+fn sending_as_somebody_does_not_take_over_its_terminal() {
+    let server = ChatServer::start();
+    for name in ["amy", "bob"] {
+        server.chat.add(name, None);
+    }
+    let terminal = Terminal::at(&server);
+    let (mut listening, mut lines) = listen(terminal.hark(["listen", "amy", "--count", "2"]));
+    assert_eq!(terminal.run(&["send", "--as", "amy", "bob", "from amy"]), fine("ok\n"));
+    for text in ["1", "2"] {
+        assert_eq!(terminal.run(&["send", "amy", text]), fine("ok\n"));
+        let mut line = String::new();
+        lines.read_line(&mut line).unwrap();
+        assert!(line.ends_with(&format!(" {text}\n")), "{line}");
+    }
+    assert_eq!(listening.wait().unwrap().code(), Some(0));
+    let bobs = terminal.run(&["listen", "bob", "--count", "1", "--json"]);
+    let message: serde_json::Value = serde_json::from_str(&bobs.out).unwrap();
+    assert_eq!((&message["sender"], &message["user"]), (&"amy".into(), &"bob".into()));
+    assert_eq!((&message["text"], bobs.code), (&"from amy".into(), Some(0)));
+    assert!(message["sequence"].is_u64() && message["time_ms"].is_u64());
+}
+
+/// Starts a listener, to be read line by line.
+fn listen(mut command: Command) -> (Child, BufReader<ChildStdout>) {
+    let mut child = command.spawn().unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap());
+    (child, lines)
+}
+
+#[test]
+fn a_listener_that_is_asked_to_end_has_acknowledged_what_it_printed() {
+    let server = ChatServer::start();
+    server.chat.add("amy", None);
+    let terminal = Terminal::at(&server);
+    for signal in ["TERM", "INT"] {
+        let (mut child, mut lines) = listen(terminal.hark(["listen", "amy"]));
+        let mut line = String::new();
+        for n in 0..10 {
+            server.chat.leave(None, "amy", &n.to_string());
+            lines.read_line(&mut line).unwrap();
+        }
+        let killed = Command::new("kill").args(["-s", signal, &child.id().to_string()]).status().unwrap();
+        assert!(killed.success());
+        assert_eq!(child.wait().unwrap().code(), Some(0));
+        let mut rest = String::new();
+        lines.read_to_string(&mut rest).unwrap();
+        assert_eq!((rest.as_str(), server.chat.queued("amy")), ("", 0));
+    }
+}
+
+#[test]
+fn a_listener_that_is_killed_prints_nothing_twice() {
+    let server = ChatServer::start();
+    server.chat.add("amy", None);
+    for n in 0..500 {
+        server.chat.leave(None, "amy", &format!("text {n}"));
+    }
+    let terminal = Terminal::at(&server);
+    let mut read = Vec::new();
+    for round in 1.. {
+        let (mut child, mut lines) = listen(terminal.hark(["listen", "amy"]));
+        for _ in 0..40 {
+            let mut line = String::new();
+            if read.len() == 500 {
+                break;
+            }
+            lines.read_line(&mut line).unwrap();
+            read.push(line);
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        // What it had printed beyond what was read above.
+        let mut rest = String::new();
+        lines.read_to_string(&mut rest).unwrap();
+        read.extend(rest.split_inclusive('\n').map(str::to_owned));
+        if read.len() >= 500 {
+            assert!(round > 1, "it was killed at least once in the middle");
+            break;
+        }
+    }
+    let texts: Vec<&str> = read.iter().map(|line| line.trim_end().splitn(5, ' ').nth(4).unwrap()).collect();
+    let twice = texts.windows(2).filter(|pair| pair[0] == pair[1]).count();
+    let mut once = texts.clone();
+    once.dedup();
+    let expected: Vec<String> = (0..500).map(|n| format!("text {n}")).collect();
+    assert_eq!(once, expected);
+    // Between the line and the memory of it there is one message at most.
+    assert!(twice <= 13, "{twice} lines were printed twice");
+}
+
+#[test]
+fn a_listener_that_is_taken_over_says_so_and_ends() {
+    let server = ChatServer::start();
+    server.chat.add("amy", None);
+    let terminal = Terminal::at(&server);
+    let (first, mut lines) = listen(terminal.hark(["listen", "amy"]));
+    let mut line = String::new();
+    server.chat.leave(None, "amy", "1");
+    lines.read_line(&mut line).unwrap();
+    let (mut second, mut others) = listen(terminal.hark(["listen", "amy"]));
+    let first = ran(first.wait_with_output().unwrap());
+    assert_eq!(
+        (first.err.as_str(), first.code),
+        ("hark: another connection receives for amy now\n", Some(1))
+    );
+    server.chat.leave(None, "amy", "2");
+    line.clear();
+    others.read_line(&mut line).unwrap();
+    assert!(line.ends_with(" 2\n"), "{line}");
+    second.kill().unwrap();
+    second.wait().unwrap();
+}
+
+#[test]
+fn a_server_that_cannot_be_reached_is_said_in_time() {
+    let server = ChatServer::start();
+    server.stop();
+    let terminal = Terminal::at(&server);
+    let start = std::time::Instant::now();
+    let ran = terminal.run(&["send", "bob", "x", "--timeout", "1"]);
+    // The text takes everything after the user: the flag is a part of it.
+    assert!(start.elapsed().as_secs() >= 9, "{ran:?}");
+    let start = std::time::Instant::now();
+    let ran = terminal.run(&["--timeout", "1", "send", "bob", "x"]);
+    assert!(start.elapsed().as_secs() < 5);
+    assert_eq!((ran.code, ran.out.as_str()), (Some(3), ""));
+    let lines: Vec<&str> = ran.err.lines().collect();
+    assert!(lines[0].starts_with(&format!("hark: cannot reach {}: ", terminal.server)), "{ran:?}");
+    assert_eq!(lines[1], format!("hark: not sent: {} was not reached in 1 s", terminal.server));
+}
+
+#[test]
+fn the_users_of_a_stopped_server_are_the_servers_business() {
+    let server = ChatServer::start();
+    let terminal = Terminal::at(&server);
+    let directory = tempfile::tempdir().unwrap();
+    let mut without = terminal.hark(["user", "list"]);
+    let without = ran(without.env("PATH", directory.path()).output().unwrap());
+    if !harkd_is_beside_hark() {
+        assert_eq!(without.code, Some(4));
+        assert!(without.err.contains("harkd manages the accounts"), "{without:?}");
+        let harkd = directory.path().join("harkd");
+        std::fs::write(&harkd, "#!/bin/sh\necho \"harkd $*\"\nexit 7\n").unwrap();
+        make_executable(&harkd);
+        let mut with = terminal.hark(["user", "add", "--store", "x", "amy", "--help"]);
+        let with = ran(with.env("PATH", directory.path()).output().unwrap());
+        assert_eq!((with.out.as_str(), with.code), ("harkd user add --store x amy --help\n", Some(7)));
+    }
+}
+
+/// Cargo puts the binaries of the workspace into one directory.
+fn harkd_is_beside_hark() -> bool {
+    std::path::Path::new(env!("CARGO_BIN_EXE_hark")).with_file_name("harkd").exists()
+}
+
+fn make_executable(path: &std::path::Path) {
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+}
