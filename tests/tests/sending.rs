@@ -1,5 +1,6 @@
 //! What section "Sending" of `docs/PROTOCOL.md` promises, of the real server:
 //! sessions, repeats, and what they survive.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use hark_protocol::{Code, Frame, Reply, Request};
 use hark_tests::{Harkd, Wire, name, send};
