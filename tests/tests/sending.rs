@@ -152,6 +152,21 @@ async fn a_hello_closes_the_connection_that_has_the_session_open() {
 }
 
 #[tokio::test]
+async fn a_hello_closes_a_connection_that_reads_nothing() {
+    let server = Harkd::start();
+    let mut former = Wire::hello(server.address(), "session").await;
+    // Answers that it does not read: they fill whatever there is in between.
+    let user = |n: u32| name(&format!("{n:060}"));
+    former.write_all((1..=1000).map(|id| (id, Request::Create { user: user(id), password: None }))).await;
+    former.reply_to(1000).await;
+    former.write_all((1001..=1400).map(|id| (id, Request::List { pattern: None }))).await;
+    former.reply_to(1010).await;
+    let _asleep = former.into_stream();
+    let mut latter = Wire::hello(server.address(), "session").await;
+    latter.ping().await;
+}
+
+#[tokio::test]
 async fn without_hello_a_repeat_is_a_new_message() {
     let server = Harkd::start();
     let mut wire = Wire::connect(server.address()).await;

@@ -187,15 +187,23 @@ impl Peer {
         }
     }
 
+    /// Ready when the connection has to end at once: it is dropped, whatever it
+    /// still has to say. To be polled even while nothing can be written, since
+    /// another connection may wait for it.
+    pub fn poll_cut(&self, cx: &mut Context<'_>) -> Poll<()> {
+        match self.control.poll(cx) {
+            Poll::Ready(Wish::Close) => Poll::Ready(()),
+            _ => Poll::Pending,
+        }
+    }
+
     /// What goes out next.
     pub fn poll(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<Output> {
         if self.end == Stage::Closed {
             return Poll::Pending;
         }
-        match self.control.poll(cx) {
-            Poll::Ready(Wish::Close) => return Poll::Ready(self.close()),
-            Poll::Ready(Wish::Drain) if self.end == Stage::Open => self.end = Stage::Ending { bye: true },
-            _ => {}
+        if self.end == Stage::Open && self.control.poll(cx).is_ready() {
+            self.end = Stage::Ending { bye: true };
         }
         loop {
             if let Poll::Ready((id, reply)) = self.poll_requests(cx) {
@@ -218,18 +226,6 @@ impl Peer {
                 Received::End(end) => self.ended = Some(end),
             }
         }
-    }
-
-    /// Ends at once. What the store has taken on goes on; what it has not is
-    /// dropped, and the send session is given back.
-    fn close(&mut self) -> Output {
-        self.end = Stage::Closed;
-        self.answers = VecDeque::new();
-        self.waiting = None;
-        self.operation = None;
-        self.send_session = None;
-        self.end_reception();
-        Output::Close
     }
 
     fn bye(&mut self, end: End) -> ByeReason {

@@ -128,6 +128,9 @@ impl Wire {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         for _ in 0..TURNS_MAX {
             self.now = Instant::now();
+            if self.peer.poll_cut(cx).is_ready() {
+                return Poll::Ready(Ok(()));
+            }
             while self.poll_peer(cx) | self.decode() {}
             if self.poll_read(cx)? {
                 continue;
