@@ -271,10 +271,10 @@ impl Ledger {
 
     /// Adds what is written once for all decisions: the sessions' outcomes.
     pub(super) fn write_sessions(&mut self, changes: &mut Changes) {
-        for (token, outcomes) in self.sessions.take_changed() {
+        self.sessions.write_changed(|token, outcomes| {
             let key = token.as_str();
             changes.batch.put(Table::Sessions, key, record::encode_session(key.as_bytes(), outcomes));
-        }
+        });
     }
 
     /// Whether the dead messages outweigh the living ones.
