@@ -1,7 +1,7 @@
 //! What is asked and not answered, and who one is while asking.
 //!
 //! Commands go in in the order of the calls, take an id, and wait until they
-//! are written ([`Outbox::next`]), then until they are answered
+//! are written ([`Outbox::write_next`]), then until they are answered
 //! ([`Outbox::reply`]), expire ([`Outbox::expire`]) or have to be written once
 //! more ([`Outbox::link_lost`]). No I/O and no clock: times are arguments.
 //!

@@ -3,7 +3,7 @@
 //! A number alone does not do. Numbers are never used twice on one store, but
 //! a throw-away server starts again at 1, and a reader that only remembers
 //! "everything up to 500" would silently swallow its first 500 messages. So a
-//! message is known by its number *and* its time, and a [`Window`] holds the
+//! message is known by its number *and* its time, and a `Window` holds the
 //! last [`REMEMBERED`] of them. The server pushes at most 256 messages that
 //! are not acknowledged, so the window holds every message whose ack can have
 //! been lost with a link. A server that crashed may have lost more acks than
