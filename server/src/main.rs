@@ -11,7 +11,7 @@ use hark_server::chat::Chat;
 use hark_server::config::{Cli, Command, LogFormat, ServeArgs, StorePlace};
 use hark_server::server;
 use hark_server::store::Store;
-use hark_server::store::local::LocalStore;
+use hark_server::store::local::{ENGINE_LOG, LocalStore};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -77,9 +77,8 @@ fn open_store(arguments: &ServeArgs) -> anyhow::Result<Arc<dyn Store>> {
 }
 
 fn start_logging(arguments: &ServeArgs) -> anyhow::Result<()> {
-    // The engine has much to say that is of use to its own authors alone; a
-    // filter that names it still gets it.
-    let filter = EnvFilter::try_new(format!("fjall=warn,lsm_tree=warn,{}", arguments.log))
+    // What comes later goes before: a filter that names the engine still gets it.
+    let filter = EnvFilter::try_new(format!("{ENGINE_LOG},{}", arguments.log))
         .with_context(|| format!("--log {:?} is neither a level nor a filter", arguments.log))?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match arguments.log_format {

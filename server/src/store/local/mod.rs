@@ -1,5 +1,5 @@
-//! The store on this machine: one set of rules over two engines, memory and
-//! fjall.
+//! The store on this machine: one set of rules over two engines, one in memory
+//! and one on disk.
 //!
 //! | file | what it owns |
 //! | --- | --- |
@@ -44,6 +44,7 @@ use super::{
     Receiver, Store,
 };
 
+pub use self::engine::ENGINE_LOG;
 pub use self::folder::OpenError;
 
 /// The limits of a local store, and how durable it is.

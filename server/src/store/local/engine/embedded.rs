@@ -1,6 +1,6 @@
 //! The engine of a durable server: fjall, a log-structured merge tree with a
-//! journal. This is the only file that names it, and it knows what has to be
-//! known about it:
+//! journal. Only this file and those of its folder name it, and they know what
+//! has to be known about it:
 //!
 //! - A failed write or sync poisons it for good: it is dropped and opened again.
 //! - It takes what it finds in its journals for durable, and for all there was.
@@ -26,6 +26,10 @@ use super::{Batch, Durability, Engine, EngineError, Live, Opener, Reader, Table,
 use crate::store::local::OpenError;
 use crate::store::local::folder::{Commits, CommitsFile, Folder};
 use crate::store::local::record::{self, COMMITS_KEY};
+
+/// The filter for what the engine logs: it has much to say that is of use to
+/// its own authors alone.
+pub const ENGINE_LOG: &str = "fjall=warn,lsm_tree=warn";
 
 /// Bytes that are collected in memory before they become a file. Small, since
 /// what is in memory is read back from the journal at the next start.

@@ -13,6 +13,7 @@ use std::fmt;
 use std::ops::ControlFlow;
 use std::path::Path;
 
+pub use embedded::ENGINE_LOG;
 pub(super) use embedded::EmbeddedOpener;
 pub(super) use live::{Fate, Live};
 pub(super) use memory::MemoryOpener;
