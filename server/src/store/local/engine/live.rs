@@ -29,6 +29,17 @@ pub(in crate::store::local) enum Fate {
     Dead,
 }
 
+impl Fate {
+    /// Whether the message of this number may be dropped for good.
+    pub(in crate::store::local) const fn is_dead(self, sequence: u64) -> bool {
+        match self {
+            Self::Unknown => false,
+            Self::After(cursor) => sequence <= cursor,
+            Self::Dead => true,
+        }
+    }
+}
+
 impl Live {
     /// What is known of an account.
     pub(in crate::store::local) fn fate(&self, incarnation: u64) -> Fate {

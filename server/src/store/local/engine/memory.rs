@@ -6,7 +6,6 @@ use std::ops::{Bound, ControlFlow};
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use super::live::Fate;
 use super::{Batch, Durability, Engine, EngineError, Live, Opener, Reader, Table, Visit};
 use crate::store::local::OpenError;
 use crate::store::local::record::parse_message_key;
@@ -18,11 +17,16 @@ pub(in crate::store::local) struct MemoryOpener {
     live: Arc<Live>,
 }
 
+/// In the order of [`Table::ALL`].
+type Maps = [Map; Table::ALL.len()];
+
+type Map = BTreeMap<Vec<u8>, Vec<u8>>;
+
 #[derive(Debug, Default)]
 struct Tables {
     // A lock, since readers have threads of their own. It is held for one
     // batch or one page.
-    maps: RwLock<[BTreeMap<Vec<u8>, Vec<u8>>; Table::ALL.len()]>,
+    maps: RwLock<Maps>,
 }
 
 #[derive(Debug)]
@@ -82,11 +86,8 @@ impl Engine for MemoryEngine {
         let live = &self.live;
         let mut maps = self.tables.write();
         table_mut(&mut maps, Table::Messages).retain(|key, _| {
-            parse_message_key(key).is_ok_and(|(incarnation, sequence)| match live.fate(incarnation) {
-                Fate::Unknown => true,
-                Fate::After(cursor) => sequence > cursor,
-                Fate::Dead => false,
-            })
+            parse_message_key(key)
+                .is_ok_and(|(incarnation, sequence)| !live.fate(incarnation).is_dead(sequence))
         });
     }
 
@@ -96,22 +97,20 @@ impl Engine for MemoryEngine {
 }
 
 impl Reader for MemoryReader {
-    fn ascend(&self, from_table: Table, from: &[u8], visit: &mut Visit<'_>) -> Result<(), EngineError> {
+    fn ascend(&self, of: Table, from: &[u8], visit: &mut Visit<'_>) -> Result<(), EngineError> {
         let maps = self.tables.read();
         let range = (Bound::Included(from), Bound::Unbounded);
-        each(table(&maps, from_table).range::<[u8], _>(range), visit);
+        each(table(&maps, of).range::<[u8], _>(range), visit);
         Ok(())
     }
 
-    fn descend(&self, from_table: Table, below: &[u8], visit: &mut Visit<'_>) -> Result<(), EngineError> {
+    fn descend(&self, of: Table, below: &[u8], visit: &mut Visit<'_>) -> Result<(), EngineError> {
         let maps = self.tables.read();
         let range = (Bound::Unbounded, Bound::Excluded(below));
-        each(table(&maps, from_table).range::<[u8], _>(range).rev(), visit);
+        each(table(&maps, of).range::<[u8], _>(range).rev(), visit);
         Ok(())
     }
 }
-
-type Maps = [BTreeMap<Vec<u8>, Vec<u8>>; Table::ALL.len()];
 
 impl Tables {
     fn read(&self) -> RwLockReadGuard<'_, Maps> {
@@ -125,12 +124,12 @@ impl Tables {
 }
 
 #[expect(clippy::indexing_slicing, reason = "there is a map for each table")]
-fn table(maps: &Maps, table: Table) -> &BTreeMap<Vec<u8>, Vec<u8>> {
+fn table(maps: &Maps, table: Table) -> &Map {
     &maps[table as usize]
 }
 
 #[expect(clippy::indexing_slicing, reason = "there is a map for each table")]
-fn table_mut(maps: &mut Maps, table: Table) -> &mut BTreeMap<Vec<u8>, Vec<u8>> {
+fn table_mut(maps: &mut Maps, table: Table) -> &mut Map {
     &mut maps[table as usize]
 }
 

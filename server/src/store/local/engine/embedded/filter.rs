@@ -128,11 +128,7 @@ impl CompactionFilter for Filter {
             return Err(io::Error::other("the merge gives way").into());
         }
         let Ok((incarnation, sequence)) = parse_message_key(item.key()) else { return Ok(Verdict::Keep) };
-        let dead = match self.fate(incarnation) {
-            Fate::Unknown => false,
-            Fate::After(cursor) => sequence <= cursor,
-            Fate::Dead => true,
-        };
+        let dead = self.fate(incarnation).is_dead(sequence);
         // A key is written once and never again, so nothing can come back from
         // under a message that is destroyed without a trace.
         Ok(if dead { Verdict::Destroy } else { Verdict::Keep })
