@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use etcetera::BaseStrategy;
-use hark_protocol::limits::{CLASSIC_BLOCK_BYTES, FRAME_BYTES_MAX};
+use hark_protocol::limits::{CLASSIC_BLOCK_BYTES, FRAME_BYTES_DEFAULT, FRAME_BYTES_MAX};
 
 use crate::chat::Rules;
 use crate::front::Settings;
@@ -59,7 +59,7 @@ pub struct ServeArgs {
     #[arg(long, env = "HARKD_REGISTRATION", value_enum, default_value_t = Registration::Open)]
     pub registration: Registration,
     /// Largest frame, in bytes; a text has at most 256 bytes less
-    #[arg(long, env = "HARKD_MAX_FRAME", value_name = "BYTES", default_value_t = 65_536,
+    #[arg(long, env = "HARKD_MAX_FRAME", value_name = "BYTES", default_value_t = FRAME_BYTES_DEFAULT,
           value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(FRAME_MIN..=FRAME_MAX))]
     pub max_frame: usize,
     /// Connections in all
@@ -69,16 +69,20 @@ pub struct ServeArgs {
     #[arg(long, env = "HARKD_MAX_CONNECTIONS_PER_ADDRESS", value_name = "COUNT", default_value_t = 20_000)]
     pub max_connections_per_address: usize,
     /// Unread messages of one user; a sender then gets `queue-full`
-    #[arg(long, env = "HARKD_MAX_QUEUED_MESSAGES", value_name = "COUNT", default_value_t = 100_000)]
+    #[arg(long, env = "HARKD_MAX_QUEUED_MESSAGES", value_name = "COUNT",
+          default_value_t = LocalConfig::DEFAULT.queued_messages_max)]
     pub max_queued_messages: u64,
     /// Unread messages of one user, in bytes; a sender then gets `queue-full`
-    #[arg(long, env = "HARKD_MAX_QUEUED_BYTES", value_name = "BYTES", default_value_t = 268_435_456)]
+    #[arg(long, env = "HARKD_MAX_QUEUED_BYTES", value_name = "BYTES",
+          default_value_t = LocalConfig::DEFAULT.queued_bytes_max)]
     pub max_queued_bytes: u64,
     /// Accounts
-    #[arg(long, env = "HARKD_MAX_ACCOUNTS", value_name = "COUNT", default_value_t = 1_000_000)]
+    #[arg(long, env = "HARKD_MAX_ACCOUNTS", value_name = "COUNT",
+          default_value_t = LocalConfig::DEFAULT.accounts_max)]
     pub max_accounts: usize,
     /// Send sessions that are remembered
-    #[arg(long, env = "HARKD_MAX_SESSIONS", value_name = "COUNT", default_value_t = 250_000)]
+    #[arg(long, env = "HARKD_MAX_SESSIONS", value_name = "COUNT",
+          default_value_t = LocalConfig::DEFAULT.sessions_max)]
     pub max_sessions: usize,
     /// Names in one answer to `list`; it then says that there are more
     #[arg(long, env = "HARKD_MAX_LIST", value_name = "COUNT", default_value_t = 10_000)]

@@ -23,7 +23,6 @@ pub mod send_sessions;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use hark_protocol::limits::FRAME_BYTES_DEFAULT;
 use hark_protocol::{Code, Failure, Refusal, Reply};
 use tokio::sync::Semaphore;
 
@@ -57,17 +56,6 @@ pub struct Rules {
     pub require_password: bool,
     /// `create` is for everybody.
     pub open_registration: bool,
-}
-
-impl Default for Rules {
-    fn default() -> Self {
-        Self {
-            frame_bytes_max: FRAME_BYTES_DEFAULT,
-            list_names_max: 10_000,
-            require_password: false,
-            open_registration: true,
-        }
-    }
 }
 
 /// What all connections share.

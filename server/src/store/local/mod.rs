@@ -74,16 +74,21 @@ pub enum Sync {
     Os,
 }
 
+impl LocalConfig {
+    /// What holds unless an operator says otherwise.
+    pub const DEFAULT: Self = Self {
+        accounts_max: 1_000_000,
+        sessions_max: 250_000,
+        queued_messages_max: 100_000,
+        queued_bytes_max: 256 * 1024 * 1024,
+        sync: Sync::Always,
+        accept_data_loss: false,
+    };
+}
+
 impl Default for LocalConfig {
     fn default() -> Self {
-        Self {
-            accounts_max: 1_000_000,
-            sessions_max: 1_000_000,
-            queued_messages_max: 100_000,
-            queued_bytes_max: 64 * 1024 * 1024,
-            sync: Sync::Always,
-            accept_data_loss: false,
-        }
+        Self::DEFAULT
     }
 }
 
