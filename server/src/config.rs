@@ -232,7 +232,7 @@ impl ServeArgs {
     /// What the fronts need to know.
     #[must_use]
     pub const fn settings(&self) -> Settings {
-        Settings { frame_bytes_max: self.max_frame, ack_timeout: Duration::from_secs(self.ack_timeout) }
+        Settings { ack_timeout: Duration::from_secs(self.ack_timeout) }
     }
 
     /// The bounds of the server.

@@ -23,8 +23,6 @@ const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 /// What a front needs to know beside the chat.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
-    /// The largest frame, in bytes.
-    pub frame_bytes_max: usize,
     /// A peer that owes acknowledgements, or does not read, and from which
     /// nothing has come for so long is dropped.
     pub ack_timeout: Duration,
@@ -46,7 +44,7 @@ pub async fn serve(
         first = first_byte(&stream) => first?,
         () = std::future::poll_fn(|cx| control.poll(cx).map(drop)) => None,
     };
-    let Some(framing) = first.and_then(|byte| framing(byte, address, settings.frame_bytes_max)) else {
+    let Some(framing) = first.and_then(|byte| framing(byte, address, chat.rules().frame_bytes_max)) else {
         return Ok(());
     };
     let peer = Peer::new(chat, address, control);
