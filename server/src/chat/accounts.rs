@@ -27,19 +27,28 @@ impl Chat {
         Ok(entry.account)
     }
 
-    /// Begins to make an account; the store decides.
+    /// Begins to make an account that anybody can enter; the store decides.
+    ///
+    /// # Errors
+    /// [`Code::Denied`].
+    pub(super) fn create_open(&self, user: &UserName) -> Result<Pending<Created>, Fault> {
+        self.may_create()?;
+        if self.rules.require_password {
+            return Fault::refused(Code::Denied, "on this server an account needs a password");
+        }
+        Ok(self.store.create(user, None))
+    }
+
+    /// Begins to make an account with a password; the store decides.
     ///
     /// # Errors
     /// [`Code::Denied`], [`Code::Exists`], [`Code::RateLimited`].
     pub(super) async fn create(
         &self,
         user: &UserName,
-        password: Option<Password>,
+        password: Password,
     ) -> Result<Pending<Created>, Fault> {
-        self.may_create(password.is_some())?;
-        let Some(password) = password else {
-            return Ok(self.store.create(user, None));
-        };
+        self.may_create()?;
         // Looked up first, since hashing costs more than all the rest.
         if self.store.account(user).await?.is_some() {
             return Err(Fault::Refused(exists(user)));
@@ -48,14 +57,11 @@ impl Chat {
         Ok(self.store.create(user, Some(hash)))
     }
 
-    pub(super) fn may_create(&self, with_password: bool) -> Result<(), Fault> {
-        if !self.rules.open_registration {
-            return Fault::refused(Code::Denied, "registration is closed on this server; ask its operator");
+    fn may_create(&self) -> Result<(), Fault> {
+        if self.rules.open_registration {
+            return Ok(());
         }
-        if self.rules.require_password && !with_password {
-            return Fault::refused(Code::Denied, "on this server an account needs a password");
-        }
-        Ok(())
+        Fault::refused(Code::Denied, "registration is closed on this server; ask its operator")
     }
 
     /// Sets the password of an account.

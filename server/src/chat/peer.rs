@@ -297,7 +297,7 @@ impl Peer {
         let Some((id, request)) = self.waiting.take() else { return };
         match request {
             Request::Hello { version, session } => self.hello(id, version, session),
-            Request::Create { user, password } => self.create(id, user, password),
+            Request::Create { user, password: Some(password) } => self.create(id, user, password),
             Request::Login { user, password } => self.login(id, user, password),
             Request::Connect { user, password } => self.connect(id, user, password),
             Request::Disconnect => self.disconnect(id),
@@ -305,7 +305,10 @@ impl Peer {
             Request::Delete { user, password } => self.delete(id, user, password),
             Request::List { pattern } => self.list(id, pattern),
             // These do not wait.
-            Request::Send { .. } | Request::Ack { .. } | Request::Ping => {}
+            Request::Create { password: None, .. }
+            | Request::Send { .. }
+            | Request::Ack { .. }
+            | Request::Ping => {}
         }
     }
 
@@ -418,14 +421,13 @@ impl Peer {
     }
 
     fn create_open(&mut self, id: Option<RequestId>, user: UserName) {
-        if let Err(fault) = self.chat.may_create(false) {
-            return self.answer(id, Answer::Reply(fault.into()));
+        match self.chat.create_open(&user) {
+            Ok(created) => self.answer(id, Answer::Created { user, created }),
+            Err(fault) => self.answer(id, Answer::Reply(fault.into())),
         }
-        let created = self.chat.store.create(&user, None);
-        self.answer(id, Answer::Created { user, created });
     }
 
-    fn create(&mut self, id: Option<RequestId>, user: UserName, password: Option<Password>) {
+    fn create(&mut self, id: Option<RequestId>, user: UserName, password: Password) {
         let chat = Arc::clone(&self.chat);
         self.begin(id, async move {
             let created = chat.create(&user, password).await?;
