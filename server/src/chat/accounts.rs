@@ -9,7 +9,7 @@ use hark_protocol::{Code, OkFields, Password, Refusal, Reply, UserName};
 use tokio::time::Instant;
 
 use super::{Chat, Fault};
-use crate::store::{Account, AccountEntry, Created, Outcome, PasswordHash, Pending};
+use crate::store::{Account, AccountEntry, Created, Outcome, PasswordHash, Pending, Receiver};
 
 impl Chat {
     /// Enters an account from `address`.
@@ -25,6 +25,23 @@ impl Chat {
         let entry = self.existing(address, &user, password.as_ref()).await?;
         self.prove(address, &entry, password).await?;
         Ok(entry.account)
+    }
+
+    /// Enters an account and begins to receive for it.
+    ///
+    /// # Errors
+    /// As [`Self::enter`].
+    pub(super) async fn receive(
+        &self,
+        address: IpAddr,
+        user: UserName,
+        password: Option<Password>,
+    ) -> Result<Receiver, Fault> {
+        let account = self.enter(address, user, password).await?;
+        match self.store.receive(&account).await? {
+            Some(receiver) => Ok(receiver),
+            None => Fault::refused(Code::NoSuchUser, format!("there is no user {} any more", account.name)),
+        }
     }
 
     /// Begins to make an account that anybody can enter; the store decides.
@@ -109,8 +126,22 @@ impl Chat {
         Ok(Reply::Ok(OkFields::deleted(existed)))
     }
 
+    /// Refuses what only users do to whoever is nobody, or no longer anybody.
+    ///
+    /// # Errors
+    /// [`Code::Denied`].
+    pub(super) async fn must_be_somebody(&self, myself: Option<&Account>) -> Result<(), Fault> {
+        if !self.rules.require_password {
+            return Ok(());
+        }
+        match myself {
+            Some(account) if self.is_alive(account).await? => Ok(()),
+            _ => Fault::refused(Code::Denied, LOGIN_FIRST),
+        }
+    }
+
     /// Whether this account is still there, and the very same.
-    pub(super) async fn is_alive(&self, account: &Account) -> Result<bool, Fault> {
+    async fn is_alive(&self, account: &Account) -> Result<bool, Fault> {
         let entry = self.store.account(&account.name).await?;
         Ok(entry.is_some_and(|entry| entry.account == *account))
     }
@@ -225,4 +256,4 @@ pub(super) fn sent_reply(outcome: Outcome, to: &UserName, text_bytes_max: usize)
 }
 
 /// What a connection that is nobody is told under `--require-password`.
-pub(super) const LOGIN_FIRST: &str = "on this server only users do this; login first";
+const LOGIN_FIRST: &str = "on this server only users do this; login first";

@@ -21,7 +21,7 @@ use hark_protocol::{
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use super::accounts::{LOGIN_FIRST, created_reply, sent_reply};
+use super::accounts::{created_reply, sent_reply};
 use super::control::{Control, Wish};
 use super::send_sessions::OpenSession;
 use super::{Chat, Fault, ROOM_UNITS, UNIT_BYTES, now_ms};
@@ -573,32 +573,6 @@ impl Reception {
             } else {
                 return Poll::Pending;
             }
-        }
-    }
-}
-
-impl Chat {
-    /// Enters an account and begins to receive for it.
-    async fn receive(
-        &self,
-        address: IpAddr,
-        user: UserName,
-        password: Option<Password>,
-    ) -> Result<Receiver, Fault> {
-        let account = self.enter(address, user, password).await?;
-        match self.store.receive(&account).await? {
-            Some(receiver) => Ok(receiver),
-            None => Fault::refused(Code::NoSuchUser, format!("there is no user {} any more", account.name)),
-        }
-    }
-
-    async fn must_be_somebody(&self, myself: Option<&Account>) -> Result<(), Fault> {
-        if !self.rules.require_password {
-            return Ok(());
-        }
-        match myself {
-            Some(account) if self.is_alive(account).await? => Ok(()),
-            _ => Fault::refused(Code::Denied, LOGIN_FIRST),
         }
     }
 }
