@@ -23,6 +23,7 @@ pub mod send_sessions;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use hark_protocol::limits::text_bytes_max;
 use hark_protocol::{Code, Failure, Refusal, Reply};
 use tokio::sync::Semaphore;
 
@@ -56,6 +57,13 @@ pub struct Rules {
     pub require_password: bool,
     /// `create` is for everybody.
     pub open_registration: bool,
+}
+
+impl Rules {
+    /// The longest text, in bytes.
+    const fn text_bytes_max(&self) -> usize {
+        text_bytes_max(self.frame_bytes_max)
+    }
 }
 
 /// What all connections share.

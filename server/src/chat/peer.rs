@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytestring::ByteString;
-use hark_protocol::limits::{SENDS_UNANSWERED_MAX, VERSION, text_bytes_max};
+use hark_protocol::limits::{SENDS_UNANSWERED_MAX, VERSION};
 use hark_protocol::{
     ByeReason, Code, OkFields, Password, Refusal, Reply, Request, RequestId, Sequence, SessionToken, UserName,
 };
@@ -267,7 +267,7 @@ impl Peer {
                 Err(unavailable) => Fault::from(unavailable).into(),
             },
             Answer::Sent { to, outcome } => match ready!(Pin::new(outcome).poll(cx)) {
-                Ok(outcome) => sent_reply(outcome, to, text_bytes_max(self.chat.rules.frame_bytes_max)),
+                Ok(outcome) => sent_reply(outcome, to, self.chat.rules.text_bytes_max()),
                 Err(unavailable) => {
                     self.fence_off();
                     Fault::from(unavailable).into()
@@ -473,7 +473,7 @@ impl Peer {
         let rules = &self.chat.rules;
         let refusal = if rules.require_password && self.user.is_none() {
             Some(Code::Denied)
-        } else if text.len() > text_bytes_max(rules.frame_bytes_max) {
+        } else if text.len() > rules.text_bytes_max() {
             Some(Code::TooLarge)
         } else {
             None
