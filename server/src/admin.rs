@@ -2,7 +2,6 @@
 //! stopped. The store refuses to be opened while a server has it.
 
 use std::fs;
-use std::future::Future;
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 
@@ -21,7 +20,11 @@ const PAGE_NAMES: usize = 1024;
 ///
 /// # Errors
 /// One line about what was wrong and what to do.
-pub async fn run(arguments: UserArgs) -> anyhow::Result<()> {
+pub fn run(arguments: UserArgs) -> anyhow::Result<()> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(carry_out(arguments))
+}
+
+async fn carry_out(arguments: UserArgs) -> anyhow::Result<()> {
     let StorePlace::Folder(folder) = arguments.store.place()? else {
         bail!("a store in memory is gone with its server; name a folder with --store");
     };
@@ -103,14 +106,6 @@ fn say(line: std::fmt::Arguments<'_>) -> anyhow::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         written => Ok(written?),
     }
-}
-
-/// Runs a future to its end on a runtime of its own.
-///
-/// # Errors
-/// Where there is no runtime to be had, and what the future says.
-pub fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
 }
 
 fn hashed(file: Option<&Path>) -> anyhow::Result<PasswordHash> {

@@ -13,8 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
-use crate::chat::control::Wish;
-use crate::chat::{Chat, Control};
+use crate::chat::{Chat, Control, Wish};
 use crate::front::{self, Settings};
 
 /// Connections over the limit that are told so at the same time. The others are

@@ -32,7 +32,7 @@ use attempts::Attempts;
 use passwords::Hasher;
 use send_sessions::SendSessions;
 
-pub use control::Control;
+pub use control::{Control, Wish};
 pub use peer::{Output, Peer};
 
 /// Room for messages that are under way to the store, over all connections, in
