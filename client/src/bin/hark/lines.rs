@@ -1,5 +1,5 @@
 //! The stable lines of output: one for each command, one for each message.
-//! Scripts depend on them; the help and the handbook say what they are.
+//! Scripts depend on them; the help says what they are.
 
 use hark_client::{Message, RequestError};
 use hark_protocol::{Delivery, UserName};

@@ -1,16 +1,14 @@
 //! `hark listen`: prints messages as they come, and acknowledges each once it
 //! has been printed.
 
-use std::io::Write as _;
-
-use hark_client::{Event, LinkState, Message};
+use hark_client::{Event, LinkState};
 use hark_protocol::UserName;
 
 use crate::args::Settings;
 use crate::command::Command;
 use crate::exit::{Exit, Failure};
 use crate::text::escape;
-use crate::{lines, once, setup, signals};
+use crate::{lines, once, output, setup, signals};
 
 /// How messages are printed, and how many.
 #[derive(Debug, Clone, Copy)]
@@ -39,7 +37,9 @@ pub(crate) async fn run(settings: &Settings, user: UserName, printing: Printing)
         };
         match event {
             Some(Event::Message(message)) => {
-                print(message, printing.is_json)?;
+                let is_json = printing.is_json;
+                let line = if is_json { lines::json(&message) } else { lines::message(&message.delivery) };
+                output::message(message, &line)?;
                 left = left.map(|left| left - 1);
             }
             Some(other) => {
@@ -55,30 +55,10 @@ pub(crate) async fn run(settings: &Settings, user: UserName, printing: Printing)
     Ok(exit)
 }
 
-fn print(message: Message, is_json: bool) -> Result<(), Failure> {
-    let line = if is_json { lines::json(&message) } else { lines::message(&message.delivery) };
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "{line}")?;
-    out.flush()?;
-    message.ack().map_err(Failure::local)
-}
-
 /// Says on stderr what else happens; how to end, where that ends it.
 fn say(settings: &Settings, event: &Event) -> Option<Exit> {
-    match event {
-        Event::Link(LinkState::Down { reason, .. }) => {
-            eprintln!("hark: no link to {}: {}; trying again", settings.server, escape(reason));
-            None
-        }
-        Event::TakenOver { user } => {
-            eprintln!("hark: another connection receives for {} now", escape(user.as_str()));
-            Some(Exit::Refused)
-        }
-        Event::IdentityLost { user, refusal } => {
-            let explanation = escape(&refusal.explanation);
-            eprintln!("hark: no longer {}: {explanation}", escape(user.as_str()));
-            Some(Exit::Refused)
-        }
-        _ => None,
+    if let Event::Link(LinkState::Down { reason, .. }) = event {
+        eprintln!("hark: no link to {}: {}; trying again", settings.server, escape(reason));
     }
+    output::say_if_over(event).then_some(Exit::Refused)
 }

@@ -7,6 +7,7 @@
 //! | `interactive` | the chat in a terminal |
 //! | `piped`, `once`, `listen`, `user` | the other ways of using it |
 //! | `lines` | the stable lines of output |
+//! | `output` | writing outside the chat |
 //! | `text` | making safe what others wrote |
 //! | `setup`, `signals`, `exit` | settings to client, signals, exit codes |
 
@@ -17,6 +18,7 @@ mod interactive;
 mod lines;
 mod listen;
 mod once;
+mod output;
 mod piped;
 mod setup;
 mod signals;

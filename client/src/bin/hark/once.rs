@@ -11,7 +11,7 @@ use crate::args::Settings;
 use crate::command::{self, Command, Done, Secrets};
 use crate::exit::{Exit, Failure};
 use crate::text::{escape, escape_line};
-use crate::{lines, setup};
+use crate::{lines, output, setup};
 
 /// Carries out one command, as `as_user` or as nobody.
 pub(crate) async fn run(
@@ -36,17 +36,15 @@ pub(crate) async fn run(
 }
 
 fn print(done: &Done) -> Result<(), Failure> {
+    let Done::Listed(answer) = done else {
+        return output::line(&lines::outcome(&Ok(done.clone())));
+    };
     let mut out = std::io::stdout().lock();
-    match done {
-        Done::Listed(answer) => {
-            for name in &answer.names {
-                writeln!(out, "{}", escape_line(name.as_str()))?;
-            }
-            if answer.is_truncated {
-                eprintln!("hark: there are more users than the server lists");
-            }
-        }
-        done => writeln!(out, "{}", lines::outcome(&Ok(done.clone())))?,
+    for name in &answer.names {
+        writeln!(out, "{}", escape_line(name.as_str()))?;
+    }
+    if answer.is_truncated {
+        eprintln!("hark: there are more users than the server lists");
     }
     Ok(out.flush()?)
 }

@@ -3,13 +3,13 @@
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::io::{self, Write as _};
+use std::io;
 use std::pin::pin;
 use std::time::Duration;
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
-use hark_client::{Event, Events, Handle, LinkState, Message, RequestError};
+use hark_client::{Event, Events, Handle, LinkState, RequestError};
 use hark_protocol::limits::FRAME_BYTES_MAX;
 use hark_protocol::{Code, Refusal, UserName};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
@@ -19,7 +19,7 @@ use crate::args::Settings;
 use crate::command::{self, Command, Done, Secrets};
 use crate::exit::{Exit, Failure};
 use crate::text::escape;
-use crate::{lines, setup, signals};
+use crate::{lines, output, setup, signals};
 
 /// Answers that wait for their turn to be printed.
 const ANSWERS_MAX: usize = 1024;
@@ -203,7 +203,7 @@ impl Printer {
             if outcome.is_ok() && answer.receiver.is_some() {
                 self.behind = answer.receiver;
             }
-            print(&lines::outcome(&outcome))?;
+            output::line(&lines::outcome(&outcome))?;
         }
         Ok(())
     }
@@ -238,32 +238,15 @@ impl Printer {
     }
 
     fn take(&mut self, event: Event) -> Result<(), Failure> {
-        match event {
-            Event::Message(message) => print_message(message)?,
-            Event::CaughtUp { .. } => self.behind = None,
-            Event::TakenOver { user } => {
-                self.behind = None;
-                eprintln!("hark: another connection receives for {} now", escape(user.as_str()));
-            }
-            Event::IdentityLost { user, refusal } => {
-                self.behind = None;
-                eprintln!("hark: no longer {}: {}", escape(user.as_str()), escape(&refusal.explanation));
-            }
-            Event::Link(_) => {}
+        if let Event::Message(message) = event {
+            let line = lines::message(&message.delivery);
+            return output::message(message, &line);
+        }
+        if matches!(event, Event::CaughtUp { .. }) || output::say_if_over(&event) {
+            self.behind = None;
         }
         Ok(())
     }
-}
-
-fn print_message(message: Message) -> Result<(), Failure> {
-    print(&lines::message(&message.delivery))?;
-    message.ack().map_err(Failure::local)
-}
-
-fn print(line: &str) -> Result<(), Failure> {
-    let mut out = io::stdout().lock();
-    writeln!(out, "{line}")?;
-    Ok(out.flush()?)
 }
 
 #[cfg(test)]

@@ -1,0 +1,39 @@
+//! What is written outside the chat: lines to stdout, each at once, and
+//! notices to stderr.
+
+use std::io::{self, Write as _};
+
+use hark_client::{Event, Message};
+
+use crate::exit::Failure;
+use crate::text::escape;
+
+/// Prints a line.
+pub(crate) fn line(line: &str) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{line}")?;
+    Ok(out.flush()?)
+}
+
+/// Prints a message as `shown`, and takes it once that is done.
+pub(crate) fn message(message: Message, shown: &str) -> Result<(), Failure> {
+    line(shown)?;
+    message.ack().map_err(Failure::local)
+}
+
+/// Says that nothing more is received, where that is what has happened;
+/// whether it is.
+pub(crate) fn say_if_over(event: &Event) -> bool {
+    match event {
+        Event::TakenOver { user } => {
+            eprintln!("hark: another connection receives for {} now", escape(user.as_str()));
+            true
+        }
+        Event::IdentityLost { user, refusal } => {
+            let explanation = escape(&refusal.explanation);
+            eprintln!("hark: no longer {}: {explanation}", escape(user.as_str()));
+            true
+        }
+        _ => false,
+    }
+}
