@@ -4,10 +4,10 @@
 //! added with one write, and when the file has grown to several windows the
 //! last one is kept, by way of a rename: a process that is killed at any
 //! moment leaves either file whole, and at most a torn line, which is known by
-//! its missing full stop and skipped. Writers of several processes take turns by a lock on a file of its
-//! own, which is never renamed. Nothing is synced to the disk: after a power
-//! cut the newest lines may be gone, which can show a message twice and never
-//! loses one.
+//! its missing full stop and skipped. Writers of several processes take turns
+//! by a lock on a file of its own, which is never renamed. Nothing is synced to
+//! the disk: after a power cut the newest lines may be gone, which can show a
+//! message twice and never loses one.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};

@@ -20,11 +20,11 @@ use std::fmt;
 use std::io;
 use std::sync::{Mutex, PoisonError};
 
-use hark_protocol::limits::{SENDS_UNANSWERED_MAX, WINDOW_MESSAGES_MAX};
+use hark_protocol::limits::WINDOW_MESSAGES_MAX;
 use hark_protocol::{Delivery, Sequence, UserName};
 
 /// Messages that are remembered for each user: five windows of the server.
-pub const REMEMBERED: usize = WINDOW_MESSAGES_MAX + SENDS_UNANSWERED_MAX;
+pub const REMEMBERED: usize = 5 * WINDOW_MESSAGES_MAX;
 
 /// What a message is known by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
