@@ -396,7 +396,9 @@ impl Peer {
         }
     }
 
+    /// The peer has asked for this end, or is told otherwise.
     fn end_reception(&mut self) {
+        self.ended = None;
         if let Some(reception) = &mut self.reception {
             reception.end();
         }
