@@ -152,7 +152,14 @@ impl Peer {
     /// When to poll again even if nothing happens.
     #[must_use]
     pub fn wake_at(&self) -> Option<Instant> {
-        self.reception.as_ref().and_then(|reception| reception.session.retry_at())
+        let reception = self.reception.as_ref().filter(|_| self.end == Stage::Open)?;
+        reception.session.retry_at()
+    }
+
+    /// Whether somebody wants the connection to end now; the task is woken when
+    /// somebody does. For a front that cannot take what [`Self::poll`] yields.
+    pub fn is_told_to_close(&self, cx: &mut Context<'_>) -> bool {
+        self.control.poll(cx) == Poll::Ready(Wish::Close)
     }
 
     /// Takes a request, or what was wrong with one. Only while
@@ -385,7 +392,9 @@ impl Peer {
         }
     }
 
+    /// The peer has asked for this end, or is told otherwise.
     fn end_reception(&mut self) {
+        self.ended = None;
         if let Some(reception) = &mut self.reception {
             reception.end();
         }
