@@ -33,6 +33,7 @@ impl Chat {
     /// [`Code::Denied`], [`Code::Exists`], [`Code::RateLimited`].
     pub(super) async fn create(
         &self,
+        address: IpAddr,
         user: &UserName,
         password: Option<Password>,
     ) -> Result<Pending<Created>, Fault> {
@@ -44,7 +45,7 @@ impl Chat {
         if self.store.account(user).await?.is_some() {
             return Err(Fault::Refused(exists(user)));
         }
-        let hash = self.hasher.hash(password).await?;
+        let hash = self.hasher.hash(address, password).await?;
         Ok(self.store.create(user, Some(hash)))
     }
 
@@ -71,7 +72,7 @@ impl Chat {
     ) -> Result<Reply, Fault> {
         let entry = self.existing(address, &user, old.as_ref()).await?;
         self.prove(address, &entry, old).await?;
-        let hash = self.hasher.hash(new).await?;
+        let hash = self.hasher.hash(address, new).await?;
         if self.store.set_password(&entry.account, entry.password, hash).await? {
             Ok(Reply::Ok(OkFields::none()))
         } else {
@@ -151,15 +152,12 @@ impl Chat {
         password: Password,
         hash: PasswordHash,
     ) -> Result<(), Fault> {
-        self.attempts.begin(user, address, Instant::now())?;
-        let verified = self.hasher.verify(password, hash).await;
-        if verified != Ok(false) {
-            // Right, or never looked at: neither counts.
-            self.attempts.give_back(user, address, Instant::now());
-            return verified.map(drop);
+        self.attempts.check(user, address, Instant::now())?;
+        if self.hasher.verify(address, password, hash).await? {
+            return Ok(());
         }
         tracing::info!(%user, %address, "wrong password");
-        self.hold_back().await;
+        self.count_wrong(user, address).await;
         denied()
     }
 
@@ -171,17 +169,14 @@ impl Chat {
         password: Option<&Password>,
     ) -> Result<(), Fault> {
         let Some(password) = password else { return Ok(()) };
-        self.attempts.begin(user, address, Instant::now())?;
-        if let Err(fault) = self.hasher.pretend(password.clone()).await {
-            self.attempts.give_back(user, address, Instant::now());
-            return Err(fault);
-        }
-        self.hold_back().await;
+        self.attempts.check(user, address, Instant::now())?;
+        self.hasher.hash(address, password.clone()).await?;
+        self.count_wrong(user, address).await;
         Ok(())
     }
 
-    async fn hold_back(&self) {
-        let wait = self.attempts.was_wrong(Instant::now());
+    async fn count_wrong(&self, user: &UserName, address: IpAddr) {
+        let wait = self.attempts.was_wrong(user, address, Instant::now());
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;
         }

@@ -80,8 +80,16 @@ enum Stage {
 /// An answer that is there, or that the store owes.
 enum Answer {
     Reply(Reply),
-    Sent { to: UserName, outcome: Pending<Outcome> },
-    Created { user: UserName, created: Pending<Created> },
+    Sent {
+        to: UserName,
+        outcome: Pending<Outcome>,
+    },
+    /// It holds its room until it is answered.
+    Created {
+        user: UserName,
+        created: Pending<Created>,
+        _room: Option<OwnedSemaphorePermit>,
+    },
 }
 
 /// A command that takes its time.
@@ -154,12 +162,6 @@ impl Peer {
     pub fn wake_at(&self) -> Option<Instant> {
         let reception = self.reception.as_ref().filter(|_| self.end == Stage::Open)?;
         reception.session.retry_at()
-    }
-
-    /// Whether somebody wants the connection to end now; the task is woken when
-    /// somebody does. For a front that cannot take what [`Self::poll`] yields.
-    pub fn is_told_to_close(&self, cx: &mut Context<'_>) -> bool {
-        self.control.poll(cx) == Poll::Ready(Wish::Close)
     }
 
     /// Takes a request, or what was wrong with one. Only while
@@ -269,7 +271,7 @@ impl Peer {
         let id = *id;
         let reply = match answer {
             Answer::Reply(reply) => std::mem::replace(reply, Reply::Ok(OkFields::none())),
-            Answer::Created { user, created } => match ready!(Pin::new(created).poll(cx)) {
+            Answer::Created { user, created, .. } => match ready!(Pin::new(created).poll(cx)) {
                 Ok(created) => created_reply(created, user),
                 Err(unavailable) => Fault::from(unavailable).into(),
             },
@@ -352,7 +354,9 @@ impl Peer {
                 return;
             }
             Done::RoomFor(append) => return self.append(id, *append),
-            Done::Creating(user, created) => return self.answer(id, Answer::Created { user, created }),
+            Done::Creating(user, created) => {
+                return self.answer(id, Answer::Created { user, created, _room: None });
+            }
             Done::Hello(session) => {
                 self.send_session = Some(session);
                 Reply::Ok(OkFields::hello(VERSION, self.chat.rules.frame_bytes_max))
@@ -430,14 +434,19 @@ impl Peer {
         if let Err(fault) = self.chat.may_create(false) {
             return self.answer(id, Answer::Reply(fault.into()));
         }
+        // Without room for another it is not pipelined.
+        let Ok(room) = Arc::clone(&self.chat.room).try_acquire_owned() else {
+            self.waiting = Some((id, Request::Create { user, password: None }));
+            return;
+        };
         let created = self.chat.store.create(&user, None);
-        self.answer(id, Answer::Created { user, created });
+        self.answer(id, Answer::Created { user, created, _room: Some(room) });
     }
 
     fn create(&mut self, id: Option<RequestId>, user: UserName, password: Option<Password>) {
-        let chat = Arc::clone(&self.chat);
+        let (chat, address) = (Arc::clone(&self.chat), self.address);
         self.begin(id, async move {
-            let created = chat.create(&user, password).await?;
+            let created = chat.create(address, &user, password).await?;
             Ok(Done::Creating(user, created))
         });
     }

@@ -123,7 +123,7 @@ mod tests {
     use super::*;
     use crate::store::{
         Account, AccountEntry, Append, Created, Decide, Outcome, Page, PasswordHash, Pending, Position,
-        ReadLimit, Receiver,
+        ReadLimit, Receiver, Unavailable,
     };
 
     /// Counts sessions, and leaves each `open_session` to be decided.
@@ -145,41 +145,41 @@ mod tests {
         }
 
         fn create(&self, _: &UserName, _: Option<PasswordHash>) -> Pending<Created> {
-            unimplemented!()
+            Pending::ready(Err(Unavailable))
         }
 
         fn account(&self, _: &UserName) -> Pending<Option<AccountEntry>> {
-            unimplemented!()
+            Pending::ready(Err(Unavailable))
         }
 
         fn set_password(&self, _: &Account, _: Option<PasswordHash>, _: PasswordHash) -> Pending<bool> {
-            unimplemented!()
+            Pending::ready(Err(Unavailable))
         }
 
         fn delete(&self, _: &Account) -> Pending<bool> {
-            unimplemented!()
+            Pending::ready(Err(Unavailable))
         }
 
         fn names(&self, _: Option<&UserName>, _: usize) -> Pending<Vec<UserName>> {
-            unimplemented!()
+            Pending::ready(Err(Unavailable))
         }
 
         fn append(&self, _: Append) -> Pending<Outcome> {
-            unimplemented!()
+            Pending::ready(Err(Unavailable))
         }
 
         fn receive(&self, _: &Account) -> Pending<Option<Receiver>> {
-            unimplemented!()
+            Pending::ready(Err(Unavailable))
         }
 
         fn read(&self, _: &Account, _: Sequence, _: ReadLimit) -> Pending<Page> {
-            unimplemented!()
+            Pending::ready(Err(Unavailable))
         }
 
         fn acknowledge(&self, _: &Account, _: Position) {}
 
         fn close(&self) -> Pending<()> {
-            unimplemented!()
+            Pending::ready(Err(Unavailable))
         }
     }
 
@@ -193,7 +193,7 @@ mod tests {
         drop(cut_short);
         assert_eq!(store.closed.load(Ordering::Relaxed), 1, "the store counts what it was asked for");
 
-        for (decided, closed) in [(Ok(true), 2), (Ok(false), 2), (Err(crate::store::Unavailable), 2)] {
+        for (decided, closed) in [(Ok(true), 2), (Ok(false), 2), (Err(Unavailable), 2)] {
             let mut opening = Box::pin(open());
             assert!(poll!(&mut opening).is_pending());
             store.asked.lock().unwrap().pop().unwrap().decide(decided);
