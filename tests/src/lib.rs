@@ -1,16 +1,19 @@
 //! What the tests share: the real `harkd` as a process ([`Harkd`]), clients of
 //! both framings that say exactly what they are told to ([`Wire`], [`Classic`]),
-//! and the real `hark` in a terminal ([`Terminal`]).
+//! the real `hark` in a terminal ([`Terminal`]), and a disk that gets full
+//! ([`SmallDisk`]).
 //!
 //! A test fails by panicking, so these helpers do too.
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod classic;
+mod disk;
 mod harkd;
 mod terminal;
 mod wire;
 
 pub use classic::Classic;
+pub use disk::SmallDisk;
 pub use harkd::{Harkd, HarkdBuilder, binary, hark, harkd};
 pub use terminal::Terminal;
 pub use wire::{Wire, name, send};
