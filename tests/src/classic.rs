@@ -26,6 +26,15 @@ impl Classic {
         Self { stream }
     }
 
+    /// The client's end of the connection.
+    ///
+    /// # Panics
+    /// Where there is none any more.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.stream.local_addr().unwrap()
+    }
+
     /// A bare message: no padding after the payload.
     #[must_use]
     pub fn bare(command: &str, payload: &str) -> Vec<u8> {

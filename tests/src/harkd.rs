@@ -191,20 +191,44 @@ impl Harkd {
         status.unwrap()
     }
 
-    /// Bytes that it has written to a client and that the client's machine has
-    /// no room for, since the client does not read.
+    /// Bytes that it has written to a client, and that the client's machine has
+    /// no room for since the client does not read.
     ///
     /// # Panics
     /// Where there is no such connection, or the system does not say.
     #[must_use]
     pub fn unsent_bytes(&self, client: SocketAddr) -> u64 {
+        self.socket(client).unsent_bytes
+    }
+
+    /// Whether the system asks an idle client for life from time to time.
+    ///
+    /// # Panics
+    /// Where there is no such connection, or the system does not say.
+    #[must_use]
+    pub fn keeps_alive(&self, client: SocketAddr) -> bool {
+        self.socket(client).has_keepalive
+    }
+
+    /// Waits until it has accepted everybody, and read all that they have
+    /// written.
+    ///
+    /// # Panics
+    /// Where it does not in time.
+    #[track_caller]
+    pub fn wait_until_read(&self) {
+        wait_until("the server to read", || self.sockets().iter().all(|socket| socket.unread_bytes == 0));
+    }
+
+    fn socket(&self, client: SocketAddr) -> Socket {
+        let is_its = |socket: &Socket| socket.client_port == client.port();
+        self.sockets().into_iter().find(is_its).expect("the connection")
+    }
+
+    fn sockets(&self) -> Vec<Socket> {
         let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
-        let ports = [self.address, client].map(|address| format!(":{:04X}", address.port()));
-        let row = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).find(|row| {
-            ports.iter().zip([1, 2]).all(|(port, at)| row.get(at).is_some_and(|end| end.ends_with(port)))
-        });
-        let queues = *row.expect("the connection").get(4).expect("its queues");
-        u64::from_str_radix(queues.split(':').next().unwrap(), 16).unwrap()
+        let all = table.lines().skip(1).map(|line| Socket::parse(line).expect("a row of /proc/net/tcp"));
+        all.filter(|socket| socket.port == self.address.port()).collect()
     }
 
     /// Its resident memory in bytes.
@@ -228,6 +252,32 @@ impl Drop for Harkd {
         // It may have ended by itself, which is as good.
         drop(self.child.kill());
         drop(self.child.wait());
+    }
+}
+
+/// A row of `/proc/net/tcp`.
+struct Socket {
+    port: u16,
+    client_port: u16,
+    unsent_bytes: u64,
+    /// Of a socket that listens: connections that are not accepted.
+    unread_bytes: u64,
+    has_keepalive: bool,
+}
+
+impl Socket {
+    fn parse(row: &str) -> Option<Self> {
+        let mut columns = row.split_whitespace().skip(1);
+        let mut port = || u16::from_str_radix(columns.next()?.split_once(':')?.1, 16).ok();
+        let (port, client_port) = (port()?, port()?);
+        let (unsent, unread) = columns.nth(1)?.split_once(':')?;
+        Some(Self {
+            port,
+            client_port,
+            unsent_bytes: u64::from_str_radix(unsent, 16).ok()?,
+            unread_bytes: u64::from_str_radix(unread, 16).ok()?,
+            has_keepalive: columns.next()?.starts_with("02:"),
+        })
     }
 }
 
