@@ -33,8 +33,9 @@ const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
     .with_interval(Duration::from_secs(15))
     .with_retries(4);
 
-/// What is written and not confirmed by the peer's machine for so long ends the
-/// link (Linux: `TCP_USER_TIMEOUT`).
+/// What is written and not confirmed by the peer's machine for so long, or for
+/// [`Settings::ack_timeout`] if that is longer, ends the link (Linux:
+/// `TCP_USER_TIMEOUT`).
 #[cfg(target_os = "linux")]
 const UNCONFIRMED_TIMEOUT: Duration = Duration::from_secs(120);
 
@@ -118,7 +119,7 @@ struct Connections {
 impl Server {
     fn take(self: &Arc<Self>, stream: TcpStream, address: SocketAddr) {
         let address = address.ip().to_canonical();
-        if let Err(error) = prepare(&stream) {
+        if let Err(error) = prepare(&stream, self.settings.ack_timeout) {
             tracing::debug!(%address, %error, "a connection ended before it was served");
             return;
         }
@@ -215,10 +216,10 @@ impl Drop for Admission {
     }
 }
 
-fn prepare(stream: &TcpStream) -> io::Result<()> {
+fn prepare(stream: &TcpStream, ack_timeout: Duration) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);
     #[cfg(target_os = "linux")]
-    socket.set_tcp_user_timeout(Some(UNCONFIRMED_TIMEOUT))?;
+    socket.set_tcp_user_timeout(Some(UNCONFIRMED_TIMEOUT.max(ack_timeout)))?;
     socket.set_tcp_keepalive(&KEEPALIVE)
 }

@@ -1,19 +1,24 @@
 //! The real server as a process, on a free port of the loopback.
 
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, OnceLock, mpsc};
+use std::thread::JoinHandle;
 
 use tempfile::TempDir;
 
-use crate::PATIENCE;
+use crate::{PATIENCE, wait_until};
 
 /// How a server is to be started.
 #[derive(Debug, Clone)]
 pub struct HarkdBuilder {
     arguments: Vec<String>,
+    variables: Vec<(String, String)>,
+    /// A command that runs the command that follows it, such as `strace`.
+    wrapper: Vec<String>,
     store: Option<PathBuf>,
 }
 
@@ -23,6 +28,8 @@ pub struct Harkd {
     child: Child,
     address: SocketAddr,
     log: Arc<Mutex<String>>,
+    /// Reads the log to its end.
+    reader: Option<JoinHandle<()>>,
     builder: HarkdBuilder,
     /// Removed after the last server that used it.
     _folder: Option<Arc<TempDir>>,
@@ -33,6 +40,21 @@ impl HarkdBuilder {
     #[must_use]
     pub fn arg(mut self, argument: impl Into<String>) -> Self {
         self.arguments.push(argument.into());
+        self
+    }
+
+    /// Sets an environment variable.
+    #[must_use]
+    pub fn env(mut self, variable: &str, value: &str) -> Self {
+        self.variables.push((variable.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Has it run by another command, which must become it or be its child's
+    /// parent in name only: signals go to the process that is started.
+    #[must_use]
+    pub fn run_by<S: Into<String>>(mut self, wrapper: impl IntoIterator<Item = S>) -> Self {
+        self.wrapper = wrapper.into_iter().map(Into::into).collect();
         self
     }
 
@@ -64,7 +86,7 @@ impl Harkd {
     /// A server with a store of its own, that can be given arguments first.
     #[must_use]
     pub fn builder() -> HarkdBuilder {
-        HarkdBuilder { arguments: Vec::new(), store: None }
+        HarkdBuilder { arguments: Vec::new(), variables: Vec::new(), wrapper: Vec::new(), store: None }
     }
 
     /// A server with a store of its own.
@@ -103,6 +125,15 @@ impl Harkd {
         self.log.lock().unwrap().clone()
     }
 
+    /// Waits until it has logged something.
+    ///
+    /// # Panics
+    /// Where that does not come in time.
+    #[track_caller]
+    pub fn wait_for_log(&self, text: &str) {
+        wait_until(&format!("{text:?} in the log"), || self.log.lock().unwrap().contains(text));
+    }
+
     /// Kills it (SIGKILL) and starts it again on the same store and port.
     ///
     /// # Panics
@@ -110,18 +141,27 @@ impl Harkd {
     #[must_use]
     pub fn kill_and_restart(mut self) -> Self {
         self.kill();
+        self.restart()
+    }
+
+    /// Starts it again on the same store and port, after it has ended.
+    ///
+    /// # Panics
+    /// Where it does not start.
+    #[must_use]
+    pub fn restart(self) -> Self {
         let (builder, address, folder) = (self.builder.clone(), self.address, self._folder.clone());
         drop(self);
         launch(builder, &address.to_string(), folder)
     }
 
-    /// Kills it (SIGKILL), and waits until it is gone.
+    /// Kills it (SIGKILL), and waits until it is gone. By then the log is whole.
     ///
     /// # Panics
     /// Where there is no such process.
     pub fn kill(&mut self) {
         self.child.kill().unwrap();
-        self.child.wait().unwrap();
+        self.wait();
     }
 
     /// Sends it a signal, by name, such as `TERM`.
@@ -134,19 +174,61 @@ impl Harkd {
         assert!(status.success(), "kill -{name} failed");
     }
 
-    /// Waits for its end.
+    /// Waits for its end. By then the log is whole.
     ///
     /// # Panics
     /// Where it does not end in time.
+    #[track_caller]
     pub fn wait(&mut self) -> ExitStatus {
-        let until = std::time::Instant::now() + PATIENCE;
-        while std::time::Instant::now() < until {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(5));
+        let mut status = None;
+        wait_until("the end of harkd", || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        if let Some(reader) = self.reader.take() {
+            reader.join().unwrap();
         }
-        panic!("harkd did not end in time; it said:\n{}", self.log());
+        status.unwrap()
+    }
+
+    /// Bytes that it has written to a client, and that the client's machine has
+    /// no room for since the client does not read.
+    ///
+    /// # Panics
+    /// Where there is no such connection, or the system does not say.
+    #[must_use]
+    pub fn unsent_bytes(&self, client: SocketAddr) -> u64 {
+        self.socket(client).unsent_bytes
+    }
+
+    /// Whether the system asks an idle client for life from time to time.
+    ///
+    /// # Panics
+    /// Where there is no such connection, or the system does not say.
+    #[must_use]
+    pub fn keeps_alive(&self, client: SocketAddr) -> bool {
+        self.socket(client).has_keepalive
+    }
+
+    /// Waits until it has accepted everybody, and read all that they have
+    /// written.
+    ///
+    /// # Panics
+    /// Where it does not in time.
+    #[track_caller]
+    pub fn wait_until_read(&self) {
+        wait_until("the server to read", || self.sockets().iter().all(|socket| socket.unread_bytes == 0));
+    }
+
+    fn socket(&self, client: SocketAddr) -> Socket {
+        let is_its = |socket: &Socket| socket.client_port == client.port();
+        self.sockets().into_iter().find(is_its).expect("the connection")
+    }
+
+    fn sockets(&self) -> Vec<Socket> {
+        let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+        let all = table.lines().skip(1).map(|line| Socket::parse(line).expect("a row of /proc/net/tcp"));
+        all.filter(|socket| socket.port == self.address.port()).collect()
     }
 
     /// Its resident memory in bytes.
@@ -173,6 +255,32 @@ impl Drop for Harkd {
     }
 }
 
+/// A row of `/proc/net/tcp`.
+struct Socket {
+    port: u16,
+    client_port: u16,
+    unsent_bytes: u64,
+    /// Of a socket that listens: connections that are not accepted.
+    unread_bytes: u64,
+    has_keepalive: bool,
+}
+
+impl Socket {
+    fn parse(row: &str) -> Option<Self> {
+        let mut columns = row.split_whitespace().skip(1);
+        let mut port = || u16::from_str_radix(columns.next()?.split_once(':')?.1, 16).ok();
+        let (port, client_port) = (port()?, port()?);
+        let (unsent, unread) = columns.nth(1)?.split_once(':')?;
+        Some(Self {
+            port,
+            client_port,
+            unsent_bytes: u64::from_str_radix(unsent, 16).ok()?,
+            unread_bytes: u64::from_str_radix(unread, 16).ok()?,
+            has_keepalive: columns.next()?.starts_with("02:"),
+        })
+    }
+}
+
 /// The path of a binary of this workspace, built if it is not up to date.
 ///
 /// # Panics
@@ -190,13 +298,28 @@ pub fn binary(name: &str) -> PathBuf {
 #[must_use]
 pub fn hark(state: &Path) -> Command {
     let mut command = Command::new(binary("hark"));
+    forget_settings(&mut command);
+    command.env("XDG_STATE_HOME", state).env("HOME", state);
+    command
+}
+
+/// `harkd` as a command, with nothing of the user's environment.
+///
+/// # Panics
+/// Where it cannot be built.
+#[must_use]
+pub fn harkd() -> Command {
+    let mut command = Command::new(binary("harkd"));
+    forget_settings(&mut command);
+    command
+}
+
+fn forget_settings(command: &mut Command) {
     for (variable, _) in std::env::vars_os() {
         if variable.to_string_lossy().starts_with("HARK") {
             command.env_remove(variable);
         }
     }
-    command.env("XDG_STATE_HOME", state).env("HOME", state);
-    command
 }
 
 /// Builds the binaries in the profile of the tests, and says where they are.
@@ -222,16 +345,20 @@ fn build() -> PathBuf {
 }
 
 fn launch(builder: HarkdBuilder, listen: &str, folder: Option<Arc<TempDir>>) -> Harkd {
-    let mut command = Command::new(binary("harkd"));
-    command.args(["--listen", listen, "--store"]).arg(builder.store.as_ref().expect("a store"));
-    command.args(&builder.arguments).stdin(Stdio::null()).stderr(Stdio::piped());
-    let mut child = command.spawn().expect("harkd");
+    let harkd = binary("harkd");
+    let mut words = builder.wrapper.iter().map(OsStr::new).chain([harkd.as_os_str()]);
+    let mut command = Command::new(words.next().expect("at least harkd"));
+    forget_settings(&mut command);
+    command.args(words).args(["--listen", listen, "--store"]);
+    command.arg(builder.store.as_ref().expect("a store")).args(&builder.arguments);
+    command.envs(builder.variables.clone()).stdin(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"));
     let stderr = child.stderr.take().expect("its log");
     let log = Arc::<Mutex<String>>::default();
     let (sender, receiver) = mpsc::channel();
     let copy = Arc::clone(&log);
     // It ends with the process whose log it reads.
-    std::thread::spawn(move || {
+    let reader = std::thread::spawn(move || {
         for line in BufReader::new(stderr).lines().map_while(Result::ok) {
             if line.contains("listening") {
                 // Nobody waits any more after the first.
@@ -247,7 +374,7 @@ fn launch(builder: HarkdBuilder, listen: &str, folder: Option<Arc<TempDir>>) -> 
         drop(child.wait());
         panic!("harkd did not start; it said:\n{}", log.lock().unwrap());
     };
-    Harkd { child, address, log, builder, _folder: folder }
+    Harkd { child, address, log, reader: Some(reader), builder, _folder: folder }
 }
 
 /// The address in `… listening … address=127.0.0.1:1234`, or its JSON form.

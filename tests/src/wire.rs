@@ -58,6 +58,15 @@ impl Wire {
         wire
     }
 
+    /// The client's end of the connection.
+    ///
+    /// # Panics
+    /// Where there is none any more.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.stream.local_addr().unwrap()
+    }
+
     /// Writes one request.
     ///
     /// # Panics

@@ -44,41 +44,36 @@ impl Chat {
         }
     }
 
-    /// Begins to make an account that anybody can enter; the store decides.
-    ///
-    /// # Errors
-    /// [`Code::Denied`].
-    pub(super) fn create_open(&self, user: &UserName) -> Result<Pending<Created>, Fault> {
-        self.may_create()?;
-        if self.rules.require_password {
-            return Fault::refused(Code::Denied, "on this server an account needs a password");
-        }
-        Ok(self.store.create(user, None))
-    }
-
-    /// Begins to make an account with a password; the store decides.
+    /// Begins to make an account; the store decides.
     ///
     /// # Errors
     /// [`Code::Denied`], [`Code::Exists`], [`Code::RateLimited`].
     pub(super) async fn create(
         &self,
+        address: IpAddr,
         user: &UserName,
-        password: Password,
+        password: Option<Password>,
     ) -> Result<Pending<Created>, Fault> {
-        self.may_create()?;
+        self.may_create(password.is_some())?;
+        let Some(password) = password else {
+            return Ok(self.store.create(user, None));
+        };
         // Looked up first, since hashing costs more than all the rest.
         if self.store.account(user).await?.is_some() {
             return Err(Fault::Refused(exists(user)));
         }
-        let hash = self.hasher.hash(password).await?;
+        let hash = self.hasher.hash(address, password).await?;
         Ok(self.store.create(user, Some(hash)))
     }
 
-    fn may_create(&self) -> Result<(), Fault> {
-        if self.rules.open_registration {
-            return Ok(());
+    pub(super) fn may_create(&self, with_password: bool) -> Result<(), Fault> {
+        if !self.rules.open_registration {
+            return Fault::refused(Code::Denied, "registration is closed on this server; ask its operator");
         }
-        Fault::refused(Code::Denied, "registration is closed on this server; ask its operator")
+        if self.rules.require_password && !with_password {
+            return Fault::refused(Code::Denied, "on this server an account needs a password");
+        }
+        Ok(())
     }
 
     /// Sets the password of an account.
@@ -94,7 +89,7 @@ impl Chat {
     ) -> Result<Reply, Fault> {
         let entry = self.existing(address, &user, old.as_ref()).await?;
         self.prove(address, &entry, old).await?;
-        let hash = self.hasher.hash(new).await?;
+        let hash = self.hasher.hash(address, new).await?;
         if self.store.set_password(&entry.account, entry.password, hash).await? {
             Ok(Reply::Ok(OkFields::none()))
         } else {
@@ -157,12 +152,7 @@ impl Chat {
             Some(entry) => Ok(entry),
             None if !self.rules.require_password => Err(Fault::Refused(no_such_user(user))),
             None => {
-                // As slow as a wrong password, and as limited.
-                if let Some(password) = password {
-                    self.attempts.begin(user, address, Instant::now())?;
-                    self.hasher.pretend(password.clone()).await?;
-                    self.hold_back().await;
-                }
+                self.pretend(address, user, password).await?;
                 denied()
             }
         }
@@ -176,7 +166,10 @@ impl Chat {
         password: Option<Password>,
     ) -> Result<(), Fault> {
         match (entry.password.clone(), password) {
-            (None, _) if self.rules.require_password => denied(),
+            (None, password) if self.rules.require_password => {
+                self.pretend(address, &entry.account.name, password.as_ref()).await?;
+                denied()
+            }
             (None, _) => Ok(()),
             (Some(_), None) => denied(),
             (Some(hash), Some(password)) => self.check(address, &entry.account.name, password, hash).await,
@@ -190,18 +183,31 @@ impl Chat {
         password: Password,
         hash: PasswordHash,
     ) -> Result<(), Fault> {
-        self.attempts.begin(user, address, Instant::now())?;
-        if self.hasher.verify(password, hash).await? {
-            self.attempts.was_right(user, address, Instant::now());
+        self.attempts.check(user, address, Instant::now())?;
+        if self.hasher.verify(address, password, hash).await? {
             return Ok(());
         }
         tracing::info!(%user, %address, "wrong password");
-        self.hold_back().await;
+        self.count_wrong(user, address).await;
         denied()
     }
 
-    async fn hold_back(&self) {
-        let wait = self.attempts.was_wrong(Instant::now());
+    /// As slow as a wrong password, and as limited.
+    async fn pretend(
+        &self,
+        address: IpAddr,
+        user: &UserName,
+        password: Option<&Password>,
+    ) -> Result<(), Fault> {
+        let Some(password) = password else { return Ok(()) };
+        self.attempts.check(user, address, Instant::now())?;
+        self.hasher.hash(address, password.clone()).await?;
+        self.count_wrong(user, address).await;
+        Ok(())
+    }
+
+    async fn count_wrong(&self, user: &UserName, address: IpAddr) {
+        let wait = self.attempts.was_wrong(user, address, Instant::now());
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;
         }

@@ -47,40 +47,35 @@ struct Tables {
 }
 
 impl Attempts {
-    /// Counts an attempt as a wrong one, before it is known.
+    /// Whether another attempt may be made. It counts only once it was wrong, so
+    /// that many who are right can come at the same time from one address; those
+    /// that are under way are bounded by the [`super::passwords::Hasher`].
     ///
     /// # Errors
-    /// [`Code::RateLimited`] with the seconds to wait; nothing is counted.
-    pub fn begin(&self, user: &UserName, address: IpAddr, now: Instant) -> Result<(), Fault> {
+    /// [`Code::RateLimited`] with the seconds to wait.
+    pub fn check(&self, user: &UserName, address: IpAddr, now: Instant) -> Result<(), Fault> {
         let address = network(address);
         let mut tables = self.lock();
         let wait = tables
             .from_address
             .wait(&address, now)
             .max(tables.for_account.wait(&(user.clone(), address), now));
-        if !wait.is_zero() {
-            let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
-            let explanation = format!("{seconds} seconds to wait after too many wrong passwords");
-            return Fault::refused(Code::RateLimited, explanation);
+        if wait.is_zero() {
+            return Ok(());
         }
-        tables.from_address.take(address, now);
-        tables.for_account.take((user.clone(), address), now);
-        Ok(())
+        let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+        let explanation = format!("{seconds} seconds to wait after too many wrong passwords");
+        Fault::refused(Code::RateLimited, explanation)
     }
 
-    /// The attempt was right: it does not count.
-    pub fn was_right(&self, user: &UserName, address: IpAddr, now: Instant) {
+    /// An attempt was wrong: how long to hold the answer back.
+    pub fn was_wrong(&self, user: &UserName, address: IpAddr, now: Instant) -> Duration {
         let address = network(address);
         let mut tables = self.lock();
-        tables.from_address.give_back(&address, now);
-        tables.for_account.give_back(&(user.clone(), address), now);
-    }
-
-    /// The attempt was wrong: how long to hold the answer back.
-    pub fn was_wrong(&self, now: Instant) -> Duration {
-        let over_all = &mut self.lock().over_all;
-        let wait = over_all.wait(OVER_ALL, now);
-        over_all.take(OVER_ALL, now);
+        tables.from_address.take(address, now);
+        tables.for_account.take((user.clone(), address), now);
+        let wait = tables.over_all.wait(OVER_ALL, now);
+        tables.over_all.take(OVER_ALL, now);
         wait.min(HELD_BACK_MAX)
     }
 
@@ -100,7 +95,7 @@ impl Default for Tables {
 }
 
 /// One address for all of an IPv6 network of the size that one person gets.
-fn network(address: IpAddr) -> IpAddr {
+pub(super) fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64)),
         v4 @ IpAddr::V4(_) => v4,
@@ -177,15 +172,6 @@ impl<K: Hash + Eq> Buckets<K> {
         }
     }
 
-    fn give_back(&mut self, key: &K, now: Instant) {
-        if let Some(bucket) = self.buckets.get_mut(key) {
-            bucket.full_at = bucket.full_at.and_then(|at| at.checked_sub(self.rate.refill));
-            if bucket.is_full(now) {
-                self.buckets.remove(key);
-            }
-        }
-    }
-
     /// Forgets who has nothing to wait for; when the table is full, and not
     /// more than once a second, since it looks at all of it.
     fn sweep(&mut self, now: Instant) {
@@ -215,50 +201,58 @@ mod tests {
         assert!(refusal.explanation.starts_with(&format!("{seconds} ")), "{refusal}");
     }
 
+    /// A wrong attempt, if it may be made.
+    fn wrong(attempts: &Attempts, name: &str, address: IpAddr, now: Instant) -> Result<Duration, Fault> {
+        attempts.check(&user(name), address, now)?;
+        Ok(attempts.was_wrong(&user(name), address, now))
+    }
+
     #[test]
     fn five_wrong_ones_for_an_account_then_one_in_ten_seconds_and_only_there() {
         let (attempts, now) = (Attempts::default(), Instant::now());
         for _ in 0..5 {
-            attempts.begin(&user("bob"), HERE, now).unwrap();
+            wrong(&attempts, "bob", HERE, now).unwrap();
         }
-        check_refused(attempts.begin(&user("bob"), HERE, now), 10);
-        attempts.begin(&user("bob"), THERE, now).expect("bob himself is not locked out");
-        attempts.begin(&user("eve"), HERE, now).expect("nor are the others");
-        attempts.begin(&user("bob"), HERE, now + Duration::from_secs(10)).unwrap();
-        check_refused(attempts.begin(&user("bob"), HERE, now + Duration::from_secs(10)), 10);
+        check_refused(attempts.check(&user("bob"), HERE, now), 10);
+        attempts.check(&user("bob"), THERE, now).expect("bob himself is not locked out");
+        attempts.check(&user("eve"), HERE, now).expect("nor are the others");
+        let later = now + Duration::from_secs(10);
+        wrong(&attempts, "bob", HERE, later).unwrap();
+        check_refused(attempts.check(&user("bob"), HERE, later), 10);
     }
 
     #[test]
     fn an_address_has_twenty_over_all_accounts() {
         let (attempts, now) = (Attempts::default(), Instant::now());
         for n in 0..20 {
-            attempts.begin(&user(&format!("u{n}")), HERE, now).unwrap();
+            wrong(&attempts, &format!("u{n}"), HERE, now).unwrap();
         }
-        check_refused(attempts.begin(&user("another"), HERE, now), 3);
-        attempts.begin(&user("another"), THERE, now).unwrap();
+        check_refused(attempts.check(&user("another"), HERE, now), 3);
+        attempts.check(&user("another"), THERE, now).unwrap();
     }
 
     #[test]
-    fn right_ones_do_not_count() {
+    fn right_ones_do_not_count_and_leave_nothing_behind() {
         let (attempts, now) = (Attempts::default(), Instant::now());
         for _ in 0..1000 {
-            attempts.begin(&user("bob"), HERE, now).unwrap();
-            attempts.was_right(&user("bob"), HERE, now);
+            attempts.check(&user("bob"), HERE, now).unwrap();
         }
-        assert_eq!(attempts.lock().from_address.buckets.len(), 0, "and leave nothing behind");
+        assert_eq!(attempts.lock().from_address.buckets.len(), 0);
     }
 
     #[test]
     fn over_all_wrong_answers_are_held_back_and_never_refused() {
         let (attempts, now) = (Attempts::default(), Instant::now());
+        let mut address = (0..).map(|n| IpAddr::V4(std::net::Ipv4Addr::from_bits(n)));
+        let mut wrong = || wrong(&attempts, "bob", address.next().unwrap(), now).unwrap();
         for _ in 0..100 {
-            assert_eq!(attempts.was_wrong(now), Duration::ZERO);
+            assert_eq!(wrong(), Duration::ZERO);
         }
-        assert_eq!(attempts.was_wrong(now), Duration::from_millis(100));
+        assert_eq!(wrong(), Duration::from_millis(100));
         for _ in 0..1000 {
-            attempts.was_wrong(now);
+            wrong();
         }
-        assert_eq!(attempts.was_wrong(now), HELD_BACK_MAX);
+        assert_eq!(wrong(), HELD_BACK_MAX);
     }
 
     #[test]
@@ -266,11 +260,11 @@ mod tests {
         let (attempts, now) = (Attempts::default(), Instant::now());
         for n in 0..u32::try_from(BUCKETS_MAX).unwrap() + 100 {
             let address = IpAddr::V4(std::net::Ipv4Addr::from_bits(n));
-            drop(attempts.begin(&user("bob"), address, now));
+            drop(wrong(&attempts, "bob", address, now));
         }
         assert_eq!(attempts.lock().from_address.buckets.len(), BUCKETS_MAX);
         let later = now + Duration::from_secs(60);
-        attempts.begin(&user("bob"), HERE, later).unwrap();
+        wrong(&attempts, "bob", HERE, later).unwrap();
         assert_eq!(attempts.lock().from_address.buckets.len(), 1, "who has waited is forgotten");
     }
 

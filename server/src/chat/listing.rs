@@ -5,9 +5,16 @@ use bytestring::ByteString;
 use hark_protocol::limits::{COMMAND_BYTES, ID_BYTES};
 use hark_protocol::{Code, OkFields, Reply, UserName};
 use regex::{Regex, RegexBuilder};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::{Chat, Fault};
 use crate::store::Unavailable;
+
+/// `list`s that run at the same time.
+const AT_ONCE: usize = 1;
+
+/// `list`s that run or wait for their turn, at most.
+const IN_LINE_MAX: usize = 256;
 
 /// Names that are looked at before others get a turn.
 const PAGE_NAMES: usize = 1024;
@@ -18,13 +25,38 @@ const REPLY_BYTES_MAX: usize = 16 * 1024;
 /// Memory that a compiled pattern may take, in bytes.
 const PATTERN_BYTES_MAX: usize = 1024 * 1024;
 
+/// The `list`s of all connections: few at a time, since they are work for a
+/// processor and the chat goes before, and not too many in line.
+#[derive(Debug)]
+pub(super) struct Lists {
+    at_once: Semaphore,
+    in_line: Semaphore,
+}
+
+impl Default for Lists {
+    fn default() -> Self {
+        Self { at_once: Semaphore::new(AT_ONCE), in_line: Semaphore::new(IN_LINE_MAX) }
+    }
+}
+
+impl Lists {
+    /// Waits for a turn; it ends when what is yielded is dropped.
+    async fn turn(&self) -> Result<(SemaphorePermit<'_>, SemaphorePermit<'_>), Fault> {
+        let Ok(place) = self.in_line.try_acquire() else {
+            return Fault::refused(Code::RateLimited, "1 second: too many lists are being made");
+        };
+        let turn = self.at_once.acquire().await.map_err(|_| Unavailable)?;
+        Ok((place, turn))
+    }
+}
+
 impl Chat {
     /// The replies to a `list`: names in order, then how many.
     ///
     /// # Errors
-    /// [`Code::BadPattern`] with what is wrong with it.
+    /// [`Code::BadPattern`] with what is wrong with it; [`Code::RateLimited`].
     pub(super) async fn list(&self, pattern: Option<ByteString>) -> Result<Vec<Reply>, Fault> {
-        let _turn = self.lists.acquire().await.map_err(|_| Unavailable)?;
+        let _turn = self.lists.turn().await?;
         let pattern = match pattern {
             Some(pattern) => Some(off_thread(move || compile(&pattern)).await??),
             None => None,

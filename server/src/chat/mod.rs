@@ -29,6 +29,7 @@ use tokio::sync::Semaphore;
 
 use crate::store::{Store, Unavailable};
 use attempts::Attempts;
+use listing::Lists;
 use passwords::Hasher;
 use send_sessions::SendSessions;
 
@@ -41,10 +42,6 @@ const ROOM_UNITS: usize = 64 * 1024;
 
 /// What one unit of room holds, in bytes. Every message takes one at least.
 const UNIT_BYTES: usize = 1024;
-
-/// `list`s that run at the same time. They are work for a processor, and the
-/// chat goes before.
-const LISTS_AT_ONCE: usize = 1;
 
 /// What an operator can set.
 #[derive(Debug, Clone)]
@@ -76,7 +73,7 @@ pub struct Chat {
     send_sessions: Arc<SendSessions>,
     /// Room for messages that are under way to the store.
     room: Arc<Semaphore>,
-    lists: Semaphore,
+    lists: Lists,
 }
 
 impl Chat {
@@ -90,7 +87,7 @@ impl Chat {
             hasher: Hasher::default(),
             attempts: Attempts::default(),
             room: Arc::new(Semaphore::new(ROOM_UNITS)),
-            lists: Semaphore::new(LISTS_AT_ONCE),
+            lists: Lists::default(),
         }
     }
 

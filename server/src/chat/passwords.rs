@@ -1,8 +1,10 @@
 //! Password hashing with Argon2id, off the async threads and bounded, so that a
 //! flood of logins does not stall the chat.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use argon2::Argon2;
 use argon2::password_hash::{PasswordHasher, PasswordVerifier, phc};
@@ -10,10 +12,15 @@ use hark_protocol::{Code, Password};
 use tokio::sync::Semaphore;
 
 use super::Fault;
+use super::attempts::network;
 use crate::store::{PasswordHash, Unavailable};
 
 /// Passwords that wait to be hashed, at most. Half a minute's work or less.
 const WAITING_MAX: usize = 256;
+
+/// Passwords from one address among them. More wait until these are done, so
+/// that whoever comes from elsewhere is soon served.
+const FROM_ADDRESS_MAX: usize = 16;
 
 /// Hashes and verifies passwords by the library's default parameters
 /// (Argon2id, 19 MiB, 2 passes, 1 lane).
@@ -21,46 +28,53 @@ const WAITING_MAX: usize = 256;
 pub struct Hasher {
     at_once: Arc<Semaphore>,
     waiting: AtomicUsize,
+    // A lock, since places are given back where a caller is dropped. It is held
+    // for one look-up. An address is there while somebody waits in it.
+    addresses: Mutex<HashMap<IpAddr, Arc<Semaphore>>>,
 }
 
 impl Default for Hasher {
     /// As many at once as half of the processors, and at least one.
     fn default() -> Self {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { at_once: Arc::new(Semaphore::new((processors / 2).max(1))), waiting: AtomicUsize::new(0) }
+        Self {
+            at_once: Arc::new(Semaphore::new((processors / 2).max(1))),
+            waiting: AtomicUsize::new(0),
+            addresses: Mutex::default(),
+        }
     }
 }
 
 impl Hasher {
-    /// Hashes a password with a fresh salt.
+    /// Hashes a password that came from `address`, with a fresh salt.
     ///
     /// # Errors
     /// [`Code::RateLimited`] where too many wait; [`Unavailable`] where
     /// there is no memory or no randomness for it.
-    pub async fn hash(&self, password: Password) -> Result<PasswordHash, Fault> {
-        self.off_thread(move || hash(&password)).await?
+    pub async fn hash(&self, address: IpAddr, password: Password) -> Result<PasswordHash, Fault> {
+        self.off_thread(address, move || hash(&password)).await?
     }
 
-    /// Whether the password is the one that was hashed.
+    /// Whether a password that came from `address` is the one that was hashed.
     ///
     /// # Errors
     /// As [`Self::hash`].
-    pub async fn verify(&self, password: Password, hash: PasswordHash) -> Result<bool, Fault> {
-        self.off_thread(move || verify(&password, &hash)).await?
-    }
-
-    /// Takes as long as verifying, for an account that is not there.
-    ///
-    /// # Errors
-    /// As [`Self::hash`].
-    pub async fn pretend(&self, password: Password) -> Result<(), Fault> {
-        self.hash(password).await.map(drop)
+    pub async fn verify(
+        &self,
+        address: IpAddr,
+        password: Password,
+        hash: PasswordHash,
+    ) -> Result<bool, Fault> {
+        self.off_thread(address, move || verify(&password, &hash)).await?
     }
 
     async fn off_thread<T: Send + 'static>(
         &self,
+        address: IpAddr,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Fault> {
+        let line = Line::join(self, network(address));
+        let _turn = line.turns.acquire().await.map_err(|_| Unavailable)?;
         let _place = Place::take(&self.waiting)?;
         // The permit goes with the work: a caller that goes away while it runs
         // must not let another begin.
@@ -71,6 +85,35 @@ impl Hasher {
             result
         });
         done.await.map_err(|_| Fault::Unavailable(Unavailable))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<IpAddr, Arc<Semaphore>>> {
+        self.addresses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The line of those who come from one address. The last to leave removes it.
+struct Line<'a> {
+    hasher: &'a Hasher,
+    address: IpAddr,
+    turns: Arc<Semaphore>,
+}
+
+impl<'a> Line<'a> {
+    fn join(hasher: &'a Hasher, address: IpAddr) -> Self {
+        let mut addresses = hasher.lock();
+        let turns = addresses.entry(address).or_insert_with(|| Arc::new(Semaphore::new(FROM_ADDRESS_MAX)));
+        Self { hasher, address, turns: Arc::clone(turns) }
+    }
+}
+
+impl Drop for Line<'_> {
+    fn drop(&mut self) {
+        let mut addresses = self.hasher.lock();
+        // Two are this one and the one in the map.
+        if Arc::strong_count(&self.turns) == 2 {
+            addresses.remove(&self.address);
+        }
     }
 }
 
@@ -121,24 +164,43 @@ fn verify(password: &Password, hash: &PasswordHash) -> Result<bool, Fault> {
 mod tests {
     use super::*;
 
+    const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
     #[tokio::test]
     async fn a_password_verifies_against_its_own_hash_alone() {
         let hasher = Hasher::default();
         let password: Password = "correct horse".parse().unwrap();
-        let hash = hasher.hash(password.clone()).await.unwrap();
+        let hash = hasher.hash(HERE, password.clone()).await.unwrap();
         assert!(hash.as_str().starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{}", hash.as_str());
-        assert!(hasher.verify(password, hash.clone()).await.unwrap());
-        assert!(!hasher.verify("wrong".parse().unwrap(), hash).await.unwrap());
+        assert!(hasher.verify(HERE, password, hash.clone()).await.unwrap());
+        assert!(!hasher.verify(HERE, "wrong".parse().unwrap(), hash).await.unwrap());
     }
 
     #[tokio::test]
     async fn more_than_256_that_wait_are_refused() {
         let hasher = Hasher::default();
         hasher.waiting.store(WAITING_MAX, Ordering::Release);
-        let Err(Fault::Refused(refusal)) = hasher.hash("x".parse().unwrap()).await else {
+        let Err(Fault::Refused(refusal)) = hasher.hash(HERE, "x".parse().unwrap()).await else {
             panic!("not refused");
         };
         assert_eq!(refusal.code, Code::RateLimited);
         assert_eq!(hasher.waiting.load(Ordering::Acquire), WAITING_MAX, "the place is given back");
+        assert!(hasher.lock().is_empty(), "and so is the line");
+    }
+
+    #[tokio::test]
+    async fn one_address_takes_16_places_and_leaves_the_others() {
+        let hasher = Hasher::default();
+        let nothing_runs =
+            hasher.at_once.acquire_many(hasher.at_once.available_permits() as u32).await.unwrap();
+        let mut flood: Vec<_> = (0..100).map(|_| Box::pin(hasher.hash(HERE, "x".parse().unwrap()))).collect();
+        for hash in &mut flood {
+            assert!(futures::poll!(hash).is_pending());
+        }
+        assert_eq!(hasher.waiting.load(Ordering::Acquire), FROM_ADDRESS_MAX);
+        drop(flood);
+        drop(nothing_runs);
+        assert_eq!(hasher.waiting.load(Ordering::Acquire), 0);
+        assert!(hasher.lock().is_empty());
     }
 }

@@ -80,8 +80,16 @@ enum Stage {
 /// An answer that is there, or that the store owes.
 enum Answer {
     Reply(Reply),
-    Sent { to: UserName, outcome: Pending<Outcome> },
-    Created { user: UserName, created: Pending<Created> },
+    Sent {
+        to: UserName,
+        outcome: Pending<Outcome>,
+    },
+    /// It holds its room until it is answered.
+    Created {
+        user: UserName,
+        created: Pending<Created>,
+        _room: Option<OwnedSemaphorePermit>,
+    },
 }
 
 /// A command that takes its time.
@@ -152,7 +160,8 @@ impl Peer {
     /// When to poll again even if nothing happens.
     #[must_use]
     pub fn wake_at(&self) -> Option<Instant> {
-        self.reception.as_ref().and_then(|reception| reception.session.retry_at())
+        let reception = self.reception.as_ref().filter(|_| self.end == Stage::Open)?;
+        reception.session.retry_at()
     }
 
     /// Takes a request, or what was wrong with one. Only while
@@ -262,7 +271,7 @@ impl Peer {
         let id = *id;
         let reply = match answer {
             Answer::Reply(reply) => std::mem::replace(reply, Reply::Ok(OkFields::none())),
-            Answer::Created { user, created } => match ready!(Pin::new(created).poll(cx)) {
+            Answer::Created { user, created, .. } => match ready!(Pin::new(created).poll(cx)) {
                 Ok(created) => created_reply(created, user),
                 Err(unavailable) => Fault::from(unavailable).into(),
             },
@@ -297,7 +306,7 @@ impl Peer {
         let Some((id, request)) = self.waiting.take() else { return };
         match request {
             Request::Hello { version, session } => self.hello(id, version, session),
-            Request::Create { user, password: Some(password) } => self.create(id, user, password),
+            Request::Create { user, password } => self.create(id, user, password),
             Request::Login { user, password } => self.login(id, user, password),
             Request::Connect { user, password } => self.connect(id, user, password),
             Request::Disconnect => self.disconnect(id),
@@ -305,10 +314,7 @@ impl Peer {
             Request::Delete { user, password } => self.delete(id, user, password),
             Request::List { pattern } => self.list(id, pattern),
             // These do not wait.
-            Request::Create { password: None, .. }
-            | Request::Send { .. }
-            | Request::Ack { .. }
-            | Request::Ping => {}
+            Request::Send { .. } | Request::Ack { .. } | Request::Ping => {}
         }
     }
 
@@ -348,7 +354,9 @@ impl Peer {
                 return;
             }
             Done::RoomFor(append) => return self.append(id, *append),
-            Done::Creating(user, created) => return self.answer(id, Answer::Created { user, created }),
+            Done::Creating(user, created) => {
+                return self.answer(id, Answer::Created { user, created, _room: None });
+            }
             Done::Hello(session) => {
                 self.send_session = Some(session);
                 Reply::Ok(OkFields::hello(VERSION, self.chat.rules.frame_bytes_max))
@@ -388,7 +396,9 @@ impl Peer {
         }
     }
 
+    /// The peer has asked for this end, or is told otherwise.
     fn end_reception(&mut self) {
+        self.ended = None;
         if let Some(reception) = &mut self.reception {
             reception.end();
         }
@@ -421,16 +431,22 @@ impl Peer {
     }
 
     fn create_open(&mut self, id: Option<RequestId>, user: UserName) {
-        match self.chat.create_open(&user) {
-            Ok(created) => self.answer(id, Answer::Created { user, created }),
-            Err(fault) => self.answer(id, Answer::Reply(fault.into())),
+        if let Err(fault) = self.chat.may_create(false) {
+            return self.answer(id, Answer::Reply(fault.into()));
         }
+        // Without room for another it is not pipelined.
+        let Ok(room) = Arc::clone(&self.chat.room).try_acquire_owned() else {
+            self.waiting = Some((id, Request::Create { user, password: None }));
+            return;
+        };
+        let created = self.chat.store.create(&user, None);
+        self.answer(id, Answer::Created { user, created, _room: Some(room) });
     }
 
-    fn create(&mut self, id: Option<RequestId>, user: UserName, password: Password) {
-        let chat = Arc::clone(&self.chat);
+    fn create(&mut self, id: Option<RequestId>, user: UserName, password: Option<Password>) {
+        let (chat, address) = (Arc::clone(&self.chat), self.address);
         self.begin(id, async move {
-            let created = chat.create(&user, password).await?;
+            let created = chat.create(address, &user, password).await?;
             Ok(Done::Creating(user, created))
         });
     }

@@ -132,7 +132,7 @@ impl Wire {
                 return Poll::Ready(Ok(()));
             }
             while self.poll_peer(cx) | self.decode() {}
-            if self.poll_read(cx)? {
+            if self.poll_read(cx)? && !self.has_lingered() {
                 continue;
             }
             let progressed = self.poll_write(cx)?;
@@ -151,7 +151,7 @@ impl Wire {
     /// Takes what the chat has for the peer. Whether there was anything.
     fn poll_peer(&mut self, cx: &mut Context<'_>) -> bool {
         let mut any = false;
-        while self.output.len() < OUTPUT_BYTES_MAX && self.stage == Stage::Open {
+        while self.takes_output() {
             let Poll::Ready(output) = self.peer.poll(cx, self.now) else { break };
             any = true;
             match output {
@@ -168,6 +168,16 @@ impl Wire {
             }
         }
         any
+    }
+
+    /// Whether the chat is asked for more. In the classic framing each message
+    /// is written before the next, since it counts as acknowledged then.
+    fn takes_output(&self) -> bool {
+        let bytes_max = match self.framing {
+            Framing::Native(_) => OUTPUT_BYTES_MAX,
+            Framing::Classic(_) => 1,
+        };
+        self.stage == Stage::Open && self.output.len() < bytes_max
     }
 
     fn push(&mut self, message: &Message) {
@@ -209,7 +219,7 @@ impl Wire {
     /// Takes requests from the input. Whether there were any.
     fn decode(&mut self) -> bool {
         let mut any = false;
-        while self.output.len() < OUTPUT_BYTES_MAX && self.wants_input() && !self.input.is_empty() {
+        while self.can_decode() {
             match self.decode_one() {
                 Ok(Some(Frame { id, message })) => {
                     any = true;
@@ -229,7 +239,15 @@ impl Wire {
                 }
             }
         }
+        if !self.can_decode() {
+            // Nothing can come of the wait now; it begins anew when it can.
+            self.fields_since = None;
+        }
         any
+    }
+
+    fn can_decode(&self) -> bool {
+        self.output.len() < OUTPUT_BYTES_MAX && self.wants_input() && !self.input.is_empty()
     }
 
     fn decode_one(&mut self) -> Result<Option<Incoming<Request>>, ProtocolError> {
@@ -252,12 +270,14 @@ impl Wire {
     }
 
     /// Whether the next request can be taken: in the classic framing one at a
-    /// time.
+    /// time, and once the answer to the last is written.
     fn wants_input(&self) -> bool {
+        let has_turn = match self.framing {
+            Framing::Native(_) => true,
+            Framing::Classic(_) => self.peer.is_idle() && self.output.is_empty(),
+        };
         match self.stage {
-            Stage::Open => {
-                self.peer.is_ready() && (matches!(self.framing, Framing::Native(_)) || self.peer.is_idle())
-            }
+            Stage::Open => self.peer.is_ready() && has_turn,
             Stage::Closing => false,
             Stage::Lingering { .. } => true,
         }
@@ -333,10 +353,14 @@ impl Wire {
         Ok(true)
     }
 
+    fn has_lingered(&self) -> bool {
+        matches!(self.stage, Stage::Lingering { until } if self.now >= until)
+    }
+
     /// Whether the connection has ended, or has to be taken for dead.
     fn is_over(&mut self) -> bool {
-        if let Stage::Lingering { until } = self.stage {
-            return self.now >= until;
+        if let Stage::Lingering { .. } = self.stage {
+            return self.has_lingered();
         }
         if !self.peer.awaits_ack() {
             self.owing_since = None;
@@ -351,8 +375,9 @@ impl Wire {
     /// Until when something must have come from the peer, or been taken by it.
     fn dead_at(&self) -> Option<Instant> {
         let owing_since = match self.framing {
-            Framing::Native(_) => self.owing_since,
-            Framing::Classic(_) => None,
+            // What is not read by us is not owed by the peer.
+            Framing::Native(_) if self.wants_input() => self.owing_since,
+            _ => None,
         };
         let unread_since = (!self.output.is_empty()).then_some(self.written_at);
         let since = [owing_since, unread_since].into_iter().flatten().max()?;
@@ -365,7 +390,9 @@ impl Wire {
             Stage::Lingering { until } => Some(until),
             _ => None,
         };
-        [self.dead_at(), self.peer.wake_at(), fields, linger].into_iter().flatten().min()
+        // While the output is full the chat is not polled: the peer comes first.
+        let retry = self.peer.wake_at().filter(|_| self.takes_output());
+        [self.dead_at(), retry, fields, linger].into_iter().flatten().min()
     }
 
     /// Sees to it that the task wakes when something is due. Whether it is due
@@ -394,11 +421,11 @@ impl Wire {
     }
 }
 
-/// A text that is a small part of what was read is copied out of it: wherever
-/// it waits, it must not keep all the rest in memory.
+/// A text that may be a small part of what was read is copied out of it:
+/// wherever it waits, it must not keep all the rest in memory.
 fn detached(request: Request) -> Request {
     match request {
-        Request::Send { user, text } if text.len() < READ_BYTES_MAX / 4 => {
+        Request::Send { user, text } if text.len() < READ_BYTES_MAX => {
             Request::Send { user, text: (*text).into() }
         }
         other => other,

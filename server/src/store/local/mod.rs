@@ -27,6 +27,7 @@ mod sessions;
 #[cfg(test)]
 mod tests;
 
+use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -149,8 +150,14 @@ impl LocalStore {
         let path = opener.path().to_owned();
         let committer = Committer::new(config, Arc::clone(&shared), opener, engine, loaded);
         let commit = move || {
+            // A bug in here leaves nobody who decides anything: nothing that was
+            // answered is lost by the end of the process, and the next one serves.
+            let Ok(closed) = panic::catch_unwind(AssertUnwindSafe(|| committer.run())) else {
+                tracing::error!("the commit thread panicked: the process ends");
+                std::process::abort();
+            };
             // It says that it has closed when it has let go of everything.
-            if let Some(closed) = committer.run() {
+            if let Some(closed) = closed {
                 Closed::pronounce(closed);
             }
         };

@@ -1,6 +1,7 @@
 //! Opening the engine again after it has failed, on a thread of its own: the
 //! commit thread goes on answering meanwhile.
 
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
@@ -39,7 +40,7 @@ impl Recovery {
             drop(failed);
             let mut last = String::new();
             loop {
-                match load::open(&*opener) {
+                match panic::catch_unwind(AssertUnwindSafe(|| load::open(&*opener))).unwrap_or_else(give_up) {
                     Ok((engine, loaded)) => {
                         return queue.push(Command::Recovered(Box::new(Recovered { engine, loaded })));
                     }
@@ -51,9 +52,7 @@ impl Recovery {
             }
         };
         let thread = thread::Builder::new().name("store-recover".to_owned()).spawn(attempts);
-        let thread =
-            thread.inspect_err(|error| tracing::error!(%error, "no thread to recover the store")).ok();
-        Self { stop: Some(stop), thread }
+        Self { stop: Some(stop), thread: Some(thread.unwrap_or_else(give_up)) }
     }
 }
 
@@ -66,6 +65,13 @@ impl Drop for Recovery {
             tracing::error!("the recovery of the store panicked");
         }
     }
+}
+
+/// Without a recovery the store would be unavailable for good. The next process
+/// recovers it; nothing that was answered is lost.
+fn give_up<E: std::fmt::Debug, T>(error: E) -> T {
+    tracing::error!(?error, "the store cannot be recovered by this process, which ends");
+    std::process::abort();
 }
 
 /// The same trouble, twice a second, is said once.

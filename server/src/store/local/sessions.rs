@@ -160,11 +160,15 @@ impl Sessions {
         true
     }
 
-    /// Counts one connection of a session less.
+    /// Counts one connection of a session less. One that is open no more and
+    /// has sent nothing has nothing to be remembered for.
     pub(super) fn close(&mut self, token: &SessionToken, now: Duration) {
-        if let Some(session) = self.known.get_mut(token) {
-            session.open = session.open.saturating_sub(1);
-            session.used = now;
+        let Some(session) = self.known.get_mut(token) else { return };
+        session.open = session.open.saturating_sub(1);
+        session.used = now;
+        if session.open == 0 && session.outcomes.highest() == 0 && !session.idle {
+            self.known.remove(token);
+        } else {
             self.mark_idle(token);
         }
     }
@@ -328,6 +332,7 @@ mod tests {
         for second in 0..1000 {
             let now = Duration::from_secs(second);
             assert!(sessions.open(&token("a"), now));
+            sessions.record(&token("a"), second as u32 + 1, Outcome::Stored, now);
             sessions.close(&token("a"), now);
             assert_eq!(sessions.forget_idle(now), []);
         }
@@ -335,9 +340,24 @@ mod tests {
     }
 
     #[test]
+    fn a_session_that_has_sent_nothing_takes_no_room_once_it_is_closed() {
+        let mut sessions = Sessions::new(1);
+        for n in 0..10 {
+            let token = token(&format!("s{n}"));
+            assert!(sessions.open(&token, MINUTE));
+            assert!(sessions.open(&token, MINUTE));
+            sessions.close(&token, MINUTE);
+            assert!(!sessions.open(&self::token("other"), MINUTE), "it is open still");
+            sessions.close(&token, MINUTE);
+        }
+        assert!(sessions.known.is_empty() && sessions.idle.is_empty());
+    }
+
+    #[test]
     fn when_there_are_too_many_nothing_is_evicted_early() {
         let mut sessions = Sessions::new(2);
         assert!(sessions.open(&token("a"), MINUTE));
+        sessions.record(&token("a"), 1, Outcome::Stored, MINUTE);
         sessions.close(&token("a"), MINUTE);
         assert!(sessions.open(&token("b"), MINUTE));
         assert!(!sessions.open(&token("c"), 2 * MINUTE));

@@ -49,7 +49,9 @@ pub(super) fn check(folder: &Path, anew: bool) -> io::Result<usize> {
             damaged += usize::from(!anew || number != last);
         }
         if anew {
-            replace(&path, sound, torn)?;
+            // A torn end is what any kill may leave: only the latest is of interest.
+            let kept = if number == last { folder.join("last.torn") } else { path.with_extension("torn") };
+            replace(&path, sound, torn.then_some(&*kept))?;
         }
     }
     if anew {
@@ -71,12 +73,12 @@ fn journals(folder: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
     Ok(journals)
 }
 
-fn replace(journal: &Path, content: &[u8], keep: bool) -> io::Result<()> {
-    if keep {
-        let kept = journal.with_extension("torn");
-        fs::remove_file(&kept)
+/// Replaces a journal; it is kept under another name where there is one.
+fn replace(journal: &Path, content: &[u8], kept: Option<&Path>) -> io::Result<()> {
+    if let Some(kept) = kept {
+        fs::remove_file(kept)
             .or_else(|e| if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) })?;
-        fs::hard_link(journal, &kept)?;
+        fs::hard_link(journal, kept)?;
     }
     let copy = journal.with_extension("new");
     let mut file = File::create(&copy)?;
@@ -171,7 +173,7 @@ mod tests {
         assert_eq!(fs::read(folder.path().join("10.jnl")).unwrap(), torn);
         assert_eq!(check(folder.path(), true).unwrap(), 0);
         assert_eq!(fs::read(folder.path().join("10.jnl")).unwrap(), whole);
-        assert_eq!(fs::read(folder.path().join("10.torn")).unwrap(), torn);
+        assert_eq!(fs::read(folder.path().join("last.torn")).unwrap(), torn);
         assert_eq!(fs::read(folder.path().join("9.jnl")).unwrap(), whole);
         assert_eq!(check(folder.path(), false).unwrap(), 0);
         write("9.jnl", &torn);

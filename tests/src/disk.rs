@@ -1,0 +1,107 @@
+//! A disk that is small enough to be filled: a tmpfs in a mount namespace of
+//! its own, so that nobody else sees it and nothing of it is left.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use tempfile::TempDir;
+
+/// One disk, there for as long as this is.
+#[derive(Debug)]
+pub struct SmallDisk {
+    /// A process that does nothing but keep the namespace.
+    keeper: Child,
+    folder: TempDir,
+}
+
+impl SmallDisk {
+    /// A disk of so many MiB.
+    ///
+    /// # Panics
+    /// Where the system does not permit it: with what is needed.
+    #[must_use]
+    pub fn new(mib: u32) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let mut command = Command::new("unshare");
+        command.arg("--mount");
+        if !is_root() {
+            command.arg("--map-root-user");
+        }
+        let script = format!("mount -t tmpfs -o size={mib}m hark \"$0\" && echo ready && exec cat");
+        command.args(["sh", "-c", &script]).arg(folder.path());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut keeper = command.spawn().expect("unshare, of the package util-linux");
+        let mut line = String::new();
+        BufReader::new(keeper.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        if line != "ready\n" {
+            let mut said = String::new();
+            keeper.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+            drop(keeper.wait());
+            panic!(
+                "this test mounts a tmpfs in a namespace of its own: run it as root, or let users make namespaces (sysctl kernel.unprivileged_userns_clone=1, kernel.apparmor_restrict_unprivileged_userns=0); {said}"
+            );
+        }
+        Self { keeper, folder }
+    }
+
+    /// A command that runs the one that follows where the disk is seen.
+    #[must_use]
+    pub fn enter(&self) -> Vec<String> {
+        let mut words =
+            vec!["nsenter".to_owned(), format!("--target={}", self.keeper.id()), "--mount".into()];
+        if !is_root() {
+            words.extend(["--user".into(), "--preserve-credentials".into()]);
+        }
+        words
+    }
+
+    /// Its root, for who has entered.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        self.folder.path().to_owned()
+    }
+
+    /// Fills it to the last block.
+    ///
+    /// # Panics
+    /// Where it cannot be written for another reason than that it is full.
+    pub fn fill(&self) {
+        let mut file = File::create(self.filler()).unwrap();
+        let zeros = [0; 4096];
+        loop {
+            match file.write_all(&zeros) {
+                Ok(()) => {}
+                Err(error) if error.kind() == ErrorKind::StorageFull => return,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
+    /// Gives back what [`Self::fill`] has taken.
+    ///
+    /// # Panics
+    /// Where it was not filled.
+    pub fn free(&self) {
+        fs::remove_file(self.filler()).unwrap();
+    }
+
+    fn filler(&self) -> PathBuf {
+        let path = self.folder.path().strip_prefix("/").unwrap();
+        PathBuf::from(format!("/proc/{}/root", self.keeper.id())).join(path).join("filler")
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // It may have ended by itself, which is as good.
+        drop(self.keeper.kill());
+        drop(self.keeper.wait());
+    }
+}
+
+fn is_root() -> bool {
+    fs::metadata("/proc/self").unwrap().uid() == 0
+}
