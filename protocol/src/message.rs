@@ -595,6 +595,26 @@ fn parse_delivery(payload: ByteString) -> Result<Delivery, Refusal> {
     })
 }
 
+/// Cuts names into runs for a `list` each, of at most `bytes_max` bytes with
+/// their commas, but at least one name; one empty run where there are none.
+#[must_use]
+pub fn list_parts(names: &[UserName], bytes_max: usize) -> Vec<&[UserName]> {
+    if names.is_empty() {
+        return vec![names];
+    }
+    let mut bytes = names.first().map_or(0, |first| first.as_str().len());
+    let fits = |_: &UserName, next: &UserName| {
+        let alone = next.as_str().len();
+        bytes += 1 + alone;
+        let fits = bytes <= bytes_max;
+        if !fits {
+            bytes = alone;
+        }
+        fits
+    };
+    names.chunk_by(fits).collect()
+}
+
 pub(crate) fn write_names(names: &[UserName], to: &mut BytesMut) {
     for (i, name) in names.iter().enumerate() {
         if i > 0 {
@@ -622,5 +642,23 @@ fn put_code(to: &mut BytesMut, code: &str, explanation: &str) {
     if !explanation.is_empty() {
         to.put_u8(b',');
         to.put_slice(explanation.as_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_cut_into_runs_that_fit() {
+        let names: Vec<UserName> = (0..99).map(|n| format!("{n:064}").parse().unwrap()).collect();
+        for (bytes_max, each) in [(200, 3), (194, 3), (193, 2), (64, 1)] {
+            let runs = list_parts(&names, bytes_max);
+            let bytes = |run: &[UserName]| run.iter().map(|name| name.as_str().len() + 1).sum::<usize>() - 1;
+            assert!(runs.iter().all(|run| bytes(run) <= bytes_max));
+            assert!(runs.iter().rev().skip(1).all(|run| run.len() == each), "and are not cut for nothing");
+            assert_eq!(runs.concat(), names);
+        }
+        assert_eq!(list_parts(&[], 200), [&[]]);
     }
 }

@@ -24,7 +24,6 @@ use tokio_util::codec::{Decoder, Encoder};
 use super::ProtocolError;
 use crate::limits::{CLASSIC_BLOCK_BYTES, COMMAND_BYTES};
 use crate::message::{self, Code, Message, REQUEST_COMMANDS, Refusal};
-use crate::name::UserName;
 use crate::{Reply, Request};
 
 /// How long the fields of a command are waited for, in milliseconds.
@@ -163,7 +162,7 @@ pub fn encode(reply: &Reply, dst: &mut BytesMut) {
         Reply::String(delivery) => {
             let mut rest = &*delivery.text;
             loop {
-                let (part, after) = rest.split_at(floor_char_boundary(rest, PAYLOAD_BYTES));
+                let (part, after) = rest.split_at(rest.floor_char_boundary(PAYLOAD_BYTES));
                 write_block("string", part.as_bytes(), dst);
                 rest = after;
                 if rest.is_empty() {
@@ -172,7 +171,7 @@ pub fn encode(reply: &Reply, dst: &mut BytesMut) {
             }
         }
         Reply::List(names) => {
-            for part in list_parts(names) {
+            for part in message::list_parts(names, PAYLOAD_BYTES) {
                 let mut payload = BytesMut::new();
                 message::write_names(part, &mut payload);
                 write_block("list", &payload, dst);
@@ -182,7 +181,7 @@ pub fn encode(reply: &Reply, dst: &mut BytesMut) {
             let mut payload = BytesMut::new();
             reply.write_payload(&mut payload);
             let text = String::from_utf8_lossy(&payload);
-            let (fits, _) = text.split_at(floor_char_boundary(&text, PAYLOAD_BYTES));
+            let (fits, _) = text.split_at(text.floor_char_boundary(PAYLOAD_BYTES));
             write_block(reply.command(), fits.as_bytes(), dst);
         }
     }
@@ -277,31 +276,4 @@ fn needs_fields(command: &[u8]) -> bool {
         !optional
             && command.strip_prefix(name.as_bytes()).is_some_and(|padding| padding.iter().all(|&b| b == 0))
     })
-}
-
-/// Cuts names into runs that fit in a block each; one empty run for none.
-fn list_parts(names: &[UserName]) -> Vec<&[UserName]> {
-    let mut parts = Vec::new();
-    let mut rest = names;
-    loop {
-        let mut bytes = 0;
-        let count = rest
-            .iter()
-            .take_while(|name| {
-                bytes += name.as_str().len() + usize::from(bytes > 0);
-                bytes <= PAYLOAD_BYTES
-            })
-            .count();
-        let (part, after) = rest.split_at(count);
-        parts.push(part);
-        rest = after;
-        if rest.is_empty() {
-            return parts;
-        }
-    }
-}
-
-/// The largest index up to `at` that is between two characters.
-fn floor_char_boundary(text: &str, at: usize) -> usize {
-    (0..=at.min(text.len())).rev().find(|&i| text.is_char_boundary(i)).unwrap_or(0)
 }

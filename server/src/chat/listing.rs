@@ -2,7 +2,8 @@
 //! holds up nobody: neither a lock nor an async thread is kept for long.
 
 use bytestring::ByteString;
-use hark_protocol::limits::{COMMAND_BYTES, ID_BYTES};
+use hark_protocol::limits::FRAME_BYTES_MIN;
+use hark_protocol::message::list_parts;
 use hark_protocol::{Code, OkFields, Reply, UserName};
 use regex::{Regex, RegexBuilder};
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -86,28 +87,12 @@ impl Chat {
     }
 
     fn replies(&self, names: &[UserName], truncated: bool) -> Vec<Reply> {
-        let bytes_max = REPLY_BYTES_MAX.min(self.rules.frame_bytes_max - ID_BYTES - COMMAND_BYTES);
-        let mut replies: Vec<Reply> =
-            chunks(names, bytes_max).map(|names| Reply::List(names.to_vec())).collect();
-        if replies.is_empty() {
-            replies.push(Reply::List(Vec::new()));
-        }
+        let bytes_max = REPLY_BYTES_MAX.min(self.rules.frame_bytes_max - FRAME_BYTES_MIN);
+        let parts = list_parts(names, bytes_max).into_iter();
+        let mut replies: Vec<Reply> = parts.map(|names| Reply::List(names.to_vec())).collect();
         replies.push(Reply::Ok(OkFields::listed(names.len(), truncated)));
         replies
     }
-}
-
-/// Cuts names into runs of at most `bytes_max` bytes each with their commas.
-fn chunks(names: &[UserName], bytes_max: usize) -> impl Iterator<Item = &[UserName]> {
-    let mut bytes = 0;
-    names.chunk_by(move |before, _| {
-        bytes += before.as_str().len() + 1;
-        let fits = bytes + hark_protocol::limits::USER_NAME_BYTES_MAX <= bytes_max;
-        if !fits {
-            bytes = 0;
-        }
-        fits
-    })
 }
 
 fn compile(pattern: &str) -> Result<Regex, Fault> {
@@ -145,14 +130,5 @@ mod tests {
             "a{99999}{99999}",
             "not a regular expression: Compiled regex exceeds size limit of 1048576 bytes.",
         );
-    }
-
-    #[test]
-    fn names_are_cut_into_runs_that_fit() {
-        let names: Vec<UserName> = (0..99).map(|n| format!("{n:064}").parse().unwrap()).collect();
-        let runs: Vec<_> = chunks(&names, 200).collect();
-        assert!(runs.iter().all(|run| run.iter().map(|name| name.as_str().len() + 1).sum::<usize>() <= 201));
-        assert!(runs.iter().all(|run| run.len() == 3), "and are not cut for nothing");
-        assert_eq!(runs.concat(), names);
     }
 }
