@@ -6,18 +6,21 @@
 //!
 //! | module | what it owns |
 //! | --- | --- |
-//! | [`message`] | [`Request`] and [`Reply`], and the codes of a refusal |
+//! | [`message`] | [`Request`] and [`Reply`] |
+//! | [`code`] | why something was refused, failed or ended |
 //! | [`name`] | user names, passwords, session tokens, request ids, sequence numbers |
 //! | [`framing`] | the native and the classic framing, as codecs |
 //! | [`limits`] | every bound of the protocol |
 //! | [`correlation`] | which reply belongs to which waiting call |
 
+pub mod code;
 pub mod correlation;
 pub mod framing;
 pub mod limits;
 pub mod message;
 pub mod name;
 
+pub use code::{ByeReason, Code, Failure, Refusal};
 pub use framing::{Frame, Incoming, ProtocolError};
-pub use message::{ByeReason, Code, Delivery, Failure, OkFields, Refusal, Reply, Request};
+pub use message::{Delivery, OkFields, Reply, Request};
 pub use name::{Password, RequestId, Sequence, SessionToken, UserName};

@@ -23,8 +23,8 @@ use tokio_util::codec::{Decoder, Encoder};
 
 use super::ProtocolError;
 use crate::limits::{CLASSIC_BLOCK_BYTES, COMMAND_BYTES};
-use crate::message::{self, Code, Message, REQUEST_COMMANDS, Refusal};
-use crate::{Reply, Request};
+use crate::message::{self, Message, REQUEST_COMMANDS};
+use crate::{Code, Refusal, Reply, Request};
 
 /// How long the fields of a command are waited for, in milliseconds.
 pub const FIELDS_WAIT_MS: u64 = 50;

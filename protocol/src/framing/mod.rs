@@ -8,7 +8,7 @@
 pub mod classic;
 pub mod native;
 
-use crate::message::Refusal;
+use crate::code::Refusal;
 use crate::name::RequestId;
 
 /// A message with the id of the request that it is, or that it answers.

@@ -13,9 +13,9 @@ use tokio_util::codec::{Decoder, Encoder};
 
 use super::{Frame, Incoming, ProtocolError};
 use crate::limits::{FRAME_BYTES_MAX, FRAME_BYTES_MIN, ID_BYTES, LENGTH_BYTES};
-use crate::message::{self, Message, Refusal};
+use crate::message::{self, Message};
 use crate::name::RequestId;
-use crate::{Reply, Request};
+use crate::{Refusal, Reply, Request};
 
 /// Up to here a buffer grows as it likes: that wastes at most as much again,
 /// and keeps it from shrinking to the size of each small frame.

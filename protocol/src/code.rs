@@ -1,0 +1,142 @@
+//! The codes by which a server says what is the matter, each with the word that
+//! stands for it on the wire. Knows nothing of the messages that carry them.
+
+use std::borrow::Cow;
+use std::fmt;
+
+/// Why a connection receives no more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ByeReason {
+    /// Another connection receives for the user now.
+    TakenOver,
+    /// The account has ended.
+    Deleted,
+    /// The server stops; the connection closes next.
+    Shutdown,
+}
+
+impl ByeReason {
+    pub(crate) const ALL: [Self; 3] = [Self::TakenOver, Self::Deleted, Self::Shutdown];
+
+    /// The reason as it is written.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::TakenOver => "taken-over",
+            Self::Deleted => "deleted",
+            Self::Shutdown => "shutdown",
+        }
+    }
+}
+
+/// What kind of an `error` it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failure {
+    /// Try again; whether it happened is unknown.
+    Unavailable,
+    /// The bytes were not the protocol; the connection closes next.
+    Protocol,
+}
+
+impl Failure {
+    pub(crate) const ALL: [Self; 2] = [Self::Unavailable, Self::Protocol];
+
+    /// The code as it is written.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unavailable => "unavailable",
+            Self::Protocol => "protocol",
+        }
+    }
+}
+
+/// A request that was refused: nothing was changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{code}: {explanation}")]
+pub struct Refusal {
+    /// For programs.
+    pub code: Code,
+    /// For people: what was wrong and what to do about it.
+    pub explanation: Cow<'static, str>,
+}
+
+impl Refusal {
+    /// A refusal with a code and an explanation.
+    pub fn new(code: Code, explanation: impl Into<Cow<'static, str>>) -> Self {
+        Self { code, explanation: explanation.into() }
+    }
+}
+
+/// The codes of `notok`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Code {
+    /// There is no such command.
+    UnknownCommand,
+    /// Fields are missing or are not what they should be.
+    BadRequest,
+    /// Not a user name.
+    BadName,
+    /// Not a password that an account can have.
+    BadPassword,
+    /// Not a regular expression.
+    BadPattern,
+    /// There is such an account already.
+    Exists,
+    /// There is no such account.
+    NoSuchUser,
+    /// A wrong or missing password, or not allowed.
+    Denied,
+    /// The text is too long.
+    TooLarge,
+    /// The recipient's queue is full.
+    QueueFull,
+    /// Too often; the explanation begins with the seconds to wait.
+    RateLimited,
+    /// The server has as many as it is set to have.
+    TooMany,
+}
+
+impl Code {
+    /// Every code. The order stays, and a new one comes last: whoever keeps a
+    /// code may keep its place in here.
+    pub const ALL: [Self; 12] = [
+        Self::UnknownCommand,
+        Self::BadRequest,
+        Self::BadName,
+        Self::BadPassword,
+        Self::BadPattern,
+        Self::Exists,
+        Self::NoSuchUser,
+        Self::Denied,
+        Self::TooLarge,
+        Self::QueueFull,
+        Self::RateLimited,
+        Self::TooMany,
+    ];
+
+    /// The code as it is written.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::UnknownCommand => "unknown-command",
+            Self::BadRequest => "bad-request",
+            Self::BadName => "bad-name",
+            Self::BadPassword => "bad-password",
+            Self::BadPattern => "bad-pattern",
+            Self::Exists => "exists",
+            Self::NoSuchUser => "no-such-user",
+            Self::Denied => "denied",
+            Self::TooLarge => "too-large",
+            Self::QueueFull => "queue-full",
+            Self::RateLimited => "rate-limited",
+            Self::TooMany => "too-many",
+        }
+    }
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
