@@ -56,7 +56,7 @@ impl ClassicServerCodec {
     /// [`Self::give_up_on_fields`].
     #[must_use]
     pub fn awaits_fields(&self, src: &[u8]) -> bool {
-        !self.discarding && Front::of(src) == Front::Undecided
+        !self.discarding && Head::of(src) == Head::Undecided
     }
 
     /// Nothing more came: the next `decode` takes the command alone, or refuses
@@ -85,13 +85,13 @@ impl Decoder for ClassicServerCodec {
         }
         let padding = src.iter().take_while(|&&b| b == 0).count();
         src.advance(padding);
-        let front = if self.discarding { Front::Incomplete } else { Front::of(src) };
-        match front {
-            Front::Message => Ok(Some(take(src))),
-            Front::Undecided if overdue && src.len() == COMMAND_BYTES => Ok(Some(take(src))),
-            Front::Undecided if !overdue => Ok(wait(src)),
-            Front::Incomplete => Ok(wait(src)),
-            Front::Undecided | Front::TooLong => {
+        let head = if self.discarding { Head::Incomplete } else { Head::of(src) };
+        match head {
+            Head::Message => Ok(Some(take(src))),
+            Head::Undecided if overdue && src.len() == COMMAND_BYTES => Ok(Some(take(src))),
+            Head::Undecided if !overdue => Ok(wait(src)),
+            Head::Incomplete => Ok(wait(src)),
+            Head::Undecided | Head::TooLong => {
                 src.advance(COMMAND_BYTES);
                 self.discard(src);
                 Ok(Some(Err(Refusal::new(
@@ -105,7 +105,7 @@ impl Decoder for ClassicServerCodec {
 
 /// What the bytes are that have come and not been taken, without NULs before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Front {
+enum Head {
     /// More has to come.
     Incomplete,
     /// More may come, or not: see [`ClassicServerCodec::awaits_fields`].
@@ -116,7 +116,7 @@ enum Front {
     TooLong,
 }
 
-impl Front {
+impl Head {
     fn of(src: &[u8]) -> Self {
         if src.len() <= COMMAND_BYTES {
             return match src.len() {

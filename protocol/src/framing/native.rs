@@ -12,7 +12,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tokio_util::codec::{Decoder, Encoder};
 
 use super::{Frame, Incoming, ProtocolError};
-use crate::limits::{FRAME_BYTES_MAX, FRAME_BYTES_MIN, ID_BYTES, LENGTH_BYTES};
+use crate::limits::{FRAME_BYTES_MAX, FRAME_BYTES_MIN, LENGTH_BYTES, USER_NAME_BYTES_MAX};
 use crate::message::{self, Message};
 use crate::name::RequestId;
 use crate::{Refusal, Reply, Request};
@@ -20,6 +20,10 @@ use crate::{Refusal, Reply, Request};
 /// Up to here a buffer grows as it likes: that wastes at most as much again,
 /// and keeps it from shrinking to the size of each small frame.
 const SMALL_FRAME_BYTES: usize = 8 * 1024;
+
+/// What the fields of a `string` beside its text take in a frame, in bytes, at
+/// most: an id, a command, two numbers of 20 digits, a name and three commas.
+pub const PUSH_BYTES_BESIDE_TEXT: usize = FRAME_BYTES_MIN + 2 * 20 + USER_NAME_BYTES_MAX + 3;
 
 /// The framing as a server speaks it: requests in, replies out.
 pub type ServerCodec = NativeCodec<Request, Reply>;
@@ -114,11 +118,6 @@ pub fn encode(
         }
     }
 }
-
-/// What the fields of a `string` beside its text take at most: an id, a
-/// command, two numbers of 20 digits, a name and three commas.
-pub const PUSH_BYTES_BESIDE_TEXT: usize =
-    ID_BYTES + crate::limits::COMMAND_BYTES + 2 * 20 + crate::limits::USER_NAME_BYTES_MAX + 3;
 
 /// Makes room for the `missing` bytes of a frame without ever holding more than
 /// one largest frame: `reserve` would round up to twice what there was.
