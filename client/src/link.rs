@@ -72,16 +72,10 @@ impl LinkError {
     /// How long the server asks to wait, where it does.
     pub(crate) fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::Refused(refusal) if refusal.code == Code::RateLimited => seconds_to_wait(refusal),
+            Self::Refused(refusal) => refusal.retry_after(),
             _ => None,
         }
     }
-}
-
-/// What the explanation of `rate-limited` begins with.
-fn seconds_to_wait(refusal: &Refusal) -> Option<Duration> {
-    let digits = refusal.explanation.split(|c: char| !c.is_ascii_digit()).next()?;
-    digits.parse().ok().map(Duration::from_secs)
 }
 
 /// Who one wants to be on a new connection.

@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::time::Duration;
 
 /// Why a connection receives no more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +66,25 @@ impl Refusal {
     /// A refusal with a code and an explanation.
     pub fn new(code: Code, explanation: impl Into<Cow<'static, str>>) -> Self {
         Self { code, explanation: explanation.into() }
+    }
+
+    /// [`Code::RateLimited`] because of `why`: not before `wait` has passed, in
+    /// whole seconds, rounded up.
+    #[must_use]
+    pub fn rate_limited(wait: Duration, why: &str) -> Self {
+        let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+        Self::new(Code::RateLimited, format!("{seconds} s to wait: {why}"))
+    }
+
+    /// How long a [`Code::RateLimited`] asks to wait; `None` for any other, and
+    /// where it does not say.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        if self.code != Code::RateLimited {
+            return None;
+        }
+        let seconds = self.explanation.split(|c: char| !c.is_ascii_digit()).next()?;
+        seconds.parse().ok().map(Duration::from_secs)
     }
 }
 
@@ -138,5 +158,20 @@ impl Code {
 impl fmt::Display for Code {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_limit_says_how_long_to_wait() {
+        let refusal = Refusal::rate_limited(Duration::from_millis(6001), "too many passwords");
+        assert_eq!(refusal.to_string(), "rate-limited: 7 s to wait: too many passwords");
+        assert_eq!(refusal.retry_after(), Some(Duration::from_secs(7)));
+        assert_eq!(Refusal::new(Code::RateLimited, "3").retry_after(), Some(Duration::from_secs(3)));
+        assert_eq!(Refusal::new(Code::RateLimited, "later").retry_after(), None);
+        assert_eq!(Refusal::new(Code::TooMany, "7 accounts").retry_after(), None);
     }
 }

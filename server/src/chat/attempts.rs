@@ -12,7 +12,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use hark_protocol::{Code, UserName};
+use hark_protocol::UserName;
 use tokio::time::Instant;
 
 use super::Fault;
@@ -52,7 +52,7 @@ impl Attempts {
     /// that are under way are bounded by the [`super::passwords::Hasher`].
     ///
     /// # Errors
-    /// [`Code::RateLimited`] with the seconds to wait.
+    /// [`hark_protocol::Code::RateLimited`] with the seconds to wait.
     pub fn check(&self, user: &UserName, address: IpAddr, now: Instant) -> Result<(), Fault> {
         let address = network(address);
         let mut tables = self.lock();
@@ -63,9 +63,7 @@ impl Attempts {
         if wait.is_zero() {
             return Ok(());
         }
-        let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
-        let explanation = format!("{seconds} seconds to wait after too many wrong passwords");
-        Fault::refused(Code::RateLimited, explanation)
+        Fault::rate_limited(wait, "too many wrong passwords")
     }
 
     /// An attempt was wrong: how long to hold the answer back.
@@ -185,6 +183,8 @@ impl<K: Hash + Eq> Buckets<K> {
 
 #[cfg(test)]
 mod tests {
+    use hark_protocol::Code;
+
     use super::*;
 
     const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));

@@ -1,6 +1,8 @@
 //! `list`: the names that match a pattern, page by page, so that a big list
 //! holds up nobody: neither a lock nor an async thread is kept for long.
 
+use std::time::Duration;
+
 use bytestring::ByteString;
 use hark_protocol::limits::FRAME_BYTES_MIN;
 use hark_protocol::message::list_parts;
@@ -44,7 +46,7 @@ impl Lists {
     /// Waits for a turn; it ends when what is yielded is dropped.
     async fn turn(&self) -> Result<(SemaphorePermit<'_>, SemaphorePermit<'_>), Fault> {
         let Ok(place) = self.in_line.try_acquire() else {
-            return Fault::refused(Code::RateLimited, "1 second: too many lists are being made");
+            return Fault::rate_limited(Duration::from_secs(1), "too many lists are being made");
         };
         let turn = self.at_once.acquire().await.map_err(|_| Unavailable)?;
         Ok((place, turn))

@@ -21,7 +21,7 @@ pub mod peer;
 pub mod send_sessions;
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hark_protocol::limits::text_bytes_max;
 use hark_protocol::{Code, Failure, Refusal, Reply};
@@ -112,6 +112,10 @@ pub enum Fault {
 impl Fault {
     fn refused<T>(code: Code, explanation: impl Into<std::borrow::Cow<'static, str>>) -> Result<T, Self> {
         Err(Self::Refused(Refusal::new(code, explanation)))
+    }
+
+    fn rate_limited<T>(wait: Duration, why: &str) -> Result<T, Self> {
+        Err(Self::Refused(Refusal::rate_limited(wait, why)))
     }
 }
 

@@ -5,10 +5,11 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use argon2::Argon2;
 use argon2::password_hash::{PasswordHasher, PasswordVerifier, phc};
-use hark_protocol::{Code, Password};
+use hark_protocol::Password;
 use tokio::sync::Semaphore;
 
 use super::Fault;
@@ -49,7 +50,7 @@ impl Hasher {
     /// Hashes a password that came from `address`, with a fresh salt.
     ///
     /// # Errors
-    /// [`Code::RateLimited`] where too many wait; [`Unavailable`] where
+    /// [`hark_protocol::Code::RateLimited`] where too many wait; [`Unavailable`] where
     /// there is no memory or no randomness for it.
     pub async fn hash(&self, address: IpAddr, password: Password) -> Result<PasswordHash, Fault> {
         self.off_thread(address, move || hash(&password)).await?
@@ -124,7 +125,7 @@ impl<'a> Place<'a> {
     fn take(waiting: &'a AtomicUsize) -> Result<Self, Fault> {
         let place = Self(waiting);
         if waiting.fetch_add(1, Ordering::AcqRel) >= WAITING_MAX {
-            return Fault::refused(Code::RateLimited, "1 second: too many passwords are being checked");
+            return Fault::rate_limited(Duration::from_secs(1), "too many passwords are being checked");
         }
         Ok(place)
     }
@@ -162,6 +163,8 @@ fn verify(password: &Password, hash: &PasswordHash) -> Result<bool, Fault> {
 
 #[cfg(test)]
 mod tests {
+    use hark_protocol::Code;
+
     use super::*;
 
     const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
