@@ -77,7 +77,9 @@ fn open_store(arguments: &ServeArgs) -> anyhow::Result<Arc<dyn Store>> {
 }
 
 fn start_logging(arguments: &ServeArgs) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&arguments.log)
+    // The engine has much to say that is of use to its own authors alone; a
+    // filter that names it still gets it.
+    let filter = EnvFilter::try_new(format!("fjall=warn,lsm_tree=warn,{}", arguments.log))
         .with_context(|| format!("--log {:?} is neither a level nor a filter", arguments.log))?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match arguments.log_format {

@@ -55,8 +55,8 @@ fn main() {
 fn sends() {
     println!("\ndurable sends a second, beside a plain file with one fdatasync per group of the same size");
     println!(
-        "{:>9} {:>12} {:>12} {:>7}   (medians of {ROUNDS} rounds in turn)",
-        "in flight", "harkd", "plain file", "ratio"
+        "{:>9} {:>12} {:>12} {:>7} {:>12}   (medians of {ROUNDS} rounds in turn)",
+        "in flight", "harkd", "plain file", "ratio", "pings"
     );
     for in_flight in [1, 64, 1024] {
         let server = Harkd::builder()
@@ -67,19 +67,21 @@ fn sends() {
         for user in 0..8 {
             link.ok(Request::Create { user: name(&format!("user{user}")), password: None });
         }
-        let (mut ours, mut plain) = (Vec::new(), Vec::new());
+        let text = "x".repeat(TEXT_BYTES);
+        let sends: Vec<Request> = (0..8).map(|user| send(&format!("user{user}"), &text)).collect();
+        let (mut ours, mut plain, mut pings) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..ROUNDS {
-            ours.push(send_rate(&mut link, in_flight));
+            ours.push(rate(&mut link, &sends, in_flight));
             plain.push(plain_rate(server.store(), in_flight));
+            pings.push(rate(&mut link, &[Request::Ping], in_flight));
         }
-        let (ours, plain) = (median(ours), median(plain));
-        println!("{in_flight:>9} {ours:>12.0} {plain:>12.0} {:>7.2}", ours / plain);
+        let (ours, plain, pings) = (median(ours), median(plain), median(pings));
+        println!("{in_flight:>9} {ours:>12.0} {plain:>12.0} {:>7.2} {pings:>12.0}", ours / plain);
     }
 }
 
-fn send_rate(link: &mut Link, in_flight: usize) -> f64 {
-    let text = "x".repeat(TEXT_BYTES);
-    let requests: Vec<Request> = (0..8).map(|user| send(&format!("user{user}"), &text)).collect();
+/// Requests a second that are answered with so many of them under way.
+fn rate(link: &mut Link, requests: &[Request], in_flight: usize) -> f64 {
     let (start, mut answered) = (Instant::now(), 0);
     let mut next = requests.iter().cycle();
     link.keep_in_flight(in_flight, |done| {

@@ -1,5 +1,6 @@
 //! What section "Sending" of `docs/PROTOCOL.md` promises, of the real server:
 //! sessions, repeats, and what they survive.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use hark_protocol::{Code, Frame, Reply, Request};
 use hark_tests::{Harkd, Wire, name, send};
@@ -148,6 +149,21 @@ async fn a_hello_closes_the_connection_that_has_the_session_open() {
     while former.next().await.is_some() {}
     let expected: Vec<String> = (100..201).map(|id| id.to_string()).collect();
     assert_eq!(texts(&server, "bob").await, expected);
+}
+
+#[tokio::test]
+async fn a_hello_closes_a_connection_that_reads_nothing() {
+    let server = Harkd::start();
+    let mut former = Wire::hello(server.address(), "session").await;
+    // Answers that it does not read: they fill whatever there is in between.
+    let user = |n: u32| name(&format!("{n:060}"));
+    former.write_all((1..=1000).map(|id| (id, Request::Create { user: user(id), password: None }))).await;
+    former.reply_to(1000).await;
+    former.write_all((1001..=1400).map(|id| (id, Request::List { pattern: None }))).await;
+    former.reply_to(1010).await;
+    let _asleep = former.into_stream();
+    let mut latter = Wire::hello(server.address(), "session").await;
+    latter.ping().await;
 }
 
 #[tokio::test]

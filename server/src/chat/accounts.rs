@@ -120,12 +120,7 @@ impl Chat {
             Some(entry) => Ok(entry),
             None if !self.rules.require_password => Err(Fault::Refused(no_such_user(user))),
             None => {
-                // As slow as a wrong password, and as limited.
-                if let Some(password) = password {
-                    self.attempts.begin(user, address, Instant::now())?;
-                    self.hasher.pretend(password.clone()).await?;
-                    self.hold_back().await;
-                }
+                self.pretend(address, user, password).await?;
                 denied()
             }
         }
@@ -139,7 +134,10 @@ impl Chat {
         password: Option<Password>,
     ) -> Result<(), Fault> {
         match (entry.password.clone(), password) {
-            (None, _) if self.rules.require_password => denied(),
+            (None, password) if self.rules.require_password => {
+                self.pretend(address, &entry.account.name, password.as_ref()).await?;
+                denied()
+            }
             (None, _) => Ok(()),
             (Some(_), None) => denied(),
             (Some(hash), Some(password)) => self.check(address, &entry.account.name, password, hash).await,
@@ -154,13 +152,32 @@ impl Chat {
         hash: PasswordHash,
     ) -> Result<(), Fault> {
         self.attempts.begin(user, address, Instant::now())?;
-        if self.hasher.verify(password, hash).await? {
-            self.attempts.was_right(user, address, Instant::now());
-            return Ok(());
+        let verified = self.hasher.verify(password, hash).await;
+        if verified != Ok(false) {
+            // Right, or never looked at: neither counts.
+            self.attempts.give_back(user, address, Instant::now());
+            return verified.map(drop);
         }
         tracing::info!(%user, %address, "wrong password");
         self.hold_back().await;
         denied()
+    }
+
+    /// As slow as a wrong password, and as limited.
+    async fn pretend(
+        &self,
+        address: IpAddr,
+        user: &UserName,
+        password: Option<&Password>,
+    ) -> Result<(), Fault> {
+        let Some(password) = password else { return Ok(()) };
+        self.attempts.begin(user, address, Instant::now())?;
+        if let Err(fault) = self.hasher.pretend(password.clone()).await {
+            self.attempts.give_back(user, address, Instant::now());
+            return Err(fault);
+        }
+        self.hold_back().await;
+        Ok(())
     }
 
     async fn hold_back(&self) {

@@ -68,8 +68,8 @@ impl Attempts {
         Ok(())
     }
 
-    /// The attempt was right: it does not count.
-    pub fn was_right(&self, user: &UserName, address: IpAddr, now: Instant) {
+    /// The attempt was right, or was never made: it does not count.
+    pub fn give_back(&self, user: &UserName, address: IpAddr, now: Instant) {
         let address = network(address);
         let mut tables = self.lock();
         tables.from_address.give_back(&address, now);
@@ -243,7 +243,7 @@ mod tests {
         let (attempts, now) = (Attempts::default(), Instant::now());
         for _ in 0..1000 {
             attempts.begin(&user("bob"), HERE, now).unwrap();
-            attempts.was_right(&user("bob"), HERE, now);
+            attempts.give_back(&user("bob"), HERE, now);
         }
         assert_eq!(attempts.lock().from_address.buckets.len(), 0, "and leave nothing behind");
     }

@@ -152,7 +152,14 @@ impl Peer {
     /// When to poll again even if nothing happens.
     #[must_use]
     pub fn wake_at(&self) -> Option<Instant> {
-        self.reception.as_ref().and_then(|reception| reception.session.retry_at())
+        let reception = self.reception.as_ref().filter(|_| self.end == Stage::Open)?;
+        reception.session.retry_at()
+    }
+
+    /// Whether somebody wants the connection to end now; the task is woken when
+    /// somebody does. For a front that cannot take what [`Self::poll`] yields.
+    pub fn is_told_to_close(&self, cx: &mut Context<'_>) -> bool {
+        self.control.poll(cx) == Poll::Ready(Wish::Close)
     }
 
     /// Takes a request, or what was wrong with one. Only while
@@ -187,15 +194,23 @@ impl Peer {
         }
     }
 
+    /// Ready when the connection has to end at once: it is dropped, whatever it
+    /// still has to say. To be polled even while nothing can be written, since
+    /// another connection may wait for it.
+    pub fn poll_cut(&self, cx: &mut Context<'_>) -> Poll<()> {
+        match self.control.poll(cx) {
+            Poll::Ready(Wish::Close) => Poll::Ready(()),
+            _ => Poll::Pending,
+        }
+    }
+
     /// What goes out next.
     pub fn poll(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<Output> {
         if self.end == Stage::Closed {
             return Poll::Pending;
         }
-        match self.control.poll(cx) {
-            Poll::Ready(Wish::Close) => return Poll::Ready(self.close()),
-            Poll::Ready(Wish::Drain) if self.end == Stage::Open => self.end = Stage::Ending { bye: true },
-            _ => {}
+        if self.end == Stage::Open && self.control.poll(cx).is_ready() {
+            self.end = Stage::Ending { bye: true };
         }
         loop {
             if let Poll::Ready((id, reply)) = self.poll_requests(cx) {
@@ -218,18 +233,6 @@ impl Peer {
                 Received::End(end) => self.ended = Some(end),
             }
         }
-    }
-
-    /// Ends at once. What the store has taken on goes on; what it has not is
-    /// dropped, and the send session is given back.
-    fn close(&mut self) -> Output {
-        self.end = Stage::Closed;
-        self.answers = VecDeque::new();
-        self.waiting = None;
-        self.operation = None;
-        self.send_session = None;
-        self.end_reception();
-        Output::Close
     }
 
     fn bye(&mut self, end: End) -> ByeReason {
@@ -389,7 +392,9 @@ impl Peer {
         }
     }
 
+    /// The peer has asked for this end, or is told otherwise.
     fn end_reception(&mut self) {
+        self.ended = None;
         if let Some(reception) = &mut self.reception {
             reception.end();
         }

@@ -60,13 +60,16 @@ impl SendSessions {
                 Err(mut released) => while released.changed().await.is_ok() {},
             }
         };
-        if !self.store.open_session(&token).await? {
+        // Before the answer: whoever goes away while waiting has asked for it.
+        session.stored = true;
+        let opened = self.store.open_session(&token).await;
+        session.stored = opened == Ok(true);
+        if !opened? {
             return Fault::refused(
                 Code::TooMany,
                 "the server has no room for another session; try again later",
             );
         }
-        session.stored = true;
         Ok(session)
     }
 
@@ -107,5 +110,95 @@ impl Drop for OpenSession {
         }
         self.sessions.lock().remove(&self.token);
         // `_release` is dropped after this, and wakes whoever waits.
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use futures::poll;
+    use hark_protocol::{Sequence, UserName};
+
+    use super::*;
+    use crate::store::{
+        Account, AccountEntry, Append, Created, Decide, Outcome, Page, PasswordHash, Pending, Position,
+        ReadLimit, Receiver,
+    };
+
+    /// Counts sessions, and leaves each `open_session` to be decided.
+    #[derive(Debug, Default)]
+    struct Counting {
+        asked: Mutex<Vec<Decide<bool>>>,
+        closed: AtomicUsize,
+    }
+
+    impl Store for Counting {
+        fn open_session(&self, _: &SessionToken) -> Pending<bool> {
+            let (decide, pending) = Pending::new();
+            self.asked.lock().unwrap().push(decide);
+            pending
+        }
+
+        fn close_session(&self, _: &SessionToken) {
+            self.closed.fetch_add(1, Ordering::Relaxed);
+        }
+
+        fn create(&self, _: &UserName, _: Option<PasswordHash>) -> Pending<Created> {
+            unimplemented!()
+        }
+
+        fn account(&self, _: &UserName) -> Pending<Option<AccountEntry>> {
+            unimplemented!()
+        }
+
+        fn set_password(&self, _: &Account, _: Option<PasswordHash>, _: PasswordHash) -> Pending<bool> {
+            unimplemented!()
+        }
+
+        fn delete(&self, _: &Account) -> Pending<bool> {
+            unimplemented!()
+        }
+
+        fn names(&self, _: Option<&UserName>, _: usize) -> Pending<Vec<UserName>> {
+            unimplemented!()
+        }
+
+        fn append(&self, _: Append) -> Pending<Outcome> {
+            unimplemented!()
+        }
+
+        fn receive(&self, _: &Account) -> Pending<Option<Receiver>> {
+            unimplemented!()
+        }
+
+        fn read(&self, _: &Account, _: Sequence, _: ReadLimit) -> Pending<Page> {
+            unimplemented!()
+        }
+
+        fn acknowledge(&self, _: &Account, _: Position) {}
+
+        fn close(&self) -> Pending<()> {
+            unimplemented!()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_hello_that_is_cut_short_gives_the_session_back_to_the_store() {
+        let store = Arc::<Counting>::default();
+        let sessions = Arc::new(SendSessions::new(Arc::clone(&store) as Arc<dyn Store>));
+        let open = || sessions.open("session".parse().unwrap(), Arc::default());
+        let mut cut_short = Box::pin(open());
+        assert!(poll!(&mut cut_short).is_pending());
+        drop(cut_short);
+        assert_eq!(store.closed.load(Ordering::Relaxed), 1, "the store counts what it was asked for");
+
+        for (decided, closed) in [(Ok(true), 2), (Ok(false), 2), (Err(crate::store::Unavailable), 2)] {
+            let mut opening = Box::pin(open());
+            assert!(poll!(&mut opening).is_pending());
+            store.asked.lock().unwrap().pop().unwrap().decide(decided);
+            drop(opening.await);
+            assert_eq!(store.closed.load(Ordering::Relaxed), closed, "after {decided:?}");
+        }
     }
 }

@@ -128,12 +128,15 @@ impl Wire {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         for _ in 0..TURNS_MAX {
             self.now = Instant::now();
+            if self.peer.poll_cut(cx).is_ready() {
+                return Poll::Ready(Ok(()));
+            }
             while self.poll_peer(cx) | self.decode() {}
-            if self.poll_read(cx)? {
+            if self.poll_read(cx)? && !self.has_lingered() {
                 continue;
             }
             let progressed = self.poll_write(cx)?;
-            if self.is_over() {
+            if self.is_over() || (!progressed && self.is_cut_off(cx)) {
                 return Poll::Ready(Ok(()));
             }
             if !progressed && !self.poll_timer(cx) {
@@ -206,7 +209,7 @@ impl Wire {
     /// Takes requests from the input. Whether there were any.
     fn decode(&mut self) -> bool {
         let mut any = false;
-        while self.output.len() < OUTPUT_BYTES_MAX && self.wants_input() && !self.input.is_empty() {
+        while self.can_decode() {
             match self.decode_one() {
                 Ok(Some(Frame { id, message })) => {
                     any = true;
@@ -226,7 +229,15 @@ impl Wire {
                 }
             }
         }
+        if !self.can_decode() {
+            // Nothing can come of the wait now; it begins anew when it can.
+            self.fields_since = None;
+        }
         any
+    }
+
+    fn can_decode(&self) -> bool {
+        self.output.len() < OUTPUT_BYTES_MAX && self.wants_input() && !self.input.is_empty()
     }
 
     fn decode_one(&mut self) -> Result<Option<Incoming<Request>>, ProtocolError> {
@@ -330,10 +341,19 @@ impl Wire {
         Ok(true)
     }
 
+    /// Whether it was told to end, and cannot even write what is left.
+    fn is_cut_off(&self, cx: &mut Context<'_>) -> bool {
+        !self.output.is_empty() && self.peer.is_told_to_close(cx)
+    }
+
+    fn has_lingered(&self) -> bool {
+        matches!(self.stage, Stage::Lingering { until } if self.now >= until)
+    }
+
     /// Whether the connection has ended, or has to be taken for dead.
     fn is_over(&mut self) -> bool {
-        if let Stage::Lingering { until } = self.stage {
-            return self.now >= until;
+        if let Stage::Lingering { .. } = self.stage {
+            return self.has_lingered();
         }
         if !self.peer.awaits_ack() {
             self.owing_since = None;
@@ -362,7 +382,10 @@ impl Wire {
             Stage::Lingering { until } => Some(until),
             _ => None,
         };
-        [self.dead_at(), self.peer.wake_at(), fields, linger].into_iter().flatten().min()
+        // While the output is full the chat is not polled: the peer comes first.
+        let takes_output = self.stage == Stage::Open && self.output.len() < OUTPUT_BYTES_MAX;
+        let retry = self.peer.wake_at().filter(|_| takes_output);
+        [self.dead_at(), retry, fields, linger].into_iter().flatten().min()
     }
 
     /// Sees to it that the task wakes when something is due. Whether it is due

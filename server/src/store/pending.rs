@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use tokio::sync::oneshot;
+use tokio::sync::oneshot::error::TryRecvError;
 
 use super::Unavailable;
 
@@ -52,9 +53,39 @@ impl<T: Unpin> Future for Pending<T> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match &mut self.0 {
             State::Ready(outcome) => Poll::Ready(outcome.take().unwrap_or(Err(Unavailable))),
-            State::Waiting(receiver) => {
-                Pin::new(receiver).poll(cx).map(|decided| decided.unwrap_or(Err(Unavailable)))
-            }
+            // Looked at first, since the runtime lets a task that has had its share
+            // wait for what is there already: what follows from the outcome, and
+            // comes another way, must not come before it.
+            State::Waiting(receiver) => match receiver.try_recv() {
+                Ok(decided) => Poll::Ready(decided),
+                Err(TryRecvError::Closed) => Poll::Ready(Err(Unavailable)),
+                Err(TryRecvError::Empty) => {
+                    Pin::new(receiver).poll(cx).map(|decided| decided.unwrap_or(Err(Unavailable)))
+                }
+            },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::task::ready;
+
+    use tokio::task::coop;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_decided_is_there_for_a_task_that_has_had_its_share_of_time() {
+        let (decide, mut pending) = Pending::new();
+        decide.decide(Ok(7));
+        let polled = poll_fn(|cx| {
+            while coop::has_budget_remaining() {
+                ready!(coop::poll_proceed(cx)).made_progress();
+            }
+            Poll::Ready(Pin::new(&mut pending).poll(cx))
+        });
+        assert_eq!(polled.await, Poll::Ready(Ok(7)));
     }
 }

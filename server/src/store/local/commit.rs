@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use hark_protocol::SessionToken;
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::changes::{Changes, Notice};
 use super::engine::{Durability, Engine, EngineError, Opener};
-use super::ledger::{Changes, Ledger, Notice};
+use super::ledger::Ledger;
 use super::load::Loaded;
 use super::queue::{Acks, Command, Wait};
 use super::recovery::{Recovered, Recovery};

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use hark_protocol::{Code, Sequence, SessionToken, UserName};
 
-use super::engine::{Batch, Table};
+use super::changes::{Changes, News, Notice};
+use super::engine::Table;
 use super::load::Loaded;
 use super::record::{self, RESERVED_KEY};
 use super::sessions::{Known, Sessions};
@@ -56,52 +57,6 @@ struct Inbox {
 struct Numbers {
     next: u64,
     reserved: u64,
-}
-
-/// What a number of decisions changes.
-#[derive(Debug, Default)]
-pub(super) struct Changes {
-    /// What is to be written.
-    pub(super) batch: Batch,
-    /// Somebody waits until it is on stable storage.
-    pub(super) awaited: bool,
-    /// Numbers were set aside: unless that is durable, they could be given out
-    /// again after a crash of the machine, to readers that remember them.
-    pub(super) reserved: bool,
-    /// Accounts that begin.
-    pub(super) begun: Vec<u64>,
-    /// Accounts that end.
-    pub(super) ended: Vec<u64>,
-    /// Accounts whose cursor moves, and where to.
-    pub(super) cursors: Vec<(u64, u64)>,
-    /// Names that change in the directory; `None` for one that leaves.
-    pub(super) directory: Vec<(UserName, Option<Entry>)>,
-    /// What sessions are told, in this order.
-    pub(super) notices: Vec<Notice>,
-}
-
-/// What a session is told.
-#[derive(Debug)]
-pub(super) struct Notice {
-    account: Account,
-    feed: Feed,
-    news: News,
-}
-
-#[derive(Debug)]
-enum News {
-    Appended(Arc<Message>),
-    Ended(End),
-}
-
-impl Notice {
-    /// Tells it.
-    pub(super) fn deliver(self) {
-        match self.news {
-            News::Appended(message) => self.feed.appended(&message),
-            News::Ended(end) => self.feed.end(end),
-        }
-    }
 }
 
 impl Ledger {
@@ -316,10 +271,10 @@ impl Ledger {
 
     /// Adds what is written once for all decisions: the sessions' outcomes.
     pub(super) fn write_sessions(&mut self, changes: &mut Changes) {
-        for (token, outcomes) in self.sessions.take_changed() {
+        self.sessions.write_changed(|token, outcomes| {
             let key = token.as_str();
             changes.batch.put(Table::Sessions, key, record::encode_session(key.as_bytes(), outcomes));
-        }
+        });
     }
 
     /// Whether the dead messages outweigh the living ones.
@@ -423,11 +378,5 @@ impl Numbers {
         // 0 stands for the place before the first message.
         self.next += 1;
         self.next
-    }
-}
-
-impl Changes {
-    fn tell(&mut self, account: &Account, feed: Feed, news: News) {
-        self.notices.push(Notice { account: account.clone(), feed, news });
     }
 }

@@ -5,13 +5,14 @@
 //! | --- | --- |
 //! | `queue` | what waits for the commit thread |
 //! | `commit` | the commit thread: one batch and one sync for all that waits |
-//! | `ledger`, `sessions` | the rules, without I/O and without a clock |
+//! | `ledger`, `sessions`, `changes` | the rules, without I/O and without a clock |
 //! | `record` | how records are written as bytes |
 //! | `load`, `recovery` | the start, and starting again after a failure |
 //! | `directory`, `readers` | what other threads may see: what is committed |
 //! | `folder` | the files beside the engine's |
 //! | `engine` | the engines |
 
+mod changes;
 mod commit;
 mod directory;
 mod engine;

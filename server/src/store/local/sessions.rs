@@ -1,7 +1,7 @@
 //! The send sessions: which outcomes are remembered, and for how long. A state
 //! machine without I/O; the time is passed in.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use hark_protocol::SessionToken;
@@ -126,8 +126,8 @@ pub(super) struct Sessions {
     /// Sessions that may have to be forgotten, about in the order of their last
     /// use. A session that is not open stands here once.
     idle: VecDeque<(Duration, SessionToken)>,
-    /// Sessions whose record has changed since it was written.
-    changed: HashSet<SessionToken>,
+    /// Sessions whose record has changed since it was written, each once.
+    changed: Vec<SessionToken>,
 }
 
 #[derive(Debug, Default)]
@@ -135,13 +135,16 @@ struct Session {
     outcomes: Outcomes,
     open: usize,
     used: Duration,
+    /// It stands among the idle ones.
     idle: bool,
+    /// It stands among the changed ones.
+    changed: bool,
 }
 
 impl Sessions {
     /// No session yet, and room for `max`.
     pub(super) fn new(max: usize) -> Self {
-        Self { max, known: HashMap::new(), idle: VecDeque::new(), changed: HashSet::new() }
+        Self { max, known: HashMap::new(), idle: VecDeque::new(), changed: Vec::new() }
     }
 
     /// Puts a session back that was written earlier. It counts as used now.
@@ -169,9 +172,12 @@ impl Sessions {
     /// What is known of an id; `None` where the session is new and there is no
     /// room for it. A session that was never opened is taken in.
     pub(super) fn look_up(&mut self, token: &SessionToken, id: u32, now: Duration) -> Option<Known> {
-        let known = self.admit(token, now)?.outcomes.look_up(id);
+        if let Some(session) = self.known.get(token) {
+            return Some(session.outcomes.look_up(id));
+        }
+        self.admit(token, now)?;
         self.mark_idle(token);
-        Some(known)
+        Some(Known::New)
     }
 
     /// Remembers the outcome of a new id of a session that was looked up.
@@ -179,8 +185,8 @@ impl Sessions {
         if let Some(session) = self.known.get_mut(token) {
             session.outcomes.record(id, outcome);
             session.used = now;
-            if !self.changed.contains(token) {
-                self.changed.insert(token.clone());
+            if !std::mem::replace(&mut session.changed, true) {
+                self.changed.push(token.clone());
             }
         }
     }
@@ -195,7 +201,6 @@ impl Sessions {
             session.idle = false;
             if session.open == 0 && now.saturating_sub(session.used) >= KEPT {
                 self.known.remove(&token);
-                self.changed.remove(&token);
                 forgotten.push(token);
             } else {
                 self.mark_idle(&token);
@@ -204,13 +209,14 @@ impl Sessions {
         forgotten
     }
 
-    /// The sessions that have changed since this was last asked, with what is
-    /// to be written of each.
-    pub(super) fn take_changed(&mut self) -> impl Iterator<Item = (SessionToken, &Outcomes)> {
-        let known = &self.known;
-        self.changed
-            .drain()
-            .filter_map(|token| known.get(&token).map(|session| &session.outcomes).map(|o| (token, o)))
+    /// Calls `write` with each session that has changed since the last time.
+    pub(super) fn write_changed(&mut self, mut write: impl FnMut(&SessionToken, &Outcomes)) {
+        for token in self.changed.drain(..) {
+            if let Some(session) = self.known.get_mut(&token) {
+                session.changed = false;
+                write(&token, &session.outcomes);
+            }
+        }
     }
 
     /// The sessions that are open, and how often.

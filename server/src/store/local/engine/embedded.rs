@@ -3,12 +3,9 @@
 //! known about it:
 //!
 //! - A failed write or sync poisons it for good: it is dropped and opened again.
-//! - It takes what it finds in its journal for durable. After an unclean end
-//!   that may never have reached the disk, although it can be read: the kernel
-//!   takes a page for clean that it failed to write. So [`journal`] writes the
-//!   journals anew, and syncs them, before the engine sees them.
-//! - It cuts a journal off, without a word, where it cannot read it. So each
-//!   commit carries a count, which is compared with the one in [`CommitsFile`].
+//! - It takes what it finds in its journals for durable, and for all there was.
+//!   So [`journal`] checks them before the engine sees them, and each commit
+//!   carries a count, which is compared with the one in [`CommitsFile`].
 //! - A commit waits, without end, for workers that a full disk has killed. So
 //!   nothing is committed while they lag behind; see [`FjallEngine::catch_up`].
 
@@ -44,9 +41,9 @@ const CACHE_BYTES: u64 = 8 * 1024 * 1024;
 /// Files that are held open, at most.
 const OPEN_FILES_MAX: usize = 256;
 
-/// Threads that write tables out and merge them. One would leave the tables
-/// unwritten while it merges.
-const WORKERS: usize = 2;
+/// Threads that write tables out and merge them. Of two, one would spin while
+/// the other merges.
+const WORKERS: usize = 1;
 
 /// Tables in memory that wait to be written out, at most, for a commit to
 /// begin: the engine halts inside the commit at 4.
@@ -158,14 +155,16 @@ impl EmbeddedOpener {
 impl Opener for EmbeddedOpener {
     fn open(&self) -> Result<Box<dyn Engine>, OpenError> {
         let (file, known) = self.prepare()?;
-        if !known.clean {
-            journal::write_anew(&self.folder.engine()).map_err(|source| self.io(source))?;
+        let damaged =
+            journal::check(&self.folder.engine(), !known.clean).map_err(|source| self.io(source))?;
+        if damaged > 0 {
+            self.accept(format!("{damaged} of its journals cannot be read to the end"), None)?;
+            journal::check(&self.folder.engine(), true).map_err(|source| self.io(source))?;
         }
         // From here on it takes a close in order to be clean again.
         file.write_synced(Commits { clean: false, ..known }).map_err(|source| self.io(source))?;
         let compaction = Compaction::default();
-        let tables = open_tables(&self.folder.engine(), &self.live, &compaction)
-            .map_err(|error| self.explain(error))?;
+        let tables = open_tables(&self.folder.engine(), &self.live, &compaction)?;
         let commits = self.count(&tables)?;
         if commits < known.durable {
             let lost = known.durable - commits;
@@ -181,22 +180,6 @@ impl Opener for EmbeddedOpener {
 
     fn accepts_data_loss(&self) -> bool {
         self.accept_data_loss
-    }
-}
-
-impl EmbeddedOpener {
-    /// A journal that was changed in place is damage, and no trouble to be
-    /// retried.
-    fn explain(&self, error: OpenError) -> OpenError {
-        match &error {
-            OpenError::Engine { source, .. } => match source.downcast_ref() {
-                Some(fjall::Error::JournalRecovery(e)) => {
-                    self.folder.damaged(format!("its journal was changed: {e:?}"), None)
-                }
-                _ => error,
-            },
-            _ => error,
-        }
     }
 }
 
@@ -257,8 +240,10 @@ impl FjallEngine {
     /// until there are fewer. Where the worker that writes them has died, for
     /// instance because the disk is full, it would wait for ever. Here that is
     /// noticed, since a worker that dies poisons the engine.
-    fn catch_up(&self) -> Result<(), EngineError> {
+    fn catch_up(&mut self) -> Result<(), EngineError> {
         while self.tables.keyspaces.iter().any(is_behind) {
+            // A merge of all messages keeps the worker from writing tables out.
+            self.compaction.stop();
             self.tables.database.persist(PersistMode::Buffer).map_err(EngineError::new)?;
             thread::sleep(CATCH_UP_INTERVAL);
         }

@@ -183,7 +183,8 @@ async fn who_receives_is_told_after_a_failure_that_it_lags_or_has_ended() {
         let (amy, bob) = (create(&store, "amy").await, create(&store, "bob").await);
         let mut of_amy = store.receive(&amy).await.unwrap().unwrap();
         let mut of_bob = store.receive(&bob).await.unwrap().unwrap();
-        (of_amy.follow(), of_bob.follow());
+        of_amy.follow();
+        of_bob.follow();
         faults.fail_next(failure);
         assert_eq!(store.delete(&amy).await, Err(Unavailable));
         recovered(&store).await;

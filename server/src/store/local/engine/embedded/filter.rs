@@ -18,7 +18,7 @@ use crate::store::local::record::parse_message_key;
 const THREAD: &str = "store-compact";
 
 /// A merge of all messages, on a thread of its own, since the engine merges
-/// nothing while it is idle.
+/// nothing while it is idle. Under load it does, and this one gives way.
 #[derive(Debug, Default)]
 pub(super) struct Compaction {
     thread: Option<JoinHandle<()>>,
@@ -37,6 +37,8 @@ impl Compaction {
         if self.thread.as_ref().is_some_and(|thread| !thread.is_finished()) {
             return;
         }
+        self.stop();
+        self.stopping.store(false, Ordering::Relaxed);
         let (messages, small) = (messages.clone(), small.clone());
         let stopping = self.stopping();
         // The files that were merged are kept for readers who may have begun
@@ -55,10 +57,9 @@ impl Compaction {
 
     /// Ends a merge that is running, and waits for its end.
     pub(super) fn stop(&mut self) {
+        let Some(thread) = self.thread.take() else { return };
         self.stopping.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
+        if thread.join().is_err() {
             tracing::error!("the merge of the messages panicked");
         }
     }
@@ -124,7 +125,7 @@ impl Filter {
 impl CompactionFilter for Filter {
     fn filter_item(&mut self, item: ItemAccessor<'_>, _: &Context) -> CompactionFilterResult {
         if self.stopping.as_ref().is_some_and(|stopping| stopping.load(Ordering::Relaxed)) {
-            return Err(io::Error::other("the store closes").into());
+            return Err(io::Error::other("the merge gives way").into());
         }
         let Ok((incarnation, sequence)) = parse_message_key(item.key()) else { return Ok(Verdict::Keep) };
         let dead = match self.fate(incarnation) {

@@ -1,0 +1,67 @@
+//! Peers that do not read what they have asked for: they cost nobody but
+//! themselves.
+
+use std::time::Duration;
+
+use hark_protocol::Request;
+use hark_tests::{Harkd, Wire, name};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+
+/// A connection of a session that has asked for far more than it reads.
+async fn stuck(server: &Harkd) -> Wire {
+    let mut wire = Wire::hello(server.address(), "session").await;
+    let users = (0..1000).map(|n| Request::Create { user: name(&format!("{n:064}")), password: None });
+    wire.write_all((1..).zip(users)).await;
+    wire.reply_to(1000).await;
+    wire.write_all((1..1000).map(|id| (id, Request::List { pattern: None }))).await;
+    // Until the server has given up writing.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    wire
+}
+
+#[tokio::test]
+async fn a_hello_does_not_wait_for_a_connection_that_does_not_read() {
+    let server = Harkd::builder().arg("--ack-timeout=3600").start();
+    let _former = stuck(&server).await;
+    Wire::hello(server.address(), "session").await.ping().await;
+}
+
+#[tokio::test]
+async fn a_connection_that_does_not_read_holds_up_the_end_no_longer_than_it_may() {
+    let mut server = Harkd::builder().arg("--drain-timeout=0").arg("--ack-timeout=3600").start();
+    let _stuck = stuck(&server).await;
+    server.signal("TERM");
+    assert!(server.wait().success());
+    assert!(!server.log().contains("have not ended"), "{}", server.log());
+}
+
+/// What the process has used of the processors, in hundredths of a second.
+fn processor_time(server: &Harkd) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", server.pid())).unwrap();
+    let (_, fields) = stat.rsplit_once(") ").unwrap();
+    fields.split(' ').skip(11).take(2).map(|field| field.parse::<u64>().unwrap()).sum()
+}
+
+#[tokio::test]
+async fn a_command_whose_fields_are_waited_for_takes_no_time_while_the_output_is_full() {
+    let server = Harkd::builder().arg("--ack-timeout=3600").start();
+    let mut wire = Wire::connect(server.address()).await;
+    let users = (0..4000).map(|n| Request::Create { user: name(&format!("{n:064}")), password: None });
+    wire.write_all((1..).zip(users)).await;
+    wire.reply_to(4000).await;
+    let mut classic = TcpStream::connect(server.address()).await.unwrap();
+    let mut bytes = b"list".to_vec();
+    bytes.resize(1024, 0);
+    bytes.extend(*b"create\0\0\0\0\0\0\0\0\0");
+    for _ in 0..60 {
+        classic.write_all(&bytes).await.unwrap();
+        // The bare command is given up on before the next list comes.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let before = processor_time(&server);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let used = processor_time(&server) - before;
+    assert!(used < 10, "{used} hundredths of a second");
+    drop(classic);
+}
