@@ -31,8 +31,8 @@ use crate::{piped, setup};
 /// How long a command keeps the prompt away.
 const PROMPT_AFTER: Duration = Duration::from_secs(1);
 
-/// How long a send does.
-const PROMPT_AFTER_SEND: Duration = Duration::from_millis(100);
+/// How long a send does, and anything that the server is not asked for.
+const PROMPT_SOON: Duration = Duration::from_millis(100);
 
 /// How long a send is silent about not being answered yet.
 const PENDING_AFTER: Duration = Duration::from_millis(400);
@@ -110,7 +110,7 @@ impl Chat {
                 }
                 Input::Interrupted if !was_interrupted => {
                     was_interrupted = true;
-                    self.notice("Ctrl-C once more, Ctrl-D or quit to leave").await;
+                    self.say(self.style.notice("Ctrl-C once more, Ctrl-D or quit to leave")).await;
                 }
                 Input::Interrupted | Input::Ended => return,
             }
@@ -127,8 +127,7 @@ impl Chat {
 
     fn prompt(&self) -> LinkPrompt {
         let user = self.user.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let turns = Arc::clone(&self.terminal.turns);
-        LinkPrompt::new(user.as_ref(), &self.server, self.style, Arc::clone(&self.is_up), turns)
+        LinkPrompt::new(user.as_ref(), &self.server, self.style, Arc::clone(&self.is_up))
     }
 
     async fn understand(self: &Arc<Self>, line: &str) -> std::ops::ControlFlow<()> {
@@ -137,16 +136,16 @@ impl Chat {
         }
         match command::parse(line) {
             Ok(Command::Quit) => return std::ops::ControlFlow::Break(()),
-            Ok(Command::Help) => self.terminal.show(command::help()).await,
+            Ok(Command::Help) => self.say(command::help()).await,
             Ok(_) if self.jobs.len() >= JOBS_MAX => {
-                self.notice("too many commands are waiting for the server").await;
+                self.say(self.style.notice("too many commands are waiting for the server")).await;
             }
             Ok(Command::Send(user, text)) => {
                 let foreground = Arc::default();
-                self.run(Arc::clone(self).send(user, text), &foreground, PROMPT_AFTER_SEND).await;
+                self.run(Arc::clone(self).send(user, text), &foreground, PROMPT_SOON).await;
             }
             Ok(command) => self.start(command).await,
-            Err(wrong) => self.terminal.show(self.style.bad(&wrong)).await,
+            Err(wrong) => self.say(self.style.bad(&wrong)).await,
         }
         std::ops::ControlFlow::Continue(())
     }
@@ -156,15 +155,22 @@ impl Chat {
         let command = match (command, me) {
             (Command::Password(None), Some(me)) => Command::Password(Some(me)),
             (Command::Password(None), None) => {
-                return self.notice("you are nobody: password USER, or login first").await;
+                return self.say(self.style.notice("you are nobody: password USER, or login first")).await;
             }
             (command, _) => command,
         };
         let foreground = Arc::<Foreground>::default();
         let job = Arc::clone(self).carry_out(command, Arc::clone(&foreground));
         if !self.run(job, &foreground, PROMPT_AFTER).await && !self.is_up.load(Ordering::Relaxed) {
-            self.notice("waiting for the server").await;
+            self.say(self.style.notice("waiting for the server")).await;
         }
+    }
+
+    /// Prints something before the next prompt, or with it.
+    async fn say(self: &Arc<Self>, text: String) {
+        let chat = Arc::clone(self);
+        let job = async move { chat.terminal.show(text).await };
+        self.run(job, &Foreground::default(), PROMPT_SOON).await;
     }
 
     /// Runs a command for as long as it may keep the prompt, and leaves it to
@@ -193,6 +199,7 @@ impl Chat {
 
     /// Leaves: what is under way may take a while, and says what became of it.
     async fn leave(&self, patience: Duration) -> usize {
+        self.terminal.stop_reading();
         let waiting = self.handle.unanswered();
         if waiting > 0 {
             let seconds = patience.as_secs();
