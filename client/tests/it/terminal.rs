@@ -62,9 +62,18 @@ impl Screen {
         self.keys.write_all(keys.as_bytes()).unwrap();
     }
 
-    /// Types a line and waits until it has come out as `expected`.
+    /// Presses keys at the next prompt. Before it, they are the terminal's.
+    #[track_caller]
+    fn at_prompt(&mut self, keys: &str) {
+        self.wait_until("a prompt", |screen| screen.trim_end().ends_with('>'));
+        self.keys(keys);
+    }
+
+    /// Enters a line at the next prompt, and waits until it has come to what
+    /// is expected.
+    #[track_caller]
     fn enter(&mut self, line: &str, expected: &str) {
-        self.keys(&format!("{line}\r"));
+        self.at_prompt(&format!("{line}\r"));
         self.wait_for(expected);
     }
 
@@ -100,8 +109,7 @@ impl Screen {
     /// Leaves with Ctrl-D at the next prompt (before it, it is no key of the
     /// editor); the exit code.
     fn leave(mut self) -> u32 {
-        self.wait_until("a prompt", |screen| screen.trim_end().ends_with('>'));
-        self.keys("\x04");
+        self.at_prompt("\x04");
         self.end()
     }
 
@@ -155,7 +163,7 @@ fn the_prompt_says_who_one_is_and_every_command_what_became_of_it() {
     screen.enter("disconnect", "you are nobody");
     screen.enter("delete user2", "user2 was deleted");
     screen.enter("help", "leave a message for a user");
-    screen.keys("quit\r");
+    screen.at_prompt("quit\r");
     assert_eq!(screen.end(), 0);
 }
 
@@ -167,7 +175,7 @@ fn a_message_appears_above_the_line_being_typed() {
     screen.wait_for(&screen.prompt(""));
     screen.enter("connect amy", "you are amy, no messages were waiting");
     screen.wait_for(&screen.prompt("amy"));
-    screen.keys("send bob half ty");
+    screen.at_prompt("send bob half ty");
     screen.wait_for("half ty");
     server.chat.leave(Some("bob"), "amy", "hello, amy");
     let line = format!("{}send bob half ty", screen.prompt("amy"));
@@ -248,7 +256,7 @@ fn whoever_leaves_learns_what_is_not_stored() {
     server.stop();
     screen.wait_for("(offline)");
     screen.enter("send bob unwritten", "→ bob: unwritten … pending (waiting for the server)");
-    screen.keys("quit\r");
+    screen.at_prompt("quit\r");
     screen.wait_for("* waiting up to 2 s for 2 answers; Ctrl-C leaves at once");
     screen.wait_for("→ bob: written … unknown: it is not known whether the message was stored");
     screen.wait_for("→ bob: unwritten … not sent: the client is closed");
@@ -262,14 +270,18 @@ fn a_password_is_asked_for_without_echo_and_remembered_nowhere() {
     let mut screen = Screen::open(&terminal, &[]);
     screen.wait_for(&screen.prompt(""));
     screen.enter("password amy", "New password for amy: ");
-    screen.enter("hunter2", "The same again: ");
-    screen.enter("hunter2", "amy has a new password");
+    screen.keys("hunter2\r");
+    screen.wait_for("The same again: ");
+    screen.keys("hunter2\r");
+    screen.wait_for("amy has a new password");
     screen.enter("connect amy", "Password for amy: ");
-    screen.enter("hunter2", "you are amy, no messages were waiting");
+    screen.keys("hunter2\r");
+    screen.wait_for("you are amy, no messages were waiting");
     screen.enter("disconnect", "you are nobody");
-    screen.keys("login amy\r");
+    screen.at_prompt("login amy\r");
     screen.wait_until("it asks again", |screen| screen.matches("Password for amy:").count() == 2);
-    screen.enter("wrong", "refused (denied)");
+    screen.keys("wrong\r");
+    screen.wait_for("refused (denied)");
     assert!(!screen.raw().contains("hunter2"));
     // Even where it does not belong.
     screen.enter("login amy hunter2", "usage: login USER");
@@ -285,15 +297,14 @@ fn tab_completes_commands_and_the_names_that_were_seen() {
     let mut screen = Screen::open(&terminal, &[]);
     screen.wait_for(&screen.prompt(""));
     screen.enter("list", "1 user: somebody");
-    screen.keys("se\tso\thello\r");
+    screen.at_prompt("se\tso\thello\r");
     screen.wait_for("→ somebody: hello … stored");
     // The history has it, too.
-    screen.keys("\x1b[A\r");
+    screen.at_prompt("\x1b[A\r");
     screen.wait_until("it twice", |screen| screen.matches("→ somebody: hello … stored").count() == 2);
-    screen.keys("\x03");
+    screen.at_prompt("\x03");
     screen.wait_for("* Ctrl-C once more");
-    screen.wait_until("a prompt", |screen| screen.trim_end().ends_with('>'));
-    screen.keys("\x03");
+    screen.at_prompt("\x03");
     assert_eq!(screen.end(), 0);
 }
 
@@ -312,7 +323,7 @@ fn the_reception_that_is_taken_over_is_not_taken_back() {
     server.chat.leave(None, "amy", "2");
     let listened = ran(listening.wait_with_output().unwrap());
     assert!(listened.out.ends_with(" 2\n"), "{listened:?}");
-    screen.keys("connect amy\r");
+    screen.at_prompt("connect amy\r");
     screen.wait_until("it is amy again", |screen| screen.matches("you are amy").count() == 2);
     assert_eq!(screen.leave(), 0);
 }

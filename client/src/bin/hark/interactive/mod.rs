@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytestring::ByteString;
+use futures::FutureExt as _;
 use hark_client::{Event, Events, Handle, LinkState, Message, RequestError};
 use hark_protocol::{Code, Password, Refusal, UserName};
 use tokio_util::task::TaskTracker;
@@ -25,6 +26,7 @@ use self::terminal::{Input, Terminal};
 use crate::args::Settings;
 use crate::command::{self, Command, Done, Secrets};
 use crate::exit::{Exit, Failure};
+use crate::signals::{self, Interrupts};
 use crate::text::escape;
 use crate::{piped, setup};
 
@@ -43,6 +45,7 @@ const JOBS_MAX: usize = 2048;
 /// Chats until the user leaves.
 pub(crate) async fn run(settings: &Settings) -> Result<Exit, Failure> {
     let secrets = setup::secrets(settings)?;
+    let mut interrupts = signals::interrupts()?;
     let style = Style::of_terminal();
     let names = SeenNames::default();
     let history = setup::state_dir(settings)?.join("history");
@@ -60,11 +63,14 @@ pub(crate) async fn run(settings: &Settings) -> Result<Exit, Failure> {
         names,
         user: Mutex::default(),
         is_up: Arc::default(),
+        connecting: tokio::sync::Mutex::default(),
         jobs: TaskTracker::new(),
     });
     let watching = tokio::spawn(Arc::clone(&chat).watch(events));
     chat.read_commands().await;
-    let given_up = chat.leave(settings.timeout).await;
+    // One that came while a command was waited for meant that.
+    while interrupts.received().now_or_never().is_some() {}
+    let given_up = chat.leave(settings.timeout, interrupts).await;
     watching.await.map_err(|error| Failure::local(format!("the display has failed: {error}")))?;
     drop(chat);
     tokio::task::spawn_blocking(|| threads.join())
@@ -84,6 +90,9 @@ struct Chat {
     // Who one is, for the prompt; held for one look.
     user: Mutex<Option<UserName>>,
     is_up: Arc<AtomicBool>,
+    /// Held until a `connect` has said its result, which stands before the
+    /// messages.
+    connecting: tokio::sync::Mutex<()>,
     /// Commands that gave the prompt back before they were answered.
     jobs: TaskTracker,
 }
@@ -198,7 +207,7 @@ impl Chat {
     }
 
     /// Leaves: what is under way may take a while, and says what became of it.
-    async fn leave(&self, patience: Duration) -> usize {
+    async fn leave(&self, patience: Duration, mut interrupts: Interrupts) -> usize {
         self.terminal.stop_reading();
         let waiting = self.handle.unanswered();
         if waiting > 0 {
@@ -206,7 +215,10 @@ impl Chat {
             self.notice(&format!("waiting up to {seconds} s for {waiting} answers; Ctrl-C leaves at once"))
                 .await;
         }
-        let given_up = self.handle.close(patience).await;
+        let given_up = tokio::select! {
+            given_up = self.handle.close(patience) => given_up,
+            () = interrupts.received() => self.handle.close(Duration::ZERO).await,
+        };
         self.jobs.close();
         self.jobs.wait().await;
         given_up
@@ -239,6 +251,10 @@ impl Chat {
     }
 
     async fn carry_out(self: Arc<Self>, command: Command, foreground: Arc<Foreground>) {
+        let _connecting = match command {
+            Command::Connect(_) => Some(self.connecting.lock().await),
+            _ => None,
+        };
         let mut secrets = self.secrets.clone();
         if let (Command::Password(Some(user)), None) = (&command, &secrets.new_password) {
             let prompt = format!("New password for {}: ", escape(user.as_str()));
@@ -349,6 +365,8 @@ impl Chat {
     /// Shows a message, and takes it once it is on the terminal.
     async fn show_message(&self, message: Message) {
         self.names.learn(&message.delivery.sender);
+        // Not for long: the answer may wait for the server.
+        drop(tokio::time::timeout(PROMPT_SOON, self.connecting.lock()).await);
         self.terminal.show(self.style.message(&message.delivery, &style::now())).await;
         if let Err(error) = message.ack() {
             self.notice(&format!("this message will come again: {error}")).await;
