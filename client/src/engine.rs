@@ -20,7 +20,7 @@ use crate::config::{Backoff, Config};
 use crate::event::{Event, Events, LinkState};
 use crate::inbox::Inbox;
 use crate::link::{self, Introduction, Link, LinkError, Opened};
-use crate::outbox::{Command, Effect, Outbox};
+use crate::outbox::{Command, Effect, Now, Outbox};
 
 /// Events that one frame can lead to, and some for what happens without one.
 const EVENTS_HEADROOM: usize = 4;
@@ -153,8 +153,10 @@ impl Engine {
     }
 
     async fn open(&mut self) -> Option<Result<Opened, LinkError>> {
-        let introduction =
-            Introduction { session: self.outbox.session().clone(), identity: self.outbox.introduction() };
+        let introduction = Introduction {
+            session: self.outbox.session().clone(),
+            identity: self.outbox.identity.introduction(),
+        };
         let (dial, within) = (Arc::clone(&self.config.dial), self.config.timing.connect);
         let opening = tokio::time::timeout(within, async move { link::open(&*dial, &introduction).await });
         let opened = self.meanwhile(opening).await?;
@@ -163,7 +165,7 @@ impl Engine {
 
     /// Takes what the server made of who one is.
     async fn introduced(&mut self, identity: Result<OkFields, Refusal>) -> Result<(), LinkError> {
-        match (identity, self.outbox.introduction()) {
+        match (identity, self.outbox.identity.introduction()) {
             (Ok(fields), Some(Request::Connect { user, .. })) => {
                 self.receive_for(user, fields.as_queued().unwrap_or(0)).await
             }
@@ -324,7 +326,7 @@ impl Engine {
 
     /// Collects what is to be written: requests, then what was taken.
     fn fill(&mut self, link: &mut Link) -> Result<(), LinkError> {
-        let (now, writer) = (Instant::now(), &mut link.writer);
+        let (now, writer) = (Now::read(), &mut link.writer);
         while writer.has_room() && self.outbox.write_next(now, |id, request| writer.queue(Some(id), request))
         {
         }
@@ -383,7 +385,7 @@ impl Engine {
     async fn receive_bye(&mut self, reason: ByeReason) {
         match reason {
             ByeReason::TakenOver => {
-                if let Some(user) = self.outbox.taken_over() {
+                if let Some(user) = self.outbox.identity.taken_over() {
                     self.emit(Event::TakenOver { user }).await;
                 }
             }

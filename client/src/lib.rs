@@ -13,10 +13,11 @@
 //! | [`taken`] | which messages a reader has taken, across restarts |
 //! | [`dial`] | how a connection is opened (the seam for other transports) |
 //! | [`error`] | how a request can end without having been carried out |
-//! | `outbox` | who one is and what is not answered; no I/O, time is an argument |
+//! | `outbox` | what is asked and not answered; no I/O, time is an argument |
+//! | `identity` | who one is, and what changes that |
 //! | `inbox` | what was pushed, and what of it may be acknowledged |
 //! | `link` | one connection: frames in and out |
-//! | `engine` | the task that drives the three above |
+//! | `engine` | the task that drives them |
 //!
 //! Invariants: a send has one id for ever, and ids are written in rising
 //! order; nothing new is written before what is repeated; a send is never
@@ -29,6 +30,7 @@ mod engine;
 pub mod error;
 pub mod event;
 pub mod handle;
+mod identity;
 mod inbox;
 mod link;
 mod outbox;

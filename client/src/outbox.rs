@@ -12,17 +12,16 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeSet, VecDeque};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use hark_protocol::correlation::Calls;
 use hark_protocol::limits::SENDS_UNANSWERED_MAX;
-use hark_protocol::{
-    Code, Failure, OkFields, Password, Refusal, Reply, Request, RequestId, SessionToken, UserName,
-};
+use hark_protocol::{Code, Failure, OkFields, Refusal, Reply, Request, RequestId, SessionToken, UserName};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::error::RequestError;
+use crate::identity::Identity;
 
 /// Sends take their ids below this one and everything else at or above it, so
 /// that the server's record of a session stays dense.
@@ -61,18 +60,18 @@ pub(crate) enum Effect {
     GiveUp(Failure, Cow<'static, str>),
 }
 
-/// Who one is.
-#[derive(Debug, Clone)]
-enum Identity {
-    Nobody,
-    User {
-        name: UserName,
-        password: Option<Password>,
-        receives: bool,
-    },
-    /// One was a user and is no more, for this reason; until the application
-    /// says who to be, nothing is sent as nobody.
-    Lost(Cow<'static, str>),
+/// One moment, by two clocks: the steady one, which may stand still while the
+/// machine sleeps, and the wall clock, which may be set.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Now {
+    pub(crate) steady: Instant,
+    pub(crate) wall: SystemTime,
+}
+
+impl Now {
+    pub(crate) fn read() -> Self {
+        Self { steady: Instant::now(), wall: SystemTime::now() }
+    }
 }
 
 /// A request under way.
@@ -80,8 +79,8 @@ enum Identity {
 struct Asked {
     command: Command,
     answer: Answer,
-    /// Until when it may be answered or repeated; set when first written.
-    deadline: Option<Instant>,
+    /// When it was first written.
+    first_written: Option<Now>,
     /// Whether nothing else may be under way beside it.
     is_alone: bool,
 }
@@ -90,7 +89,7 @@ struct Asked {
 #[derive(Debug)]
 pub(crate) struct Outbox {
     session: SessionToken,
-    identity: Identity,
+    pub(crate) identity: Identity,
     repeat_for: Duration,
     names_max: usize,
     next_send: u32,
@@ -115,7 +114,7 @@ impl Outbox {
     pub(crate) fn new(session: SessionToken, repeat_for: Duration, names_max: usize) -> Self {
         Self {
             session,
-            identity: Identity::Nobody,
+            identity: Identity::default(),
             repeat_for,
             names_max,
             next_send: 1,
@@ -158,7 +157,7 @@ impl Outbox {
     /// Accepts a command, behind all that were accepted before. Call only
     /// while [`Self::has_room`].
     pub(crate) fn accept(&mut self, command: Command) {
-        if self.changes_identity(&command.request) && self.len() > 0 {
+        if self.identity.is_changed_by(&command.request) && self.len() > 0 {
             self.held = Some(command);
         } else {
             self.enqueue(command);
@@ -167,17 +166,17 @@ impl Outbox {
 
     fn enqueue(&mut self, command: Command) {
         let is_send = matches!(command.request, Request::Send { .. });
-        if let (true, Identity::Lost(why)) = (is_send, &self.identity) {
-            let why = why.clone();
-            return end(command, Err(RequestError::NotSent(why)));
+        if let (true, Some(why)) = (is_send, self.identity.loss()) {
+            let outcome = RequestError::NotSent(why.clone());
+            return end(command, Err(outcome));
         }
-        let is_alone = self.changes_identity(&command.request);
+        let is_alone = self.identity.is_changed_by(&command.request);
         if is_alone {
             self.is_settling = true;
             self.is_connecting = matches!(command.request, Request::Connect { .. });
         }
         if let Some(id) = self.new_id(is_send) {
-            let asked = Asked { command, answer: Answer::default(), deadline: None, is_alone };
+            let asked = Asked { command, answer: Answer::default(), first_written: None, is_alone };
             self.fresh.push_back((id, asked));
         }
     }
@@ -196,35 +195,6 @@ impl Outbox {
         Some(id)
     }
 
-    /// Whether one may be somebody else, or need another password, after it.
-    fn changes_identity(&self, request: &Request) -> bool {
-        match request {
-            Request::Login { .. } | Request::Connect { .. } | Request::Disconnect => true,
-            Request::Delete { user, .. } | Request::Password { user, .. } => self.user() == Some(user),
-            _ => false,
-        }
-    }
-
-    /// Who one is, if somebody.
-    pub(crate) const fn user(&self) -> Option<&UserName> {
-        match &self.identity {
-            Identity::User { name, .. } => Some(name),
-            Identity::Nobody | Identity::Lost(_) => None,
-        }
-    }
-
-    /// What makes a new connection who one is; `None` for nobody.
-    pub(crate) fn introduction(&self) -> Option<Request> {
-        let Identity::User { name, password, receives } = &self.identity else {
-            return None;
-        };
-        let (user, password) = (name.clone(), password.clone());
-        Some(match receives {
-            true => Request::Connect { user, password },
-            false => Request::Login { user, password },
-        })
-    }
-
     /// Whether a `connect` is under way. Nothing may be acknowledged then.
     pub(crate) const fn is_connecting(&self) -> bool {
         self.is_connecting
@@ -234,21 +204,34 @@ impl Outbox {
     /// new; whether there was one. `write` says why one is too large.
     pub(crate) fn write_next(
         &mut self,
-        now: Instant,
+        now: Now,
         write: impl FnOnce(RequestId, &Request) -> Result<(), String>,
     ) -> bool {
         let Some((id, mut asked)) = self.next_to_write() else {
             return false;
         };
+        if self.is_forgotten(&asked, now) {
+            self.conclude_unknown(id, asked, "this machine was away for too long to ask again");
+            return true;
+        }
         match write(id, &asked.command.request) {
             Ok(()) => {
-                asked.deadline = asked.deadline.or(Some(now + self.repeat_for));
+                asked.first_written = asked.first_written.or(Some(now));
                 self.register(id, asked);
             }
-            Err(why) if asked.deadline.is_some() => self.conclude_unknown(id, asked, why),
+            Err(why) if asked.first_written.is_some() => self.conclude_unknown(id, asked, why),
             Err(why) => self.conclude(id, asked, Err(Refusal::new(Code::TooLarge, why).into())),
         }
         true
+    }
+
+    /// Whether the server may have forgotten a request by now. The steady
+    /// clock is seen to by [`Self::expire`]; but the server's goes on while
+    /// this machine sleeps, and then the wall clock knows better.
+    fn is_forgotten(&self, asked: &Asked, now: Now) -> bool {
+        asked.first_written.is_some_and(|first| {
+            now.wall.duration_since(first.wall).is_ok_and(|passed| passed > self.repeat_for)
+        })
     }
 
     fn next_to_write(&mut self) -> Option<(RequestId, Asked)> {
@@ -261,7 +244,8 @@ impl Outbox {
     }
 
     fn register(&mut self, id: RequestId, asked: Asked) {
-        let registered = self.calls.register(id, asked.deadline, asked);
+        let deadline = asked.first_written.map(|first| first.steady + self.repeat_for);
+        let registered = self.calls.register(id, deadline, asked);
         debug_assert!(registered.is_ok(), "an id is not used while it is under way");
     }
 
@@ -299,43 +283,11 @@ impl Outbox {
     }
 
     fn succeed(&mut self, id: RequestId, mut asked: Asked, fields: OkFields) -> Effect {
-        let effect = self.become_somebody(&asked.command.request, &fields);
+        let receives = self.identity.carried_out(&asked.command.request, &fields);
         let mut answer = std::mem::take(&mut asked.answer);
         answer.fields = fields;
         self.conclude(id, asked, Ok(answer));
-        effect
-    }
-
-    /// What a request that was carried out makes of who one is.
-    fn become_somebody(&mut self, request: &Request, fields: &OkFields) -> Effect {
-        match request {
-            Request::Connect { user, password } => {
-                self.identity =
-                    Identity::User { name: user.clone(), password: password.clone(), receives: true };
-                return Effect::Receives(user.clone(), fields.as_queued().unwrap_or(0));
-            }
-            Request::Login { user, password } => {
-                let receives = self.is_receiving_for(user);
-                self.identity = Identity::User { name: user.clone(), password: password.clone(), receives };
-            }
-            Request::Disconnect => self.identity = Identity::Nobody,
-            Request::Delete { user, .. } if self.user() == Some(user) => self.identity = Identity::Nobody,
-            Request::Password { user, new, .. } => self.change_password(user, new),
-            _ => {}
-        }
-        Effect::None
-    }
-
-    fn is_receiving_for(&self, user: &UserName) -> bool {
-        matches!(&self.identity, Identity::User { name, receives: true, .. } if name == user)
-    }
-
-    fn change_password(&mut self, user: &UserName, new: &Password) {
-        if let Identity::User { name, password, .. } = &mut self.identity
-            && name == user
-        {
-            *password = Some(new.clone());
-        }
+        receives.map_or(Effect::None, |(user, queued)| Effect::Receives(user, queued))
     }
 
     fn fail(
@@ -384,17 +336,15 @@ impl Outbox {
     /// One is no longer who one was, and this is why; who that was. What was
     /// to be sent as that user is not sent as anybody else.
     pub(crate) fn identity_lost(&mut self, refusal: &Refusal) -> Option<UserName> {
-        let user = self.user()?.clone();
-        self.identity = Identity::Lost(format!("no longer {user}: {}", refusal.explanation).into());
+        let user = self.identity.lose(refusal)?;
         self.drop_sends_of_the_lost();
         Some(user)
     }
 
     fn drop_sends_of_the_lost(&mut self) {
-        let Identity::Lost(why) = &self.identity else {
+        let Some(why) = self.identity.loss().cloned() else {
             return;
         };
-        let why = why.clone();
         let is_send = |asked: &Asked| matches!(asked.command.request, Request::Send { .. });
         let (unwritten, kept) =
             std::mem::take(&mut self.fresh).into_iter().partition(|(_, asked)| is_send(asked));
@@ -407,18 +357,6 @@ impl Outbox {
             if let Some(asked) = self.calls.remove_if(&id, is_send) {
                 self.conclude_unknown(id, asked, why.clone());
             }
-        }
-    }
-
-    /// Another connection receives now; whose messages these are, if they
-    /// came here until now.
-    pub(crate) fn taken_over(&mut self) -> Option<UserName> {
-        match &mut self.identity {
-            Identity::User { name, receives, .. } if *receives => {
-                *receives = false;
-                Some(name.clone())
-            }
-            _ => None,
         }
     }
 
@@ -507,5 +445,65 @@ fn end(command: Command, outcome: Result<Answer, RequestError>) {
         // Whoever asked may have stopped waiting; the request was carried out
         // all the same.
         drop(answer.send(outcome));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outbox() -> Outbox {
+        let repeat_for = Duration::from_secs(540);
+        Outbox::new("token".parse().unwrap(), repeat_for, 10)
+    }
+
+    type Waiting = oneshot::Receiver<Result<Answer, RequestError>>;
+
+    fn send(outbox: &mut Outbox) -> Waiting {
+        let (answer, waiting) = oneshot::channel();
+        let request = Request::Send { user: "bob".parse().unwrap(), text: "x".into() };
+        outbox.accept(Command { request, answer: Some(answer) });
+        waiting
+    }
+
+    /// Writes everything there is to write; the ids.
+    fn write_all(outbox: &mut Outbox, now: Now) -> Vec<u32> {
+        let mut ids = Vec::new();
+        while outbox.write_next(now, |id, _| {
+            ids.push(id.value());
+            Ok(())
+        }) {}
+        ids
+    }
+
+    #[tokio::test]
+    async fn a_session_whose_ids_are_used_up_is_followed_by_another() {
+        let mut outbox = outbox();
+        outbox.next_send = OTHER_IDS - 1;
+        let last = send(&mut outbox);
+        assert!(!outbox.has_room() && !outbox.is_session_spent());
+        assert_eq!(write_all(&mut outbox, Now::read()), [OTHER_IDS - 1]);
+        outbox.reply(RequestId::new(OTHER_IDS - 1).unwrap(), Reply::Ok(OkFields::none()));
+        last.await.unwrap().unwrap();
+        assert!(outbox.is_session_spent());
+        outbox.renew_session("another".parse().unwrap());
+        assert!(outbox.has_room());
+        drop(send(&mut outbox));
+        assert_eq!(write_all(&mut outbox, Now::read()), [1]);
+    }
+
+    #[tokio::test]
+    async fn a_send_is_not_repeated_after_a_sleep_that_only_the_wall_clock_has_seen() {
+        for (asleep_s, expected) in [(500, &[1][..]), (600, &[])] {
+            let mut outbox = outbox();
+            let mut waiting = send(&mut outbox);
+            let now = Now::read();
+            assert_eq!(write_all(&mut outbox, now), [1]);
+            outbox.link_lost();
+            let later = Now { wall: now.wall + Duration::from_secs(asleep_s), ..now };
+            assert_eq!(write_all(&mut outbox, later), expected);
+            let is_unknown = matches!(waiting.try_recv(), Ok(Err(RequestError::Unknown { .. })));
+            assert_eq!(is_unknown, expected.is_empty());
+        }
     }
 }

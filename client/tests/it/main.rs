@@ -7,6 +7,14 @@
 //! | `hark` | running the real binary |
 //! | the others | the tests |
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
 mod acks;
 mod chat;
 mod exactly_once;

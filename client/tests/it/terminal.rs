@@ -1,1 +1,329 @@
-//! (next)
+//! The chat in a pseudo-terminal: what is on the screen.
+
+use std::io::{Read, Write};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
+
+use portable_pty::{Child, CommandBuilder, MasterPty, PtySize, native_pty_system};
+
+use crate::chat::{ChatServer, Faults};
+use crate::hark::{Terminal, ran};
+
+const ROWS: u16 = 24;
+const COLUMNS: u16 = 80;
+
+/// How long something may take to appear.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// hark on a screen.
+struct Screen {
+    // Fed by a thread that reads what hark writes.
+    shared: Arc<Shared>,
+    keys: Box<dyn Write + Send>,
+    child: Box<dyn Child + Send + Sync>,
+    _master: Box<dyn MasterPty + Send>,
+    server: String,
+}
+
+struct Shared {
+    parser: Mutex<(vt100::Parser, Vec<u8>)>,
+    changed: Condvar,
+}
+
+impl Screen {
+    fn open(terminal: &Terminal, variables: &[(&str, &str)]) -> Self {
+        let size = PtySize { rows: ROWS, cols: COLUMNS, pixel_width: 0, pixel_height: 0 };
+        let pair = native_pty_system().openpty(size).unwrap();
+        let mut command = CommandBuilder::new(env!("CARGO_BIN_EXE_hark"));
+        command.env_clear();
+        command.env("TERM", "xterm-256color");
+        command.env("TZ", "UTC");
+        command.env("HARK_SERVER", &terminal.server);
+        command.env("HARK_TIMEOUT", "2");
+        command.env("XDG_STATE_HOME", terminal.state.path());
+        command.env("HOME", terminal.state.path());
+        for (variable, value) in variables {
+            command.env(variable, value);
+        }
+        let child = pair.slave.spawn_command(command).unwrap();
+        drop(pair.slave);
+        let parser = Mutex::new((vt100::Parser::new(ROWS, COLUMNS, 1000), Vec::new()));
+        let shared = Arc::new(Shared { parser, changed: Condvar::new() });
+        let reader = pair.master.try_clone_reader().unwrap();
+        std::thread::spawn({
+            let shared = Arc::clone(&shared);
+            move || shared.feed(reader)
+        });
+        let keys = pair.master.take_writer().unwrap();
+        Self { shared, keys, child, _master: pair.master, server: terminal.server.clone() }
+    }
+
+    fn keys(&mut self, keys: &str) {
+        self.keys.write_all(keys.as_bytes()).unwrap();
+    }
+
+    /// Presses keys at the next prompt. Before it, they are the terminal's.
+    #[track_caller]
+    fn at_prompt(&mut self, keys: &str) {
+        self.wait_until("a prompt", |screen| screen.trim_end().ends_with('>'));
+        self.keys(keys);
+    }
+
+    /// Enters a line at the next prompt, and waits until it has come to what
+    /// is expected.
+    #[track_caller]
+    fn enter(&mut self, line: &str, expected: &str) {
+        self.at_prompt(&format!("{line}\r"));
+        self.wait_for(expected);
+    }
+
+    /// Waits until the screen shows a text.
+    #[track_caller]
+    fn wait_for(&self, text: &str) {
+        self.wait_until(text, |screen| screen.contains(text));
+    }
+
+    #[track_caller]
+    fn wait_until(&self, what: &str, is_so: impl Fn(&str) -> bool) {
+        let parser = self.shared.parser.lock().unwrap();
+        let waiting = |parser: &mut (vt100::Parser, Vec<u8>)| !is_so(&parser.0.screen().contents());
+        let (parser, timeout) = self.shared.changed.wait_timeout_while(parser, PATIENCE, waiting).unwrap();
+        let contents = parser.0.screen().contents();
+        assert!(!timeout.timed_out(), "{what:?} did not come on the screen:\n{contents}");
+    }
+
+    fn contents(&self) -> String {
+        self.shared.parser.lock().unwrap().0.screen().contents()
+    }
+
+    /// Every byte that was written.
+    fn raw(&self) -> String {
+        String::from_utf8_lossy(&self.shared.parser.lock().unwrap().1).into_owned()
+    }
+
+    /// The prompt as `user`, while there is a link.
+    fn prompt(&self, user: &str) -> String {
+        format!("{user}{}{}> ", if user.is_empty() { "" } else { "@" }, self.server)
+    }
+
+    /// Leaves with Ctrl-D at the next prompt (before it, it is no key of the
+    /// editor); the exit code.
+    fn leave(mut self) -> u32 {
+        self.at_prompt("\x04");
+        self.end()
+    }
+
+    /// Waits for the end; the exit code.
+    fn end(mut self) -> u32 {
+        self.child.wait().unwrap().exit_code()
+    }
+}
+
+impl Drop for Screen {
+    fn drop(&mut self) {
+        // One that has ended by itself cannot be killed.
+        drop(self.child.kill());
+    }
+}
+
+impl Shared {
+    fn feed(&self, mut reader: Box<dyn Read + Send>) {
+        let mut bytes = [0; 4096];
+        // A terminal that is closed reads as an error.
+        while let Ok(count @ 1..) = reader.read(&mut bytes) {
+            let mut parser = self.parser.lock().unwrap();
+            parser.0.process(&bytes[..count]);
+            parser.1.extend_from_slice(&bytes[..count]);
+            self.changed.notify_all();
+        }
+    }
+}
+
+fn chat() -> (ChatServer, Terminal) {
+    let server = ChatServer::start();
+    let terminal = Terminal::at(&server);
+    (server, terminal)
+}
+
+#[test]
+fn the_prompt_says_who_one_is_and_every_command_what_became_of_it() {
+    let (_server, terminal) = chat();
+    let mut screen = Screen::open(&terminal, &[]);
+    screen.wait_for(&screen.prompt(""));
+    screen.enter("create user2", "user2 was created");
+    screen.enter("create user2", "refused (exists): there is a user user2 already");
+    screen.enter("login user2", "you are user2");
+    screen.wait_for(&screen.prompt("user2"));
+    screen.enter("list", "1 user: user2");
+    screen.enter("list (", "error: unclosed group");
+    screen.enter("send user2 hello, again", "→ user2: hello, again … stored");
+    screen.enter("send user9 x", "→ user9: x … refused (no-such-user): there is no user user9");
+    screen.enter("ping", "the server answers");
+    screen.enter("sned", "there is no command \"sned\", try help");
+    screen.enter("disconnect", "you are nobody");
+    screen.enter("delete user2", "user2 was deleted");
+    screen.enter("help", "leave a message for a user");
+    screen.at_prompt("quit\r");
+    assert_eq!(screen.end(), 0);
+}
+
+#[test]
+fn a_message_appears_above_the_line_being_typed() {
+    let (server, terminal) = chat();
+    server.chat.add("amy", None);
+    let mut screen = Screen::open(&terminal, &[]);
+    screen.wait_for(&screen.prompt(""));
+    screen.enter("connect amy", "you are amy, no messages were waiting");
+    screen.wait_for(&screen.prompt("amy"));
+    screen.at_prompt("send bob half ty");
+    screen.wait_for("half ty");
+    server.chat.leave(Some("bob"), "amy", "hello, amy");
+    let line = format!("{}send bob half ty", screen.prompt("amy"));
+    screen.wait_until("the message above the line", |screen| {
+        let rows: Vec<&str> = screen.trim_end().lines().collect();
+        let above = rows.len().checked_sub(2).map(|row| rows[row]);
+        above.is_some_and(|row| row.ends_with(" bob: hello, amy")) && rows.last() == Some(&line.as_str())
+    });
+    // It goes on where it was.
+    screen.keys("ped\r");
+    screen.wait_for("→ bob: half typed … refused");
+    assert_eq!(screen.leave(), 0);
+    assert_eq!(server.chat.queued("amy"), 0, "it was acknowledged");
+}
+
+#[test]
+fn what_others_send_is_shown_and_not_obeyed() {
+    let (server, terminal) = chat();
+    server.chat.add("amy", None);
+    server.chat.leave(Some("bob"), "amy", "\x1b[2J\x07\u{202e}evil\u{9b}31m\n10:00 ann: not ann");
+    let mut screen = Screen::open(&terminal, &[]);
+    screen.wait_for(&screen.prompt(""));
+    screen.enter("connect amy", "not ann");
+    let contents = screen.contents();
+    assert!(contents.contains(r"bob: \u{1b}[2J\u{7}\u{202e}evil\u{9b}31m"), "{contents}");
+    assert!(contents.contains("           10:00 ann: not ann"), "the second line is indented:\n{contents}");
+    assert_eq!(screen.leave(), 0);
+}
+
+#[test]
+fn colours_are_on_a_terminal_and_not_with_no_color() {
+    for (variables, is_coloured) in [(&[][..], true), (&[("NO_COLOR", "1")][..], false)] {
+        let (server, terminal) = chat();
+        server.chat.add("amy", None);
+        server.chat.leave(Some("bob"), "amy", "hi");
+        let mut screen = Screen::open(&terminal, variables);
+        screen.wait_for(&screen.prompt(""));
+        screen.enter("connect amy", "bob: hi");
+        screen.enter("send amy x", "stored");
+        let raw = screen.raw();
+        assert_eq!(screen.leave(), 0);
+        // A colour is a sequence that ends in m.
+        let has_colour = raw.split("\x1b[").skip(1).any(|rest| {
+            let end = rest.find(|c: char| c.is_ascii_alphabetic());
+            end.is_some_and(|end| rest[end..].starts_with('m'))
+        });
+        assert_eq!(has_colour, is_coloured, "{raw:?}");
+    }
+}
+
+#[test]
+fn while_the_server_is_away_what_is_typed_waits_and_says_so() {
+    let (server, terminal) = chat();
+    server.chat.add("bob", None);
+    let mut screen = Screen::open(&terminal, &[]);
+    screen.wait_for(&screen.prompt(""));
+    server.stop();
+    screen.wait_for("* no link to ");
+    screen.wait_for("(offline)");
+    screen.enter("send bob later", "→ bob: later … pending (waiting for the server)");
+    screen.enter("list", "* waiting for the server");
+    server.restart();
+    screen.wait_for("→ bob: later … stored");
+    screen.wait_for("1 user: bob");
+    screen.wait_for(&screen.prompt(""));
+    assert_eq!(screen.leave(), 0);
+    assert_eq!(server.chat.stored("bob"), ["later"]);
+}
+
+#[test]
+fn whoever_leaves_learns_what_is_not_stored() {
+    let (server, terminal) = chat();
+    server.chat.add("bob", None);
+    let mut screen = Screen::open(&terminal, &[]);
+    screen.wait_for(&screen.prompt(""));
+    server.chat.inject(Faults { is_silent: true, ..Faults::default() });
+    screen.enter("send bob written", "→ bob: written … pending");
+    server.stop();
+    screen.wait_for("(offline)");
+    screen.enter("send bob unwritten", "→ bob: unwritten … pending (waiting for the server)");
+    screen.at_prompt("quit\r");
+    screen.wait_for("* waiting up to 2 s for 2 answers; Ctrl-C leaves at once");
+    screen.wait_for("→ bob: written … unknown: it is not known whether the message was stored");
+    screen.wait_for("→ bob: unwritten … not sent: the client is closed");
+    assert_eq!(screen.end(), 3);
+}
+
+#[test]
+fn a_password_is_asked_for_without_echo_and_remembered_nowhere() {
+    let (server, terminal) = chat();
+    server.chat.add("amy", None);
+    let mut screen = Screen::open(&terminal, &[]);
+    screen.wait_for(&screen.prompt(""));
+    screen.enter("password amy", "New password for amy: ");
+    screen.keys("hunter2\r");
+    screen.wait_for("The same again: ");
+    screen.keys("hunter2\r");
+    screen.wait_for("amy has a new password");
+    screen.enter("connect amy", "Password for amy: ");
+    screen.keys("hunter2\r");
+    screen.wait_for("you are amy, no messages were waiting");
+    screen.enter("disconnect", "you are nobody");
+    screen.at_prompt("login amy\r");
+    screen.wait_until("it asks again", |screen| screen.matches("Password for amy:").count() == 2);
+    screen.keys("wrong\r");
+    screen.wait_for("refused (denied)");
+    assert!(!screen.raw().contains("hunter2"));
+    // Even where it does not belong.
+    screen.enter("login amy hunter2", "usage: login USER");
+    assert_eq!(screen.leave(), 0);
+    let history = std::fs::read_to_string(terminal.state.path().join("hark/history")).unwrap();
+    assert!(history.contains("connect amy") && !history.contains("hunter2"), "{history}");
+}
+
+#[test]
+fn tab_completes_commands_and_the_names_that_were_seen() {
+    let (server, terminal) = chat();
+    server.chat.add("somebody", None);
+    let mut screen = Screen::open(&terminal, &[]);
+    screen.wait_for(&screen.prompt(""));
+    screen.enter("list", "1 user: somebody");
+    screen.at_prompt("se\tso\thello\r");
+    screen.wait_for("→ somebody: hello … stored");
+    // The history has it, too.
+    screen.at_prompt("\x1b[A\r");
+    screen.wait_until("it twice", |screen| screen.matches("→ somebody: hello … stored").count() == 2);
+    screen.at_prompt("\x03");
+    screen.wait_for("* Ctrl-C once more");
+    screen.at_prompt("\x03");
+    assert_eq!(screen.end(), 0);
+}
+
+#[test]
+fn the_reception_that_is_taken_over_is_not_taken_back() {
+    let (server, terminal) = chat();
+    server.chat.add("amy", None);
+    let other = Terminal::at(&server);
+    let mut screen = Screen::open(&terminal, &[]);
+    screen.wait_for(&screen.prompt(""));
+    screen.enter("connect amy", "you are amy");
+    server.chat.leave(None, "amy", "1");
+    screen.wait_for("(nobody): 1");
+    let listening = other.hark(["listen", "amy", "--count", "1"]).spawn().unwrap();
+    screen.wait_for("* another connection receives for amy now; connect to take it back");
+    server.chat.leave(None, "amy", "2");
+    let listened = ran(listening.wait_with_output().unwrap());
+    assert!(listened.out.ends_with(" 2\n"), "{listened:?}");
+    screen.at_prompt("connect amy\r");
+    screen.wait_until("it is amy again", |screen| screen.matches("you are amy").count() == 2);
+    assert_eq!(screen.leave(), 0);
+}

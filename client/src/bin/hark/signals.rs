@@ -1,49 +1,72 @@
 //! The signals that ask to end.
 
+#[cfg(unix)]
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
 use crate::exit::Failure;
 
+/// SIGINT, as something to wait for.
+pub(crate) struct Interrupts {
+    #[cfg(unix)]
+    signal: Signal,
+}
+
 /// SIGINT and SIGTERM, as something to wait for.
-#[cfg(unix)]
 pub(crate) struct Stop {
-    interrupt: tokio::signal::unix::Signal,
-    terminate: tokio::signal::unix::Signal,
+    interrupts: Interrupts,
+    #[cfg(unix)]
+    terminate: Signal,
 }
 
-/// Begins to catch the signals: from now on they do not end the process.
 #[cfg(unix)]
+fn catch(kind: SignalKind) -> Result<Signal, Failure> {
+    signal(kind).map_err(|error| Failure::local(format!("cannot catch signals: {error}")))
+}
+
+/// Begins to catch SIGINT: from now on it does not end the process.
+pub(crate) fn interrupts() -> Result<Interrupts, Failure> {
+    Ok(Interrupts {
+        #[cfg(unix)]
+        signal: catch(SignalKind::interrupt())?,
+    })
+}
+
+/// Begins to catch both: from now on they do not end the process.
 pub(crate) fn stop() -> Result<Stop, Failure> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let catch = |kind| signal(kind).map_err(|error| Failure::local(format!("cannot catch signals: {error}")));
-    Ok(Stop { interrupt: catch(SignalKind::interrupt())?, terminate: catch(SignalKind::terminate())? })
+    Ok(Stop {
+        interrupts: interrupts()?,
+        #[cfg(unix)]
+        terminate: catch(SignalKind::terminate())?,
+    })
 }
 
 #[cfg(unix)]
-impl Stop {
-    /// Waits for either signal. Cancel-safe.
+impl Interrupts {
+    /// Waits for the signal. Cancel-safe.
     pub(crate) async fn received(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
+        self.signal.recv().await;
     }
 }
 
-/// Ctrl-C, as something to wait for.
 #[cfg(not(unix))]
-pub(crate) struct Stop;
-
-/// Begins to catch Ctrl-C.
-#[cfg(not(unix))]
-pub(crate) fn stop() -> Result<Stop, Failure> {
-    Ok(Stop)
-}
-
-#[cfg(not(unix))]
-impl Stop {
+impl Interrupts {
     /// Waits for Ctrl-C. Cancel-safe.
     pub(crate) async fn received(&mut self) {
         if tokio::signal::ctrl_c().await.is_err() {
             std::future::pending().await
         }
+    }
+}
+
+impl Stop {
+    /// Waits for either signal. Cancel-safe.
+    pub(crate) async fn received(&mut self) {
+        #[cfg(unix)]
+        tokio::select! {
+            () = self.interrupts.received() => {}
+            _ = self.terminate.recv() => {}
+        }
+        #[cfg(not(unix))]
+        self.interrupts.received().await;
     }
 }

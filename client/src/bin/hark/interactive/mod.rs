@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytestring::ByteString;
+use futures::FutureExt as _;
 use hark_client::{Event, Events, Handle, LinkState, Message, RequestError};
 use hark_protocol::{Code, Password, Refusal, UserName};
 use tokio_util::task::TaskTracker;
@@ -25,14 +26,15 @@ use self::terminal::{Input, Terminal};
 use crate::args::Settings;
 use crate::command::{self, Command, Done, Secrets};
 use crate::exit::{Exit, Failure};
+use crate::signals::{self, Interrupts};
 use crate::text::escape;
 use crate::{piped, setup};
 
 /// How long a command keeps the prompt away.
 const PROMPT_AFTER: Duration = Duration::from_secs(1);
 
-/// How long a send does.
-const PROMPT_AFTER_SEND: Duration = Duration::from_millis(100);
+/// How long a send does, and anything that the server is not asked for.
+const PROMPT_SOON: Duration = Duration::from_millis(100);
 
 /// How long a send is silent about not being answered yet.
 const PENDING_AFTER: Duration = Duration::from_millis(400);
@@ -43,6 +45,7 @@ const JOBS_MAX: usize = 2048;
 /// Chats until the user leaves.
 pub(crate) async fn run(settings: &Settings) -> Result<Exit, Failure> {
     let secrets = setup::secrets(settings)?;
+    let mut interrupts = signals::interrupts()?;
     let style = Style::of_terminal();
     let names = SeenNames::default();
     let history = setup::state_dir(settings)?.join("history");
@@ -60,11 +63,14 @@ pub(crate) async fn run(settings: &Settings) -> Result<Exit, Failure> {
         names,
         user: Mutex::default(),
         is_up: Arc::default(),
+        connecting: tokio::sync::Mutex::default(),
         jobs: TaskTracker::new(),
     });
     let watching = tokio::spawn(Arc::clone(&chat).watch(events));
     chat.read_commands().await;
-    let given_up = chat.leave(settings.timeout).await;
+    // One that came while a command was waited for meant that.
+    while interrupts.received().now_or_never().is_some() {}
+    let given_up = chat.leave(settings.timeout, interrupts).await;
     watching.await.map_err(|error| Failure::local(format!("the display has failed: {error}")))?;
     drop(chat);
     tokio::task::spawn_blocking(|| threads.join())
@@ -84,6 +90,9 @@ struct Chat {
     // Who one is, for the prompt; held for one look.
     user: Mutex<Option<UserName>>,
     is_up: Arc<AtomicBool>,
+    /// Held until a `connect` has said its result, which stands before the
+    /// messages.
+    connecting: tokio::sync::Mutex<()>,
     /// Commands that gave the prompt back before they were answered.
     jobs: TaskTracker,
 }
@@ -110,7 +119,7 @@ impl Chat {
                 }
                 Input::Interrupted if !was_interrupted => {
                     was_interrupted = true;
-                    self.notice("Ctrl-C once more, Ctrl-D or quit to leave").await;
+                    self.say(self.style.notice("Ctrl-C once more, Ctrl-D or quit to leave")).await;
                 }
                 Input::Interrupted | Input::Ended => return,
             }
@@ -127,8 +136,7 @@ impl Chat {
 
     fn prompt(&self) -> LinkPrompt {
         let user = self.user.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let turns = Arc::clone(&self.terminal.turns);
-        LinkPrompt::new(user.as_ref(), &self.server, self.style, Arc::clone(&self.is_up), turns)
+        LinkPrompt::new(user.as_ref(), &self.server, self.style, Arc::clone(&self.is_up))
     }
 
     async fn understand(self: &Arc<Self>, line: &str) -> std::ops::ControlFlow<()> {
@@ -137,16 +145,16 @@ impl Chat {
         }
         match command::parse(line) {
             Ok(Command::Quit) => return std::ops::ControlFlow::Break(()),
-            Ok(Command::Help) => self.terminal.show(command::help()).await,
+            Ok(Command::Help) => self.say(command::help()).await,
             Ok(_) if self.jobs.len() >= JOBS_MAX => {
-                self.notice("too many commands are waiting for the server").await;
+                self.say(self.style.notice("too many commands are waiting for the server")).await;
             }
             Ok(Command::Send(user, text)) => {
                 let foreground = Arc::default();
-                self.run(Arc::clone(self).send(user, text), &foreground, PROMPT_AFTER_SEND).await;
+                self.run(Arc::clone(self).send(user, text), &foreground, PROMPT_SOON).await;
             }
             Ok(command) => self.start(command).await,
-            Err(wrong) => self.terminal.show(self.style.bad(&wrong)).await,
+            Err(wrong) => self.say(self.style.bad(&wrong)).await,
         }
         std::ops::ControlFlow::Continue(())
     }
@@ -156,15 +164,22 @@ impl Chat {
         let command = match (command, me) {
             (Command::Password(None), Some(me)) => Command::Password(Some(me)),
             (Command::Password(None), None) => {
-                return self.notice("you are nobody: password USER, or login first").await;
+                return self.say(self.style.notice("you are nobody: password USER, or login first")).await;
             }
             (command, _) => command,
         };
         let foreground = Arc::<Foreground>::default();
         let job = Arc::clone(self).carry_out(command, Arc::clone(&foreground));
         if !self.run(job, &foreground, PROMPT_AFTER).await && !self.is_up.load(Ordering::Relaxed) {
-            self.notice("waiting for the server").await;
+            self.say(self.style.notice("waiting for the server")).await;
         }
+    }
+
+    /// Prints something before the next prompt, or with it.
+    async fn say(self: &Arc<Self>, text: String) {
+        let chat = Arc::clone(self);
+        let job = async move { chat.terminal.show(text).await };
+        self.run(job, &Foreground::default(), PROMPT_SOON).await;
     }
 
     /// Runs a command for as long as it may keep the prompt, and leaves it to
@@ -192,14 +207,18 @@ impl Chat {
     }
 
     /// Leaves: what is under way may take a while, and says what became of it.
-    async fn leave(&self, patience: Duration) -> usize {
+    async fn leave(&self, patience: Duration, mut interrupts: Interrupts) -> usize {
+        self.terminal.stop_reading();
         let waiting = self.handle.unanswered();
         if waiting > 0 {
             let seconds = patience.as_secs();
             self.notice(&format!("waiting up to {seconds} s for {waiting} answers; Ctrl-C leaves at once"))
                 .await;
         }
-        let given_up = self.handle.close(patience).await;
+        let given_up = tokio::select! {
+            given_up = self.handle.close(patience) => given_up,
+            () = interrupts.received() => self.handle.close(Duration::ZERO).await,
+        };
         self.jobs.close();
         self.jobs.wait().await;
         given_up
@@ -232,6 +251,10 @@ impl Chat {
     }
 
     async fn carry_out(self: Arc<Self>, command: Command, foreground: Arc<Foreground>) {
+        let _connecting = match command {
+            Command::Connect(_) => Some(self.connecting.lock().await),
+            _ => None,
+        };
         let mut secrets = self.secrets.clone();
         if let (Command::Password(Some(user)), None) = (&command, &secrets.new_password) {
             let prompt = format!("New password for {}: ", escape(user.as_str()));
@@ -342,6 +365,8 @@ impl Chat {
     /// Shows a message, and takes it once it is on the terminal.
     async fn show_message(&self, message: Message) {
         self.names.learn(&message.delivery.sender);
+        // Not for long: the answer may wait for the server.
+        drop(tokio::time::timeout(PROMPT_SOON, self.connecting.lock()).await);
         self.terminal.show(self.style.message(&message.delivery, &style::now())).await;
         if let Err(error) = message.ack() {
             self.notice(&format!("this message will come again: {error}")).await;

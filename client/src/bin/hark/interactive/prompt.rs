@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use hark_protocol::UserName;
 
 use super::style::Style;
-use super::turns::Turns;
 use crate::text::escape;
 
 /// Stands where the server does while there is no link.
@@ -18,7 +17,6 @@ pub(crate) struct LinkPrompt {
     up: Faces,
     down: Faces,
     is_up: Arc<AtomicBool>,
-    turns: Arc<Turns>,
 }
 
 struct Faces {
@@ -27,13 +25,7 @@ struct Faces {
 }
 
 impl LinkPrompt {
-    pub(crate) fn new(
-        user: Option<&UserName>,
-        server: &str,
-        style: Style,
-        is_up: Arc<AtomicBool>,
-        turns: Arc<Turns>,
-    ) -> Self {
+    pub(crate) fn new(user: Option<&UserName>, server: &str, style: Style, is_up: Arc<AtomicBool>) -> Self {
         let user = user.map(|user| format!("{}@", escape(user.as_str()))).unwrap_or_default();
         let width = server.chars().count().max(OFFLINE.len());
         let up = format!("{user}{server:width$}> ");
@@ -42,13 +34,11 @@ impl LinkPrompt {
             up: Faces { styled: up.clone(), raw: up },
             down: Faces { styled: style.bad(&down), raw: down },
             is_up,
-            turns,
         }
     }
 
     fn face(&self) -> &Faces {
         // The editor looks at the prompt whenever it draws the line.
-        self.turns.drawn();
         if self.is_up.load(Ordering::Relaxed) { &self.up } else { &self.down }
     }
 }

@@ -3,7 +3,7 @@
 
 use std::io::{self, Write as _};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use hark_protocol::Password;
@@ -45,9 +45,9 @@ type Text = (String, oneshot::Sender<()>);
 /// The two threads, to talk to.
 #[derive(Debug)]
 pub(crate) struct Terminal {
-    requests: mpsc::Sender<Request>,
+    // `None` once nothing more is read; held for one look.
+    requests: Mutex<Option<mpsc::Sender<Request>>>,
     texts: mpsc::Sender<Text>,
-    pub(crate) turns: Arc<Turns>,
 }
 
 /// The threads, to wait for once the [`Terminal`] is dropped.
@@ -72,29 +72,40 @@ impl Terminal {
         let (texts, texts_in) = mpsc::channel(LINES_MAX);
         let typist = Typist { editor, history: Some(history), turns: Arc::clone(&turns) };
         let editing = thread::spawn(move || typist.run(requests_in));
-        let printing = {
-            let turns = Arc::clone(&turns);
-            thread::spawn(move || print_all(texts_in, printer, &turns))
-        };
-        Ok(Some((Self { requests, texts, turns }, Threads { editing, printing })))
+        let printing = thread::spawn(move || print_all(texts_in, printer, &turns));
+        let requests = Mutex::new(Some(requests));
+        Ok(Some((Self { requests, texts }, Threads { editing, printing })))
     }
 
     /// Reads a line.
     pub(crate) async fn read(&self, prompt: LinkPrompt) -> Input {
-        let (answer, line) = oneshot::channel();
-        let asked = self.requests.send(Request::Read(prompt, answer)).await;
-        if asked.is_err() { Input::Ended } else { line.await.unwrap_or(Input::Ended) }
+        self.ask(|answer| Request::Read(prompt, answer)).await.unwrap_or(Input::Ended)
     }
 
     /// Asks for a password without echo, twice if it is a new one; `None`
     /// where none is given.
     pub(crate) async fn secret(&self, prompt: String, is_new: bool) -> Result<Option<Password>, Failure> {
-        let (answer, secret) = oneshot::channel();
-        let asked = self.requests.send(Request::Secret { prompt, is_new, answer }).await;
-        if asked.is_err() { Ok(None) } else { secret.await.unwrap_or(Ok(None)) }
+        self.ask(|answer| Request::Secret { prompt, is_new, answer }).await.unwrap_or(Ok(None))
     }
 
-    /// Prints lines; returns when they are on the terminal.
+    /// Ends the editing: from now on what is printed is simply written.
+    pub(crate) fn stop_reading(&self) {
+        drop(self.requests.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+
+    /// `None` where nothing more is read.
+    async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Option<T> {
+        let requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
+        let (answer, answered) = oneshot::channel();
+        requests.send(request(answer)).await.ok()?;
+        // A clone must not keep the thread.
+        drop(requests);
+        answered.await.ok()
+    }
+
+    /// Prints lines; returns when they are on the terminal. While a line that
+    /// was just entered is being carried out, that may only be with the next
+    /// prompt: whoever gives the prompt must not wait for it without a bound.
     pub(crate) async fn show(&self, text: String) {
         let (done, is_done) = oneshot::channel();
         // The thread ends only after everybody who could print something.
@@ -148,7 +159,6 @@ impl Typist {
                 Request::Secret { prompt, is_new, answer } => drop(answer.send(self.secret(&prompt, is_new))),
             }
         }
-        self.turns.set(Turn::Ended);
     }
 
     fn read(&mut self, prompt: &LinkPrompt) -> Input {
@@ -213,10 +223,18 @@ impl Typist {
 fn print_all(mut texts: mpsc::Receiver<Text>, mut printer: impl ExternalPrinter, turns: &Turns) {
     while let Some((text, done)) = texts.blocking_recv() {
         let line = format!("{text}\n");
-        turns.print(|| write(&line), || printer.print(line.clone()).is_ok());
+        turns.print(|| write(&line), || hand(&mut printer, &line));
         // `Err` only says that nobody waits for it.
         done.send(()).unwrap_or_default();
     }
+}
+
+/// Gives a line to the editor, and returns when it has taken it; whether it
+/// has. The editor has room for one line that it has not taken, so the first
+/// is taken when there is room for a second, which changes nothing: below the
+/// line just printed, the cursor goes up and down again.
+fn hand(printer: &mut impl ExternalPrinter, line: &str) -> bool {
+    printer.print(line.to_owned()).is_ok() && printer.print("\x1b[A\n".to_owned()).is_ok()
 }
 
 /// Writes to a terminal that nobody else writes to. One that has gone takes

@@ -1,5 +1,5 @@
-//! Whose turn it is on the terminal: the editor's, somebody who asks for a
-//! password, or whoever has something to print.
+//! Whose turn it is on the terminal: the editor's, somebody's who asks for a
+//! password, or that of whoever has something to print.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -13,14 +13,6 @@ pub(crate) enum Turn {
     Editing,
     /// A password is being typed: what is to be printed waits.
     Asking,
-    /// The editor has ended.
-    Ended,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    turn: Turn,
-    drawn: u64,
 }
 
 /// Shared by the thread that edits and the one that prints.
@@ -28,53 +20,34 @@ struct State {
 pub(crate) struct Turns {
     // Held while a line is written directly, so that the editor does not
     // start in the middle of it.
-    state: Mutex<State>,
+    turn: Mutex<Turn>,
     changed: Condvar,
 }
 
 impl Turns {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn turn(&self) -> MutexGuard<'_, Turn> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes a turn, or gives it back.
     pub(crate) fn set(&self, turn: Turn) {
-        self.state().turn = turn;
+        *self.turn() = turn;
         self.changed.notify_all();
     }
 
-    /// The editor draws its line.
-    pub(crate) fn drawn(&self) {
-        self.state().drawn += 1;
-        self.changed.notify_all();
-    }
-
-    /// Prints by `write` where the terminal is free, and otherwise by `hand`,
-    /// which gives it to the editor; returns when it is on the terminal. The
-    /// editor draws its line again after it has printed something, which is
-    /// the sign; if it ends before, what it did not print is written.
+    /// Prints by `write` where the terminal is free, and by `hand`, which
+    /// gives it to the editor, while that has it; again by `write` if the
+    /// editor does not take it.
     pub(crate) fn print(&self, write: impl Fn(), hand: impl FnOnce() -> bool) {
-        let state = self.state();
-        let state = self.wait(state, |state| state.turn == Turn::Asking);
-        if state.turn != Turn::Editing {
+        let is_asking = |turn: &mut Turn| *turn == Turn::Asking;
+        let turn = self.changed.wait_while(self.turn(), is_asking).unwrap_or_else(PoisonError::into_inner);
+        if *turn == Turn::Free {
             return write();
         }
-        let before = state.drawn;
-        drop(state);
-        let is_handed = hand();
-        let state = self.state();
-        let is_waiting = |state: &State| is_handed && state.drawn == before && state.turn != Turn::Ended;
-        let state = self.wait(state, is_waiting);
-        if state.drawn == before {
+        // The editor may wait for this lock to end its turn.
+        drop(turn);
+        if !hand() {
             write();
         }
-    }
-
-    fn wait<'a>(
-        &self,
-        state: MutexGuard<'a, State>,
-        is_waiting: impl Fn(&State) -> bool,
-    ) -> MutexGuard<'a, State> {
-        self.changed.wait_while(state, |state| is_waiting(state)).unwrap_or_else(PoisonError::into_inner)
     }
 }
