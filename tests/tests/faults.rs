@@ -203,8 +203,12 @@ impl Traced {
         self.server.signal("TERM");
         assert!(self.server.wait().success());
         let output = self.folder.path().join("trace");
-        let end = format!("\n{} +++ exited", self.server.pid());
-        wait_until("the end of the trace", || std::fs::read_to_string(&output).unwrap().contains(&end));
+        // A short process id is padded.
+        let end = [&*self.server.pid().to_string(), "+++", "exited"];
+        wait_until("the end of the trace", || {
+            let trace = std::fs::read_to_string(&output).unwrap();
+            trace.lines().any(|line| line.split_whitespace().take(3).eq(end))
+        });
         calls(&output)
     }
 }
