@@ -1,5 +1,5 @@
-//! The figures that the README states, measured on the real server over the
-//! loopback, each beside the limit of this machine in the same run:
+//! What the server does a second and what that costs, measured on the real one
+//! over the loopback, beside the limit of this machine in the same run:
 //! `cargo bench -p hark-tests --bench figures [-- sends|idle|drain|list]`.
 #![expect(
     clippy::unwrap_used,
