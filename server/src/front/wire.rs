@@ -30,6 +30,9 @@ use crate::store::Message;
 /// the peer does not take stays in the store.
 const OUTPUT_BYTES_MAX: usize = 64 * 1024;
 
+/// How long the fields of a command are waited for (classic).
+const FIELDS_WAIT: Duration = Duration::from_millis(FIELDS_WAIT_MS);
+
 /// Bytes that one read takes at most.
 const READ_BYTES_MAX: usize = 64 * 1024;
 
@@ -257,8 +260,7 @@ impl Wire {
                 Ok(Some(Frame::new(frame.id, frame.message.and_then(|request| with_id(frame.id, request)))))
             }
             Framing::Classic(codec) => {
-                let fields_wait = Duration::from_millis(FIELDS_WAIT_MS);
-                if self.fields_since.is_some_and(|since| self.now >= since + fields_wait) {
+                if self.fields_since.is_some_and(|since| self.now >= since + FIELDS_WAIT) {
                     codec.give_up_on_fields();
                 }
                 let request = codec.decode(&mut self.input)?;
@@ -385,7 +387,7 @@ impl Wire {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        let fields = self.fields_since.map(|since| since + Duration::from_millis(FIELDS_WAIT_MS));
+        let fields = self.fields_since.map(|since| since + FIELDS_WAIT);
         let linger = match self.stage {
             Stage::Lingering { until } => Some(until),
             _ => None,
