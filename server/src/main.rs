@@ -77,9 +77,10 @@ fn open_store(arguments: &ServeArgs) -> anyhow::Result<Arc<dyn Store>> {
 }
 
 fn start_logging(arguments: &ServeArgs) -> anyhow::Result<()> {
-    // The engine has much to say that is of use to its own authors alone; a
-    // filter that names it still gets it.
-    let filter = EnvFilter::try_new(format!("fjall=warn,lsm_tree=warn,{}", arguments.log))
+    // What the engine says is for its own authors, such as an error where a merge
+    // gave way to commits; the store says what matters of it. A filter that names
+    // it gets it all the same.
+    let filter = EnvFilter::try_new(format!("fjall=off,lsm_tree=off,{}", arguments.log))
         .with_context(|| format!("--log {:?} is neither a level nor a filter", arguments.log))?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match arguments.log_format {
