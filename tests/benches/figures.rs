@@ -170,7 +170,8 @@ fn drain() {
 fn list() {
     const ACCOUNTS: u64 = 1_000_000;
     println!("\nsends, one at a time, while others list {ACCOUNTS} accounts by a pattern");
-    let server = Harkd::builder().arg("--max-queued-messages=100000000").start();
+    // Without syncs: what a slow disk does would hide what the lists do.
+    let server = Harkd::builder().arg("--sync=os").arg("--max-queued-messages=100000000").start();
     let mut link = Link::connect(server.address());
     let start = Instant::now();
     let mut created = 0;

@@ -27,9 +27,9 @@ use crate::store::local::OpenError;
 use crate::store::local::folder::{Commits, CommitsFile, Folder};
 use crate::store::local::record::{self, COMMITS_KEY};
 
-/// The filter for what the engine logs: it has much to say that is of use to
-/// its own authors alone.
-pub const ENGINE_LOG: &str = "fjall=warn,lsm_tree=warn";
+/// The filter for what the engine logs. That is for its own authors, such as an
+/// error where a merge gave way to commits; the store says what matters of it.
+pub const ENGINE_LOG: &str = "fjall=off,lsm_tree=off";
 
 /// Bytes that are collected in memory before they become a file. Small, since
 /// what is in memory is read back from the journal at the next start.
