@@ -104,6 +104,7 @@ fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    // It lives as long as the process, since a second signal may come at any time.
     tokio::spawn(async move {
         tokio::select! {
             _ = terminate.recv() => {}

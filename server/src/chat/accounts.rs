@@ -5,11 +5,12 @@
 
 use std::net::IpAddr;
 
-use hark_protocol::{Code, OkFields, Password, Refusal, Reply, UserName};
+use hark_protocol::{Code, OkFields, Password, Reply, UserName};
 use tokio::time::Instant;
 
+use super::replies::{LOGIN_FIRST, exists, no_such_user};
 use super::{Chat, Fault};
-use crate::store::{Account, AccountEntry, Created, Outcome, PasswordHash, Pending, Receiver};
+use crate::store::{Account, AccountEntry, Created, PasswordHash, Pending, Receiver};
 
 impl Chat {
     /// Enters an account from `address`.
@@ -222,44 +223,3 @@ const OTHERS_ACCOUNT: &str = "on this server one deletes only oneself; login fir
 fn denied<T>() -> Result<T, Fault> {
     Fault::refused(Code::Denied, "the password is wrong or missing")
 }
-
-fn no_such_user(user: &UserName) -> Refusal {
-    Refusal::new(Code::NoSuchUser, format!("there is no user {user}"))
-}
-
-fn exists(user: &UserName) -> Refusal {
-    Refusal::new(Code::Exists, format!("there is a user {user} already"))
-}
-
-/// The reply to a `create` that the store has decided.
-pub(super) fn created_reply(created: Created, user: &UserName) -> Reply {
-    match created {
-        Created::Created => Reply::Ok(OkFields::none()),
-        Created::Exists => Reply::NotOk(exists(user)),
-        Created::TooMany => {
-            Reply::NotOk(Refusal::new(Code::TooMany, "the server has as many accounts as it may have"))
-        }
-    }
-}
-
-/// The reply to a `send` that the store has decided. A repeat gets the same.
-pub(super) fn sent_reply(outcome: Outcome, to: &UserName, text_bytes_max: usize) -> Reply {
-    let code = match outcome {
-        Outcome::Stored => return Reply::Ok(OkFields::none()),
-        Outcome::Refused(code) => code,
-    };
-    let explanation = match code {
-        Code::NoSuchUser => return Reply::NotOk(no_such_user(to)),
-        Code::QueueFull => format!("{to} has too many unread messages; try again later").into(),
-        Code::Denied => LOGIN_FIRST.into(),
-        Code::TooLarge => format!("a text has at most {text_bytes_max} bytes on this server").into(),
-        Code::BadRequest => {
-            "the ids of sends count up in a session; this one is neither new nor remembered".into()
-        }
-        _ => "the message was refused".into(),
-    };
-    Reply::NotOk(Refusal { code, explanation })
-}
-
-/// What a connection that is nobody is told under `--require-password`.
-const LOGIN_FIRST: &str = "on this server only users do this; login first";

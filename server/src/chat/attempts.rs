@@ -34,7 +34,7 @@ const HELD_BACK_MAX: Duration = Duration::from_secs(2);
 
 /// The wrong passwords of late.
 #[derive(Debug, Default)]
-pub struct Attempts {
+pub(super) struct Attempts {
     // A lock, since an attempt is two look-ups. It is held for those.
     tables: Mutex<Tables>,
 }
@@ -53,7 +53,7 @@ impl Attempts {
     ///
     /// # Errors
     /// [`hark_protocol::Code::RateLimited`] with the seconds to wait.
-    pub fn check(&self, user: &UserName, address: IpAddr, now: Instant) -> Result<(), Fault> {
+    pub(super) fn check(&self, user: &UserName, address: IpAddr, now: Instant) -> Result<(), Fault> {
         let address = network(address);
         let mut tables = self.lock();
         let wait = tables
@@ -67,7 +67,7 @@ impl Attempts {
     }
 
     /// An attempt was wrong: how long to hold the answer back.
-    pub fn was_wrong(&self, user: &UserName, address: IpAddr, now: Instant) -> Duration {
+    pub(super) fn was_wrong(&self, user: &UserName, address: IpAddr, now: Instant) -> Duration {
         let address = network(address);
         let mut tables = self.lock();
         tables.from_address.take(address, now);

@@ -4,21 +4,25 @@
 //!
 //! | module | what it owns |
 //! | --- | --- |
-//! | [`peer`] | one connection: who it is, what it has under way, what it receives |
-//! | [`accounts`] | entering, creating, deleting, passwords |
-//! | [`attempts`] | how many wrong passwords are put up with |
-//! | [`passwords`] | hashing, bounded and off the async threads |
-//! | [`listing`] | `list` |
-//! | [`send_sessions`] | which connection has which send session open |
-//! | [`control`] | how a connection is told to end |
+//! | `peer` | one connection: who it is, what it has under way, what it receives |
+//! | `accounts` | entering, creating, deleting, passwords |
+//! | `attempts` | how many wrong passwords are put up with |
+//! | `passwords` | hashing, bounded and off the async threads |
+//! | `listing` | `list` |
+//! | `reception` | what one connection receives |
+//! | `replies` | what is answered to what the store has decided |
+//! | `send_sessions` | which connection has which send session open |
+//! | `control` | how a connection is told to end |
 
-pub mod accounts;
-pub mod attempts;
-pub mod control;
-pub mod listing;
+mod accounts;
+mod attempts;
+mod control;
+mod listing;
 pub mod passwords;
-pub mod peer;
-pub mod send_sessions;
+mod peer;
+mod reception;
+mod replies;
+mod send_sessions;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

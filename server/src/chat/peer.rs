@@ -21,13 +21,13 @@ use hark_protocol::{
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use super::accounts::{created_reply, sent_reply};
 use super::control::{Control, Wish};
+use super::reception::{Received, Reception};
+use super::replies::{created_reply, sent_reply};
 use super::send_sessions::OpenSession;
 use super::{Chat, Fault, ROOM_UNITS, UNIT_BYTES, now_ms};
-use crate::session::{Session, Step};
 use crate::store::{
-    Account, Append, Created, End, Event, Fence, Message, Outcome, Page, Pending, Receiver, SendId,
+    Account, Append, Created, End, Fence, Message, Outcome, Pending, Receiver, SendId, Unavailable,
 };
 
 /// What goes out to the peer.
@@ -106,15 +106,6 @@ enum Done {
     RoomFor(Box<Append>),
 }
 
-/// What is received since the latest `connect` that succeeded.
-struct Reception {
-    session: Session,
-    account: Account,
-    /// `None` once it has ended; acknowledgements still count.
-    receiver: Option<Receiver>,
-    read: Option<Pending<Page>>,
-}
-
 impl Peer {
     /// A connection from `address` that is nobody, and listens to `control`.
     #[must_use]
@@ -154,14 +145,14 @@ impl Peer {
     /// Whether something was pushed that is not acknowledged.
     #[must_use]
     pub fn awaits_ack(&self) -> bool {
-        self.reception.as_ref().is_some_and(|reception| reception.session.awaits_ack())
+        self.reception.as_ref().is_some_and(|reception| reception.session().awaits_ack())
     }
 
     /// When to poll again even if nothing happens.
     #[must_use]
     pub fn wake_at(&self) -> Option<Instant> {
         let reception = self.reception.as_ref().filter(|_| self.end == Stage::Open)?;
-        reception.session.retry_at()
+        reception.session().retry_at()
     }
 
     /// Takes a request, or what was wrong with one. Only while
@@ -184,7 +175,7 @@ impl Peer {
     /// The reader has everything up to the last push; it has no acknowledgements
     /// of its own (the classic framing).
     pub fn acknowledge_all(&mut self) {
-        if let Some(pushed) = self.reception.as_ref().map(|reception| reception.session.pushed()) {
+        if let Some(pushed) = self.reception.as_ref().map(|reception| reception.session().pushed()) {
             self.acknowledge(pushed);
         }
     }
@@ -227,7 +218,7 @@ impl Peer {
             let Some(reception) = &mut self.reception else {
                 return Poll::Pending;
             };
-            match ready!(reception.poll(cx, now, &self.chat)) {
+            match ready!(reception.poll(cx, now, &*self.chat.store)) {
                 Received::Message(message) => return Poll::Ready(Output::Push(message)),
                 // The store resolves a request before it tells of its effects:
                 // whoever deletes itself gets the reply first, and a `connect`
@@ -409,13 +400,9 @@ impl Peer {
             tracing::debug!(%sequence, address = %self.address, "an ack from a connection that received nothing");
             return;
         };
-        match reception.session.handle_ack(sequence) {
-            Ok(Some(position)) => self.chat.store.acknowledge(&reception.account, position),
-            Ok(None) => {}
-            Err(never_pushed) => {
-                let user = &reception.account.name;
-                tracing::warn!(%user, %sequence, address = %self.address, %never_pushed, "ignoring an ack");
-            }
+        if let Err(never_pushed) = reception.acknowledge(sequence, &*self.chat.store) {
+            let user = &reception.account().name;
+            tracing::warn!(%user, %sequence, address = %self.address, %never_pushed, "ignoring an ack");
         }
     }
 }
@@ -509,10 +496,10 @@ impl Peer {
         let room = Arc::clone(&self.chat.room);
         let units = units(&append.text);
         match Arc::clone(&room).try_acquire_many_owned(units) {
-            Ok(permit) => self.append(id, append.with(permit)),
+            Ok(permit) => self.append(id, Append { permit: Some(permit), ..append }),
             Err(_) => self.begin(id, async move {
-                let permit = room.acquire_many_owned(units).await.map_err(|_| crate::store::Unavailable)?;
-                Ok(Done::RoomFor(Box::new(append.with(permit))))
+                let permit = room.acquire_many_owned(units).await.map_err(|_| Unavailable)?;
+                Ok(Done::RoomFor(Box::new(Append { permit: Some(permit), ..append })))
             }),
         }
     }
@@ -524,73 +511,9 @@ impl Peer {
     }
 }
 
-impl Append {
-    fn with(mut self, permit: OwnedSemaphorePermit) -> Self {
-        self.permit = Some(permit);
-        self
-    }
-}
-
 /// The room that a text takes on its way to the store.
 fn units(text: &str) -> u32 {
     u32::try_from((1 + text.len() / UNIT_BYTES).min(ROOM_UNITS)).unwrap_or(u32::MAX)
-}
-
-/// What comes of a [`Reception`].
-enum Received {
-    Message(Arc<Message>),
-    End(End),
-}
-
-impl Reception {
-    fn new(receiver: Receiver) -> Self {
-        Self {
-            session: Session::new(receiver.cursor()),
-            account: receiver.account().clone(),
-            receiver: Some(receiver),
-            read: None,
-        }
-    }
-
-    fn end(&mut self) {
-        self.session.end();
-        self.receiver = None;
-        self.read = None;
-    }
-
-    fn poll(&mut self, cx: &mut Context<'_>, now: Instant, chat: &Chat) -> Poll<Received> {
-        loop {
-            let Some(receiver) = &mut self.receiver else {
-                return Poll::Pending;
-            };
-            if let Poll::Ready(end) = receiver.poll_end(cx) {
-                self.end();
-                return Poll::Ready(Received::End(end));
-            }
-            match self.session.step(now) {
-                Step::Push(message) => return Poll::Ready(Received::Message(message)),
-                Step::Read { after, limit } => {
-                    receiver.follow();
-                    self.read = Some(chat.store.read(&self.account, after, limit));
-                }
-                Step::Wait => {}
-            }
-            if let Some(read) = &mut self.read {
-                let page = ready!(Pin::new(read).poll(cx));
-                self.read = None;
-                self.session.handle_page(page, now);
-            } else if self.session.wants_messages() {
-                match ready!(receiver.poll_event(cx)) {
-                    Event::Appended(message) => self.session.handle_appended(message),
-                    Event::Lagged => self.session.handle_lagged(),
-                    // The next turn takes it.
-                    Event::Ended(_) => {}
-                }
-            } else {
-                return Poll::Pending;
-            }
-        }
-    }
 }
 
 impl std::fmt::Debug for Peer {

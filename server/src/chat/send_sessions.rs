@@ -14,7 +14,7 @@ use crate::store::Store;
 
 /// The open send sessions of this server. No more than there are connections.
 #[derive(Debug)]
-pub struct SendSessions {
+pub(super) struct SendSessions {
     store: Arc<dyn Store>,
     // A lock, since a session is given back where its connection is dropped.
     // It is held for one operation on the map.
@@ -30,7 +30,7 @@ struct Holder {
 
 /// A send session that is open on a connection. Dropping it gives it back.
 #[derive(Debug)]
-pub struct OpenSession {
+pub(super) struct OpenSession {
     token: SessionToken,
     sessions: Arc<SendSessions>,
     stored: bool,
@@ -39,7 +39,7 @@ pub struct OpenSession {
 
 impl SendSessions {
     /// None are open.
-    pub fn new(store: Arc<dyn Store>) -> Self {
+    pub(super) fn new(store: Arc<dyn Store>) -> Self {
         Self { store, open: Mutex::default() }
     }
 
@@ -48,7 +48,7 @@ impl SendSessions {
     ///
     /// # Errors
     /// [`Code::TooMany`] where the store has no room for another session.
-    pub async fn open(
+    pub(super) async fn open(
         self: &Arc<Self>,
         token: SessionToken,
         control: Arc<Control>,
@@ -98,7 +98,7 @@ impl SendSessions {
 impl OpenSession {
     /// The session.
     #[must_use]
-    pub const fn token(&self) -> &SessionToken {
+    pub(super) const fn token(&self) -> &SessionToken {
         &self.token
     }
 }

@@ -1,0 +1,106 @@
+//! What a connection receives since the latest `connect` that succeeded: its
+//! [`Session`], the [`Receiver`] that feeds it, and the read that is under way.
+//! It carries between the two and the store, and decides nothing.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use hark_protocol::Sequence;
+use tokio::time::Instant;
+
+use crate::session::{NeverPushed, Session, Step};
+use crate::store::{Account, End, Event, Message, Page, Pending, Receiver, Store};
+
+/// What is received since the latest `connect` that succeeded.
+#[derive(Debug)]
+pub(super) struct Reception {
+    session: Session,
+    account: Account,
+    /// `None` once it has ended; acknowledgements still count.
+    receiver: Option<Receiver>,
+    read: Option<Pending<Page>>,
+}
+
+/// What comes of a [`Reception`].
+pub(super) enum Received {
+    /// A message for the reader.
+    Message(Arc<Message>),
+    /// It receives no more.
+    End(End),
+}
+
+impl Reception {
+    /// Receives by `receiver`, from its cursor on.
+    pub(super) fn new(receiver: Receiver) -> Self {
+        Self {
+            session: Session::new(receiver.cursor()),
+            account: receiver.account().clone(),
+            receiver: Some(receiver),
+            read: None,
+        }
+    }
+
+    /// It receives no more; what was pushed can still be acknowledged.
+    pub(super) fn end(&mut self) {
+        self.session.end();
+        self.receiver = None;
+        self.read = None;
+    }
+
+    /// What comes next for the reader.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>, now: Instant, store: &dyn Store) -> Poll<Received> {
+        loop {
+            let Some(receiver) = &mut self.receiver else {
+                return Poll::Pending;
+            };
+            if let Poll::Ready(end) = receiver.poll_end(cx) {
+                self.end();
+                return Poll::Ready(Received::End(end));
+            }
+            match self.session.step(now) {
+                Step::Push(message) => return Poll::Ready(Received::Message(message)),
+                Step::Read { after, limit } => {
+                    receiver.follow();
+                    self.read = Some(store.read(&self.account, after, limit));
+                }
+                Step::Wait => {}
+            }
+            if let Some(read) = &mut self.read {
+                let page = ready!(Pin::new(read).poll(cx));
+                self.read = None;
+                self.session.handle_page(page, now);
+            } else if self.session.wants_messages() {
+                match ready!(receiver.poll_event(cx)) {
+                    Event::Appended(message) => self.session.handle_appended(message),
+                    Event::Lagged => self.session.handle_lagged(),
+                    // The next turn takes it.
+                    Event::Ended(_) => {}
+                }
+            } else {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// The reader has everything up to `sequence`.
+    ///
+    /// # Errors
+    /// [`NeverPushed`] for a number above all that were pushed.
+    pub(super) fn acknowledge(&mut self, sequence: Sequence, store: &dyn Store) -> Result<(), NeverPushed> {
+        if let Some(position) = self.session.handle_ack(sequence)? {
+            store.acknowledge(&self.account, position);
+        }
+        Ok(())
+    }
+
+    /// Whose messages it receives.
+    pub(super) const fn account(&self) -> &Account {
+        &self.account
+    }
+
+    /// How far it is.
+    pub(super) const fn session(&self) -> &Session {
+        &self.session
+    }
+}
