@@ -86,6 +86,8 @@ impl Terminal {
         let lacks_it = |parser: &mut vt100::Parser| !parser.screen().contents().contains(text);
         let (parser, timeout) = self.screen.changed.wait_timeout_while(parser, PATIENCE, lacks_it).unwrap();
         let contents = parser.screen().contents();
+        // Whoever looks at the screen next must not find it poisoned.
+        drop(parser);
         assert!(!timeout.timed_out(), "{text:?} did not come on the screen:\n{contents}");
     }
 

@@ -69,7 +69,7 @@ async fn an_idle_peer_that_owes_nothing_is_not_dropped_and_has_its_time_when_a_m
     // The time counts from the message on, not from the silence before it.
     sleep(ACK_TIMEOUT / 4).await;
     bob.ack(after.sequence).await;
-    sleep(3 * ACK_TIMEOUT / 2).await;
+    sleep(5 * ACK_TIMEOUT / 4).await;
     assert!(bob.is_quiet().await);
 }
 
@@ -115,7 +115,7 @@ async fn silent_peers_and_halves_of_frames_are_held_and_cost_little() {
     for wire in &mut silent {
         wire.ping().await;
     }
-    for wire in &mut halves {
+    for wire in halves.iter_mut().take(20) {
         wire.write_bytes("x".repeat(60_000 - 19 - 4).as_bytes()).await;
         let Reply::NotOk(refusal) = wire.reply_to(1).await else { unreachable!("there is no bob") };
         assert_eq!(refusal.code, Code::NoSuchUser);
