@@ -82,13 +82,28 @@ impl Terminal {
     /// Where that does not come in time.
     #[track_caller]
     pub fn wait_for(&self, text: &str) {
+        self.wait_until(text, |contents| contents.contains(text));
+    }
+
+    /// Waits until nothing is on the last line but a prompt. Keys that mean
+    /// something to the editor are lost before.
+    ///
+    /// # Panics
+    /// Where that does not come in time.
+    #[track_caller]
+    pub fn wait_for_prompt(&self, prompt: &str) {
+        self.wait_until(prompt, |contents| contents.lines().last() == Some(prompt.trim_end()));
+    }
+
+    #[track_caller]
+    fn wait_until(&self, what: &str, is_so: impl Fn(&str) -> bool) {
         let parser = self.screen.parser.lock().unwrap();
-        let lacks_it = |parser: &mut vt100::Parser| !parser.screen().contents().contains(text);
-        let (parser, timeout) = self.screen.changed.wait_timeout_while(parser, PATIENCE, lacks_it).unwrap();
+        let is_not = |parser: &mut vt100::Parser| !is_so(parser.screen().contents().trim_end());
+        let (parser, timeout) = self.screen.changed.wait_timeout_while(parser, PATIENCE, is_not).unwrap();
         let contents = parser.screen().contents();
         // Whoever looks at the screen next must not find it poisoned.
         drop(parser);
-        assert!(!timeout.timed_out(), "{text:?} did not come on the screen:\n{contents}");
+        assert!(!timeout.timed_out(), "{what:?} did not come on the screen:\n{contents}");
     }
 
     /// What is on the screen.

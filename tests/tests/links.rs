@@ -2,7 +2,7 @@
 //! not, and what it costs to hold them.
 use std::time::{Duration, Instant};
 
-use hark_protocol::{Code, Reply, Request};
+use hark_protocol::{Code, Failure, Reply, Request};
 use hark_tests::{Classic, Harkd, Wire, name, wait_until};
 use tokio::io::AsyncWriteExt;
 use tokio::time::sleep;
@@ -135,6 +135,23 @@ async fn a_first_byte_of_no_framing_is_closed_and_the_log_says_why() {
         assert_eq!(wire.next().await, None);
         server.wait_for_log(&format!("closing a connection that begins with byte {expected}"));
     }
+}
+
+#[tokio::test]
+async fn a_peer_whose_bytes_are_no_frames_is_told_so_once_whatever_follows() {
+    let server = Harkd::start();
+    let mut wire = Wire::connect(server.address()).await;
+    // A length that no frame has.
+    let noise = 18_u32.to_be_bytes().repeat(1000);
+    wire.write_bytes(&noise).await;
+    let error = wire.next().await.unwrap().message;
+    assert!(matches!(error, Reply::Error { failure: Failure::Protocol, .. }), "{error:?}");
+    assert_eq!(wire.next().await, None);
+    for _ in 0..3 {
+        wire.write_bytes(&noise).await;
+        server.wait_until_read();
+    }
+    assert_eq!(server.log().matches("closing a connection").count(), 1, "{}", server.log());
 }
 
 #[tokio::test]

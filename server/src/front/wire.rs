@@ -234,10 +234,14 @@ impl Wire {
                 }
                 Ok(None) => break,
                 Err(error) => {
-                    tracing::info!(peer = ?self.peer, %error, "closing a connection");
                     self.input = BytesMut::new();
-                    self.broken = Some(error);
-                    self.peer.end();
+                    // Once is enough: what still comes while it lingers is no
+                    // more the protocol than what came before.
+                    if self.stage == Stage::Open {
+                        tracing::info!(peer = ?self.peer, %error, "closing a connection");
+                        self.broken = Some(error);
+                        self.peer.end();
+                    }
                     return true;
                 }
             }
