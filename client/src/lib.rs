@@ -19,6 +19,23 @@
 //! | `link` | one connection: frames in and out |
 //! | `engine` | the task that drives them |
 //!
+//! ```no_run
+//! use hark_client::{Client, Config, Event};
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let (hark, mut events) = Client::connect(Config::tcp("127.0.0.1:3000"));
+//! hark.send("bob".parse()?, "the backup is done".into()).await?.await?; // on the disk
+//! hark.connect("amy".parse()?, None).await?;
+//! while let Some(event) = events.next().await {
+//!     if let Event::Message(message) = event {
+//!         println!("{}", message.delivery.text);
+//!         message.ack()?;
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! Invariants: a send has one id for ever, and ids are written in rising
 //! order; nothing new is written before what is repeated; a send is never
 //! repeated as somebody else than who sent it; nothing is acknowledged that

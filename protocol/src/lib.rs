@@ -12,6 +12,23 @@
 //! | [`framing`] | the native and the classic framing, as codecs |
 //! | [`limits`] | every bound of the protocol |
 //! | [`correlation`] | which reply belongs to which waiting call |
+//!
+//! ```
+//! use bytes::BytesMut;
+//! use hark_protocol::framing::native::{ClientCodec, ServerCodec};
+//! use hark_protocol::limits::FRAME_BYTES_DEFAULT;
+//! use hark_protocol::{Frame, Request, RequestId};
+//! use tokio_util::codec::{Decoder, Encoder};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let request = Request::Send { user: "bob".parse()?, text: "hello, again".into() };
+//! let mut bytes = BytesMut::new();
+//! ClientCodec::new(FRAME_BYTES_DEFAULT).encode(Frame::new(RequestId::new(7), request.clone()), &mut bytes)?;
+//! let frame = ServerCodec::new(FRAME_BYTES_DEFAULT).decode(&mut bytes)?.ok_or("not whole")?;
+//! assert_eq!(frame, Frame::new(RequestId::new(7), Ok(request)));
+//! # Ok(())
+//! # }
+//! ```
 
 pub mod code;
 pub mod correlation;
