@@ -50,8 +50,8 @@ impl HarkdBuilder {
         self
     }
 
-    /// Has it run by another command, which must become it or be its child's
-    /// parent in name only: signals go to the process that is started.
+    /// Has another command run it, which must become it: signals go to the
+    /// process that was started.
     #[must_use]
     pub fn run_by<S: Into<String>>(mut self, wrapper: impl IntoIterator<Item = S>) -> Self {
         self.wrapper = wrapper.into_iter().map(Into::into).collect();

@@ -94,7 +94,8 @@ async fn messages_come_bare_or_padded_and_however_they_are_cut() {
     }
     // One block in several segments.
     let block = Classic::padded("send", "bob,pieces");
-    for piece in [&block[..10], &block[10..15], &block[15..300], &block[300..1023], &block[1023..]] {
+    // Never right after the command, where more is waited for in vain for 50 ms.
+    for piece in [&block[..10], &block[10..14], &block[14..300], &block[300..1023], &block[1023..]] {
         server.wait_until_read();
         classic.write(piece).await;
     }
@@ -120,7 +121,6 @@ async fn a_command_alone_waits_a_moment_for_its_fields() {
     let mut answers = Vec::new();
     for n in 0..10 {
         classic.write(&Classic::bare("create", "")).await;
-        server.wait_until_read();
         tokio::time::sleep(Duration::from_millis(20)).await;
         classic.write(format!("user{n}").as_bytes()).await;
         answers.push(classic.next().await.unwrap());

@@ -64,6 +64,7 @@ pub(crate) async fn run(settings: &Settings) -> Result<Exit, Failure> {
         user: Mutex::default(),
         is_up: Arc::default(),
         connecting: tokio::sync::Mutex::default(),
+        showing: tokio::sync::Mutex::default(),
         jobs: TaskTracker::new(),
     });
     let watching = tokio::spawn(Arc::clone(&chat).watch(events));
@@ -93,6 +94,8 @@ struct Chat {
     /// Held until a `connect` has said its result, which stands before the
     /// messages.
     connecting: tokio::sync::Mutex<()>,
+    /// Held from when a message comes on the terminal until it is taken.
+    showing: tokio::sync::Mutex<()>,
     /// Commands that gave the prompt back before they were answered.
     jobs: TaskTracker,
 }
@@ -215,6 +218,8 @@ impl Chat {
             self.notice(&format!("waiting up to {seconds} s for {waiting} answers; Ctrl-C leaves at once"))
                 .await;
         }
+        // What has been seen is acknowledged on this link.
+        drop(self.showing.lock().await);
         let given_up = tokio::select! {
             given_up = self.handle.close(patience) => given_up,
             () = interrupts.received() => self.handle.close(Duration::ZERO).await,
@@ -364,6 +369,7 @@ impl Chat {
 
     /// Shows a message, and takes it once it is on the terminal.
     async fn show_message(&self, message: Message) {
+        let _showing = self.showing.lock().await;
         self.names.learn(&message.delivery.sender);
         // Not for long: the answer may wait for the server.
         drop(tokio::time::timeout(PROMPT_SOON, self.connecting.lock()).await);
