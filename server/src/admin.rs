@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use hark_protocol::{Password, UserName};
 
 use crate::chat::passwords;
-use crate::config::{StorePlace, UserAction, UserArgs};
+use crate::config::{StoreArgs, StorePlace, UserAction, UserArgs};
 use crate::store::local::{LocalConfig, LocalStore};
 use crate::store::{AccountEntry, Created, PasswordHash, Store};
 
@@ -20,12 +20,12 @@ const PAGE_NAMES: usize = 1024;
 ///
 /// # Errors
 /// One line about what was wrong and what to do.
-pub fn run(arguments: UserArgs) -> anyhow::Result<()> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(carry_out(arguments))
+pub fn run(place: &StoreArgs, arguments: UserArgs) -> anyhow::Result<()> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(carry_out(place, arguments))
 }
 
-async fn carry_out(arguments: UserArgs) -> anyhow::Result<()> {
-    let StorePlace::Folder(folder) = arguments.store.place()? else {
+async fn carry_out(place: &StoreArgs, arguments: UserArgs) -> anyhow::Result<()> {
+    let StorePlace::Folder(folder) = place.place()? else {
         bail!("a store in memory is gone with its server; name a folder with --store");
     };
     if !folder.exists() && !matches!(arguments.action, UserAction::Add { .. }) {

@@ -16,7 +16,7 @@ use crate::store::local::{LocalConfig, Sync};
 
 /// A chat server that loses nothing: what it has answered `ok` is on disk.
 #[derive(Debug, Parser)]
-#[command(name = "harkd", version, max_term_width = 100, args_conflicts_with_subcommands = true)]
+#[command(name = "harkd", version, max_term_width = 100)]
 pub struct Cli {
     /// What to do instead of serving.
     #[command(subcommand)]
@@ -114,7 +114,7 @@ const FRAME_MAX: u64 = FRAME_BYTES_MAX as u64;
 pub struct StoreArgs {
     /// Folder of the store, or `memory:` for one that is gone with the server
     /// [default: the folder `hark` in the user's data directory]
-    #[arg(long, env = "HARKD_STORE", value_name = "PATH")]
+    #[arg(long, global = true, env = "HARKD_STORE", value_name = "PATH")]
     pub store: Option<PathBuf>,
 }
 
@@ -176,9 +176,6 @@ pub enum LogFormat {
 /// Looks after accounts.
 #[derive(Debug, Args)]
 pub struct UserArgs {
-    /// The store of the stopped server.
-    #[command(flatten)]
-    pub store: StoreArgs,
     /// What to do.
     #[command(subcommand)]
     pub action: UserAction,

@@ -23,7 +23,7 @@ const BLOCKING_THREADS_MAX: usize = 16;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.command {
-        Some(Command::User(arguments)) => admin::run(arguments),
+        Some(Command::User(arguments)) => admin::run(&cli.serve.store, arguments),
         None => serve(&cli.serve),
     };
     match done {

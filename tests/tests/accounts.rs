@@ -224,7 +224,7 @@ async fn accounts_queues_and_connections_have_limits_that_say_so() {
 /// `harkd user …` on this store, with this password; its output if it succeeds.
 fn operator(server: &Harkd, arguments: &[&str], password: Option<&str>) -> Result<String, String> {
     let mut command = Command::new(hark_tests::binary("harkd"));
-    command.arg("user").arg("--store").arg(server.store()).args(arguments).stdin(Stdio::null());
+    command.arg("--store").arg(server.store()).arg("user").args(arguments).stdin(Stdio::null());
     if let Some(password) = password {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         writeln!(file, "{password}").unwrap();

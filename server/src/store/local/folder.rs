@@ -47,7 +47,7 @@ pub enum OpenError {
         lost: Option<u64>,
     },
     /// A file cannot be read or written.
-    #[error("the store {} cannot be opened: {source}; check the disk and the permissions", path.display())]
+    #[error("the store {} cannot be opened; check the disk and the permissions", path.display())]
     Io {
         /// The folder, or what is in it.
         path: PathBuf,
@@ -55,7 +55,7 @@ pub enum OpenError {
         source: io::Error,
     },
     /// The storage engine refuses.
-    #[error("the store {} cannot be opened by its engine: {source}; check the disk", path.display())]
+    #[error("the store {} cannot be opened by its engine; check the disk", path.display())]
     Engine {
         /// The folder.
         path: PathBuf,

@@ -44,7 +44,7 @@ impl Recovery {
                     Ok((engine, loaded)) => {
                         return queue.push(Command::Recovered(Box::new(Recovered { engine, loaded })));
                     }
-                    Err(error) => log_once(&mut last, error.to_string()),
+                    Err(error) => log_once(&mut last, with_causes(&error)),
                 }
                 if stopped.recv_timeout(RETRY_INTERVAL) != Err(RecvTimeoutError::Timeout) {
                     return;
@@ -72,6 +72,14 @@ impl Drop for Recovery {
 fn give_up<E: std::fmt::Debug, T>(error: E) -> T {
     tracing::error!(?error, "the store cannot be recovered by this process, which ends");
     std::process::abort();
+}
+
+/// An error, and what it comes from.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(cause) => format!("{error}: {}", with_causes(cause)),
+        None => error.to_string(),
+    }
 }
 
 /// The same trouble, twice a second, is said once.

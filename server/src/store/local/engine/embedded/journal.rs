@@ -44,9 +44,10 @@ pub(super) fn check(folder: &Path, anew: bool) -> io::Result<usize> {
         let bytes = fs::read(&path)?;
         let (sound, rest) = bytes.split_at(sound_length(&bytes));
         let torn = rest.iter().any(|byte| *byte != 0);
-        if torn {
+        // After an unclean end the last one is torn where it was being written.
+        if torn && (!anew || number != last) {
             tracing::warn!(journal = %path.display(), at = sound.len(), "a journal cannot be read to its end");
-            damaged += usize::from(!anew || number != last);
+            damaged += 1;
         }
         if anew {
             // A torn end is what any kill may leave: only the latest is of interest.
