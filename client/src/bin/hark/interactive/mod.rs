@@ -7,6 +7,7 @@ mod style;
 mod terminal;
 mod turns;
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,6 +18,7 @@ use bytestring::ByteString;
 use futures::FutureExt as _;
 use hark_client::{Event, Events, Handle, LinkState, Message, RequestError};
 use hark_protocol::{Code, Password, Refusal, UserName};
+use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
 use self::editor::{Completion, SeenNames};
@@ -63,7 +65,7 @@ pub(crate) async fn run(settings: &Settings) -> Result<Exit, Failure> {
         names,
         user: Mutex::default(),
         is_up: Arc::default(),
-        connecting: tokio::sync::Mutex::default(),
+        changing: watch::Sender::default(),
         showing: tokio::sync::Mutex::default(),
         jobs: TaskTracker::new(),
     });
@@ -91,9 +93,9 @@ struct Chat {
     // Who one is, for the prompt; held for one look.
     user: Mutex<Option<UserName>>,
     is_up: Arc<AtomicBool>,
-    /// Held until a `connect` has said its result, which stands before the
-    /// messages.
-    connecting: tokio::sync::Mutex<()>,
+    /// How many commands that change who one is have not said their result,
+    /// which stands before the messages.
+    changing: watch::Sender<usize>,
     /// Held from when a message comes on the terminal until it is taken.
     showing: tokio::sync::Mutex<()>,
     /// Commands that gave the prompt back before they were answered.
@@ -105,6 +107,22 @@ struct Chat {
 struct Foreground {
     is_over: AtomicBool,
     is_asking: AtomicBool,
+}
+
+/// Counts a command that changes who one is, until it is dropped.
+struct Changing<'a>(&'a watch::Sender<usize>);
+
+impl<'a> Changing<'a> {
+    fn begin(changing: &'a watch::Sender<usize>) -> Self {
+        changing.send_modify(|count| *count += 1);
+        Self(changing)
+    }
+}
+
+impl Drop for Changing<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
+    }
 }
 
 /// Typing.
@@ -256,10 +274,8 @@ impl Chat {
     }
 
     async fn carry_out(self: Arc<Self>, command: Command, foreground: Arc<Foreground>) {
-        let _connecting = match command {
-            Command::Connect(_) => Some(self.connecting.lock().await),
-            _ => None,
-        };
+        let is_changing = matches!(command, Command::Connect(_) | Command::Login(_));
+        let _changing = is_changing.then(|| Changing::begin(&self.changing));
         let mut secrets = self.secrets.clone();
         if let (Command::Password(Some(user)), None) = (&command, &secrets.new_password) {
             let prompt = format!("New password for {}: ", escape(user.as_str()));
@@ -334,6 +350,12 @@ impl Chat {
     }
 }
 
+/// Waits until no command that changes who one is is under way.
+async fn settled(changing: &mut watch::Receiver<usize>) {
+    // The chat has the sender for as long as it watches.
+    drop(changing.wait_for(|count| *count == 0).await);
+}
+
 fn is_denied(outcome: &Result<Done, RequestError>) -> bool {
     matches!(outcome, Err(RequestError::Refused(Refusal { code: Code::Denied, .. })))
 }
@@ -345,25 +367,45 @@ impl Chat {
         // A notice is given when the link goes and when it comes, not for
         // every attempt between.
         let mut was_up = None;
-        while let Some(event) = events.next().await {
-            match event {
-                Event::Message(message) => self.show_message(message).await,
-                Event::Link(state) => self.show_link(&state, &mut was_up).await,
-                Event::TakenOver { user } => {
-                    let user = escape(user.as_str());
-                    self.notice(&format!(
-                        "another connection receives for {user} now; connect to take it back"
-                    ))
-                    .await;
+        let mut changing = self.changing.subscribe();
+        // What came while a command that changes who one is had not said its
+        // result. No more than a window, since nothing of it is acknowledged.
+        let mut held = VecDeque::new();
+        loop {
+            tokio::select! {
+                event = events.next() => match event {
+                    // Who waits for the server is told how that is.
+                    Some(Event::Link(state)) => self.show_link(&state, &mut was_up).await,
+                    Some(event) => held.push_back(event),
+                    None => break,
+                },
+                () = settled(&mut changing), if !held.is_empty() => {
+                    if let Some(event) = held.pop_front() {
+                        self.show_event(event).await;
+                    }
                 }
-                Event::IdentityLost { user, refusal } => {
-                    self.become_user(None);
-                    let (user, why) = (escape(user.as_str()), &refusal.explanation);
-                    self.notice(&format!("you are no longer {user}: {why}; login, connect or disconnect"))
-                        .await;
-                }
-                Event::CaughtUp { .. } => {}
             }
+        }
+        settled(&mut changing).await;
+        for event in held {
+            self.show_event(event).await;
+        }
+    }
+
+    async fn show_event(&self, event: Event) {
+        match event {
+            Event::Message(message) => self.show_message(message).await,
+            Event::TakenOver { user } => {
+                let user = escape(user.as_str());
+                self.notice(&format!("another connection receives for {user} now; connect to take it back"))
+                    .await;
+            }
+            Event::IdentityLost { user, refusal } => {
+                self.become_user(None);
+                let (user, why) = (escape(user.as_str()), &refusal.explanation);
+                self.notice(&format!("you are no longer {user}: {why}; login, connect or disconnect")).await;
+            }
+            Event::Link(_) | Event::CaughtUp { .. } => {}
         }
     }
 
@@ -371,8 +413,6 @@ impl Chat {
     async fn show_message(&self, message: Message) {
         let _showing = self.showing.lock().await;
         self.names.learn(&message.delivery.sender);
-        // Not for long: the answer may wait for the server.
-        drop(tokio::time::timeout(PROMPT_SOON, self.connecting.lock()).await);
         self.terminal.show(self.style.message(&message.delivery, &style::now())).await;
         if let Err(error) = message.ack() {
             self.notice(&format!("this message will come again: {error}")).await;
