@@ -3,18 +3,19 @@
 //! [`Calls`] is plain data: it registers a call under an id, with a deadline
 //! or none, and hands out whoever waits for it when the reply comes, when the
 //! deadline has passed or when the link has ended. [`Correlator`] shares one
-//! between tasks and adds the future, [`Call`].
+//! between the tasks of a thread and adds callbacks and the future, [`Call`].
 //!
 //! Invariant: an entry lives exactly as long as its call. It is gone after it
 //! was completed, cancelled, expired or failed, and at once when the [`Call`]
 //! that waits for it is dropped. No clock is read here: times are arguments,
 //! and may be of any ordered type.
 
+use std::cell::{RefCell, RefMut};
 use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
 use std::hash::Hash;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use tokio::sync::oneshot;
@@ -36,7 +37,7 @@ pub enum CallError {
 pub struct DuplicateId;
 
 /// What is done with the end of a call.
-type Callback<R> = Box<dyn FnOnce(Result<R, CallError>) + Send>;
+type Callback<R> = Box<dyn FnOnce(Result<R, CallError>)>;
 
 /// Below this many entries the tables keep their memory.
 const SHRINK_ABOVE: usize = 1024;
@@ -158,33 +159,32 @@ impl<R> Waiter<R> {
 /// The open calls of one link, shared by who calls and who reads the replies.
 /// Clones are handles to the same calls.
 pub struct Correlator<I, T, R> {
-    // A lock and not a task, since `Drop` of a call must remove it at once. It
-    // is held for one operation on the tables, and never while waiters run.
-    calls: Arc<Mutex<Calls<I, T, Waiter<R>>>>,
+    // Shared, since `Drop` of a call must remove it at once. Borrowed for one
+    // operation on the tables, and never while waiters run or are dropped.
+    calls: Rc<RefCell<Calls<I, T, Waiter<R>>>>,
 }
 
 impl<I, T, R> Clone for Correlator<I, T, R> {
     fn clone(&self) -> Self {
-        Self { calls: Arc::clone(&self.calls) }
+        Self { calls: Rc::clone(&self.calls) }
     }
 }
 
 impl<I, T, R> Default for Correlator<I, T, R> {
     fn default() -> Self {
-        Self { calls: Arc::default() }
+        Self { calls: Rc::default() }
     }
 }
 
 impl<I, T, R> std::fmt::Debug for Correlator<I, T, R> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Correlator").field("open", &self.lock().open.len()).finish()
+        f.debug_struct("Correlator").field("open", &self.borrow().open.len()).finish()
     }
 }
 
 impl<I, T, R> Correlator<I, T, R> {
-    fn lock(&self) -> MutexGuard<'_, Calls<I, T, Waiter<R>>> {
-        // Nothing panics while the lock is held, short of a key's own `Ord`.
-        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
+    fn borrow(&self) -> RefMut<'_, Calls<I, T, Waiter<R>>> {
+        self.calls.borrow_mut()
     }
 }
 
@@ -192,14 +192,14 @@ impl<I: Hash + Ord + Clone, T: Ord + Clone, R> Correlator<I, T, R> {
     /// The number of open calls.
     #[must_use]
     pub fn pending(&self) -> usize {
-        self.lock().len()
+        self.borrow().len()
     }
 
     /// The earliest deadline of all open calls: when [`Self::expire`] has
     /// something to do next.
     #[must_use]
     pub fn next_deadline(&self) -> Option<T> {
-        self.lock().next_deadline().cloned()
+        self.borrow().next_deadline().cloned()
     }
 
     /// Opens a call that is awaited. Dropping the [`Call`] cancels it.
@@ -213,8 +213,8 @@ impl<I: Hash + Ord + Clone, T: Ord + Clone, R> Correlator<I, T, R> {
     }
 
     /// Opens a call whose end is passed to `callback`, exactly once: by
-    /// [`Self::complete`], [`Self::expire`] or [`Self::fail_all`]. It runs on
-    /// the thread that ends the call, and may open others. [`Self::cancel`]
+    /// [`Self::complete`], [`Self::expire`] or [`Self::fail_all`]. It runs at
+    /// once, within what ends the call, and may open others. [`Self::cancel`]
     /// drops it without calling it.
     ///
     /// # Errors
@@ -223,15 +223,15 @@ impl<I: Hash + Ord + Clone, T: Ord + Clone, R> Correlator<I, T, R> {
         &self,
         id: I,
         deadline: Option<T>,
-        callback: impl FnOnce(Result<R, CallError>) + Send + 'static,
+        callback: impl FnOnce(Result<R, CallError>) + 'static,
     ) -> Result<(), DuplicateId> {
         self.register(id, deadline, Waiter::Callback(Box::new(callback)))
     }
 
     fn register(&self, id: I, deadline: Option<T>, waiter: Waiter<R>) -> Result<(), DuplicateId> {
-        // A refused waiter must not be dropped under the lock, since it may
+        // A refused waiter must not be dropped under the borrow, since it may
         // hold a `Call` of these same calls. An argument outlives a local.
-        let mut calls = self.lock();
+        let mut calls = self.borrow();
         if calls.contains(&id) {
             return Err(DuplicateId);
         }
@@ -244,7 +244,7 @@ impl<I: Hash + Ord + Clone, T: Ord + Clone, R> Correlator<I, T, R> {
     /// # Errors
     /// The reply itself.
     pub fn complete(&self, id: &I, reply: R) -> Result<(), R> {
-        let waiter = self.lock().remove(id);
+        let waiter = self.borrow().remove(id);
         match waiter {
             Some(waiter) => {
                 waiter.end(Ok(reply));
@@ -257,7 +257,7 @@ impl<I: Hash + Ord + Clone, T: Ord + Clone, R> Correlator<I, T, R> {
     /// Ends a call without a reply; whether it was open. A [`Call`] that is
     /// still awaited yields [`CallError::Closed`].
     pub fn cancel(&self, id: &I) -> bool {
-        let waiter = self.lock().remove(id);
+        let waiter = self.borrow().remove(id);
         waiter.is_some()
     }
 
@@ -266,7 +266,7 @@ impl<I: Hash + Ord + Clone, T: Ord + Clone, R> Correlator<I, T, R> {
     /// meanwhile is left for the next time, even if it is due already.
     pub fn expire(&self, now: &T) -> usize {
         let due: Vec<_> = {
-            let mut calls = self.lock();
+            let mut calls = self.borrow();
             std::iter::from_fn(|| calls.expire_next(now)).collect()
         };
         let count = due.len();
@@ -278,12 +278,19 @@ impl<I: Hash + Ord + Clone, T: Ord + Clone, R> Correlator<I, T, R> {
 
     /// Ends every call with [`CallError::Closed`]. Returns how many.
     pub fn fail_all(&self) -> usize {
-        let open = self.lock().drain();
+        let open = self.borrow().drain();
         let count = open.len();
         for (_, waiter) in open {
             waiter.end(Err(CallError::Closed));
         }
         count
+    }
+
+    /// Ends every call and tells nobody: callbacks are dropped. A [`Call`] that
+    /// is still awaited yields [`CallError::Closed`].
+    pub fn clear(&self) {
+        let open = self.borrow().drain();
+        drop(open);
     }
 }
 
@@ -321,7 +328,7 @@ impl<I: Hash + Ord + Clone, T: Ord + Clone, R> Drop for Call<I, T, R> {
         // this very moment and belong to another call by now.
         self.receiver.close();
         let abandoned = |waiter: &Waiter<R>| matches!(waiter, Waiter::Future(sender) if sender.is_closed());
-        let waiter = self.calls.lock().remove_if(&self.id, abandoned);
+        let waiter = self.calls.borrow().remove_if(&self.id, abandoned);
         drop(waiter);
     }
 }

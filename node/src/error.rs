@@ -1,0 +1,133 @@
+//! What can go wrong with a request, in Maelstrom's terms.
+
+use hark_protocol::correlation::CallError;
+use serde::{Deserialize, Serialize};
+
+/// A code of Maelstrom's `error` bodies
+/// (<https://github.com/jepsen-io/maelstrom/blob/main/doc/protocol.md#errors>).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(from = "i64", into = "i64")]
+pub enum ErrorCode {
+    /// 0: no answer came in time.
+    Timeout,
+    /// 1: there is no such node.
+    NodeNotFound,
+    /// 10: the request is of a kind that the node does not know.
+    NotSupported,
+    /// 11: the node cannot do it now.
+    TemporarilyUnavailable,
+    /// 12: the request is not what its kind asks for.
+    MalformedRequest,
+    /// 13: the node failed, and what it has done is unknown.
+    Crash,
+    /// 14: the request has been given up.
+    Abort,
+    /// 20: there is nothing under this key.
+    KeyDoesNotExist,
+    /// 21: there is something under this key.
+    KeyAlreadyExists,
+    /// 22: what the request takes for granted is not so.
+    PreconditionFailed,
+    /// 30: the transaction meets another one.
+    TxnConflict,
+    /// Any other code. Those from 1000 are for a program's own errors.
+    Other(i64),
+}
+
+impl ErrorCode {
+    /// Whether the request has certainly not happened, and will not. So it is
+    /// for all codes but 0, 13 and those from 1000.
+    #[must_use]
+    pub const fn is_definite(self) -> bool {
+        match self {
+            Self::Timeout | Self::Crash => false,
+            Self::Other(code) => code < 1000,
+            _ => true,
+        }
+    }
+}
+
+impl From<i64> for ErrorCode {
+    fn from(code: i64) -> Self {
+        match code {
+            0 => Self::Timeout,
+            1 => Self::NodeNotFound,
+            10 => Self::NotSupported,
+            11 => Self::TemporarilyUnavailable,
+            12 => Self::MalformedRequest,
+            13 => Self::Crash,
+            14 => Self::Abort,
+            20 => Self::KeyDoesNotExist,
+            21 => Self::KeyAlreadyExists,
+            22 => Self::PreconditionFailed,
+            30 => Self::TxnConflict,
+            other => Self::Other(other),
+        }
+    }
+}
+
+impl From<ErrorCode> for i64 {
+    fn from(code: ErrorCode) -> Self {
+        match code {
+            ErrorCode::Timeout => 0,
+            ErrorCode::NodeNotFound => 1,
+            ErrorCode::NotSupported => 10,
+            ErrorCode::TemporarilyUnavailable => 11,
+            ErrorCode::MalformedRequest => 12,
+            ErrorCode::Crash => 13,
+            ErrorCode::Abort => 14,
+            ErrorCode::KeyDoesNotExist => 20,
+            ErrorCode::KeyAlreadyExists => 21,
+            ErrorCode::PreconditionFailed => 22,
+            ErrorCode::TxnConflict => 30,
+            ErrorCode::Other(code) => code,
+        }
+    }
+}
+
+/// Why a request failed: what a handler answers, and what a call ends with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{text} (error {})", i64::from(*code))]
+pub struct Error {
+    /// What kind of failure it is.
+    pub code: ErrorCode,
+    /// What was wrong, for people.
+    #[serde(default)]
+    pub text: String,
+}
+
+impl Error {
+    /// A failure of this kind.
+    pub fn new(code: ErrorCode, text: impl Into<String>) -> Self {
+        Self { code, text: text.into() }
+    }
+}
+
+impl From<CallError> for Error {
+    fn from(error: CallError) -> Self {
+        let code = match error {
+            CallError::TimedOut => ErrorCode::Timeout,
+            CallError::Closed => ErrorCode::Abort,
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_definite_but_for_0_13_and_those_from_1000() {
+        let indefinite: Vec<i64> = (-1..2000).filter(|code| !ErrorCode::from(*code).is_definite()).collect();
+        let expected: Vec<i64> = [0, 13].into_iter().chain(1000..2000).collect();
+        assert_eq!(indefinite, expected);
+    }
+
+    #[test]
+    fn a_code_comes_back_as_it_was() {
+        for code in -1..2000 {
+            assert_eq!(i64::from(ErrorCode::from(code)), code);
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! JSON as it goes over the wire: values that are passed through as they were
+//! written, and output in one fixed shape.
+//!
+//! The shape: `", "` and `": "` as separators and no other white space, ASCII
+//! alone, what is not printable as `\uXXXX` in lower case. It is what Python's
+//! `json.dumps` writes. Of a value that is passed through, the order of the
+//! keys and the spelling of the numbers stay.
+
+use std::fmt;
+use std::io;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::ser::{CharEscape, Formatter, Serializer};
+use serde_json::value::RawValue;
+
+/// A JSON value that is passed through: any value, kept as text, with the order
+/// of its keys and the spelling of its numbers.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Json(Box<RawValue>);
+
+impl Json {
+    /// What a value is in JSON.
+    ///
+    /// # Errors
+    /// What serde says, where the value has no form in JSON (a map whose keys
+    /// are no strings).
+    pub fn of(value: &impl Serialize) -> serde_json::Result<Self> {
+        serde_json::value::to_raw_value(value).map(Self)
+    }
+
+    /// The value as a type.
+    ///
+    /// # Errors
+    /// What serde says, where the value is not of that type.
+    pub fn parse<T: DeserializeOwned>(&self) -> serde_json::Result<T> {
+        serde_json::from_str(self.text())
+    }
+
+    /// The value as it was written.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        self.0.get()
+    }
+
+    /// The value as a type that borrows from it.
+    pub(crate) fn parse_borrowed<'a, T: Deserialize<'a>>(&'a self) -> serde_json::Result<T> {
+        serde_json::from_str(self.text())
+    }
+}
+
+/// The value in the shape of the wire.
+impl fmt::Display for Json {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut ascii = Vec::with_capacity(self.text().len());
+        write_text(self.text(), &mut ascii);
+        f.write_str(&String::from_utf8_lossy(&ascii))
+    }
+}
+
+/// Appends `value` to `out` in the shape of the wire. What an error leaves
+/// behind in `out` is the caller's to remove.
+pub(crate) fn write(value: &(impl Serialize + ?Sized), out: &mut Vec<u8>) -> serde_json::Result<()> {
+    value.serialize(&mut Serializer::with_formatter(out, Shape))
+}
+
+/// The shape of the wire, for what serde writes.
+struct Shape;
+
+impl Formatter for Shape {
+    fn begin_array_value<W: ?Sized + io::Write>(&mut self, out: &mut W, first: bool) -> io::Result<()> {
+        if first { Ok(()) } else { out.write_all(b", ") }
+    }
+
+    fn begin_object_key<W: ?Sized + io::Write>(&mut self, out: &mut W, first: bool) -> io::Result<()> {
+        if first { Ok(()) } else { out.write_all(b", ") }
+    }
+
+    fn begin_object_value<W: ?Sized + io::Write>(&mut self, out: &mut W) -> io::Result<()> {
+        out.write_all(b": ")
+    }
+
+    fn write_string_fragment<W: ?Sized + io::Write>(&mut self, out: &mut W, text: &str) -> io::Result<()> {
+        write_fragment(text, out)
+    }
+
+    fn write_char_escape<W: ?Sized + io::Write>(
+        &mut self,
+        out: &mut W,
+        escape: CharEscape,
+    ) -> io::Result<()> {
+        match escape {
+            // JSON allows it, and nobody needs it.
+            CharEscape::Solidus => out.write_all(b"/"),
+            escape => serde_json::ser::CompactFormatter.write_char_escape(out, escape),
+        }
+    }
+
+    fn write_raw_fragment<W: ?Sized + io::Write>(&mut self, out: &mut W, text: &str) -> io::Result<()> {
+        let mut ascii = Vec::with_capacity(text.len());
+        write_text(text, &mut ascii);
+        out.write_all(&ascii)
+    }
+}
+
+/// Appends what is inside a string and needs no escape in UTF-8.
+fn write_fragment<W: ?Sized + io::Write>(text: &str, out: &mut W) -> io::Result<()> {
+    let mut rest = text;
+    while let Some(position) = rest.bytes().position(|byte| byte >= 0x7f) {
+        let (plain, special) = rest.split_at(position);
+        out.write_all(plain.as_bytes())?;
+        let mut chars = special.chars();
+        for unit in chars.next().iter().flat_map(|char| char.encode_utf16(&mut [0; 2]).to_vec()) {
+            write!(out, "\\u{unit:04x}")?;
+        }
+        rest = chars.as_str();
+    }
+    out.write_all(rest.as_bytes())
+}
+
+/// Appends valid JSON in the shape of the wire. It needs no stack: outside of
+/// strings, white space goes and a separator gets its one space.
+fn write_text(text: &str, out: &mut Vec<u8>) {
+    let mut rest = text;
+    while let Some(byte) = rest.bytes().next() {
+        rest = match byte {
+            b'"' => {
+                out.push(b'"');
+                write_string(after(rest, 1), out)
+            }
+            b',' | b':' => {
+                out.extend_from_slice(&[byte, b' ']);
+                after(rest, 1)
+            }
+            b' ' | b'\t' | b'\n' | b'\r' => after(rest, 1),
+            _ => {
+                out.push(byte);
+                after(rest, 1)
+            }
+        };
+    }
+}
+
+/// Appends a string whose opening quote was taken, with its closing one, and
+/// returns what comes after it.
+fn write_string<'a>(text: &'a str, out: &mut Vec<u8>) -> &'a str {
+    let mut rest = text;
+    loop {
+        let end = rest.bytes().position(|byte| matches!(byte, b'"' | b'\\')).unwrap_or(rest.len());
+        let (plain, special) = rest.split_at(end);
+        // A `Vec` takes everything.
+        write_fragment(plain, out).unwrap_or_default();
+        if special.starts_with('\\') {
+            rest = write_escape(special, out);
+        } else {
+            out.push(b'"');
+            return after(special, 1);
+        }
+    }
+}
+
+/// Appends one escape, and returns what comes after it.
+fn write_escape<'a>(text: &'a str, out: &mut Vec<u8>) -> &'a str {
+    let hex = text.strip_prefix("\\u").and_then(|digits| u16::from_str_radix(digits.get(..4)?, 16).ok());
+    match (hex, text.as_bytes().get(1)) {
+        (Some(unit), _) => {
+            write_unit(unit, out);
+            after(text, 6)
+        }
+        (None, Some(b'/')) => {
+            out.push(b'/');
+            after(text, 2)
+        }
+        (None, escaped) => {
+            out.push(b'\\');
+            out.extend(escaped);
+            after(text, 2)
+        }
+    }
+}
+
+/// Appends one unit of UTF-16. Half of a surrogate pair stays what it is.
+fn write_unit(unit: u16, out: &mut Vec<u8>) {
+    let short = match unit {
+        0x08 => b'b',
+        0x09 => b't',
+        0x0a => b'n',
+        0x0c => b'f',
+        0x0d => b'r',
+        0x22 => b'"',
+        0x5c => b'\\',
+        0x20..0x7f => return out.extend(u8::try_from(unit)),
+        _ => return out.extend_from_slice(format!("\\u{unit:04x}").as_bytes()),
+    };
+    out.extend_from_slice(&[b'\\', short]);
+}
+
+/// What comes after the first `count` bytes.
+fn after(text: &str, count: usize) -> &str {
+    text.get(count..).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(input: &str, expected: &str) {
+        let json: Json = serde_json::from_str(input).unwrap();
+        assert_eq!(json.to_string(), expected);
+        let mut out = Vec::new();
+        write(&[&json], &mut out).unwrap();
+        assert_eq!(String::from_utf8(out).unwrap(), format!("[{expected}]"));
+    }
+
+    #[test]
+    fn what_is_passed_through_keeps_its_keys_and_numbers() {
+        check(r#"{"b":1,"a":[ 1.00 ,-0,1e400, 12345678901234567890123]}"#, {
+            r#"{"b": 1, "a": [1.00, -0, 1e400, 12345678901234567890123]}"#
+        });
+        check("[ ]", "[]");
+        check("{\t}", "{}");
+        check("\"a,b:c  {\"", "\"a,b:c  {\"");
+    }
+
+    #[test]
+    fn output_is_ascii() {
+        check(r#""é\u00E9😀\ud83D\uDE00""#, r#""\u00e9\u00e9\ud83d\ude00\ud83d\ude00""#);
+        check(r#""\/\u002f\u0041\u000a\u0022\u005c\n\u0000\u007f""#, r#""//A\n\"\\\n\u0000\u007f""#);
+        check("\"\u{7f}\"", r#""\u007f""#);
+        check(r#"{"\u0061é":"\ud800"}"#, r#"{"a\u00e9": "\ud800"}"#);
+    }
+
+    #[test]
+    fn what_serde_writes_has_the_same_shape() {
+        let mut out = Vec::new();
+        write(&("é\u{7f}😀\n\"/\u{1}", [1, 2], 1.0), &mut out).unwrap();
+        let expected = r#"["\u00e9\u007f\ud83d\ude00\n\"/\u0001", [1, 2], 1.0]"#;
+        assert_eq!(String::from_utf8(out).unwrap(), expected);
+    }
+}

@@ -1,0 +1,42 @@
+//! A library for Maelstrom nodes
+//! (<https://github.com/jepsen-io/maelstrom/blob/main/doc/protocol.md>).
+//!
+//! ```
+//! use hark_node::{Json, Node, Request};
+//! use serde::{Deserialize, Serialize};
+//!
+//! #[derive(Serialize, Deserialize)]
+//! struct Echo {
+//!     echo: Json,
+//! }
+//!
+//! fn program(node: &Node<()>) {
+//!     node.handle("echo", async |_, request: Request<Echo>| Ok(request.body));
+//! }
+//!
+//! # fn test() -> std::process::ExitCode {
+//! // This is the whole `main`:
+//! hark_node::main(program)
+//! # }
+//! ```
+
+mod call;
+mod core;
+mod error;
+mod json;
+mod machine;
+mod message;
+mod node;
+mod request;
+mod stdio;
+mod tasks;
+mod timers;
+
+pub use call::{Backoff, CALL_TIMEOUT, Call, RPC_TIMEOUT, Reply, Retry};
+pub use error::{Error, ErrorCode};
+pub use json::Json;
+pub use machine::Machine;
+pub use message::MsgId;
+pub use node::Node;
+pub use request::{Request, Responder};
+pub use stdio::{LINE_BYTES_MAX, main, run};

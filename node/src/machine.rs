@@ -1,0 +1,175 @@
+//! A node without input, output or a clock: lines and the time go in, lines
+//! come out. The same lines at the same times give the same output.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::core::{Core, Identity};
+use crate::error::{Error, ErrorCode};
+use crate::json::Json;
+use crate::message::{self, Asked, Message};
+use crate::node::{Node, Running};
+use crate::request::Responder;
+
+/// A node that is driven by its caller. All times are since it began, and never
+/// go back.
+pub struct Machine {
+    core: Rc<Core>,
+    node: Box<dyn Running>,
+}
+
+#[derive(Deserialize)]
+struct Init {
+    node_id: String,
+    #[serde(default)]
+    node_ids: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct ErrorReply {
+    code: Option<i64>,
+    #[serde(default)]
+    text: String,
+}
+
+impl Machine {
+    /// A node that runs what `program` registers. `seed` is where its random
+    /// numbers come from.
+    pub fn new<S: Default + 'static>(program: impl FnOnce(&Node<S>), seed: u64) -> Self {
+        let core = Core::new(seed);
+        let node = Node::new(Rc::clone(&core), S::default());
+        program(&node);
+        Self { core, node: Box::new(node) }
+    }
+
+    /// Takes one line, with or without its end, and runs what comes of it until
+    /// everything waits. Whatever the line is, the node goes on.
+    pub fn handle_line(&mut self, now: Duration, line: &[u8]) {
+        self.core.advance(now);
+        match message::parse(line) {
+            Ok(message) => self.take(&message),
+            Err(malformed) => {
+                tracing::warn!(why = malformed.why, "a line is no message");
+                if let Some(asked) = malformed.asked {
+                    self.answer(&asked, &Error::new(ErrorCode::MalformedRequest, malformed.why));
+                }
+            }
+        }
+        self.core.tasks.run();
+    }
+
+    /// Ends what is due, and runs what comes of it and what other threads have
+    /// woken.
+    pub fn handle_timeout(&mut self, now: Duration) {
+        self.core.advance(now);
+        self.core.expire();
+        self.core.tasks.run();
+    }
+
+    /// There will be no more lines: open calls will not end, and what was done
+    /// again and again is not done any more. What sleeps goes on, so the node is
+    /// over when [`Self::next_timeout`] is `None`.
+    pub fn handle_end(&mut self, now: Duration) {
+        self.core.advance(now);
+        self.core.end();
+        self.core.tasks.run();
+    }
+
+    /// When [`Self::handle_timeout`] has something to do.
+    #[must_use]
+    pub fn next_timeout(&self) -> Option<Duration> {
+        self.core.next_timeout()
+    }
+
+    /// Moves what was sent to the end of `out`: whole lines with their ends.
+    pub fn take_output(&mut self, out: &mut Vec<u8>) {
+        self.core.take_output(out);
+    }
+
+    /// The bytes that wait to be taken.
+    #[must_use]
+    pub fn output_bytes(&self) -> usize {
+        self.core.output_bytes()
+    }
+
+    /// The calls that are open.
+    #[must_use]
+    pub fn pending(&self) -> usize {
+        self.core.calls.pending()
+    }
+
+    /// This thread is unparked when another one wakes a task, from now on.
+    pub(crate) fn unpark_this_thread(&self) {
+        self.core.tasks.unpark(std::thread::current());
+    }
+
+    fn take(&self, message: &Message<'_>) {
+        if let Some(id) = message.in_reply_to {
+            self.core.complete(id, &message.src, outcome(message));
+        } else if message.kind == "init" {
+            self.init(message);
+        } else {
+            self.request(message);
+        }
+    }
+
+    fn request(&self, message: &Message<'_>) {
+        let responder = Responder::new(Rc::clone(&self.core), message);
+        if self.core.identity().is_none() {
+            tracing::warn!(src = &*message.src, kind = &*message.kind, "a message came before init");
+            let text = "the node is not initialised yet";
+            responder.fail(&Error::new(ErrorCode::TemporarilyUnavailable, text));
+        } else if !self.node.take(message, &responder) {
+            tracing::warn!(src = &*message.src, kind = &*message.kind, "the type is unknown");
+            let text = format!("there is no handler for {}", message.kind);
+            responder.fail(&Error::new(ErrorCode::NotSupported, text));
+        }
+    }
+
+    fn init(&self, message: &Message<'_>) {
+        let identity = match serde_json::from_str(message.body) {
+            Ok(Init { node_id, node_ids }) => Identity { id: node_id, node_ids },
+            Err(error) => {
+                tracing::warn!(%error, "init is not as it should be");
+                let error = Error::new(ErrorCode::MalformedRequest, error.to_string());
+                return Responder::new(Rc::clone(&self.core), message).fail(&error);
+            }
+        };
+        let is_first = self.node.init(identity);
+        let responder = Responder::new(Rc::clone(&self.core), message);
+        if is_first {
+            responder.reply(&());
+            self.node.begin();
+        } else {
+            responder.fail(&Error::new(ErrorCode::PreconditionFailed, "the node is initialised already"));
+        }
+    }
+
+    /// Answers what could not be parsed.
+    fn answer(&self, asked: &Asked<'_>, error: &Error) {
+        let src = self.core.identity().map_or(&*asked.dest, |identity| &*identity.id);
+        let body = |out: &mut Vec<u8>| message::open_body("error", error, out);
+        if let Err(error) = self.core.post(src, &asked.src, Some(asked.msg_id), body) {
+            tracing::error!(%error, "an error could not be written");
+        }
+    }
+}
+
+/// The program's tasks and handlers hold handles to the node.
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.node.clear();
+    }
+}
+
+/// What a reply says.
+fn outcome(message: &Message<'_>) -> Result<Json, Error> {
+    let unknown = |error: serde_json::Error| Error::new(ErrorCode::Crash, error.to_string());
+    if message.kind != "error" {
+        return serde_json::from_str(message.body).map_err(unknown);
+    }
+    let ErrorReply { code, text } = serde_json::from_str(message.body).map_err(unknown)?;
+    Err(Error::new(code.map_or(ErrorCode::Crash, ErrorCode::from), text))
+}

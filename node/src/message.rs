@@ -1,0 +1,251 @@
+//! Messages as lines: what a line says, and how one is written. No state.
+//!
+//! The format is Maelstrom's
+//! (<https://github.com/jepsen-io/maelstrom/blob/main/doc/protocol.md>).
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::value::RawValue;
+
+use crate::error::{Error, ErrorCode};
+use crate::json::{self, Json};
+
+/// The id of a message, which a reply names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct MsgId(pub i64);
+
+impl fmt::Display for MsgId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A message that came in.
+#[derive(Debug)]
+pub(crate) struct Message<'a> {
+    pub(crate) src: Cow<'a, str>,
+    pub(crate) dest: Cow<'a, str>,
+    pub(crate) kind: Cow<'a, str>,
+    pub(crate) msg_id: Option<MsgId>,
+    pub(crate) in_reply_to: Option<MsgId>,
+    /// The whole body, an object.
+    pub(crate) body: &'a str,
+}
+
+/// A line that is no message.
+#[derive(Debug)]
+pub(crate) struct Malformed<'a> {
+    pub(crate) why: String,
+    /// Who waits for an answer, and who was asked.
+    pub(crate) asked: Option<Asked<'a>>,
+}
+
+/// A request that can be answered, even if nothing else is known of it.
+#[derive(Debug)]
+pub(crate) struct Asked<'a> {
+    pub(crate) src: Cow<'a, str>,
+    pub(crate) dest: Cow<'a, str>,
+    pub(crate) msg_id: MsgId,
+}
+
+#[derive(Deserialize)]
+struct RawMessage<'a> {
+    #[serde(borrow)]
+    src: Option<&'a RawValue>,
+    #[serde(borrow)]
+    dest: Option<&'a RawValue>,
+    #[serde(borrow)]
+    body: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct RawHead<'a> {
+    #[serde(borrow, rename = "type")]
+    kind: Option<&'a RawValue>,
+    #[serde(borrow)]
+    msg_id: Option<&'a RawValue>,
+    #[serde(borrow)]
+    in_reply_to: Option<&'a RawValue>,
+}
+
+/// What a line says.
+pub(crate) fn parse(line: &[u8]) -> Result<Message<'_>, Malformed<'_>> {
+    let nobody = |why: String| Malformed { why, asked: None };
+    let line = std::str::from_utf8(line).map_err(|error| nobody(error.to_string()))?;
+    let raw: RawMessage<'_> = object(line).map_err(|why| nobody(format!("not a message: {why}")))?;
+    let src = raw.src.and_then(string).ok_or_else(|| nobody("src is no string".into()))?;
+    // A line that is typed by hand may do without; so it goes to this node.
+    let dest = raw.dest.and_then(string).unwrap_or_default();
+    let body = raw.body.ok_or_else(|| nobody("it has no body".into()))?.get();
+    let head: RawHead<'_> = object(body).map_err(|why| nobody(format!("not a body: {why}")))?;
+
+    let msg_id = head.msg_id.map(integer);
+    let in_reply_to = head.in_reply_to.map(integer);
+    let malformed = |why: &str, src, dest| {
+        // A reply that is malformed is answered by nobody, or two nodes might
+        // never come to an end.
+        let asked = match (msg_id, in_reply_to) {
+            (Some(Some(msg_id)), None | Some(None)) => Some(Asked { src, dest, msg_id }),
+            _ => None,
+        };
+        Malformed { why: why.into(), asked }
+    };
+    if msg_id == Some(None) {
+        return Err(malformed("msg_id is no integer", src, dest));
+    }
+    if in_reply_to == Some(None) {
+        return Err(malformed("in_reply_to is no integer", src, dest));
+    }
+    let Some(kind) = head.kind.and_then(string) else {
+        return Err(malformed("the body has no type that is a string", src, dest));
+    };
+    Ok(Message { src, dest, kind, msg_id: msg_id.flatten(), in_reply_to: in_reply_to.flatten(), body })
+}
+
+/// An object as a structure; serde would take an array too.
+fn object<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, String> {
+    if !text.trim_ascii_start().starts_with('{') {
+        return Err("it is no object".into());
+    }
+    serde_json::from_str(text).map_err(|error| error.to_string())
+}
+
+/// `None` where it is no string.
+fn string(raw: &RawValue) -> Option<Cow<'_, str>> {
+    let text = raw.get();
+    let inside = text.strip_prefix('"')?.strip_suffix('"')?;
+    if inside.contains('\\') {
+        return serde_json::from_str(text).ok().map(Cow::Owned);
+    }
+    Some(Cow::Borrowed(inside))
+}
+
+/// `None` where it is no integer, or one beyond 64 bits.
+fn integer(raw: &RawValue) -> Option<MsgId> {
+    raw.get().parse().ok().map(MsgId)
+}
+
+/// The fields of an object, in their order.
+struct Fields<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
+
+impl<'de> Deserialize<'de> for Fields<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Collect;
+        impl<'de> Visitor<'de> for Collect {
+            type Value = Fields<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
+                let mut fields = Vec::new();
+                while let Some(field) = map.next_entry()? {
+                    fields.push(field);
+                }
+                Ok(Fields(fields))
+            }
+        }
+        deserializer.deserialize_map(Collect)
+    }
+}
+
+/// A body without its ids and its end: what is the same each time it is sent.
+#[derive(Debug, Clone)]
+pub(crate) struct Body(Vec<u8>);
+
+impl Body {
+    /// A body of this type with these fields: a structure, a map, or `()` for
+    /// none.
+    ///
+    /// # Errors
+    /// 13, where the fields have no form in JSON or are no object.
+    pub(crate) fn new(kind: &str, fields: &impl Serialize) -> Result<Self, Error> {
+        let mut body = Vec::new();
+        open_body(kind, fields, &mut body)?;
+        Ok(Self(body))
+    }
+
+    /// Somebody else's body, without the ids it came with.
+    ///
+    /// # Errors
+    /// 12, where it is no object with a type.
+    pub(crate) fn forwarded(body: &Json) -> Result<Self, Error> {
+        let malformed = |why: &dyn fmt::Display| {
+            Error::new(ErrorCode::MalformedRequest, format!("this is no body to pass on: {why}"))
+        };
+        let Fields(fields) = body.parse_borrowed().map_err(|error| malformed(&error))?;
+        if !fields.iter().any(|(key, value)| key == "type" && string(value).is_some()) {
+            return Err(malformed(&"it has no type that is a string"));
+        }
+        let mut text = Vec::with_capacity(body.text().len());
+        let mut separator: &[u8] = b"{";
+        for (key, value) in fields.iter().filter(|(key, _)| !matches!(&**key, "msg_id" | "in_reply_to")) {
+            text.extend_from_slice(separator);
+            write_string(key, &mut text);
+            text.extend_from_slice(b": ");
+            json::write(value, &mut text).map_err(|error| malformed(&error))?;
+            separator = b", ";
+        }
+        Ok(Self(text))
+    }
+
+    /// Appends the body, but for its end.
+    pub(crate) fn open(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.0);
+    }
+}
+
+/// Appends a message up to its body.
+pub(crate) fn open_message(src: &str, dest: &str, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"{\"src\": ");
+    write_string(src, out);
+    out.extend_from_slice(b", \"dest\": ");
+    write_string(dest, out);
+    out.extend_from_slice(b", \"body\": ");
+}
+
+/// Appends a body of this type with these fields, but for its end. What an
+/// error leaves behind in `out` is the caller's to remove.
+///
+/// # Errors
+/// 13, where the fields have no form in JSON or are no object.
+pub(crate) fn open_body(kind: &str, fields: &impl Serialize, out: &mut Vec<u8>) -> Result<(), Error> {
+    let crash =
+        |why: &dyn fmt::Display| Error::new(ErrorCode::Crash, format!("cannot write a {kind}: {why}"));
+    out.extend_from_slice(b"{\"type\": ");
+    write_string(kind, out);
+    out.push(b',');
+    let start = out.len();
+    json::write(fields, out).map_err(|error| crash(&error))?;
+    match out.get(start..) {
+        Some(b"{}" | b"null") => out.truncate(start - 1),
+        Some([b'{', .., b'}']) => {
+            // The fields go on where the type ended.
+            out.splice(start..=start, [b' ']);
+            out.pop();
+        }
+        _ => return Err(crash(&"its fields are no object")),
+    }
+    Ok(())
+}
+
+/// Appends the ids, the end of the body and the end of the message.
+pub(crate) fn close_message(in_reply_to: Option<MsgId>, msg_id: MsgId, out: &mut Vec<u8>) {
+    if let Some(id) = in_reply_to {
+        out.extend_from_slice(b", \"in_reply_to\": ");
+        out.extend_from_slice(id.to_string().as_bytes());
+    }
+    out.extend_from_slice(b", \"msg_id\": ");
+    out.extend_from_slice(msg_id.to_string().as_bytes());
+    out.extend_from_slice(b"}}\n");
+}
+
+fn write_string(text: &str, out: &mut Vec<u8>) {
+    // A string has a form in JSON, and a `Vec` takes everything.
+    json::write(text, out).unwrap_or_default();
+}

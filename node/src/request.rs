@@ -1,0 +1,136 @@
+//! A request, and the one answer that it gets.
+
+use std::cell::Cell;
+use std::fmt;
+use std::rc::Rc;
+
+use serde::Serialize;
+
+use crate::core::Core;
+use crate::error::{Error, ErrorCode};
+use crate::json::Json;
+use crate::message::{self, Body, MsgId};
+
+/// A message that came in, with its body as a type.
+#[derive(Debug)]
+pub struct Request<B> {
+    /// Who has sent it.
+    pub src: String,
+    /// Its fields, without what is not asked for.
+    pub body: B,
+    /// How it is answered, where the handler does so itself.
+    pub responder: Responder,
+}
+
+/// The way back to who has asked. Clones answer the same request.
+#[derive(Clone)]
+pub struct Responder {
+    core: Rc<Core>,
+    to: Rc<Asker>,
+}
+
+struct Asker {
+    src: String,
+    /// As whom it is answered.
+    dest: String,
+    kind: String,
+    /// `None` where no answer is wanted.
+    msg_id: Option<MsgId>,
+    is_answered: Cell<bool>,
+}
+
+impl Responder {
+    pub(crate) fn new(core: Rc<Core>, message: &message::Message<'_>) -> Self {
+        let dest = core.identity().map_or(&*message.dest, |identity| &*identity.id).to_owned();
+        let to = Asker {
+            src: message.src.clone().into_owned(),
+            dest,
+            kind: message.kind.clone().into_owned(),
+            msg_id: message.msg_id,
+            is_answered: Cell::new(false),
+        };
+        Self { core, to: Rc::new(to) }
+    }
+
+    /// Whether an answer is wanted and none was given.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.to.msg_id.is_some() && !self.to.is_answered.get()
+    }
+
+    /// Answers with a body of the request's type and `_ok`, with these fields:
+    /// a structure, a map, or `()` for none. Only the first answer is sent, and
+    /// none to a message that has no `msg_id`. Fields that cannot be written
+    /// become error 13.
+    pub fn reply(&self, fields: &impl Serialize) {
+        self.reply_as(&format!("{}_ok", self.to.kind), fields);
+    }
+
+    /// As [`Self::reply`], with another type.
+    pub fn reply_as(&self, kind: &str, fields: &impl Serialize) {
+        self.answer(|out| message::open_body(kind, fields, out));
+    }
+
+    /// As [`Self::reply`], with the body of another node's reply.
+    pub fn forward(&self, body: &Json) {
+        match Body::forwarded(body) {
+            Ok(body) => self.answer(|out| {
+                body.open(out);
+                Ok(())
+            }),
+            Err(error) => self.fail(&error),
+        }
+    }
+
+    /// Answers with an error. Only the first answer is sent.
+    pub fn fail(&self, error: &Error) {
+        self.answer(|out| message::open_body("error", error, out));
+    }
+
+    /// Sends one of several replies, which is not the last: it leaves the
+    /// request open. Nothing is sent once it is answered, or where no answer is
+    /// wanted.
+    ///
+    /// # Errors
+    /// 13, where the fields cannot be written.
+    pub fn reply_in_part(&self, kind: &str, fields: &impl Serialize) -> Result<(), Error> {
+        if self.is_open() {
+            self.post(|out| message::open_body(kind, fields, out))?;
+        }
+        Ok(())
+    }
+
+    /// The handler has panicked.
+    pub(crate) fn crashed(&self) {
+        self.fail(&Error::new(ErrorCode::Crash, format!("the handler of {} has panicked", self.to.kind)));
+    }
+
+    fn answer(&self, body: impl FnOnce(&mut Vec<u8>) -> Result<(), Error>) {
+        if !self.is_open() {
+            return;
+        }
+        self.to.is_answered.set(true);
+        let sent = self.post(body).or_else(|error| {
+            tracing::error!(kind = self.to.kind, %error, "an answer could not be written");
+            self.post(|out| message::open_body("error", &error, out))
+        });
+        if let Err(error) = sent {
+            tracing::error!(%error, "an error could not be written");
+        }
+    }
+
+    fn post(&self, body: impl FnOnce(&mut Vec<u8>) -> Result<(), Error>) -> Result<MsgId, Error> {
+        self.core.post(&self.to.dest, &self.to.src, self.to.msg_id, body)
+    }
+}
+
+impl fmt::Debug for Responder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Responder")
+            .field("src", &self.to.src)
+            .field("kind", &self.to.kind)
+            .field("msg_id", &self.to.msg_id)
+            .field("is_open", &self.is_open())
+            .finish()
+    }
+}

@@ -1,0 +1,226 @@
+//! A node on streams of bytes: its lines come from one and go to another, and
+//! its time is the machine's. It knows nothing of what the lines say.
+
+use std::io::{self, IsTerminal as _, Read, Write};
+use std::process::ExitCode;
+use std::sync::mpsc::{self, Receiver, SyncSender, TryRecvError};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
+
+use crate::machine::Machine;
+use crate::node::Node;
+
+/// The longest line, in bytes. A longer one is left out, and the log says so.
+pub const LINE_BYTES_MAX: usize = 256 * 1024 * 1024;
+
+/// What is read at once, in bytes.
+const READ_BYTES: usize = 64 * 1024;
+
+/// Blocks that were read and not handled, at most: beyond that the input waits.
+const BLOCKS_MAX: usize = 4;
+
+/// What was sent is written when it is so much, even if more input is there.
+const WRITE_BYTES: usize = 64 * 1024;
+
+/// What sleeps at the end of the input is waited for so long.
+const END_WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// Runs a node on stdin and stdout to the end of its input, with its log on
+/// stderr (`RUST_LOG` says how much, `warn` unless told). This is a whole
+/// `main`.
+pub fn main<S: Default + 'static>(program: impl FnOnce(&Node<S>)) -> ExitCode {
+    let filter = tracing_subscriber::EnvFilter::builder()
+        .with_default_directive(tracing::level_filters::LevelFilter::WARN.into())
+        .from_env_lossy();
+    let is_terminal = io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(is_terminal).init();
+    match run(io::stdin(), io::stdout().lock(), program) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(%error, "the node has ended");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs a node on these streams to the end of its input.
+///
+/// All that is sent in answer to input that is there is written in one go, and
+/// before the node waits for more. At the end of the input, what still sleeps is
+/// waited for, up to 10 s. A thread reads the input; it is left behind where
+/// the output fails first.
+///
+/// # Errors
+/// What the streams say. After a failed read, all that had come is answered.
+pub fn run<S: Default + 'static>(
+    input: impl Read + Send + 'static,
+    mut output: impl Write,
+    program: impl FnOnce(&Node<S>),
+) -> io::Result<()> {
+    let started = Instant::now();
+    let mut machine = Machine::new(program, rand::random());
+    machine.unpark_this_thread();
+    let blocks = read_on_a_thread(input)?;
+    let mut buffer = Vec::new();
+    let end = loop {
+        match blocks.try_recv() {
+            Ok(Ok(block)) => take_block(&mut machine, &block, started, &mut output, &mut buffer)?,
+            Ok(Err(error)) => break Err(error),
+            Err(TryRecvError::Disconnected) => break Ok(()),
+            Err(TryRecvError::Empty) => {
+                flush(&mut machine, &mut output, &mut buffer)?;
+                park_until(machine.next_timeout(), started);
+            }
+        }
+        machine.handle_timeout(started.elapsed());
+    };
+    finish(&mut machine, started, &mut output, &mut buffer)?;
+    end
+}
+
+/// Handles whole lines.
+fn take_block(
+    machine: &mut Machine,
+    block: &[u8],
+    started: Instant,
+    output: &mut impl Write,
+    buffer: &mut Vec<u8>,
+) -> io::Result<()> {
+    let now = started.elapsed();
+    for line in block.split(|byte| *byte == b'\n').filter(|line| !line.trim_ascii().is_empty()) {
+        machine.handle_line(now, line);
+        if machine.output_bytes() >= WRITE_BYTES {
+            write(machine, output, buffer)?;
+        }
+    }
+    Ok(())
+}
+
+/// What can be answered without further input.
+fn finish(
+    machine: &mut Machine,
+    started: Instant,
+    output: &mut impl Write,
+    buffer: &mut Vec<u8>,
+) -> io::Result<()> {
+    let ended = started.elapsed();
+    machine.handle_end(ended);
+    while let Some(next) = machine.next_timeout()
+        && next <= ended + END_WAIT_MAX
+    {
+        flush(machine, output, buffer)?;
+        park_until(Some(next), started);
+        machine.handle_timeout(started.elapsed());
+    }
+    flush(machine, output, buffer)
+}
+
+fn write(machine: &mut Machine, output: &mut impl Write, buffer: &mut Vec<u8>) -> io::Result<()> {
+    machine.take_output(buffer);
+    output.write_all(buffer)?;
+    buffer.clear();
+    buffer.shrink_to(2 * WRITE_BYTES);
+    Ok(())
+}
+
+fn flush(machine: &mut Machine, output: &mut impl Write, buffer: &mut Vec<u8>) -> io::Result<()> {
+    write(machine, output, buffer)?;
+    output.flush()
+}
+
+/// Until this time, or until there is input or a task was woken.
+fn park_until(time: Option<Duration>, started: Instant) {
+    match time {
+        Some(time) => thread::park_timeout(time.saturating_sub(started.elapsed())),
+        None => thread::park(),
+    }
+}
+
+type Block = io::Result<Vec<u8>>;
+
+/// Reads blocks of whole lines on a thread of its own, which unparks this one.
+fn read_on_a_thread(input: impl Read + Send + 'static) -> io::Result<Receiver<Block>> {
+    let (sender, blocks) = mpsc::sync_channel(BLOCKS_MAX);
+    let reader = thread::current();
+    thread::Builder::new().name("input".into()).spawn(move || read(input, sender, &reader))?;
+    Ok(blocks)
+}
+
+fn read(mut input: impl Read, blocks: SyncSender<Block>, reader: &Thread) {
+    let mut lines = Lines::default();
+    loop {
+        let block = match lines.read(&mut input) {
+            Ok(None) => break,
+            Ok(Some(block)) if block.is_empty() => continue,
+            Ok(Some(block)) => Ok(block),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => Err(error),
+        };
+        let is_over = block.is_err();
+        // The node is gone where nobody receives.
+        if blocks.send(block).is_err() || is_over {
+            break;
+        }
+        reader.unpark();
+    }
+    drop(blocks);
+    reader.unpark();
+}
+
+/// Cuts what is read after the last whole line.
+#[derive(Default)]
+struct Lines {
+    /// The beginning of a line.
+    partial: Vec<u8>,
+    /// The rest of a line that is too long is left out.
+    is_skipping: bool,
+    is_over: bool,
+}
+
+impl Lines {
+    /// The next whole lines, perhaps none; at the end of the input what is left
+    /// of it, and then `None`.
+    fn read(&mut self, input: &mut impl Read) -> io::Result<Option<Vec<u8>>> {
+        if self.is_over {
+            return Ok(None);
+        }
+        let start = self.partial.len();
+        let wanted = READ_BYTES.max(start / 2).min(READ_BYTES * 64);
+        self.partial.resize(start + wanted, 0);
+        let count = input.read(self.partial.get_mut(start..).unwrap_or_default());
+        self.partial.truncate(start + count.as_ref().map_or(0, |count| *count));
+        if count? == 0 {
+            self.is_over = true;
+            return Ok(Some(std::mem::take(&mut self.partial)));
+        }
+        let fresh = self.partial.get(start..).unwrap_or_default();
+        match fresh.iter().rposition(|byte| *byte == b'\n') {
+            Some(end) => Ok(Some(self.take_lines(start + end + 1))),
+            None => {
+                self.bound();
+                Ok(Some(Vec::new()))
+            }
+        }
+    }
+
+    /// Takes the whole lines, which end at `end`.
+    fn take_lines(&mut self, end: usize) -> Vec<u8> {
+        let rest = self.partial.split_off(end);
+        let mut lines = std::mem::replace(&mut self.partial, rest);
+        if std::mem::take(&mut self.is_skipping) {
+            let first_end = lines.iter().position(|byte| *byte == b'\n').map_or(lines.len(), |end| end + 1);
+            lines.drain(..first_end);
+        }
+        lines
+    }
+
+    fn bound(&mut self) {
+        if self.partial.len() > LINE_BYTES_MAX {
+            tracing::warn!(LINE_BYTES_MAX, "a line is too long, and is left out");
+            self.is_skipping = true;
+        }
+        if self.is_skipping {
+            self.partial = Vec::new();
+        }
+    }
+}

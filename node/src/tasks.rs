@@ -1,0 +1,162 @@
+//! The tasks of a node, on one thread: what runs next is what was woken first,
+//! so that the same input always gives the same order.
+//!
+//! A task that panics ends alone; the request that it worked for is answered
+//! with error 13.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::Thread;
+
+use crate::request::Responder;
+
+pub(crate) type LocalFuture = Pin<Box<dyn Future<Output = ()>>>;
+
+/// Below this many entries the tables keep their memory.
+const SHRINK_ABOVE: usize = 1024;
+
+/// All tasks that wait, and whose turn it is.
+#[derive(Default)]
+pub(crate) struct Tasks {
+    waiting: RefCell<HashMap<u64, Task>>,
+    ready: Arc<Ready>,
+    begun: Cell<u64>,
+    /// For which request something runs now.
+    current: RefCell<Option<Responder>>,
+}
+
+struct Task {
+    future: LocalFuture,
+    responder: Option<Responder>,
+    waker: Waker,
+}
+
+impl Tasks {
+    /// Begins a task when its turn comes.
+    pub(crate) fn spawn(&self, future: LocalFuture, responder: Option<Responder>) {
+        let (id, task) = self.make(future, responder);
+        self.waiting.borrow_mut().insert(id, task);
+        self.ready.push(id);
+    }
+
+    /// Runs a task up to its first wait, now.
+    pub(crate) fn begin(&self, future: LocalFuture, responder: Option<Responder>) {
+        let (id, task) = self.make(future, responder);
+        self.poll(id, task);
+    }
+
+    fn make(&self, future: LocalFuture, responder: Option<Responder>) -> (u64, Task) {
+        let id = self.begun.get();
+        self.begun.set(id + 1);
+        let waker = Waker::from(Arc::new(TaskWaker { id, ready: Arc::clone(&self.ready) }));
+        (id, Task { future, responder, waker })
+    }
+
+    /// Runs tasks in the order in which they were woken, until all wait.
+    pub(crate) fn run(&self) {
+        while let Some(id) = self.ready.pop() {
+            // One that has ended was woken once more.
+            let task = self.waiting.borrow_mut().remove(&id);
+            if let Some(task) = task {
+                self.poll(id, task);
+            }
+        }
+        self.shrink();
+    }
+
+    fn poll(&self, id: u64, mut task: Task) {
+        let mut cx = Context::from_waker(&task.waker);
+        let polled = self.within(task.responder.clone(), || task.future.as_mut().poll(&mut cx));
+        if polled == Some(Poll::Pending) {
+            self.waiting.borrow_mut().insert(id, task);
+        }
+    }
+
+    /// The request for which something runs now.
+    pub(crate) fn current(&self) -> Option<Responder> {
+        self.current.borrow().clone()
+    }
+
+    /// Runs a program's code for a request; `None` where it panicked, and the
+    /// request was answered with error 13.
+    pub(crate) fn within<T>(&self, responder: Option<Responder>, code: impl FnOnce() -> T) -> Option<T> {
+        let outer = self.current.replace(responder);
+        // What a panic leaves half done is the program's own state: its
+        // borrows are given back, and the other requests go on.
+        let result = catch_unwind(AssertUnwindSafe(code));
+        let responder = self.current.replace(outer);
+        if result.is_err()
+            && let Some(responder) = responder
+        {
+            responder.crashed();
+        }
+        result.ok()
+    }
+
+    /// Who is told, from now on, that a task was woken by another thread.
+    pub(crate) fn unpark(&self, thread: Thread) {
+        // The first one stays.
+        self.ready.thread.get_or_init(|| thread);
+    }
+
+    fn shrink(&self) {
+        let mut waiting = self.waiting.borrow_mut();
+        if waiting.capacity() > SHRINK_ABOVE && waiting.len() < waiting.capacity() / 4 {
+            let len = waiting.len();
+            waiting.shrink_to(len * 2);
+        }
+    }
+
+    /// Drops all tasks.
+    pub(crate) fn clear(&self) {
+        let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
+        drop(waiting);
+    }
+}
+
+/// Whose turn it is. Shared with wakers, which may be on other threads.
+#[derive(Default)]
+struct Ready {
+    // A lock, since a future may be woken by another thread. Held for one
+    // operation on the queue.
+    queue: Mutex<VecDeque<u64>>,
+    thread: OnceLock<Thread>,
+}
+
+impl Ready {
+    fn push(&self, id: u64) {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).push_back(id);
+    }
+
+    fn pop(&self) -> Option<u64> {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let id = queue.pop_front();
+        if queue.is_empty() && queue.capacity() > SHRINK_ABOVE {
+            queue.shrink_to_fit();
+        }
+        id
+    }
+}
+
+struct TaskWaker {
+    id: u64,
+    ready: Arc<Ready>,
+}
+
+impl Wake for TaskWaker {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.ready.push(self.id);
+        if let Some(thread) = self.ready.thread.get() {
+            thread.unpark();
+        }
+    }
+}
