@@ -47,12 +47,10 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// The pause after so many attempts.
-    fn pause(self, attempts: u32, random: u64) -> Duration {
+    /// The longest pause after so many attempts.
+    fn pause_max(self, attempts: u32) -> Duration {
         let doubled = self.first.saturating_mul(2_u32.saturating_pow(attempts.saturating_sub(1)));
-        #[expect(clippy::cast_precision_loss, reason = "a random part needs no more than 53 bits")]
-        let part = random as f64 / u64::MAX as f64;
-        doubled.min(self.max).mul_f64(part)
+        doubled.min(self.max)
     }
 }
 
@@ -126,7 +124,7 @@ impl Call {
                 Err(error) => tracing::debug!(dest = self.dest, attempts, %error, "trying again"),
             }
             if let Some(backoff) = self.retry.backoff {
-                let pause = backoff.pause(attempts, self.core.random());
+                let pause = self.core.random_part(backoff.pause_max(attempts));
                 Sleep::new(Rc::clone(&self.core), pause, false).await;
             }
         }
@@ -163,8 +161,8 @@ mod tests {
     #[test]
     fn a_pause_doubles_up_to_its_bound() {
         let backoff = Backoff { first: Duration::from_millis(100), max: Duration::from_millis(350) };
-        let pauses: Vec<_> = (1..5).map(|attempts| backoff.pause(attempts, u64::MAX).as_millis()).collect();
+        let pauses: Vec<_> = (1..5).map(|attempts| backoff.pause_max(attempts).as_millis()).collect();
         assert_eq!(pauses, [100, 200, 350, 350]);
-        assert_eq!(backoff.pause(64, 0), Duration::ZERO);
+        assert_eq!(backoff.pause_max(u32::MAX), backoff.max);
     }
 }

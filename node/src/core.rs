@@ -2,7 +2,7 @@
 //! its open calls, its timers and its tasks. It knows neither handlers nor
 //! input, output or a clock: the time is told to it.
 
-use std::cell::{Cell, OnceCell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell, RefMut};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -85,6 +85,11 @@ impl Core {
         self.random.borrow_mut().random()
     }
 
+    /// A random part of a time, from none of it to all of it.
+    pub(crate) fn random_part(&self, time: Duration) -> Duration {
+        self.random.borrow_mut().random_range(Duration::ZERO..=time)
+    }
+
     pub(crate) fn late_replies(&self) -> u64 {
         self.late_replies.get()
     }
@@ -111,17 +116,13 @@ impl Core {
         in_reply_to: Option<MsgId>,
         body: impl FnOnce(&mut Vec<u8>) -> Result<(), Error>,
     ) -> Result<MsgId, Error> {
-        // Serialising is a program's code too, but has no node to call.
-        let mut output = self.output.borrow_mut();
-        let start = output.len();
-        message::open_message(src, dest, &mut output);
-        if let Err(error) = body(&mut output) {
-            output.truncate(start);
-            return Err(error);
-        }
+        let mut unfinished = Unfinished::new(self.output.borrow_mut());
+        message::open_message(src, dest, &mut unfinished.output);
+        body(&mut unfinished.output)?;
         let id = self.next_msg_id.get();
         self.next_msg_id.set(id.saturating_add(1));
-        message::close_message(in_reply_to, MsgId(id), &mut output);
+        message::close_message(in_reply_to, MsgId(id), &mut unfinished.output);
+        unfinished.finish();
         Ok(MsgId(id))
     }
 
@@ -167,7 +168,7 @@ impl Core {
         if !self.has_ended() {
             let reaped = self.calls.expire(&now);
             if reaped > 0 {
-                tracing::info!(reaped, pending = self.calls.pending(), "calls were not answered in time");
+                tracing::warn!(reaped, pending = self.calls.pending(), "calls were not answered in time");
             }
         }
         let due = self.timers.borrow_mut().take_due(now);
@@ -191,10 +192,35 @@ impl Core {
         self.output.borrow().len()
     }
 
-    /// Forgets all that could keep a node alive that is over: tasks, callbacks
-    /// and timers hold handles to it.
+    /// Ends, and forgets all that could keep a node alive that is over: tasks
+    /// and callbacks hold handles to it.
     pub(crate) fn clear(&self) {
+        self.end();
         self.tasks.clear();
         self.calls.clear();
+    }
+}
+
+/// A message that is being written at the end of the output. It is taken back
+/// unless it is finished: writing a program's fields may fail or panic.
+struct Unfinished<'a> {
+    output: RefMut<'a, Vec<u8>>,
+    /// Where it began.
+    start: usize,
+}
+
+impl<'a> Unfinished<'a> {
+    fn new(output: RefMut<'a, Vec<u8>>) -> Self {
+        Self { start: output.len(), output }
+    }
+
+    fn finish(mut self) {
+        self.start = self.output.len();
+    }
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        self.output.truncate(self.start);
     }
 }

@@ -109,13 +109,13 @@ impl Responder {
         if !self.is_open() {
             return;
         }
-        self.to.is_answered.set(true);
         let sent = self.post(body).or_else(|error| {
             tracing::error!(kind = self.to.kind, %error, "an answer could not be written");
             self.post(|out| message::open_body("error", &error, out))
         });
-        if let Err(error) = sent {
-            tracing::error!(%error, "an error could not be written");
+        match sent {
+            Ok(_) => self.to.is_answered.set(true),
+            Err(error) => tracing::error!(%error, "an error could not be written"),
         }
     }
 
