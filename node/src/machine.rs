@@ -29,9 +29,8 @@ struct Init {
 
 #[derive(Deserialize)]
 struct ErrorReply {
-    code: Option<i64>,
-    #[serde(default)]
-    text: String,
+    code: Option<ErrorCode>,
+    text: Option<String>,
 }
 
 impl Machine {
@@ -157,7 +156,8 @@ impl Machine {
     }
 }
 
-/// The program's tasks and handlers hold handles to the node.
+/// The program's tasks, handlers and state hold handles to the node: they end
+/// with it.
 impl Drop for Machine {
     fn drop(&mut self) {
         self.node.clear();
@@ -171,5 +171,5 @@ fn outcome(message: &Message<'_>) -> Result<Json, Error> {
         return serde_json::from_str(message.body).map_err(unknown);
     }
     let ErrorReply { code, text } = serde_json::from_str(message.body).map_err(unknown)?;
-    Err(Error::new(code.map_or(ErrorCode::Crash, ErrorCode::from), text))
+    Err(Error::new(code.unwrap_or(ErrorCode::Crash), text.unwrap_or_default()))
 }

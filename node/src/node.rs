@@ -120,12 +120,13 @@ impl<S: 'static> Node<S> {
     }
 
     /// Does something again and again, as long as there is input: the first
-    /// time so long after `init`, and then so long after the last time ended.
+    /// time so long after `init`, and then so long after the last time ended, by
+    /// itself or in a panic.
     pub fn every(&self, pause: Duration, action: impl AsyncFn(Node<S>) + 'static) {
         self.on_init(async move |node: Node<S>| {
             loop {
                 Sleep::new(Rc::clone(&node.core), pause, false).await;
-                action(node.clone()).await;
+                node.core.tasks.alone(action(node.clone())).await;
             }
         });
     }
@@ -273,11 +274,11 @@ pub(crate) trait Running {
     /// Begins what waits for the name.
     fn begin(&self);
 
-    /// Forgets what holds handles to the node.
+    /// Forgets what may hold handles to the node: the program's state too.
     fn clear(&self);
 }
 
-impl<S: 'static> Running for Node<S> {
+impl<S: Default + 'static> Running for Node<S> {
     fn take(&self, message: &Message<'_>, responder: &Responder) -> bool {
         let handler = self.program.handlers.borrow().get(&*message.kind).cloned();
         let Some(handler) = handler else { return false };
@@ -303,5 +304,8 @@ impl<S: 'static> Running for Node<S> {
         self.core.clear();
         self.program.handlers.borrow_mut().clear();
         self.program.on_init.borrow_mut().clear();
+        // Outside of the borrow, as it is a program's code that is run.
+        let state = self.program.state.try_borrow_mut().map(|mut state| std::mem::take(&mut *state));
+        drop(state);
     }
 }

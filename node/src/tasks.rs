@@ -6,9 +6,9 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
@@ -75,6 +75,14 @@ impl Tasks {
         if polled == Some(Poll::Pending) {
             self.waiting.borrow_mut().insert(id, task);
         }
+    }
+
+    /// Runs a part of a task to its end: a panic ends that part alone.
+    pub(crate) async fn alone(&self, part: impl Future<Output = ()>) {
+        let mut part = pin!(part);
+        let poll =
+            |cx: &mut Context<'_>| self.within(None, || part.as_mut().poll(cx)).unwrap_or(Poll::Ready(()));
+        poll_fn(poll).await;
     }
 
     /// The request for which something runs now.
