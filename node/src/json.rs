@@ -111,8 +111,10 @@ fn write_fragment<W: ?Sized + io::Write>(text: &str, out: &mut W) -> io::Result<
         let (plain, special) = rest.split_at(position);
         out.write_all(plain.as_bytes())?;
         let mut chars = special.chars();
-        for unit in chars.next().iter().flat_map(|char| char.encode_utf16(&mut [0; 2]).to_vec()) {
-            write!(out, "\\u{unit:04x}")?;
+        if let Some(char) = chars.next() {
+            for unit in char.encode_utf16(&mut [0; 2]) {
+                write!(out, "\\u{unit:04x}")?;
+            }
         }
         rest = chars.as_str();
     }

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use crate::machine::Machine;
 use crate::node::Node;
 
-/// The longest line, in bytes. A longer one is left out, and the log says so.
+/// The longest line, in bytes. One that is longer by more than 64 KiB is left
+/// out, and the log says so.
 pub const LINE_BYTES_MAX: usize = 256 * 1024 * 1024;
 
 /// What is read at once, in bytes.
@@ -33,7 +34,13 @@ pub fn main<S: Default + 'static>(program: impl FnOnce(&Node<S>)) -> ExitCode {
         .with_default_directive(tracing::level_filters::LevelFilter::WARN.into())
         .from_env_lossy();
     let is_terminal = io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(is_terminal).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(is_terminal)
+        // It says on stderr that stderr is broken, and panics.
+        .log_internal_errors(false)
+        .init();
     match run(io::stdin(), io::stdout().lock(), program) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -147,7 +154,7 @@ fn read_on_a_thread(input: impl Read + Send + 'static) -> io::Result<Receiver<Bl
 }
 
 fn read(mut input: impl Read, blocks: SyncSender<Block>, reader: &Thread) {
-    let mut lines = Lines::default();
+    let mut lines = Lines::new(LINE_BYTES_MAX);
     loop {
         let block = match lines.read(&mut input) {
             Ok(None) => break,
@@ -168,8 +175,8 @@ fn read(mut input: impl Read, blocks: SyncSender<Block>, reader: &Thread) {
 }
 
 /// Cuts what is read after the last whole line.
-#[derive(Default)]
 struct Lines {
+    line_bytes_max: usize,
     /// The beginning of a line.
     partial: Vec<u8>,
     /// The rest of a line that is too long is left out.
@@ -178,6 +185,10 @@ struct Lines {
 }
 
 impl Lines {
+    fn new(line_bytes_max: usize) -> Self {
+        Self { line_bytes_max, partial: Vec::new(), is_skipping: false, is_over: false }
+    }
+
     /// The next whole lines, perhaps none; at the end of the input what is left
     /// of it, and then `None`.
     fn read(&mut self, input: &mut impl Read) -> io::Result<Option<Vec<u8>>> {
@@ -185,8 +196,7 @@ impl Lines {
             return Ok(None);
         }
         let start = self.partial.len();
-        let wanted = READ_BYTES.max(start / 2).min(READ_BYTES * 64);
-        self.partial.resize(start + wanted, 0);
+        self.partial.resize(start + READ_BYTES, 0);
         let count = input.read(self.partial.get_mut(start..).unwrap_or_default());
         self.partial.truncate(start + count.as_ref().map_or(0, |count| *count));
         if count? == 0 {
@@ -215,12 +225,51 @@ impl Lines {
     }
 
     fn bound(&mut self) {
-        if self.partial.len() > LINE_BYTES_MAX {
-            tracing::warn!(LINE_BYTES_MAX, "a line is too long, and is left out");
+        if self.partial.len() > self.line_bytes_max {
+            tracing::warn!(self.line_bytes_max, "a line is too long, and is left out");
             self.is_skipping = true;
         }
         if self.is_skipping {
             self.partial = Vec::new();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is left of `input` where lines are bounded and come in pieces.
+    fn left_of(input: &[u8], line_bytes_max: usize, piece: usize) -> Vec<u8> {
+        let mut lines = Lines::new(line_bytes_max);
+        let mut left = Vec::new();
+        let mut pieces = input.chunks(piece);
+        while let Some(block) = lines.read(&mut pieces.next().unwrap_or_default()).unwrap() {
+            left.extend(block);
+        }
+        left
+    }
+
+    #[test]
+    fn lines_are_the_same_in_whatever_pieces_they_come() {
+        let input = b"first\n\nsecond\r\nthe last has no end";
+        for piece in 1..=input.len() {
+            assert_eq!(left_of(input, 100, piece), input, "pieces of {piece}");
+        }
+    }
+
+    #[test]
+    fn a_line_that_is_too_long_is_left_out_alone() {
+        let long = "x".repeat(50);
+        for piece in 1..=8 {
+            for (input, expected) in [
+                (format!("first\n{long}\nlast\n"), "first\nlast\n"),
+                (format!("{long}\n{long}\nlast"), "last"),
+                (format!("first\n{long}"), "first\n"),
+            ] {
+                let left = left_of(input.as_bytes(), 10, piece);
+                assert_eq!(String::from_utf8(left).unwrap(), expected, "pieces of {piece}");
+            }
         }
     }
 }
