@@ -238,11 +238,16 @@ pub(crate) fn open_body(kind: &str, fields: &impl Serialize, out: &mut Vec<u8>) 
 pub(crate) fn close_message(in_reply_to: Option<MsgId>, msg_id: MsgId, out: &mut Vec<u8>) {
     if let Some(id) = in_reply_to {
         out.extend_from_slice(b", \"in_reply_to\": ");
-        out.extend_from_slice(id.to_string().as_bytes());
+        write_id(id, out);
     }
     out.extend_from_slice(b", \"msg_id\": ");
-    out.extend_from_slice(msg_id.to_string().as_bytes());
+    write_id(msg_id, out);
     out.extend_from_slice(b"}}\n");
+}
+
+fn write_id(id: MsgId, out: &mut Vec<u8>) {
+    // As with a string; and it needs no memory of its own.
+    json::write(&id, out).unwrap_or_default();
 }
 
 fn write_string(text: &str, out: &mut Vec<u8>) {
