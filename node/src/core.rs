@@ -182,6 +182,11 @@ impl Core {
         timer.into_iter().chain(call).min()
     }
 
+    /// The ids of what is sent from now on count up from `first`.
+    pub(crate) fn count_from(&self, first: MsgId) {
+        self.next_msg_id.set(first.0);
+    }
+
     /// Moves what was sent to the end of `out`.
     pub(crate) fn take_output(&self, out: &mut Vec<u8>) {
         out.append(&mut self.output.borrow_mut());

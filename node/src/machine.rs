@@ -6,10 +6,9 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use crate::core::{Core, Identity};
+use crate::core::{Core, Identity, Outcome};
 use crate::error::{Error, ErrorCode};
-use crate::json::Json;
-use crate::message::{self, Asked, Message};
+use crate::message::{self, Asked, Message, MsgId};
 use crate::node::{Node, Running};
 use crate::request::Responder;
 
@@ -99,6 +98,11 @@ impl Machine {
         self.core.calls.pending()
     }
 
+    /// The ids of what is sent from now on count up from `first`, and not from 0.
+    pub(crate) fn count_from(&self, first: MsgId) {
+        self.core.count_from(first);
+    }
+
     /// This thread is unparked when another one wakes a task, from now on.
     pub(crate) fn unpark_this_thread(&self) {
         self.core.tasks.unpark(std::thread::current());
@@ -165,7 +169,7 @@ impl Drop for Machine {
 }
 
 /// What a reply says.
-fn outcome(message: &Message<'_>) -> Result<Json, Error> {
+pub(crate) fn outcome(message: &Message<'_>) -> Outcome {
     let unknown = |error: serde_json::Error| Error::new(ErrorCode::Crash, error.to_string());
     if message.kind != "error" {
         return serde_json::from_str(message.body).map_err(unknown);

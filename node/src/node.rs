@@ -90,6 +90,10 @@ impl<S: 'static> Node<S> {
         });
     }
 
+    pub(crate) const fn core(&self) -> &Rc<Core> {
+        &self.core
+    }
+
     fn register<B>(&self, kind: &str, task: impl Fn(Node<S>, Request<B>) -> LocalFuture + 'static)
     where
         B: DeserializeOwned + 'static,

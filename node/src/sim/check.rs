@@ -1,0 +1,38 @@
+//! A test that runs for many seeds, and says which one fails.
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+/// The environment variable that names the one seed to run.
+pub const SEED_VARIABLE: &str = "HARK_SIM_SEED";
+
+/// Runs a test for each seed in turn, up to the first that fails; for one seed
+/// alone, whichever it is, where the environment variable `HARK_SIM_SEED` names
+/// it.
+///
+/// What fails says on stderr with which seed, and how to run just this one. A
+/// [`Cluster`](super::Cluster) that a panic drops prints the end of its chart.
+///
+/// # Panics
+/// As the test does; without a seed; where `HARK_SIM_SEED` is no number.
+pub fn check(seeds: impl IntoIterator<Item = u64>, test: impl Fn(u64)) {
+    let seeds: Vec<u64> = match std::env::var(SEED_VARIABLE).ok().map(|seed| seed.parse()) {
+        None => seeds.into_iter().collect(),
+        Some(seed) => {
+            assert!(seed.is_ok(), "{SEED_VARIABLE} is no seed, which is a number from 0 up");
+            seed.into_iter().collect()
+        }
+    };
+    assert!(!seeds.is_empty(), "a check without a seed checks nothing");
+    for seed in seeds {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| test(seed))) {
+            eprintln!("{}", how_to_run_again(seed));
+            resume_unwind(panic);
+        }
+    }
+}
+
+fn how_to_run_again(seed: u64) -> String {
+    let thread = std::thread::current();
+    let name = thread.name().filter(|name| *name != "main").unwrap_or_default();
+    format!("seed {seed} fails; to run it alone: {SEED_VARIABLE}={seed} cargo test {name}")
+}

@@ -1,0 +1,220 @@
+//! All that happened in a cluster, in order, with virtual times. It is written
+//! by the cluster alone, and only grows.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::RangeBounds;
+use std::time::Duration;
+
+use super::chart::Chart;
+use super::party::Party;
+use crate::message;
+
+/// The how many-th message of a journal.
+pub(super) type Number = usize;
+
+/// Everything that was sent, what became of it, and what happened to the nodes.
+///
+/// Printed, it is one line for each, with the time in milliseconds, the number
+/// of the message, and its body where it was sent.
+pub struct Journal {
+    pub(super) messages: Vec<Record>,
+    pub(super) entries: Vec<Entry>,
+    entries_max: usize,
+}
+
+/// A message that was sent.
+#[derive(Debug)]
+pub(super) struct Record {
+    pub(super) sent_at: Duration,
+    pub(super) src: Party,
+    pub(super) dest: Party,
+    pub(super) kind: String,
+    /// It is a request, which wants a reply.
+    pub(super) is_request: bool,
+    /// The whole line.
+    pub(super) line: Vec<u8>,
+}
+
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) at: Duration,
+    pub(super) what: What,
+}
+
+/// What has happened.
+#[derive(Debug)]
+pub(super) enum What {
+    Sent(Number),
+    Delivered(Number),
+    /// It will arrive twice.
+    Doubled(Number),
+    Lost(Number, Loss),
+    /// From outside, as text.
+    Event(String),
+}
+
+/// Why a message did not arrive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Loss {
+    /// By chance.
+    Chance,
+    /// The link was cut.
+    Cut,
+    /// The node was down.
+    Down,
+    /// There is nobody of that name.
+    Nobody,
+}
+
+impl fmt::Display for Loss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Chance => "by chance",
+            Self::Cut => "the link is cut",
+            Self::Down => "the node is down",
+            Self::Nobody => "there is nobody of that name",
+        })
+    }
+}
+
+/// How many messages there were, as sent in a span of time, and what became of
+/// them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Requests of clients.
+    pub operations: u64,
+    /// Messages between nodes: sent, once each.
+    pub between_nodes: u64,
+    /// Messages between nodes and services.
+    pub with_services: u64,
+    /// The messages between nodes, by type.
+    pub kinds: BTreeMap<String, u64>,
+    /// All deliveries, also those to clients, of `init`, and second ones.
+    pub delivered: u64,
+    /// All messages that will arrive twice.
+    pub doubled: u64,
+    /// All losses, by reason.
+    pub lost: BTreeMap<Loss, u64>,
+}
+
+impl Stats {
+    /// Messages between nodes for each request of a client; 0 without any.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "a journal has fewer than 2^53 messages")]
+    pub fn per_operation(&self) -> f64 {
+        if self.operations == 0 { 0.0 } else { self.between_nodes as f64 / self.operations as f64 }
+    }
+
+    /// The losses for this reason.
+    #[must_use]
+    pub fn lost(&self, why: Loss) -> u64 {
+        self.lost.get(&why).copied().unwrap_or_default()
+    }
+
+    fn count_sent(&mut self, record: &Record) {
+        match (record.src, record.dest) {
+            (Party::Client(1..), _) => self.operations += 1,
+            (Party::Node(_), Party::Node(_)) => {
+                self.between_nodes += 1;
+                match self.kinds.get_mut(&record.kind) {
+                    Some(count) => *count += 1,
+                    None => drop(self.kinds.insert(record.kind.clone(), 1)),
+                }
+            }
+            (Party::Service(_), _) | (_, Party::Service(_)) => self.with_services += 1,
+            _ => {}
+        }
+    }
+}
+
+impl Journal {
+    pub(super) const fn new(entries_max: usize) -> Self {
+        Self { messages: Vec::new(), entries: Vec::new(), entries_max }
+    }
+
+    /// Counts what happened in a span of time, or `..` in all.
+    #[must_use]
+    pub fn stats(&self, span: impl RangeBounds<Duration>) -> Stats {
+        let mut stats = Stats::default();
+        for entry in self.entries.iter().filter(|entry| span.contains(&entry.at)) {
+            match &entry.what {
+                What::Sent(number) => {
+                    if let Some(record) = self.messages.get(*number) {
+                        stats.count_sent(record);
+                    }
+                }
+                What::Delivered(_) => stats.delivered += 1,
+                What::Doubled(_) => stats.doubled += 1,
+                What::Lost(_, why) => *stats.lost.entry(*why).or_default() += 1,
+                What::Event(_) => {}
+            }
+        }
+        stats
+    }
+
+    /// The journal as a sequence chart: a column for each party, a row for each
+    /// message.
+    #[must_use]
+    pub const fn chart(&self) -> Chart<'_> {
+        Chart::new(self)
+    }
+
+    pub(super) fn send(&mut self, record: Record) -> Number {
+        let number = self.messages.len();
+        self.note(record.sent_at, What::Sent(number));
+        self.messages.push(record);
+        number
+    }
+
+    pub(super) fn note(&mut self, at: Duration, what: What) {
+        let max = self.entries_max;
+        assert!(
+            self.entries.len() < max,
+            "the journal has {max} entries at {at:?}, which is all it may have: \
+             the nodes do not come to rest, or `Builder::journal_max` is too low"
+        );
+        self.entries.push(Entry { at, what });
+    }
+}
+
+impl Record {
+    /// The body, as it was sent.
+    pub(super) fn body(&self) -> &str {
+        message::parse(&self.line).map_or("", |message| message.body)
+    }
+}
+
+impl fmt::Display for Journal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for entry in &self.entries {
+            write!(f, "{:>14.6} ", Millis(entry.at))?;
+            match &entry.what {
+                What::Sent(number) => match self.messages.get(*number) {
+                    Some(record) => {
+                        writeln!(f, "#{number} {} -> {} {}", record.src, record.dest, record.body())?;
+                    }
+                    None => writeln!(f, "#{number}")?,
+                },
+                What::Delivered(number) => writeln!(f, "#{number} is delivered")?,
+                What::Doubled(number) => writeln!(f, "#{number} will arrive twice")?,
+                What::Lost(number, why) => writeln!(f, "#{number} is lost: {why}")?,
+                What::Event(text) => writeln!(f, "{text}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A time in milliseconds; the precision is the number of its decimals, up to 6.
+pub(super) struct Millis(pub(super) Duration);
+
+impl fmt::Display for Millis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let decimals = f.precision().unwrap_or(6).min(6);
+        let (whole, nanos) = (self.0.as_millis(), self.0.subsec_nanos() % 1_000_000);
+        let fraction = format!("{nanos:06}");
+        let text = format!("{whole}.{}", fraction.get(..decimals).unwrap_or_default());
+        f.pad_integral(true, "", &text)
+    }
+}

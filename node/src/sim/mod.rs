@@ -1,0 +1,84 @@
+//! A cluster in a test: the nodes of one program, in one process, over a
+//! simulated network, by virtual time and a seed.
+//!
+//! Nothing here reads a clock, waits, or draws a number that the seed does not
+//! give, so the same seed gives the same journal, byte for byte, and a failure
+//! that was seen once can be seen again. (It is for the program to do the same:
+//! what it sends must not depend on the order of a `HashMap`.)
+//!
+//! ```
+//! use std::time::Duration;
+//!
+//! use hark_node::sim::{self, Cluster, Event};
+//! use hark_node::{Error, Json, Node, Request};
+//! use serde::{Deserialize, Serialize};
+//!
+//! #[derive(Serialize, Deserialize)]
+//! struct Echo {
+//!     echo: String,
+//! }
+//!
+//! fn program(node: &Node<()>) {
+//!     node.handle("echo", async |_, request: Request<Echo>| Ok(request.body));
+//! }
+//!
+//! sim::check(0..10, |seed| {
+//!     let mut cluster = Cluster::builder(program).nodes(3).seed(seed).loss(0.1).build();
+//!     let client = cluster.client();
+//!     let hello = Echo { echo: "hello".into() };
+//!     let reply: Echo = cluster.call(client, "n2", "echo", &hello).unwrap();
+//!     assert_eq!(reply.echo, "hello");
+//!
+//!     // Nobody answers for a node that is down.
+//!     cluster.apply(Event::crash("n2"));
+//!     cluster.at(cluster.now() + Duration::from_secs(10), Event::restart("n2"));
+//!     let reply: Result<Echo, Error> = cluster.call(client, "n2", "echo", &hello);
+//!     assert!(reply.is_err(), "{}", cluster.journal().chart());
+//! });
+//! ```
+//!
+//! # What goes over the network
+//! Everything, with a [`Latency`] of its own: messages between nodes, requests
+//! of clients and replies to them, and what goes to and from the services
+//! `lin-kv`, `seq-kv`, `lww-kv` and `lin-tso`. Loss, duplication and reordering
+//! concern messages between nodes alone, unless [`Reach`] says more: a client's
+//! request that was lost says nothing about the program. A partition concerns
+//! whom it names, services and clients too. What a node sends to itself only
+//! takes its time. Unless it is told otherwise the network is kind: it takes
+//! from 1 to 10 ms, and keeps each link's order.
+//!
+//! # Crash and restart
+//! A node that crashes loses its state, its open calls and its timers, between
+//! two messages that it handles, never within one. What it has sent before is
+//! under way and arrives; what arrives while it is down is lost. When it is
+//! restarted, the program is set up anew and gets `init` before anything else.
+//!
+//! A reply to its former life may come then. So that it cannot be taken for the
+//! reply to another call, the `msg_id`s of each further life begin at a multiple
+//! of 1,000,000,000, and not at 0 again: the node gets such a reply, counts it as
+//! late ([`Node::late_replies`](crate::Node::late_replies)), and that is all.
+//!
+//! # Bounds
+//! A test ends: a cluster panics with a reason beyond [`EVENTS_MAX`],
+//! [`TIME_MAX`] or [`JOURNAL_MAX`], unless its builder was told other bounds.
+
+mod builder;
+mod chart;
+mod check;
+mod client;
+mod cluster;
+mod event;
+mod journal;
+mod network;
+mod party;
+mod services;
+mod stores;
+
+pub use builder::{Builder, CLIENT_TIMEOUT, EVENTS_MAX, JOURNAL_MAX, NODES_MAX, TIME_MAX};
+pub use chart::{CHART_ROWS_MAX, Chart};
+pub use check::{SEED_VARIABLE, check};
+pub use client::{Client, Operation};
+pub use cluster::Cluster;
+pub use event::Event;
+pub use journal::{Journal, Loss, Stats};
+pub use network::{Latency, Network, Reach};

@@ -1,0 +1,57 @@
+//! Who takes part: clients, nodes and services, by their names.
+
+use std::fmt;
+
+use crate::kv::{LIN_KV, LIN_TSO, LWW_KV, SEQ_KV};
+
+/// Who sends and receives messages. The order is that of a chart's columns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Party {
+    /// `c0` is who sends `init`.
+    Client(usize),
+    /// The first one, `n1`, is number 0.
+    Node(usize),
+    Service(Service),
+    /// Somebody who is not there.
+    Unknown,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Service {
+    LinKv,
+    SeqKv,
+    LwwKv,
+    LinTso,
+}
+
+impl Party {
+    /// Who has this name, in a cluster of so many nodes.
+    pub(super) fn named(name: &str, nodes: usize) -> Self {
+        let number = |prefix: char| name.strip_prefix(prefix)?.parse::<usize>().ok();
+        match name {
+            LIN_KV => Self::Service(Service::LinKv),
+            SEQ_KV => Self::Service(Service::SeqKv),
+            LWW_KV => Self::Service(Service::LwwKv),
+            LIN_TSO => Self::Service(Service::LinTso),
+            _ => match (number('n'), number('c')) {
+                (Some(node @ 1..), _) if node <= nodes => Self::Node(node - 1),
+                (_, Some(client)) => Self::Client(client),
+                _ => Self::Unknown,
+            },
+        }
+    }
+}
+
+impl fmt::Display for Party {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Client(number) => write!(f, "c{number}"),
+            Self::Node(index) => write!(f, "n{}", index + 1),
+            Self::Service(Service::LinKv) => f.write_str(LIN_KV),
+            Self::Service(Service::SeqKv) => f.write_str(SEQ_KV),
+            Self::Service(Service::LwwKv) => f.write_str(LWW_KV),
+            Self::Service(Service::LinTso) => f.write_str(LIN_TSO),
+            Self::Unknown => f.write_str("?"),
+        }
+    }
+}
