@@ -152,6 +152,14 @@ impl<S: 'static> Node<S> {
         self.node_ids().iter().map(String::as_str).filter(|id| *id != self.id())
     }
 
+    /// One of the other nodes, at random; `None` where there are none.
+    #[must_use]
+    pub fn random_peer(&self) -> Option<&str> {
+        let peers: Vec<_> = self.peers().collect();
+        let place = self.random().checked_rem(u64::try_from(peers.len()).ok()?)?;
+        peers.get(usize::try_from(place).ok()?).copied()
+    }
+
     /// The program's state, for as long as it is held. Not to be held over an
     /// `.await`: somebody else would find it taken, and panic.
     #[must_use]

@@ -1,0 +1,39 @@
+//! Maelstrom's `unique-ids`: every node gives out ids that nobody gave out
+//! before, without asking anybody, and so whatever fails.
+//!
+//! An id is the node's name, a random number of its present life, and a count:
+//! a node that was restarted counts from the beginning, but is another one.
+
+use std::process::ExitCode;
+
+use hark_node::{Error, Node, Request};
+use serde::{Deserialize, Serialize};
+
+#[derive(Default)]
+pub(crate) struct State {
+    life: u64,
+    given: u64,
+}
+
+#[derive(Deserialize)]
+struct Generate {}
+
+#[derive(Serialize)]
+struct GenerateOk {
+    id: String,
+}
+
+pub(crate) fn program(node: &Node<State>) {
+    node.on_init(async |node: Node<State>| node.state().life = node.random());
+    node.handle("generate", generate);
+}
+
+async fn generate(node: Node<State>, _: Request<Generate>) -> Result<GenerateOk, Error> {
+    let mut state = node.state();
+    state.given += 1;
+    Ok(GenerateOk { id: format!("{}-{:016x}-{}", node.id(), state.life, state.given) })
+}
+
+fn main() -> ExitCode {
+    hark_node::main(program)
+}
