@@ -10,7 +10,7 @@ use super::party::Party;
 pub const CHART_ROWS_MAX: usize = 200;
 
 /// So many characters of a body are shown.
-const BODY_CHARS_MAX: usize = 72;
+const BODY_CHARS_MAX: usize = 100;
 
 /// The narrowest column, in characters.
 const COLUMN_MIN: usize = 6;
