@@ -10,7 +10,7 @@ use super::party::Party;
 pub const CHART_ROWS_MAX: usize = 200;
 
 /// So many characters of a body are shown.
-const BODY_CHARS_MAX: usize = 72;
+const BODY_CHARS_MAX: usize = 100;
 
 /// The narrowest column, in characters.
 const COLUMN_MIN: usize = 6;
@@ -116,6 +116,11 @@ impl Columns {
         self.starts.get(&party).copied().unwrap_or_default()
     }
 
+    fn head(&self) -> String {
+        let names = self.names.iter().map(|name| format!("{:width$}", name.to_string(), width = self.width));
+        names.collect::<String>().trim_end().to_owned()
+    }
+
     /// A lifeline for each party.
     fn lifelines(&self) -> Vec<char> {
         let mut line = vec![' '; self.names.len() * self.width];
@@ -132,7 +137,7 @@ impl Columns {
                 *char = if *char == '│' && index != to { '┼' } else { '─' };
             }
         }
-        let head = match (is_lost, to >= from) {
+        let head = match (is_lost, to > from) {
             (true, _) => '✗',
             (false, true) => '▶',
             (false, false) => '◀',
@@ -145,7 +150,7 @@ impl Columns {
         put(to, '│');
         put(from, '●');
         // An arrow to oneself comes back from the right.
-        put(if to > from { to - 1 } else { to + 1 }, if to == from && !is_lost { '◀' } else { head });
+        put(if to > from { to - 1 } else { to + 1 }, head);
         line.into_iter().collect()
     }
 
@@ -176,11 +181,7 @@ impl fmt::Display for Chart<'_> {
         let rows = rows.get(left_out..).unwrap_or_default();
         let records = rows.iter().filter_map(Row::record);
         let columns = Columns::new(&records.flat_map(|record| [record.src, record.dest]).collect());
-        write!(f, "{:>11}  ", "time/ms")?;
-        for name in &columns.names {
-            write!(f, "{:width$}", name.to_string(), width = columns.width)?;
-        }
-        writeln!(f)?;
+        writeln!(f, "{:>11}  {}", "time/ms", columns.head())?;
         if left_out > 0 {
             writeln!(f, "{:>11}  {left_out} rows before these are left out", "...")?;
         }

@@ -34,5 +34,6 @@ pub fn check(seeds: impl IntoIterator<Item = u64>, test: impl Fn(u64)) {
 fn how_to_run_again(seed: u64) -> String {
     let thread = std::thread::current();
     let name = thread.name().filter(|name| *name != "main").unwrap_or_default();
-    format!("seed {seed} fails; to run it alone: {SEED_VARIABLE}={seed} cargo test {name}")
+    let command = format!("{SEED_VARIABLE}={seed} cargo test {name}");
+    format!("seed {seed} fails; to run it alone: {}", command.trim_end())
 }

@@ -37,6 +37,90 @@
 //! });
 //! ```
 //!
+//! # Finding a bug
+//! Here two versions of a counter keep their sum in `lin-kv`. One of them may
+//! overwrite what another node has added between its `read` and its `write`.
+//! That takes bad luck, which one run may not have, and a hundred seeds do:
+//!
+//! ```
+//! use std::time::Duration;
+//!
+//! use hark_node::sim::{self, Cluster};
+//! use hark_node::{Error, ErrorCode, Json, Node, Request};
+//! use serde::{Deserialize, Serialize};
+//!
+//! #[derive(Serialize, Deserialize)]
+//! struct Value {
+//!     value: u64,
+//! }
+//!
+//! fn with_bug(node: &Node<()>) {
+//!     node.handle("add", async |node, request: Request<Value>| {
+//!         let kv = node.lin_kv();
+//!         let sum: u64 = kv.find("sum").await?.unwrap_or_default();
+//!         kv.write("sum", sum + request.body.value).await
+//!     });
+//! }
+//!
+//! fn mended(node: &Node<()>) {
+//!     node.handle("add", async |node, request: Request<Value>| {
+//!         let kv = node.lin_kv();
+//!         loop {
+//!             let sum: u64 = kv.find("sum").await?.unwrap_or_default();
+//!             match kv.cas_or_create("sum", sum, sum + request.body.value).await {
+//!                 Err(error) if error.code == ErrorCode::PreconditionFailed => {}
+//!                 end => return end,
+//!             }
+//!         }
+//!     });
+//! }
+//!
+//! /// What three nodes make of 1 + 1 + 1, asked within 100 ms.
+//! fn sum(program: fn(&Node<()>), seed: u64) -> (u64, Cluster) {
+//!     let mut cluster = Cluster::builder(program).nodes(3).seed(seed).build();
+//!     let client = cluster.client();
+//!     let mut added = Vec::new();
+//!     for node in cluster.node_ids() {
+//!         let pause = Duration::from_millis(cluster.random() % 50);
+//!         cluster.run_for(pause);
+//!         added.push(cluster.send(client, &node, "add", &Value { value: 1 }));
+//!     }
+//!     for operation in added {
+//!         cluster.wait::<Json>(operation).unwrap();
+//!     }
+//!     let key = serde_json::json!({"key": "sum"});
+//!     let sum: Value = cluster.call(client, "lin-kv", "read", &key).unwrap();
+//!     (sum.value, cluster)
+//! }
+//!
+//! // The simulator finds it, and not with every seed.
+//! let wrong = (0..100).filter(|seed| sum(with_bug, *seed).0 != 3).count();
+//! assert!((1..100).contains(&wrong), "{wrong} of 100 seeds");
+//!
+//! // The mended version passes them all.
+//! sim::check(0..100, |seed| {
+//!     let (sum, _cluster) = sum(mended, seed);
+//!     assert_eq!(sum, 3);
+//! });
+//! ```
+//!
+//! With the bug, the last four lines fail, and say why: they print the seed, the
+//! command that runs this seed alone, and the end of the cluster's [`Chart`].
+//! This is of seed 2, and `chart().only(&["n1", "n2", "lin-kv"])`: both nodes
+//! read before the other has written.
+//!
+//! ```text
+//!     time/ms  n1      n2      lin-kv
+//!      58.423  ●───────┼──────▶│        #7 {"type": "read", "key": "sum", "msg_id": 1} (9.516 ms)
+//!      58.802  │       ●──────▶│        #9 {"type": "read", "key": "sum", "msg_id": 1} (6.993 ms)
+//!      63.997  │◀──────┼───────●        #10 {"type": "error", "code": 20, "text": "the key does … (5.573 ms)
+//!      64.383  │       │◀──────●        #11 {"type": "error", "code": 20, "text": "the key does … (5.580 ms)
+//!      71.378  ●───────┼──────▶│        #12 {"type": "write", "key": "sum", "value": 1, "msg_id": 2} (7.380 ms)
+//!      73.520  │       ●──────▶│        #13 {"type": "write", "key": "sum", "value": 1, "msg_id": 2} (9.137 ms)
+//!      80.704  │       │◀──────●        #15 {"type": "write_ok", "in_reply_to": 2, "msg_id": 3} (7.184 ms)
+//!      81.252  │◀──────┼───────●        #14 {"type": "write_ok", "in_reply_to": 2, "msg_id": 2} (9.874 ms)
+//! ```
+//!
 //! # What goes over the network
 //! Everything, with a [`Latency`] of its own: messages between nodes, requests
 //! of clients and replies to them, and what goes to and from the services

@@ -1,0 +1,11 @@
+//! What the simulated cluster promises to a test.
+#![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails loudly")]
+
+mod bounds;
+mod check;
+mod crash;
+mod determinism;
+mod journal;
+mod network;
+mod programs;
+mod services;
