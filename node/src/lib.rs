@@ -29,6 +29,7 @@ mod message;
 mod node;
 mod request;
 mod stdio;
+pub mod stream;
 mod tasks;
 mod timers;
 

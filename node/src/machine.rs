@@ -93,10 +93,10 @@ impl Machine {
         self.core.output_bytes()
     }
 
-    /// The calls that are open.
+    /// The calls that are open, and the streams of other nodes that are read.
     #[must_use]
     pub fn pending(&self) -> usize {
-        self.core.calls.pending()
+        self.core.pending()
     }
 
     /// This thread is unparked when another one wakes a task, from now on.
