@@ -3,6 +3,7 @@
 //! input, output or a clock: the time is told to it.
 
 use std::cell::{Cell, OnceCell, RefCell, RefMut};
+use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use serde::Serialize;
 use crate::error::{Error, ErrorCode};
 use crate::json::Json;
 use crate::message::{self, Body, MsgId};
+use crate::stream::Inbox;
 use crate::tasks::Tasks;
 use crate::timers::Timers;
 
@@ -39,6 +41,8 @@ pub(crate) struct Core {
     /// Whole lines that are to be written.
     output: RefCell<Vec<u8>>,
     pub(crate) calls: Correlator<MsgId, Duration, Outcome>,
+    /// Calls that get many replies; each is removed by who reads them.
+    pub(crate) inboxes: RefCell<HashMap<MsgId, Rc<Inbox>>>,
     pub(crate) timers: RefCell<Timers>,
     pub(crate) tasks: Tasks,
     random: RefCell<SmallRng>,
@@ -55,6 +59,7 @@ impl Core {
             next_msg_id: Cell::default(),
             output: RefCell::default(),
             calls: Correlator::default(),
+            inboxes: RefCell::default(),
             timers: RefCell::default(),
             tasks: Tasks::default(),
             random: RefCell::new(SmallRng::seed_from_u64(seed)),
@@ -140,7 +145,7 @@ impl Core {
     /// # Errors
     /// 11, before the node has a name or with too many calls open.
     pub(crate) fn send_call(&self, dest: &str, body: &Body) -> Result<MsgId, Error> {
-        if self.calls.pending() >= CALLS_MAX {
+        if self.pending() >= CALLS_MAX {
             return Err(Error::new(ErrorCode::TemporarilyUnavailable, "too many calls are open"));
         }
         self.post(self.name()?, dest, None, |out| {
@@ -154,9 +159,17 @@ impl Core {
         self.identity().map(|identity| &*identity.id).ok_or_else(unnamed)
     }
 
-    /// The end of the call that this reply names.
+    /// Calls that are open, with one reply or many.
+    pub(crate) fn pending(&self) -> usize {
+        self.calls.pending() + self.inboxes.borrow().len()
+    }
+
+    /// Passes a reply on to the call that it names.
     pub(crate) fn complete(&self, id: MsgId, src: &str, outcome: Outcome) {
-        if self.calls.complete(&id, outcome).is_err() {
+        let inbox = self.inboxes.borrow().get(&id).cloned();
+        if let Some(inbox) = inbox {
+            inbox.take(outcome);
+        } else if self.calls.complete(&id, outcome).is_err() {
             self.late_replies.set(self.late_replies().saturating_add(1));
             tracing::warn!(%id, src, late = self.late_replies(), "nobody waits for this reply any more");
         }

@@ -31,6 +31,7 @@ mod node;
 mod request;
 pub mod sim;
 mod stdio;
+pub mod stream;
 mod tasks;
 mod timers;
 

@@ -92,10 +92,10 @@ impl Machine {
         self.core.output_bytes()
     }
 
-    /// The calls that are open.
+    /// The calls that are open, and the streams of other nodes that are read.
     #[must_use]
     pub fn pending(&self) -> usize {
-        self.core.calls.pending()
+        self.core.pending()
     }
 
     /// The ids of what is sent from now on count up from `first`, and not from 0.

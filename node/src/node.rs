@@ -22,7 +22,7 @@ use crate::timers::Sleep;
 /// A handle to the node, with the program's state `S`. Clones are handles to
 /// the same node. It stays on one thread.
 pub struct Node<S> {
-    core: Rc<Core>,
+    pub(crate) core: Rc<Core>,
     program: Rc<Program<S>>,
 }
 
@@ -94,7 +94,8 @@ impl<S: 'static> Node<S> {
         &self.core
     }
 
-    fn register<B>(&self, kind: &str, task: impl Fn(Node<S>, Request<B>) -> LocalFuture + 'static)
+    /// Has `task` make the task for each message of a type.
+    pub(crate) fn register<B>(&self, kind: &str, task: impl Fn(Node<S>, Request<B>) -> LocalFuture + 'static)
     where
         B: DeserializeOwned + 'static,
     {
@@ -130,7 +131,7 @@ impl<S: 'static> Node<S> {
         self.on_init(async move |node: Node<S>| {
             loop {
                 Sleep::new(Rc::clone(&node.core), pause, false).await;
-                node.core.tasks.alone(action(node.clone())).await;
+                node.core.tasks.alone(None, action(node.clone())).await.unwrap_or_default();
             }
         });
     }
@@ -239,10 +240,11 @@ impl<S: 'static> Node<S> {
         opened.map_err(|error| Error::new(ErrorCode::Crash, error.to_string()))
     }
 
-    /// The calls that are open, with and without a callback.
+    /// The calls that are open, with and without a callback, and the streams of
+    /// other nodes that are read.
     #[must_use]
     pub fn pending(&self) -> usize {
-        self.core.calls.pending()
+        self.core.pending()
     }
 
     /// Replies that came when nobody waited for them any more.

@@ -58,6 +58,11 @@ impl Responder {
         self.to.msg_id.is_some() && !self.to.is_answered.get()
     }
 
+    /// What an answer names.
+    pub(crate) fn msg_id(&self) -> Option<MsgId> {
+        self.to.msg_id
+    }
+
     /// Answers with a body of the request's type and `_ok`, with these fields:
     /// a structure, a map, or `()` for none. Only the first answer is sent, and
     /// none to a message that has no `msg_id`. Fields that cannot be written

@@ -77,14 +77,6 @@ impl Tasks {
         }
     }
 
-    /// Runs a part of a task to its end: a panic ends that part alone.
-    pub(crate) async fn alone(&self, part: impl Future<Output = ()>) {
-        let mut part = pin!(part);
-        let poll =
-            |cx: &mut Context<'_>| self.within(None, || part.as_mut().poll(cx)).unwrap_or(Poll::Ready(()));
-        poll_fn(poll).await;
-    }
-
     /// The request for which something runs now.
     pub(crate) fn current(&self) -> Option<Responder> {
         self.current.borrow().clone()
@@ -104,6 +96,21 @@ impl Tasks {
             responder.crashed();
         }
         result.ok()
+    }
+
+    /// As [`Self::within`], for a part of a task up to its end: a panic ends
+    /// that part alone.
+    pub(crate) async fn alone<T>(
+        &self,
+        responder: Option<&Responder>,
+        part: impl Future<Output = T>,
+    ) -> Option<T> {
+        let mut part = pin!(part);
+        poll_fn(|cx| match self.within(responder.cloned(), || part.as_mut().poll(cx)) {
+            Some(polled) => polled.map(Some),
+            None => Poll::Ready(None),
+        })
+        .await
     }
 
     /// Who is told, from now on, that a task was woken by another thread.

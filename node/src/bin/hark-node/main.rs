@@ -5,6 +5,7 @@
 mod echo;
 mod pending;
 mod proxy;
+mod streams;
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -16,7 +17,8 @@ A Maelstrom node: a message a line on stdin, its answers on stdout, its log on s
 
 Usage: hark-node
 
-It answers echo, batch_echo, proxy, relay, pending_count and send_fire_forget.
+It answers echo, batch_echo, proxy, relay, pending_count and send_fire_forget, and
+serves the streams WatchLogs of LogWatcher and BiDiChat of Chat.
 
 Options:
   -h, --help     Print help
@@ -34,6 +36,7 @@ fn program(node: &Node<()>) {
     echo::register(node);
     proxy::register(node);
     pending::register(node);
+    streams::register(node);
 }
 
 fn main() -> ExitCode {

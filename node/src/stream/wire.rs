@@ -1,0 +1,77 @@
+//! The bodies of the messages that make up streams, without their types and
+//! ids. Both sides share them.
+
+use serde::{Deserialize, Serialize};
+
+use crate::message::MsgId;
+
+pub(super) const SERVER_STREAM: &str = "grpc_server_stream";
+pub(super) const CANCEL: &str = "grpc_stream_cancel";
+pub(super) const ITEM: &str = "grpc_stream_msg";
+pub(super) const END: &str = "grpc_stream_end";
+pub(super) const BIDI_OPEN: &str = "grpc_bidi_stream_open";
+pub(super) const BIDI_SEND: &str = "grpc_bidi_stream_send";
+pub(super) const BIDI_RECV: &str = "grpc_bidi_stream_recv";
+pub(super) const BIDI_CLOSE: &str = "grpc_bidi_stream_close";
+
+/// The status of a stream that came to its own end.
+pub const OK: &str = "OK";
+
+/// The status of a stream that its client has given up.
+pub const CANCELLED: &str = "CANCELLED";
+
+/// Opens a stream of either kind.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Open<Q> {
+    pub(super) service: String,
+    pub(super) method: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) request: Option<Q>,
+}
+
+/// Gives up a server stream, by the `msg_id` of the request for it.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Cancel {
+    pub(super) request_id: MsgId,
+}
+
+/// One of the replies of a server stream.
+#[derive(Serialize)]
+pub(super) struct Item<D> {
+    /// 1 for the first.
+    pub(super) seq: u64,
+    pub(super) data: D,
+}
+
+/// How a stream ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct End {
+    /// [`OK`], [`CANCELLED`], or what else the other side says.
+    pub status: String,
+    /// The items that a server stream has sent, or the messages that a
+    /// bidirectional one has received.
+    pub count: u64,
+}
+
+impl End {
+    pub(super) fn new(status: &str, count: u64) -> Self {
+        Self { status: status.to_owned(), count }
+    }
+}
+
+/// Names a bidirectional stream: the answer to opening it, and what closes it.
+#[derive(Serialize, Deserialize)]
+pub(super) struct StreamId {
+    pub(super) stream_id: String,
+}
+
+#[derive(Serialize, Deserialize)]
+pub(super) struct Send<D> {
+    pub(super) stream_id: String,
+    pub(super) data: D,
+}
+
+#[derive(Serialize, Deserialize)]
+pub(super) struct Recv<D> {
+    pub(super) data: D,
+}
