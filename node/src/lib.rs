@@ -1,24 +1,6 @@
 //! A library for Maelstrom nodes
 //! (<https://github.com/jepsen-io/maelstrom/blob/main/doc/protocol.md>).
-//!
-//! ```
-//! use hark_node::{Json, Node, Request};
-//! use serde::{Deserialize, Serialize};
-//!
-//! #[derive(Serialize, Deserialize)]
-//! struct Echo {
-//!     echo: Json,
-//! }
-//!
-//! fn program(node: &Node<()>) {
-//!     node.handle("echo", async |_, request: Request<Echo>| Ok(request.body));
-//! }
-//!
-//! # fn test() -> std::process::ExitCode {
-//! // This is the whole `main`:
-//! hark_node::main(program)
-//! # }
-//! ```
+#![doc = include_str!("../README.md")]
 
 mod call;
 mod core;

@@ -1,5 +1,5 @@
 //! What the simulated cluster promises to a test.
-#![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails loudly")]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails loudly")]
 
 mod bounds;
 mod check;
