@@ -22,7 +22,7 @@ use crate::timers::Sleep;
 /// A handle to the node, with the program's state `S`. Clones are handles to
 /// the same node. It stays on one thread.
 pub struct Node<S> {
-    pub(crate) core: Rc<Core>,
+    core: Rc<Core>,
     program: Rc<Program<S>>,
 }
 

@@ -55,7 +55,7 @@ pub(super) async fn run<S: 'static, B: Bidi<S>>(
     entry: Entry,
     mut input: Receiver<Sent>,
 ) {
-    let (tasks, mut count) = (&node.core.tasks, 0);
+    let (tasks, mut count) = (&node.core().tasks, 0);
     while let Some(Sent { data, responder }) = next(&node, &mut input).await {
         let answer = async {
             let message = data.parse().map_err(|error| malformed(&error))?;
@@ -83,7 +83,7 @@ pub(super) async fn run<S: 'static, B: Bidi<S>>(
 
 /// The next message; `None` where none comes any more.
 async fn next<S: 'static>(node: &Node<S>, input: &mut Receiver<Sent>) -> Option<Sent> {
-    let mut idle = pin!(Sleep::new(Rc::clone(&node.core), IDLE_MAX, false));
+    let mut idle = pin!(Sleep::new(Rc::clone(node.core()), IDLE_MAX, false));
     poll_fn(|cx| match input.poll_recv(cx) {
         Poll::Pending => idle.as_mut().poll(cx).map(|()| None),
         received => received,

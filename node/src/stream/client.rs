@@ -36,14 +36,14 @@ impl<S: 'static> Node<S> {
     ) -> Result<ServerStream<T>, Error> {
         let open = Open { service: service.to_owned(), method: method.to_owned(), request: Some(request) };
         let body = Body::new(wire::SERVER_STREAM, &open)?;
-        if self.core.has_ended() {
+        if self.core().has_ended() {
             // Nobody could answer.
             return std::future::pending().await;
         }
-        let id = self.core.send_call(dest, &body)?;
+        let id = self.core().send_call(dest, &body)?;
         let inbox = Rc::new(Inbox::new());
-        self.core.inboxes.borrow_mut().insert(id, Rc::clone(&inbox));
-        let (core, dest, is_cancelled) = (Rc::clone(&self.core), dest.to_owned(), Cell::new(false));
+        self.core().inboxes.borrow_mut().insert(id, Rc::clone(&inbox));
+        let (core, dest, is_cancelled) = (Rc::clone(self.core()), dest.to_owned(), Cell::new(false));
         Ok(ServerStream { core, dest, id, inbox, timeout: CALL_TIMEOUT, is_cancelled, item: PhantomData })
     }
 
@@ -61,7 +61,7 @@ impl<S: 'static> Node<S> {
     ) -> Result<BidiStream<I, O>, Error> {
         let open = Open::<()> { service: service.to_owned(), method: method.to_owned(), request: None };
         let StreamId { stream_id } = self.call(dest, wire::BIDI_OPEN, &open).await?.parse()?;
-        let (core, dest) = (Rc::clone(&self.core), dest.to_owned());
+        let (core, dest) = (Rc::clone(self.core()), dest.to_owned());
         let (timeout, is_open) = (CALL_TIMEOUT, true);
         Ok(BidiStream { core, dest, stream_id, timeout, is_open, messages: PhantomData })
     }

@@ -129,7 +129,7 @@ impl<S: 'static> Registry<S> {
         }
         let serve = find(&self.server_streams, body.service, body.method)?;
         self.table.check_room(&src)?;
-        let output = Rc::new(Output::new(Rc::clone(&node.core), responder.clone()));
+        let output = Rc::new(Output::new(Rc::clone(node.core()), responder.clone()));
         let work = serve(node, body.request.as_ref(), Rc::clone(&output))?;
         let (_entry, input) = self.table.open(&src, key);
         let end = server::run(work, input, output).await?;
@@ -156,7 +156,7 @@ impl<S: 'static> Registry<S> {
         let conversation = converse(&node, &src)?;
         let stream_id = self.table.next_id();
         let (entry, input) = self.table.open(&src, Key::Id(stream_id.clone()));
-        node.core.tasks.spawn(conversation(entry, input), None);
+        node.core().tasks.spawn(conversation(entry, input), None);
         responder.reply(&StreamId { stream_id });
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! The bodies of the messages that make up streams, without their types and
 //! ids. Both sides share them.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::message::MsgId;
 
@@ -22,11 +22,17 @@ pub const CANCELLED: &str = "CANCELLED";
 
 /// Opens a stream of either kind.
 #[derive(Serialize, Deserialize)]
+#[serde(bound(deserialize = "Q: Deserialize<'de>"))]
 pub(super) struct Open<Q> {
     pub(super) service: String,
     pub(super) method: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// `null` is a request like any other.
+    #[serde(default, deserialize_with = "some", skip_serializing_if = "Option::is_none")]
     pub(super) request: Option<Q>,
+}
+
+fn some<'de, D: Deserializer<'de>, Q: Deserialize<'de>>(deserializer: D) -> Result<Option<Q>, D::Error> {
+    Q::deserialize(deserializer).map(Some)
 }
 
 /// Gives up a server stream, by the `msg_id` of the request for it.
