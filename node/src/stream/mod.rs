@@ -107,6 +107,7 @@ pub use services::Services;
 pub use table::{CLIENTS_MAX, CLOSED_MAX, STREAMS_PER_CLIENT_MAX, WAITING_MAX};
 pub use wire::{CANCELLED, End, OK};
 
-/// A stream on which nothing was sent for so long, while its service had
-/// nothing to do (bidirectional) or has sent nothing (server stream), ends.
+/// How long a stream may be idle before it ends: a bidirectional one while its
+/// client sends nothing and its service has nothing to do, a server stream while
+/// its service sends nothing.
 pub const IDLE_MAX: Duration = Duration::from_secs(600);
