@@ -23,6 +23,23 @@ pub struct Request<B> {
 }
 
 /// The way back to who has asked. Clones answer the same request.
+///
+/// ```
+/// # use hark_node::{Node, Request, Responder};
+/// # use serde::Deserialize;
+/// # #[derive(Deserialize)]
+/// # struct Nothing {}
+/// // Whoever waits is answered by somebody else's request.
+/// fn program(node: &Node<Vec<Responder>>) {
+///     node.receive("wait", |node, request: Request<Nothing>| node.state().push(request.responder));
+///     node.receive("go", |node, request: Request<Nothing>| {
+///         for waiting in node.state().drain(..) {
+///             waiting.reply(&());
+///         }
+///         request.responder.reply(&());
+///     });
+/// }
+/// ```
 #[derive(Clone)]
 pub struct Responder {
     core: Rc<Core>,

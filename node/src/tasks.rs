@@ -175,3 +175,32 @@ impl Wake for TaskWaker {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::rc::Rc;
+
+    use super::*;
+
+    #[test]
+    fn the_memory_of_a_burst_is_given_back() {
+        const BURST: usize = 100_000;
+        let tasks = Tasks::default();
+        let is_over = Rc::new(Cell::new(false));
+        for _ in 0..BURST {
+            let is_over = Rc::clone(&is_over);
+            tasks.spawn(
+                Box::pin(poll_fn(move |_| if is_over.get() { Poll::Ready(()) } else { Poll::Pending })),
+                None,
+            );
+        }
+        tasks.run();
+        assert_eq!(tasks.waiting.borrow().len(), BURST);
+        is_over.set(true);
+        tasks.waiting.borrow().values().for_each(|task| task.waker.wake_by_ref());
+        tasks.run();
+        assert!(tasks.waiting.borrow().is_empty());
+        let capacities = (tasks.waiting.borrow().capacity(), tasks.ready.queue.lock().unwrap().capacity());
+        assert!(capacities.0 <= SHRINK_ABOVE && capacities.1 <= SHRINK_ABOVE, "{capacities:?}");
+    }
+}

@@ -66,6 +66,21 @@ fn what_is_done_again_and_again_stops() {
 }
 
 #[test]
+fn what_is_under_way_at_the_end_is_done_and_not_begun_again() {
+    let mut driven = Driven::<u32>::new(|node| {
+        node.every(ms(1), async |node: Node<u32>| {
+            node.sleep(ms(5)).await;
+            *node.state() += 1;
+        });
+    });
+    driven.pass(ms(3));
+    driven.end();
+    driven.pass(ms(60_000));
+    assert_eq!(*driven.node.state(), 1);
+    driven.is_at_rest();
+}
+
+#[test]
 fn after_the_end_nothing_is_asked() {
     let mut driven = Driven::new(program);
     driven.ask("c1", &json!({"type": "sleep_and_call", "msg_id": 1}));

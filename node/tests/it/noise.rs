@@ -75,8 +75,6 @@ fn line() -> impl Strategy<Value = Vec<u8>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 500, ..ProptestConfig::default() })]
-
     #[test]
     fn a_machine_lives_through_any_lines(lines in prop::collection::vec(line(), 0..20)) {
         let mut driven = Driven::new(program);
