@@ -160,6 +160,10 @@ impl Machine {
             tracing::warn!(src = &*message.src, kind = &*message.kind, "a message came before init");
             let text = "the node is not initialised yet";
             responder.fail(&Error::new(ErrorCode::TemporarilyUnavailable, text));
+        } else if self.core.tasks.is_full() {
+            tracing::warn!(src = &*message.src, kind = &*message.kind, "too many tasks wait");
+            let text = "too many requests are under way";
+            responder.fail(&Error::new(ErrorCode::TemporarilyUnavailable, text));
         } else if !self.node.take(message, &responder) {
             tracing::warn!(src = &*message.src, kind = &*message.kind, "the type is unknown");
             let text = format!("there is no handler for {}", message.kind);

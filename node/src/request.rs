@@ -81,9 +81,9 @@ impl Responder {
     }
 
     /// Answers with a body of the request's type and `_ok`, with these fields:
-    /// a structure, a map, or `()` for none. Only the first answer is sent, and
-    /// none to a message that has no `msg_id`. Fields that cannot be written
-    /// become error 13.
+    /// a structure, a map, or `()` for none; `type`, `in_reply_to` and `msg_id`
+    /// are not among them. Only the first answer is sent, and none to a message
+    /// that has no `msg_id`. Fields that cannot be written become error 13.
     pub fn reply(&self, fields: &impl Serialize) {
         self.reply_as(&format!("{}_ok", self.to.kind), fields);
     }

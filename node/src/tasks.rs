@@ -17,6 +17,10 @@ use crate::request::Responder;
 
 pub(crate) type LocalFuture = Pin<Box<dyn Future<Output = ()>>>;
 
+/// Tasks that wait at once, at most, before requests are refused: so much a peer
+/// can cost whose requests are answered late.
+const TASKS_MAX: usize = 1 << 20;
+
 /// Below this many entries the tables keep their memory.
 const SHRINK_ABOVE: usize = 1024;
 
@@ -37,6 +41,11 @@ struct Task {
 }
 
 impl Tasks {
+    /// Whether no further request should begin one.
+    pub(crate) fn is_full(&self) -> bool {
+        self.waiting.borrow().len() >= TASKS_MAX
+    }
+
     /// Begins a task when its turn comes.
     pub(crate) fn spawn(&self, future: LocalFuture, responder: Option<Responder>) {
         let (id, task) = self.make(future, responder);

@@ -6,7 +6,7 @@ use hark_node::{Error, ErrorCode, Json, Node, Request, Responder};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::harness::{Ask, Driven, INIT, echo, error, line, only_code};
+use crate::harness::{Ask, Driven, INIT, echo, error, line, ms, only_code};
 
 fn named(dest: &str, body: Value) -> Vec<(String, Value)> {
     vec![(dest.to_owned(), body)]
@@ -202,6 +202,26 @@ fn only_the_first_answer_is_sent() {
             "\n",
         )
     );
+}
+
+#[test]
+fn requests_are_refused_with_11_while_too_many_tasks_wait() {
+    const TASKS_MAX: usize = 1 << 20;
+    let mut driven = Driven::<()>::new(|node| {
+        echo(node);
+        node.receive("fill", |node, _: Ask| {
+            for _ in 0..TASKS_MAX {
+                let sleep = node.sleep(ms(10));
+                node.spawn(sleep);
+            }
+        });
+    });
+    assert_eq!(driven.ask("c1", &json!({"type": "fill"})), []);
+    let out = driven.ask("c1", &json!({"type": "echo", "msg_id": 1, "echo": 1}));
+    assert_eq!(out, named("c1", error(11, "too many requests are under way", 1)));
+    driven.pass(ms(10));
+    driven.is_at_rest();
+    driven.is_well();
 }
 
 #[test]
