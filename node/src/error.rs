@@ -39,11 +39,7 @@ impl ErrorCode {
     /// for all codes but 0, 13 and those from 1000.
     #[must_use]
     pub const fn is_definite(self) -> bool {
-        match self {
-            Self::Timeout | Self::Crash => false,
-            Self::Other(code) => code < 1000,
-            _ => true,
-        }
+        !matches!(self, Self::Timeout | Self::Crash | Self::Other(0 | 13 | 1000..))
     }
 }
 
@@ -119,9 +115,11 @@ mod tests {
 
     #[test]
     fn codes_are_definite_but_for_0_13_and_those_from_1000() {
-        let indefinite: Vec<i64> = (-1..2000).filter(|code| !ErrorCode::from(*code).is_definite()).collect();
-        let expected: Vec<i64> = [0, 13].into_iter().chain(1000..2000).collect();
-        assert_eq!(indefinite, expected);
+        for code in -1..2000 {
+            let expected = !matches!(code, 0 | 13 | 1000..);
+            assert_eq!(ErrorCode::from(code).is_definite(), expected, "{code}");
+            assert_eq!(ErrorCode::Other(code).is_definite(), expected, "{code} by another name");
+        }
     }
 
     #[test]

@@ -15,7 +15,16 @@ use serde_json::ser::{CharEscape, Formatter, Serializer};
 use serde_json::value::RawValue;
 
 /// A JSON value that is passed through: any value, kept as text, with the order
-/// of its keys and the spelling of its numbers.
+/// of its keys and the spelling of its numbers. As a field it cannot stand where
+/// serde has to guess the type first: not beside `flatten`, nor in an untagged
+/// enum.
+///
+/// ```
+/// # use hark_node::Json;
+/// let json: Json = serde_json::from_str(r#"{"b":1.50,"a":"é"}"#)?;
+/// assert_eq!(json.to_string(), r#"{"b": 1.50, "a": "\u00e9"}"#);
+/// # serde_json::Result::Ok(())
+/// ```
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Json(Box<RawValue>);

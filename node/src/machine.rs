@@ -14,6 +14,42 @@ use crate::request::Responder;
 
 /// A node that is driven by its caller. All times are since it began, and never
 /// go back.
+///
+/// ```
+/// # use std::time::Duration;
+/// # use hark_node::{Error, Machine, Node, Request};
+/// # use serde::Deserialize;
+/// #[derive(Deserialize)]
+/// struct Ask {}
+///
+/// let mut machine = Machine::new(
+///     |node: &Node<()>| {
+///         node.handle("ask", async |node: Node<()>, _: Request<Ask>| {
+///             node.call("n2", "ask", &()).await?;
+///             Ok(())
+///         });
+///     },
+///     7,
+/// );
+/// let init = br#"{"src": "c1", "body": {"type": "init", "msg_id": 1, "node_id": "n1", "node_ids": ["n1", "n2"]}}"#;
+/// let ask = br#"{"src": "c1", "dest": "n1", "body": {"type": "ask", "msg_id": 2}}"#;
+/// machine.handle_line(Duration::ZERO, init);
+/// machine.handle_line(Duration::ZERO, ask);
+/// assert_eq!((machine.pending(), machine.next_timeout()), (1, Some(Duration::from_secs(1))));
+///
+/// // Nobody has answered for a second.
+/// machine.handle_timeout(Duration::from_secs(1));
+/// assert_eq!((machine.pending(), machine.next_timeout()), (0, None));
+/// let mut output = Vec::new();
+/// machine.take_output(&mut output);
+/// assert_eq!(
+///     String::from_utf8(output).unwrap(),
+///     r#"{"src": "n1", "dest": "c1", "body": {"type": "init_ok", "in_reply_to": 1, "msg_id": 0}}
+/// {"src": "n1", "dest": "n2", "body": {"type": "ask", "msg_id": 1}}
+/// {"src": "n1", "dest": "c1", "body": {"type": "error", "code": 0, "text": "no reply came in time", "in_reply_to": 2, "msg_id": 2}}
+/// "#
+/// );
+/// ```
 pub struct Machine {
     core: Rc<Core>,
     node: Box<dyn Running>,
@@ -123,6 +159,10 @@ impl Machine {
         if self.core.identity().is_none() {
             tracing::warn!(src = &*message.src, kind = &*message.kind, "a message came before init");
             let text = "the node is not initialised yet";
+            responder.fail(&Error::new(ErrorCode::TemporarilyUnavailable, text));
+        } else if self.core.tasks.is_full() {
+            tracing::warn!(src = &*message.src, kind = &*message.kind, "too many tasks wait");
+            let text = "too many requests are under way";
             responder.fail(&Error::new(ErrorCode::TemporarilyUnavailable, text));
         } else if !self.node.take(message, &responder) {
             tracing::warn!(src = &*message.src, kind = &*message.kind, "the type is unknown");

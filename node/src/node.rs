@@ -55,6 +55,29 @@ impl<S: 'static> Node<S> {
     ///
     /// Handlers run in the order in which messages come, each up to its first
     /// wait. A second handler of a type takes the place of the first.
+    ///
+    /// ```
+    /// # use hark_node::{Node, Request};
+    /// # use serde::{Deserialize, Serialize};
+    /// #[derive(Deserialize)]
+    /// struct Add {
+    ///     delta: u64,
+    /// }
+    ///
+    /// #[derive(Serialize)]
+    /// struct Added {
+    ///     value: u64,
+    /// }
+    ///
+    /// // The program's state is a number.
+    /// fn program(node: &Node<u64>) {
+    ///     node.handle("add", async |node: Node<u64>, request: Request<Add>| {
+    ///         let mut value = node.state();
+    ///         *value += request.body.delta;
+    ///         Ok(Added { value: *value })
+    ///     });
+    /// }
+    /// ```
     pub fn handle<B, R>(
         &self,
         kind: &str,
@@ -177,6 +200,27 @@ impl<S: 'static> Node<S> {
     }
 
     /// A call with a body of this type and these fields, to be awaited.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use hark_node::{Error, Node, Retry};
+    /// # use serde::{Deserialize, Serialize};
+    /// #[derive(Serialize)]
+    /// struct Read<'a> {
+    ///     key: &'a str,
+    /// }
+    ///
+    /// #[derive(Deserialize)]
+    /// struct ReadOk {
+    ///     value: i64,
+    /// }
+    ///
+    /// async fn read(node: &Node<()>, key: &str) -> Result<i64, Error> {
+    ///     let call = node.call("lin-kv", "read", &Read { key });
+    ///     let reply = call.retry(Retry { attempts: 5, ..Retry::default() }).await?;
+    ///     Ok(reply.parse::<ReadOk>()?.value)
+    /// }
+    /// ```
     pub fn call(&self, dest: &str, kind: &str, fields: &impl Serialize) -> Call {
         Call::new(Rc::clone(&self.core), dest, Body::new(kind, fields))
     }
@@ -195,6 +239,19 @@ impl<S: 'static> Node<S> {
     /// # Errors
     /// 13, where the fields cannot be written; 11 before `init`, and with too
     /// many calls open. The callback is not called then.
+    ///
+    /// ```
+    /// # use hark_node::{Error, Node};
+    /// // Counts who is there.
+    /// fn ask_all(node: &Node<usize>) -> Result<(), Error> {
+    ///     for peer in node.peers() {
+    ///         node.rpc(peer, "ping", &(), |node, reply| {
+    ///             *node.state() += usize::from(reply.is_ok());
+    ///         })?;
+    ///     }
+    ///     Ok(())
+    /// }
+    /// ```
     pub fn rpc(
         &self,
         dest: &str,

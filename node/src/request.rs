@@ -23,6 +23,23 @@ pub struct Request<B> {
 }
 
 /// The way back to who has asked. Clones answer the same request.
+///
+/// ```
+/// # use hark_node::{Node, Request, Responder};
+/// # use serde::Deserialize;
+/// # #[derive(Deserialize)]
+/// # struct Nothing {}
+/// // Whoever waits is answered by somebody else's request.
+/// fn program(node: &Node<Vec<Responder>>) {
+///     node.receive("wait", |node, request: Request<Nothing>| node.state().push(request.responder));
+///     node.receive("go", |node, request: Request<Nothing>| {
+///         for waiting in node.state().drain(..) {
+///             waiting.reply(&());
+///         }
+///         request.responder.reply(&());
+///     });
+/// }
+/// ```
 #[derive(Clone)]
 pub struct Responder {
     core: Rc<Core>,
@@ -64,9 +81,9 @@ impl Responder {
     }
 
     /// Answers with a body of the request's type and `_ok`, with these fields:
-    /// a structure, a map, or `()` for none. Only the first answer is sent, and
-    /// none to a message that has no `msg_id`. Fields that cannot be written
-    /// become error 13.
+    /// a structure, a map, or `()` for none; `type`, `in_reply_to` and `msg_id`
+    /// are not among them. Only the first answer is sent, and none to a message
+    /// that has no `msg_id`. Fields that cannot be written become error 13.
     pub fn reply(&self, fields: &impl Serialize) {
         self.reply_as(&format!("{}_ok", self.to.kind), fields);
     }

@@ -57,6 +57,25 @@ pub fn main<S: Default + 'static>(program: impl FnOnce(&Node<S>)) -> ExitCode {
 /// waited for, up to 10 s. A thread reads the input; it is left behind where
 /// the output fails first.
 ///
+/// ```
+/// # use hark_node::{Json, Node, Request};
+/// # use serde::{Deserialize, Serialize};
+/// # #[derive(Serialize, Deserialize)]
+/// # struct Echo { echo: Json }
+/// # fn program(node: &Node<()>) {
+/// #     node.handle("echo", async |_, request: Request<Echo>| Ok(request.body));
+/// # }
+/// let input = br#"
+/// {"src": "c1", "dest": "n1", "body": {"type": "init", "msg_id": 1, "node_id": "n1", "node_ids": ["n1"]}}
+/// {"src": "c1", "dest": "n1", "body": {"type": "echo", "msg_id": 2, "echo": 1.50}}
+/// "#;
+/// let mut output = Vec::new();
+/// hark_node::run(&input[..], &mut output, program)?;
+/// assert!(output.ends_with(br#""body": {"type": "echo_ok", "echo": 1.50, "in_reply_to": 2, "msg_id": 1}}
+/// "#));
+/// # std::io::Result::Ok(())
+/// ```
+///
 /// # Errors
 /// What the streams say. After a failed read, all that had come is answered.
 pub fn run<S: Default + 'static>(

@@ -17,6 +17,10 @@ use crate::request::Responder;
 
 pub(crate) type LocalFuture = Pin<Box<dyn Future<Output = ()>>>;
 
+/// Tasks that wait at once, at most, before requests are refused: so much a peer
+/// can cost whose requests are answered late.
+const TASKS_MAX: usize = 1 << 20;
+
 /// Below this many entries the tables keep their memory.
 const SHRINK_ABOVE: usize = 1024;
 
@@ -37,6 +41,11 @@ struct Task {
 }
 
 impl Tasks {
+    /// Whether no further request should begin one.
+    pub(crate) fn is_full(&self) -> bool {
+        self.waiting.borrow().len() >= TASKS_MAX
+    }
+
     /// Begins a task when its turn comes.
     pub(crate) fn spawn(&self, future: LocalFuture, responder: Option<Responder>) {
         let (id, task) = self.make(future, responder);
@@ -173,5 +182,34 @@ impl Wake for TaskWaker {
         if let Some(thread) = self.ready.thread.get() {
             thread.unpark();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::rc::Rc;
+
+    use super::*;
+
+    #[test]
+    fn the_memory_of_a_burst_is_given_back() {
+        const BURST: usize = 100_000;
+        let tasks = Tasks::default();
+        let is_over = Rc::new(Cell::new(false));
+        for _ in 0..BURST {
+            let is_over = Rc::clone(&is_over);
+            tasks.spawn(
+                Box::pin(poll_fn(move |_| if is_over.get() { Poll::Ready(()) } else { Poll::Pending })),
+                None,
+            );
+        }
+        tasks.run();
+        assert_eq!(tasks.waiting.borrow().len(), BURST);
+        is_over.set(true);
+        tasks.waiting.borrow().values().for_each(|task| task.waker.wake_by_ref());
+        tasks.run();
+        assert!(tasks.waiting.borrow().is_empty());
+        let capacities = (tasks.waiting.borrow().capacity(), tasks.ready.queue.lock().unwrap().capacity());
+        assert!(capacities.0 <= SHRINK_ABOVE && capacities.1 <= SHRINK_ABOVE, "{capacities:?}");
     }
 }
