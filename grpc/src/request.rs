@@ -1,13 +1,13 @@
 //! Requests: from what a call or a [`ChatRequest`] carries to a [`Request`],
 //! and back for the client. What is empty stands for what is not there.
 
-use hark_protocol::{Code, Frame, Incoming, Password, Refusal, Request, RequestId, Sequence};
+use hark_protocol::{Code, Frame, Incoming, Password, Refusal, Request, RequestId, Sequence, SessionToken};
 use zeroize::Zeroizing;
 
 use crate::v1::chat_request::Command;
 use crate::v1::{
-    ChatRequest, ConnectRequest, CreateRequest, Credentials, DeleteRequest, Disconnect, Hello, List,
-    ListRequest, PasswordRequest, Ping, Send, SendRequest,
+    ChatRequest, ConnectRequest, CreateRequest, Credentials, DeleteRequest, Disconnect, Hello, Idempotency,
+    List, ListRequest, PasswordRequest, Ping, Send, SendRequest,
 };
 
 /// What a client asks for over `BiDiChat`. Everything but an `ack` has an id.
@@ -16,7 +16,7 @@ pub fn incoming(request: ChatRequest) -> Incoming<Request> {
     let id = RequestId::new(request.id);
     let message = match request.command {
         Some(Command::Ack(sequence)) => Ok(Request::Ack { sequence: Sequence(sequence) }),
-        _ if id.is_none() => Err(Refusal::new(Code::BadRequest, "a request needs an id other than 0")),
+        _ if id.is_none() => Err(without_id()),
         Some(command) => command.try_into(),
         None => Err(Refusal::new(Code::UnknownCommand, "there is no command that this server knows")),
     };
@@ -27,6 +27,18 @@ pub fn incoming(request: ChatRequest) -> Incoming<Request> {
 #[must_use]
 pub fn outgoing(id: Option<RequestId>, request: Request) -> ChatRequest {
     ChatRequest { id: id.map_or(0, RequestId::value), command: Some(request.into()) }
+}
+
+/// What makes a unary send known as the repeat of another.
+///
+/// # Errors
+/// A [`Refusal`] for what is no session, and for the id 0.
+pub fn send_id(idempotency: &Idempotency) -> Result<(SessionToken, RequestId), Refusal> {
+    let session = idempotency.session.parse()?;
+    match RequestId::new(idempotency.id) {
+        Some(id) => Ok((session, id)),
+        None => Err(without_id()),
+    }
 }
 
 impl TryFrom<Command> for Request {
@@ -145,6 +157,10 @@ impl TryFrom<SendRequest> for Request {
     fn try_from(request: SendRequest) -> Result<Self, Refusal> {
         Ok(Self::Send { user: request.to.parse()?, text: request.text.into() })
     }
+}
+
+fn without_id() -> Refusal {
+    Refusal::new(Code::BadRequest, "a request needs an id other than 0")
 }
 
 fn list(pattern: String) -> Request {

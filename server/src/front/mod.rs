@@ -12,10 +12,11 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use hark_protocol::framing::{classic, native};
-use hark_protocol::{Code, Refusal, Reply};
+use hark_protocol::{Code, Delivery, Refusal, Reply};
 use tokio::net::TcpStream;
 
 use crate::chat::{Chat, Control, Peer};
+use crate::store::Message;
 use grpc::Grpc;
 use wire::{Framing, Wire};
 
@@ -48,7 +49,7 @@ impl Fronts {
     /// The fronts of this chat.
     #[must_use]
     pub fn new(chat: Arc<Chat>, settings: Settings) -> Self {
-        Self { grpc: Grpc::new(&chat), chat, settings }
+        Self { grpc: Grpc::new(&chat, settings), chat, settings }
     }
 
     /// What was set.
@@ -79,7 +80,7 @@ impl Fronts {
     }
 }
 
-/// Tells a connection that there are too many, in its own framing.
+/// Tells a connection that there are too many, as it speaks.
 ///
 /// # Errors
 /// What the socket says.
@@ -87,14 +88,15 @@ pub async fn refuse(stream: TcpStream, address: IpAddr, explanation: &'static st
     let Ok(first) = tokio::time::timeout(REFUSAL_TIMEOUT, first_byte(&stream)).await else {
         return Ok(());
     };
-    let refusal = Reply::NotOk(Refusal::new(Code::TooMany, explanation));
+    let refusal = Refusal::new(Code::TooMany, explanation);
     let mut output = BytesMut::new();
     match first?.and_then(|byte| speech(byte, address, 0)) {
         Some(Speech::Wire(Framing::Native(_))) => {
-            native::encode(None, &refusal, &mut output).map_err(io::Error::other)?
+            native::encode(None, &Reply::NotOk(refusal), &mut output).map_err(io::Error::other)?;
         }
-        Some(Speech::Wire(Framing::Classic(_))) => classic::encode(&refusal, &mut output),
-        Some(Speech::Grpc) | None => {}
+        Some(Speech::Wire(Framing::Classic(_))) => classic::encode(&Reply::NotOk(refusal), &mut output),
+        Some(Speech::Grpc) => return grpc::refuse(stream, &refusal, REFUSAL_TIMEOUT).await,
+        None => {}
     }
     linger::close(stream, &mut output).await
 }
@@ -110,6 +112,16 @@ fn speech(first: u8, address: IpAddr, frame_bytes_max: usize) -> Option<Speech> 
             tracing::warn!(%address, "closing a connection that begins with byte {other:#04x}: neither a native frame (0x00), nor a classic command (a to z), nor HTTP/2 (P)");
             None
         }
+    }
+}
+
+/// A message as its reader hears it. The text is shared.
+fn delivery(message: &Message) -> Delivery {
+    Delivery {
+        sequence: message.position.sequence,
+        sender: message.sender.clone(),
+        time_ms: message.time_ms,
+        text: message.text.clone(),
     }
 }
 

@@ -1,5 +1,8 @@
-//! The gRPC front with a client of this process.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+//! The gRPC front, asked by a client of this process.
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on fails")]
 
+mod bidi;
+mod connect;
+mod links;
 mod server;
 mod unary;

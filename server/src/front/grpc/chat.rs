@@ -2,17 +2,23 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::Stream;
 use hark_grpc::v1::chat_server;
 use hark_grpc::v1::{
     AckReply, AckRequest, ChatReply, ChatRequest, ConnectReply, ConnectRequest, CreateReply, CreateRequest,
-    DeleteReply, DeleteRequest, ListReply, ListRequest, PasswordReply, PasswordRequest, SendReply,
-    SendRequest,
+    Credentials, DeleteReply, DeleteRequest, ListReply, ListRequest, PasswordReply, PasswordRequest,
+    SendReply, SendRequest,
 };
-use tonic::{Request, Response, Status, Streaming};
+use hark_grpc::{request, status};
+use hark_protocol::RequestId;
+use tonic::{Code, Extensions, Request, Response, Status, Streaming};
 
+use super::bidi::Bidi;
 use super::call::Call;
+use super::connect::{Receipts, Reception};
+use super::list::Pages;
 use crate::chat::Chat;
 
 /// A stream of replies.
@@ -22,17 +28,29 @@ type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 #[derive(Debug)]
 pub(super) struct ChatService {
     chat: Arc<Chat>,
+    receipts: Arc<Receipts>,
+    ack_timeout: Duration,
 }
 
 impl ChatService {
-    /// The service of this chat.
-    pub(super) const fn new(chat: Arc<Chat>) -> Self {
-        Self { chat }
+    /// The service of this chat. After a takeover the acknowledgements of a
+    /// stream are waited for as long as `ack_timeout`.
+    pub(super) fn new(chat: Arc<Chat>, ack_timeout: Duration) -> Self {
+        Self { chat, receipts: Arc::default(), ack_timeout }
     }
 
     fn call<T>(&self, request: Request<T>) -> Result<(Call, T), Status> {
         let call = Call::new(&self.chat, request.extensions())?;
         Ok((call, request.into_inner()))
+    }
+
+    /// A call that is somebody, if it says who.
+    async fn call_from(&self, from: Option<Credentials>, extensions: &Extensions) -> Result<Call, Status> {
+        let mut call = Call::new(&self.chat, extensions)?;
+        if let Some(credentials) = from {
+            call.ask(credentials.try_into()).await?;
+        }
+        Ok(call)
     }
 }
 
@@ -55,32 +73,64 @@ impl chat_server::Chat for ChatService {
     }
 
     async fn delete(&self, request: Request<DeleteRequest>) -> Result<Response<DeleteReply>, Status> {
-        let (mut call, request) = self.call(request)?;
-        let fields = call.ask(request.try_into()).await?;
-        let existed = fields.as_deleted().unwrap_or_default();
+        let (_, extensions, DeleteRequest { user, password }) = request.into_parts();
+        // Whoever has the password deletes itself: the only way where nobody
+        // may delete another.
+        let from = (!password.is_empty()).then(|| Credentials { user: user.clone(), password });
+        let mut call = match self.call_from(from, &extensions).await {
+            Err(refused) if refused.code() == Code::NotFound => {
+                return Ok(Response::new(DeleteReply { existed: false }));
+            }
+            call => call?,
+        };
+        let delete = DeleteRequest { user, password: String::new() };
+        let existed = call.ask(delete.try_into()).await?.as_deleted().unwrap_or_default();
         Ok(Response::new(DeleteReply { existed }))
     }
 
-    async fn send(&self, _: Request<SendRequest>) -> Result<Response<SendReply>, Status> {
-        Err(Status::unimplemented("not yet"))
+    async fn send(&self, request: Request<SendRequest>) -> Result<Response<SendReply>, Status> {
+        let (_, extensions, mut request) = request.into_parts();
+        let mut call = self.call_from(request.from.take(), &extensions).await?;
+        let id = match request.idempotency.take() {
+            Some(idempotency) => {
+                let (session, id) =
+                    request::send_id(&idempotency).map_err(|refusal| status::refused(&refusal))?;
+                call = call.in_session(session);
+                Some(id)
+            }
+            None => RequestId::new(1),
+        };
+        call.ask_as(id, request.try_into()).await?;
+        Ok(Response::new(SendReply {}))
     }
 
-    async fn list(&self, _: Request<ListRequest>) -> Result<Response<Self::ListStream>, Status> {
-        Err(Status::unimplemented("not yet"))
+    async fn list(&self, request: Request<ListRequest>) -> Result<Response<Self::ListStream>, Status> {
+        let (_, extensions, mut request) = request.into_parts();
+        let call = self.call_from(request.from.take(), &extensions).await?;
+        Ok(Response::new(Box::pin(Pages::new(call, request.into()))))
     }
 
-    async fn connect(&self, _: Request<ConnectRequest>) -> Result<Response<Self::ConnectStream>, Status> {
-        Err(Status::unimplemented("not yet"))
+    async fn connect(
+        &self,
+        request: Request<ConnectRequest>,
+    ) -> Result<Response<Self::ConnectStream>, Status> {
+        let (mut call, request) = self.call(request)?;
+        let queued = call.ask(request.try_into()).await?.as_queued().unwrap_or_default();
+        let reception = Reception::new(call, queued, &self.receipts, self.ack_timeout);
+        Ok(Response::new(Box::pin(reception)))
     }
 
-    async fn ack(&self, _: Request<AckRequest>) -> Result<Response<AckReply>, Status> {
-        Err(Status::unimplemented("not yet"))
+    async fn ack(&self, request: Request<AckRequest>) -> Result<Response<AckReply>, Status> {
+        let AckRequest { receipt, sequence } = request.into_inner();
+        self.receipts.acknowledge(&receipt, sequence).map_err(|refusal| status::refused(&refusal))?;
+        Ok(Response::new(AckReply {}))
     }
 
     async fn bi_di_chat(
         &self,
-        _: Request<Streaming<ChatRequest>>,
+        request: Request<Streaming<ChatRequest>>,
     ) -> Result<Response<Self::BiDiChatStream>, Status> {
-        Err(Status::unimplemented("not yet"))
+        let (call, requests) = self.call(request)?;
+        Ok(Response::new(Box::pin(Bidi::new(call, requests))))
     }
 }

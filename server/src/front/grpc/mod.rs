@@ -5,18 +5,30 @@
 //! | module | what it owns |
 //! | --- | --- |
 //! | `chat` | `hark.v1.Chat` |
+//! | `list` | its `List` |
+//! | `connect` | its `Connect` and `Ack`, and what ties them |
+//! | `bidi` | its `BiDiChat` |
 //! | `call` | one peer of the chat, as long as a call lasts |
+//! | `deadline` | how long a client waits |
 
+mod bidi;
 mod call;
 mod chat;
+mod connect;
+mod deadline;
+mod list;
 
+use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
+use hark_grpc::status;
 use hark_grpc::v1::chat_server::ChatServer;
+use hark_protocol::Refusal;
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
@@ -28,7 +40,9 @@ use tonic::body::Body;
 use tonic::service::Routes;
 use tower_service::Service;
 
+use super::Settings;
 use crate::chat::{Chat, Control, Wish};
+use chat::ChatService;
 
 /// Calls that one connection may have open at a time. More wait at the client.
 const STREAMS_MAX: u32 = 128;
@@ -68,9 +82,9 @@ pub(super) struct Caller {
 
 impl Grpc {
     /// The services over this chat.
-    pub(super) fn new(chat: &Arc<Chat>) -> Self {
+    pub(super) fn new(chat: &Arc<Chat>, settings: Settings) -> Self {
         let request_bytes_max = chat.rules().frame_bytes_max + BESIDE_FRAME_BYTES_MAX;
-        let chat = ChatServer::new(chat::ChatService::new(Arc::clone(chat)))
+        let chat = ChatServer::new(ChatService::new(Arc::clone(chat), settings.ack_timeout))
             .max_decoding_message_size(request_bytes_max);
         // Every service has its line here.
         Self { routes: Routes::new(chat).prepare() }
@@ -105,7 +119,8 @@ impl Grpc {
         let stopping = caller.stopping.clone();
         let service = service_fn(|mut request: http::Request<Incoming>| {
             request.extensions_mut().insert(caller.clone());
-            self.routes.clone().call(request.map(Body::new))
+            let timeout = deadline::timeout(request.headers());
+            deadline::limit(timeout, self.routes.clone().call(request.map(Body::new)))
         });
         let connection = http2::Builder::new(Tracked(calls.clone()))
             .timer(TokioTimer::new())
@@ -129,6 +144,25 @@ impl Grpc {
         })
         .await
     }
+}
+
+/// Refuses whatever a connection calls, for so long.
+///
+/// # Errors
+/// What the connection says.
+pub(super) async fn refuse(stream: TcpStream, refusal: &Refusal, timeout: Duration) -> io::Result<()> {
+    let status = status::refused(refusal);
+    let service = service_fn(|_: http::Request<Incoming>| {
+        std::future::ready(Ok::<http::Response<Body>, Infallible>(status.clone().into_http()))
+    });
+    let calls = TaskTracker::new();
+    let connection = http2::Builder::new(Tracked(calls.clone()))
+        .max_concurrent_streams(1)
+        .serve_connection(TokioIo::new(stream), service);
+    let served = tokio::time::timeout(timeout, connection).await;
+    calls.close();
+    calls.wait().await;
+    served.unwrap_or(Ok(())).map_err(io::Error::other)
 }
 
 /// Runs the calls of a connection as tasks that are waited for.
