@@ -151,3 +151,80 @@ fn done(fields: &OkFields, ends_list: bool) -> Reply {
 fn bad_reply(explanation: &'static str) -> Refusal {
     Refusal::new(Code::BadRequest, explanation)
 }
+
+#[cfg(test)]
+mod tests {
+    use prost::Message as _;
+
+    use super::*;
+
+    fn delivery(sender: Option<&str>) -> Delivery {
+        Delivery {
+            sequence: Sequence(u64::MAX),
+            sender: sender.map(|sender| sender.parse().unwrap()),
+            time_ms: 1_700_000_000_000,
+            text: "a, b\n".into(),
+        }
+    }
+
+    #[test]
+    fn every_reply_arrives_as_it_was_given() {
+        use hark_protocol::Reply;
+
+        let names = vec!["bob".parse().unwrap(), "eve".parse().unwrap()];
+        let given = [
+            Reply::Ok(OkFields::none()),
+            Reply::Ok(OkFields::hello(1, 65_536)),
+            Reply::Ok(OkFields::queued(3)),
+            Reply::Ok(OkFields::deleted(true)),
+            Reply::Ok(OkFields::deleted(false)),
+            Reply::List(names.clone()),
+            Reply::List(names),
+            Reply::Ok(OkFields::listed(4, false)),
+            Reply::Ok(OkFields::queued(4)),
+            Reply::List(vec!["bob".parse().unwrap()]),
+            Reply::Ok(OkFields::listed(1, true)),
+            Reply::String(delivery(None)),
+            Reply::String(delivery(Some("eve"))),
+            Reply::Bye(ByeReason::TakenOver),
+            Reply::Bye(ByeReason::Deleted),
+            Reply::Bye(ByeReason::Shutdown),
+            Reply::Error { failure: Failure::Unavailable, explanation: "try again".into() },
+        ];
+        let refusals = Code::ALL.map(|code| Reply::NotOk(Refusal::new(code, "7 s to wait")));
+        let mut replies = Replies::default();
+        for (id, reply) in (1..).zip(given.into_iter().chain(refusals)) {
+            let id = RequestId::new(id);
+            let bytes = replies.outgoing(id, reply.clone()).unwrap().encode_to_vec();
+            assert_eq!(incoming(ChatReply::decode(&*bytes).unwrap()), Frame::new(id, Ok(reply)));
+        }
+    }
+
+    #[test]
+    fn a_list_of_nobody_is_its_end_alone() {
+        let mut replies = Replies::default();
+        assert_eq!(replies.outgoing(None, hark_protocol::Reply::List(Vec::new())), None);
+        let end = replies.outgoing(None, hark_protocol::Reply::Ok(OkFields::listed(0, false))).unwrap();
+        assert_eq!(end.reply, Some(Reply::Listed(Listed { count: 0, truncated: false })));
+    }
+
+    #[test]
+    fn a_rate_limit_says_how_long_to_wait() {
+        let refusal = Refusal::rate_limited(std::time::Duration::from_secs(7), "too many passwords");
+        assert_eq!(NotOk::from(refusal).retry_after_s, 7);
+        assert_eq!(NotOk::from(Refusal::new(Code::Denied, "7 s")).retry_after_s, 0);
+    }
+
+    #[test]
+    fn what_this_version_does_not_know_is_refused() {
+        let unknown = [
+            None,
+            Some(Reply::Bye(Bye { reason: "bored".to_owned() })),
+            Some(Reply::NotOk(NotOk { code: "odd".to_owned(), ..NotOk::default() })),
+            Some(Reply::Error(Error { code: "odd".to_owned(), explanation: String::new() })),
+        ];
+        for reply in unknown {
+            assert_eq!(incoming(ChatReply { id: 1, reply }).message.unwrap_err().code, Code::BadRequest);
+        }
+    }
+}

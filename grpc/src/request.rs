@@ -176,3 +176,77 @@ fn secret(password: String) -> Result<Option<Password>, Refusal> {
 fn exposed(password: Option<Password>) -> String {
     password.map_or_else(String::new, |password| password.expose().to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use prost::Message as _;
+
+    use super::*;
+
+    fn requests() -> Vec<Request> {
+        let user = || "bob".parse().unwrap();
+        let password = || "secret".parse().unwrap();
+        vec![
+            Request::Hello { version: 1, session: "A-z_09".parse().unwrap() },
+            Request::Create { user: user(), password: None },
+            Request::Create { user: user(), password: Some(password()) },
+            Request::Login { user: user(), password: Some(password()) },
+            Request::Connect { user: user(), password: None },
+            Request::Connect { user: user(), password: Some(password()) },
+            Request::Disconnect,
+            Request::Password { user: user(), old: None, new: password() },
+            Request::Password { user: user(), old: Some("old".parse().unwrap()), new: password() },
+            Request::Delete { user: user(), password: Some(password()) },
+            Request::List { pattern: None },
+            Request::List { pattern: Some("^b".into()) },
+            Request::Send { user: user(), text: "a, b\n".into() },
+            Request::Send { user: user(), text: "".into() },
+            Request::Ping,
+        ]
+    }
+
+    #[test]
+    fn every_request_arrives_as_it_was_said() {
+        for (id, request) in (1..).zip(requests()) {
+            let id = RequestId::new(id);
+            let bytes = outgoing(id, request.clone()).encode_to_vec();
+            let arrived = incoming(ChatRequest::decode(&*bytes).unwrap());
+            assert_eq!(arrived, Frame::new(id, Ok(request)));
+        }
+        let ack = Request::Ack { sequence: Sequence(u64::MAX) };
+        assert_eq!(incoming(outgoing(None, ack.clone())), Frame::new(None, Ok(ack)));
+    }
+
+    #[track_caller]
+    fn check_refused(request: ChatRequest, code: Code) {
+        assert_eq!(incoming(request).message.map_err(|refusal| refusal.code), Err(code));
+    }
+
+    #[test]
+    fn what_is_no_request_is_refused() {
+        check_refused(ChatRequest { id: 1, command: None }, Code::UnknownCommand);
+        check_refused(outgoing(None, Request::Ping), Code::BadRequest);
+        let login = |user: &str, password: &str| ChatRequest {
+            id: 1,
+            command: Some(Command::Login(Credentials {
+                user: user.to_owned(),
+                password: password.to_owned(),
+            })),
+        };
+        check_refused(login("", ""), Code::BadName);
+        check_refused(login("b,b", ""), Code::BadName);
+        check_refused(login("bob", "a,b"), Code::BadPassword);
+        let hello = Hello { version: 1, session: "no session".to_owned() };
+        check_refused(ChatRequest { id: 1, command: Some(Command::Hello(hello)) }, Code::BadRequest);
+        let idempotency = Idempotency { session: "session".to_owned(), id: 0 };
+        assert_eq!(send_id(&idempotency).unwrap_err().code, Code::BadRequest);
+    }
+
+    #[test]
+    fn no_password_is_shown() {
+        for request in requests() {
+            let shown = format!("{:?}", outgoing(RequestId::new(1), request));
+            assert!(!shown.contains("secret"), "{shown}");
+        }
+    }
+}

@@ -50,3 +50,22 @@ fn status(code: StatusCode, word: &'static str, explanation: &str, wait: Option<
     }
     Status::with_error_details_and_metadata(code, explanation, details, metadata)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_has_the_code_of_the_protocol_and_the_wait() {
+        for code in Code::ALL {
+            let status = refused(&Refusal::new(code, "7 s to wait: why"));
+            assert_ne!(status.code(), StatusCode::Unknown);
+            assert_eq!(status.message(), "7 s to wait: why");
+            assert_eq!(status.metadata().get(CODE).unwrap(), code.as_str());
+            assert_eq!(status.get_details_error_info().unwrap().reason, code.as_str());
+            let waits = code == Code::RateLimited;
+            assert_eq!(status.metadata().get(RETRY_AFTER).is_some(), waits);
+            assert_eq!(status.get_details_retry_info().is_some(), waits);
+        }
+    }
+}

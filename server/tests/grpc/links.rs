@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use futures::future::join_all;
+use hark_grpc::v1::chat_reply::Reply;
 use hark_grpc::v1::chat_request::Command;
-use hark_grpc::v1::{List, ListRequest, Ping};
+use hark_grpc::v1::{Bye, List, ListRequest, Ok, Ping};
 use hark_server::server::Limits;
 use tonic::Code;
 
@@ -36,6 +38,90 @@ async fn a_server_that_stops_says_bye_and_answers_what_is_under_way() {
     idle.bye("shutdown").await;
     assert_eq!(idle.next().await, None);
     stopped.await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_acknowledged_after_the_bye_of_a_stopping_server_does_not_come_again() {
+    let server = Server::start().await;
+    let mut client = server.client_and(&["bob"]).await;
+    client.send(to("bob", "hello")).await.unwrap();
+    let mut session = Session::open(&mut client).await;
+    assert_eq!(session.connect(1, "bob").await, 1);
+    let message = session.message().await;
+    let store = server.store();
+    let stopped = server.stop();
+    session.bye("shutdown").await;
+    session.say(0, Command::Ack(message.sequence));
+    assert_eq!(session.next().await, None);
+    stopped.await.unwrap();
+
+    let server = Server::start_on(store, RULES, LIMITS).await;
+    let (_bob, connected) = Receiver::connect(&mut server.client().await, "bob").await;
+    assert_eq!(connected.queued, 0);
+}
+
+#[tokio::test]
+async fn sends_that_a_stopping_server_has_taken_are_answered_before_its_bye() {
+    const SENDS: u32 = 2000;
+    let server = Server::start().await;
+    let mut client = server.client_and(&["bob"]).await;
+    let mut session = Session::open(&mut client).await;
+    session.ok(SENDS + 1, Command::Ping(Ping {})).await;
+    for id in 1..=SENDS {
+        session.send(id, "bob", "hello");
+    }
+    assert_eq!(session.next().await, Some((1, Reply::Ok(Ok {}))));
+    let store = server.store();
+    let stopped = server.stop();
+    let mut answered = 1;
+    loop {
+        match session.next().await.unwrap() {
+            (0, bye) => break assert_eq!(bye, Reply::Bye(Bye { reason: "shutdown".to_owned() })),
+            (id, reply) => assert_eq!((id, reply), (answered + 1, Reply::Ok(Ok {}))),
+        }
+        answered += 1;
+    }
+    assert_eq!(session.next().await, None);
+    stopped.await.unwrap();
+    let server = Server::start_on(store, RULES, LIMITS).await;
+    let (_bob, connected) = Receiver::connect(&mut server.client().await, "bob").await;
+    assert_eq!(connected.queued, u64::from(answered));
+}
+
+#[tokio::test]
+async fn a_stream_that_is_cancelled_while_the_server_stops_holds_up_nothing() {
+    let server = Server::start().await;
+    let mut client = server.client_and(&["bob", "eve"]).await;
+    client.send(to("bob", "hello")).await.unwrap();
+    let mut bob = Session::open(&mut client).await;
+    assert_eq!(bob.connect(1, "bob").await, 1);
+    bob.message().await;
+    let (mut eve, _) = Receiver::connect(&mut client, "eve").await;
+    let stopped = server.stop();
+    eve.bye("shutdown").await;
+    // It owes an acknowledgement, which the server waits for.
+    drop(bob);
+    assert_eq!(eve.next().await, None);
+    stopped.await.unwrap();
+}
+
+#[tokio::test]
+async fn more_streams_than_a_connection_may_have_wait_for_their_turn() {
+    let server = Server::start().await;
+    let mut client = server.client_and(&["bob"]).await;
+    let opening = (0..400).map(|id| {
+        let mut client = client.clone();
+        async move {
+            let mut session = Session::open(&mut client).await;
+            session.send(1 + id, "bob", "hello");
+            session.end();
+            assert_eq!(session.next().await, Some((1 + id, Reply::Ok(Ok {}))));
+            assert_eq!(session.next().await, None);
+        }
+    });
+    join_all(opening).await;
+    let (_bob, connected) = Receiver::connect(&mut client, "bob").await;
+    assert_eq!(connected.queued, 400);
 }
 
 #[tokio::test]

@@ -16,6 +16,7 @@ use hark_grpc::v1::{
 use hark_server::chat::{Chat, Rules};
 use hark_server::front::Settings;
 use hark_server::server::{self, Limits};
+use hark_server::store::Store;
 use hark_server::store::local::{LocalConfig, LocalStore};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
@@ -26,6 +27,7 @@ use tonic::{Code, Status, Streaming};
 /// A server that runs until it is told to stop.
 pub(crate) struct Server {
     address: std::net::SocketAddr,
+    store: Arc<LocalStore>,
     stop: oneshot::Sender<()>,
     task: JoinHandle<()>,
 }
@@ -46,16 +48,20 @@ impl Server {
     }
 
     pub(crate) async fn start_with(rules: Rules, limits: Limits) -> Self {
+        Self::start_on(Arc::new(LocalStore::memory(LocalConfig::DEFAULT).unwrap()), rules, limits).await
+    }
+
+    /// Another server on a store that is there.
+    pub(crate) async fn start_on(store: Arc<LocalStore>, rules: Rules, limits: Limits) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let store = Arc::new(LocalStore::memory(LocalConfig::DEFAULT).unwrap());
-        let chat = Arc::new(Chat::new(store, rules));
+        let chat = Arc::new(Chat::new(Arc::clone(&store) as Arc<dyn Store>, rules));
         let settings = Settings { ack_timeout: Duration::from_secs(60) };
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(server::run(listener, chat, settings, limits, async {
             stopped.await.unwrap();
         }));
-        Self { address, stop, task }
+        Self { address, store, stop, task }
     }
 
     /// A client over a connection of its own.
@@ -72,6 +78,11 @@ impl Server {
             client.create(CreateRequest { user, password: String::new() }).await.unwrap();
         }
         client
+    }
+
+    /// Its store.
+    pub(crate) fn store(&self) -> Arc<LocalStore> {
+        Arc::clone(&self.store)
     }
 
     /// Tells it to stop, and yields what resolves when it has.

@@ -57,13 +57,13 @@ async fn what_is_refused_has_a_status_and_the_code_of_the_protocol() {
     assert_eq!(code(&unnamed), (Code::InvalidArgument, "bad-name"));
     let too_large = client.send(to("bob", &"x".repeat(64 * 1024 - 255))).await.unwrap_err();
     assert_eq!(code(&too_large), (Code::InvalidArgument, "too-large"));
-    let wrong = SendRequest { from: credentials("eve", "guess"), ..to("bob", "x") };
+    let wrong = SendRequest { login: credentials("eve", "guess"), ..to("bob", "x") };
     let denied = client.send(wrong).await.unwrap_err();
     assert_eq!(code(&denied), (Code::PermissionDenied, "denied"));
     let bad = PasswordRequest { user: "bob".to_owned(), old: String::new(), new: "a,b".to_owned() };
     let bad_password = client.password(bad).await.unwrap_err();
     assert_eq!(code(&bad_password), (Code::InvalidArgument, "bad-password"));
-    let pattern = ListRequest { pattern: "(".to_owned(), from: None };
+    let pattern = ListRequest { pattern: "(".to_owned(), login: None };
     let bad_pattern = client.list(pattern).await.unwrap().into_inner().message().await.unwrap_err();
     assert_eq!(code(&bad_pattern), (Code::InvalidArgument, "bad-pattern"));
 }
@@ -73,7 +73,7 @@ async fn too_many_wrong_passwords_are_told_how_long_to_wait() {
     let server = Server::start().await;
     let mut client = server.client().await;
     create(&mut client, "eve", "secret").await;
-    let wrong = SendRequest { from: credentials("eve", "guess"), ..to("eve", "x") };
+    let wrong = SendRequest { login: credentials("eve", "guess"), ..to("eve", "x") };
     let limited = loop {
         let refused = client.send(wrong.clone()).await.unwrap_err();
         if refused.code() == Code::ResourceExhausted {
@@ -95,7 +95,7 @@ async fn a_message_says_who_sent_it() {
     let mut client = server.client_and(&["bob"]).await;
     create(&mut client, "eve", "secret").await;
     client.send(to("bob", "from nobody")).await.unwrap();
-    let from_eve = SendRequest { from: credentials("eve", "secret"), ..to("bob", "from eve, with a comma") };
+    let from_eve = SendRequest { login: credentials("eve", "secret"), ..to("bob", "from eve, with a comma") };
     client.send(from_eve).await.unwrap();
 
     let (mut bob, connected) = Receiver::connect(&mut client, "bob").await;
@@ -161,11 +161,11 @@ async fn a_list_comes_in_pages_and_says_where_there_are_more() {
     }))
     .await;
     assert_eq!(list(&mut client, ListRequest::default()).await, (names[..600].to_vec(), true));
-    let some = ListRequest { pattern: "01.$".to_owned(), from: None };
+    let some = ListRequest { pattern: "01.$".to_owned(), login: None };
     let expected: Vec<String> =
         names.iter().filter(|name| &name[58..59] == "1" && &name[57..58] == "0").cloned().collect();
     assert_eq!(list(&mut client, some).await, (expected, false));
-    let none = ListRequest { pattern: "x".to_owned(), from: None };
+    let none = ListRequest { pattern: "x".to_owned(), login: None };
     assert_eq!(list(&mut client, none).await, (Vec::new(), false));
 }
 
@@ -196,12 +196,12 @@ async fn where_passwords_are_required_every_call_says_who_calls() {
 
     let denied = client.send(to("bob", "x")).await.unwrap_err();
     assert_eq!(code(&denied), (Code::PermissionDenied, "denied"));
-    let from = credentials("bob", "secret");
-    client.send(SendRequest { from: from.clone(), ..to("bob", "x") }).await.unwrap();
+    let login = credentials("bob", "secret");
+    client.send(SendRequest { login: login.clone(), ..to("bob", "x") }).await.unwrap();
 
     let mut pages = client.list(ListRequest::default()).await.unwrap().into_inner();
     assert_eq!(code(&pages.message().await.unwrap_err()), (Code::PermissionDenied, "denied"));
-    assert_eq!(list(&mut client, ListRequest { pattern: String::new(), from }).await.0, ["bob"]);
+    assert_eq!(list(&mut client, ListRequest { pattern: String::new(), login }).await.0, ["bob"]);
 
     let bob = |password: &str| DeleteRequest { user: "bob".to_owned(), password: password.to_owned() };
     let denied = client.delete(bob("")).await.unwrap_err();

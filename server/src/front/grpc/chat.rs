@@ -45,9 +45,9 @@ impl ChatService {
     }
 
     /// A call that is somebody, if it says who.
-    async fn call_from(&self, from: Option<Credentials>, extensions: &Extensions) -> Result<Call, Status> {
+    async fn call_as(&self, login: Option<Credentials>, extensions: &Extensions) -> Result<Call, Status> {
         let mut call = Call::new(&self.chat, extensions)?;
-        if let Some(credentials) = from {
+        if let Some(credentials) = login {
             call.ask(credentials.try_into()).await?;
         }
         Ok(call)
@@ -76,8 +76,8 @@ impl chat_server::Chat for ChatService {
         let (_, extensions, DeleteRequest { user, password }) = request.into_parts();
         // Whoever has the password deletes itself: the only way where nobody
         // may delete another.
-        let from = (!password.is_empty()).then(|| Credentials { user: user.clone(), password });
-        let mut call = match self.call_from(from, &extensions).await {
+        let login = (!password.is_empty()).then(|| Credentials { user: user.clone(), password });
+        let mut call = match self.call_as(login, &extensions).await {
             Err(refused) if refused.code() == Code::NotFound => {
                 return Ok(Response::new(DeleteReply { existed: false }));
             }
@@ -90,7 +90,7 @@ impl chat_server::Chat for ChatService {
 
     async fn send(&self, request: Request<SendRequest>) -> Result<Response<SendReply>, Status> {
         let (_, extensions, mut request) = request.into_parts();
-        let mut call = self.call_from(request.from.take(), &extensions).await?;
+        let mut call = self.call_as(request.login.take(), &extensions).await?;
         let id = match request.idempotency.take() {
             Some(idempotency) => {
                 let (session, id) =
@@ -106,7 +106,7 @@ impl chat_server::Chat for ChatService {
 
     async fn list(&self, request: Request<ListRequest>) -> Result<Response<Self::ListStream>, Status> {
         let (_, extensions, mut request) = request.into_parts();
-        let call = self.call_from(request.from.take(), &extensions).await?;
+        let call = self.call_as(request.login.take(), &extensions).await?;
         Ok(Response::new(Box::pin(Pages::new(call, request.into()))))
     }
 
