@@ -64,10 +64,11 @@ impl Server {
         Self { address, store, stop, task }
     }
 
-    /// A client over a connection of its own.
+    /// A client over a connection of its own. What is not read of one stream
+    /// waits at the server, but for 64 KiB.
     pub(crate) async fn client(&self) -> ChatClient<Channel> {
         let endpoint = Endpoint::from_shared(format!("http://{}", self.address)).unwrap();
-        ChatClient::new(endpoint.connect().await.unwrap())
+        ChatClient::new(endpoint.initial_stream_window_size(65_535).connect().await.unwrap())
     }
 
     /// A client, after these accounts without passwords were made.
