@@ -3,6 +3,7 @@
 
 mod bidi;
 mod connect;
+mod failing;
 mod links;
 mod server;
 mod unary;

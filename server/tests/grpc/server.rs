@@ -27,7 +27,7 @@ use tonic::{Code, Status, Streaming};
 /// A server that runs until it is told to stop.
 pub(crate) struct Server {
     address: std::net::SocketAddr,
-    store: Arc<LocalStore>,
+    store: Arc<dyn Store>,
     stop: oneshot::Sender<()>,
     task: JoinHandle<()>,
 }
@@ -52,10 +52,10 @@ impl Server {
     }
 
     /// Another server on a store that is there.
-    pub(crate) async fn start_on(store: Arc<LocalStore>, rules: Rules, limits: Limits) -> Self {
+    pub(crate) async fn start_on(store: Arc<dyn Store>, rules: Rules, limits: Limits) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let chat = Arc::new(Chat::new(Arc::clone(&store) as Arc<dyn Store>, rules));
+        let chat = Arc::new(Chat::new(Arc::clone(&store), rules));
         let settings = Settings { ack_timeout: Duration::from_secs(60) };
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(server::run(listener, chat, settings, limits, async {
@@ -82,7 +82,7 @@ impl Server {
     }
 
     /// Its store.
-    pub(crate) fn store(&self) -> Arc<LocalStore> {
+    pub(crate) fn store(&self) -> Arc<dyn Store> {
         Arc::clone(&self.store)
     }
 

@@ -24,23 +24,36 @@ const REQUESTS_A_TURN_MAX: usize = 1024;
 /// Turns that a call has before others get theirs.
 const TURNS_MAX: usize = 4;
 
+/// How a stream ends.
+type End = Result<(), Status>;
+
 /// The replies of one `BiDiChat`, and what drives it.
 #[derive(Debug)]
 pub(super) struct Bidi {
     call: Call,
     requests: Streaming<ChatRequest>,
     replies: Replies,
-    /// Why nothing more is asked: the client has said so, or its bytes were no
+    /// Nothing more is asked: the client has said so, or its bytes were no
     /// requests.
-    all_asked: Option<Result<(), Status>>,
+    all_asked: bool,
     said_bye: bool,
+    /// How it will end.
+    end: End,
     ended: bool,
 }
 
 impl Bidi {
     /// A session with these requests.
     pub(super) fn new(call: Call, requests: Streaming<ChatRequest>) -> Self {
-        Self { call, requests, replies: Replies::default(), all_asked: None, said_bye: false, ended: false }
+        Self {
+            call,
+            requests,
+            replies: Replies::default(),
+            all_asked: false,
+            said_bye: false,
+            end: Ok(()),
+            ended: false,
+        }
     }
 
     /// Takes what is asked. Whether anything was.
@@ -48,7 +61,7 @@ impl Bidi {
         let mut any = false;
         for _ in 0..REQUESTS_A_TURN_MAX {
             let takes = self.call.is_lingering() || self.call.peer.is_ready();
-            if !takes || self.all_asked.is_some() {
+            if !takes || self.all_asked {
                 return any;
             }
             match Pin::new(&mut self.requests).poll_next(cx) {
@@ -70,9 +83,12 @@ impl Bidi {
         }
     }
 
-    fn end_requests(&mut self, why: Result<(), Status>) {
-        self.all_asked = Some(why);
-        self.call.peer.end();
+    fn end_requests(&mut self, why: End) {
+        self.all_asked = true;
+        if !self.call.is_lingering() {
+            self.end = why;
+            self.call.peer.end();
+        }
     }
 
     fn outgoing(&mut self, output: Output) -> Option<ChatReply> {
@@ -84,6 +100,9 @@ impl Bidi {
                 self.replies.outgoing(None, Reply::Bye(reason))
             }
             Output::Close => {
+                if !self.all_asked && !self.said_bye {
+                    self.end = Err(ended());
+                }
                 self.call.linger(LINGER_TIMEOUT);
                 None
             }
@@ -91,15 +110,14 @@ impl Bidi {
     }
 
     /// What goes out next, or how it ends.
-    fn poll_output(&mut self, cx: &mut Context<'_>) -> Poll<Result<Output, Result<(), Status>>> {
+    fn poll_output(&mut self, cx: &mut Context<'_>) -> Poll<Result<Output, End>> {
         if !self.call.is_lingering() {
             return self.call.poll(cx).map_err(Err);
         }
-        if self.all_asked.is_none() && self.call.poll_lingered(cx).is_pending() {
+        if !self.all_asked && self.call.poll_lingered(cx).is_pending() {
             return Poll::Pending;
         }
-        let why = self.all_asked.take().unwrap_or_else(|| if self.said_bye { Ok(()) } else { Err(ended()) });
-        Poll::Ready(Err(why))
+        Poll::Ready(Err(std::mem::replace(&mut self.end, Ok(()))))
     }
 }
 
@@ -118,9 +136,9 @@ impl Stream for Bidi {
                         return Poll::Ready(Some(Ok(reply)));
                     }
                 }
-                Poll::Ready(Err(why)) => {
+                Poll::Ready(Err(end)) => {
                     this.ended = true;
-                    return Poll::Ready(why.err().map(Err));
+                    return Poll::Ready(end.err().map(Err));
                 }
                 Poll::Pending if !this.poll_requests(cx) => return Poll::Pending,
                 Poll::Pending => {}
