@@ -5,6 +5,8 @@ use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
 
+use crate::name::{BadName, BadPassword, BadToken};
+
 /// Why a connection receives no more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ByeReason {
@@ -17,7 +19,13 @@ pub enum ByeReason {
 }
 
 impl ByeReason {
-    pub(crate) const ALL: [Self; 3] = [Self::TakenOver, Self::Deleted, Self::Shutdown];
+    const ALL: [Self; 3] = [Self::TakenOver, Self::Deleted, Self::Shutdown];
+
+    /// The reason that is written so.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|known| known.as_str() == text)
+    }
 
     /// The reason as it is written.
     #[must_use]
@@ -40,7 +48,13 @@ pub enum Failure {
 }
 
 impl Failure {
-    pub(crate) const ALL: [Self; 2] = [Self::Unavailable, Self::Protocol];
+    const ALL: [Self; 2] = [Self::Unavailable, Self::Protocol];
+
+    /// The code that is written so.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|known| known.as_str() == text)
+    }
 
     /// The code as it is written.
     #[must_use]
@@ -85,6 +99,24 @@ impl Refusal {
         }
         let seconds = self.explanation.split(|c: char| !c.is_ascii_digit()).next()?;
         seconds.parse().ok().map(Duration::from_secs)
+    }
+}
+
+impl From<BadName> for Refusal {
+    fn from(bad: BadName) -> Self {
+        Self::new(Code::BadName, bad.to_string())
+    }
+}
+
+impl From<BadPassword> for Refusal {
+    fn from(bad: BadPassword) -> Self {
+        Self::new(Code::BadPassword, bad.to_string())
+    }
+}
+
+impl From<BadToken> for Refusal {
+    fn from(bad: BadToken) -> Self {
+        Self::new(Code::BadRequest, bad.to_string())
     }
 }
 
@@ -134,6 +166,12 @@ impl Code {
         Self::RateLimited,
         Self::TooMany,
     ];
+
+    /// The code that is written so.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|known| known.as_str() == text)
+    }
 
     /// The code as it is written.
     #[must_use]

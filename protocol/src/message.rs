@@ -323,20 +323,20 @@ impl Message for Reply {
             "ok" => Ok(Self::Ok(OkFields(payload))),
             "list" => parse_names(&payload).map(Self::List),
             "string" => parse_delivery(payload).map(Self::String),
-            "bye" => match ByeReason::ALL.into_iter().find(|reason| payload == reason.as_str()) {
+            "bye" => match ByeReason::parse(&payload) {
                 Some(reason) => Ok(Self::Bye(reason)),
                 None => Err(bad_request("this reason of a bye is not known")),
             },
             "notok" => {
                 let (code, explanation) = payload.split_once(',').unwrap_or((&payload, ""));
-                match Code::ALL.into_iter().find(|known| known.as_str() == code) {
+                match Code::parse(code) {
                     Some(code) => Ok(Self::NotOk(Refusal::new(code, explanation.to_owned()))),
                     None => Err(bad_request("this code of a notok is not known")),
                 }
             }
             "error" => {
                 let (code, explanation) = payload.split_once(',').unwrap_or((&payload, ""));
-                match Failure::ALL.into_iter().find(|known| known.as_str() == code) {
+                match Failure::parse(code) {
                     Some(failure) => Ok(Self::Error { failure, explanation: explanation.to_owned().into() }),
                     None => Err(bad_request("this code of an error is not known")),
                 }
@@ -393,19 +393,11 @@ fn no_fields(command: &str, payload: &str) -> Result<(), Refusal> {
     }
 }
 
-fn parse_name(text: &str) -> Result<UserName, Refusal> {
-    text.parse().map_err(|bad: crate::name::BadName| Refusal::new(Code::BadName, bad.to_string()))
-}
-
-fn parse_secret(text: &str) -> Result<Password, Refusal> {
-    text.parse().map_err(|bad: crate::name::BadPassword| Refusal::new(Code::BadPassword, bad.to_string()))
-}
-
 fn user_and_password(payload: &str) -> Result<(UserName, Option<Password>), Refusal> {
     match payload.split_once(',') {
-        Some((user, password)) => Ok((parse_name(user)?, Some(parse_secret(password)?))),
+        Some((user, password)) => Ok((user.parse()?, Some(password.parse()?))),
         None if payload.is_empty() => Err(bad_request("the user is missing")),
-        None => Ok((parse_name(payload)?, None)),
+        None => Ok((payload.parse()?, None)),
     }
 }
 
@@ -413,10 +405,7 @@ fn parse_hello(payload: &str) -> Result<Request, Refusal> {
     let (version, session) =
         payload.split_once(',').ok_or_else(|| bad_request("hello takes a version and a session"))?;
     let version = number(version).ok_or_else(|| bad_request("the version is no number"))?;
-    let session = session
-        .parse()
-        .map_err(|bad: crate::name::BadToken| Refusal::new(Code::BadRequest, bad.to_string()))?;
-    Ok(Request::Hello { version, session })
+    Ok(Request::Hello { version, session: session.parse()? })
 }
 
 fn parse_password(payload: &str) -> Result<Request, Refusal> {
@@ -425,15 +414,15 @@ fn parse_password(payload: &str) -> Result<Request, Refusal> {
         return Err(bad_request("password takes the user, the old password and the new one"));
     };
     Ok(Request::Password {
-        user: parse_name(user)?,
-        old: if old.is_empty() { None } else { Some(parse_secret(old)?) },
-        new: parse_secret(new)?,
+        user: user.parse()?,
+        old: if old.is_empty() { None } else { Some(old.parse()?) },
+        new: new.parse()?,
     })
 }
 
 fn parse_send(payload: ByteString) -> Result<Request, Refusal> {
     let (user, text) = payload.split_once(',').ok_or_else(|| bad_request("send takes a user and a text"))?;
-    Ok(Request::Send { user: parse_name(user)?, text: payload.slice_ref(text) })
+    Ok(Request::Send { user: user.parse()?, text: payload.slice_ref(text) })
 }
 
 fn parse_ack(payload: &str) -> Result<Request, Refusal> {
@@ -442,7 +431,10 @@ fn parse_ack(payload: &str) -> Result<Request, Refusal> {
 }
 
 fn parse_names(payload: &str) -> Result<Vec<UserName>, Refusal> {
-    if payload.is_empty() { Ok(Vec::new()) } else { payload.split(',').map(parse_name).collect() }
+    if payload.is_empty() {
+        return Ok(Vec::new());
+    }
+    payload.split(',').map(|name| Ok(name.parse()?)).collect()
 }
 
 fn parse_delivery(payload: ByteString) -> Result<Delivery, Refusal> {
@@ -454,7 +446,7 @@ fn parse_delivery(payload: ByteString) -> Result<Delivery, Refusal> {
     };
     Ok(Delivery {
         sequence: Sequence(number(sequence).ok_or_else(|| bad_request("the sequence number is no number"))?),
-        sender: if sender.is_empty() { None } else { Some(parse_name(sender)?) },
+        sender: if sender.is_empty() { None } else { Some(sender.parse()?) },
         time_ms: number(time).ok_or_else(|| bad_request("the time is no number"))?,
         text: payload.slice_ref(text),
     })

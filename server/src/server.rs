@@ -14,7 +14,7 @@ use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 use crate::chat::{Chat, Control, Wish};
-use crate::front::{self, Settings};
+use crate::front::{self, Fronts, Settings};
 
 /// Connections over the limit that are told so at the same time. The others are
 /// closed without a word.
@@ -61,8 +61,7 @@ pub async fn run(
     shutdown: impl Future<Output = ()>,
 ) {
     let server = Arc::new(Server {
-        chat,
-        settings,
+        fronts: Arc::new(Fronts::new(chat, settings)),
         limits,
         connections: Mutex::default(),
         refusals: Arc::new(Semaphore::new(REFUSALS_AT_ONCE)),
@@ -99,8 +98,7 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 
 #[derive(Debug)]
 struct Server {
-    chat: Arc<Chat>,
-    settings: Settings,
+    fronts: Arc<Fronts>,
     limits: Limits,
     // A lock, since every connection's task takes itself out. It is held for
     // one operation on the maps.
@@ -119,7 +117,7 @@ struct Connections {
 impl Server {
     fn take(self: &Arc<Self>, stream: TcpStream, address: SocketAddr) {
         let address = address.ip().to_canonical();
-        if let Err(error) = prepare(&stream, self.settings.ack_timeout) {
+        if let Err(error) = prepare(&stream, self.fronts.settings().ack_timeout) {
             tracing::debug!(%address, %error, "a connection ended before it was served");
             return;
         }
@@ -130,10 +128,10 @@ impl Server {
     }
 
     fn serve(&self, stream: TcpStream, admission: Admission) {
-        let (chat, settings) = (Arc::clone(&self.chat), self.settings);
+        let fronts = Arc::clone(&self.fronts);
         self.tasks.spawn(async move {
             let (address, control) = (admission.address, Arc::clone(&admission.control));
-            if let Err(error) = front::serve(stream, address, chat, control, settings).await {
+            if let Err(error) = fronts.serve(stream, address, control).await {
                 tracing::debug!(%address, %error, "a connection failed");
             }
             drop(admission);

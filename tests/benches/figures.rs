@@ -1,6 +1,6 @@
 //! What the server does a second and what that costs, measured on the real one
 //! over the loopback, beside the limit of this machine in the same run:
-//! `cargo bench -p hark-tests --bench figures [-- sends|idle|drain|list]`.
+//! `cargo bench -p hark-tests --bench figures [-- sends|grpc|idle|drain|list]`.
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -17,11 +17,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
+use hark_grpc::request;
+use hark_grpc::v1::chat_client::ChatClient;
+use hark_grpc::v1::chat_reply;
 use hark_protocol::framing::native::{self, ClientCodec};
 use hark_protocol::limits::FRAME_BYTES_MAX;
 use hark_protocol::{OkFields, Reply, Request, RequestId, Sequence};
 use hark_tests::{Harkd, name, send};
 use tokio_util::codec::Decoder;
+use tonic::transport::Endpoint;
 
 /// Rounds of each comparison; the median is printed.
 const ROUNDS: usize = 5;
@@ -39,6 +43,9 @@ fn main() {
     println!("{} processors; texts of {TEXT_BYTES} bytes", std::thread::available_parallelism().unwrap());
     if is_wanted("sends") {
         sends();
+    }
+    if is_wanted("grpc") {
+        grpc();
     }
     if is_wanted("idle") {
         idle();
@@ -78,6 +85,57 @@ fn sends() {
         let (ours, plain, pings) = (median(ours), median(plain), median(pings));
         println!("{in_flight:>9} {ours:>12.0} {plain:>12.0} {:>7.2} {pings:>12.0}", ours / plain);
     }
+}
+
+/// Durable sends a second over one `BiDiChat` beside those over the wire.
+fn grpc() {
+    println!("\ndurable sends a second over one stream of gRPC, beside those in the native framing");
+    println!(
+        "{:>9} {:>12} {:>12} {:>7}   (medians of {ROUNDS} rounds in turn)",
+        "in flight", "gRPC", "native", "ratio"
+    );
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let text = "x".repeat(TEXT_BYTES);
+    for in_flight in [1, 64, 1024] {
+        let server = Harkd::builder()
+            .arg("--max-queued-messages=100000000")
+            .arg("--max-queued-bytes=100000000000")
+            .start();
+        let mut link = Link::connect(server.address());
+        for user in 0..8 {
+            link.ok(Request::Create { user: name(&format!("user{user}")), password: None });
+        }
+        let sends: Vec<Request> = (0..8).map(|user| send(&format!("user{user}"), &text)).collect();
+        let (mut ours, mut native) = (Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            ours.push(runtime.block_on(grpc_rate(server.address(), &sends, in_flight)));
+            native.push(rate(&mut link, &sends, in_flight));
+        }
+        let (ours, native) = (median(ours), median(native));
+        println!("{in_flight:>9} {ours:>12.0} {native:>12.0} {:>7.2}", ours / native);
+    }
+}
+
+/// As [`rate`], over one `BiDiChat`.
+async fn grpc_rate(address: SocketAddr, requests: &[Request], in_flight: usize) -> f64 {
+    let channel = Endpoint::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
+    let (ask, mut asked) = tokio::sync::mpsc::channel(in_flight);
+    let asked = futures::stream::poll_fn(move |cx| asked.poll_recv(cx));
+    let mut replies = ChatClient::new(channel).bi_di_chat(asked).await.unwrap().into_inner();
+    let mut next = (1..).zip(requests.iter().cycle());
+    let mut ask_next = || {
+        let (id, request) = next.next().unwrap();
+        ask.try_send(request::outgoing(RequestId::new(id), request.clone())).unwrap();
+    };
+    (0..in_flight).for_each(|_| ask_next());
+    let (start, mut answered) = (Instant::now(), 0);
+    while start.elapsed() < MEASURED {
+        let reply = replies.message().await.unwrap().unwrap();
+        assert!(matches!(reply.reply, Some(chat_reply::Reply::Ok(_))), "{reply:?}");
+        answered += 1;
+        ask_next();
+    }
+    f64::from(answered) / start.elapsed().as_secs_f64()
 }
 
 /// Requests a second that are answered with so many of them under way.

@@ -26,6 +26,7 @@ use super::reception::{Received, Reception};
 use super::replies::{created_reply, sent_reply};
 use super::send_sessions::OpenSession;
 use super::{Chat, Fault, ROOM_UNITS, UNIT_BYTES, now_ms};
+use crate::session::NeverPushed;
 use crate::store::{
     Account, Append, Created, End, Fence, Message, Outcome, Pending, Receiver, SendId, Unavailable,
 };
@@ -51,7 +52,7 @@ pub struct Peer {
     address: IpAddr,
     control: Arc<Control>,
     user: Option<Account>,
-    send_session: Option<OpenSession>,
+    send_session: Option<SendSession>,
     fence: Fence,
     /// Nothing has been asked yet: `hello` is welcome.
     fresh: bool,
@@ -64,6 +65,14 @@ pub struct Peer {
     /// The reception has ended and the peer has not been told.
     ended: Option<End>,
     end: Stage,
+}
+
+/// In which session it sends.
+enum SendSession {
+    /// In one that it has open, in the order of the ids.
+    Open(OpenSession),
+    /// In one that others may send in at the same time, in any order.
+    Shared(SessionToken),
 }
 
 /// How far the end of the connection is.
@@ -127,6 +136,13 @@ impl Peer {
         }
     }
 
+    /// Its sends are of this session, without a `hello`. Any number of peers may
+    /// send in it at the same time, with their ids in any order.
+    #[must_use]
+    pub fn in_session(self, session: SessionToken) -> Self {
+        Self { send_session: Some(SendSession::Shared(session)), ..self }
+    }
+
     /// Whether the next request can be taken. Until then it stays unread.
     #[must_use]
     pub fn is_ready(&self) -> bool {
@@ -161,7 +177,7 @@ impl Peer {
         let fresh = std::mem::replace(&mut self.fresh, false);
         match request {
             Err(refusal) => self.answer(id, Answer::Reply(Reply::NotOk(refusal))),
-            Ok(Request::Ack { sequence }) => self.acknowledge(sequence),
+            Ok(Request::Ack { sequence }) => self.handle_ack(sequence),
             Ok(Request::Ping) => self.answer(id, Answer::Reply(Reply::Ok(OkFields::none()))),
             Ok(Request::Send { user, text }) => self.send(id, user, text),
             Ok(Request::Create { user, password: None }) => self.create_open(id, user),
@@ -176,7 +192,20 @@ impl Peer {
     /// of its own (the classic framing).
     pub fn acknowledge_all(&mut self) {
         if let Some(pushed) = self.reception.as_ref().map(|reception| reception.session().pushed()) {
-            self.acknowledge(pushed);
+            self.handle_ack(pushed);
+        }
+    }
+
+    /// The reader has everything up to `sequence`: what [`Request::Ack`] says,
+    /// for a front that answers to it.
+    ///
+    /// # Errors
+    /// [`NeverPushed`] for a number above all that were pushed since the latest
+    /// `connect`; it counts for nothing.
+    pub fn acknowledge(&mut self, sequence: Sequence) -> Result<(), NeverPushed> {
+        match &mut self.reception {
+            Some(reception) => reception.acknowledge(sequence, &*self.chat.store),
+            None => Err(NeverPushed { highest: Sequence(0) }),
         }
     }
 
@@ -349,7 +378,7 @@ impl Peer {
                 return self.answer(id, Answer::Created { user, created, _room: None });
             }
             Done::Hello(session) => {
-                self.send_session = Some(session);
+                self.send_session = Some(SendSession::Open(session));
                 Reply::Ok(OkFields::hello(VERSION, self.chat.rules.frame_bytes_max))
             }
             Done::Entered(account) => {
@@ -395,14 +424,12 @@ impl Peer {
         }
     }
 
-    fn acknowledge(&mut self, sequence: Sequence) {
-        let Some(reception) = &mut self.reception else {
-            tracing::debug!(%sequence, address = %self.address, "an ack from a connection that received nothing");
-            return;
-        };
-        if let Err(never_pushed) = reception.acknowledge(sequence, &*self.chat.store) {
-            let user = &reception.account().name;
-            tracing::warn!(%user, %sequence, address = %self.address, %never_pushed, "ignoring an ack");
+    fn handle_ack(&mut self, sequence: Sequence) {
+        let Err(never_pushed) = self.acknowledge(sequence) else { return };
+        let (user, address) = (self.reception.as_ref().map(|r| &r.account().name), self.address);
+        match user {
+            Some(user) => tracing::warn!(%user, %sequence, %address, %never_pushed, "ignoring an ack"),
+            None => tracing::debug!(%sequence, %address, "an ack from a connection that received nothing"),
         }
     }
 }
@@ -481,13 +508,13 @@ impl Peer {
         } else {
             None
         };
-        let send_id = self.send_session.as_ref().zip(id);
+        let send_id = self.send_session.as_ref().zip(id).map(|(session, id)| session.send_id(id));
         let append = Append {
             to,
             sender: self.user.clone(),
             from_nobody: !rules.require_password,
             time_ms: now_ms(),
-            send_id: send_id.map(|(session, id)| SendId { session: session.token().clone(), id }),
+            send_id,
             refusal,
             fence: self.fence.clone(),
             permit: None,
@@ -508,6 +535,16 @@ impl Peer {
         let to = append.to.clone();
         let outcome = self.chat.store.append(append);
         self.answer(id, Answer::Sent { to, outcome });
+    }
+}
+
+impl SendSession {
+    fn send_id(&self, id: RequestId) -> SendId {
+        let (session, in_order) = match self {
+            Self::Open(session) => (session.token(), true),
+            Self::Shared(session) => (session, false),
+        };
+        SendId { session: session.clone(), id, in_order }
     }
 }
 

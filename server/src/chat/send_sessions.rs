@@ -12,7 +12,7 @@ use super::Fault;
 use super::control::{Control, Wish};
 use crate::store::Store;
 
-/// The open send sessions of this server. No more than there are connections.
+/// The open send sessions of this server. No more than there are peers.
 #[derive(Debug)]
 pub(super) struct SendSessions {
     store: Arc<dyn Store>,

@@ -15,13 +15,12 @@ use std::time::Duration;
 use bytes::{Buf, BytesMut};
 use hark_protocol::framing::classic::{self, ClassicServerCodec, FIELDS_WAIT_MS};
 use hark_protocol::framing::native::{self, ServerCodec};
-use hark_protocol::{
-    Code, Delivery, Failure, Frame, Incoming, ProtocolError, Refusal, Reply, Request, RequestId,
-};
+use hark_protocol::{Code, Failure, Frame, Incoming, ProtocolError, Refusal, Reply, Request, RequestId};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 use tokio_util::codec::Decoder;
 
+use super::delivery;
 use super::linger::LINGER_TIMEOUT;
 use crate::chat::{Output, Peer};
 use crate::store::Message;
@@ -186,13 +185,7 @@ impl Wire {
     fn push(&mut self, message: &Message) {
         self.owes_ack |= matches!(self.framing, Framing::Classic(_));
         self.owing_since.get_or_insert(self.now);
-        let delivery = Delivery {
-            sequence: message.position.sequence,
-            sender: message.sender.clone(),
-            time_ms: message.time_ms,
-            text: message.text.clone(),
-        };
-        self.encode(None, &Reply::String(delivery));
+        self.encode(None, &Reply::String(delivery(message)));
     }
 
     fn encode(&mut self, id: Option<RequestId>, reply: &Reply) {

@@ -56,7 +56,7 @@ pub(super) fn text(to: &str, text: &str) -> Append {
 
 /// A message of a session.
 pub(super) fn send(session: &str, id: u32, to: &str, content: &str) -> Append {
-    let send_id = SendId { session: token(session), id: RequestId::new(id).unwrap() };
+    let send_id = SendId { session: token(session), id: RequestId::new(id).unwrap(), in_order: true };
     Append { send_id: Some(send_id), ..text(to, content) }
 }
 

@@ -175,6 +175,10 @@ pub struct SendId {
     pub session: SessionToken,
     /// The id within the session.
     pub id: RequestId,
+    /// Whether the sends come in the order of their ids: one below the highest
+    /// is then refused, unless it was decided. Otherwise only one below all
+    /// that are remembered is.
+    pub in_order: bool,
 }
 
 /// How a send was decided.

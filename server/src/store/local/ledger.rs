@@ -168,8 +168,9 @@ impl Ledger {
         Ok(match known {
             None => Outcome::Refused(Code::TooMany),
             Some(Known::Decided(outcome)) => outcome,
-            Some(Known::Unknown) => Outcome::Refused(Code::BadRequest),
-            Some(Known::New) => {
+            Some(Known::LeftOut) if send.in_order => Outcome::Refused(Code::BadRequest),
+            Some(Known::Old) => Outcome::Refused(Code::BadRequest),
+            Some(Known::New | Known::LeftOut) => {
                 let outcome = self.decide(append, changes);
                 self.sessions.record(&send.session, send.id.value(), outcome, now);
                 changes.awaited = true;

@@ -44,8 +44,10 @@ pub(super) enum Known {
     New,
     /// It was decided.
     Decided(Outcome),
-    /// It is too old to be remembered, or was left out.
-    Unknown,
+    /// It was left out: it is above every id that is forgotten.
+    LeftOut,
+    /// It may be too old to be remembered.
+    Old,
 }
 
 impl Outcomes {
@@ -89,21 +91,34 @@ impl Outcomes {
         let after = self.runs.partition_point(|run| run.first <= id);
         match after.checked_sub(1).and_then(|at| self.runs.get(at)) {
             Some(run) if u64::from(id) < run.end() => Known::Decided(run.outcome),
-            _ => Known::Unknown,
+            None if self.remembered >= OUTCOMES_REMEMBERED => Known::Old,
+            _ => Known::LeftOut,
         }
     }
 
-    /// Remembers the outcome of an id above the highest.
+    /// Remembers the outcome of an id that is new, or was left out.
     pub(super) fn record(&mut self, id: u32, outcome: Outcome) {
-        debug_assert!(id > self.highest, "only a new id is decided");
-        self.highest = id;
-        match self.runs.back_mut() {
-            Some(run) if run.end() == u64::from(id) && run.outcome == outcome => run.length += 1,
-            _ => self.runs.push_back(Run { first: id, length: 1, outcome }),
-        }
+        let is_next = id > self.highest;
+        let at = if is_next { self.runs.len() } else { self.runs.partition_point(|run| run.first < id) };
+        self.highest = self.highest.max(id);
+        self.runs.insert(at, Run { first: id, length: 1, outcome });
+        self.join(at + 1);
+        self.join(at);
         self.remembered += 1;
         if self.remembered > OUTCOMES_REMEMBERED {
             self.forget_oldest();
+        }
+    }
+
+    /// Makes one of the run at this place and the one before, where they follow
+    /// each other and were decided alike.
+    fn join(&mut self, at: usize) {
+        let Some(before) = at.checked_sub(1) else { return };
+        let Some(&run) = self.runs.get(at) else { return };
+        let Some(former) = self.runs.get_mut(before) else { return };
+        if former.end() == u64::from(run.first) && former.outcome == run.outcome {
+            former.length += run.length;
+            self.runs.remove(at);
         }
     }
 
@@ -278,10 +293,10 @@ mod tests {
         outcomes.record(3, Outcome::Stored);
         outcomes.record(5, Outcome::Refused(Code::QueueFull));
         outcomes.record(6, Outcome::Stored);
-        assert_eq!(outcomes.look_up(1), Known::Unknown);
+        assert_eq!(outcomes.look_up(1), Known::LeftOut);
         assert_eq!(outcomes.look_up(2), Known::Decided(Outcome::Stored));
         assert_eq!(outcomes.look_up(3), Known::Decided(Outcome::Stored));
-        assert_eq!(outcomes.look_up(4), Known::Unknown);
+        assert_eq!(outcomes.look_up(4), Known::LeftOut);
         assert_eq!(outcomes.look_up(5), Known::Decided(Outcome::Refused(Code::QueueFull)));
         assert_eq!(outcomes.look_up(6), Known::Decided(Outcome::Stored));
         assert_eq!(outcomes.look_up(7), Known::New);
@@ -295,9 +310,37 @@ mod tests {
                 outcomes.record(nth * step, Outcome::Stored);
             }
             assert_eq!(outcomes.remembered(), OUTCOMES_REMEMBERED);
-            assert_eq!(outcomes.look_up(976 * step), Known::Unknown);
+            assert_eq!(outcomes.look_up(976 * step), Known::Old);
             assert_eq!(outcomes.look_up(977 * step), Known::Decided(Outcome::Stored));
         }
+    }
+
+    #[test]
+    fn ids_in_any_order_are_remembered_as_if_they_had_come_in_order() {
+        let decided = |id| if id % 10 == 0 { Outcome::Refused(Code::QueueFull) } else { Outcome::Stored };
+        let mut in_order = Outcomes::default();
+        (1..=1024).for_each(|id| in_order.record(id, decided(id)));
+        for step in [3, 7, 1023] {
+            let mut outcomes = Outcomes::default();
+            for nth in 0..1024 {
+                let id = 1 + nth * step % 1024;
+                assert!(!matches!(outcomes.look_up(id), Known::Decided(_)));
+                outcomes.record(id, decided(id));
+            }
+            assert_eq!(outcomes, in_order);
+        }
+    }
+
+    #[test]
+    fn an_id_below_all_that_are_remembered_may_have_been_forgotten() {
+        let mut outcomes = Outcomes::default();
+        (2..=1025).for_each(|nth| outcomes.record(2 * nth, Outcome::Stored));
+        assert_eq!(outcomes.look_up(3), Known::Old);
+        assert_eq!(outcomes.look_up(5), Known::LeftOut);
+        outcomes.record(5, Outcome::Stored);
+        assert_eq!(outcomes.remembered(), OUTCOMES_REMEMBERED);
+        assert_eq!(outcomes.look_up(4), Known::Old, "forgotten for it");
+        assert_eq!(outcomes.look_up(5), Known::Decided(Outcome::Stored));
     }
 
     #[test]

@@ -1,0 +1,230 @@
+//! Replies: from a [`Reply`] to a [`ChatReply`], and back for the client.
+
+use hark_protocol::{
+    ByeReason, Code, Delivery, Failure, Frame, Incoming, OkFields, Refusal, RequestId, Sequence, UserName,
+};
+
+use crate::v1::chat_reply::Reply;
+use crate::v1::{
+    Bye, ChatReply, Connected, DeleteReply, Error, Listed, Message, Names, NotOk, Ok as Done, Opened,
+};
+
+/// The replies of one `BiDiChat`, in the order in which the chat gives them.
+#[derive(Debug, Default)]
+pub struct Replies {
+    /// The last was a part of a list: the next `ok` says how many there were.
+    in_list: bool,
+}
+
+impl Replies {
+    /// A reply for the client to hear. `None` for the empty part of a list in
+    /// which there is nobody: its end says so.
+    pub fn outgoing(&mut self, id: Option<RequestId>, reply: hark_protocol::Reply) -> Option<ChatReply> {
+        let ends_list = std::mem::take(&mut self.in_list);
+        let reply = match reply {
+            hark_protocol::Reply::Ok(fields) => done(&fields, ends_list),
+            hark_protocol::Reply::List(names) => {
+                self.in_list = true;
+                if names.is_empty() {
+                    return None;
+                }
+                Reply::Names(Names { names: texts(&names) })
+            }
+            hark_protocol::Reply::String(delivery) => Reply::Message(delivery.into()),
+            hark_protocol::Reply::Bye(reason) => Reply::Bye(reason.into()),
+            hark_protocol::Reply::NotOk(refusal) => Reply::NotOk(refusal.into()),
+            hark_protocol::Reply::Error { failure, explanation } => Reply::Error(Error {
+                code: failure.as_str().to_owned(),
+                explanation: explanation.into_owned(),
+            }),
+        };
+        Some(ChatReply { id: id.map_or(0, RequestId::value), reply: Some(reply) })
+    }
+}
+
+/// What a client hears over `BiDiChat`. A reply that this version does not know
+/// is refused.
+#[must_use]
+pub fn incoming(reply: ChatReply) -> Incoming<hark_protocol::Reply> {
+    let message = match reply.reply {
+        Some(reply) => reply.try_into(),
+        None => Err(bad_reply("there is no reply that this client knows")),
+    };
+    Frame::new(RequestId::new(reply.id), message)
+}
+
+impl TryFrom<Reply> for hark_protocol::Reply {
+    type Error = Refusal;
+
+    fn try_from(reply: Reply) -> Result<Self, Refusal> {
+        Ok(match reply {
+            Reply::Ok(Done {}) => Self::Ok(OkFields::none()),
+            Reply::Hello(Opened { version, frame_bytes_max }) => {
+                let bytes = usize::try_from(frame_bytes_max).unwrap_or(usize::MAX);
+                Self::Ok(OkFields::hello(version, bytes))
+            }
+            Reply::Connected(Connected { queued, .. }) => Self::Ok(OkFields::queued(queued)),
+            Reply::Deleted(DeleteReply { existed }) => Self::Ok(OkFields::deleted(existed)),
+            Reply::Names(Names { names }) => {
+                Self::List(names.iter().map(|name| name.parse()).collect::<Result<_, _>>()?)
+            }
+            Reply::Listed(Listed { count, truncated }) => {
+                Self::Ok(OkFields::listed(usize::try_from(count).unwrap_or(usize::MAX), truncated))
+            }
+            Reply::Message(message) => Self::String(message.try_into()?),
+            Reply::Bye(Bye { reason }) => match ByeReason::parse(&reason) {
+                Some(reason) => Self::Bye(reason),
+                None => return Err(bad_reply("this reason of a bye is not known")),
+            },
+            Reply::NotOk(NotOk { code, explanation, .. }) => match Code::parse(&code) {
+                Some(code) => Self::NotOk(Refusal::new(code, explanation)),
+                None => return Err(bad_reply("this code of a notok is not known")),
+            },
+            Reply::Error(Error { code, explanation }) => match Failure::parse(&code) {
+                Some(failure) => Self::Error { failure, explanation: explanation.into() },
+                None => return Err(bad_reply("this code of an error is not known")),
+            },
+        })
+    }
+}
+
+impl From<Delivery> for Message {
+    fn from(delivery: Delivery) -> Self {
+        Self {
+            sequence: delivery.sequence.0,
+            sender: delivery.sender.map_or_else(String::new, |sender| sender.to_string()),
+            time_ms: delivery.time_ms,
+            text: delivery.text.to_string(),
+        }
+    }
+}
+
+impl TryFrom<Message> for Delivery {
+    type Error = Refusal;
+
+    fn try_from(message: Message) -> Result<Self, Refusal> {
+        let Message { sequence, sender, time_ms, text } = message;
+        let sender = if sender.is_empty() { None } else { Some(sender.parse()?) };
+        Ok(Self { sequence: Sequence(sequence), sender, time_ms, text: text.into() })
+    }
+}
+
+impl From<ByeReason> for Bye {
+    fn from(reason: ByeReason) -> Self {
+        Self { reason: reason.as_str().to_owned() }
+    }
+}
+
+impl From<Refusal> for NotOk {
+    fn from(refusal: Refusal) -> Self {
+        Self {
+            retry_after_s: refusal.retry_after().map_or(0, |wait| wait.as_secs()),
+            code: refusal.code.as_str().to_owned(),
+            explanation: refusal.explanation.into_owned(),
+        }
+    }
+}
+
+/// The names as texts.
+#[must_use]
+pub fn texts(names: &[UserName]) -> Vec<String> {
+    names.iter().map(UserName::to_string).collect()
+}
+
+/// What an `ok` says. Its fields tell to which request, but for a number alone.
+fn done(fields: &OkFields, ends_list: bool) -> Reply {
+    if *fields == OkFields::none() {
+        Reply::Ok(Done {})
+    } else if let Some((count, truncated)) = fields.as_listed().filter(|_| ends_list) {
+        Reply::Listed(Listed { count: u64::try_from(count).unwrap_or(u64::MAX), truncated })
+    } else if let Some(queued) = fields.as_queued() {
+        Reply::Connected(Connected { queued, receipt: String::new() })
+    } else if let Some(existed) = fields.as_deleted() {
+        Reply::Deleted(DeleteReply { existed })
+    } else if let Some((version, bytes)) = fields.as_hello() {
+        Reply::Hello(Opened { version, frame_bytes_max: u32::try_from(bytes).unwrap_or(u32::MAX) })
+    } else {
+        Reply::Ok(Done {})
+    }
+}
+
+fn bad_reply(explanation: &'static str) -> Refusal {
+    Refusal::new(Code::BadRequest, explanation)
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message as _;
+
+    use super::*;
+
+    fn delivery(sender: Option<&str>) -> Delivery {
+        Delivery {
+            sequence: Sequence(u64::MAX),
+            sender: sender.map(|sender| sender.parse().unwrap()),
+            time_ms: 1_700_000_000_000,
+            text: "a, b\n".into(),
+        }
+    }
+
+    #[test]
+    fn every_reply_arrives_as_it_was_given() {
+        use hark_protocol::Reply;
+
+        let names = vec!["bob".parse().unwrap(), "eve".parse().unwrap()];
+        let given = [
+            Reply::Ok(OkFields::none()),
+            Reply::Ok(OkFields::hello(1, 65_536)),
+            Reply::Ok(OkFields::queued(3)),
+            Reply::Ok(OkFields::deleted(true)),
+            Reply::Ok(OkFields::deleted(false)),
+            Reply::List(names.clone()),
+            Reply::List(names),
+            Reply::Ok(OkFields::listed(4, false)),
+            Reply::Ok(OkFields::queued(4)),
+            Reply::List(vec!["bob".parse().unwrap()]),
+            Reply::Ok(OkFields::listed(1, true)),
+            Reply::String(delivery(None)),
+            Reply::String(delivery(Some("eve"))),
+            Reply::Bye(ByeReason::TakenOver),
+            Reply::Bye(ByeReason::Deleted),
+            Reply::Bye(ByeReason::Shutdown),
+            Reply::Error { failure: Failure::Unavailable, explanation: "try again".into() },
+        ];
+        let refusals = Code::ALL.map(|code| Reply::NotOk(Refusal::new(code, "7 s to wait")));
+        let mut replies = Replies::default();
+        for (id, reply) in (1..).zip(given.into_iter().chain(refusals)) {
+            let id = RequestId::new(id);
+            let bytes = replies.outgoing(id, reply.clone()).unwrap().encode_to_vec();
+            assert_eq!(incoming(ChatReply::decode(&*bytes).unwrap()), Frame::new(id, Ok(reply)));
+        }
+    }
+
+    #[test]
+    fn a_list_of_nobody_is_its_end_alone() {
+        let mut replies = Replies::default();
+        assert_eq!(replies.outgoing(None, hark_protocol::Reply::List(Vec::new())), None);
+        let end = replies.outgoing(None, hark_protocol::Reply::Ok(OkFields::listed(0, false))).unwrap();
+        assert_eq!(end.reply, Some(Reply::Listed(Listed { count: 0, truncated: false })));
+    }
+
+    #[test]
+    fn a_rate_limit_says_how_long_to_wait() {
+        let refusal = Refusal::rate_limited(std::time::Duration::from_secs(7), "too many passwords");
+        assert_eq!(NotOk::from(refusal).retry_after_s, 7);
+        assert_eq!(NotOk::from(Refusal::new(Code::Denied, "7 s")).retry_after_s, 0);
+    }
+
+    #[test]
+    fn what_this_version_does_not_know_is_refused() {
+        let unknown = [
+            None,
+            Some(Reply::Bye(Bye { reason: "bored".to_owned() })),
+            Some(Reply::NotOk(NotOk { code: "odd".to_owned(), ..NotOk::default() })),
+            Some(Reply::Error(Error { code: "odd".to_owned(), explanation: String::new() })),
+        ];
+        for reply in unknown {
+            assert_eq!(incoming(ChatReply { id: 1, reply }).message.unwrap_err().code, Code::BadRequest);
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! What a refusal or a failure is as the status of a call: a code of gRPC, the
+//! code of the protocol as a word in the metadata, and both once more in the
+//! details, for clients that read those.
+
+use std::time::Duration;
+
+use hark_protocol::{Code, Failure, Refusal};
+use tonic::metadata::{MetadataMap, MetadataValue};
+use tonic::{Code as StatusCode, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+/// The metadata that has the code of the protocol.
+pub const CODE: &str = "hark-code";
+
+/// The metadata that has the seconds to wait.
+pub const RETRY_AFTER: &str = "hark-retry-after-s";
+
+/// What `ErrorInfo` calls the codes of the protocol.
+const DOMAIN: &str = "hark";
+
+/// The status of a call that is refused.
+#[must_use]
+pub fn refused(refusal: &Refusal) -> Status {
+    let code = match refusal.code {
+        Code::UnknownCommand => StatusCode::Unimplemented,
+        Code::BadRequest | Code::BadName | Code::BadPassword | Code::BadPattern | Code::TooLarge => {
+            StatusCode::InvalidArgument
+        }
+        Code::Exists => StatusCode::AlreadyExists,
+        Code::NoSuchUser => StatusCode::NotFound,
+        Code::Denied => StatusCode::PermissionDenied,
+        Code::QueueFull | Code::RateLimited | Code::TooMany => StatusCode::ResourceExhausted,
+    };
+    status(code, refusal.code.as_str(), refusal.explanation.as_ref(), refusal.retry_after())
+}
+
+/// The status of a call of which it is unknown whether it has happened.
+#[must_use]
+pub fn unavailable(explanation: &str) -> Status {
+    status(StatusCode::Unavailable, Failure::Unavailable.as_str(), explanation, None)
+}
+
+fn status(code: StatusCode, word: &'static str, explanation: &str, wait: Option<Duration>) -> Status {
+    let mut details = ErrorDetails::with_error_info(word, DOMAIN, []);
+    let mut metadata = MetadataMap::new();
+    metadata.insert(CODE, MetadataValue::from_static(word));
+    if let Some(wait) = wait {
+        details.set_retry_info(Some(wait));
+        metadata.insert(RETRY_AFTER, wait.as_secs().into());
+    }
+    Status::with_error_details_and_metadata(code, explanation, details, metadata)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_has_the_code_of_the_protocol_and_the_wait() {
+        for code in Code::ALL {
+            let status = refused(&Refusal::new(code, "7 s to wait: why"));
+            assert_ne!(status.code(), StatusCode::Unknown);
+            assert_eq!(status.message(), "7 s to wait: why");
+            assert_eq!(status.metadata().get(CODE).unwrap(), code.as_str());
+            assert_eq!(status.get_details_error_info().unwrap().reason, code.as_str());
+            let waits = code == Code::RateLimited;
+            assert_eq!(status.metadata().get(RETRY_AFTER).is_some(), waits);
+            assert_eq!(status.get_details_retry_info().is_some(), waits);
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! One peer of the chat, as long as a call lasts: what wakes it, and how it
+//! ends. It knows nothing of the messages of gRPC.
+
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use hark_grpc::status;
+use hark_protocol::{OkFields, Refusal, Reply, Request, RequestId, SessionToken};
+use tokio::time::{Instant, Sleep};
+use tokio_util::sync::WaitForCancellationFutureOwned;
+use tonic::{Extensions, Status};
+
+use super::Caller;
+use crate::chat::{Chat, Control, Output, Peer, Wish};
+
+/// A peer, and what wakes its call. Dropping it gives back what it holds.
+#[derive(Debug)]
+pub(super) struct Call {
+    pub(super) peer: Peer,
+    control: Arc<Control>,
+    /// `None` once the peer has been told.
+    stopping: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    timer: Option<Pin<Box<Sleep>>>,
+    /// Nothing goes out any more; acknowledgements are waited for until then.
+    lingers_until: Option<Instant>,
+}
+
+impl Call {
+    /// A peer for the call with these extensions, which is nobody. It is told
+    /// when the connection is to end.
+    ///
+    /// # Errors
+    /// None that a client could cause.
+    pub(super) fn new(chat: &Arc<Chat>, extensions: &Extensions) -> Result<Self, Status> {
+        let caller: &Caller =
+            extensions.get().ok_or_else(|| Status::internal("the call has come over no connection"))?;
+        let control = Arc::<Control>::default();
+        Ok(Self {
+            peer: Peer::new(Arc::clone(chat), caller.address, Arc::clone(&control)),
+            control,
+            stopping: Some(Box::pin(caller.stopping.clone().cancelled_owned())),
+            timer: None,
+            lingers_until: None,
+        })
+    }
+
+    /// Its sends are of this session: see [`Peer::in_session`].
+    pub(super) fn in_session(self, session: SessionToken) -> Self {
+        Self { peer: self.peer.in_session(session), ..self }
+    }
+
+    /// The answer to a request that has one alone.
+    ///
+    /// # Errors
+    /// The refusal or failure as a status.
+    pub(super) async fn ask(&mut self, request: Result<Request, Refusal>) -> Result<OkFields, Status> {
+        self.ask_as(RequestId::new(1), request).await
+    }
+
+    /// As [`Self::ask`], by this id.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub(super) async fn ask_as(
+        &mut self,
+        id: Option<RequestId>,
+        request: Result<Request, Refusal>,
+    ) -> Result<OkFields, Status> {
+        let request = request.map_err(|refusal| status::refused(&refusal))?;
+        self.peer.handle(id, Ok(request));
+        match poll_fn(|cx| self.poll(cx)).await? {
+            Output::Reply(_, reply) => answer(reply),
+            // The server stops, and this came too late.
+            Output::Push(_) | Output::Bye(_) | Output::Close => Err(ended()),
+        }
+    }
+
+    /// What goes out next.
+    ///
+    /// # Errors
+    /// The status of a call that has to end at once.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Output, Status>> {
+        loop {
+            if self.peer.poll_cut(cx).is_ready() {
+                return Poll::Ready(Err(Status::aborted("another connection has opened this session")));
+            }
+            if let Poll::Ready(output) = self.peer.poll(cx, Instant::now()) {
+                return Poll::Ready(Ok(output));
+            }
+            if !self.poll_stopping(cx) {
+                ready!(self.poll_timer(self.peer.wake_at(), cx));
+            }
+        }
+    }
+
+    /// Begins to wait for acknowledgements of what went out, for so long at
+    /// most.
+    pub(super) fn linger(&mut self, timeout: Duration) {
+        self.lingers_until = Some(Instant::now() + timeout);
+    }
+
+    /// Whether it waits for acknowledgements alone.
+    pub(super) const fn is_lingering(&self) -> bool {
+        self.lingers_until.is_some()
+    }
+
+    /// Ready when nothing that went out is unacknowledged, or it has waited
+    /// long enough, or the connection is to end.
+    pub(super) fn poll_lingered(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.peer.awaits_ack() || self.peer.poll_cut(cx).is_ready() || self.poll_stopping(cx) {
+            return Poll::Ready(());
+        }
+        self.poll_timer(self.lingers_until, cx)
+    }
+
+    /// Tells the peer once that the connection is to end. Whether it was now.
+    fn poll_stopping(&mut self, cx: &mut Context<'_>) -> bool {
+        let told = self.stopping.as_mut().is_some_and(|stopping| stopping.as_mut().poll(cx).is_ready());
+        if told {
+            self.stopping = None;
+            self.control.tell(Wish::Drain);
+        }
+        told
+    }
+
+    /// Ready at this time, if there is one.
+    fn poll_timer(&mut self, at: Option<Instant>, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(at) = at else {
+            self.timer = None;
+            return Poll::Pending;
+        };
+        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
+        if timer.deadline() != at {
+            timer.as_mut().reset(at);
+        }
+        timer.as_mut().poll(cx)
+    }
+}
+
+/// What a reply means to a call that it ends.
+///
+/// # Errors
+/// The refusal or failure as a status.
+pub(super) fn answer(reply: Reply) -> Result<OkFields, Status> {
+    match reply {
+        Reply::Ok(fields) => Ok(fields),
+        Reply::NotOk(refusal) => Err(status::refused(&refusal)),
+        Reply::Error { explanation, .. } => Err(status::unavailable(&explanation)),
+        other => Err(Status::internal(format!("no answer, but {other:?}"))),
+    }
+}
+
+/// The status of a call whose peer has ended before it was over.
+pub(super) fn ended() -> Status {
+    status::unavailable("the session has ended; begin another, and repeat what was not answered")
+}

@@ -1,0 +1,136 @@
+//! `hark.v1.Chat`: each call as requests to a peer of its own.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::Stream;
+use hark_grpc::v1::chat_server;
+use hark_grpc::v1::{
+    AckReply, AckRequest, ChatReply, ChatRequest, ConnectReply, ConnectRequest, CreateReply, CreateRequest,
+    Credentials, DeleteReply, DeleteRequest, ListReply, ListRequest, PasswordReply, PasswordRequest,
+    SendReply, SendRequest,
+};
+use hark_grpc::{request, status};
+use hark_protocol::RequestId;
+use tonic::{Code, Extensions, Request, Response, Status, Streaming};
+
+use super::bidi::Bidi;
+use super::call::Call;
+use super::connect::{Receipts, Reception};
+use super::list::Pages;
+use crate::chat::Chat;
+
+/// A stream of replies.
+type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// The chat as a service.
+#[derive(Debug)]
+pub(super) struct ChatService {
+    chat: Arc<Chat>,
+    receipts: Arc<Receipts>,
+    ack_timeout: Duration,
+}
+
+impl ChatService {
+    /// The service of this chat. After a takeover the acknowledgements of a
+    /// stream are waited for as long as `ack_timeout`.
+    pub(super) fn new(chat: Arc<Chat>, ack_timeout: Duration) -> Self {
+        Self { chat, receipts: Arc::default(), ack_timeout }
+    }
+
+    fn call<T>(&self, request: Request<T>) -> Result<(Call, T), Status> {
+        let call = Call::new(&self.chat, request.extensions())?;
+        Ok((call, request.into_inner()))
+    }
+
+    /// A call that is somebody, if it says who.
+    async fn call_as(&self, login: Option<Credentials>, extensions: &Extensions) -> Result<Call, Status> {
+        let mut call = Call::new(&self.chat, extensions)?;
+        if let Some(credentials) = login {
+            call.ask(credentials.try_into()).await?;
+        }
+        Ok(call)
+    }
+}
+
+#[tonic::async_trait]
+impl chat_server::Chat for ChatService {
+    type ListStream = Replies<ListReply>;
+    type ConnectStream = Replies<ConnectReply>;
+    type BiDiChatStream = Replies<ChatReply>;
+
+    async fn create(&self, request: Request<CreateRequest>) -> Result<Response<CreateReply>, Status> {
+        let (mut call, request) = self.call(request)?;
+        call.ask(request.try_into()).await?;
+        Ok(Response::new(CreateReply {}))
+    }
+
+    async fn password(&self, request: Request<PasswordRequest>) -> Result<Response<PasswordReply>, Status> {
+        let (mut call, request) = self.call(request)?;
+        call.ask(request.try_into()).await?;
+        Ok(Response::new(PasswordReply {}))
+    }
+
+    async fn delete(&self, request: Request<DeleteRequest>) -> Result<Response<DeleteReply>, Status> {
+        let (_, extensions, DeleteRequest { user, password }) = request.into_parts();
+        // Whoever has the password deletes itself: the only way where nobody
+        // may delete another.
+        let login = (!password.is_empty()).then(|| Credentials { user: user.clone(), password });
+        let mut call = match self.call_as(login, &extensions).await {
+            Err(refused) if refused.code() == Code::NotFound => {
+                return Ok(Response::new(DeleteReply { existed: false }));
+            }
+            call => call?,
+        };
+        let delete = DeleteRequest { user, password: String::new() };
+        let existed = call.ask(delete.try_into()).await?.as_deleted().unwrap_or_default();
+        Ok(Response::new(DeleteReply { existed }))
+    }
+
+    async fn send(&self, request: Request<SendRequest>) -> Result<Response<SendReply>, Status> {
+        let (_, extensions, mut request) = request.into_parts();
+        let mut call = self.call_as(request.login.take(), &extensions).await?;
+        let id = match request.idempotency.take() {
+            Some(idempotency) => {
+                let (session, id) =
+                    request::send_id(&idempotency).map_err(|refusal| status::refused(&refusal))?;
+                call = call.in_session(session);
+                Some(id)
+            }
+            None => RequestId::new(1),
+        };
+        call.ask_as(id, request.try_into()).await?;
+        Ok(Response::new(SendReply {}))
+    }
+
+    async fn list(&self, request: Request<ListRequest>) -> Result<Response<Self::ListStream>, Status> {
+        let (_, extensions, mut request) = request.into_parts();
+        let call = self.call_as(request.login.take(), &extensions).await?;
+        Ok(Response::new(Box::pin(Pages::new(call, request.into()))))
+    }
+
+    async fn connect(
+        &self,
+        request: Request<ConnectRequest>,
+    ) -> Result<Response<Self::ConnectStream>, Status> {
+        let (mut call, request) = self.call(request)?;
+        let queued = call.ask(request.try_into()).await?.as_queued().unwrap_or_default();
+        let reception = Reception::new(call, queued, &self.receipts, self.ack_timeout);
+        Ok(Response::new(Box::pin(reception)))
+    }
+
+    async fn ack(&self, request: Request<AckRequest>) -> Result<Response<AckReply>, Status> {
+        let AckRequest { receipt, sequence } = request.into_inner();
+        self.receipts.acknowledge(&receipt, sequence).map_err(|refusal| status::refused(&refusal))?;
+        Ok(Response::new(AckReply {}))
+    }
+
+    async fn bi_di_chat(
+        &self,
+        request: Request<Streaming<ChatRequest>>,
+    ) -> Result<Response<Self::BiDiChatStream>, Status> {
+        let (call, requests) = self.call(request)?;
+        Ok(Response::new(Box::pin(Bidi::new(call, requests))))
+    }
+}

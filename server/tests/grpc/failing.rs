@@ -1,0 +1,144 @@
+//! What happens where the store cannot be written.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use hark_grpc::v1::chat_reply::Reply;
+use hark_grpc::v1::chat_request::Command;
+use hark_grpc::v1::{Error, Hello, Idempotency, Ok, SendRequest};
+use hark_protocol::{Sequence, SessionToken, UserName};
+use hark_server::store::local::{LocalConfig, LocalStore};
+use hark_server::store::{
+    Account, AccountEntry, Append, Created, Outcome, Page, PasswordHash, Pending, Position, ReadLimit,
+    Receiver, Store, Unavailable,
+};
+use tonic::Code;
+
+use crate::server::{LIMITS, RULES, Server, Session, code, to};
+
+/// A store that stores no message while it is told so.
+#[derive(Debug)]
+struct Failing {
+    store: LocalStore,
+    fails: AtomicBool,
+}
+
+impl Failing {
+    fn new() -> Arc<Self> {
+        let store = LocalStore::memory(LocalConfig::DEFAULT).unwrap();
+        Arc::new(Self { store, fails: AtomicBool::new(false) })
+    }
+
+    fn fail(&self, fails: bool) {
+        self.fails.store(fails, Ordering::SeqCst);
+    }
+}
+
+impl Store for Failing {
+    fn create(&self, name: &UserName, password: Option<PasswordHash>) -> Pending<Created> {
+        self.store.create(name, password)
+    }
+
+    fn account(&self, name: &UserName) -> Pending<Option<AccountEntry>> {
+        self.store.account(name)
+    }
+
+    fn set_password(&self, account: &Account, old: Option<PasswordHash>, new: PasswordHash) -> Pending<bool> {
+        self.store.set_password(account, old, new)
+    }
+
+    fn delete(&self, account: &Account) -> Pending<bool> {
+        self.store.delete(account)
+    }
+
+    fn names(&self, after: Option<&UserName>, limit: usize) -> Pending<Vec<UserName>> {
+        self.store.names(after, limit)
+    }
+
+    fn append(&self, append: Append) -> Pending<Outcome> {
+        if self.fails.load(Ordering::SeqCst) {
+            append.fence.close();
+            return Pending::ready(Err(Unavailable));
+        }
+        self.store.append(append)
+    }
+
+    fn receive(&self, account: &Account) -> Pending<Option<Receiver>> {
+        self.store.receive(account)
+    }
+
+    fn read(&self, account: &Account, after: Sequence, limit: ReadLimit) -> Pending<Page> {
+        self.store.read(account, after, limit)
+    }
+
+    fn acknowledge(&self, account: &Account, position: Position) {
+        self.store.acknowledge(account, position);
+    }
+
+    fn open_session(&self, session: &SessionToken) -> Pending<bool> {
+        self.store.open_session(session)
+    }
+
+    fn close_session(&self, session: &SessionToken) {
+        self.store.close_session(session);
+    }
+
+    fn close(&self) -> Pending<()> {
+        self.store.close()
+    }
+}
+
+fn hello() -> Command {
+    Command::Hello(Hello { version: 1, session: "session".to_owned() })
+}
+
+#[tokio::test]
+async fn a_send_that_is_not_decided_is_unavailable_and_can_be_repeated() {
+    let store = Failing::new();
+    let server = Server::start_on(Arc::clone(&store) as Arc<dyn Store>, RULES, LIMITS).await;
+    let mut client = server.client_and(&["bob"]).await;
+    let idempotency = Some(Idempotency { session: "session".to_owned(), id: 1 });
+    let send = SendRequest { idempotency, ..to("bob", "hello") };
+    store.fail(true);
+    let failed = client.send(send.clone()).await.unwrap_err();
+    assert_eq!(code(&failed), (Code::Unavailable, "unavailable"));
+    store.fail(false);
+    client.send(send).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_stream_ends_after_a_send_of_its_session_that_is_not_decided() {
+    let store = Failing::new();
+    let server = Server::start_on(Arc::clone(&store) as Arc<dyn Store>, RULES, LIMITS).await;
+    let mut client = server.client_and(&["bob"]).await;
+    let mut session = Session::open(&mut client).await;
+    assert!(matches!(session.ask(101, hello()).await, Reply::Hello(_)));
+    store.fail(true);
+    for id in 1..=100 {
+        session.send(id, "bob", "hello");
+    }
+    let mut answered = 0;
+    let end = loop {
+        match session.replies.message().await {
+            Err(end) => break end,
+            reply => {
+                let Some(Reply::Error(Error { code, .. })) = reply.unwrap().unwrap().reply else {
+                    panic!("it was not decided")
+                };
+                assert_eq!(code, "unavailable");
+                answered += 1;
+            }
+        }
+    };
+    assert!(answered > 0);
+    assert_eq!(code(&end), (Code::Unavailable, "unavailable"));
+    store.fail(false);
+
+    let mut again = Session::open(&mut client).await;
+    assert!(matches!(again.ask(101, hello()).await, Reply::Hello(_)));
+    for id in 1..=100 {
+        again.send(id, "bob", "hello");
+        assert_eq!(again.next().await, Some((id, Reply::Ok(Ok {}))));
+    }
+    assert_eq!(again.connect(101, "bob").await, 100);
+}
