@@ -7,7 +7,8 @@ use hark_client::taken::FileTaken;
 use hark_client::{Client, Config, Event, Events, Handle, LinkState};
 use hark_protocol::{OkFields, Reply};
 
-use crate::peer::{Peer, config, event, link, message, up, user};
+use super::{config, up};
+use crate::peer::{Peer, event, link, message, user};
 
 /// Connects as amy, with the peer's consent.
 async fn connect(handle: &Handle, peer: &mut Peer, queued: u64) {
