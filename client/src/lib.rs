@@ -12,7 +12,7 @@
 //! | [`event`] | what happens without being asked |
 //! | [`taken`] | which messages a reader has taken, across restarts |
 //! | [`dial`] | how a connection is opened |
-//! | `logs` | the log of a server, as it happens |
+//! | [`logs`] | the log of a server, as it happens |
 //! | [`error`] | how a request can end without having been carried out |
 //! | `outbox` | what is asked and not answered; no I/O, time is an argument |
 //! | `identity` | who one is, and what changes that |
@@ -38,6 +38,9 @@
 //! # }
 //! ```
 //!
+//! [`Config::grpc`] is the same client over gRPC. The feature `grpc` is on by
+//! default; without it there are neither that nor `logs`.
+//!
 //! Invariants: a send has one id for ever, and ids are written in rising
 //! order; nothing new is written before what is repeated; a send is never
 //! repeated as somebody else than who sent it; nothing is acknowledged that
@@ -54,6 +57,8 @@ mod http2;
 mod identity;
 mod inbox;
 mod link;
+#[cfg(feature = "grpc")]
+pub mod logs;
 mod outbox;
 pub mod taken;
 

@@ -1,7 +1,6 @@
 //! A link over gRPC: one `BiDiChat`, on an HTTP/2 connection of its own. Knows
 //! no rules.
 
-use std::error::Error as _;
 use std::io;
 use std::task::{Context, Poll, ready};
 
@@ -9,14 +8,14 @@ use futures::stream::{self, BoxStream};
 use futures::{StreamExt as _, TryFutureExt as _};
 use hark_grpc::v1::chat_client::ChatClient;
 use hark_grpc::v1::{ChatReply, ChatRequest};
-use hark_grpc::{reply, request, status};
+use hark_grpc::{reply, request};
 use hark_protocol::limits::{FRAME_BYTES_DEFAULT, FRAME_BYTES_MAX};
 use hark_protocol::{Incoming, Reply, Request, RequestId};
 use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::{DropGuard, PollSender};
-use tonic::{Code, Response, Status};
+use tonic::{Response, Status};
 
 use super::{Link, LinkError, Reader, WRITE_BYTES_MAX, Writer, too_large};
 use crate::dial::Stream;
@@ -68,7 +67,7 @@ impl Reader for GrpcReader {
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Incoming<Reply>, LinkError>> {
         let reply = match ready!(self.replies.poll_next_unpin(cx)) {
             Some(Ok(reply)) => reply,
-            Some(Err(status)) => return Poll::Ready(Err(ended(&status, self.has_heard))),
+            Some(Err(status)) => return Poll::Ready(Err(http2::ended(&status, self.has_heard))),
             None => return Poll::Ready(Err(LinkError::Ended)),
         };
         self.heard = Instant::now();
@@ -129,24 +128,5 @@ impl Writer for GrpcWriter {
 
     fn limit(&mut self, frame_bytes_max: usize) {
         self.frame_bytes_max = frame_bytes_max;
-    }
-}
-
-/// Why the chat has ended. A status of our own making has a source: then it is
-/// the connection that has ended.
-fn ended(status: &Status, has_heard: bool) -> LinkError {
-    if let Some(source) = status.source() {
-        return match has_heard {
-            true => LinkError::Ended,
-            false => LinkError::Protocol(format!("no gRPC is spoken here ({source})")),
-        };
-    }
-    if let Some(refusal) = status::refusal(status) {
-        return LinkError::Refused(refusal);
-    }
-    match status.code() {
-        Code::Unavailable => LinkError::Unavailable(status.message().to_owned()),
-        Code::Unimplemented => LinkError::Protocol("it has no gRPC service hark.v1.Chat".to_owned()),
-        code => LinkError::Call(format!("{code}: {}", status.message())),
     }
 }

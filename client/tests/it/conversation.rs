@@ -30,6 +30,9 @@ const FRAME_BYTES_MAX: usize = 1 << 20;
 /// Replies on their way to the transport.
 const REPLIES_MAX: usize = 1;
 
+/// What a gRPC client does not take waits here, in bytes at most.
+const OUTPUT_BYTES_MAX: usize = 16 * 1024;
+
 /// A conversation with one client. Dropping it ends the connection, once what
 /// was said is on its way.
 pub(crate) struct Conversation {
@@ -62,7 +65,9 @@ impl Conversation {
                 Ok::<_, std::convert::Infallible>(grpc.streaming(chat, request).await)
             }
         });
-        let serving = http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service);
+        let serving = http2::Builder::new(TokioExecutor::new())
+            .max_send_buf_size(OUTPUT_BYTES_MAX)
+            .serve_connection(TokioIo::new(stream), service);
         // It ends with the client's end of the connection.
         tokio::spawn(serving.map(drop));
         begun.recv().await
