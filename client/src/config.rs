@@ -14,6 +14,8 @@ use crate::taken::{MemoryTaken, TakenStore};
 pub struct Config {
     /// How a connection to the server is opened.
     pub dial: Arc<dyn Dial>,
+    /// What is spoken over it.
+    pub transport: Transport,
     /// Where the messages that were taken are remembered.
     pub taken: Arc<dyn TakenStore>,
     /// How long everything may take.
@@ -29,11 +31,47 @@ impl Config {
     pub fn tcp(address: impl Into<String>) -> Self {
         Self {
             dial: Arc::new(TcpDial::new(address)),
+            transport: Transport::Native,
             taken: Arc::new(MemoryTaken::default()),
             timing: Timing::default(),
             names_max: 1_000_000,
         }
     }
+
+    /// The same over gRPC.
+    ///
+    /// ```no_run
+    /// use hark_client::{Client, Config};
+    ///
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (hark, _events) = Client::connect(Config::grpc("127.0.0.1:3000"));
+    /// hark.send("bob".parse()?, "over HTTP/2".into()).await?.await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[cfg(feature = "grpc")]
+    pub fn grpc(address: impl Into<String>) -> Self {
+        let authority = address.into();
+        Self { transport: Transport::Grpc { authority: authority.clone() }, ..Self::tcp(authority) }
+    }
+}
+
+/// What a client and its server speak over a connection. The promises are the
+/// same.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Transport {
+    /// The wire protocol, in its native framing.
+    #[default]
+    Native,
+    /// gRPC: one `BiDiChat` of `hark.v1.Chat` for each link. With the feature
+    /// `grpc`, which is on by default.
+    #[cfg(feature = "grpc")]
+    Grpc {
+        /// How the calls name the server (`:authority`), `HOST:PORT`. `harkd`
+        /// takes any; a proxy on the way may go by it.
+        authority: String,
+    },
 }
 
 /// How long everything may take, by the steady clock.

@@ -157,8 +157,9 @@ impl Engine {
             session: self.outbox.session().clone(),
             identity: self.outbox.identity.introduction(),
         };
-        let (dial, within) = (Arc::clone(&self.config.dial), self.config.timing.connect);
-        let opening = tokio::time::timeout(within, async move { link::open(&*dial, &introduction).await });
+        let (dial, transport) = (Arc::clone(&self.config.dial), self.config.transport.clone());
+        let opening = async move { link::open(&*dial, &transport, &introduction).await };
+        let opening = tokio::time::timeout(self.config.timing.connect, opening);
         let opened = self.meanwhile(opening).await?;
         Some(opened.unwrap_or(Err(LinkError::Silent)))
     }
@@ -305,7 +306,7 @@ impl Engine {
         is_reading: bool,
         pinged: &mut Option<Instant>,
     ) -> Result<Option<Instant>, LinkError> {
-        let (now, heard) = (Instant::now(), link.reader.heard);
+        let (now, heard) = (Instant::now(), link.reader.heard());
         self.outbox.expire(now);
         if !is_reading {
             *pinged = None;

@@ -11,12 +11,14 @@
 //! | [`handle`] | asking: requests in, answers out |
 //! | [`event`] | what happens without being asked |
 //! | [`taken`] | which messages a reader has taken, across restarts |
-//! | [`dial`] | how a connection is opened (the seam for other transports) |
+//! | [`dial`] | how a connection is opened |
+//! | [`logs`] | the log of a server, as it happens |
 //! | [`error`] | how a request can end without having been carried out |
 //! | `outbox` | what is asked and not answered; no I/O, time is an argument |
 //! | `identity` | who one is, and what changes that |
 //! | `inbox` | what was pushed, and what of it may be acknowledged |
-//! | `link` | one connection: frames in and out |
+//! | `link` | one connection: requests out and replies in, over each transport |
+//! | `http2` | one HTTP/2 connection, for gRPC |
 //! | `engine` | the task that drives them |
 //!
 //! ```no_run
@@ -36,6 +38,9 @@
 //! # }
 //! ```
 //!
+//! [`Config::grpc`] is the same client over gRPC. The feature `grpc` is on by
+//! default; without it there are neither that nor `logs`.
+//!
 //! Invariants: a send has one id for ever, and ids are written in rising
 //! order; nothing new is written before what is repeated; a send is never
 //! repeated as somebody else than who sent it; nothing is acknowledged that
@@ -47,13 +52,17 @@ mod engine;
 pub mod error;
 pub mod event;
 pub mod handle;
+#[cfg(feature = "grpc")]
+mod http2;
 mod identity;
 mod inbox;
 mod link;
+#[cfg(feature = "grpc")]
+pub mod logs;
 mod outbox;
 pub mod taken;
 
-pub use config::{Config, Timing};
+pub use config::{Config, Timing, Transport};
 pub use error::RequestError;
 pub use event::{Event, Events, LinkState, Message};
 pub use handle::{Client, Handle, Names, Receipt};

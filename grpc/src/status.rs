@@ -40,6 +40,14 @@ pub fn unavailable(explanation: &str) -> Status {
     status(StatusCode::Unavailable, Failure::Unavailable.as_str(), explanation, None)
 }
 
+/// What a call was refused for, for the client; `None` where the status does
+/// not say it in the words of the protocol.
+#[must_use]
+pub fn refusal(status: &Status) -> Option<Refusal> {
+    let code = Code::parse(status.metadata().get(CODE)?.to_str().ok()?)?;
+    Some(Refusal::new(code, status.message().to_owned()))
+}
+
 fn status(code: StatusCode, word: &'static str, explanation: &str, wait: Option<Duration>) -> Status {
     let mut details = ErrorDetails::with_error_info(word, DOMAIN, []);
     let mut metadata = MetadataMap::new();

@@ -7,7 +7,8 @@ use hark_client::taken::FileTaken;
 use hark_client::{Client, Config, Event, Events, Handle, LinkState};
 use hark_protocol::{OkFields, Reply};
 
-use crate::peer::{Peer, config, event, link, message, up, user};
+use super::{config, up};
+use crate::peer::{Peer, event, link, message, user};
 
 /// Connects as amy, with the peer's consent.
 async fn connect(handle: &Handle, peer: &mut Peer, queued: u64) {
@@ -210,7 +211,7 @@ async fn an_application_that_takes_nothing_stops_the_reading_and_not_the_link() 
     connect(&handle, &mut peer, 0).await;
     let pushing = tokio::spawn(async move {
         // Far more than the window: a server that breaks the rules.
-        for n in 1..=5_000 {
+        for n in 1..=20_000 {
             peer.push(n).await;
         }
         peer
@@ -218,12 +219,12 @@ async fn an_application_that_takes_nothing_stops_the_reading_and_not_the_link() 
     tokio::time::sleep(Duration::from_secs(300)).await;
     assert!(!pushing.is_finished(), "what is not taken is not read");
     assert_eq!(*handle.link().borrow(), LinkState::Up);
-    for n in 1..=5_000 {
+    for n in 1..=20_000 {
         assert_eq!(take(&mut events).await, n);
     }
     let mut peer = pushing.await.unwrap();
     let mut acked = 0;
-    while acked < 5_000 {
+    while acked < 20_000 {
         acked = peer.acked().await;
     }
 }

@@ -1,14 +1,11 @@
 //! A small server that keeps what it answers, in memory, with faults to
-//! inject. It speaks the native framing only.
+//! inject.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::SystemTime;
 
-use futures::{SinkExt as _, StreamExt as _};
-use hark_client::dial::Stream;
-use hark_protocol::framing::native::ServerCodec;
 use hark_protocol::{
     ByeReason, Code, Delivery, Failure, Frame, OkFields, Password, Refusal, Reply, Request, RequestId,
     Sequence, SessionToken, UserName,
@@ -17,7 +14,8 @@ use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio_util::codec::Framed;
+
+use crate::conversation::Conversation;
 
 /// Messages that are pushed and not acknowledged.
 const WINDOW: usize = 256;
@@ -127,14 +125,13 @@ impl Chat {
     }
 
     /// Serves one connection to its end.
-    pub(crate) async fn serve(self, stream: impl Stream) {
+    pub(crate) async fn serve(self, mut conversation: Conversation) {
         let number = {
             let mut state = self.state();
             state.next_connection += 1;
             state.next_connection
         };
         let mut changed = self.changed.subscribe();
-        let mut framed = Framed::new(stream, ServerCodec::new(65_536));
         let mut connection = Connection {
             chat: self,
             number,
@@ -147,8 +144,8 @@ impl Chat {
         let mut has_more = false;
         loop {
             let replies = tokio::select! {
-                frame = framed.next() => {
-                    let Some(Ok(frame)) = frame else { return };
+                frame = conversation.next() => {
+                    let Some(frame) = frame else { return };
                     let request = frame.message.expect("the client speaks the protocol");
                     connection.handle(frame.id, request)
                 }
@@ -162,7 +159,7 @@ impl Chat {
             let pushes = connection.pushes();
             has_more = pushes.len() == PUSHES_AT_ONCE;
             for frame in replies.into_iter().chain(pushes) {
-                if connection.chat.state().is_dropping() || framed.send(frame).await.is_err() {
+                if connection.chat.state().is_dropping() || conversation.send(frame).await.is_err() {
                     return;
                 }
             }
@@ -441,7 +438,9 @@ async fn serve_while(
         stopped.send_replace(false);
         loop {
             tokio::select! {
-                Ok((stream, _)) = listener.accept() => drop(connections.spawn(chat.clone().serve(stream))),
+                Ok((stream, _)) = listener.accept() => {
+                    connections.spawn(chat.clone().serve(Conversation::native(stream)));
+                }
                 stop = running.wait_for(|&is_running| !is_running) => match stop {
                     Ok(_) => break,
                     Err(_) => return,

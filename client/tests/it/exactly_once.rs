@@ -10,16 +10,18 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use hark_client::dial::{Dial, Stream};
 use hark_client::taken::FileTaken;
-use hark_client::{Client, Config, Event};
+use hark_client::{Client, Config, Event, Transport};
 
+use super::transport;
 use crate::chat::{Chat, Faults};
+use crate::conversation::Conversation;
 use crate::peer::{quiet, user};
 
 /// Messages of one run.
 const MESSAGES: usize = 2_000;
 
 #[derive(Clone)]
-struct ChatDial(Chat);
+struct ChatDial(Chat, Transport);
 
 impl fmt::Debug for ChatDial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -30,9 +32,23 @@ impl fmt::Debug for ChatDial {
 impl Dial for ChatDial {
     fn dial(&self) -> BoxFuture<'_, io::Result<Box<dyn Stream>>> {
         let (ours, theirs) = tokio::io::duplex(4096);
-        tokio::spawn(self.0.clone().serve(theirs));
+        let (chat, transport) = (self.0.clone(), self.1.clone());
+        tokio::spawn(async move {
+            let conversation = match transport {
+                Transport::Native => Some(Conversation::native(theirs)),
+                _ => Conversation::grpc(theirs).await,
+            };
+            if let Some(conversation) = conversation {
+                chat.serve(conversation).await;
+            }
+        });
         Box::pin(async { Ok(Box::new(ours) as Box<dyn Stream>) })
     }
+}
+
+fn config(chat: &Chat) -> Config {
+    let dial = Arc::new(ChatDial(chat.clone(), transport()));
+    Config { dial, transport: transport(), ..Config::tcp("") }
 }
 
 /// Reads as bob until `wanted` messages were read in all, as several clients
@@ -41,7 +57,7 @@ async fn read(chat: Chat, directory: std::path::PathBuf, wanted: usize) -> Vec<S
     let mut read = Vec::new();
     while read.len() < wanted {
         let taken = Arc::new(FileTaken::new(&directory, "chat:1"));
-        let config = Config { dial: Arc::new(ChatDial(chat.clone())), taken, ..Config::tcp("") };
+        let config = Config { taken, ..config(&chat) };
         let (handle, mut events) = Client::connect(config);
         handle.connect(user("bob"), None).await.expect("the server has faults, and is there");
         let end = (read.len() + 300).min(wanted);
@@ -64,8 +80,7 @@ async fn run(seed: u64) {
     chat.inject(Faults { drop_one_in: Some(60), unavailable_one_in: Some(80), is_silent: false });
     let directory = tempfile::tempdir().unwrap();
     let reading = tokio::spawn(read(chat.clone(), directory.path().to_owned(), MESSAGES));
-    let config = Config { dial: Arc::new(ChatDial(chat.clone())), ..Config::tcp("") };
-    let (handle, events) = Client::connect(config);
+    let (handle, events) = Client::connect(config(&chat));
     drop(events);
     handle.login(user("amy"), None).await.unwrap();
     let mut receipts = Vec::new();

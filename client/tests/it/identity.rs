@@ -5,7 +5,8 @@ use std::time::Duration;
 use hark_client::{Event, Handle, RequestError};
 use hark_protocol::{ByeReason, Code, OkFields, Reply, Request};
 
-use crate::peer::{Peer, event, message, quiet, up, user};
+use super::up;
+use crate::peer::{Peer, event, message, quiet, user};
 
 /// Becomes somebody, with the peer's consent.
 async fn enter(handle: &Handle, peer: &mut Peer, name: &'static str, receives: bool) {

@@ -5,7 +5,8 @@ use std::time::Duration;
 use hark_client::{Client, Event, LinkState};
 use hark_protocol::{ByeReason, Code, Request};
 
-use crate::peer::{config, link, up, user};
+use super::{config, up};
+use crate::peer::{link, user};
 
 #[tokio::test(start_paused = true)]
 async fn a_ping_asks_for_a_word_after_20_s_and_the_link_is_dead_10_s_later() {

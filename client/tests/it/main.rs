@@ -2,10 +2,12 @@
 //!
 //! | module | what it owns |
 //! | --- | --- |
+//! | `conversation` | the server's end of a connection, over each transport |
 //! | `peer` | one end of a connection in memory, played by the test frame by frame |
 //! | `chat` | a small server that keeps what it answers, with faults to inject |
 //! | `hark` | running the real binary |
-//! | the others | the tests |
+//! | `over_native`, `over_grpc` | the tests of the library, over each transport |
+//! | the others | the tests of the binary |
 
 #![expect(
     clippy::unwrap_used,
@@ -15,14 +17,43 @@
     reason = "a test fails by panicking"
 )]
 
-mod acks;
 mod chat;
-mod exactly_once;
+mod conversation;
 mod hark;
-mod identity;
-mod links;
 mod one_shot;
 mod peer;
 mod piped;
-mod requests;
 mod terminal;
+
+/// The tests of the library, which are the same over each transport.
+macro_rules! over {
+    ($transport:expr) => {
+        mod acks;
+        mod exactly_once;
+        mod identity;
+        mod links;
+        mod requests;
+
+        fn transport() -> hark_client::Transport {
+            $transport
+        }
+
+        fn config() -> (hark_client::Config, crate::peer::Peers) {
+            crate::peer::config(transport())
+        }
+
+        async fn up() -> (hark_client::Handle, hark_client::Events, crate::peer::Peers, crate::peer::Peer) {
+            crate::peer::up(transport()).await
+        }
+    };
+}
+
+#[path = "."]
+mod over_native {
+    over!(hark_client::Transport::Native);
+}
+
+#[path = "."]
+mod over_grpc {
+    over!(hark_client::Transport::Grpc { authority: "hark.test:1".to_owned() });
+}

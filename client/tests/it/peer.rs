@@ -7,17 +7,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use futures::{SinkExt as _, StreamExt as _};
 use hark_client::dial::{Dial, Stream};
-use hark_client::{Client, Config, Event, Events, Handle, LinkState, Message};
-use hark_protocol::framing::native::ServerCodec;
+use hark_client::{Client, Config, Event, Events, Handle, LinkState, Message, Transport};
 use hark_protocol::{
     ByeReason, Code, Delivery, Failure, Frame, OkFields, Refusal, Reply, Request, RequestId, Sequence,
     SessionToken, UserName,
 };
 use tokio::io::DuplexStream;
 use tokio::sync::mpsc;
-use tokio_util::codec::Framed;
+
+use crate::conversation::Conversation;
 
 /// Bytes on their way in each direction of a connection.
 const PIPE_BYTES: usize = 64 * 1024;
@@ -50,18 +49,20 @@ impl Dial for FakeDial {
 /// The connections that a client opens.
 pub(crate) struct Peers {
     connections: mpsc::UnboundedReceiver<DuplexStream>,
+    transport: Transport,
 }
 
-/// A config, and the connections that a client with it opens.
-pub(crate) fn config() -> (Config, Peers) {
+/// A config of this transport, and the connections that a client with it opens.
+pub(crate) fn config(transport: Transport) -> (Config, Peers) {
     let (connections, incoming) = mpsc::unbounded_channel();
-    let config = Config { dial: Arc::new(FakeDial { connections }), ..Config::tcp("") };
-    (config, Peers { connections: incoming })
+    let dial = Arc::new(FakeDial { connections });
+    let config = Config { dial, transport: transport.clone(), ..Config::tcp("") };
+    (config, Peers { connections: incoming, transport })
 }
 
 /// A client that is up, and the other end of its link.
-pub(crate) async fn up() -> (Handle, Events, Peers, Peer) {
-    let (config, mut peers) = config();
+pub(crate) async fn up(transport: Transport) -> (Handle, Events, Peers, Peer) {
+    let (config, mut peers) = config(transport);
     let (handle, events) = Client::connect(config);
     let peer = peers.greeted().await;
     (handle, events, peers, peer)
@@ -72,7 +73,11 @@ impl Peers {
     pub(crate) async fn accept(&mut self) -> Peer {
         let stream = tokio::time::timeout(PATIENCE, self.connections.recv()).await;
         let stream = stream.expect("the client connects").expect("the client is there");
-        Peer { framed: Framed::new(stream, ServerCodec::new(1 << 20)) }
+        let conversation = match self.transport {
+            Transport::Native => Conversation::native(stream),
+            _ => Conversation::grpc(stream).await.expect("the client begins a chat"),
+        };
+        Peer { conversation }
     }
 
     /// The next connection, after `hello`.
@@ -85,14 +90,13 @@ impl Peers {
 
 /// The server's end of one connection. Dropping it ends the connection.
 pub(crate) struct Peer {
-    framed: Framed<DuplexStream, ServerCodec>,
+    conversation: Conversation,
 }
 
 impl Peer {
     /// The next frame, whatever it is; `None` at the end.
     pub(crate) async fn frame(&mut self) -> Option<(u32, Request)> {
-        let frame = tokio::time::timeout(PATIENCE, self.framed.next()).await.expect("a frame comes")?;
-        let frame = frame.ok()?;
+        let frame = tokio::time::timeout(PATIENCE, self.conversation.next()).await.expect("a frame comes")?;
         Some((frame.id.map_or(0, RequestId::value), frame.message.expect("a request")))
     }
 
@@ -103,7 +107,7 @@ impl Peer {
 
     /// Checks that nothing comes for `time`.
     pub(crate) async fn silence(&mut self, time: Duration) {
-        let frame = tokio::time::timeout(time, self.framed.next()).await;
+        let frame = tokio::time::timeout(time, self.conversation.next()).await;
         assert!(frame.is_err(), "nothing was to be sent, but {frame:?}");
     }
 
@@ -155,7 +159,7 @@ impl Peer {
 
     /// Replies; that the client has gone is no fault.
     pub(crate) async fn reply(&mut self, id: u32, reply: Reply) {
-        drop(self.framed.send(Frame::new(RequestId::new(id), reply)).await);
+        drop(self.conversation.send(Frame::new(RequestId::new(id), reply)).await);
     }
 
     pub(crate) async fn ok(&mut self, id: u32) {

@@ -5,7 +5,8 @@ use std::time::Duration;
 use hark_client::{Client, RequestError};
 use hark_protocol::{ByeReason, Code, OkFields, Reply, Request};
 
-use crate::peer::{config, quiet, up, user};
+use super::{config, up};
+use crate::peer::{quiet, user};
 
 const MINUTE: Duration = Duration::from_secs(60);
 

@@ -15,7 +15,8 @@ terminal, it reads one command a line and prints exactly one line for each, in o
   unknown TEXT         it may or may not have been done
   notsent TEXT         not done, the server was not asked
 and, between them, `message NUMBER SENDER TIME TEXT` for each message received. SENDER is a \
-comma where nobody was logged in. In TEXT, \\n, \\t, \\\\ and \\u{...} stand for what they escape.
+comma where nobody was logged in. In TEXT, \\n, \\t, \\\\ and \\u{...} stand for what they escape. \
+Lines that are empty or begin with # are skipped.
 
 A password is asked for without echo, or read from --password-file or HARK_PASSWORD.
 
@@ -49,6 +50,10 @@ pub(crate) struct Settings {
         value_parser = parse_server
     )]
     pub(crate) server: String,
+    /// Speak gRPC instead of the wire protocol; what is promised is the same.
+    #[cfg(feature = "grpc")]
+    #[arg(long, global = true, env = "HARK_GRPC")]
+    pub(crate) grpc: bool,
     /// Seconds without a server, or without its answer, after which a command
     /// gives up (not in the chat).
     #[arg(
@@ -129,6 +134,10 @@ pub(crate) enum Task {
     },
     /// Ask whether the server is there.
     Ping,
+    /// Show the log of the server as it happens, over gRPC. The server has to
+    /// be started with --watch-logs.
+    #[cfg(feature = "grpc")]
+    Logs(LogsArguments),
     /// Manage the accounts of a stopped server: passed on to `harkd user`.
     #[command(disable_help_flag = true)]
     User {
@@ -136,6 +145,39 @@ pub(crate) enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+}
+
+/// What of the log is shown, and how.
+#[cfg(feature = "grpc")]
+#[derive(Debug, Clone, Args)]
+pub(crate) struct LogsArguments {
+    /// Ask as this user [default: nobody].
+    #[arg(long = "as", env = "HARK_AS", value_name = "USER")]
+    pub(crate) as_user: Option<UserName>,
+    /// This level and worse.
+    #[arg(long, env = "HARK_LEVEL", default_value = "info")]
+    pub(crate) level: Level,
+    /// Only events of parts of the server whose name begins with this, such as
+    /// hark_server::store [default: all].
+    #[arg(long, env = "HARK_TARGET", value_name = "PREFIX")]
+    pub(crate) target: Option<String>,
+    /// Stop after so many events [default: never].
+    #[arg(long, env = "HARK_LIMIT", value_name = "EVENTS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) limit: Option<u64>,
+    /// Print each event as a line of JSON.
+    #[arg(long, env = "HARK_JSON")]
+    pub(crate) json: bool,
+}
+
+/// How bad an event of the log is.
+#[cfg(feature = "grpc")]
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+pub(crate) enum Level {
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
 }
 
 fn parse_server(text: &str) -> Result<String, String> {

@@ -61,7 +61,7 @@ pub(crate) fn json(message: &Message) -> String {
 
 /// UTC to the millisecond, as RFC 3339 has it; the bare number where no
 /// calendar reaches.
-fn time(time_ms: u64) -> String {
+pub(crate) fn time(time_ms: u64) -> String {
     let timestamp = i64::try_from(time_ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
     timestamp.map_or_else(|| time_ms.to_string(), |time| format!("{time:.3}"))
 }

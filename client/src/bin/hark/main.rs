@@ -5,7 +5,7 @@
 //! | `args` | flags, environment variables, sub-commands |
 //! | `command` | the commands that are typed or piped |
 //! | `interactive` | the chat in a terminal |
-//! | `piped`, `once`, `listen`, `user` | the other ways of using it |
+//! | `piped`, `once`, `listen`, `logs`, `user` | the other ways of using it |
 //! | `lines` | the stable lines of output |
 //! | `output` | writing outside the chat |
 //! | `text` | making safe what others wrote |
@@ -17,6 +17,8 @@ mod exit;
 mod interactive;
 mod lines;
 mod listen;
+#[cfg(feature = "grpc")]
+mod logs;
 mod once;
 mod output;
 mod piped;
@@ -73,6 +75,8 @@ async fn run(settings: &Settings, task: Task) -> Result<Exit, Failure> {
         Task::Listen { json, count, user } => {
             return listen::run(settings, user, Printing { is_json: json, count }).await;
         }
+        #[cfg(feature = "grpc")]
+        Task::Logs(arguments) => return logs::run(settings, arguments).await,
         Task::User { arguments } => return user::run(arguments),
     };
     once::run(settings, as_user, command).await

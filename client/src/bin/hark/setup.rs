@@ -27,8 +27,18 @@ pub(crate) fn state_dir(settings: &Settings) -> Result<PathBuf, Failure> {
 /// Starts a client that remembers what was taken in files.
 pub(crate) fn client(settings: &Settings) -> Result<(Handle, Events), Failure> {
     let taken = FileTaken::new(&state_dir(settings)?.join("taken"), &settings.server);
-    let config = Config { taken: Arc::new(taken), ..Config::tcp(settings.server.as_str()) };
-    Ok(Client::connect(config))
+    Ok(Client::connect(Config { taken: Arc::new(taken), ..config(settings) }))
+}
+
+#[cfg(feature = "grpc")]
+fn config(settings: &Settings) -> Config {
+    let server = settings.server.as_str();
+    if settings.grpc { Config::grpc(server) } else { Config::tcp(server) }
+}
+
+#[cfg(not(feature = "grpc"))]
+fn config(settings: &Settings) -> Config {
+    Config::tcp(settings.server.as_str())
 }
 
 /// The passwords that were given, without asking.

@@ -3,7 +3,7 @@
 
 mod editor;
 mod prompt;
-mod style;
+pub(crate) mod style;
 mod terminal;
 mod turns;
 

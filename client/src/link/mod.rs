@@ -1,21 +1,26 @@
-//! One connection: frames in and out, and the handshake that opens it. Knows
-//! the native framing and no rules; another transport would be another link.
+//! One connection: requests out and replies in, and the handshake that opens
+//! it, the same over every transport. Knows no rules.
+//!
+//! | module | what it owns |
+//! | --- | --- |
+//! | `native` | the wire protocol |
+//! | `grpc` | the same session as a `BiDiChat` |
 
+#[cfg(feature = "grpc")]
+mod grpc;
+mod native;
+
+use std::future::poll_fn;
 use std::io;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::BytesMut;
-use hark_protocol::framing::native::{self, ClientCodec};
-use hark_protocol::limits::{FRAME_BYTES_DEFAULT, LENGTH_BYTES, VERSION};
+use hark_protocol::limits::{VERSION, text_bytes_max};
 use hark_protocol::{Code, Failure, Incoming, OkFields, Refusal, Reply, Request, RequestId, SessionToken};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf};
 use tokio::time::Instant;
-use tokio_util::codec::Decoder as _;
 
-use crate::dial::{Dial, Stream};
-
-/// Bytes that are read at once.
-const READ_BYTES: usize = 16 * 1024;
+use crate::config::Transport;
+use crate::dial::Dial;
 
 /// Bytes that are collected before they have to be written.
 const WRITE_BYTES_MAX: usize = 64 * 1024;
@@ -23,26 +28,68 @@ const WRITE_BYTES_MAX: usize = 64 * 1024;
 /// How long a link that is closed may take to say its last word.
 const FINISH: Duration = Duration::from_secs(1);
 
-/// A connection to a server that has answered `hello`.
+/// A connection to a server.
 pub(crate) struct Link {
-    pub(crate) reader: Reader,
-    pub(crate) writer: Writer,
+    pub(crate) reader: Box<dyn Reader>,
+    pub(crate) writer: Box<dyn Writer>,
 }
 
 /// The side that receives.
-pub(crate) struct Reader {
-    stream: ReadHalf<Box<dyn Stream>>,
-    codec: ClientCodec,
-    buffer: BytesMut,
-    /// When the last byte came.
-    pub(crate) heard: Instant,
+pub(crate) trait Reader: Send {
+    /// The next reply. While it is pending nothing is lost.
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Incoming<Reply>, LinkError>>;
+
+    /// When the server was last heard.
+    fn heard(&self) -> Instant;
+
+    /// The server has said what its largest frame is.
+    fn limit(&mut self, frame_bytes_max: usize);
 }
 
 /// The side that sends.
-pub(crate) struct Writer {
-    stream: WriteHalf<Box<dyn Stream>>,
-    buffer: BytesMut,
-    frame_bytes_max: usize,
+pub(crate) trait Writer: Send {
+    /// Collects a request to be written; `Err` says why it is too large for
+    /// this server, and nothing is collected then.
+    fn queue(&mut self, id: Option<RequestId>, request: &Request) -> Result<(), String>;
+
+    /// Whether there is room to collect more: for [`WRITE_BYTES_MAX`], and one
+    /// request.
+    fn has_room(&self) -> bool;
+
+    /// Whether nothing is collected that has to be written.
+    fn is_flushed(&self) -> bool;
+
+    /// Writes some of what was collected, which there must be. While it is
+    /// pending nothing is lost.
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LinkError>>;
+
+    /// Says that nothing more comes. Call it once all is flushed.
+    fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+
+    /// The server has said what its largest frame is.
+    fn limit(&mut self, frame_bytes_max: usize);
+}
+
+impl dyn Reader {
+    /// Waits for the next reply. Cancel-safe.
+    pub(crate) async fn next(&mut self) -> Result<Incoming<Reply>, LinkError> {
+        poll_fn(|cx| self.poll_next(cx)).await
+    }
+}
+
+impl dyn Writer {
+    /// Writes some of what was collected, which there must be. Cancel-safe.
+    pub(crate) async fn flush(&mut self) -> Result<(), LinkError> {
+        poll_fn(|cx| self.poll_flush(cx)).await
+    }
+
+    /// Writes everything that was collected. Cancel-safe.
+    async fn flush_all(&mut self) -> Result<(), LinkError> {
+        while !self.is_flushed() {
+            self.flush().await?;
+        }
+        Ok(())
+    }
 }
 
 /// Why there is no link.
@@ -56,6 +103,9 @@ pub(crate) enum LinkError {
     Stopping,
     #[error("the server does not speak this protocol: {0}")]
     Protocol(String),
+    #[cfg(feature = "grpc")]
+    #[error("the server has ended the call: {0}")]
+    Call(String),
     #[error("the server does not answer")]
     Silent,
     #[error("the server has failed: {0}")]
@@ -93,15 +143,24 @@ pub(crate) struct Opened {
 }
 
 /// Dials, says `hello`, and becomes somebody. The caller bounds the time.
-pub(crate) async fn open(dial: &dyn Dial, introduction: &Introduction) -> Result<Opened, LinkError> {
-    let mut link = Link::new(dial.dial().await?);
+pub(crate) async fn open(
+    dial: &dyn Dial,
+    transport: &Transport,
+    introduction: &Introduction,
+) -> Result<Opened, LinkError> {
+    let stream = dial.dial().await?;
+    let mut link = match transport {
+        Transport::Native => native::link(stream),
+        #[cfg(feature = "grpc")]
+        Transport::Grpc { authority } => grpc::link(stream, authority).await?,
+    };
     let hello = Request::Hello { version: VERSION, session: introduction.session.clone() };
     let fields = link.ask(&hello).await?.map_err(LinkError::Refused)?;
     let (_, frame_bytes_max) = fields
         .as_hello()
         .ok_or_else(|| LinkError::Protocol("it answers hello with something else".into()))?;
-    link.reader.codec = ClientCodec::new(frame_bytes_max.saturating_add(native::PUSH_BYTES_BESIDE_TEXT));
-    link.writer.frame_bytes_max = frame_bytes_max;
+    link.reader.limit(frame_bytes_max);
+    link.writer.limit(frame_bytes_max);
     let identity = match &introduction.identity {
         Some(request) => link.ask(request).await?,
         None => Ok(OkFields::none()),
@@ -118,26 +177,11 @@ const fn is_passing(code: Code) -> bool {
 }
 
 impl Link {
-    fn new(stream: Box<dyn Stream>) -> Self {
-        let (reader, writer) = tokio::io::split(stream);
-        Self {
-            reader: Reader {
-                stream: reader,
-                codec: ClientCodec::new(FRAME_BYTES_DEFAULT),
-                buffer: BytesMut::new(),
-                heard: Instant::now(),
-            },
-            writer: Writer { stream: writer, buffer: BytesMut::new(), frame_bytes_max: FRAME_BYTES_DEFAULT },
-        }
-    }
-
     /// Asks one thing and waits for the answer, before anything else is asked.
     async fn ask(&mut self, request: &Request) -> Result<Result<OkFields, Refusal>, LinkError> {
         const ID: Option<RequestId> = RequestId::new(u32::MAX);
         self.writer.queue(ID, request).map_err(LinkError::Protocol)?;
-        while !self.writer.is_flushed() {
-            self.writer.flush().await?;
-        }
+        self.writer.flush_all().await?;
         loop {
             let incoming = self.reader.next().await?;
             let reply = incoming.message.map_err(|bad| LinkError::Protocol(bad.to_string()))?;
@@ -155,10 +199,8 @@ impl Link {
     /// closing a socket with bytes unread would discard it.
     pub(crate) async fn finish(mut self) {
         let last_word = async {
-            while !self.writer.is_flushed() {
-                self.writer.flush().await?;
-            }
-            self.writer.stream.shutdown().await?;
+            self.writer.flush_all().await?;
+            poll_fn(|cx| self.writer.poll_close(cx)).await?;
             while self.reader.next().await.is_ok() {}
             Ok::<(), LinkError>(())
         };
@@ -175,54 +217,13 @@ pub(crate) fn failed(failure: Failure, explanation: &str) -> LinkError {
     }
 }
 
-impl Reader {
-    /// Waits for the next frame. Cancel-safe: what has been read stays in the
-    /// buffer.
-    pub(crate) async fn next(&mut self) -> Result<Incoming<Reply>, LinkError> {
-        loop {
-            match self.codec.decode(&mut self.buffer) {
-                Ok(Some(incoming)) => return Ok(incoming),
-                Ok(None) => {}
-                Err(error) => return Err(LinkError::Protocol(error.to_string())),
-            }
-            self.buffer.reserve(READ_BYTES);
-            if self.stream.read_buf(&mut self.buffer).await? == 0 {
-                return Err(LinkError::Ended);
-            }
-            self.heard = Instant::now();
+/// Why a request that is over the server's largest frame is not sent.
+fn too_large(request: &Request, frame_bytes_max: usize) -> String {
+    match request {
+        Request::Send { text, .. } => {
+            let most = text_bytes_max(frame_bytes_max);
+            format!("the text has {} bytes, and this server takes at most {most}", text.len())
         }
-    }
-}
-
-impl Writer {
-    /// Collects a request to be written; `Err` says why it is too large for
-    /// this server, and nothing is collected then.
-    pub(crate) fn queue(&mut self, id: Option<RequestId>, request: &Request) -> Result<(), String> {
-        let start = self.buffer.len();
-        native::encode(id, request, &mut self.buffer).map_err(|error| error.to_string())?;
-        let bytes = self.buffer.len() - start - LENGTH_BYTES;
-        if bytes > self.frame_bytes_max {
-            self.buffer.truncate(start);
-            return Err(format!("a frame of {bytes} bytes is over the server's {}", self.frame_bytes_max));
-        }
-        Ok(())
-    }
-
-    /// Whether there is room to collect more.
-    pub(crate) fn has_room(&self) -> bool {
-        self.buffer.len() < WRITE_BYTES_MAX
-    }
-
-    pub(crate) fn is_flushed(&self) -> bool {
-        self.buffer.is_empty()
-    }
-
-    /// Writes some of what was collected. Cancel-safe: what is written leaves
-    /// the buffer in the same step.
-    pub(crate) async fn flush(&mut self) -> Result<(), LinkError> {
-        match self.stream.write_buf(&mut self.buffer).await? {
-            0 => Err(LinkError::Ended),
-            _ => Ok(()),
-        }
+        _ => format!("it does not fit in this server's largest frame, {frame_bytes_max} bytes"),
     }
 }

@@ -1,0 +1,213 @@
+//! `hark logs`: the log of the server, line by line, as it happens.
+
+use std::io::IsTerminal as _;
+
+use hark_client::logs::{Heard, LogEvent, LogLevel, Logs, Query, WatchError};
+use hark_client::{Config, RequestError, Timing};
+use hark_protocol::Code;
+use serde_json::json;
+
+use crate::args::{Level, LogsArguments, Settings};
+use crate::exit::{Exit, Failure};
+use crate::interactive::style::Style;
+use crate::lines;
+use crate::text::{escape, escape_json, escape_line};
+use crate::{output, setup, signals};
+
+/// Shows the log until its end, a signal, or the end of the link.
+pub(crate) async fn run(settings: &Settings, arguments: LogsArguments) -> Result<Exit, Failure> {
+    let (shown, limit) = (Shown::new(arguments.json), arguments.limit);
+    let mut logs = match watch(settings, arguments).await? {
+        Ok(logs) => logs,
+        Err(error) => return say(settings, error),
+    };
+    let mut stop = signals::stop()?;
+    let mut count = 0;
+    loop {
+        let heard = tokio::select! {
+            heard = logs.next() => heard,
+            () = stop.received() => return Ok(Exit::Done),
+        };
+        match heard {
+            Ok(Some(heard)) => {
+                count += u64::from(matches!(heard, Heard::Event(_)));
+                output::line(&shown.line(&heard))?;
+            }
+            Ok(None) if limit.is_some_and(|limit| count >= limit) => return Ok(Exit::Done),
+            Ok(None) => return say(settings, WatchError::Link("the server has ended it".to_owned())),
+            Err(error) => return say(settings, error),
+        }
+    }
+}
+
+/// Asks for the log; once more with a password, if the server wants one that
+/// was not given and there is somebody to ask.
+async fn watch(settings: &Settings, arguments: LogsArguments) -> Result<Result<Logs, WatchError>, Failure> {
+    let LogsArguments { level, target, limit, as_user, .. } = arguments;
+    let password = setup::secrets(settings)?.password;
+    let login = as_user.clone().map(|user| (user, password.clone()));
+    let query = Query {
+        login,
+        level: level.into(),
+        target_prefix: target.unwrap_or_default(),
+        limit: limit.unwrap_or(0),
+    };
+    let timing = Timing { connect: settings.timeout, ..Timing::default() };
+    let config = Config { timing, ..Config::grpc(settings.server.as_str()) };
+    let first = Logs::watch(&config, query.clone()).await;
+    match (&first, as_user) {
+        (Err(WatchError::Refused(refusal)), Some(user))
+            if refusal.code == Code::Denied && password.is_none() && setup::can_ask() =>
+        {
+            let login = Some((user, setup::ask("Password: ")?));
+            Ok(Logs::watch(&config, Query { login, ..query }).await)
+        }
+        _ => Ok(first),
+    }
+}
+
+/// Says why nothing more is shown.
+fn say(settings: &Settings, error: WatchError) -> Result<Exit, Failure> {
+    match error {
+        WatchError::Refused(refusal) => Err(RequestError::from(refusal).into()),
+        WatchError::Link(why) => {
+            eprintln!("hark: no log from {}: {}", settings.server, escape(&why));
+            Ok(Exit::Unknown)
+        }
+    }
+}
+
+/// How the log is shown.
+#[derive(Debug, Clone, Copy)]
+enum Shown {
+    Text(Style),
+    Json,
+}
+
+impl Shown {
+    fn new(is_json: bool) -> Self {
+        match (is_json, std::io::stdout().is_terminal()) {
+            (true, _) => Self::Json,
+            (false, true) => Self::Text(Style::of_terminal()),
+            (false, false) => Self::Text(Style { is_coloured: false }),
+        }
+    }
+
+    fn line(self, heard: &Heard) -> String {
+        match (self, heard) {
+            (Self::Text(style), Heard::Event(event)) => text(style, event),
+            (Self::Text(style), Heard::Missed(count)) => {
+                style.bad(&format!("({count} events were missed here)"))
+            }
+            (Self::Json, Heard::Event(event)) => object(event),
+            (Self::Json, Heard::Missed(count)) => json!({ "missed": count }).to_string(),
+        }
+    }
+}
+
+/// An event as the server's own log has it: time, level, target, message,
+/// fields.
+fn text(style: Style, event: &LogEvent) -> String {
+    let level = event.level();
+    let word = format!("{:>5}", word(level).to_uppercase());
+    let level = match level {
+        LogLevel::Error => style.bad(&word),
+        LogLevel::Warn => style.paint("33", &word),
+        LogLevel::Info | LogLevel::Unspecified => style.good(&word),
+        LogLevel::Debug | LogLevel::Trace => style.dim(&word),
+    };
+    let (time, target) = (lines::time(event.time_ms), format!("{}:", escape_line(&event.target)));
+    let mut line =
+        format!("{} {level} {} {}", style.dim(&time), style.dim(&target), escape_line(&event.message));
+    for (name, value) in sorted(event) {
+        line.push_str(&format!(" {}{}", style.dim(&format!("{}=", escape_line(name))), escape_line(value)));
+    }
+    line
+}
+
+/// An event as an object of JSON, on one line.
+fn object(event: &LogEvent) -> String {
+    let fields: serde_json::Map<_, _> =
+        sorted(event).into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect();
+    let object = json!({
+        "time_ms": event.time_ms,
+        "level": word(event.level()),
+        "target": event.target,
+        "message": event.message,
+        "fields": fields,
+    });
+    escape_json(&object.to_string())
+}
+
+fn sorted(event: &LogEvent) -> Vec<(&str, &str)> {
+    let mut fields: Vec<_> =
+        event.fields.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    fields.sort_unstable();
+    fields
+}
+
+const fn word(level: LogLevel) -> &'static str {
+    match level {
+        LogLevel::Error => "error",
+        LogLevel::Warn => "warn",
+        LogLevel::Info | LogLevel::Unspecified => "info",
+        LogLevel::Debug => "debug",
+        LogLevel::Trace => "trace",
+    }
+}
+
+impl From<Level> for LogLevel {
+    fn from(level: Level) -> Self {
+        match level {
+            Level::Error => Self::Error,
+            Level::Warn => Self::Warn,
+            Level::Info => Self::Info,
+            Level::Debug => Self::Debug,
+            Level::Trace => Self::Trace,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PLAIN: Style = Style { is_coloured: false };
+
+    fn event() -> LogEvent {
+        LogEvent {
+            time_ms: 1_700_000_000_123,
+            level: LogLevel::Warn.into(),
+            target: "hark_server::server".to_owned(),
+            message: "too many\nconnections".to_owned(),
+            fields: [("most", "3"), ("address", "\x1b[31m")]
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .into(),
+        }
+    }
+
+    #[test]
+    fn an_event_is_one_line_that_a_terminal_obeys_nothing_of() {
+        assert_eq!(
+            text(PLAIN, &event()),
+            r"2023-11-14T22:13:20.123Z  WARN hark_server::server: too many\nconnections address=\u{1b}[31m most=3"
+        );
+        let coloured = text(Style { is_coloured: true }, &event());
+        assert!(coloured.contains("\x1b[33m WARN\x1b[0m") && !coloured.contains("\x1b[31m"), "{coloured:?}");
+    }
+
+    #[test]
+    fn an_event_in_json_is_the_same_value_on_one_line() {
+        let line = Shown::Json.line(&Heard::Event(event()));
+        assert!(!line.contains(['\n', '\x1b']), "{line}");
+        let value: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!((&value["level"], &value["fields"]["address"]), (&"warn".into(), &"\x1b[31m".into()));
+        assert_eq!(value["message"], "too many\nconnections");
+    }
+
+    #[test]
+    fn events_that_were_missed_are_said() {
+        assert_eq!(Shown::Text(PLAIN).line(&Heard::Missed(7)), "(7 events were missed here)");
+        assert_eq!(Shown::Json.line(&Heard::Missed(7)), r#"{"missed":7}"#);
+    }
+}

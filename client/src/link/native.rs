@@ -1,0 +1,110 @@
+//! A link over the wire protocol: frames of the native framing, in and out of
+//! a stream of bytes. Knows no rules.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::BytesMut;
+use hark_protocol::framing::native::{self, ClientCodec};
+use hark_protocol::limits::{FRAME_BYTES_DEFAULT, LENGTH_BYTES};
+use hark_protocol::{Incoming, Reply, Request, RequestId};
+use tokio::io::{AsyncWrite as _, ReadHalf, WriteHalf};
+use tokio::time::Instant;
+use tokio_util::codec::Decoder as _;
+use tokio_util::io::{poll_read_buf, poll_write_buf};
+
+use super::{Link, LinkError, Reader, WRITE_BYTES_MAX, Writer, too_large};
+use crate::dial::Stream;
+
+/// Bytes that are read at once.
+const READ_BYTES: usize = 16 * 1024;
+
+/// A link over these bytes, on which nothing was said yet.
+pub(super) fn link(stream: Box<dyn Stream>) -> Link {
+    let (reader, writer) = tokio::io::split(stream);
+    let reader = NativeReader {
+        stream: reader,
+        codec: ClientCodec::new(FRAME_BYTES_DEFAULT),
+        buffer: BytesMut::new(),
+        heard: Instant::now(),
+    };
+    let writer =
+        NativeWriter { stream: writer, buffer: BytesMut::new(), frame_bytes_max: FRAME_BYTES_DEFAULT };
+    Link { reader: Box::new(reader), writer: Box::new(writer) }
+}
+
+/// The side that receives.
+struct NativeReader {
+    stream: ReadHalf<Box<dyn Stream>>,
+    codec: ClientCodec,
+    buffer: BytesMut,
+    heard: Instant,
+}
+
+impl Reader for NativeReader {
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Incoming<Reply>, LinkError>> {
+        loop {
+            match self.codec.decode(&mut self.buffer) {
+                Ok(Some(incoming)) => return Poll::Ready(Ok(incoming)),
+                Ok(None) => {}
+                Err(error) => return Poll::Ready(Err(LinkError::Protocol(error.to_string()))),
+            }
+            self.buffer.reserve(READ_BYTES);
+            if ready!(poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.buffer))? == 0 {
+                return Poll::Ready(Err(LinkError::Ended));
+            }
+            self.heard = Instant::now();
+        }
+    }
+
+    fn heard(&self) -> Instant {
+        self.heard
+    }
+
+    fn limit(&mut self, frame_bytes_max: usize) {
+        self.codec = ClientCodec::new(frame_bytes_max.saturating_add(native::PUSH_BYTES_BESIDE_TEXT));
+    }
+}
+
+/// The side that sends.
+struct NativeWriter {
+    stream: WriteHalf<Box<dyn Stream>>,
+    buffer: BytesMut,
+    frame_bytes_max: usize,
+}
+
+impl Writer for NativeWriter {
+    fn queue(&mut self, id: Option<RequestId>, request: &Request) -> Result<(), String> {
+        let start = self.buffer.len();
+        native::encode(id, request, &mut self.buffer).map_err(|error| error.to_string())?;
+        if self.buffer.len() - start - LENGTH_BYTES > self.frame_bytes_max {
+            self.buffer.truncate(start);
+            return Err(too_large(request, self.frame_bytes_max));
+        }
+        Ok(())
+    }
+
+    fn has_room(&self) -> bool {
+        self.buffer.len() < WRITE_BYTES_MAX
+    }
+
+    fn is_flushed(&self) -> bool {
+        self.buffer.is_empty()
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LinkError>> {
+        match ready!(poll_write_buf(Pin::new(&mut self.stream), cx, &mut self.buffer))? {
+            0 => Poll::Ready(Err(LinkError::Ended)),
+            _ => Poll::Ready(Ok(())),
+        }
+    }
+
+    fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn limit(&mut self, frame_bytes_max: usize) {
+        self.frame_bytes_max = frame_bytes_max;
+    }
+}

@@ -1,0 +1,122 @@
+//! The server's end of a connection, as requests and replies, whichever
+//! transport the client speaks.
+
+use std::fmt;
+use std::future::ready;
+use std::io;
+use std::pin::Pin;
+
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+use futures::{FutureExt as _, Sink, SinkExt as _, StreamExt as _, sink};
+use hark_client::dial::Stream;
+use hark_grpc::reply::Replies;
+use hark_grpc::request;
+use hark_grpc::v1::{ChatReply, ChatRequest};
+use hark_protocol::framing::native::ServerCodec;
+use hark_protocol::{Frame, Incoming, Reply, Request};
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::sync::mpsc;
+use tokio_util::codec::Framed;
+use tonic::server::StreamingService;
+use tonic::{Response, Status, Streaming};
+use tonic_prost::ProstCodec;
+
+/// The largest frame that is taken, in bytes.
+const FRAME_BYTES_MAX: usize = 1 << 20;
+
+/// Replies on their way to the transport.
+const REPLIES_MAX: usize = 1;
+
+/// What a gRPC client does not take waits here, in bytes at most.
+const OUTPUT_BYTES_MAX: usize = 16 * 1024;
+
+/// A conversation with one client. Dropping it ends the connection, once what
+/// was said is on its way.
+pub(crate) struct Conversation {
+    requests: BoxStream<'static, Incoming<Request>>,
+    replies: Pin<Box<dyn Sink<Frame<Reply>, Error = io::Error> + Send>>,
+}
+
+impl fmt::Debug for Conversation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Conversation")
+    }
+}
+
+impl Conversation {
+    /// In the native framing.
+    pub(crate) fn native(stream: impl Stream + 'static) -> Self {
+        let (replies, requests) = Framed::new(stream, ServerCodec::new(FRAME_BYTES_MAX)).split();
+        let requests = requests.scan((), |(), frame| ready(frame.ok()));
+        Self { requests: requests.boxed(), replies: Box::pin(replies.sink_map_err(io::Error::other)) }
+    }
+
+    /// Over gRPC: waits until the client begins its chat.
+    pub(crate) async fn grpc(stream: impl Stream + 'static) -> Option<Self> {
+        let (chats, mut begun) = mpsc::channel(1);
+        let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
+            assert_eq!(request.uri().path(), "/hark.v1.Chat/BiDiChat");
+            let chat = BiDiChat { chats: chats.clone() };
+            async move {
+                let mut grpc = tonic::server::Grpc::new(ProstCodec::default());
+                Ok::<_, std::convert::Infallible>(grpc.streaming(chat, request).await)
+            }
+        });
+        let serving = http2::Builder::new(TokioExecutor::new())
+            .max_send_buf_size(OUTPUT_BYTES_MAX)
+            .serve_connection(TokioIo::new(stream), service);
+        // It ends with the client's end of the connection.
+        tokio::spawn(serving.map(drop));
+        begun.recv().await
+    }
+
+    /// The next request; `None` at the end.
+    pub(crate) async fn next(&mut self) -> Option<Incoming<Request>> {
+        self.requests.next().await
+    }
+
+    /// Replies; an error where the client has gone.
+    pub(crate) async fn send(&mut self, frame: Frame<Reply>) -> io::Result<()> {
+        self.replies.send(frame).await
+    }
+}
+
+/// The one call that a client makes.
+struct BiDiChat {
+    chats: mpsc::Sender<Conversation>,
+}
+
+impl StreamingService<ChatRequest> for BiDiChat {
+    type Response = ChatReply;
+    type ResponseStream = BoxStream<'static, Result<ChatReply, Status>>;
+    type Future = BoxFuture<'static, Result<Response<Self::ResponseStream>, Status>>;
+
+    fn call(&mut self, call: tonic::Request<Streaming<ChatRequest>>) -> Self::Future {
+        let (replies, mut replies_in) = mpsc::channel(REPLIES_MAX);
+        let requests = call.into_inner().scan((), |(), request| ready(request.ok().map(request::incoming)));
+        let conversation = Conversation {
+            requests: requests.boxed(),
+            replies: Box::pin(sink::unfold((replies, Replies::default()), reply)),
+        };
+        let chats = self.chats.clone();
+        async move {
+            chats.send(conversation).await.map_err(|_| Status::aborted("the test has gone"))?;
+            let replies = futures::stream::poll_fn(move |cx| replies_in.poll_recv(cx)).map(Ok).boxed();
+            Ok(Response::new(replies))
+        }
+        .boxed()
+    }
+}
+
+async fn reply(
+    (sender, mut replies): (mpsc::Sender<ChatReply>, Replies),
+    frame: Frame<Reply>,
+) -> io::Result<(mpsc::Sender<ChatReply>, Replies)> {
+    if let Some(reply) = replies.outgoing(frame.id, frame.message) {
+        sender.send(reply).await.map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
+    }
+    Ok((sender, replies))
+}
