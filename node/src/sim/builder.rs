@@ -129,8 +129,8 @@ impl Builder {
     /// The cluster, at time 0, with all nodes initialised.
     ///
     /// # Panics
-    /// With no node or more than [`NODES_MAX`], or a part that is not from 0 to
-    /// 1.
+    /// With no node or more than [`NODES_MAX`], a part that is not from 0 to 1,
+    /// or latencies that end before they begin.
     #[must_use]
     pub fn build(self) -> Cluster {
         assert!((1..=NODES_MAX).contains(&self.nodes), "a cluster has 1 to {NODES_MAX} nodes");

@@ -23,11 +23,11 @@ const COLUMN_MIN: usize = 6;
 /// was under way; one that is under way at the end of the journal has none.
 ///
 /// ```text
-///    time/ms  c1    n1    n2
-///      4.812  ●────▶│     │     #2 {"type": "add", "delta": 3, "msg_id": 2} (4.812 ms)
-///      9.310  │     ●────▶│     #3 {"type": "gossip", "value": 3, "msg_id": 1} (4.498 ms)
-///      9.310  │     ●────✗│     #4 {"type": "gossip", "value": 3, "msg_id": 2} lost: by chance
-///     12.000  ~~~~~~~~~~~~~     n2 crashes
+///     time/ms  c1    n1    n2
+///    1003.500  ●────▶│     │      #7 {"type": "shower", "dest": "n2", "msg_id": 3} (1.500 ms)
+///    1003.500  │     ●────✗│      #8 {"type": "number", "number": 0, "msg_id": 3} lost: by chance
+///    1005.000  │◀────●     │      #9 {"type": "shower_ok", "in_reply_to": 3, "msg_id": 4} (1.500 ms)
+///    2005.000  ~~~~~~~~~~~~~~~~~~ n2 crashes
 /// ```
 #[derive(Clone)]
 pub struct Chart<'a> {

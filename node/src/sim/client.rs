@@ -104,7 +104,8 @@ impl Cluster {
 
 /// All requests of clients. The number of one is its `msg_id`.
 pub(super) struct Operations {
-    clients: usize,
+    /// Besides `c0`.
+    pub(super) clients: usize,
     all: Vec<Asked>,
     pub(super) timeout: Duration,
 }

@@ -296,7 +296,7 @@ impl Cluster {
             Ok(message) => Record {
                 sent_at: self.now,
                 src,
-                dest: Party::named(&message.dest, self.nodes.len()),
+                dest: self.named(&message.dest),
                 kind: message.kind.into_owned(),
                 is_request: message.msg_id.is_some() && message.in_reply_to.is_none(),
                 line: line.to_vec(),
@@ -450,9 +450,13 @@ impl Cluster {
         }
     }
 
+    fn named(&self, name: &str) -> Party {
+        Party::named(name, self.nodes.len(), self.operations.clients)
+    }
+
     /// Who is named by a test.
     fn party(&self, name: &str) -> Party {
-        let party = Party::named(name, self.nodes.len());
+        let party = self.named(name);
         assert!(party != Party::Unknown, "there is no {name} in this cluster");
         party
     }

@@ -144,7 +144,8 @@
 //!
 //! # Bounds
 //! A test ends: a cluster panics with a reason beyond [`EVENTS_MAX`],
-//! [`TIME_MAX`] or [`JOURNAL_MAX`], unless its builder was told other bounds.
+//! [`TIME_MAX`] or [`JOURNAL_MAX`], unless its builder was told other bounds. Only
+//! a program that never waits for anything is not stopped.
 
 mod builder;
 mod chart;

@@ -28,7 +28,7 @@ impl Latency {
     fn draw(self, random: &mut SmallRng) -> Duration {
         match self {
             Self::Constant(latency) => latency,
-            Self::Uniform(min, max) => random.random_range(min..=max.max(min)),
+            Self::Uniform(min, max) => random.random_range(min..=max),
             Self::Exponential(mean) => {
                 let uniform: f64 = random.random();
                 mean.mul_f64((-(1.0 - uniform).ln()).min(EXPONENTIAL_MAX))
@@ -86,6 +86,9 @@ impl Network {
     }
 
     pub(super) fn assert_valid(&self) {
+        if let Latency::Uniform(min, max) = self.latency {
+            assert!(min <= max, "a latency from {min:?} to {max:?} is none");
+        }
         let parts = [("loss", self.loss), ("duplication", self.duplication), ("reordering", self.reordering)];
         for (name, part) in parts {
             assert!((0.0..=1.0).contains(&part), "{name} is a part of all messages, from 0 to 1, not {part}");

@@ -25,9 +25,9 @@ pub(super) enum Service {
 }
 
 impl Party {
-    /// Who has this name, in a cluster of so many nodes.
-    pub(super) fn named(name: &str, nodes: usize) -> Self {
-        let number = |prefix: char| name.strip_prefix(prefix)?.parse::<usize>().ok();
+    /// Who has this name, among so many nodes and, besides `c0`, clients.
+    pub(super) fn named(name: &str, nodes: usize, clients: usize) -> Self {
+        let number = |prefix| name.strip_prefix(prefix).and_then(number);
         match name {
             LIN_KV => Self::Service(Service::LinKv),
             SEQ_KV => Self::Service(Service::SeqKv),
@@ -35,11 +35,17 @@ impl Party {
             LIN_TSO => Self::Service(Service::LinTso),
             _ => match (number('n'), number('c')) {
                 (Some(node @ 1..), _) if node <= nodes => Self::Node(node - 1),
-                (_, Some(client)) => Self::Client(client),
+                (_, Some(client)) if client <= clients => Self::Client(client),
                 _ => Self::Unknown,
             },
         }
     }
+}
+
+/// A number as it is printed, and in no other spelling.
+fn number(digits: &str) -> Option<usize> {
+    let is_plain = digits == "0" || !digits.starts_with(['0', '+']);
+    digits.parse().ok().filter(|_| is_plain)
 }
 
 impl fmt::Display for Party {

@@ -50,6 +50,13 @@ fn a_loss_of_more_than_everything_is_refused() {
 }
 
 #[test]
+#[should_panic(expected = "a latency from 2ms to 1ms is none")]
+fn a_latency_that_ends_before_it_begins_is_refused() {
+    let latency = Latency::Uniform(Duration::from_millis(2), Duration::from_millis(1));
+    drop(Cluster::builder(numbers).latency(latency).build());
+}
+
+#[test]
 #[should_panic(expected = "duplication is a part of all messages")]
 fn an_event_is_checked_as_the_builder_is() {
     let network = Network { duplication: f64::NAN, ..Network::default() };

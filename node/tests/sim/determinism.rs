@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
+use hark_node::Json;
 use hark_node::sim::{self, Cluster, Event, Latency, Operation, Reach};
+
+use serde_json::{Value, json};
 
 use crate::programs::{Number, gossip};
 
@@ -33,6 +36,27 @@ fn journal(seed: u64) -> String {
 #[test]
 fn the_same_seed_gives_the_same_journal_byte_for_byte() {
     sim::check(0..10, |seed| assert_eq!(journal(seed), journal(seed)));
+}
+
+/// A cluster of five in which each number takes some forty messages.
+#[test]
+fn a_hundred_seeds_of_a_busy_cluster_come_to_the_same_end() {
+    sim::check(0..100, |seed| {
+        let mut cluster = Cluster::builder(gossip).nodes(5).seed(seed).loss(0.05).reordering(0.2).build();
+        let client = cluster.client();
+        cluster.at(Duration::from_millis(200), Event::Split);
+        cluster.at(Duration::from_millis(600), Event::Heal);
+        for number in 0..25 {
+            let node = format!("n{}", cluster.random() % 5 + 1);
+            let _: Json = cluster.call(client, &node, "add", &Number { number }).unwrap();
+        }
+        cluster.run_for(Duration::from_secs(5));
+        let count: Value = cluster.call(client, "lin-kv", "read", &json!({"key": "count"})).unwrap();
+        assert_eq!(count["value"], 25);
+        assert!(cluster.journal().stats(..).between_nodes > 800);
+        let nodes = cluster.node_ids();
+        assert!(nodes.iter().all(|node| cluster.pending(node) == 0));
+    });
 }
 
 #[test]

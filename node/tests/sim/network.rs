@@ -233,5 +233,8 @@ fn who_asks_somebody_who_is_not_there_gets_error_1() {
     let client = cluster.client();
     let error: Error = cluster.call::<Json>(client, "n2", "numbers", &()).unwrap_err();
     assert_eq!(error, Error::new(ErrorCode::NodeNotFound, "there is no n2"));
-    assert_eq!(cluster.journal().stats(..).lost(Loss::Nobody), 1);
+    for nobody in ["n01", "n0", "n+1", "c2", "lin-kv2", ""] {
+        assert_eq!(cluster.call::<Json>(client, nobody, "x", &()).unwrap_err().code, ErrorCode::NodeNotFound);
+    }
+    assert_eq!(cluster.journal().stats(..).lost(Loss::Nobody), 7);
 }

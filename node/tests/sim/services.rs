@@ -4,8 +4,8 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use hark_node::sim::{self, Client, Cluster, Latency, Operation};
-use hark_node::{Error, ErrorCode, Json, Kv, Node, Request};
+use hark_node::sim::{self, Client, Cluster, Latency, Operation, Reach};
+use hark_node::{Error, ErrorCode, Json, Kv, Node, Request, Retry};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -357,6 +357,13 @@ async fn use_store(kv: Kv, pause: impl AsyncFn()) -> Vec<String> {
 }
 
 fn user(node: &Node<()>) {
+    node.handle("try", async |node, _: Request<Json>| {
+        let retry = Retry { attempts: 40, ..Retry::default() };
+        node.lin_kv().retry(retry).write("k", 1).await?;
+        let answers = vec![text(node.lin_kv().retry(retry).read::<u64>("k").await)];
+        node.lin_tso().retry(retry).timestamp().await?;
+        Ok(Answers { answers })
+    });
     node.handle("use", async |node, request: Request<BTreeMap<String, Json>>| {
         let service: String = request.body["service"].parse().unwrap();
         let kv = match &*service {
@@ -398,6 +405,18 @@ fn a_node_uses_the_stores_through_their_clients() {
         ];
         assert_eq!(answers, expected, "{service}");
     }
+}
+
+#[test]
+fn a_client_of_a_service_tries_again_where_it_is_told_to() {
+    sim::check(0..20, |seed| {
+        let builder = Cluster::builder(user).seed(seed).loss(0.4).reach(Reach::Services);
+        let mut cluster = builder.client_timeout(Duration::from_secs(60)).build();
+        let client = cluster.client();
+        let Answers { answers } = cluster.call(client, "n1", "try", &()).unwrap();
+        assert_eq!(answers, ["1"]);
+        assert_eq!(cluster.pending("n1"), 0);
+    });
 }
 
 #[test]
