@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use rand::rngs::SmallRng;
-use rand::seq::SliceRandom as _;
 use rand::{RngExt as _, SeedableRng as _};
 use serde::Serialize;
 
@@ -43,11 +42,11 @@ pub struct Cluster {
     events: u64,
     events_max: u64,
     time_max: Duration,
-    links: Links,
+    pub(super) links: Links,
     services: Services,
     pub(super) operations: Operations,
     journal: Journal,
-    random: SmallRng,
+    pub(super) random: SmallRng,
     make: Make,
     /// What was just sent: whole lines.
     outbox: Vec<u8>,
@@ -146,43 +145,6 @@ impl Cluster {
         member.and_then(|member| member.machine.as_ref()).map_or(0, Machine::pending)
     }
 
-    /// Plans an event for a virtual time; for now, if that is over.
-    ///
-    /// # Panics
-    /// When it happens: where it names somebody who is not there.
-    pub fn at(&mut self, time: Duration, event: Event) {
-        self.plan(time.max(self.now), Due::Event(event));
-    }
-
-    /// Lets an event happen now.
-    ///
-    /// # Panics
-    /// Where it names somebody who is not there.
-    pub fn apply(&mut self, event: Event) {
-        self.journal.note(self.now, What::Event(event.to_string()));
-        match event {
-            Event::Partition(groups) => self.partition(&groups),
-            Event::Split => self.split(),
-            Event::Isolate(node) => {
-                let others = self.node_ids().into_iter().filter(|id| *id != node).collect();
-                self.partition(&[vec![node], others]);
-            }
-            Event::Block(from, to) => self.block(&from, &to),
-            Event::Heal => self.links.heal(),
-            Event::Crash(node) => self.crash(self.index(&node)),
-            Event::Restart(node) => self.restart(self.index(&node)),
-            Event::Network(network) => {
-                network.assert_valid();
-                self.links.network = network;
-            }
-            Event::Calm => {
-                self.links.heal();
-                self.links.network = self.links.network.without_faults();
-                (0..self.nodes.len()).for_each(|index| self.restart(index));
-            }
-        }
-    }
-
     /// Lets so much time pass, with all that happens in it.
     ///
     /// # Panics
@@ -251,6 +213,15 @@ impl Cluster {
             "{max} events have happened at {now:?}, which is all that may happen: \
              the nodes do not come to rest, or `Builder::events_max` is too low"
         );
+    }
+
+    pub(super) fn plan_event(&mut self, time: Duration, event: Event) {
+        self.plan(time.max(self.now), Due::Event(event));
+    }
+
+    /// What happens from outside is in the journal too.
+    pub(super) fn note(&mut self, event: String) {
+        self.journal.note(self.now, What::Event(event));
     }
 
     fn plan(&mut self, at: Duration, due: Due) {
@@ -386,14 +357,14 @@ impl Cluster {
         self.nodes.get(index).is_some_and(|member| member.machine.is_some())
     }
 
-    fn crash(&mut self, index: usize) {
+    pub(super) fn crash(&mut self, index: usize) {
         if let Some(member) = self.nodes.get_mut(index) {
             member.machine = None;
         }
         self.wake_at(index, None);
     }
 
-    fn restart(&mut self, index: usize) {
+    pub(super) fn restart(&mut self, index: usize) {
         if !self.is_up(index) {
             self.begin(index);
         }
@@ -422,51 +393,8 @@ impl Cluster {
         self.deliver(number, node);
     }
 
-    fn partition(&mut self, groups: &[Vec<String>]) {
-        for (index, group) in groups.iter().enumerate() {
-            for other in groups.iter().skip(index + 1) {
-                self.block(group, other);
-                self.block(other, group);
-            }
-        }
-    }
-
-    fn block(&mut self, from: &[String], to: &[String]) {
-        for from in from {
-            for to in to {
-                let (from, to) = (self.party(from), self.party(to));
-                self.links.cut(from, to);
-            }
-        }
-    }
-
-    fn split(&mut self) {
-        let mut nodes = self.node_ids();
-        if nodes.len() > 1 {
-            nodes.shuffle(&mut self.random);
-            let second = nodes.split_off(self.random.random_range(1..nodes.len()));
-            self.journal.note(self.now, What::Event(format!("{} | {}", nodes.join(" "), second.join(" "))));
-            self.partition(&[nodes, second]);
-        }
-    }
-
-    fn named(&self, name: &str) -> Party {
+    pub(super) fn named(&self, name: &str) -> Party {
         Party::named(name, self.nodes.len(), self.operations.clients)
-    }
-
-    /// Who is named by a test.
-    fn party(&self, name: &str) -> Party {
-        let party = self.named(name);
-        assert!(party != Party::Unknown, "there is no {name} in this cluster");
-        party
-    }
-
-    #[expect(clippy::panic, reason = "a test that names nobody is wrong")]
-    fn index(&self, name: &str) -> usize {
-        match self.party(name) {
-            Party::Node(index) => index,
-            _ => panic!("{name} is no node"),
-        }
     }
 }
 

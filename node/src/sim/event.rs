@@ -1,8 +1,15 @@
-//! What happens to a cluster from outside, at a time or at once.
+//! What happens to a cluster from outside, at a time or at once, and what that
+//! does to its nodes and links.
 
 use std::fmt;
+use std::time::Duration;
 
+use rand::RngExt as _;
+use rand::seq::SliceRandom as _;
+
+use super::cluster::Cluster;
 use super::network::Network;
+use super::party::Party;
 
 /// A fault, or its end. Names are those of nodes (`n1`), services (`lin-kv`)
 /// and clients (`c1`).
@@ -57,6 +64,90 @@ impl Event {
     /// [`Event::Restart`]
     pub fn restart(node: impl Into<String>) -> Self {
         Self::Restart(node.into())
+    }
+}
+
+impl Cluster {
+    /// Plans an event for a virtual time; for now, if that is over.
+    ///
+    /// # Panics
+    /// When it happens: where it names somebody who is not there.
+    pub fn at(&mut self, time: Duration, event: Event) {
+        self.plan_event(time, event);
+    }
+
+    /// Lets an event happen now.
+    ///
+    /// # Panics
+    /// Where it names somebody who is not there.
+    pub fn apply(&mut self, event: Event) {
+        self.note(event.to_string());
+        match event {
+            Event::Partition(groups) => self.partition(&groups),
+            Event::Split => self.split(),
+            Event::Isolate(node) => {
+                let others = self.node_ids().into_iter().filter(|id| *id != node).collect();
+                self.partition(&[vec![node], others]);
+            }
+            Event::Block(from, to) => self.block(&from, &to),
+            Event::Heal => self.links.heal(),
+            Event::Crash(node) => self.crash(self.index(&node)),
+            Event::Restart(node) => self.restart(self.index(&node)),
+            Event::Network(network) => {
+                network.assert_valid();
+                self.links.network = network;
+            }
+            Event::Calm => {
+                self.links.heal();
+                self.links.network = self.links.network.without_faults();
+                for node in self.node_ids() {
+                    self.restart(self.index(&node));
+                }
+            }
+        }
+    }
+
+    fn partition(&mut self, groups: &[Vec<String>]) {
+        for (index, group) in groups.iter().enumerate() {
+            for other in groups.iter().skip(index + 1) {
+                self.block(group, other);
+                self.block(other, group);
+            }
+        }
+    }
+
+    fn block(&mut self, from: &[String], to: &[String]) {
+        for from in from {
+            for to in to {
+                let (from, to) = (self.party(from), self.party(to));
+                self.links.cut(from, to);
+            }
+        }
+    }
+
+    fn split(&mut self) {
+        let mut nodes = self.node_ids();
+        if nodes.len() > 1 {
+            nodes.shuffle(&mut self.random);
+            let second = nodes.split_off(self.random.random_range(1..nodes.len()));
+            self.note(format!("{} | {}", nodes.join(" "), second.join(" ")));
+            self.partition(&[nodes, second]);
+        }
+    }
+
+    /// Who is named by a test.
+    fn party(&self, name: &str) -> Party {
+        let party = self.named(name);
+        assert!(party != Party::Unknown, "there is no {name} in this cluster");
+        party
+    }
+
+    #[expect(clippy::panic, reason = "a test that names nobody is wrong")]
+    pub(super) fn index(&self, name: &str) -> usize {
+        match self.party(name) {
+            Party::Node(index) => index,
+            _ => panic!("{name} is no node"),
+        }
     }
 }
 
