@@ -36,6 +36,9 @@ impl Default for Retry {
     }
 }
 
+/// What a call does unless it is told otherwise.
+pub(crate) const ONCE: Retry = Retry { attempts: 1, timeout: CALL_TIMEOUT, backoff: None };
+
 /// A pause that doubles each time, of which a random part is taken ("full
 /// jitter": <https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/>).
 #[derive(Debug, Clone, Copy)]
@@ -91,8 +94,7 @@ pub struct Call {
 
 impl Call {
     pub(crate) fn new(core: Rc<Core>, dest: &str, body: Result<Body, Error>) -> Self {
-        let retry = Retry { attempts: 1, timeout: CALL_TIMEOUT, backoff: None };
-        Self { core, dest: dest.to_owned(), body, retry }
+        Self { core, dest: dest.to_owned(), body, retry: ONCE }
     }
 
     /// Waits so long, and not 1 s.

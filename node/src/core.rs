@@ -154,7 +154,11 @@ impl Core {
         })
     }
 
-    fn name(&self) -> Result<&str, Error> {
+    /// The node's name.
+    ///
+    /// # Errors
+    /// 11, before it has one.
+    pub(crate) fn name(&self) -> Result<&str, Error> {
         let unnamed = || Error::new(ErrorCode::TemporarilyUnavailable, "the node is not initialised yet");
         self.identity().map(|identity| &*identity.id).ok_or_else(unnamed)
     }

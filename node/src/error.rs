@@ -97,6 +97,11 @@ impl Error {
     pub fn new(code: ErrorCode, text: impl Into<String>) -> Self {
         Self { code, text: text.into() }
     }
+
+    /// What came is not of the type that it should be.
+    pub(crate) fn malformed(error: &serde_json::Error) -> Self {
+        Self::new(ErrorCode::MalformedRequest, error.to_string())
+    }
 }
 
 impl From<CallError> for Error {

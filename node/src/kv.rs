@@ -8,7 +8,7 @@ use std::rc::Rc;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::call::{CALL_TIMEOUT, Call, Retry};
+use crate::call::{Call, ONCE, Retry};
 use crate::core::Core;
 use crate::error::{Error, ErrorCode};
 use crate::message::Body;
@@ -50,9 +50,6 @@ impl<S: 'static> Node<S> {
         Tso { core: Rc::clone(self.core()), retry: ONCE }
     }
 }
-
-/// Waits 1 s, as any call does.
-const ONCE: Retry = Retry { attempts: 1, timeout: CALL_TIMEOUT, backoff: None };
 
 /// A client of a store of keys and values. A key may be anything that has a
 /// form in JSON; mostly it is a string.

@@ -156,19 +156,23 @@ impl Machine {
 
     fn request(&self, message: &Message<'_>) {
         let responder = Responder::new(Rc::clone(&self.core), message);
-        if self.core.identity().is_none() {
-            tracing::warn!(src = &*message.src, kind = &*message.kind, "a message came before init");
-            let text = "the node is not initialised yet";
-            responder.fail(&Error::new(ErrorCode::TemporarilyUnavailable, text));
-        } else if self.core.tasks.is_full() {
-            tracing::warn!(src = &*message.src, kind = &*message.kind, "too many tasks wait");
-            let text = "too many requests are under way";
-            responder.fail(&Error::new(ErrorCode::TemporarilyUnavailable, text));
-        } else if !self.node.take(message, &responder) {
-            tracing::warn!(src = &*message.src, kind = &*message.kind, "the type is unknown");
-            let text = format!("there is no handler for {}", message.kind);
-            responder.fail(&Error::new(ErrorCode::NotSupported, text));
+        if let Err(error) = self.hand_over(message, &responder) {
+            tracing::warn!(src = &*message.src, kind = &*message.kind, %error, "a message is refused");
+            responder.fail(&error);
         }
+    }
+
+    fn hand_over(&self, message: &Message<'_>, responder: &Responder) -> Result<(), Error> {
+        self.core.name()?;
+        if self.core.tasks.is_full() {
+            let text = "too many requests are under way";
+            return Err(Error::new(ErrorCode::TemporarilyUnavailable, text));
+        }
+        if !self.node.take(message, responder) {
+            let text = format!("there is no handler for {}", message.kind);
+            return Err(Error::new(ErrorCode::NotSupported, text));
+        }
+        Ok(())
     }
 
     fn init(&self, message: &Message<'_>) {
@@ -176,8 +180,7 @@ impl Machine {
             Ok(Init { node_id, node_ids }) => Identity { id: node_id, node_ids },
             Err(error) => {
                 tracing::warn!(%error, "init is not as it should be");
-                let error = Error::new(ErrorCode::MalformedRequest, error.to_string());
-                return Responder::new(Rc::clone(&self.core), message).fail(&error);
+                return Responder::new(Rc::clone(&self.core), message).fail(&Error::malformed(&error));
             }
         };
         let is_first = self.node.init(identity);

@@ -246,7 +246,7 @@ pub(crate) fn close_message(in_reply_to: Option<MsgId>, msg_id: MsgId, out: &mut
 }
 
 fn write_id(id: MsgId, out: &mut Vec<u8>) {
-    // As with a string; and it needs no memory of its own.
+    // A number has a form in JSON, and a `Vec` takes everything.
     json::write(&id, out).unwrap_or_default();
 }
 

@@ -127,7 +127,7 @@ impl<S: 'static> Node<S> {
                 Ok(body) => task(node, Request { src, body, responder }),
                 Err(error) => {
                     tracing::warn!(src, %error, "a body is not as its type asks for");
-                    responder.fail(&Error::new(ErrorCode::MalformedRequest, error.to_string()));
+                    responder.fail(&Error::malformed(&error));
                     Box::pin(std::future::ready(()))
                 }
             }

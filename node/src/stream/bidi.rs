@@ -11,7 +11,6 @@ use serde::de::DeserializeOwned;
 use tokio::sync::mpsc::Receiver;
 
 use super::IDLE_MAX;
-use super::services::malformed;
 use super::table::{Entry, Sent};
 use super::wire::{self, End, OK, Recv};
 use crate::error::{Error, ErrorCode};
@@ -58,7 +57,7 @@ pub(super) async fn run<S: 'static, B: Bidi<S>>(
     let (tasks, mut count) = (&node.core().tasks, 0);
     while let Some(Sent { data, responder }) = next(&node, &mut input).await {
         let answer = async {
-            let message = data.parse().map_err(|error| malformed(&error))?;
+            let message = data.parse().map_err(|error| Error::malformed(&error))?;
             count += 1;
             let data = service.receive(&node, message).await?;
             responder.reply_as(wire::BIDI_RECV, &Recv { data });

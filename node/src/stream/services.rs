@@ -77,7 +77,7 @@ impl<S: 'static> Services<S> {
         let serve = move |node, request: Option<&Json>, output| -> Result<Work, Error> {
             // An empty request may be left out, as in protobuf.
             let request = request.map_or_else(|| serde_json::from_str("{}"), Json::parse);
-            let request: B = request.map_err(|error| malformed(&error))?;
+            let request: B = request.map_err(|error| Error::malformed(&error))?;
             let handler = Rc::clone(&handler);
             Ok(Box::pin(async move { handler(node, request, Sink::new(output)).await }))
         };
@@ -186,8 +186,4 @@ fn find<T: ?Sized>(
         let text = format!("there is no such stream: {} of {}", name.1, name.0);
         Error::new(ErrorCode::NotSupported, text)
     })
-}
-
-pub(super) fn malformed(error: &serde_json::Error) -> Error {
-    Error::new(ErrorCode::MalformedRequest, error.to_string())
 }
