@@ -28,6 +28,25 @@ impl Chat {
         Ok(entry.account)
     }
 
+    /// Checks that whoever comes from `address` knows the password of an
+    /// account. One that has none proves nothing.
+    ///
+    /// # Errors
+    /// As [`Self::enter`].
+    pub async fn authenticate(
+        &self,
+        address: IpAddr,
+        user: UserName,
+        password: Option<Password>,
+    ) -> Result<(), Fault> {
+        let entry = self.existing(address, &user, password.as_ref()).await?;
+        if entry.password.is_none() {
+            self.pretend(address, &user, password.as_ref()).await?;
+            return denied();
+        }
+        self.prove(address, &entry, password).await
+    }
+
     /// Enters an account and begins to receive for it.
     ///
     /// # Errors

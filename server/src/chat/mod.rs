@@ -12,6 +12,7 @@
 //! | `reception` | what one connection receives |
 //! | `replies` | what is answered to what the store has decided |
 //! | `send_sessions` | which connection has which send session open |
+//! | `taking` | what is queued, for readers that cannot acknowledge |
 //! | `control` | how a connection is told to end |
 
 mod accounts;
@@ -23,6 +24,7 @@ mod peer;
 mod reception;
 mod replies;
 mod send_sessions;
+mod taking;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -100,6 +102,12 @@ impl Chat {
     pub const fn rules(&self) -> &Rules {
         &self.rules
     }
+
+    /// Whether the store works, as far as it knows.
+    #[must_use]
+    pub fn is_available(&self) -> bool {
+        self.store.is_available()
+    }
 }
 
 /// How a command can fail.
@@ -135,7 +143,7 @@ impl From<Fault> for Reply {
 }
 
 /// Milliseconds since 1970; 0 for a clock that is set to before.
-fn now_ms() -> u64 {
+pub(crate) fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

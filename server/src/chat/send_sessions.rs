@@ -172,11 +172,19 @@ mod tests {
             Pending::ready(Err(Unavailable))
         }
 
+        fn receive_if_free(&self, _: &Account) -> Pending<Option<Receiver>> {
+            Pending::ready(Err(Unavailable))
+        }
+
         fn read(&self, _: &Account, _: Sequence, _: ReadLimit) -> Pending<Page> {
             Pending::ready(Err(Unavailable))
         }
 
         fn acknowledge(&self, _: &Account, _: Position) {}
+
+        fn is_available(&self) -> bool {
+            false
+        }
 
         fn close(&self) -> Pending<()> {
             Pending::ready(Err(Unavailable))

@@ -426,6 +426,22 @@ pub(super) async fn a_later_receiver_takes_over_from_the_former(home: &dyn Home)
     assert!(matches!(next_event(&mut latter).await, Event::Appended(_)));
 }
 
+pub(super) async fn who_receives_only_if_nobody_does_takes_over_from_nobody(home: &dyn Home) {
+    let store = home.open(WIDE);
+    let bob = create(&*store, "bob").await;
+    stored(&*store, text("bob", "x")).await;
+    let mut former = store.receive(&bob).await.unwrap().unwrap();
+    assert!(store.receive_if_free(&bob).await.unwrap().is_none());
+    former.follow();
+    stored(&*store, text("bob", "y")).await;
+    assert!(matches!(next_event(&mut former).await, Event::Appended(_)));
+    drop(former);
+    let latter = store.receive_if_free(&bob).await.unwrap().expect("nobody receives");
+    assert_eq!(latter.queued(), 2);
+    check(store.delete(&bob).await, true);
+    assert!(store.receive_if_free(&bob).await.unwrap().is_none());
+}
+
 pub(super) async fn the_end_of_an_account_ends_its_reception(home: &dyn Home) {
     let store = home.open(WIDE);
     let bob = create(&*store, "bob").await;
@@ -520,6 +536,7 @@ macro_rules! contract_suite {
             who_follows_gets_what_is_stored_from_then_on
             who_does_not_take_what_is_stored_lags_and_misses_nothing
             a_later_receiver_takes_over_from_the_former
+            who_receives_only_if_nobody_does_takes_over_from_nobody
             the_end_of_an_account_ends_its_reception
             a_permit_is_given_back_when_its_message_is_decided
             what_nobody_waits_for_is_stored_all_the_same

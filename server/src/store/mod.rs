@@ -63,6 +63,10 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// [`End::TakenOver`]. `None` where the account has ended.
     fn receive(&self, account: &Account) -> Pending<Option<Receiver>>;
 
+    /// As [`Self::receive`], but only where nobody receives. `None` where
+    /// somebody does, or the account has ended.
+    fn receive_if_free(&self, account: &Account) -> Pending<Option<Receiver>>;
+
     /// Messages after `after`, in the order of their numbers: at most
     /// `limit.messages`, and at most `limit.bytes` of text but at least one.
     fn read(&self, account: &Account, after: Sequence, limit: ReadLimit) -> Pending<Page>;
@@ -80,6 +84,10 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// The connection of a session has ended. Its outcomes are remembered for
     /// ten minutes of running time at least.
     fn close_session(&self, session: &SessionToken);
+
+    /// Whether it works, as far as it knows: while it does not, what it is asked
+    /// ends as [`Unavailable`].
+    fn is_available(&self) -> bool;
 
     /// Decides what is under way, keeps what can be kept, and lets go of all
     /// resources. Everything after it is [`Unavailable`].

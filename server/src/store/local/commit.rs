@@ -195,7 +195,9 @@ impl Committer {
                 Verdict::Flag(decide, ledger.set_password(&account, old.as_ref(), new, changes))
             }
             Command::Delete(account, decide) => Verdict::Flag(decide, ledger.delete(&account, changes)),
-            Command::Receive(account, decide) => Verdict::Receiver(decide, ledger.receive(&account, changes)),
+            Command::Receive { account, takes_over, decide } => {
+                Verdict::Receiver(decide, ledger.receive(&account, takes_over, changes))
+            }
             Command::OpenSession(token, decide) => {
                 let opened = ledger.open_session(&token, now);
                 Verdict::Opened(token, decide, opened)
@@ -320,6 +322,7 @@ impl Drop for Committer {
     fn drop(&mut self) {
         self.recovery = None;
         self.shared.readers.set(None);
+        self.shared.live.forget();
         self.shared.directory.close();
         self.backlog.drain(..).for_each(Command::refuse);
         self.shared.queue.close();

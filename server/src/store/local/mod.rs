@@ -199,7 +199,11 @@ impl Store for LocalStore {
     }
 
     fn receive(&self, account: &Account) -> Pending<Option<Receiver>> {
-        self.ask(|decide| Command::Receive(account.clone(), decide))
+        self.ask(|decide| Command::Receive { account: account.clone(), takes_over: true, decide })
+    }
+
+    fn receive_if_free(&self, account: &Account) -> Pending<Option<Receiver>> {
+        self.ask(|decide| Command::Receive { account: account.clone(), takes_over: false, decide })
     }
 
     /// Reads on a thread of the runtime that may block; without a runtime on
@@ -225,6 +229,10 @@ impl Store for LocalStore {
 
     fn close_session(&self, session: &SessionToken) {
         self.shared.queue.push(Command::CloseSession(session.clone()));
+    }
+
+    fn is_available(&self) -> bool {
+        self.shared.live.is_known()
     }
 
     fn close(&self) -> Pending<()> {

@@ -28,7 +28,11 @@ pub(super) enum Command {
         decide: Decide<bool>,
     },
     Delete(Account, Decide<bool>),
-    Receive(Account, Decide<Option<Receiver>>),
+    Receive {
+        account: Account,
+        takes_over: bool,
+        decide: Decide<Option<Receiver>>,
+    },
     OpenSession(SessionToken, Decide<bool>),
     CloseSession(SessionToken),
     /// The engine is open again after a failure.
@@ -59,7 +63,7 @@ impl Command {
             Self::SetPassword { decide, .. } | Self::Delete(_, decide) | Self::OpenSession(_, decide) => {
                 decide.decide(Err(Unavailable));
             }
-            Self::Receive(_, decide) => decide.decide(Err(Unavailable)),
+            Self::Receive { decide, .. } => decide.decide(Err(Unavailable)),
             Self::Close(decide) => decide.decide(Err(Unavailable)),
             Self::CloseSession(_) | Self::Recovered(_) => {}
         }

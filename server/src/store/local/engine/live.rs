@@ -49,6 +49,11 @@ impl Live {
         }
     }
 
+    /// Whether it is known who lives: the engine is open, and loaded.
+    pub(in crate::store::local) fn is_known(&self) -> bool {
+        self.read().is_some()
+    }
+
     /// Nothing is known any more, until the next [`Self::load`].
     pub(in crate::store::local) fn forget(&self) {
         *self.write() = None;

@@ -161,6 +161,7 @@ async fn while_it_cannot_recover_it_answers_unavailable_and_then_goes_on() {
     assert_eq!(store.append(text("bob", "2")).await, Err(Unavailable));
     store.acknowledge(&bob, message.position);
     faults.wait_for_failed_opens(2);
+    assert!(!store.is_available());
     let fenced = send("s", 1, "bob", "x");
     let fence = fenced.fence.clone();
     all_unavailable(vec![store.append(fenced), store.append(text("bob", "3"))]).await;
@@ -171,6 +172,7 @@ async fn while_it_cannot_recover_it_answers_unavailable_and_then_goes_on() {
     assert_eq!(store.names(None, 9).await.unwrap(), [name("bob")]);
     faults.fail_opens(false);
     recovered(&store).await;
+    assert!(store.is_available());
     stored(&store, text("bob", "4")).await;
     let receiver = store.receive(&bob).await.unwrap().unwrap();
     assert_eq!((receiver.queued(), receiver.cursor()), (1, message.position));
