@@ -8,6 +8,7 @@ pub mod admin;
 pub mod chat;
 pub mod config;
 pub mod front;
+pub mod log;
 pub mod server;
 pub mod session;
 pub mod store;
