@@ -1,7 +1,9 @@
 //! Requests: from what a call or a [`ChatRequest`] carries to a [`Request`],
 //! and back for the client. What is empty stands for what is not there.
 
-use hark_protocol::{Code, Frame, Incoming, Password, Refusal, Request, RequestId, Sequence, SessionToken};
+use hark_protocol::{
+    Code, Frame, Incoming, Password, Refusal, Request, RequestId, Sequence, SessionToken, UserName,
+};
 use zeroize::Zeroizing;
 
 use crate::v1::chat_request::Command;
@@ -106,13 +108,23 @@ impl TryFrom<CreateRequest> for Request {
     }
 }
 
+/// Who calls, and the password if there is one.
+///
+/// # Errors
+/// A [`Refusal`] for what is no name or no password.
+pub fn credentials(
+    Credentials { user, password }: Credentials,
+) -> Result<(UserName, Option<Password>), Refusal> {
+    let password = secret(password)?;
+    Ok((user.parse()?, password))
+}
+
 /// A `login`.
 impl TryFrom<Credentials> for Request {
     type Error = Refusal;
 
-    fn try_from(Credentials { user, password }: Credentials) -> Result<Self, Refusal> {
-        let password = secret(password)?;
-        Ok(Self::Login { user: user.parse()?, password })
+    fn try_from(from: Credentials) -> Result<Self, Refusal> {
+        credentials(from).map(|(user, password)| Self::Login { user, password })
     }
 }
 

@@ -10,7 +10,8 @@ use etcetera::BaseStrategy;
 use hark_protocol::limits::{CLASSIC_BLOCK_BYTES, FRAME_BYTES_DEFAULT, FRAME_BYTES_MAX};
 
 use crate::chat::Rules;
-use crate::front::Settings;
+use crate::front::{MayWatch, Settings, WatchLogs};
+use crate::log::Watchers;
 use crate::server::Limits;
 use crate::store::local::{LocalConfig, Sync};
 
@@ -103,6 +104,10 @@ pub struct ServeArgs {
     /// How to log
     #[arg(long, env = "HARKD_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
+    /// Who may watch the log over gRPC: a user, by its password; or `loopback`, which is
+    /// everybody who calls from this machine [default: nobody]
+    #[arg(long, env = "HARKD_WATCH_LOGS", value_name = "USER|loopback")]
+    pub watch_logs: Option<MayWatch>,
 }
 
 /// The smallest `--max-frame`: a classic message fits.
@@ -226,10 +231,14 @@ impl ServeArgs {
         }
     }
 
-    /// What the fronts need to know.
+    /// What the fronts need to know; `watchers` are those of the log.
     #[must_use]
-    pub const fn settings(&self) -> Settings {
-        Settings { ack_timeout: Duration::from_secs(self.ack_timeout) }
+    pub fn settings(&self, watchers: &Watchers) -> Settings {
+        let watch = |may_watch| WatchLogs { may_watch, watchers: watchers.clone() };
+        Settings {
+            ack_timeout: Duration::from_secs(self.ack_timeout),
+            watch_logs: self.watch_logs.clone().map(watch),
+        }
     }
 
     /// The bounds of the server.

@@ -9,12 +9,15 @@ use clap::Parser;
 use hark_server::admin;
 use hark_server::chat::Chat;
 use hark_server::config::{Cli, Command, LogFormat, ServeArgs, StorePlace};
+use hark_server::front::MayWatch;
+use hark_server::log::Watchers;
 use hark_server::server;
 use hark_server::store::Store;
 use hark_server::store::local::{ENGINE_LOG, LocalStore};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::prelude::*;
+use tracing_subscriber::{EnvFilter, Layer};
 
 /// Threads for what blocks: reads of the disk, passwords, patterns. Each of
 /// these is bounded by itself as well.
@@ -36,16 +39,17 @@ fn main() -> ExitCode {
 }
 
 fn serve(arguments: &ServeArgs) -> anyhow::Result<()> {
-    start_logging(arguments)?;
+    let watchers = Watchers::default();
+    start_logging(arguments, &watchers)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS_MAX)
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(run(arguments))
+    runtime.block_on(run(arguments, &watchers))
 }
 
-async fn run(arguments: &ServeArgs) -> anyhow::Result<()> {
+async fn run(arguments: &ServeArgs, watchers: &Watchers) -> anyhow::Result<()> {
     raise_file_limit();
     let listener = TcpListener::bind(arguments.listen).await.with_context(|| {
         format!(
@@ -54,10 +58,11 @@ async fn run(arguments: &ServeArgs) -> anyhow::Result<()> {
         )
     })?;
     let store = open_store(arguments)?;
+    check_log_watcher(arguments, &*store).await?;
     let chat = Arc::new(Chat::new(Arc::clone(&store), arguments.rules()));
     let stop = stop_signal()?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), address = %listener.local_addr()?, "listening");
-    server::run(listener, chat, arguments.settings(), arguments.limits(), stop).await;
+    server::run(listener, chat, arguments.settings(watchers), arguments.limits(), stop).await;
     store.close().await.context("what was acknowledged lately may come again")?;
     tracing::info!("stopped");
     Ok(())
@@ -76,18 +81,40 @@ fn open_store(arguments: &ServeArgs) -> anyhow::Result<Arc<dyn Store>> {
     }
 }
 
-fn start_logging(arguments: &ServeArgs) -> anyhow::Result<()> {
+/// Whoever makes the account that may watch the log may watch it.
+async fn check_log_watcher(arguments: &ServeArgs, store: &dyn Store) -> anyhow::Result<()> {
+    let Some(MayWatch::User(user)) = &arguments.watch_logs else { return Ok(()) };
+    match store.account(user).await? {
+        None => {
+            tracing::warn!(%user, "who may watch the log does not exist; whoever creates the account may");
+        }
+        Some(entry) if entry.password.is_none() => {
+            tracing::warn!(%user, "who may watch the log has no password, and cannot until it has one");
+        }
+        Some(_) => {}
+    }
+    Ok(())
+}
+
+/// The log on standard error, and beside it the one that is watched, each with
+/// levels of its own.
+fn start_logging(arguments: &ServeArgs, watchers: &Watchers) -> anyhow::Result<()> {
     // What comes later goes before: a filter that names the engine still gets it.
     let filter = EnvFilter::try_new(format!("{ENGINE_LOG},{}", arguments.log))
         .with_context(|| format!("--log {:?} is neither a level nor a filter", arguments.log))?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match arguments.log_format {
-        LogFormat::Json => log.json().init(),
+    let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let log = match arguments.log_format {
+        LogFormat::Json => log.json().boxed(),
         LogFormat::Text => {
             let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-            log.with_ansi(std::io::stderr().is_terminal() && !plain).init();
+            log.with_ansi(std::io::stderr().is_terminal() && !plain).boxed()
         }
+    };
+    let mut layers = vec![log.with_filter(filter).boxed()];
+    if arguments.watch_logs.is_some() {
+        layers.push(watchers.layer().boxed());
     }
+    tracing_subscriber::registry().with(layers).init();
     Ok(())
 }
 

@@ -18,17 +18,20 @@ use tokio::net::TcpStream;
 use crate::chat::{Chat, Control, Peer};
 use crate::store::Message;
 use grpc::Grpc;
+pub use grpc::{MayWatch, WatchLogs};
 use wire::{Framing, Wire};
 
 /// Who is refused has this long to say which framing it speaks.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What a front needs to know beside the chat.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Settings {
     /// A peer that owes acknowledgements, or does not read, and from which
     /// nothing has come for so long is dropped.
     pub ack_timeout: Duration,
+    /// The log, where somebody may watch it.
+    pub watch_logs: Option<WatchLogs>,
 }
 
 /// All fronts of a server.
@@ -49,7 +52,7 @@ impl Fronts {
     /// The fronts of this chat.
     #[must_use]
     pub fn new(chat: Arc<Chat>, settings: Settings) -> Self {
-        Self { grpc: Grpc::new(&chat, settings), chat, settings }
+        Self { grpc: Grpc::new(&chat, &settings), chat, settings }
     }
 
     /// What was set.

@@ -56,7 +56,7 @@ impl Server {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let chat = Arc::new(Chat::new(Arc::clone(&store), rules));
-        let settings = Settings { ack_timeout: Duration::from_secs(60) };
+        let settings = Settings { ack_timeout: Duration::from_secs(60), watch_logs: None };
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(server::run(listener, chat, settings, limits, async {
             stopped.await.unwrap();

@@ -35,8 +35,7 @@ impl Call {
     /// # Errors
     /// None that a client could cause.
     pub(super) fn new(chat: &Arc<Chat>, extensions: &Extensions) -> Result<Self, Status> {
-        let caller: &Caller =
-            extensions.get().ok_or_else(|| Status::internal("the call has come over no connection"))?;
+        let caller = Caller::of(extensions)?;
         let control = Arc::<Control>::default();
         Ok(Self {
             peer: Peer::new(Arc::clone(chat), caller.address, Arc::clone(&control)),

@@ -8,6 +8,10 @@
 //! | `list` | its `List` |
 //! | `connect` | its `Connect` and `Ack`, and what ties them |
 //! | `bidi` | its `BiDiChat` |
+//! | `old` | `helloworld.Chat` |
+//! | `logs` | `hark.v1.LogWatcher` |
+//! | `health` | the standard health service |
+//! | `preface` | the first bytes of a connection |
 //! | `call` | one peer of the chat, as long as a call lasts |
 //! | `deadline` | how long a client waits |
 
@@ -16,7 +20,11 @@ mod call;
 mod chat;
 mod connect;
 mod deadline;
+mod health;
 mod list;
+mod logs;
+mod old;
+mod preface;
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
@@ -26,23 +34,34 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use hark_grpc::status;
+use hark_grpc::helloworld::chat_server::ChatServer as OldChatServer;
 use hark_grpc::v1::chat_server::ChatServer;
+use hark_grpc::v1::log_watcher_server::LogWatcherServer;
+use hark_grpc::{DESCRIPTORS, status};
 use hark_protocol::Refusal;
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::body::Body;
 use tonic::service::Routes;
+use tonic::{Extensions, Status};
+use tonic_health::pb::health_server::HealthServer;
+use tonic_reflection::server as reflection;
 use tower_service::Service;
 
 use super::Settings;
 use crate::chat::{Chat, Control, Wish};
 use chat::ChatService;
+use health::HealthService;
+use logs::LogService;
+use old::OldService;
+
+pub use logs::{MayWatch, WatchLogs};
 
 /// Calls that one connection may have open at a time. More wait at the client.
 const STREAMS_MAX: u32 = 128;
@@ -58,6 +77,19 @@ const CONNECTION_WINDOW_BYTES: u32 = STREAMS_MAX * STREAM_WINDOW_BYTES;
 /// most. What the client does not take stays in the store.
 const CALL_OUTPUT_BYTES_MAX: usize = 64 * 1024;
 
+/// Calls that a client has cancelled before they were looked at, at most: one
+/// that cancels faster ends its connection ("rapid reset", CVE-2023-44487).
+const RESET_UNSEEN_MAX: usize = 20;
+
+/// Calls of one connection that were reset for what the client did wrong, at
+/// most; then it ends.
+const RESET_FOR_FAULTS_MAX: usize = 128;
+
+/// A link from which nothing has come for a half of
+/// [`Settings::ack_timeout`] is asked for life, idle or not, and has the other
+/// half for its answer.
+const KEEPALIVE_SHARE: u32 = 2;
+
 /// The largest head of a call, in bytes.
 const HEAD_BYTES_MAX: u32 = 16 * 1024;
 
@@ -69,6 +101,7 @@ const BESIDE_FRAME_BYTES_MAX: usize = 1024;
 #[derive(Debug, Clone)]
 pub(super) struct Grpc {
     routes: Routes,
+    keepalive: Duration,
 }
 
 /// Whose call it is. Every request carries it as an extension.
@@ -80,14 +113,29 @@ pub(super) struct Caller {
     stopping: CancellationToken,
 }
 
+impl Caller {
+    /// Whose call it is that has these extensions.
+    ///
+    /// # Errors
+    /// None that a client could cause.
+    fn of(extensions: &Extensions) -> Result<&Self, Status> {
+        extensions.get().ok_or_else(|| Status::internal("the call has come over no connection"))
+    }
+}
+
 impl Grpc {
     /// The services over this chat.
-    pub(super) fn new(chat: &Arc<Chat>, settings: Settings) -> Self {
+    pub(super) fn new(chat: &Arc<Chat>, settings: &Settings) -> Self {
         let request_bytes_max = chat.rules().frame_bytes_max + BESIDE_FRAME_BYTES_MAX;
-        let chat = ChatServer::new(ChatService::new(Arc::clone(chat), settings.ack_timeout))
-            .max_decoding_message_size(request_bytes_max);
-        // Every service has its line here.
-        Self { routes: Routes::new(chat).prepare() }
+        let new_chat = ChatServer::new(ChatService::new(Arc::clone(chat), settings.ack_timeout));
+        let old_chat = OldChatServer::new(OldService::new(Arc::clone(chat)));
+        let log = LogWatcherServer::new(LogService::new(Arc::clone(chat), settings.watch_logs.clone()));
+        let health = HealthServer::new(HealthService::new(Arc::clone(chat), settings.watch_logs.is_some()));
+        let routes = Routes::new(new_chat.max_decoding_message_size(request_bytes_max))
+            .add_service(old_chat.max_decoding_message_size(request_bytes_max))
+            .add_service(log.max_decoding_message_size(request_bytes_max))
+            .add_service(health.max_decoding_message_size(request_bytes_max));
+        Self { routes: add_reflection(routes).prepare(), keepalive: settings.ack_timeout / KEEPALIVE_SHARE }
     }
 
     /// Serves one connection to its end, with all of its calls.
@@ -100,6 +148,11 @@ impl Grpc {
         address: IpAddr,
         control: &Control,
     ) -> io::Result<()> {
+        let stream = tokio::select! {
+            stream = preface::read(stream, address) => stream?,
+            () = poll_fn(|cx| control.poll(cx).map(drop)) => None,
+        };
+        let Some(stream) = stream else { return Ok(()) };
         let calls = TaskTracker::new();
         let served = self.serve_connection(stream, address, control, &calls).await;
         // The connection is gone, and every call that is left is told so.
@@ -110,7 +163,7 @@ impl Grpc {
 
     async fn serve_connection(
         &self,
-        stream: TcpStream,
+        stream: impl AsyncRead + AsyncWrite + Unpin,
         address: IpAddr,
         control: &Control,
         calls: &TaskTracker,
@@ -129,6 +182,10 @@ impl Grpc {
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .max_send_buf_size(CALL_OUTPUT_BYTES_MAX)
             .max_header_list_size(HEAD_BYTES_MAX)
+            .max_pending_accept_reset_streams(RESET_UNSEEN_MAX)
+            .max_local_error_reset_streams(RESET_FOR_FAULTS_MAX)
+            .keep_alive_interval(self.keepalive)
+            .keep_alive_timeout(self.keepalive)
             .serve_connection(TokioIo::new(stream), service);
         let mut connection = std::pin::pin!(connection);
         poll_fn(|cx| {
@@ -143,6 +200,23 @@ impl Grpc {
             connection.as_mut().poll(cx)
         })
         .await
+    }
+}
+
+/// Adds what tells a client of the services, in both versions that clients ask
+/// for.
+fn add_reflection(routes: Routes) -> Routes {
+    let builder = || {
+        reflection::Builder::configure()
+            .register_encoded_file_descriptor_set(DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    match (builder().build_v1(), builder().build_v1alpha()) {
+        (Ok(v1), Ok(v1alpha)) => routes.add_service(v1).add_service(v1alpha),
+        (Err(error), _) | (_, Err(error)) => {
+            tracing::error!(%error, "the services cannot be described");
+            routes
+        }
     }
 }
 

@@ -1,0 +1,192 @@
+//! `hark.v1.LogWatcher`: who may watch the log, and the events as messages.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use futures::Stream;
+use hark_grpc::status;
+use hark_grpc::v1::log_watcher_server::LogWatcher;
+use hark_grpc::v1::watch_logs_reply::Event as Reply;
+use hark_grpc::v1::{Credentials, LogEvent, LogLevel, WatchLogsReply, WatchLogsRequest};
+use hark_protocol::name::BadName;
+use hark_protocol::{Code, Refusal, UserName};
+use tokio_util::sync::WaitForCancellationFutureOwned;
+use tonic::{Request, Response, Status};
+use tracing::Level;
+
+use super::Caller;
+use crate::chat::{Chat, Fault};
+use crate::log::{Entry, Event, Watcher, Watchers};
+
+/// Who may watch the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MayWatch {
+    /// Whoever calls from the machine of the server.
+    Loopback,
+    /// This user, with its password.
+    User(UserName),
+}
+
+impl FromStr for MayWatch {
+    type Err = BadName;
+
+    fn from_str(text: &str) -> Result<Self, BadName> {
+        match text {
+            "loopback" => Ok(Self::Loopback),
+            user => Ok(Self::User(user.parse()?)),
+        }
+    }
+}
+
+/// The log as something to watch.
+#[derive(Debug, Clone)]
+pub struct WatchLogs {
+    /// Who may.
+    pub may_watch: MayWatch,
+    /// Those who do.
+    pub watchers: Watchers,
+}
+
+/// The log as a service; one that is off refuses everybody.
+#[derive(Debug)]
+pub(super) struct LogService {
+    chat: Arc<Chat>,
+    log: Option<WatchLogs>,
+}
+
+impl LogService {
+    /// The service of this log.
+    pub(super) const fn new(chat: Arc<Chat>, log: Option<WatchLogs>) -> Self {
+        Self { chat, log }
+    }
+
+    async fn admit(
+        &self,
+        log: &WatchLogs,
+        caller: &Caller,
+        login: Option<Credentials>,
+    ) -> Result<(), Status> {
+        match &log.may_watch {
+            MayWatch::Loopback if caller.address.is_loopback() => Ok(()),
+            MayWatch::Loopback => {
+                Err(denied("the log of this server is watched from its own machine alone (--watch-logs)"))
+            }
+            MayWatch::User(named) => self.check(named, caller, login).await,
+        }
+    }
+
+    async fn check(
+        &self,
+        named: &UserName,
+        caller: &Caller,
+        login: Option<Credentials>,
+    ) -> Result<(), Status> {
+        let Some(login) = login else {
+            return Err(denied("say who you are: the log is for the user that --watch-logs names"));
+        };
+        let (user, password) = hark_grpc::request::credentials(login).map_err(|r| status::refused(&r))?;
+        if user != *named {
+            return Err(denied("the log is for the user that --watch-logs names"));
+        }
+        match self.chat.authenticate(caller.address, user, password).await {
+            Ok(()) => Ok(()),
+            Err(Fault::Refused(refusal)) => Err(status::refused(&refusal)),
+            Err(Fault::Unavailable(unavailable)) => Err(status::unavailable(&unavailable.to_string())),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl LogWatcher for LogService {
+    type WatchLogsStream = Watch;
+
+    async fn watch_logs(&self, request: Request<WatchLogsRequest>) -> Result<Response<Watch>, Status> {
+        let caller = Caller::of(request.extensions())?.clone();
+        let WatchLogsRequest { login, level, target_prefix, limit } = request.into_inner();
+        let Some(log) = &self.log else {
+            return Err(denied("this server does not show its log; its operator can, with --watch-logs"));
+        };
+        self.admit(log, &caller, login).await?;
+        let level = wanted(level)?;
+        let watcher = log
+            .watchers
+            .watch(level, target_prefix)
+            .map_err(|full| status::refused(&Refusal::new(Code::TooMany, full.to_string())))?;
+        tracing::info!(address = %caller.address, %level, "the log is watched");
+        Ok(Response::new(Watch {
+            watcher,
+            left: (limit > 0).then_some(limit),
+            stopping: Box::pin(caller.stopping.cancelled_owned()),
+        }))
+    }
+}
+
+fn denied(explanation: &'static str) -> Status {
+    status::refused(&Refusal::new(Code::Denied, explanation))
+}
+
+fn wanted(level: i32) -> Result<Level, Status> {
+    match LogLevel::try_from(level) {
+        Ok(LogLevel::Error) => Ok(Level::ERROR),
+        Ok(LogLevel::Warn) => Ok(Level::WARN),
+        Ok(LogLevel::Info | LogLevel::Unspecified) => Ok(Level::INFO),
+        Ok(LogLevel::Debug) => Ok(Level::DEBUG),
+        Ok(LogLevel::Trace) => Ok(Level::TRACE),
+        Err(_) => Err(status::refused(&Refusal::new(Code::BadRequest, "there is no such level of the log"))),
+    }
+}
+
+/// The events for one who watches, until the server stops. It logs nothing: it
+/// would watch itself.
+#[derive(Debug)]
+pub(super) struct Watch {
+    watcher: Watcher,
+    /// Events until the end, if there is one.
+    left: Option<u64>,
+    stopping: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+impl Stream for Watch {
+    type Item = Result<WatchLogsReply, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if self.left == Some(0) {
+            return Poll::Ready(None);
+        }
+        let Poll::Ready(entry) = self.watcher.poll_next(cx) else {
+            ready!(self.stopping.as_mut().poll(cx));
+            return Poll::Ready(None);
+        };
+        let event = match entry {
+            Entry::Missed(count) => Reply::Missed(count),
+            Entry::Event(event) => {
+                self.left = self.left.map(|left| left - 1);
+                Reply::Log(logged(&event))
+            }
+        };
+        Poll::Ready(Some(Ok(WatchLogsReply { event: Some(event) })))
+    }
+}
+
+fn logged(event: &Event) -> LogEvent {
+    let level = match event.level {
+        Level::ERROR => LogLevel::Error,
+        Level::WARN => LogLevel::Warn,
+        Level::INFO => LogLevel::Info,
+        Level::DEBUG => LogLevel::Debug,
+        Level::TRACE => LogLevel::Trace,
+    };
+    let fields: HashMap<_, _> =
+        event.fields.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+    LogEvent {
+        time_ms: event.time_ms,
+        level: level.into(),
+        target: event.target.to_owned(),
+        message: event.message.clone(),
+        fields,
+    }
+}

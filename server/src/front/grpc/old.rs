@@ -1,0 +1,244 @@
+//! `helloworld.Chat`: the service of the system that Hark descends from, for
+//! its clients as they are. Commands are lines as they are typed, and answers
+//! are texts for a person; there are no passwords and no acknowledgements.
+//!
+//! Such a client receives by asking again and again. Its `connect` takes the
+//! reception over, as any `connect` does, but leaves it to nobody; `listen`
+//! takes what is queued only while nobody receives, so that it never takes
+//! from one who can acknowledge.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+
+use hark_grpc::helloworld::chat_server;
+use hark_grpc::helloworld::{Command, Response as Answer, User};
+use hark_grpc::status;
+use hark_protocol::{OkFields, Refusal, Reply, Request as Asked, RequestId, UserName};
+use tonic::{Extensions, Request, Response, Status};
+
+use super::Caller;
+use super::call::{Call, ended};
+use crate::chat::{Chat, Fault, Output};
+use crate::store::Message;
+
+/// What there is to type.
+const HELP: &str = "create USER
+connect USER
+delete USER
+list [PATTERN]
+send USER TEXT
+ping";
+
+/// The old service.
+#[derive(Debug)]
+pub(super) struct OldService {
+    chat: Arc<Chat>,
+}
+
+/// What comes of a command.
+enum Outcome {
+    Done(OkFields, Vec<UserName>),
+    Refused(Refusal),
+}
+
+impl OldService {
+    /// The service of this chat.
+    pub(super) const fn new(chat: Arc<Chat>) -> Self {
+        Self { chat }
+    }
+
+    /// Nobody has a password here.
+    fn must_be_on(&self) -> Result<(), Status> {
+        if self.chat.rules().require_password {
+            return Err(Status::failed_precondition(
+                "this server requires passwords (--require-password), which this service cannot take; use hark.v1.Chat",
+            ));
+        }
+        Ok(())
+    }
+
+    async fn carry_out(&self, extensions: &Extensions, request: Asked) -> Result<Answer, Status> {
+        let mut call = Call::new(&self.chat, extensions)?;
+        match outcome(&mut call, request.clone()).await? {
+            Outcome::Refused(refusal) => Ok(refused(&refusal.explanation)),
+            Outcome::Done(fields, names) => Ok(done(&request, &fields, &names)),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl chat_server::Chat for OldService {
+    async fn try_command(&self, request: Request<Command>) -> Result<Response<Answer>, Status> {
+        self.must_be_on()?;
+        let (_, extensions, Command { command }) = request.into_parts();
+        let answer = match parse(&command) {
+            Ok(Some(request)) => self.carry_out(&extensions, request).await?,
+            Ok(None) => text(HELP),
+            Err(explanation) => refused(&explanation),
+        };
+        Ok(Response::new(answer))
+    }
+
+    async fn listen(&self, request: Request<User>) -> Result<Response<Answer>, Status> {
+        self.must_be_on()?;
+        let address = Caller::of(request.extensions())?.address;
+        let User { name } = request.into_inner();
+        // Before its `connect` an old client is nobody.
+        if name.is_empty() {
+            return Ok(Response::new(Answer::default()));
+        }
+        let taken = match name.parse::<UserName>() {
+            Ok(user) => self.chat.take(address, user).await,
+            Err(bad) => Err(Fault::Refused(bad.into())),
+        };
+        match taken {
+            Ok(messages) => {
+                Ok(Response::new(text(messages.iter().map(|message| shown(message)).collect::<String>())))
+            }
+            Err(Fault::Refused(refusal)) => Ok(Response::new(refused(&refusal.explanation))),
+            Err(Fault::Unavailable(unavailable)) => Err(status::unavailable(&unavailable.to_string())),
+        }
+    }
+}
+
+fn shown(message: &Message) -> String {
+    format!("Message: {}\n\n", message.text)
+}
+
+/// What the chat answers to a command.
+async fn outcome(call: &mut Call, request: Asked) -> Result<Outcome, Status> {
+    call.peer.handle(RequestId::new(1), Ok(request));
+    let mut all = Vec::new();
+    loop {
+        match poll_fn(|cx| call.poll(cx)).await? {
+            Output::Reply(_, Reply::List(names)) => all.extend(names),
+            Output::Reply(_, Reply::Ok(fields)) => return Ok(Outcome::Done(fields, all)),
+            Output::Reply(_, Reply::NotOk(refusal)) => return Ok(Outcome::Refused(refusal)),
+            Output::Reply(_, Reply::Error { explanation, .. }) => {
+                return Err(status::unavailable(&explanation));
+            }
+            // The server stops, and this came too late.
+            _ => return Err(ended()),
+        }
+    }
+}
+
+/// The answer to a command that was carried out.
+fn done(request: &Asked, fields: &OkFields, names: &[UserName]) -> Answer {
+    match request {
+        Asked::Connect { user, .. } => {
+            Answer { message: format!("Connection successful for user {user}"), name: user.to_string() }
+        }
+        Asked::Create { user, .. } => text(format!("User {user} created")),
+        Asked::Delete { user, .. } if fields.as_deleted() == Some(false) => {
+            text(format!("There is no user {user}"))
+        }
+        Asked::Delete { user, .. } => text(format!("User {user} deleted")),
+        Asked::Send { user, .. } => text(format!("Message sent to {user}")),
+        Asked::List { .. } => listed(fields, names),
+        _ => text("The server is there"),
+    }
+}
+
+fn listed(fields: &OkFields, names: &[UserName]) -> Answer {
+    if names.is_empty() {
+        return text("There are no such users");
+    }
+    let (_, truncated) = fields.as_listed().unwrap_or_default();
+    let more = truncated.then_some("...");
+    let lines: Vec<&str> = names.iter().map(UserName::as_str).chain(more).collect();
+    text(lines.join("\n"))
+}
+
+fn refused(explanation: &str) -> Answer {
+    text(format!("Refused: {explanation}"))
+}
+
+fn text(text: impl Into<String>) -> Answer {
+    Answer { message: text.into(), name: String::new() }
+}
+
+/// What a line asks for; `None` for help.
+///
+/// # Errors
+/// What is wrong with it.
+fn parse(line: &str) -> Result<Option<Asked>, String> {
+    let line = line.trim_start().trim_end_matches(['\r', '\n']);
+    let (command, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+    let rest = rest.trim_start();
+    let usage = |usage: &str| format!("usage: {usage}");
+    let request = match (command, rest.trim_end()) {
+        ("help", "") => return Ok(None),
+        ("ping", "") => Asked::Ping,
+        ("list", "") => Asked::List { pattern: None },
+        ("list", pattern) => Asked::List { pattern: Some(pattern.into()) },
+        ("create", user) => {
+            Asked::Create { user: one(user).ok_or_else(|| usage("create USER"))??, password: None }
+        }
+        ("connect", user) => {
+            Asked::Connect { user: one(user).ok_or_else(|| usage("connect USER"))??, password: None }
+        }
+        ("delete", user) => {
+            Asked::Delete { user: one(user).ok_or_else(|| usage("delete USER"))??, password: None }
+        }
+        ("send", _) => {
+            // A text keeps the spaces at its end.
+            let (user, text) = rest.split_once(' ').ok_or_else(|| usage("send USER TEXT"))?;
+            Asked::Send { user: name(user)?, text: text.into() }
+        }
+        ("help" | "ping", _) => return Err(usage(command)),
+        ("login" | "disconnect" | "password", _) => {
+            return Err(format!("there is no {command} over this service; use hark.v1.Chat"));
+        }
+        _ => return Err("there is no such command, try help".to_owned()),
+    };
+    Ok(Some(request))
+}
+
+/// The one user that a command names, if it names one.
+fn one(rest: &str) -> Option<Result<UserName, String>> {
+    (!rest.is_empty() && !rest.contains(char::is_whitespace)).then(|| name(rest))
+}
+
+fn name(text: &str) -> Result<UserName, String> {
+    text.parse().map_err(|bad: hark_protocol::name::BadName| bad.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn user(name: &str) -> UserName {
+        name.parse().unwrap()
+    }
+
+    #[track_caller]
+    fn check(line: &str, expected: Asked) {
+        assert_eq!(parse(line), Ok(Some(expected)), "{line:?}");
+    }
+
+    #[test]
+    fn a_line_is_what_the_terminal_takes() {
+        check("create bob\n", Asked::Create { user: user("bob"), password: None });
+        check(" connect  bob ", Asked::Connect { user: user("bob"), password: None });
+        check("delete bob", Asked::Delete { user: user("bob"), password: None });
+        check("list", Asked::List { pattern: None });
+        check("list ^b", Asked::List { pattern: Some("^b".into()) });
+        check("send bob hello there", Asked::Send { user: user("bob"), text: "hello there".into() });
+        check("send  bob  two  spaces \r\n", Asked::Send { user: user("bob"), text: " two  spaces ".into() });
+        check("ping", Asked::Ping);
+        assert_eq!(parse("help"), Ok(None));
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_line_is_said_without_repeating_it() {
+        let wrong = |line: &str| parse(line).unwrap_err();
+        assert_eq!(wrong(""), "there is no such command, try help");
+        assert_eq!(wrong("sned bob x"), "there is no such command, try help");
+        assert_eq!(wrong("send bob"), "usage: send USER TEXT");
+        assert_eq!(wrong("create bob secret"), "usage: create USER");
+        assert_eq!(wrong("create a,b"), "a user name cannot contain ','");
+        assert_eq!(wrong("ping now"), "usage: ping");
+        assert_eq!(wrong("login bob"), "there is no login over this service; use hark.v1.Chat");
+    }
+}
