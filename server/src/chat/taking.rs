@@ -4,8 +4,8 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use hark_protocol::UserName;
 use hark_protocol::limits::{WINDOW_BYTES_MAX, WINDOW_MESSAGES_MAX};
-use hark_protocol::{Sequence, UserName};
 
 use super::{Chat, Fault};
 use crate::store::{Event, Message, ReadLimit};
@@ -32,7 +32,8 @@ impl Chat {
         if receiver.queued() == 0 {
             return Ok(Vec::new());
         }
-        let page = self.store.read(&account, Sequence(0), TAKEN_MAX).await?;
+        let after = receiver.cursor().sequence;
+        let page = self.store.read(&account, after, TAKEN_MAX).await?;
         let ended = matches!(receiver.next_event(), Some(Event::Ended(_)));
         match page.messages.last() {
             Some(last) if !ended => self.store.acknowledge(&account, last.position),

@@ -13,6 +13,9 @@ use hark_server::store::{
     Receiver, Store, Unavailable,
 };
 use tonic::Code;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
 
 use crate::server::{LIMITS, RULES, Server, Session, code, to};
 
@@ -67,6 +70,10 @@ impl Store for Failing {
         self.store.receive(account)
     }
 
+    fn receive_if_free(&self, account: &Account) -> Pending<Option<Receiver>> {
+        self.store.receive_if_free(account)
+    }
+
     fn read(&self, account: &Account, after: Sequence, limit: ReadLimit) -> Pending<Page> {
         self.store.read(account, after, limit)
     }
@@ -83,8 +90,27 @@ impl Store for Failing {
         self.store.close_session(session);
     }
 
+    fn is_available(&self) -> bool {
+        !self.fails.load(Ordering::SeqCst) && self.store.is_available()
+    }
+
     fn close(&self) -> Pending<()> {
         self.store.close()
+    }
+}
+
+#[tokio::test]
+async fn nothing_serves_until_it_can_and_who_watches_the_health_is_told() {
+    let store = Failing::new();
+    let server = Server::start_on(Arc::clone(&store) as Arc<dyn Store>, RULES, LIMITS).await;
+    let mut client = HealthClient::new(server.channel().await);
+    let about = HealthCheckRequest { service: "hark.v1.Chat".to_owned() };
+    let mut watch = client.watch(about.clone()).await.unwrap().into_inner();
+    assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
+    for (fails, status) in [(true, ServingStatus::NotServing), (false, ServingStatus::Serving)] {
+        store.fail(fails);
+        assert_eq!(watch.message().await.unwrap().unwrap().status(), status);
+        assert_eq!(client.check(about.clone()).await.unwrap().get_ref().status(), status);
     }
 }
 

@@ -4,6 +4,11 @@
 mod bidi;
 mod connect;
 mod failing;
+mod health;
+mod hostile;
 mod links;
+mod old;
+mod raw;
+mod reflection;
 mod server;
 mod unary;

@@ -42,6 +42,8 @@ pub(crate) const RULES: Rules = Rules {
 pub(crate) const LIMITS: Limits =
     Limits { connections_max: 100, connections_per_address_max: 100, drain_timeout: Duration::from_secs(10) };
 
+pub(crate) const SETTINGS: Settings = Settings { ack_timeout: Duration::from_secs(60), watch_logs: None };
+
 impl Server {
     pub(crate) async fn start() -> Self {
         Self::start_with(RULES, LIMITS).await
@@ -56,9 +58,8 @@ impl Server {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let chat = Arc::new(Chat::new(Arc::clone(&store), rules));
-        let settings = Settings { ack_timeout: Duration::from_secs(60), watch_logs: None };
         let (stop, stopped) = oneshot::channel();
-        let task = tokio::spawn(server::run(listener, chat, settings, limits, async {
+        let task = tokio::spawn(server::run(listener, chat, SETTINGS, limits, async {
             stopped.await.unwrap();
         }));
         Self { address, store, stop, task }
@@ -67,8 +68,13 @@ impl Server {
     /// A client over a connection of its own. What is not read of one stream
     /// waits at the server, but for 64 KiB.
     pub(crate) async fn client(&self) -> ChatClient<Channel> {
+        ChatClient::new(self.channel().await)
+    }
+
+    /// A connection, for a client of any service.
+    pub(crate) async fn channel(&self) -> Channel {
         let endpoint = Endpoint::from_shared(format!("http://{}", self.address)).unwrap();
-        ChatClient::new(endpoint.initial_stream_window_size(65_535).connect().await.unwrap())
+        endpoint.initial_stream_window_size(65_535).connect().await.unwrap()
     }
 
     /// A client, after these accounts without passwords were made.
@@ -79,6 +85,11 @@ impl Server {
             client.create(CreateRequest { user, password: String::new() }).await.unwrap();
         }
         client
+    }
+
+    /// Where it listens.
+    pub(crate) const fn address(&self) -> std::net::SocketAddr {
+        self.address
     }
 
     /// Its store.
