@@ -21,6 +21,8 @@ use grpc::Grpc;
 pub use grpc::{MayWatch, WatchLogs};
 use wire::{Framing, Wire};
 
+pub use grpc::{MayWatch, WatchLogs};
+
 /// Who is refused has this long to say which framing it speaks.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 
