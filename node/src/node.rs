@@ -316,7 +316,8 @@ impl<S: 'static> Node<S> {
         self.core.tasks.spawn(Box::pin(task), self.core.tasks.current());
     }
 
-    /// Waits. What waits so is still waited for after the end of the input.
+    /// Waits; where the time is zero, until all else that can run now has run.
+    /// What waits so is still waited for after the end of the input.
     pub fn sleep(&self, wait: Duration) -> impl Future<Output = ()> + use<S> {
         Sleep::new(Rc::clone(&self.core), wait, true)
     }

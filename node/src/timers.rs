@@ -57,7 +57,8 @@ impl Timers {
     }
 }
 
-/// Waits for a time. Dropping it leaves nothing behind.
+/// Waits for a time, at least until all else that can run now has run. Dropping
+/// it leaves nothing behind.
 #[must_use = "a future does nothing unless it is awaited"]
 pub(crate) struct Sleep {
     core: Rc<Core>,
@@ -73,12 +74,13 @@ impl Sleep {
         Self { core, until, keeps_alive, key: None }
     }
 
-    fn unset(&mut self) {
-        if let Some(key) = self.key.take() {
-            // The waker is dropped outside of the borrow.
-            let timer = self.core.timers.borrow_mut().due.remove(&key);
-            drop(timer);
-        }
+    /// Whether it was set.
+    fn unset(&mut self) -> bool {
+        let Some(key) = self.key.take() else { return false };
+        // The waker is dropped outside of the borrow.
+        let timer = self.core.timers.borrow_mut().due.remove(&key);
+        drop(timer);
+        true
     }
 }
 
@@ -86,11 +88,12 @@ impl Future for Sleep {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        self.unset();
+        let was_set = self.unset();
         if self.core.has_ended() && !self.keeps_alive {
             return Poll::Pending;
         }
-        if self.core.now() >= self.until {
+        // A loop of waits of no time would hold up the node.
+        if was_set && self.core.now() >= self.until {
             return Poll::Ready(());
         }
         let timer = Timer { waker: cx.waker().clone(), keeps_alive: self.keeps_alive };

@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use std::rc::Rc;
 use std::sync::mpsc::{self, Receiver};
 
-use hark_node::{Error, Node, Retry};
+use hark_node::{CALL_TIMEOUT, Error, Node, Retry};
 use serde_json::json;
 
 use crate::harness::{Ask, Driven, INIT, Log, echo, line, ms, parsed};
@@ -208,6 +208,30 @@ fn an_input_that_fails_ends_the_node_after_what_had_come() {
     let error = hark_node::run(input, &mut out, program).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
     assert_eq!(parsed(&String::from_utf8(out).unwrap()).len(), 2);
+}
+
+#[test]
+fn the_time_of_a_call_begins_after_the_output_was_taken() {
+    /// An output that takes as long as a call waits.
+    struct Slow<'a>(&'a mut Vec<u8>);
+    impl Write for Slow<'_> {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            std::thread::sleep(CALL_TIMEOUT);
+            self.0.write(bytes)
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    // So long that its answer is written before the next line is handled.
+    let long = line("c1", &json!({"type": "echo", "msg_id": 1, "echo": "x".repeat(100_000)}));
+    let call = line("c1", &json!({"type": "call", "msg_id": 2}));
+    let input = io::Cursor::new([INIT, &long, &call].join("\n").into_bytes());
+    let mut out = Vec::new();
+    hark_node::run(input, Slow(&mut out), program).unwrap();
+    let kinds: Vec<_> =
+        parsed(&String::from_utf8(out).unwrap()).iter().map(|(_, body)| body["type"].to_string()).collect();
+    assert_eq!(kinds, [r#""init_ok""#, r#""echo_ok""#, r#""ask""#], "the call has not timed out");
 }
 
 #[test]

@@ -208,3 +208,26 @@ fn init_is_answered_before_what_waits_for_it() {
     driven.node.on_init(async |node: Node<()>| node.send("n2", "third", &()).unwrap());
     assert_eq!(driven.pass(ms(0)).len(), 1);
 }
+
+#[test]
+fn what_waits_for_no_time_does_not_hold_up_the_node() {
+    let mut driven = Driven::<u32>::new(|node| {
+        echo(node);
+        node.every(ms(0), async |node: Node<u32>| *node.state() += 1);
+        node.receive("loop", |node, _: Ask| {
+            let task = node.clone();
+            node.spawn(async move {
+                loop {
+                    task.sleep(ms(0)).await;
+                }
+            });
+        });
+    });
+    driven.ask("c1", &json!({"type": "loop"}));
+    for turn in 0..3 {
+        assert_eq!(*driven.node.state(), turn);
+        driven.is_well();
+        assert_eq!(driven.machine.next_timeout(), Some(ms(0)));
+        driven.machine.handle_timeout(ms(0));
+    }
+}
