@@ -31,6 +31,18 @@ fn a_refusal_is_one_line_and_exit_code_1() {
 }
 
 #[test]
+fn who_is_denied_as_nobody_is_told_of_as() {
+    let server = ChatServer::start();
+    server.chat.add("amy", Some("secret"));
+    let terminal = Terminal::at(&server);
+    let denied = terminal.run(&["delete", "amy"]);
+    assert_eq!(denied.code, Some(1));
+    assert!(denied.err.ends_with("; --as USER says who you are\n"), "{denied:?}");
+    let denied = terminal.run(&["delete", "--as", "amy", "amy"]);
+    assert!(denied.err.starts_with("hark: denied: ") && !denied.err.contains("--as"), "{denied:?}");
+}
+
+#[test]
 fn a_wrong_command_line_is_exit_code_2() {
     let server = ChatServer::start();
     let terminal = Terminal::at(&server);
