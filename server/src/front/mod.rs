@@ -18,7 +18,6 @@ use tokio::net::TcpStream;
 use crate::chat::{Chat, Control, Peer};
 use crate::store::Message;
 use grpc::Grpc;
-pub use grpc::{MayWatch, WatchLogs};
 use wire::{Framing, Wire};
 
 pub use grpc::{MayWatch, WatchLogs};
