@@ -26,8 +26,11 @@ use crate::link::LinkError;
 /// What a server may send on one call before it is read, in bytes.
 const CALL_WINDOW_BYTES: u32 = 128 * 1024;
 
-/// What it may send on all calls of a connection, in bytes.
-const CONNECTION_WINDOW_BYTES: u32 = 2 * CALL_WINDOW_BYTES;
+/// What it may send on all calls of a connection, in bytes. There is one call,
+/// so its window is the bound. But h2 counts 256 bytes for each shorter DATA
+/// frame that waits to be read, and ends a connection where these are more than
+/// half of this window: the window of the call has to be full before.
+const CONNECTION_WINDOW_BYTES: u32 = 64 * CALL_WINDOW_BYTES;
 
 /// A connection, to make calls on.
 #[derive(Debug, Clone)]
@@ -77,7 +80,7 @@ pub(crate) fn ended(status: &Status, has_heard: bool) -> LinkError {
     if let Some(source) = status.source() {
         return match has_heard {
             true => LinkError::Ended,
-            false => LinkError::Protocol(format!("no gRPC is spoken here ({source})")),
+            false => LinkError::NoGrpc(source.to_string()),
         };
     }
     if let Some(refusal) = status::refusal(status) {
@@ -85,7 +88,7 @@ pub(crate) fn ended(status: &Status, has_heard: bool) -> LinkError {
     }
     match status.code() {
         Code::Unavailable => LinkError::Unavailable(status.message().to_owned()),
-        Code::Unimplemented => LinkError::Protocol("it has no such gRPC service".to_owned()),
+        Code::Unimplemented => LinkError::NoGrpc("it has no such service".to_owned()),
         code => LinkError::Call(format!("{code}: {}", status.message())),
     }
 }

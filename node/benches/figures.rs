@@ -4,7 +4,7 @@
 //!
 //! The other node is the package in `benches/baseline`, which is built here when
 //! it is needed, since nothing of the workspace may depend on it. Its log is
-//! down to warnings, as ours is: at its default it writes two lines for each
+//! down to errors, as ours is: at its default it writes two lines for each
 //! message.
 #![expect(
     clippy::unwrap_used,
@@ -170,7 +170,7 @@ struct Process {
 impl Process {
     fn start(program: &Path) -> Self {
         let mut child = Command::new(program)
-            .env("RUST_LOG", "warn")
+            .env("RUST_LOG", "error")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

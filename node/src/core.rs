@@ -206,7 +206,13 @@ impl Core {
 
     /// Moves what was sent to the end of `out`.
     pub(crate) fn take_output(&self, out: &mut Vec<u8>) {
-        out.append(&mut self.output.borrow_mut());
+        let mut output = self.output.borrow_mut();
+        if out.is_empty() {
+            // The memory goes along, so that its owner can bound it.
+            std::mem::swap(&mut *output, out);
+        } else {
+            out.append(&mut output);
+        }
     }
 
     /// The bytes that wait to be taken.

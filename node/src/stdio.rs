@@ -26,6 +26,10 @@ const WRITE_BYTES: usize = 64 * 1024;
 /// What sleeps at the end of the input is waited for so long.
 const END_WAIT_MAX: Duration = Duration::from_secs(10);
 
+/// The memory of so many calls that were open at once is given back when they
+/// are not any more.
+const BURST_CALLS: usize = 1024;
+
 /// Runs a node on stdin and stdout to the end of its input, with its log on
 /// stderr (`RUST_LOG` says how much, `warn` unless told). This is a whole
 /// `main`.
@@ -88,6 +92,7 @@ pub fn run<S: Default + 'static>(
     machine.unpark_this_thread();
     let blocks = read_on_a_thread(input)?;
     let mut buffer = Vec::new();
+    let mut burst = Burst::default();
     let end = loop {
         match blocks.try_recv() {
             Ok(Ok(block)) => take_block(&mut machine, &block, started, &mut output, &mut buffer)?,
@@ -95,9 +100,11 @@ pub fn run<S: Default + 'static>(
             Err(TryRecvError::Disconnected) => break Ok(()),
             Err(TryRecvError::Empty) => {
                 flush(&mut machine, &mut output, &mut buffer)?;
+                burst.settle(machine.pending());
                 park_until(machine.next_timeout(), started);
             }
         }
+        burst.note(machine.pending());
         machine.handle_timeout(started.elapsed());
     };
     finish(&mut machine, started, &mut output, &mut buffer)?;
@@ -154,6 +161,24 @@ fn write(machine: &mut Machine, output: &mut impl Write, buffer: &mut Vec<u8>) -
 fn flush(machine: &mut Machine, output: &mut impl Write, buffer: &mut Vec<u8>) -> io::Result<()> {
     write(machine, output, buffer)?;
     output.flush()
+}
+
+/// The most calls that were open since memory was given back.
+#[derive(Default)]
+struct Burst(usize);
+
+impl Burst {
+    fn note(&mut self, open: usize) {
+        self.0 = self.0.max(open);
+    }
+
+    /// Nothing is to be done now.
+    fn settle(&mut self, open: usize) {
+        if self.0 >= BURST_CALLS && open < self.0 / 4 {
+            hark_heap::give_back();
+            self.0 = open;
+        }
+    }
 }
 
 /// Until this time, or until there is input or a task was woken.

@@ -30,12 +30,13 @@ struct Screen {
 }
 
 impl Terminal {
-    /// `hark` without arguments, with its state in a folder.
+    /// `hark` without arguments, with its state in a folder and these
+    /// environment variables.
     ///
     /// # Panics
     /// Where there is no pseudo-terminal, or `hark` cannot be built.
     #[must_use]
-    pub fn open(server: SocketAddr, state: &Path) -> Self {
+    pub fn open(server: SocketAddr, state: &Path, variables: &[(&str, &str)]) -> Self {
         let size = PtySize { rows: ROWS, cols: COLUMNS, pixel_width: 0, pixel_height: 0 };
         let pair = native_pty_system().openpty(size).expect("a pseudo-terminal");
         let mut command = CommandBuilder::new(binary("hark"));
@@ -44,6 +45,9 @@ impl Terminal {
         command.env("HARK_SERVER", server.to_string());
         command.env("XDG_STATE_HOME", state);
         command.env("HOME", state);
+        for (variable, value) in variables {
+            command.env(variable, value);
+        }
         let child = pair.slave.spawn_command(command).expect("hark");
         drop(pair.slave);
         let parser = Mutex::new(vt100::Parser::new(ROWS, COLUMNS, 0));

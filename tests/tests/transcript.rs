@@ -1,6 +1,7 @@
 //! The transcript that everything is measured by, with the real `hark` and the
 //! real `harkd`: in terminals, in a pipe, and as commands; and a `hark listen`
-//! that is killed again and again.
+//! that is killed again and again. All of it over the wire protocol and over
+//! gRPC.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::io::{BufRead, BufReader, Write};
@@ -15,8 +16,35 @@ use tempfile::TempDir;
 
 const CTRL_D: &str = "\x04";
 
-fn open(server: &Harkd, state: &TempDir) -> Terminal {
-    let terminal = Terminal::open(server.address(), state.path());
+/// What `hark` speaks, as the environment variables that tell it so.
+type Transport = &'static [(&'static str, &'static str)];
+
+const NATIVE: Transport = &[];
+const GRPC: Transport = &[("HARK_GRPC", "true")];
+
+/// The tests below, over each transport.
+macro_rules! over_both {
+    ($($test:ident),+ $(,)?) => {
+        mod over_native {
+            $(#[test] fn $test() { super::$test(super::NATIVE); })+
+        }
+        mod over_grpc {
+            $(#[test] fn $test() { super::$test(super::GRPC); })+
+        }
+    };
+}
+
+over_both!(
+    the_transcript_in_terminals,
+    who_receives_in_a_terminal_keeps_receiving_over_a_killed_server,
+    what_is_typed_ahead_of_the_prompt_is_carried_out_too,
+    the_transcript_in_a_pipe,
+    the_transcript_as_commands,
+    listeners_that_are_killed_print_everything_in_order_and_nothing_twice,
+);
+
+fn open(transport: Transport, server: &Harkd, state: &TempDir) -> Terminal {
+    let terminal = Terminal::open(server.address(), state.path(), transport);
     terminal.wait_for_prompt(&prompt(server, ""));
     terminal
 }
@@ -41,14 +69,13 @@ fn check_shown_once(screen: &str, message: &str) {
     assert_eq!(times, 1, "{message:?} is not there once:\n{screen}");
 }
 
-#[test]
-fn the_transcript_in_terminals() {
+fn the_transcript_in_terminals(transport: Transport) {
     let mut server = Harkd::start();
     let states = [(); 2].map(|()| tempfile::tempdir().unwrap());
     let (nobody, user3) = (prompt(&server, ""), prompt(&server, "user3@"));
     // 1
-    let mut second = open(&server, &states[0]);
-    let mut third = open(&server, &states[1]);
+    let mut second = open(transport, &server, &states[0]);
+    let mut third = open(transport, &server, &states[1]);
     second.enter("create user2", "user2 was created");
     third.enter("create user3", "user3 was created");
     // 2
@@ -77,7 +104,7 @@ fn the_transcript_in_terminals() {
     second.enter("send user3 meanwhile", "→ user3: meanwhile … pending (waiting for the server)");
     server = server.restart();
     second.wait_for("→ user3: meanwhile … stored");
-    let mut third = open(&server, &states[1]);
+    let mut third = open(transport, &server, &states[1]);
     // An ack that was lost with the server makes them more, and shows nothing
     // twice.
     third.enter("connect user3", "messages were waiting");
@@ -86,7 +113,7 @@ fn the_transcript_in_terminals() {
     check_shown_once(&screen, "(nobody): later");
     check_shown_once(&screen, "(nobody): meanwhile");
     assert!(!screen.contains("hello"), "{screen}");
-    let mut third = open(&server, &states[1]);
+    let mut third = open(transport, &server, &states[1]);
     third.enter("connect user3", "you are user3, no messages were waiting");
     assert!(!leave(third, &user3).contains("(nobody)"));
     // 7
@@ -94,18 +121,17 @@ fn the_transcript_in_terminals() {
     second.enter("delete user3", "user3 was deleted");
     second.enter("send user3 x", "→ user3: x … refused (no-such-user): there is no user user3");
     second.enter("create user3", "user3 was created");
-    let mut third = open(&server, &states[1]);
+    let mut third = open(transport, &server, &states[1]);
     third.enter("connect user3", "you are user3, no messages were waiting");
     leave(third, &user3);
     leave(second, &nobody);
 }
 
-#[test]
-fn who_receives_in_a_terminal_keeps_receiving_over_a_killed_server() {
+fn who_receives_in_a_terminal_keeps_receiving_over_a_killed_server(transport: Transport) {
     let mut server = Harkd::start();
     let states = [(); 2].map(|()| tempfile::tempdir().unwrap());
-    let mut amy = open(&server, &states[0]);
-    let mut bob = open(&server, &states[1]);
+    let mut amy = open(transport, &server, &states[0]);
+    let mut bob = open(transport, &server, &states[1]);
     amy.enter("create amy", "amy was created");
     amy.enter("create bob", "bob was created");
     amy.enter("connect amy", "you are amy");
@@ -127,11 +153,10 @@ fn who_receives_in_a_terminal_keeps_receiving_over_a_killed_server() {
     }
 }
 
-#[test]
-fn what_is_typed_ahead_of_the_prompt_is_carried_out_too() {
+fn what_is_typed_ahead_of_the_prompt_is_carried_out_too(transport: Transport) {
     let server = Harkd::start();
     let state = tempfile::tempdir().unwrap();
-    let mut terminal = open(&server, &state);
+    let mut terminal = open(transport, &server, &state);
     terminal.keys("create amy\rcreate bob\rsend bob one\rsend bob two\rconnect bob\r");
     terminal.wait_for("you are bob, 2 messages were waiting");
     terminal.wait_for("(nobody): two");
@@ -139,8 +164,9 @@ fn what_is_typed_ahead_of_the_prompt_is_carried_out_too() {
 }
 
 /// `hark`, with its state in a folder.
-fn command(server: &Harkd, state: &Path) -> Command {
+fn command(transport: Transport, server: &Harkd, state: &Path) -> Command {
     let mut command = hark(state);
+    command.envs(transport.iter().copied());
     command.env("HARK_SERVER", server.address().to_string());
     command
 }
@@ -166,8 +192,14 @@ fn without_numbers(line: &str) -> String {
 }
 
 #[track_caller]
-fn check_piped(server: &Harkd, state: &TempDir, code: i32, dialogue: &[(&str, &[&str])]) {
-    let mut child = start(command(server, state.path()));
+fn check_piped(
+    transport: Transport,
+    server: &Harkd,
+    state: &TempDir,
+    code: i32,
+    dialogue: &[(&str, &[&str])],
+) {
+    let mut child = start(command(transport, server, state.path()));
     let lines: Vec<&str> = dialogue.iter().map(|(line, _)| *line).collect();
     child.stdin.take().unwrap().write_all(lines.join("\n").as_bytes()).unwrap();
     let answers: Vec<&str> = dialogue.iter().flat_map(|(_, answers)| *answers).copied().collect();
@@ -176,8 +208,7 @@ fn check_piped(server: &Harkd, state: &TempDir, code: i32, dialogue: &[(&str, &[
     assert_eq!(ended, code);
 }
 
-#[test]
-fn the_transcript_in_a_pipe() {
+fn the_transcript_in_a_pipe(transport: Transport) {
     let mut server = Harkd::start();
     let states = [(); 2].map(|()| tempfile::tempdir().unwrap());
     let dialogue: &[(&str, &[&str])] = &[
@@ -190,12 +221,12 @@ fn the_transcript_in_a_pipe() {
         ("send user3 hello", &["ok"]),
         ("send user3 hello, again", &["ok"]),
     ];
-    check_piped(&server, &states[0], 1, dialogue);
+    check_piped(transport, &server, &states[0], 1, dialogue);
     let messages: &[&str] = &["ok 2", "message N user2 T hello", "message N user2 T hello, again"];
-    check_piped(&server, &states[1], 0, &[("connect user3", messages)]);
+    check_piped(transport, &server, &states[1], 0, &[("connect user3", messages)]);
 
     // The server is killed, and started again after the next line was piped.
-    let mut second = start(command(&server, states[0].path()));
+    let mut second = start(command(transport, &server, states[0].path()));
     let mut keys = second.stdin.take().unwrap();
     let mut lines = BufReader::new(second.stdout.take().unwrap()).lines().map(Result::unwrap);
     writeln!(keys, "send user3 later").unwrap();
@@ -206,7 +237,7 @@ fn the_transcript_in_a_pipe() {
     assert_eq!(lines.next().as_deref(), Some("ok"));
     drop(keys);
     assert_eq!((second.wait().unwrap().code(), lines.next()), (Some(0), None));
-    let mut third = start(command(&server, states[1].path()));
+    let mut third = start(command(transport, &server, states[1].path()));
     third.stdin.take().unwrap().write_all(b"connect user3").unwrap();
     let (code, mut said) = finish(third);
     // An ack that was lost with the server makes them more, and nothing twice.
@@ -221,15 +252,14 @@ fn the_transcript_in_a_pipe() {
         ("create user3", &["ok"]),
         ("connect user3", &["ok 0"]),
     ];
-    check_piped(&server, &states[1], 1, dialogue);
+    check_piped(transport, &server, &states[1], 1, dialogue);
 }
 
-#[test]
-fn the_transcript_as_commands() {
+fn the_transcript_as_commands(transport: Transport) {
     let mut server = Harkd::start();
     let states = [(); 2].map(|()| tempfile::tempdir().unwrap());
     let check = |server: &Harkd, state: &TempDir, words: &[&str], code: i32, expected: &[&str]| {
-        let mut command = command(server, state.path());
+        let mut command = command(transport, server, state.path());
         command.args(words);
         let (ended, said) = finish(start(command));
         assert_eq!(
@@ -249,13 +279,13 @@ fn the_transcript_as_commands() {
     check(&server, &states[1], &["listen", "--count", "2", "user3"], 0, &heard);
     check(&server, &states[0], &["send", "user3", "later"], 0, &["ok"]);
     server.kill();
-    let mut command = command(&server, states[0].path());
+    let mut command = command(transport, &server, states[0].path());
     command.args(["send", "user3", "meanwhile"]);
     let mut meanwhile = start(command);
     // It says so, and goes on trying.
     let mut complaint = String::new();
     BufReader::new(meanwhile.stderr.take().unwrap()).read_line(&mut complaint).unwrap();
-    assert!(complaint.contains("cannot reach"), "{complaint}");
+    assert!(complaint.contains("waiting for"), "{complaint}");
     let server = server.restart();
     assert_eq!(finish(meanwhile), (0, vec!["ok".to_owned()]));
     let heard = ["message N , T later", "message N , T meanwhile"];
@@ -276,8 +306,14 @@ const LINE_BYTES: usize = 2000;
 const KILLS_MIN: u64 = 10;
 
 /// What one listener has printed, by number.
-fn listen(server: &Harkd, state: &Path, left: u64, kill_after: u64) -> Vec<(u64, String)> {
-    let mut command = command(server, state);
+fn listen(
+    transport: Transport,
+    server: &Harkd,
+    state: &Path,
+    left: u64,
+    kill_after: u64,
+) -> Vec<(u64, String)> {
+    let mut command = command(transport, server, state);
     command.args(["listen", "--json", "--count", &left.to_string(), "bob"]);
     let mut child = start(command);
     let mut output = BufReader::new(child.stdout.take().unwrap());
@@ -307,8 +343,8 @@ fn text(n: u64) -> String {
     format!("{n} {}", "x".repeat(LINE_BYTES))
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn listeners_that_are_killed_print_everything_in_order_and_nothing_twice() {
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+async fn listeners_that_are_killed_print_everything_in_order_and_nothing_twice(transport: Transport) {
     let seed: u64 =
         std::env::var("HARK_SEED").map_or_else(|_| rand::rng().random(), |seed| seed.parse().unwrap());
     println!("seed {seed}; again with HARK_SEED={seed}");
@@ -327,7 +363,8 @@ async fn listeners_that_are_killed_print_everything_in_order_and_nothing_twice()
     while (printed.len() as u64) < MESSAGES {
         let left = MESSAGES - printed.len() as u64;
         let kill_after = random.random_range(1..=LINES_MAX);
-        let lines = tokio::task::block_in_place(|| listen(&server, state.path(), left, kill_after));
+        let lines =
+            tokio::task::block_in_place(|| listen(transport, &server, state.path(), left, kill_after));
         // The one line at the kill may come again, and nothing else.
         let is_again = lines.first().is_some_and(|first| printed.last() == Some(first));
         printed.extend(lines.into_iter().skip(usize::from(is_again)));

@@ -106,9 +106,12 @@ pub(crate) enum LinkError {
     #[cfg(feature = "grpc")]
     #[error("the server has ended the call: {0}")]
     Call(String),
+    #[cfg(feature = "grpc")]
+    #[error("the server does not speak this gRPC: {0}")]
+    NoGrpc(String),
     #[error("the server does not answer")]
     Silent,
-    #[error("the server has failed: {0}")]
+    #[error("the server cannot do it now: {0}")]
     Unavailable(String),
     #[error("the server refuses for now: {0}")]
     Refused(Refusal),

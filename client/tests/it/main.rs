@@ -16,10 +16,12 @@
     clippy::panic,
     reason = "a test fails by panicking"
 )]
+#![expect(clippy::duplicate_mod, reason = "the same tests over each transport")]
 
 mod chat;
 mod conversation;
 mod hark;
+mod not_grpc;
 mod one_shot;
 mod peer;
 mod piped;

@@ -31,6 +31,18 @@ fn a_refusal_is_one_line_and_exit_code_1() {
 }
 
 #[test]
+fn who_is_denied_as_nobody_is_told_of_as() {
+    let server = ChatServer::start();
+    server.chat.add("amy", Some("secret"));
+    let terminal = Terminal::at(&server);
+    let denied = terminal.run(&["delete", "amy"]);
+    assert_eq!(denied.code, Some(1));
+    assert!(denied.err.ends_with("; --as USER says who you are\n"), "{denied:?}");
+    let denied = terminal.run(&["delete", "--as", "amy", "amy"]);
+    assert!(denied.err.starts_with("hark: denied: ") && !denied.err.contains("--as"), "{denied:?}");
+}
+
+#[test]
 fn a_wrong_command_line_is_exit_code_2() {
     let server = ChatServer::start();
     let terminal = Terminal::at(&server);
@@ -168,7 +180,7 @@ fn a_server_that_cannot_be_reached_is_said_in_time() {
     assert!(start.elapsed().as_secs() < 5);
     assert_eq!((ran.code, ran.out.as_str()), (Some(3), ""));
     let lines: Vec<&str> = ran.err.lines().collect();
-    assert!(lines[0].starts_with(&format!("hark: cannot reach {}: ", terminal.server)), "{ran:?}");
+    assert!(lines[0].starts_with(&format!("hark: waiting for {}: ", terminal.server)), "{ran:?}");
     assert_eq!(lines[1], format!("hark: not sent: {} was not reached in 1 s", terminal.server));
 }
 
@@ -183,11 +195,11 @@ fn the_users_of_a_stopped_server_are_the_servers_business() {
         assert_eq!(without.code, Some(4));
         assert!(without.err.contains("harkd manages the accounts"), "{without:?}");
         let harkd = directory.path().join("harkd");
-        std::fs::write(&harkd, "#!/bin/sh\necho \"harkd $*\"\nexit 7\n").unwrap();
+        std::fs::write(&harkd, "#!/bin/sh\necho \"harkd $* $HARKD_PASSWORD\"\nexit 7\n").unwrap();
         make_executable(&harkd);
         let mut with = terminal.hark(["user", "add", "--store", "x", "amy", "--help"]);
-        let with = ran(with.env("PATH", directory.path()).output().unwrap());
-        assert_eq!((with.out.as_str(), with.code), ("harkd user add --store x amy --help\n", Some(7)));
+        let with = ran(with.env("PATH", directory.path()).env("HARK_PASSWORD", "secret").output().unwrap());
+        assert_eq!((with.out.as_str(), with.code), ("harkd user add --store x amy --help secret\n", Some(7)));
     }
 }
 

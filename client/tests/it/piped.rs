@@ -84,7 +84,7 @@ fn a_server_that_is_away_for_too_long_is_given_up() {
     let ran = pipe(command, "send bob x\nping\n");
     assert_eq!(ran.out, "notsent the client is closed\nnotsent the client is closed\n");
     assert_eq!(ran.code, Some(3));
-    assert!(ran.err.starts_with(&format!("hark: cannot reach {}: ", terminal.server)), "{}", ran.err);
+    assert!(ran.err.starts_with(&format!("hark: gave up waiting for {}: ", terminal.server)), "{}", ran.err);
 }
 
 #[test]

@@ -293,7 +293,9 @@ async fn a_text_over_the_largest_frame_is_refused_here_and_harms_no_other() {
     let (handle, _events, _peers, mut peer) = up().await;
     let large = handle.send(user("bob"), "x".repeat(70_000).into()).await.unwrap();
     let small = handle.send(user("bob"), "y".into()).await.unwrap();
-    assert!(matches!(large.await, Err(RequestError::Refused(refusal)) if refusal.code == Code::TooLarge));
+    let Err(RequestError::Refused(refusal)) = large.await else { panic!("it is too large") };
+    assert_eq!(refusal.code, Code::TooLarge);
+    assert!(refusal.explanation.contains("this server takes at most 65280"), "{refusal}");
     assert_eq!(peer.sent().await, (2, "y".to_owned()));
     peer.ok(2).await;
     small.await.unwrap();

@@ -32,7 +32,7 @@ impl Chat {
     /// account. One that has none proves nothing.
     ///
     /// # Errors
-    /// As [`Self::enter`].
+    /// [`Code::NoSuchUser`], [`Code::Denied`], [`Code::RateLimited`].
     pub async fn authenticate(
         &self,
         address: IpAddr,

@@ -18,8 +18,9 @@ use tokio::net::TcpStream;
 use crate::chat::{Chat, Control, Peer};
 use crate::store::Message;
 use grpc::Grpc;
-pub use grpc::{MayWatch, WatchLogs};
 use wire::{Framing, Wire};
+
+pub use grpc::{MayWatch, WatchLogs};
 
 /// Who is refused has this long to say which framing it speaks.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);

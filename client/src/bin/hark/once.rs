@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::pin::pin;
 
 use hark_client::{Handle, LinkState, RequestError};
-use hark_protocol::{Code, UserName};
+use hark_protocol::{Code, Refusal, UserName};
 
 use crate::args::Settings;
 use crate::command::{self, Command, Done, Secrets};
@@ -26,13 +26,27 @@ pub(crate) async fn run(
     let (handle, events) = setup::client(settings)?;
     // Nothing is received for who only logs in.
     drop(events);
+    let could_be_somebody = as_user.is_none() && takes_as(&command);
     if let Some(user) = as_user {
         attempt(settings, &handle, Command::Login(user), &secrets).await?;
     }
-    let done = attempt(settings, &handle, command, &secrets).await?;
+    let done = match attempt(settings, &handle, command, &secrets).await {
+        Err(Failure::Request(RequestError::Refused(refusal)))
+            if refusal.code == Code::Denied && could_be_somebody =>
+        {
+            let explanation = format!("{}; --as USER says who you are", refusal.explanation);
+            return Err(RequestError::from(Refusal::new(Code::Denied, explanation)).into());
+        }
+        done => done?,
+    };
     handle.close(settings.timeout).await;
     print(&done)?;
     Ok(Exit::Done)
+}
+
+/// Whether the command line of this command has `--as`.
+const fn takes_as(command: &Command) -> bool {
+    matches!(command, Command::Send(..) | Command::Delete(_) | Command::List(_))
 }
 
 fn print(done: &Done) -> Result<(), Failure> {
@@ -117,7 +131,7 @@ async fn say_when_down(settings: &Settings, handle: &Handle) -> std::convert::In
         && let LinkState::Down { reason, .. } = &*state
     {
         let seconds = settings.timeout.as_secs();
-        eprintln!("hark: cannot reach {}: {}; trying for {seconds} s", settings.server, escape(reason));
+        eprintln!("hark: waiting for {}: {}; giving up after {seconds} s", settings.server, escape(reason));
     }
     std::future::pending().await
 }

@@ -55,7 +55,7 @@ pub(crate) async fn run(settings: &Settings) -> Result<Exit, Failure> {
 async fn close_when_over(settings: &Settings, handle: &Handle, mut stop: signals::Stop) -> Infallible {
     tokio::select! {
         reason = unreachable(handle.link(), settings.timeout) => {
-            eprintln!("hark: cannot reach {}: {}", settings.server, escape(&reason));
+            eprintln!("hark: gave up waiting for {}: {}", settings.server, escape(&reason));
         }
         () = stop.received() => {}
     }

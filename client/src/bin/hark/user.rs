@@ -1,4 +1,5 @@
-//! `hark user …`: passed on to `harkd user …`, which knows the store.
+//! `hark user …`: passed on to `harkd user …`, which knows the store. A
+//! password that is given to the one is given to the other.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -11,6 +12,11 @@ pub(crate) fn run(arguments: Vec<OsString>) -> Result<Exit, Failure> {
     let program = beside_this_one().unwrap_or_else(|| "harkd".into());
     let mut command = Command::new(&program);
     command.arg("user").args(arguments);
+    if std::env::var_os("HARKD_PASSWORD").is_none()
+        && let Some(password) = std::env::var_os("HARK_PASSWORD").filter(|password| !password.is_empty())
+    {
+        command.env("HARKD_PASSWORD", password);
+    }
     let error = exec(&mut command)?;
     Err(Failure::local(match error.kind() {
         std::io::ErrorKind::NotFound => {

@@ -69,9 +69,13 @@ const STREAMS_MAX: u32 = 128;
 /// What a client may send on one call before it is read, in bytes.
 const STREAM_WINDOW_BYTES: u32 = 128 * 1024;
 
-/// What a client may send on one connection before it is read, in bytes: enough
-/// for all calls, so that one that is not read holds up no other.
-const CONNECTION_WINDOW_BYTES: u32 = STREAMS_MAX * STREAM_WINDOW_BYTES;
+/// What a client may send on one connection before it is read, in bytes. The
+/// windows of its calls add up to less, 16 MiB, so that one that is not read
+/// holds up no other. The rest is patience: `h2` adds up what each unread frame
+/// has less than 256 bytes, and closes a connection at half of this window.
+/// That is reached by tiny frames, and not by messages of 100 bytes on all
+/// calls.
+const CONNECTION_WINDOW_BYTES: u32 = 4 * STREAMS_MAX * STREAM_WINDOW_BYTES;
 
 /// What is written to a call and not taken by the connection yet, in bytes at
 /// most. What the client does not take stays in the store.
