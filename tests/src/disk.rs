@@ -80,7 +80,18 @@ impl SmallDisk {
         }
     }
 
-    /// Gives back what [`Self::fill`] has taken.
+    /// Takes so many MiB of it away.
+    ///
+    /// # Panics
+    /// Where there are fewer.
+    pub fn take(&self, mib: u32) {
+        let mut file = File::create(self.filler()).unwrap();
+        for _ in 0..mib {
+            file.write_all(&[0; 1 << 20]).unwrap();
+        }
+    }
+
+    /// Gives back what [`Self::fill`] or [`Self::take`] has taken.
     ///
     /// # Panics
     /// Where it was not filled.

@@ -5,7 +5,8 @@ use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, OnceLock, mpsc};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 
 use tempfile::TempDir;
@@ -33,6 +34,15 @@ pub struct Harkd {
     builder: HarkdBuilder,
     /// Removed after the last server that used it.
     _folder: Option<Arc<TempDir>>,
+}
+
+/// A server that has ended before it listened.
+#[derive(Debug)]
+pub struct Refusal {
+    /// How it has ended.
+    pub status: ExitStatus,
+    /// All that it said.
+    pub log: String,
 }
 
 impl HarkdBuilder {
@@ -71,6 +81,17 @@ impl HarkdBuilder {
     /// Where it does not start: with what it said.
     #[must_use]
     pub fn start(self) -> Harkd {
+        self.try_start().unwrap_or_else(|refusal| panic!("harkd did not start: {refusal:?}"))
+    }
+
+    /// Starts it and waits until it listens, or has ended.
+    ///
+    /// # Errors
+    /// How it has ended without listening, and what it said.
+    ///
+    /// # Panics
+    /// Where it does neither in time.
+    pub fn try_start(self) -> Result<Harkd, Refusal> {
         match self.store {
             Some(_) => launch(self, "127.0.0.1:0", None),
             None => {
@@ -153,6 +174,7 @@ impl Harkd {
         let (builder, address, folder) = (self.builder.clone(), self.address, self._folder.clone());
         drop(self);
         launch(builder, &address.to_string(), folder)
+            .unwrap_or_else(|refusal| panic!("harkd did not start again: {refusal:?}"))
     }
 
     /// Kills it (SIGKILL), and waits until it is gone. By then the log is whole.
@@ -344,7 +366,7 @@ fn build() -> PathBuf {
     test.parent().and_then(Path::parent).expect("the folder of the profile").to_owned()
 }
 
-fn launch(builder: HarkdBuilder, listen: &str, folder: Option<Arc<TempDir>>) -> Harkd {
+fn launch(builder: HarkdBuilder, listen: &str, folder: Option<Arc<TempDir>>) -> Result<Harkd, Refusal> {
     let harkd = binary("harkd");
     let mut words = builder.wrapper.iter().map(OsStr::new).chain([harkd.as_os_str()]);
     let mut command = Command::new(words.next().expect("at least harkd"));
@@ -369,12 +391,20 @@ fn launch(builder: HarkdBuilder, listen: &str, folder: Option<Arc<TempDir>>) -> 
             log.push('\n');
         }
     });
-    let Ok(address) = receiver.recv_timeout(PATIENCE) else {
-        drop(child.kill());
-        drop(child.wait());
-        panic!("harkd did not start; it said:\n{}", log.lock().unwrap());
-    };
-    Harkd { child, address, log, reader: Some(reader), builder, _folder: folder }
+    match receiver.recv_timeout(PATIENCE) {
+        Ok(address) => Ok(Harkd { child, address, log, reader: Some(reader), builder, _folder: folder }),
+        Err(RecvTimeoutError::Disconnected) => {
+            let status = child.wait().unwrap();
+            reader.join().unwrap();
+            let log = log.lock().unwrap().clone();
+            Err(Refusal { status, log })
+        }
+        Err(RecvTimeoutError::Timeout) => {
+            drop(child.kill());
+            drop(child.wait());
+            panic!("harkd did not start in time; it said:\n{}", log.lock().unwrap());
+        }
+    }
 }
 
 /// The address in `… listening … address=127.0.0.1:1234`, or its JSON form.

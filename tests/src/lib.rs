@@ -14,7 +14,7 @@ mod wire;
 
 pub use classic::Classic;
 pub use disk::SmallDisk;
-pub use harkd::{Harkd, HarkdBuilder, binary, hark, harkd};
+pub use harkd::{Harkd, HarkdBuilder, Refusal, binary, hark, harkd};
 pub use terminal::Terminal;
 pub use wire::{Wire, name, send};
 

@@ -151,6 +151,69 @@ async fn a_server_that_is_killed_on_a_full_disk_has_lost_nothing() {
     assert_eq!(read(&server, "bob").await, sender.answered);
 }
 
+#[tokio::test]
+async fn a_server_that_cannot_start_on_a_full_disk_says_so_and_starts_when_there_is_room() {
+    let disk = SmallDisk::new(DISK_MIB);
+    let mut server = on(&disk);
+    Wire::connect(server.address()).await.create("bob").await;
+    let mut sender = Sender::default();
+    assert!(sender.burst(&server).await);
+    server.kill();
+    disk.fill();
+    for _ in 0..2 {
+        let start = Harkd::builder().run_by(disk.enter()).store(disk.path().join("store")).try_start();
+        let refusal = start.expect_err("a start after an unclean end needs room");
+        assert_eq!(refusal.status.code(), Some(1), "{refusal:?}");
+        let line = refusal.log.lines().last().unwrap();
+        assert!(line.starts_with("harkd: ") && line.contains("No space left on device"), "{line}");
+        assert!(!refusal.log.contains("panic"), "{refusal:?}");
+    }
+    disk.free();
+    let server = server.restart();
+    recover(&mut sender, &server).await;
+    assert_eq!(read(&server, "bob").await, sender.answered);
+}
+
+#[tokio::test]
+async fn a_disk_that_the_store_itself_has_filled_loses_nothing_and_is_used_again_when_there_is_room() {
+    let disk = SmallDisk::new(240);
+    // As much as a copy of the journals needs.
+    disk.take(130);
+    let folder = disk.path().join("store");
+    let server = Harkd::builder().arg("--max-frame=16777215").run_by(disk.enter()).store(folder).start();
+    let mut wire = Wire::connect(server.address()).await;
+    wire.create("bob").await;
+    // Far more than is kept in memory: files are written and merged meanwhile.
+    let large = |n: usize| format!("{n}:{}", "x".repeat(3 << 20));
+    let mut answered = 0;
+    loop {
+        match wire.ask(send("bob", &large(answered))).await {
+            Reply::Ok(_) => answered += 1,
+            reply if is_unavailable(&reply) => break,
+            other => panic!("{other:?}"),
+        }
+        assert!(answered < 100, "more than the disk holds");
+    }
+    assert!(answered > 10, "only {answered}");
+    wire.ping().await;
+    wire.ok(Request::Login { user: name("bob"), password: None }).await;
+    disk.free();
+    let goes_on = async {
+        while is_unavailable(&wire.ask(Request::Create { user: name("amy"), password: None }).await) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(PATIENCE, goes_on).await.expect("the server does not go on");
+    wire.sent("bob", "after it").await;
+    let server = server.kill_and_restart();
+    assert!(!server.log().contains("panic"), "{}", server.log());
+    let mut texts = read(&server, "bob").await;
+    assert_eq!(texts.pop().unwrap(), "after it");
+    // The one that was answered `unavailable` may have been stored, at the end.
+    assert!(texts.len() == answered || texts.len() == answered + 1, "{} of {answered}", texts.len());
+    assert!(texts.iter().enumerate().all(|(n, text)| *text == large(n)));
+}
+
 /// A finished system call.
 #[derive(Debug)]
 struct Call {

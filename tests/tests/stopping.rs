@@ -235,12 +235,12 @@ fn a_folder_that_is_no_store_is_refused_and_left_alone() {
 }
 
 #[test]
-fn a_store_of_an_unknown_format_is_refused() {
+fn a_store_of_a_newer_format_is_refused() {
     let mut server = Harkd::start();
     server.signal("TERM");
     assert!(server.wait().success());
     fs::write(server.store().join("FORMAT"), "hark store 99\n").unwrap();
-    check_refusal(&mut harkd_on(server.store()), &["unknown format", "hark store 99", "version"]);
+    check_refusal(&mut harkd_on(server.store()), &["the format 99", "none above 1", "newer version"]);
 }
 
 #[test]

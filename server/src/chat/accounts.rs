@@ -5,12 +5,12 @@
 
 use std::net::IpAddr;
 
-use hark_protocol::{Code, OkFields, Password, Reply, UserName};
+use hark_protocol::{Code, OkFields, Password, Reply, Sequence, UserName};
 use tokio::time::Instant;
 
 use super::replies::{LOGIN_FIRST, exists, no_such_user};
 use super::{Chat, Fault};
-use crate::store::{Account, AccountEntry, Created, PasswordHash, Pending, Receiver};
+use crate::store::{Account, AccountEntry, Created, PasswordHash, Pending, ReadLimit, Receiver};
 
 impl Chat {
     /// Enters an account from `address`.
@@ -58,6 +58,10 @@ impl Chat {
         password: Option<Password>,
     ) -> Result<Receiver, Fault> {
         let account = self.enter(address, user, password).await?;
+        // Where not even the first message can be read, whoever asks for it is
+        // told. Before it takes over: after that nothing may come in between.
+        let first = ReadLimit { messages: 1, bytes: 0 };
+        self.store.read(&account, Sequence(0), first).await?;
         match self.store.receive(&account).await? {
             Some(receiver) => Ok(receiver),
             None => Fault::refused(Code::NoSuchUser, format!("there is no user {} any more", account.name)),

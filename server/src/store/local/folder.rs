@@ -6,6 +6,8 @@
 //! | `LOCK` | locked by the process that has the store open |
 //! | `COMMITS` | how many commits are known to be durable, see [`CommitsFile`] |
 //! | `engine/` | what the storage engine keeps; it appears whole or not at all |
+//! | `engine.rebuilt/` | one that takes its place where it was damaged, without `engine/` a whole one |
+//! | `engine.damaged/` | the one whose place was taken |
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Write as _};
@@ -14,9 +16,14 @@ use std::path::{Path, PathBuf};
 
 const FORMAT: &str = "FORMAT";
 const FORMAT_LINE: &str = "hark store 1\n";
+const FORMAT_NAME: &str = "hark store ";
+/// The version in [`FORMAT_LINE`].
+const FORMAT_VERSION: u32 = 1;
 const LOCK: &str = "LOCK";
 const COMMITS: &str = "COMMITS";
 const ENGINE: &str = "engine";
+const REPLACEMENT: &str = "engine.rebuilt";
+const DAMAGED: &str = "engine.damaged";
 
 /// Why a store cannot be opened. Each is one line that says what is wrong and
 /// what to do about it.
@@ -28,16 +35,17 @@ pub enum OpenError {
     /// There are files in the folder, and they are no store.
     #[error("the folder {} is not empty and holds no store; choose an empty or a new folder", .0.display())]
     NotAStore(PathBuf),
-    /// The store was written by another version of the program.
-    #[error("the store {} has the unknown format {found:?}; open it with the version that wrote it", path.display())]
-    UnknownFormat {
+    /// The store was written by a newer version of the program.
+    #[error("the store {} has the format {found}, and this version knows none above {FORMAT_VERSION}; open it with the newer version that wrote it", path.display())]
+    NewerFormat {
         /// The folder.
         path: PathBuf,
-        /// What its `FORMAT` says.
-        found: String,
+        /// The version of its format.
+        found: u32,
     },
-    /// Something that was on stable storage is not there any more.
-    #[error("the store {} is damaged: {what}; restore it from a backup, or accept the loss", path.display())]
+    /// Something that was on stable storage is not there any more, and the
+    /// store can go on without it.
+    #[error("the store {} is damaged: {what}; restore it from a backup, or go on with what is left by --accept-data-loss", path.display())]
     Damaged {
         /// The folder.
         path: PathBuf,
@@ -46,8 +54,17 @@ pub enum OpenError {
         /// Commits that were durable and are missing, where that is known.
         lost: Option<u64>,
     },
+    /// A file without which nothing of it can be read is missing, or is not
+    /// what was written there.
+    #[error("the store {} is damaged: {what}; restore it from a backup", path.display())]
+    Ruined {
+        /// The folder.
+        path: PathBuf,
+        /// What is wrong with which file.
+        what: String,
+    },
     /// A file cannot be read or written.
-    #[error("the store {} cannot be opened; check the disk and the permissions", path.display())]
+    #[error("{}, which the store needs, cannot be read or written; check the disk and the permissions", path.display())]
     Io {
         /// The folder, or what is in it.
         path: PathBuf,
@@ -79,7 +96,7 @@ impl Folder {
         // Nothing is written into a folder that may be somebody else's.
         let known = read_format(path)?;
         if !known && !is_free(path).map_err(io)? {
-            return Err(OpenError::NotAStore(path.to_owned()));
+            return Err(unknown(path));
         }
         let lock = lock(path)?;
         if !read_format(path)? {
@@ -98,6 +115,47 @@ impl Folder {
         self.path.join(ENGINE)
     }
 
+    /// Whether the engine has a folder.
+    pub(super) fn has_engine(&self) -> Result<bool, OpenError> {
+        let path = self.engine();
+        match fs::metadata(&path) {
+            Ok(metadata) if metadata.is_dir() => Ok(true),
+            Ok(_) => Err(self.ruined(format!("{ENGINE} is no folder"))),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => self.has_replacement(),
+            Err(source) => Err(OpenError::Io { path, source }),
+        }
+    }
+
+    /// Finishes what [`Self::replace_engine`] was kept from.
+    fn has_replacement(&self) -> Result<bool, OpenError> {
+        match fs::rename(self.path.join(REPLACEMENT), self.engine()).and_then(|()| sync_folder(&self.path)) {
+            Ok(()) => Ok(true),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(source) => Err(OpenError::Io { path: self.engine(), source }),
+        }
+    }
+
+    /// Puts another engine, which `make` makes, in the place of the one that is
+    /// there and that is kept beside. It happens wholly or not at all.
+    pub(super) fn replace_engine(
+        &self,
+        make: impl FnOnce(&Path) -> Result<(), OpenError>,
+    ) -> Result<(), OpenError> {
+        let io = |source| OpenError::Io { path: self.engine(), source };
+        let (replacement, kept) = (self.path.join(REPLACEMENT), self.path.join(DAMAGED));
+        for left in [&replacement, &kept] {
+            if left.try_exists().map_err(io)? {
+                fs::remove_dir_all(left).map_err(io)?;
+            }
+        }
+        make(&replacement)?;
+        sync_folder(&self.path).map_err(io)?;
+        fs::rename(self.engine(), &kept).map_err(io)?;
+        tracing::warn!(engine = %kept.display(), "the damaged engine is kept");
+        fs::rename(&replacement, self.engine()).map_err(io)?;
+        sync_folder(&self.path).map_err(io)
+    }
+
     /// Makes the engine's folder so that it appears whole or not at all:
     /// `make` fills another one, which is renamed.
     pub(super) fn make_engine(
@@ -114,9 +172,14 @@ impl Folder {
         sync_folder(&self.path).map_err(io)
     }
 
+    /// Where the count of durable commits is kept.
+    pub(super) fn commits_path(&self) -> PathBuf {
+        self.path.join(COMMITS)
+    }
+
     /// The count of durable commits, or `None` where none was ever kept.
     pub(super) fn commits(&self) -> Result<Option<CommitsFile>, OpenError> {
-        let path = self.path.join(COMMITS);
+        let path = self.commits_path();
         match OpenOptions::new().read(true).write(true).open(&path) {
             Ok(file) => Ok(Some(CommitsFile { file })),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -126,7 +189,7 @@ impl Folder {
 
     /// Begins to count durable commits, or begins anew.
     pub(super) fn make_commits(&self, commits: Commits) -> Result<CommitsFile, OpenError> {
-        let path = self.path.join(COMMITS);
+        let path = self.commits_path();
         let io = |source| OpenError::Io { path: path.clone(), source };
         write_synced(&self.path, COMMITS, &commits.encode()).map_err(io)?;
         let file = OpenOptions::new().read(true).write(true).open(&path).map_err(io)?;
@@ -136,6 +199,11 @@ impl Folder {
     /// A loss, for whoever opens the store.
     pub(super) fn damaged(&self, what: impl Into<String>, lost: Option<u64>) -> OpenError {
         OpenError::Damaged { path: self.path.clone(), what: what.into(), lost }
+    }
+
+    /// The loss of everything, for whoever opens the store.
+    pub(super) fn ruined(&self, what: impl Into<String>) -> OpenError {
+        OpenError::Ruined { path: self.path.clone(), what: what.into() }
     }
 }
 
@@ -200,15 +268,31 @@ impl Commits {
 
 /// Whether there is a store of the known format.
 fn read_format(path: &Path) -> Result<bool, OpenError> {
-    match fs::read(path.join(FORMAT)) {
+    let file = path.join(FORMAT);
+    match fs::read(&file) {
         Ok(line) if line == FORMAT_LINE.as_bytes() => Ok(true),
-        Ok(line) => {
-            let found = String::from_utf8_lossy(&line).chars().take(40).collect::<String>();
-            Err(OpenError::UnknownFormat { path: path.to_owned(), found: found.trim_end().to_owned() })
-        }
+        Ok(line) => Err(match version_in(&line) {
+            Some(found) if found > FORMAT_VERSION => OpenError::NewerFormat { path: path.to_owned(), found },
+            _ => OpenError::Ruined {
+                path: path.to_owned(),
+                what: format!("{FORMAT} is not what was written there"),
+            },
+        }),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(source) => Err(OpenError::Io { path: path.to_owned(), source }),
+        Err(source) => Err(OpenError::Io { path: file, source }),
     }
+}
+
+fn version_in(line: &[u8]) -> Option<u32> {
+    std::str::from_utf8(line).ok()?.strip_prefix(FORMAT_NAME)?.strip_suffix('\n')?.parse().ok()
+}
+
+/// What a folder is that has files but no `FORMAT`.
+fn unknown(path: &Path) -> OpenError {
+    if [COMMITS, ENGINE].iter().all(|name| path.join(name).exists()) {
+        return OpenError::Ruined { path: path.to_owned(), what: format!("{FORMAT} is gone") };
+    }
+    OpenError::NotAStore(path.to_owned())
 }
 
 /// Whether there is nothing in a folder but what a start leaves behind that was

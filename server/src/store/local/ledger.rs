@@ -74,12 +74,11 @@ impl Ledger {
                 (a.name, Inbox { incarnation, password, head: a.head, tail: a.tail, feed: None })
             })
             .collect();
-        let living_messages: u64 = inboxes.values().map(Inbox::queued_messages).sum();
-        let dead_messages = loaded.stored_messages.saturating_sub(living_messages);
+        let living_bytes = inboxes.values().map(|inbox| inbox.cost_between(inbox.head, inbox.tail)).sum();
         Self {
             config,
-            living_bytes: inboxes.values().map(|inbox| inbox.cost_between(inbox.head, inbox.tail)).sum(),
-            dead_bytes: dead_messages * MESSAGE_BYTES,
+            living_bytes,
+            dead_bytes: loaded.message_bytes.saturating_sub(living_bytes),
             inboxes,
             sessions,
             numbers: Numbers { next: loaded.reserved, reserved: loaded.reserved },

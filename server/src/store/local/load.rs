@@ -21,8 +21,8 @@ pub(super) struct Loaded {
     pub(super) sessions: Vec<(SessionToken, Outcomes)>,
     /// The bound up to which numbers may have been given out.
     pub(super) reserved: u64,
-    /// Messages in the engine, dead ones included, more or less.
-    pub(super) stored_messages: u64,
+    /// Bytes of the messages in the engine, dead ones included, more or less.
+    pub(super) message_bytes: u64,
 }
 
 /// An account and its inbox.
@@ -45,7 +45,7 @@ pub(super) fn open(opener: &dyn Opener) -> Result<(Box<dyn Engine>, Loaded), Ope
     let engine = opener.open()?;
     let loader = Loader { reader: &*engine.reader(), opener };
     let mut loaded = loader.load()?;
-    loaded.stored_messages = engine.stored_messages();
+    loaded.message_bytes = engine.message_bytes();
     Ok((engine, loaded))
 }
 
@@ -73,8 +73,20 @@ impl Loader<'_> {
         let meta = self.all(Table::Meta, |key, value| {
             Ok(if key == RESERVED_KEY { record::decode_number(key, value)? } else { 0 })
         })?;
-        let reserved = meta.into_iter().max().unwrap_or(0);
-        Ok(Loaded { accounts: accounts.collect(), sessions, reserved, stored_messages: 0 })
+        let accounts: Vec<_> = accounts.collect();
+        let reserved = self.reserved(meta.into_iter().max().unwrap_or(0), &accounts)?;
+        Ok(Loaded { accounts, sessions, reserved, message_bytes: 0 })
+    }
+
+    /// The bound up to which numbers may have been given out: `kept`, unless
+    /// something has a higher one.
+    fn reserved(&self, kept: u64, accounts: &[LoadedAccount]) -> Result<u64, OpenError> {
+        let used = accounts.iter().map(|account| account.incarnation.max(account.tail.sequence.0)).max();
+        let used = used.unwrap_or(0);
+        if used > kept {
+            self.accept("the bound of its numbers is gone".to_owned())?;
+        }
+        Ok(kept.max(used))
     }
 
     /// Every record of a table. One that is damaged is an error, unless loss is
@@ -94,16 +106,20 @@ impl Loader<'_> {
             ControlFlow::Continue(())
         });
         visited.map_err(|error| self.failed(error))?;
-        if damaged == 0 {
-            return Ok(records);
+        if damaged > 0 {
+            self.accept(format!("{damaged} of its {table:?} cannot be read"))?;
         }
-        let what = format!("{damaged} of its {table:?} cannot be read");
+        Ok(records)
+    }
+
+    /// Refuses what is damaged, unless the loss is accepted.
+    fn accept(&self, what: String) -> Result<(), OpenError> {
         let error = OpenError::Damaged { path: self.opener.path().to_owned(), what, lost: None };
         if !self.opener.accepts_data_loss() {
             return Err(error);
         }
         tracing::warn!("{error}: accepted");
-        Ok(records)
+        Ok(())
     }
 
     /// The last message of each account that has one. Goes from account to

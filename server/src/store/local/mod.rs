@@ -144,7 +144,7 @@ impl LocalStore {
         let shared = Arc::new(Shared {
             queue: Arc::default(),
             directory: Directory::default(),
-            readers: Readers::new(Arc::clone(&live)),
+            readers: Readers::new(Arc::clone(&live), config.accept_data_loss),
             live,
         });
         let path = opener.path().to_owned();

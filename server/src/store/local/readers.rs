@@ -7,7 +7,7 @@ use hark_protocol::Sequence;
 
 use super::engine::{EngineError, Fate, Live, Reader, Table};
 use super::record::{self, Damaged};
-use crate::store::{Account, Message, Page, ReadLimit, Unavailable};
+use crate::store::{Account, Page, ReadLimit, Unavailable};
 
 /// What reads the engine, while it is open.
 #[derive(Debug)]
@@ -17,12 +17,14 @@ pub(super) struct Readers {
     // threads that may block. The engine is let go when all have left.
     reader: RwLock<Option<Box<dyn Reader>>>,
     live: Arc<Live>,
+    accept_data_loss: bool,
 }
 
 impl Readers {
-    /// There is nothing to read yet.
-    pub(super) fn new(live: Arc<Live>) -> Self {
-        Self { reader: RwLock::default(), live }
+    /// There is nothing to read yet. A message that is damaged is left out if
+    /// the loss is accepted, and cannot be passed otherwise.
+    pub(super) fn new(live: Arc<Live>, accept_data_loss: bool) -> Self {
+        Self { reader: RwLock::default(), live, accept_data_loss }
     }
 
     /// Replaces what reads, once nobody uses the former any more.
@@ -44,43 +46,68 @@ impl Readers {
             Fate::Dead => return Ok(Page { messages: Vec::new(), complete: true }),
             Fate::After(cursor) => cursor,
         };
-        scan(reader, account, after.0.max(cursor), limit).map_err(|error| {
-            tracing::error!(%error, account = %account.name, "messages cannot be read");
-            Unavailable
-        })
+        let mut scan =
+            Scan { account, limit, accept_data_loss: self.accept_data_loss, page: Page::default() };
+        let read = scan.read(reader, after.0.max(cursor));
+        let page = scan.page;
+        match read {
+            Ok(()) => Ok(page),
+            // What comes before can be had; the next read begins at the damage.
+            Err(_) if !page.messages.is_empty() => Ok(Page { complete: false, ..page }),
+            Err(error) => {
+                tracing::error!(%error, account = %account.name, "messages cannot be read");
+                Err(Unavailable)
+            }
+        }
     }
 }
 
-fn scan(reader: &dyn Reader, account: &Account, after: u64, limit: ReadLimit) -> Result<Page, EngineError> {
-    let mut page = Page { messages: Vec::new(), complete: true };
-    let mut bytes = 0;
-    let from = record::message_key(account.incarnation, after.saturating_add(1));
-    reader.ascend(Table::Messages, &from, &mut |key, value| {
-        if !is_of(account, key) {
-            return ControlFlow::Break(());
+/// One page, while it is being read.
+struct Scan<'a> {
+    account: &'a Account,
+    limit: ReadLimit,
+    accept_data_loss: bool,
+    page: Page,
+}
+
+impl Scan<'_> {
+    fn read(&mut self, reader: &dyn Reader, after: u64) -> Result<(), EngineError> {
+        let from = record::message_key(self.account.incarnation, after.saturating_add(1));
+        let (mut bytes, mut damaged) = (0, None);
+        self.page.complete = true;
+        reader.ascend(Table::Messages, &from, &mut |key, value| {
+            if !is_of(self.account, key) {
+                return ControlFlow::Break(());
+            }
+            let message = match record::decode_message(key, value) {
+                Ok(message) => message,
+                Err(error) => return self.meet(error, key, &mut damaged),
+            };
+            bytes += message.text.len();
+            let is_full = self.page.messages.len() >= self.limit.messages
+                || (bytes > self.limit.bytes && !self.page.messages.is_empty());
+            if is_full {
+                self.page.complete = false;
+                return ControlFlow::Break(());
+            }
+            self.page.messages.push(Arc::new(message));
+            ControlFlow::Continue(())
+        })?;
+        damaged.map_or(Ok(()), |error| Err(EngineError::new(error)))
+    }
+
+    /// A damaged message is left out, or nothing after it can be had.
+    fn meet(&self, error: Damaged, key: &[u8], damaged: &mut Option<Damaged>) -> ControlFlow<()> {
+        let sequence = record::parse_message_key(key).map_or(0, |(_, sequence)| sequence);
+        tracing::error!(account = %self.account.name, sequence, "a message is damaged");
+        if self.accept_data_loss {
+            return ControlFlow::Continue(());
         }
-        let Some(message) = decode(account, key, value) else { return ControlFlow::Continue(()) };
-        bytes += message.text.len();
-        if page.messages.len() >= limit.messages || (bytes > limit.bytes && !page.messages.is_empty()) {
-            page.complete = false;
-            return ControlFlow::Break(());
-        }
-        page.messages.push(Arc::new(message));
-        ControlFlow::Continue(())
-    })?;
-    Ok(page)
+        *damaged = Some(error);
+        ControlFlow::Break(())
+    }
 }
 
 fn is_of(account: &Account, key: &[u8]) -> bool {
     record::parse_message_key(key).is_ok_and(|(incarnation, _)| incarnation == account.incarnation)
-}
-
-/// A message, unless it is damaged: then the others can be had all the same.
-fn decode(account: &Account, key: &[u8], value: &[u8]) -> Option<Message> {
-    let message = record::decode_message(key, value);
-    if message == Err(Damaged) {
-        let sequence = record::parse_message_key(key).map_or(0, |(_, sequence)| sequence);
-        tracing::error!(account = %account.name, sequence, "a message is damaged and is left out");
-    }
-    message.ok()
 }

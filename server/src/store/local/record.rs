@@ -11,7 +11,7 @@
 //! | accounts | the name | incarnation, then the password hash as text, where there is one |
 //! | cursors | incarnation u64 big endian | sequence, messages, bytes: everything up to there is forgotten |
 //! | sessions | the token | highest id, then for each run of ids with one outcome: ids between the run before and this one, length, outcome as u8 (0: stored, else 1 + the place in [`Code::ALL`]) |
-//! | meta | `reserved` or `commits` | the number |
+//! | meta | `reserved`, `commits` or `number` | the number |
 //!
 //! Numbers without a type are LEB128: seven bits a byte, the lowest first.
 
@@ -26,6 +26,9 @@ pub(super) const RESERVED_KEY: &[u8] = b"reserved";
 
 /// Where the number of commits is kept.
 pub(super) const COMMITS_KEY: &[u8] = b"commits";
+
+/// Where the least number that the engine can give to a commit is kept.
+pub(super) const NUMBER_KEY: &[u8] = b"number";
 
 const CRC_BYTES: usize = 4;
 

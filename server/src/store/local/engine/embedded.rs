@@ -6,11 +6,15 @@
 //! - It takes what it finds in its journals for durable, and for all there was.
 //!   So [`journal`] checks them before the engine sees them, and each commit
 //!   carries a count, which is compared with the one in [`CommitsFile`].
+//! - It makes anew what it misses, and deletes what it does not know. So
+//!   [`inventory`] checks that everything is there, and is what was written.
 //! - A commit waits, without end, for workers that a full disk has killed. So
 //!   nothing is committed while they lag behind; see [`FjallEngine::catch_up`].
 
 mod filter;
+mod inventory;
 mod journal;
+mod rebuild;
 
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -25,7 +29,7 @@ use self::filter::{Compaction, DeadMessages};
 use super::{Batch, Durability, Engine, EngineError, Live, Opener, Reader, Table, Visit};
 use crate::store::local::OpenError;
 use crate::store::local::folder::{Commits, CommitsFile, Folder};
-use crate::store::local::record::{self, COMMITS_KEY};
+use crate::store::local::record::{self, COMMITS_KEY, NUMBER_KEY};
 
 /// The filter for what the engine logs. That is for its own authors, such as an
 /// error where a merge gave way to commits; the store says what matters of it.
@@ -71,6 +75,8 @@ pub(in crate::store::local) struct EmbeddedOpener {
 struct FjallEngine {
     // Before the tables, which it uses: fields are dropped in this order.
     compaction: Compaction,
+    /// A merge was ended early, and is to begin again.
+    merge_owed: bool,
     tables: Tables,
     commits: u64,
     file: Arc<CommitsFile>,
@@ -100,10 +106,10 @@ impl EmbeddedOpener {
     /// The count of durable commits. Where there is no engine yet, it is made.
     fn prepare(&self) -> Result<(CommitsFile, Commits), OpenError> {
         let none = Commits { durable: 0, clean: false };
-        let has_engine = self.folder.engine().is_dir();
+        let has_engine = self.folder.has_engine()?;
         let (file, commits) = match self.folder.commits()? {
             Some(file) => {
-                let commits = file.read().map_err(|source| self.io(source))?;
+                let commits = file.read().map_err(|source| self.commits_error(source))?;
                 if commits.is_none() {
                     self.accept("the count of its commits is garbled", None)?;
                 }
@@ -126,6 +132,23 @@ impl EmbeddedOpener {
         Ok((file, commits))
     }
 
+    /// Replaces an engine that cannot be read everywhere by one with what can.
+    fn rebuild(&self, damaged: &str) -> Result<(), OpenError> {
+        // Nobody is known to live, so that nothing is left out by a merge.
+        let (live, compaction) = (Arc::<Live>::default(), Compaction::default());
+        let from = open_tables(&self.folder.engine(), &live, &compaction);
+        let from = from.map_err(|error| {
+            tracing::error!(error = &error as &dyn std::error::Error, "nothing of it can be read");
+            self.folder.ruined(damaged)
+        })?;
+        self.folder.replace_engine(|path| {
+            let to = open_tables(path, &live, &compaction)?;
+            rebuild::copy(&from, &to).map_err(|error| self.engine(error))?;
+            drop((from, to));
+            Ok(())
+        })
+    }
+
     /// Refuses to open what is damaged, unless that is accepted.
     fn accept(&self, what: impl Into<String>, lost: Option<u64>) -> Result<(), OpenError> {
         let damaged = self.folder.damaged(what, lost);
@@ -136,8 +159,8 @@ impl EmbeddedOpener {
         Err(damaged)
     }
 
-    fn io(&self, source: std::io::Error) -> OpenError {
-        OpenError::Io { path: self.folder.path().to_owned(), source }
+    fn commits_error(&self, source: std::io::Error) -> OpenError {
+        OpenError::Io { path: self.folder.commits_path(), source }
     }
 
     fn engine(&self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> OpenError {
@@ -159,14 +182,23 @@ impl EmbeddedOpener {
 impl Opener for EmbeddedOpener {
     fn open(&self) -> Result<Box<dyn Engine>, OpenError> {
         let (file, known) = self.prepare()?;
-        let damaged =
-            journal::check(&self.folder.engine(), !known.clean).map_err(|source| self.io(source))?;
-        if damaged > 0 {
-            self.accept(format!("{damaged} of its journals cannot be read to the end"), None)?;
-            journal::check(&self.folder.engine(), true).map_err(|source| self.io(source))?;
+        let damaged = journal::check(&self.folder.engine(), !known.clean)?;
+        if !damaged.is_empty() {
+            self.accept(damaged.join(", "), None)?;
+        }
+        let unreadable = inventory::check(&self.folder)?;
+        if !unreadable.is_empty() {
+            self.accept(unreadable.join(", "), None)?;
+        }
+        if !known.clean || !damaged.is_empty() {
+            journal::write_anew(&self.folder.engine())?;
+        }
+        if !unreadable.is_empty() {
+            self.rebuild(&unreadable.join(", "))?;
         }
         // From here on it takes a close in order to be clean again.
-        file.write_synced(Commits { clean: false, ..known }).map_err(|source| self.io(source))?;
+        let unclean = Commits { clean: false, ..known };
+        file.write_synced(unclean).map_err(|source| self.commits_error(source))?;
         let compaction = Compaction::default();
         let tables = open_tables(&self.folder.engine(), &self.live, &compaction)?;
         let commits = self.count(&tables)?;
@@ -174,8 +206,9 @@ impl Opener for EmbeddedOpener {
             let lost = known.durable - commits;
             self.accept(format!("its last {lost} commits are gone"), Some(lost))?;
         }
-        file.write_synced(Commits { durable: commits, clean: false }).map_err(|source| self.io(source))?;
-        Ok(Box::new(FjallEngine { compaction, tables, commits, file: Arc::new(file) }))
+        let unclean = Commits { durable: commits, clean: false };
+        file.write_synced(unclean).map_err(|source| self.commits_error(source))?;
+        Ok(Box::new(FjallEngine { compaction, merge_owed: false, tables, commits, file: Arc::new(file) }))
     }
 
     fn path(&self) -> &Path {
@@ -247,9 +280,13 @@ impl FjallEngine {
     fn catch_up(&mut self) -> Result<(), EngineError> {
         while self.tables.keyspaces.iter().any(is_behind) {
             // A merge of all messages keeps the worker from writing tables out.
-            self.compaction.stop();
+            self.merge_owed |= self.compaction.stop();
             self.tables.database.persist(PersistMode::Buffer).map_err(EngineError::new)?;
             thread::sleep(CATCH_UP_INTERVAL);
+        }
+        // What gave way begins again when nothing is waiting to be written out.
+        if self.merge_owed && self.tables.keyspaces.iter().all(|k| k.sealed_memtable_count() == 0) {
+            self.compact();
         }
         Ok(())
     }
@@ -268,7 +305,7 @@ impl Engine for FjallEngine {
         };
         let database = self.tables.database.clone();
         let mut writes =
-            OwnedWriteBatch::with_capacity(database, batch.changes.len() + 1).durability(Some(mode));
+            OwnedWriteBatch::with_capacity(database, batch.changes.len() + 2).durability(Some(mode));
         for change in batch.changes {
             let keyspace = self.tables.keyspace(change.table);
             match change.value {
@@ -279,6 +316,9 @@ impl Engine for FjallEngine {
         self.commits += 1;
         let count = record::encode_number(COMMITS_KEY, self.commits);
         writes.insert(self.tables.keyspace(Table::Meta), COMMITS_KEY, count);
+        // Nothing but the engine's own work takes numbers besides this thread.
+        let number = record::encode_number(NUMBER_KEY, self.tables.database.seqno());
+        writes.insert(self.tables.keyspace(Table::Meta), NUMBER_KEY, number);
         writes.commit().map_err(EngineError::new)?;
         if durability == Durability::Machine {
             let commits = Commits { durable: self.commits, clean: false };
@@ -291,11 +331,13 @@ impl Engine for FjallEngine {
         Box::new(FjallReader { keyspaces: self.tables.keyspaces.clone() })
     }
 
-    fn stored_messages(&self) -> u64 {
-        self.tables.keyspace(Table::Messages).approximate_len() as u64
+    fn message_bytes(&self) -> u64 {
+        // What is not in a file yet is hardly anything but messages.
+        self.tables.keyspace(Table::Messages).disk_space() + self.tables.database.write_buffer_size()
     }
 
     fn compact(&mut self) {
+        self.merge_owed = false;
         let keyspace = |table| self.tables.keyspace(table);
         self.compaction.start(keyspace(Table::Messages), keyspace(Table::Meta));
     }

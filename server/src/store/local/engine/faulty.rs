@@ -158,8 +158,8 @@ impl Engine for FaultyEngine {
         self.inner.reader()
     }
 
-    fn stored_messages(&self) -> u64 {
-        self.inner.stored_messages()
+    fn message_bytes(&self) -> u64 {
+        self.inner.message_bytes()
     }
 
     fn compact(&mut self) {

@@ -78,8 +78,9 @@ impl Engine for MemoryEngine {
         Box::new(MemoryReader { tables: Arc::clone(&self.tables) })
     }
 
-    fn stored_messages(&self) -> u64 {
-        table(&self.tables.read(), Table::Messages).len() as u64
+    fn message_bytes(&self) -> u64 {
+        let maps = self.tables.read();
+        table(&maps, Table::Messages).iter().map(|(key, value)| (key.len() + value.len()) as u64).sum()
     }
 
     fn compact(&mut self) {

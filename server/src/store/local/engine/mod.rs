@@ -116,8 +116,8 @@ pub(super) trait Engine: Send + fmt::Debug {
     /// What reads it, beside the commits.
     fn reader(&self) -> Box<dyn Reader>;
 
-    /// How many messages it keeps, dead ones included, more or less.
-    fn stored_messages(&self) -> u64;
+    /// The bytes that its messages take, dead ones included, more or less.
+    fn message_bytes(&self) -> u64;
 
     /// Begins to give back the space of messages that are not live.
     fn compact(&mut self);

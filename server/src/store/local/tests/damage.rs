@@ -14,7 +14,7 @@ use super::super::engine::{Batch, Durability, EmbeddedOpener, Fate, Live, Memory
 use super::super::{LocalConfig, LocalStore, OpenError, folder, record};
 use super::{Memory, config};
 use crate::store::contract::{ALL, Home, WIDE, create, name, queued, read, stored, text, texts};
-use crate::store::{Account, Outcome, Store};
+use crate::store::{Account, Outcome, Store, Unavailable};
 
 fn open(path: &Path) -> Result<LocalStore, OpenError> {
     LocalStore::open(path, config(WIDE))
@@ -213,13 +213,109 @@ fn a_folder_of_somebody_else_is_left_alone() {
 }
 
 #[test]
-fn an_unknown_format_is_refused() {
+fn a_newer_format_is_refused_and_so_is_one_that_is_none() {
     let home = tempfile::tempdir().unwrap();
-    fs::write(home.path().join("FORMAT"), "hark store 2\n").unwrap();
+    let format = home.path().join("FORMAT");
+    fs::write(&format, "hark store 2\n").unwrap();
     let error = open(home.path()).unwrap_err();
-    assert!(matches!(&error, OpenError::UnknownFormat { found, .. } if found == "hark store 2"), "{error:?}");
+    assert!(matches!(error, OpenError::NewerFormat { found: 2, .. }), "{error:?}");
     check_one_line(&error);
+    for none in ["", "hark store 1", "hark store 0\n", "hork store 2\n", "hark store 99999999999\n"] {
+        fs::write(&format, none).unwrap();
+        let error = open_with_loss(home.path()).unwrap_err();
+        assert!(matches!(error, OpenError::Ruined { .. }), "{none:?}: {error:?}");
+        check_one_line(&error);
+    }
     assert_eq!(fs::read_dir(home.path()).unwrap().count(), 1);
+}
+
+#[tokio::test]
+async fn a_store_without_its_format_is_not_taken_for_something_else() {
+    let home = killed().await;
+    fs::remove_file(home.path().join("FORMAT")).unwrap();
+    let error = open_with_loss(home.path()).unwrap_err();
+    assert!(matches!(&error, OpenError::Ruined { what, .. } if what == "FORMAT is gone"), "{error:?}");
+    check_one_line(&error);
+}
+
+#[tokio::test]
+async fn the_engine_is_not_given_a_folder_in_which_it_would_start_over() {
+    let inside = |path: &str| {
+        let path = Path::new("engine/keyspaces").join(path);
+        move |home: &Path| home.join(&path)
+    };
+    for gone in ["0/current", "0", "1/current", "2/current", "3", "5/tables", "4/v0"].map(inside) {
+        let home = killed().await;
+        let gone = gone(home.path());
+        if gone.is_dir() {
+            fs::remove_dir_all(&gone).unwrap()
+        } else {
+            fs::remove_file(&gone).unwrap()
+        }
+        let before = fs::read_dir(home.path().join("engine/keyspaces/0")).map(Iterator::count).ok();
+        for _ in 0..2 {
+            let error = open_with_loss(home.path()).unwrap_err();
+            assert!(
+                matches!(&error, OpenError::Ruined { what, .. } if what.contains("is gone")),
+                "{error:?}"
+            );
+            check_one_line(&error);
+        }
+        assert!(!gone.exists());
+        let after = fs::read_dir(home.path().join("engine/keyspaces/0")).map(Iterator::count).ok();
+        assert_eq!(before, after, "nothing was deleted");
+    }
+    for (extra, is_folder) in [("6", true), ("rest", true), ("1/tables/rest", false), ("1/tables/7", true)] {
+        let home = killed().await;
+        let extra = inside(extra)(home.path());
+        if is_folder {
+            fs::create_dir(&extra).unwrap()
+        } else {
+            fs::write(&extra, "").unwrap()
+        }
+        let error = open(home.path()).unwrap_err();
+        assert!(matches!(&error, OpenError::Ruined { what, .. } if what.contains("not belong")), "{error:?}");
+        assert!(extra.exists());
+    }
+}
+
+#[tokio::test]
+async fn a_sealed_journal_that_is_damaged_stays_so_until_the_loss_is_accepted() {
+    let home = killed().await;
+    let engine = home.path().join("engine");
+    // As if the journal had been sealed, and the next were empty.
+    let (bytes, length) = read_journal(home.path());
+    fs::write(engine.join("0.jnl"), &bytes[..length - 1]).unwrap();
+    fs::write(engine.join("1.jnl"), [0; 100]).unwrap();
+    for _ in 0..2 {
+        let error = open(home.path()).unwrap_err();
+        assert!(matches!(&error, OpenError::Damaged { what, .. } if what.contains("journal 0")), "{error:?}");
+        check_one_line(&error);
+    }
+    let store = open_with_loss(home.path()).unwrap();
+    assert_eq!(queued(&store, &bob(&store).await).await, 9);
+}
+
+#[tokio::test]
+async fn a_bound_of_the_numbers_that_has_gone_is_noticed_and_no_number_is_given_again() {
+    let home = tempfile::tempdir().unwrap();
+    let store = open(home.path()).unwrap();
+    let bob = create(&store, "bob").await;
+    stored(&store, text("bob", "x")).await;
+    let last = read(&store, &bob).await.last().unwrap().position.sequence;
+    store.close().await.unwrap();
+    drop(store);
+    let folder = folder::Folder::open(home.path()).unwrap();
+    let mut batch = Batch::default();
+    batch.remove(Table::Meta, record::RESERVED_KEY);
+    let opener = EmbeddedOpener::new(folder, Arc::<Live>::default(), false);
+    opener.open().unwrap().commit(batch, Durability::Machine).unwrap();
+    drop(opener);
+    let error = open(home.path()).unwrap_err();
+    assert!(matches!(error, OpenError::Damaged { .. }), "{error:?}");
+    let store = open_with_loss(home.path()).unwrap();
+    stored(&store, text("bob", "y")).await;
+    assert!(read(&store, &bob).await[1].position.sequence > last);
 }
 
 #[test]
@@ -248,7 +344,7 @@ fn put(opener: &dyn Opener, table: Table, key: &[u8], value: Vec<u8>) {
 }
 
 #[tokio::test]
-async fn a_damaged_message_is_left_out_and_its_number_is_not_given_again() {
+async fn a_damaged_message_is_not_passed_over_unless_the_loss_is_accepted() {
     let home = Memory::new();
     let store = home.open(WIDE);
     let bob = create(&*store, "bob").await;
@@ -262,13 +358,19 @@ async fn a_damaged_message_is_left_out_and_its_number_is_not_given_again() {
         put(&*home.opener, Table::Messages, &key, vec![1; 30]);
     }
     let store = home.open(WIDE);
-    assert_eq!(texts(&*store, &bob).await, ["1"]);
+    let page = store.read(&bob, Sequence(0), ALL).await.unwrap();
+    assert!(page.messages == messages[..1] && !page.complete, "what comes before can be had");
+    assert_eq!(store.read(&bob, messages[0].position.sequence, ALL).await, Err(Unavailable));
     assert_eq!(queued(&*store, &bob).await, 3);
-    stored(&*store, text("bob", "4")).await;
+    store.close().await.unwrap();
+    let with_loss = LocalConfig { accept_data_loss: true, ..config(WIDE) };
+    let store = LocalStore::start(Arc::clone(&home.opener), Arc::clone(&home.live), with_loss).unwrap();
+    assert_eq!(texts(&store, &bob).await, ["1"]);
+    stored(&store, text("bob", "4")).await;
     let page = store.read(&bob, Sequence(0), ALL).await.unwrap();
     assert!(page.messages[1].position.sequence > messages[2].position.sequence);
     store.acknowledge(&bob, page.messages[1].position);
-    assert_eq!(queued(&*store, &bob).await, 0);
+    assert_eq!(queued(&store, &bob).await, 0);
 }
 
 #[tokio::test]
@@ -357,6 +459,35 @@ async fn the_space_of_acknowledged_messages_is_given_back() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert_eq!(texts(&store, &bob).await.len(), 0);
+}
+
+#[tokio::test]
+async fn the_space_of_messages_that_were_dead_before_a_start_is_given_back_after_it() {
+    let home = tempfile::tempdir().unwrap();
+    let large = "x".repeat(1024 * 1024);
+    let store = open(home.path()).unwrap();
+    let bob = create(&store, "bob").await;
+    store.close().await.unwrap();
+    drop(store);
+    // Each time fewer than are worth a merge.
+    for _ in 0..5 {
+        let store = open(home.path()).unwrap();
+        for _ in 0..20 {
+            stored(&store, text("bob", &large)).await;
+        }
+        let last = read(&store, &bob).await.last().unwrap().position;
+        store.acknowledge(&bob, last);
+        store.close().await.unwrap();
+    }
+    let store = open(home.path()).unwrap();
+    stored(&store, text("bob", "kept")).await;
+    let tables = home.path().join("engine").join("keyspaces");
+    let begun = Instant::now();
+    while folder_bytes(&tables) > 64 * 1024 * 1024 {
+        assert!(begun.elapsed() < Duration::from_secs(60), "{} bytes are left", folder_bytes(&tables));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(texts(&store, &bob).await, ["kept"]);
 }
 
 fn folder_bytes(path: &Path) -> u64 {

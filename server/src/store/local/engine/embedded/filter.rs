@@ -55,13 +55,16 @@ impl Compaction {
         }
     }
 
-    /// Ends a merge that is running, and waits for its end.
-    pub(super) fn stop(&mut self) {
-        let Some(thread) = self.thread.take() else { return };
+    /// Ends a merge that is running, and waits for its end. Whether there was
+    /// one.
+    pub(super) fn stop(&mut self) -> bool {
+        let Some(thread) = self.thread.take() else { return false };
+        let was_running = !thread.is_finished();
         self.stopping.store(true, Ordering::Relaxed);
         if thread.join().is_err() {
             tracing::error!("the merge of the messages panicked");
         }
+        was_running
     }
 }
 

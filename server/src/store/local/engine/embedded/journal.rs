@@ -15,6 +15,11 @@
 //! | 1 + 4 + 8 | tag 1, number of items, number of the batch |
 //! | 1 + 1 + 1 + 8 + 2 + 4 + 4, key, value | for each item: tag 2, type, compression (0, none), keyspace, length of the key, of the value, and of the value as it stands here |
 //! | 1 + 8 + 4 | tag 3, XXH3 of all items, `FJL` and 3 |
+//!
+//! The checksum does not cover the number of the batch, by which the engine
+//! passes over what it has written out already. So each batch says in an item of
+//! its own, under [`NUMBER_KEY`], the least that its number can be: that is more
+//! than the number of the batch before, and hardly less than its own.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
@@ -22,55 +27,99 @@ use std::path::{Path, PathBuf};
 
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::store::local::OpenError;
 use crate::store::local::folder::sync_folder;
+use crate::store::local::record::{self, NUMBER_KEY};
 
 const START: u8 = 1;
 const ITEM: u8 = 2;
 const END: u8 = 3;
+/// What comes after the last batch, compared piece by piece.
+const ZEROS: &[u8] = &[0; 4096];
+/// Numbers that the engine takes for purposes of its own between two batches,
+/// at most.
+const NUMBERS_MAX: u64 = 1 << 20;
 const TRAILER: &[u8] = &[b'F', b'J', b'L', 3];
 
-/// Checks the journals in the engine's folder; if `anew`, writes them anew: all
-/// of them are on stable storage when this returns, and interrupted it has
-/// changed nothing. What is cut off then is kept beside. Yields how many are
-/// damaged; one that is written anew may be torn at its end, if it is the last.
-pub(super) fn check(folder: &Path, anew: bool) -> io::Result<usize> {
-    let mut journals = journals(folder)?;
-    journals.sort_unstable();
-    let Some((last, _)) = journals.last().cloned() else {
-        return Err(io::Error::new(io::ErrorKind::NotFound, "its journal is gone"));
-    };
-    let mut damaged = 0;
-    for (number, path) in journals {
-        let bytes = fs::read(&path)?;
-        let (sound, rest) = bytes.split_at(sound_length(&bytes));
-        let torn = rest.iter().any(|byte| *byte != 0);
-        // After an unclean end the last one is torn where it was being written.
-        if torn && (!anew || number != last) {
-            tracing::warn!(journal = %path.display(), at = sound.len(), "a journal cannot be read to its end");
-            damaged += 1;
+/// What is damaged of the journals in the engine's folder; nothing is changed.
+/// After an `unclean` end the last one may be torn where it was being written.
+///
+/// # Errors
+/// [`OpenError::Io`] with the file that cannot be read.
+pub(super) fn check(folder: &Path, unclean: bool) -> Result<Vec<String>, OpenError> {
+    let journals = journals(folder)?;
+    let mut damaged = gaps(&journals);
+    let last = journals.last().map(|(number, _)| *number);
+    for (number, path) in &journals {
+        let (bytes, sound) = read(path)?;
+        if is_torn(&bytes, sound) && !(unclean && Some(*number) == last) {
+            damaged.push(format!("its journal {number} cannot be read beyond byte {sound}"));
         }
-        if anew {
-            // A torn end is what any kill may leave: only the latest is of interest.
-            let kept = if number == last { folder.join("last.torn") } else { path.with_extension("torn") };
-            replace(&path, sound, torn.then_some(&*kept))?;
-        }
-    }
-    if anew {
-        sync_folder(folder)?;
     }
     Ok(damaged)
 }
 
-/// The journals with their numbers.
-fn journals(folder: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
+/// Writes the journals anew, up to the last sound batch of each: all of them are
+/// on stable storage when this returns, and interrupted it has changed nothing.
+/// What is cut off is kept beside.
+///
+/// # Errors
+/// [`OpenError::Io`] with the file that cannot be read or written.
+pub(super) fn write_anew(folder: &Path) -> Result<(), OpenError> {
+    let journals = journals(folder)?;
+    let last = journals.last().map(|(number, _)| *number);
+    for (number, path) in &journals {
+        let (bytes, sound) = read(path)?;
+        // A torn end is what any kill may leave: only the latest is of interest.
+        let kept = if Some(*number) == last { folder.join("last.torn") } else { path.with_extension("torn") };
+        let kept = is_torn(&bytes, sound).then_some(&*kept);
+        let whole = bytes.get(..sound).unwrap_or_default();
+        replace(path, whole, kept).map_err(|source| io_error(path, source))?;
+    }
+    sync_folder(folder).map_err(|source| io_error(folder, source))
+}
+
+/// A journal, and how many bytes of it are whole batches.
+fn read(path: &Path) -> Result<(Vec<u8>, usize), OpenError> {
+    let bytes = fs::read(path).map_err(|source| io_error(path, source))?;
+    let sound = sound_length(&bytes);
+    Ok((bytes, sound))
+}
+
+/// Whether something else comes after the batches than zeros.
+fn is_torn(bytes: &[u8], sound: usize) -> bool {
+    let mut rest = bytes.get(sound..).unwrap_or_default().chunks(ZEROS.len());
+    rest.any(|chunk| ZEROS.get(..chunk.len()) != Some(chunk))
+}
+
+/// The journals that are gone, as far as their neighbours tell: they are
+/// numbered without gaps, and there is always one.
+fn gaps(journals: &[(u64, PathBuf)]) -> Vec<String> {
+    if journals.is_empty() {
+        return vec!["its journal is gone".to_owned()];
+    }
+    let pairs = journals.iter().zip(journals.iter().skip(1));
+    pairs
+        .filter(|((before, _), (after, _))| *after != before + 1)
+        .map(|((before, _), (after, _))| format!("a journal between {before} and {after} is gone"))
+        .collect()
+}
+
+fn io_error(path: &Path, source: io::Error) -> OpenError {
+    OpenError::Io { path: path.to_owned(), source }
+}
+
+/// The journals with their numbers, in their order.
+fn journals(folder: &Path) -> Result<Vec<(u64, PathBuf)>, OpenError> {
     let mut journals = Vec::new();
-    for entry in fs::read_dir(folder)? {
-        let path = entry?.path();
+    for entry in fs::read_dir(folder).map_err(|source| io_error(folder, source))? {
+        let path = entry.map_err(|source| io_error(folder, source))?.path();
         let number = path.file_stem().and_then(|stem| stem.to_str()?.parse().ok());
         if let (Some(number), true) = (number, path.extension().is_some_and(|e| e == "jnl")) {
             journals.push((number, path));
         }
     }
+    journals.sort_unstable();
     Ok(journals)
 }
 
@@ -82,42 +131,74 @@ fn replace(journal: &Path, content: &[u8], kept: Option<&Path>) -> io::Result<()
         fs::hard_link(journal, kept)?;
     }
     let copy = journal.with_extension("new");
-    let mut file = File::create(&copy)?;
-    file.write_all(content)?;
-    file.sync_all()?;
+    let written = File::create(&copy).and_then(|mut file| {
+        file.write_all(content)?;
+        file.sync_all()
+    });
+    if let Err(error) = written {
+        // On a full disk half a copy would take what room there is.
+        fs::remove_file(&copy)?;
+        return Err(error);
+    }
     fs::rename(&copy, journal)
 }
 
-/// How many bytes at the beginning are whole batches.
+/// How many bytes at the beginning are whole batches with right numbers.
 fn sound_length(journal: &[u8]) -> usize {
     let mut rest = journal;
-    while let Some(after) = skip_batch(rest) {
-        rest = after;
+    // The batch before: where it begins, and its number.
+    let mut before = (0, None);
+    while let Some(batch) = parse_batch(rest) {
+        let begin = journal.len() - rest.len();
+        if before.1.is_some_and(|number| number >= batch.number_min) {
+            return before.0;
+        }
+        if !(batch.number_min..=batch.number_min.saturating_add(NUMBERS_MAX)).contains(&batch.number) {
+            return begin;
+        }
+        before = (begin, Some(batch.number));
+        rest = batch.rest;
     }
     journal.len() - rest.len()
 }
 
-/// What comes after the batch at the beginning, if that is one.
-fn skip_batch(bytes: &[u8]) -> Option<&[u8]> {
+/// A batch at the beginning of some bytes.
+struct Batch<'b> {
+    number: u64,
+    /// What it says that its number is at least.
+    number_min: u64,
+    /// What comes after it.
+    rest: &'b [u8],
+}
+
+fn parse_batch(bytes: &[u8]) -> Option<Batch<'_>> {
     let (start, items) = bytes.split_first_chunk::<13>()?;
-    let [START, a, b, c, d, ..] = *start else { return None };
-    let mut rest = items;
+    let [START, a, b, c, d, number @ ..] = *start else { return None };
+    let number = u64::from_le_bytes(number);
+    let (mut rest, mut number_min) = (items, number);
     for _ in 0..u32::from_le_bytes([a, b, c, d]) {
-        rest = skip_item(rest)?;
+        let (key, value, after) = split_item(rest)?;
+        rest = after;
+        if key == NUMBER_KEY {
+            number_min = record::decode_number(key, value).unwrap_or(number_min);
+        }
     }
     let items = items.get(..items.len() - rest.len())?;
     let (END, rest) = rest.split_first().map(|(tag, rest)| (*tag, rest))? else { return None };
     let (checksum, rest) = rest.split_first_chunk::<8>()?;
     let rest = rest.strip_prefix(TRAILER)?;
-    (xxh3_64(items) == u64::from_le_bytes(*checksum)).then_some(rest)
+    (xxh3_64(items) == u64::from_le_bytes(*checksum)).then_some(Batch { number, number_min, rest })
 }
 
-fn skip_item(bytes: &[u8]) -> Option<&[u8]> {
+/// Key and value of the item at the beginning, and what comes after it.
+fn split_item(bytes: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     let (head, rest) = bytes.split_first_chunk::<21>()?;
     let [ITEM, _, _, _, _, _, _, _, _, _, _, k0, k1, _, _, _, _, v0, v1, v2, v3] = *head else { return None };
     let key = usize::from(u16::from_le_bytes([k0, k1]));
     let value = usize::try_from(u32::from_le_bytes([v0, v1, v2, v3])).ok()?;
-    rest.get(key..)?.get(value..)
+    let (key, rest) = rest.split_at_checked(key)?;
+    let (value, rest) = rest.split_at_checked(value)?;
+    Some((key, value, rest))
 }
 
 #[cfg(test)]
@@ -125,6 +206,10 @@ mod tests {
     use super::*;
 
     fn batch(items: &[(&[u8], &[u8])]) -> Vec<u8> {
+        numbered(7, items)
+    }
+
+    fn numbered(number: u64, items: &[(&[u8], &[u8])]) -> Vec<u8> {
         let mut encoded = Vec::new();
         for (key, value) in items {
             encoded.extend([ITEM, 0, 0]);
@@ -134,7 +219,7 @@ mod tests {
             encoded.extend((value.len() as u32).to_le_bytes());
             encoded.extend([*key, *value].concat());
         }
-        let start = [&[START][..], &(items.len() as u32).to_le_bytes(), &7_u64.to_le_bytes()].concat();
+        let start = [&[START][..], &(items.len() as u32).to_le_bytes(), &number.to_le_bytes()].concat();
         let end = [&[END][..], &xxh3_64(&encoded).to_le_bytes(), TRAILER].concat();
         [start, encoded, end].concat()
     }
@@ -142,7 +227,7 @@ mod tests {
     #[test]
     fn a_journal_is_sound_up_to_its_last_whole_batch() {
         let first = batch(&[(b"k", b"value"), (b"", b"")]);
-        let second = batch(&[(b"key", &[0; 5000])]);
+        let second = numbered(8, &[(b"key", &[0; 5000])]);
         let journal = [&first[..], &second, &[0; 100]].concat();
         assert_eq!(sound_length(&journal), first.len() + second.len());
         for length in 0..second.len() {
@@ -156,9 +241,40 @@ mod tests {
     }
 
     #[test]
-    fn an_engine_without_a_journal_is_not_opened() {
+    fn a_batch_whose_number_was_changed_is_not_sound() {
+        let numbers = [10_u64, 11, 14, 15];
+        let least = [10_u64, 11, 12, 15];
+        let batches: Vec<_> = numbers
+            .iter()
+            .zip(least)
+            .map(|(number, least)| {
+                numbered(*number, &[(NUMBER_KEY, &record::encode_number(NUMBER_KEY, least))])
+            })
+            .collect();
+        let journal = batches.concat();
+        assert_eq!(sound_length(&journal), journal.len());
+        let mut noticed = 0;
+        for bit in 0..batches.len() * 64 {
+            let (batch, bit) = (bit / 64, bit % 64);
+            let mut flipped = journal.clone();
+            let begin: usize = batches.iter().take(batch).map(Vec::len).sum();
+            flipped[begin + 5 + bit / 8] ^= 1 << (bit % 8);
+            let sound = sound_length(&flipped);
+            assert!(sound == journal.len() || sound == begin, "batch {batch}, bit {bit}: {sound}");
+            noticed += usize::from(sound == begin);
+        }
+        // But for where the order stays the same: nothing is passed over then.
+        assert!(noticed > 230, "{noticed}");
+    }
+
+    #[test]
+    fn a_journal_that_has_gone_is_noticed() {
         let folder = tempfile::tempdir().unwrap();
-        assert_eq!(check(folder.path(), false).unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(check(folder.path(), false).unwrap(), ["its journal is gone"]);
+        for number in [8, 9, 11] {
+            fs::write(folder.path().join(format!("{number}.jnl")), [0; 9]).unwrap();
+        }
+        assert_eq!(check(folder.path(), false).unwrap(), ["a journal between 9 and 11 is gone"]);
     }
 
     #[test]
@@ -170,14 +286,20 @@ mod tests {
         write("9.jnl", &[&whole[..], &[0; 9]].concat());
         write("10.jnl", &torn);
         write("other", b"x");
-        assert_eq!(check(folder.path(), false).unwrap(), 1, "after a close none is torn");
+        assert_eq!(check(folder.path(), false).unwrap().len(), 1, "after a close none is torn");
         assert_eq!(fs::read(folder.path().join("10.jnl")).unwrap(), torn);
-        assert_eq!(check(folder.path(), true).unwrap(), 0);
+        assert!(check(folder.path(), true).unwrap().is_empty());
+        write_anew(folder.path()).unwrap();
         assert_eq!(fs::read(folder.path().join("10.jnl")).unwrap(), whole);
         assert_eq!(fs::read(folder.path().join("last.torn")).unwrap(), torn);
         assert_eq!(fs::read(folder.path().join("9.jnl")).unwrap(), whole);
-        assert_eq!(check(folder.path(), false).unwrap(), 0);
+        assert!(check(folder.path(), false).unwrap().is_empty());
         write("9.jnl", &torn);
-        assert_eq!(check(folder.path(), true).unwrap(), 1);
+        for _ in 0..2 {
+            let damaged = check(folder.path(), true).unwrap();
+            assert_eq!(damaged, [format!("its journal 9 cannot be read beyond byte {}", whole.len())]);
+        }
+        write_anew(folder.path()).unwrap();
+        assert_eq!(fs::read(folder.path().join("9.torn")).unwrap(), torn);
     }
 }
