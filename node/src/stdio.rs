@@ -26,8 +26,8 @@ const WRITE_BYTES: usize = 64 * 1024;
 /// What sleeps at the end of the input is waited for so long.
 const END_WAIT_MAX: Duration = Duration::from_secs(10);
 
-/// The memory of so many calls that were open at once is given back when they
-/// are not any more.
+/// So many calls that are open at once are a burst, whose memory is given back
+/// when they have ended.
 const BURST_CALLS: usize = 1024;
 
 /// Runs a node on stdin and stdout to the end of its input, with its log on
@@ -163,18 +163,21 @@ fn flush(machine: &mut Machine, output: &mut impl Write, buffer: &mut Vec<u8>) -
     output.flush()
 }
 
-/// The most calls that were open since memory was given back.
+/// The calls of a burst whose memory was not given back; 0 without one.
 #[derive(Default)]
 struct Burst(usize);
 
 impl Burst {
     fn note(&mut self, open: usize) {
-        self.0 = self.0.max(open);
+        if open >= BURST_CALLS {
+            self.0 = self.0.max(open);
+        }
     }
 
-    /// Nothing is to be done now.
+    /// Nothing is to be done now. Down to the last call, as a few that are
+    /// scattered keep many pages; each time for a quarter, so seldom.
     fn settle(&mut self, open: usize) {
-        if self.0 >= BURST_CALLS && open < self.0 / 4 {
+        if self.0 > 0 && open <= self.0 / 4 {
             hark_heap::give_back();
             self.0 = open;
         }
