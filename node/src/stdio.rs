@@ -100,7 +100,10 @@ pub fn run<S: Default + 'static>(
             Err(TryRecvError::Disconnected) => break Ok(()),
             Err(TryRecvError::Empty) => {
                 flush(&mut machine, &mut output, &mut buffer)?;
-                burst.settle(machine.pending());
+                if burst.has_ebbed(machine.pending()) {
+                    // Nothing is to be done now.
+                    hark_heap::give_back();
+                }
                 park_until(machine.next_timeout(), started);
             }
         }
@@ -174,13 +177,15 @@ impl Burst {
         }
     }
 
-    /// Nothing is to be done now. Down to the last call, as a few that are
-    /// scattered keep many pages; each time for a quarter, so seldom.
-    fn settle(&mut self, open: usize) {
-        if self.0 > 0 && open <= self.0 / 4 {
-            hark_heap::give_back();
+    /// Whether three quarters of it are over. What is left counts as the burst
+    /// from then on, down to the last call, as a few that are scattered keep many
+    /// pages.
+    fn has_ebbed(&mut self, open: usize) -> bool {
+        let has_ebbed = self.0 > 0 && open <= self.0 / 4;
+        if has_ebbed {
             self.0 = open;
         }
+        has_ebbed
     }
 }
 
@@ -305,6 +310,21 @@ mod tests {
         for piece in 1..=input.len() {
             assert_eq!(left_of(input, 100, piece), input, "pieces of {piece}");
         }
+    }
+
+    #[test]
+    fn memory_is_given_back_down_to_the_last_call_of_a_burst_and_not_without_one() {
+        let mut burst = Burst::default();
+        let mut ebbs = |open: &[usize]| -> Vec<usize> {
+            let has_ebbed = |open: &usize| {
+                burst.note(*open);
+                burst.has_ebbed(*open)
+            };
+            open.iter().copied().filter(has_ebbed).collect()
+        };
+        assert_eq!(ebbs(&[0, BURST_CALLS - 1, 0, 7, 0]), [0; 0]);
+        let open = [100_000, 30_000, 25_000, 900, 300, 225, 900, 50, 1, 0, 0, 900, 0];
+        assert_eq!(ebbs(&open), [25_000, 900, 225, 50, 1, 0]);
     }
 
     #[test]
