@@ -6,11 +6,12 @@ use std::task::{Context, Poll};
 
 use futures::task::AtomicWaker;
 
-/// A connection's ear. Shared by its task and by whoever may end it.
+/// A connection's ear. Shared by its tasks and by whoever may end it.
 #[derive(Debug, Default)]
 pub struct Control {
     wish: AtomicU8,
     waker: AtomicWaker,
+    close_waker: AtomicWaker,
 }
 
 /// What a connection is told.
@@ -28,6 +29,7 @@ impl Control {
     pub fn tell(&self, wish: Wish) {
         self.wish.fetch_max(wish as u8, Ordering::AcqRel);
         self.waker.wake();
+        self.close_waker.wake();
     }
 
     /// What the connection has been told, if anything; its task is woken when
@@ -39,5 +41,13 @@ impl Control {
             1 => Poll::Ready(Wish::Drain),
             _ => Poll::Ready(Wish::Close),
         }
+    }
+
+    /// Ready once the connection has been told [`Wish::Close`]: for a second
+    /// task, beside the one that calls [`Self::poll`].
+    pub fn poll_close(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.close_waker.register(cx.waker());
+        let told = self.wish.load(Ordering::Acquire) == Wish::Close as u8;
+        if told { Poll::Ready(()) } else { Poll::Pending }
     }
 }

@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use hark_grpc::v1::{CreateRequest, ListRequest};
+use hark_grpc::v1::chat_reply::Reply;
+use hark_grpc::v1::chat_request::Command;
+use hark_grpc::v1::{CreateRequest, Hello, ListRequest};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
@@ -11,7 +13,7 @@ use tokio::time::{Instant, timeout};
 use crate::raw::{
     self, ACK, CONTINUATION, GOAWAY, HEADERS, PING, PREFACE, RST_STREAM, Raw, SETTINGS, frame, headers,
 };
-use crate::server::{Receiver, SETTINGS as SERVER_SETTINGS, Server, to};
+use crate::server::{Receiver, SETTINGS as SERVER_SETTINGS, Server, Session, to};
 
 const CREATE: &str = "/hark.v1.Chat/Create";
 
@@ -195,6 +197,34 @@ async fn who_pings_and_does_not_read_is_not_read_either() {
         assert!(written < 256 * 1024 * 1024, "it takes pings without end");
     }
     check_serves(&server).await;
+}
+
+#[tokio::test]
+async fn a_session_of_a_stream_that_is_not_read_can_be_opened_by_another() {
+    let server = Server::start().await;
+    let mut client = server.client_and(&["bob"]).await;
+    let (mut bob, _) = Receiver::connect(&mut client, "bob").await;
+    let mut raw = Raw(TcpStream::connect(server.address()).await.unwrap());
+    raw.write(PREFACE).await;
+    // There is a window for the answer to `hello`, and then none.
+    raw.write(&frame(SETTINGS, 0, 0, b"\0\x04\0\0\0\x0f")).await;
+    raw.call(1, "/hark.v1.Chat/BiDiChat").await;
+    raw.write(&frame(raw::DATA, 0, 1, &raw::message(b"\x08\x01\x12\x0a\x08\x01\x12\x06unread"))).await;
+    let answer = raw.next_of(raw::DATA).await.unwrap();
+    assert_eq!(answer.payload.len(), 15);
+    let ping = raw::message(b"\x08\x02\x62\x00");
+    let send = raw::message(b"\x08\x03\x52\x08\x0a\x03bob\x12\x01x");
+    raw.write(&frame(raw::DATA, 0, 1, &[ping, send].concat())).await;
+    // Now the answer to the ping is stuck.
+    assert_eq!(bob.message().await.text, "x");
+    let mut session = Session::open(&mut client).await;
+    let opened = timeout(PATIENCE, session.ask(1, hello())).await.unwrap();
+    assert!(matches!(opened, Reply::Hello(_)), "{opened:?}");
+    drop(raw);
+}
+
+fn hello() -> Command {
+    Command::Hello(Hello { version: 1, session: "unread".to_owned() })
 }
 
 #[tokio::test]

@@ -51,6 +51,11 @@ impl Call {
         Self { peer: self.peer.in_session(session), ..self }
     }
 
+    /// By whom its peer is told to end.
+    pub(super) fn control(&self) -> Arc<Control> {
+        Arc::clone(&self.control)
+    }
+
     /// The answer to a request that has one alone.
     ///
     /// # Errors
@@ -84,7 +89,7 @@ impl Call {
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Output, Status>> {
         loop {
             if self.peer.poll_cut(cx).is_ready() {
-                return Poll::Ready(Err(Status::aborted("another connection has opened this session")));
+                return Poll::Ready(Err(cut()));
             }
             if let Poll::Ready(output) = self.peer.poll(cx, Instant::now()) {
                 return Poll::Ready(Ok(output));
@@ -150,6 +155,11 @@ pub(super) fn answer(reply: Reply) -> Result<OkFields, Status> {
         Reply::Error { explanation, .. } => Err(status::unavailable(&explanation)),
         other => Err(Status::internal(format!("no answer, but {other:?}"))),
     }
+}
+
+/// The status of a call whose session another connection has opened.
+pub(super) fn cut() -> Status {
+    Status::aborted("another connection has opened this session")
 }
 
 /// The status of a call whose peer has ended before it was over.

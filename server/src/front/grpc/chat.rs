@@ -15,9 +15,11 @@ use hark_grpc::{request, status};
 use hark_protocol::RequestId;
 use tonic::{Code, Extensions, Request, Response, Status, Streaming};
 
+use super::Caller;
 use super::bidi::Bidi;
 use super::call::Call;
 use super::connect::{Receipts, Reception};
+use super::cut::Cuttable;
 use super::list::Pages;
 use crate::chat::Chat;
 
@@ -130,7 +132,9 @@ impl chat_server::Chat for ChatService {
         &self,
         request: Request<Streaming<ChatRequest>>,
     ) -> Result<Response<Self::BiDiChatStream>, Status> {
+        let caller = Caller::of(request.extensions())?.clone();
         let (call, requests) = self.call(request)?;
-        Ok(Response::new(Box::pin(Bidi::new(call, requests))))
+        let control = call.control();
+        Ok(Response::new(Box::pin(Cuttable::new(Bidi::new(call, requests), control, &caller))))
     }
 }

@@ -13,12 +13,14 @@
 //! | `health` | the standard health service |
 //! | `preface` | the first bytes of a connection |
 //! | `call` | one peer of the chat, as long as a call lasts |
+//! | `cut` | what ends a stream that its client does not read |
 //! | `deadline` | how long a client waits |
 
 mod bidi;
 mod call;
 mod chat;
 mod connect;
+mod cut;
 mod deadline;
 mod health;
 mod list;
@@ -115,6 +117,8 @@ pub(super) struct Caller {
     address: IpAddr,
     /// Told when the connection is to end: what is under way is answered.
     stopping: CancellationToken,
+    /// The tasks of its calls, which are waited for.
+    calls: TaskTracker,
 }
 
 impl Caller {
@@ -172,7 +176,7 @@ impl Grpc {
         control: &Control,
         calls: &TaskTracker,
     ) -> hyper::Result<()> {
-        let caller = Caller { address, stopping: CancellationToken::new() };
+        let caller = Caller { address, stopping: CancellationToken::new(), calls: calls.clone() };
         let stopping = caller.stopping.clone();
         let service = service_fn(|mut request: http::Request<Incoming>| {
             request.extensions_mut().insert(caller.clone());
