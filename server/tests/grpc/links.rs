@@ -7,8 +7,10 @@ use hark_grpc::v1::chat_reply::Reply;
 use hark_grpc::v1::chat_request::Command;
 use hark_grpc::v1::{Bye, List, ListRequest, Ok, Ping};
 use hark_server::server::Limits;
+use tokio::time::Instant;
 use tonic::Code;
 
+use crate::raw::{Raw, SETTINGS};
 use crate::server::{LIMITS, RULES, Receiver, Server, Session, code, to};
 
 #[tokio::test]
@@ -139,6 +141,16 @@ async fn a_client_that_never_reads_does_not_keep_a_server_from_stopping() {
     }
     tokio::time::timeout(Duration::from_secs(5), server.stop()).await.unwrap().unwrap();
     client.list(ListRequest::default()).await.unwrap_err();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_without_calls_that_has_gone_silent_does_not_hold_up_a_stop() {
+    let server = Server::start().await;
+    let mut raw = Raw::open(server.address()).await;
+    raw.next_of(SETTINGS).await.unwrap();
+    let begun = Instant::now();
+    server.stop().await.unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
 }
 
 #[tokio::test]

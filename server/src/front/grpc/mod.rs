@@ -57,6 +57,7 @@ use tonic_reflection::server as reflection;
 use tower_service::Service;
 
 use super::Settings;
+use super::linger::LINGER_TIMEOUT;
 use crate::chat::{Chat, Control, Wish};
 use chat::ChatService;
 use health::HealthService;
@@ -196,7 +197,7 @@ impl Grpc {
             .keep_alive_timeout(self.keepalive)
             .serve_connection(TokioIo::new(stream), service);
         let mut connection = std::pin::pin!(connection);
-        poll_fn(|cx| {
+        let served = poll_fn(|cx| {
             match control.poll(cx) {
                 Poll::Ready(Wish::Close) => return Poll::Ready(Ok(())),
                 Poll::Ready(Wish::Drain) if !stopping.is_cancelled() => {
@@ -206,8 +207,26 @@ impl Grpc {
                 _ => {}
             }
             connection.as_mut().poll(cx)
-        })
-        .await
+        });
+        tokio::select! {
+            served = served => served,
+            () = silence(&stopping, calls) => Ok(()),
+        }
+    }
+}
+
+/// Waits until a connection that is to end has had no calls for
+/// [`LINGER_TIMEOUT`]. One that still listens has ended by then: it confirms
+/// that it has been told.
+async fn silence(stopping: &CancellationToken, calls: &TaskTracker) {
+    stopping.cancelled().await;
+    calls.close();
+    loop {
+        calls.wait().await;
+        tokio::time::sleep(LINGER_TIMEOUT).await;
+        if calls.is_empty() {
+            return;
+        }
     }
 }
 
