@@ -179,6 +179,22 @@ async fn without_hello_a_repeat_is_a_new_message() {
 }
 
 #[tokio::test]
+async fn what_was_sent_behind_a_hello_that_is_refused_is_not_stored() {
+    let server = Harkd::builder().arg("--max-sessions=1").start();
+    let mut first = Wire::hello(server.address(), "first").await;
+    first.create("bob").await;
+    let other = |version| Request::Hello { version, session: "other".parse().unwrap() };
+    for (hello, code) in [(other(1), Code::TooMany), (other(2), Code::BadRequest)] {
+        let mut wire = Wire::connect(server.address()).await;
+        wire.write(9, hello).await;
+        wire.write(1, send("bob", "outside of its session")).await;
+        check_refused(wire.reply_to(9).await, code);
+        assert!(wire.next().await.is_none(), "the connection is closed");
+    }
+    assert_eq!(texts(&server, "bob").await, [""; 0]);
+}
+
+#[tokio::test]
 async fn too_many_sessions_are_refused_and_none_is_evicted() {
     let server = Harkd::builder().arg("--max-sessions=2").start();
     let mut first = Wire::hello(server.address(), "first").await;

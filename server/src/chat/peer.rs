@@ -109,6 +109,7 @@ enum Done {
     Replies(Vec<Reply>),
     Reply(Reply),
     Hello(OpenSession),
+    NoSession(Fault),
     Entered(Account),
     Receiving(Receiver),
     Creating(UserName, Pending<Created>),
@@ -381,6 +382,12 @@ impl Peer {
                 self.send_session = Some(SendSession::Open(session));
                 Reply::Ok(OkFields::hello(VERSION, self.chat.rules.frame_bytes_max))
             }
+            Done::NoSession(fault) => {
+                // What was sent behind it must not be stored outside of its
+                // session: nobody would know its repeat as one.
+                self.end();
+                fault.into()
+            }
             Done::Entered(account) => {
                 if self.user.as_ref() != Some(&account) {
                     self.end_reception();
@@ -438,10 +445,13 @@ impl Peer {
 impl Peer {
     fn hello(&mut self, id: Option<RequestId>, version: u32, session: SessionToken) {
         if version != VERSION {
+            self.end();
             return self.refuse(id, Code::BadRequest, "this server speaks version 1 of the protocol");
         }
         let (sessions, control) = (Arc::clone(&self.chat.send_sessions), Arc::clone(&self.control));
-        self.begin(id, async move { sessions.open(session, control).await.map(Done::Hello) });
+        self.begin(id, async move {
+            Ok(sessions.open(session, control).await.map_or_else(Done::NoSession, Done::Hello))
+        });
     }
 
     fn create_open(&mut self, id: Option<RequestId>, user: UserName) {
