@@ -1,22 +1,29 @@
 //! What the tests share: the real `harkd` as a process ([`Harkd`]), clients of
-//! both framings that say exactly what they are told to ([`Wire`], [`Classic`]),
-//! the real `hark` in a terminal ([`Terminal`]), and a disk that gets full
-//! ([`SmallDisk`]).
+//! every [`Front`] that say exactly what they are told to ([`Client`], of which
+//! [`Wire`] is one, and [`Classic`]), the real `hark` in a terminal
+//! ([`Terminal`]), and a disk that gets full ([`SmallDisk`]).
 //!
 //! A test fails by panicking, so these helpers do too.
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod bidi;
+mod calls;
 mod classic;
+mod contract;
 mod disk;
 mod harkd;
+mod link;
 mod terminal;
 mod wire;
 
+pub use bidi::Bidi;
+pub use calls::Calls;
 pub use classic::Classic;
 pub use disk::SmallDisk;
 pub use harkd::{Harkd, HarkdBuilder, Refusal, binary, hark, harkd};
+pub use link::{Front, Link, Native};
 pub use terminal::Terminal;
-pub use wire::{Wire, name, send};
+pub use wire::{Client, Wire, name, send};
 
 use std::time::{Duration, Instant};
 

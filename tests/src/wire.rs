@@ -1,30 +1,44 @@
-//! A client of the native framing that says exactly what it is told to.
+//! A client that says exactly what it is told to, by any way into the server.
 
 use std::net::SocketAddr;
 
-use bytes::BytesMut;
-use hark_protocol::framing::native::ClientCodec;
-use hark_protocol::limits::FRAME_BYTES_MAX;
 use hark_protocol::{Code, Delivery, Frame, OkFields, Reply, Request, RequestId, Sequence, UserName};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_util::codec::{Decoder, Encoder};
 
-use crate::PATIENCE;
+use crate::{Front, Link, Native, PATIENCE};
 
-/// The ids of [`Wire::ask`] begin here, far away from those that tests choose.
+/// The ids of [`Client::ask`] begin here, far away from those that tests choose.
 const ASKED_FROM: u32 = 2_000_000_000;
 
 /// One connection.
 #[derive(Debug)]
-pub struct Wire {
-    stream: TcpStream,
-    codec: ClientCodec,
-    input: BytesMut,
+pub struct Client<L: Link = Box<dyn Link>> {
+    link: L,
     last_id: u32,
     /// What came while the reply to something else was waited for.
     pushed: std::collections::VecDeque<Frame<Reply>>,
+}
+
+/// One connection in the native framing.
+pub type Wire = Client<Native>;
+
+impl Front {
+    /// Connects.
+    ///
+    /// # Panics
+    /// Where that fails.
+    pub async fn connect(self, address: SocketAddr) -> Client {
+        Client::over(self.link(address).await.expect("a connection"))
+    }
+
+    /// Connects and says `hello` with this session.
+    ///
+    /// # Panics
+    /// Where that is refused.
+    pub async fn hello(self, address: SocketAddr, session: &str) -> Client {
+        self.connect(address).await.said_hello(session).await
+    }
 }
 
 impl Wire {
@@ -33,15 +47,7 @@ impl Wire {
     /// # Panics
     /// Where that fails.
     pub async fn connect(address: SocketAddr) -> Self {
-        let stream = TcpStream::connect(address).await.expect("a connection");
-        stream.set_nodelay(true).unwrap();
-        Self {
-            stream,
-            codec: ClientCodec::new(FRAME_BYTES_MAX),
-            input: BytesMut::new(),
-            last_id: ASKED_FROM,
-            pushed: std::collections::VecDeque::new(),
-        }
+        Self::over(Native::connect(address).await.expect("a connection"))
     }
 
     /// Connects and says `hello` with this session.
@@ -49,13 +55,7 @@ impl Wire {
     /// # Panics
     /// Where that is refused.
     pub async fn hello(address: SocketAddr, session: &str) -> Self {
-        let mut wire = Self::connect(address).await;
-        let hello = Request::Hello { version: 1, session: session.parse().unwrap() };
-        // Far away from the ids of sends, which count up.
-        wire.write(u32::MAX, hello).await;
-        let reply = wire.reply_to(u32::MAX).await;
-        assert!(matches!(&reply, Reply::Ok(fields) if fields.as_hello().is_some()), "{reply:?}");
-        wire
+        Self::connect(address).await.said_hello(session).await
     }
 
     /// The client's end of the connection.
@@ -64,7 +64,39 @@ impl Wire {
     /// Where there is none any more.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
-        self.stream.local_addr().unwrap()
+        self.link.stream().local_addr().unwrap()
+    }
+
+    /// Writes bytes as they are.
+    ///
+    /// # Panics
+    /// Where that fails.
+    pub async fn write_bytes(&mut self, bytes: &[u8]) {
+        let written = timeout(PATIENCE, self.link.write_bytes(bytes)).await;
+        written.expect("the server does not read").expect("the connection has ended");
+    }
+
+    /// Takes no more and says no more, without a word to the server.
+    #[must_use]
+    pub fn into_stream(self) -> TcpStream {
+        self.link.into_stream()
+    }
+}
+
+impl<L: Link> Client<L> {
+    /// A client over this.
+    #[must_use]
+    pub const fn over(link: L) -> Self {
+        Self { link, last_id: ASKED_FROM, pushed: std::collections::VecDeque::new() }
+    }
+
+    async fn said_hello(mut self, session: &str) -> Self {
+        let hello = Request::Hello { version: 1, session: session.parse().unwrap() };
+        // Far away from the ids of sends, which count up.
+        self.write(u32::MAX, hello).await;
+        let reply = self.reply_to(u32::MAX).await;
+        assert!(matches!(&reply, Reply::Ok(fields) if fields.as_hello().is_some()), "{reply:?}");
+        self
     }
 
     /// Writes one request.
@@ -80,19 +112,8 @@ impl Wire {
     /// # Panics
     /// Where that fails.
     pub async fn write_all(&mut self, requests: impl IntoIterator<Item = (u32, Request)>) {
-        let mut output = BytesMut::new();
-        for (id, request) in requests {
-            self.codec.encode(Frame::new(RequestId::new(id), request), &mut output).unwrap();
-        }
-        self.write_bytes(&output).await;
-    }
-
-    /// Writes bytes as they are.
-    ///
-    /// # Panics
-    /// Where that fails.
-    pub async fn write_bytes(&mut self, bytes: &[u8]) {
-        timeout(PATIENCE, self.stream.write_all(bytes)).await.expect("the server does not read").unwrap();
+        let written = timeout(PATIENCE, self.link.write_all(requests.into_iter().collect())).await;
+        written.expect("the server does not read").expect("the connection has ended");
     }
 
     /// The next frame, or `None` at the end of the connection.
@@ -103,7 +124,7 @@ impl Wire {
         if let Some(frame) = self.pushed.pop_front() {
             return Some(frame);
         }
-        timeout(PATIENCE, self.read()).await.expect("nothing came in time")
+        timeout(PATIENCE, self.link.next()).await.expect("nothing came in time")
     }
 
     /// The next message.
@@ -126,7 +147,7 @@ impl Wire {
             return self.pushed.remove(at).unwrap().message;
         }
         loop {
-            let frame = timeout(PATIENCE, self.read()).await.expect("no reply in time");
+            let frame = timeout(PATIENCE, self.link.next()).await.expect("no reply in time");
             let frame = frame.expect("the connection ended before the reply");
             if frame.id == RequestId::new(id) {
                 return frame.message;
@@ -224,27 +245,6 @@ impl Wire {
     pub async fn is_quiet(&mut self) -> bool {
         self.ping().await;
         self.pushed.is_empty()
-    }
-
-    /// Takes no more and says no more, without a word to the server.
-    #[must_use]
-    pub fn into_stream(self) -> TcpStream {
-        self.stream
-    }
-
-    async fn read(&mut self) -> Option<Frame<Reply>> {
-        loop {
-            if let Some(frame) = self.codec.decode(&mut self.input).expect("the native framing") {
-                return Some(Frame::new(frame.id, frame.message.expect("a message of the protocol")));
-            }
-            match self.stream.read_buf(&mut self.input).await {
-                Ok(0) => return None,
-                Ok(_) => {}
-                // A server that is killed resets its connections.
-                Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return None,
-                Err(error) => panic!("{error}"),
-            }
-        }
     }
 }
 

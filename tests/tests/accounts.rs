@@ -1,11 +1,33 @@
-//! Accounts, passwords, `list`, and the flags about them, of the real server.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+//! Accounts, passwords, `list`, and the flags about them, of the real server
+//! and through all fronts.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
 
 use std::io::Write;
 use std::process::{Command, Stdio};
 
 use hark_protocol::{Code, Reply, Request, UserName};
-use hark_tests::{Harkd, HarkdBuilder, Wire, name, send};
+use hark_tests::{Client, Front, Harkd, HarkdBuilder, Wire, name, send};
+
+hark_tests::through_all_fronts! {
+    sessions:
+        who_has_entered_an_account_deletes_it_without_a_password,
+        wrong_passwords_are_limited_and_lock_out_nobody_who_is_right_elsewhere,
+        a_flood_of_logins_does_not_stall_the_chat,
+        with_require_password_nobody_does_nothing_but_create,
+        with_require_password_an_account_without_one_is_not_entered,
+        list_is_sorted_matches_anywhere_and_is_cut_with_a_word;
+    calls:
+        an_account_with_a_password_needs_it_for_everything_but_mail,
+        an_open_account_can_be_given_a_password,
+        with_closed_registration_only_the_operator_creates,
+        accounts_and_queues_have_limits_that_say_so;
+}
 
 fn create(user: &str, password: Option<&str>) -> Request {
     Request::Create { user: name(user), password: secret(password) }
@@ -35,17 +57,17 @@ fn secret(password: Option<&str>) -> Option<hark_protocol::Password> {
     password.map(|password| password.parse().unwrap())
 }
 
-async fn start(builder: HarkdBuilder) -> (Harkd, Wire) {
+async fn start(front: Front, builder: HarkdBuilder) -> (Harkd, Client) {
     let server = builder.start();
-    let wire = Wire::connect(server.address()).await;
-    (server, wire)
+    let client = front.connect(server.address()).await;
+    (server, client)
 }
 
 /// An id that no other request of these tests has.
 const LIST_ID: u32 = 1_000_000;
 
 /// All names of a list, and what its `ok` says.
-async fn listed(wire: &mut Wire, pattern: &str) -> (Vec<UserName>, (usize, bool)) {
+async fn listed(wire: &mut Client, pattern: &str) -> (Vec<UserName>, (usize, bool)) {
     wire.write(LIST_ID, list(pattern)).await;
     let mut names = Vec::new();
     loop {
@@ -57,44 +79,58 @@ async fn listed(wire: &mut Wire, pattern: &str) -> (Vec<UserName>, (usize, bool)
     }
 }
 
-#[tokio::test]
-async fn an_account_with_a_password_needs_it_for_everything_but_mail() {
-    let (server, mut wire) = start(Harkd::builder()).await;
+async fn an_account_with_a_password_needs_it_for_everything_but_mail(one: Front, other: Front) {
+    let (server, mut wire) = start(one, Harkd::builder()).await;
     wire.ok(create("bob", Some("secret"))).await;
     wire.refused(create("bob", Some("secret")), Code::Exists).await;
     wire.sent("bob", "hello").await;
+    let mut bob = other.connect(server.address()).await;
     for wrong in [None, Some("wrong")] {
-        wire.refused(login("bob", wrong), Code::Denied).await;
-        wire.refused(connect("bob", wrong), Code::Denied).await;
-        wire.refused(delete("bob", wrong), Code::Denied).await;
+        bob.refused(connect("bob", wrong), Code::Denied).await;
+        bob.refused(delete("bob", wrong), Code::Denied).await;
     }
-    wire.refused(set_password("bob", None, "new"), Code::Denied).await;
-    wire.ok(set_password("bob", Some("secret"), "new")).await;
+    bob.refused(set_password("bob", None, "new"), Code::Denied).await;
+    bob.ok(set_password("bob", Some("secret"), "new")).await;
     let server = server.kill_and_restart();
-    let mut wire = Wire::connect(server.address()).await;
-    wire.refused(login("bob", Some("secret")), Code::Denied).await;
+    let mut wire = one.connect(server.address()).await;
+    wire.refused(connect("bob", Some("secret")), Code::Denied).await;
     assert_eq!(wire.ok(connect("bob", Some("new"))).await.as_queued(), Some(1));
-    assert_eq!(wire.ok(delete("bob", None)).await.as_deleted(), Some(true), "who is bob may, without");
+    let mut bob = other.connect(server.address()).await;
+    assert_eq!(bob.ok(delete("bob", Some("new"))).await.as_deleted(), Some(true));
+    assert_eq!(bob.ok(delete("bob", Some("new"))).await.as_deleted(), Some(false));
 }
 
-#[tokio::test]
-async fn an_open_account_can_be_given_a_password() {
-    let (_server, mut wire) = start(Harkd::builder()).await;
-    wire.ok(create("bob", None)).await;
-    wire.ok(login("bob", None)).await;
-    wire.ok(set_password("bob", None, "secret")).await;
-    wire.refused(login("bob", None), Code::Denied).await;
-    wire.ok(login("bob", Some("secret"))).await;
-}
-
-#[tokio::test]
-async fn wrong_passwords_are_limited_and_lock_out_nobody_who_is_right_elsewhere() {
-    let (server, mut wire) = start(Harkd::builder()).await;
+async fn who_has_entered_an_account_deletes_it_without_a_password(one: Front, other: Front) {
+    let (server, mut wire) = start(one, Harkd::builder()).await;
     wire.ok(create("bob", Some("secret"))).await;
-    for _ in 0..5 {
-        wire.refused(login("bob", Some("wrong")), Code::Denied).await;
+    let mut bob = other.connect(server.address()).await;
+    for wrong in [None, Some("wrong")] {
+        bob.refused(login("bob", wrong), Code::Denied).await;
     }
-    let explanation = wire.refused(login("bob", Some("wrong")), Code::RateLimited).await;
+    bob.ok(login("bob", Some("secret"))).await;
+    wire.refused(delete("bob", None), Code::Denied).await;
+    assert_eq!(bob.ok(delete("bob", None)).await.as_deleted(), Some(true));
+}
+
+async fn an_open_account_can_be_given_a_password(one: Front, other: Front) {
+    let (server, mut wire) = start(one, Harkd::builder()).await;
+    wire.ok(create("bob", None)).await;
+    let mut bob = other.connect(server.address()).await;
+    bob.ok(connect("bob", None)).await;
+    bob.ok(set_password("bob", None, "secret")).await;
+    wire.refused(connect("bob", None), Code::Denied).await;
+    wire.ok(connect("bob", Some("secret"))).await;
+}
+
+async fn wrong_passwords_are_limited_and_lock_out_nobody_who_is_right_elsewhere(one: Front, other: Front) {
+    let (server, mut wire) = start(one, Harkd::builder()).await;
+    wire.ok(create("bob", Some("secret"))).await;
+    let mut guesser = other.connect(server.address()).await;
+    for n in 0..5 {
+        let client = if n % 2 == 0 { &mut wire } else { &mut guesser };
+        client.refused(login("bob", Some("wrong")), Code::Denied).await;
+    }
+    let explanation = guesser.refused(login("bob", Some("wrong")), Code::RateLimited).await;
     let seconds: u64 = explanation.split(' ').next().unwrap().parse().expect("seconds to wait");
     assert!((1..=10).contains(&seconds), "{explanation}");
     assert!(!server.log().contains("secret") && server.log().contains("wrong password"), "{}", server.log());
@@ -109,13 +145,12 @@ async fn wrong_passwords_are_limited_and_lock_out_nobody_who_is_right_elsewhere(
     assert!(answer.starts_with(b"ok\0"), "{:?}", String::from_utf8_lossy(&answer));
 }
 
-#[tokio::test]
-async fn a_flood_of_logins_does_not_stall_the_chat() {
-    let (server, mut wire) = start(Harkd::builder()).await;
+async fn a_flood_of_logins_does_not_stall_the_chat(one: Front, other: Front) {
+    let (server, mut wire) = start(one, Harkd::builder()).await;
     wire.ok(create("bob", None)).await;
     let mut floods = Vec::new();
-    for n in 0..50 {
-        let mut flood = Wire::connect(server.address()).await;
+    for n in 0..20 {
+        let mut flood = other.connect(server.address()).await;
         flood.write(1, create(&format!("u{n}"), Some("secret"))).await;
         floods.push(flood);
     }
@@ -127,12 +162,12 @@ async fn a_flood_of_logins_does_not_stall_the_chat() {
     }
 }
 
-#[tokio::test]
-async fn with_require_password_nobody_does_nothing_but_create() {
-    let (_server, mut wire) = start(Harkd::builder().arg("--require-password")).await;
+async fn with_require_password_nobody_does_nothing_but_create(one: Front, other: Front) {
+    let (server, mut wire) = start(one, Harkd::builder().arg("--require-password")).await;
     wire.refused(create("bob", None), Code::Denied).await;
     wire.ok(create("bob", Some("b"))).await;
     wire.ok(create("eve", Some("e"))).await;
+    let mut wire = other.connect(server.address()).await;
     wire.refused(send("bob", "x"), Code::Denied).await;
     wire.refused(list(""), Code::Denied).await;
     wire.refused(delete("bob", Some("b")), Code::Denied).await;
@@ -150,36 +185,37 @@ async fn with_require_password_nobody_does_nothing_but_create() {
     wire.refused(list(""), Code::Denied).await;
 }
 
-#[tokio::test]
-async fn with_require_password_an_account_without_one_is_not_entered() {
+async fn with_require_password_an_account_without_one_is_not_entered(one: Front, other: Front) {
     let folder = tempfile::tempdir().unwrap();
     let store = folder.path().join("store");
     let server = Harkd::builder().store(&store).start();
-    Wire::connect(server.address()).await.ok(create("bob", None)).await;
+    other.connect(server.address()).await.ok(create("bob", None)).await;
     drop(server);
-    let (_server, mut wire) = start(Harkd::builder().store(&store).arg("--require-password")).await;
+    let (_server, mut wire) = start(one, Harkd::builder().store(&store).arg("--require-password")).await;
     wire.refused(login("bob", None), Code::Denied).await;
     wire.refused(connect("bob", Some("x")), Code::Denied).await;
     wire.refused(set_password("bob", None, "mine"), Code::Denied).await;
     wire.refused(delete("bob", None), Code::Denied).await;
 }
 
-#[tokio::test]
-async fn with_closed_registration_only_the_operator_creates() {
-    let (_server, mut wire) = start(Harkd::builder().arg("--registration=closed")).await;
-    wire.refused(create("bob", None), Code::Denied).await;
-    wire.refused(create("bob", Some("x")), Code::Denied).await;
+async fn with_closed_registration_only_the_operator_creates(one: Front, other: Front) {
+    let server = Harkd::builder().arg("--registration=closed").start();
+    for front in [one, other] {
+        let mut client = front.connect(server.address()).await;
+        client.refused(create("bob", None), Code::Denied).await;
+        client.refused(create("bob", Some("x")), Code::Denied).await;
+    }
 }
 
-#[tokio::test]
-async fn list_is_sorted_matches_anywhere_and_is_cut_with_a_word() {
-    let (_server, mut wire) = start(Harkd::builder().arg("--max-list=2000")).await;
+async fn list_is_sorted_matches_anywhere_and_is_cut_with_a_word(one: Front, other: Front) {
+    let (server, mut wire) = start(one, Harkd::builder().arg("--max-list=2000")).await;
     let users: Vec<String> = (0..3000).map(|n| format!("{n:04}-{}", "x".repeat(40))).collect();
     for (n, chunk) in users.chunks(1000).enumerate() {
         let first = u32::try_from(n * 1000 + 1).unwrap();
         wire.write_all((first..).zip(chunk.iter().map(|user| create(user, None)))).await;
         wire.reply_to(first + 999).await;
     }
+    let mut wire = other.connect(server.address()).await;
     let (names, outcome) = listed(&mut wire, "").await;
     assert_eq!(outcome, (2000, true));
     assert!(names.iter().map(UserName::as_str).eq(users[..2000].iter().map(String::as_str)));
@@ -190,30 +226,37 @@ async fn list_is_sorted_matches_anywhere_and_is_cut_with_a_word() {
     assert!(explanation.contains("unclosed group"), "{explanation}");
 }
 
-#[tokio::test]
-async fn accounts_queues_and_connections_have_limits_that_say_so() {
+async fn accounts_and_queues_have_limits_that_say_so(one: Front, other: Front) {
     let arguments = ["--max-accounts=2", "--max-queued-messages=3", "--max-queued-bytes=100"];
-    let builder = arguments.into_iter().fold(Harkd::builder(), HarkdBuilder::arg);
-    let (server, mut wire) = start(builder.arg("--max-connections-per-address=3")).await;
+    let (server, mut wire) =
+        start(one, arguments.into_iter().fold(Harkd::builder(), HarkdBuilder::arg)).await;
     wire.create("bob").await;
     wire.create("eve").await;
-    wire.refused(create("max", None), Code::TooMany).await;
-    wire.ok(delete("eve", None)).await;
+    let mut bob = other.connect(server.address()).await;
+    bob.refused(create("max", None), Code::TooMany).await;
+    bob.ok(delete("eve", None)).await;
     wire.create("max").await;
     for text in ["1", "2", "3"] {
         wire.sent("bob", text).await;
     }
-    wire.refused(send("bob", "4"), Code::QueueFull).await;
-    wire.sent("max", &"x".repeat(60)).await;
+    bob.refused(send("bob", "4"), Code::QueueFull).await;
+    bob.sent("max", &"x".repeat(60)).await;
     wire.refused(send("max", &"x".repeat(60)), Code::QueueFull).await;
-    assert_eq!(wire.receive("bob").await, 3);
-    let one = wire.message().await;
-    wire.ack(one.sequence).await;
+    assert_eq!(bob.receive("bob").await, 3);
+    let first = bob.message().await;
+    bob.ack(first.sequence).await;
     wire.sent("bob", "4").await;
+}
 
-    let _second = Wire::connect(server.address()).await;
-    let mut third = Wire::connect(server.address()).await;
-    third.ping().await;
+#[tokio::test]
+async fn connections_of_one_address_have_a_limit_that_says_so() {
+    let server = Harkd::builder().arg("--max-connections-per-address=3").start();
+    let mut open = Vec::new();
+    for front in [Front::Native, Front::Bidi, Front::Native] {
+        let mut client = front.connect(server.address()).await;
+        client.ping().await;
+        open.push(client);
+    }
     let mut fourth = Wire::connect(server.address()).await;
     fourth.write(1, Request::Ping).await;
     let refused = fourth.next().await.unwrap();
@@ -245,7 +288,7 @@ fn finish(mut command: Command, _file: Option<tempfile::NamedTempFile>) -> Resul
 
 #[tokio::test]
 async fn the_operator_looks_after_the_accounts_of_a_stopped_server() {
-    let (mut server, mut wire) = start(Harkd::builder()).await;
+    let (mut server, mut wire) = start(Front::Native, Harkd::builder()).await;
     wire.create("eve").await;
     let refused = operator(&server, &["list"], None).unwrap_err();
     assert!(refused.contains("in use") && refused.lines().count() == 1, "{refused}");

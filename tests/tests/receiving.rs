@@ -1,21 +1,44 @@
 //! What section "Receiving" of `docs/PROTOCOL.md` promises, sentence by
-//! sentence, of the real server.
+//! sentence, of the real server and through all fronts.
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use hark_protocol::limits::{WINDOW_BYTES_MAX, WINDOW_MESSAGES_MAX};
 use hark_protocol::{ByeReason, Code, Frame, Reply, Request, Sequence};
-use hark_tests::{Harkd, Wire, name, send};
+use hark_tests::{Client, Front, Harkd, Wire, name, send};
+
+hark_tests::through_all_fronts! {
+    sessions:
+        login_does_not_receive_and_does_not_take_over,
+        connect_again_on_the_same_connection_pushes_again_after_its_ok,
+        login_as_somebody_else_and_disconnect_end_the_reception,
+        the_ok_to_a_connect_stands_between_the_pushes_for_the_two_users,
+        an_ack_above_what_was_pushed_is_ignored,
+        delete_ends_the_reception_and_drops_the_queue,
+        whoever_deletes_itself_gets_the_ok_and_then_the_bye;
+    calls:
+        connect_delivers_what_is_queued_and_then_what_arrives,
+        a_message_from_nobody_has_no_sender_and_a_time_of_now,
+        what_is_not_acknowledged_comes_again_with_the_same_number,
+        what_is_acknowledged_does_not_come_again_after_a_kill,
+        a_later_connect_takes_over_and_the_former_stays_open_as_the_user,
+        the_window_is_256_messages,
+        the_window_is_a_mebibyte_but_at_least_one_message,
+        who_receives_is_told_of_the_end_of_the_account,
+        who_receives_is_told_of_the_end_of_the_server;
+}
 
 const BYE_TAKEN_OVER: Frame<Reply> = Frame::new(None, Reply::Bye(ByeReason::TakenOver));
+const BYE_SHUTDOWN: Frame<Reply> = Frame::new(None, Reply::Bye(ByeReason::Shutdown));
 const BYE_DELETED: Frame<Reply> = Frame::new(None, Reply::Bye(ByeReason::Deleted));
 
 /// A server with the users, and a connection to it.
-async fn with_users(users: &[&str]) -> (Harkd, Wire) {
+async fn with_users(front: Front, users: &[&str]) -> (Harkd, Client) {
     let server = Harkd::start();
-    let mut wire = Wire::connect(server.address()).await;
+    let mut client = front.connect(server.address()).await;
     for user in users {
-        wire.create(user).await;
+        client.create(user).await;
     }
-    (server, wire)
+    (server, client)
 }
 
 fn connect(user: &str) -> Request {
@@ -30,14 +53,13 @@ fn delete(user: &str) -> Request {
     Request::Delete { user: name(user), password: None }
 }
 
-#[tokio::test]
-async fn connect_delivers_what_is_queued_and_then_what_arrives() {
-    let (server, mut alice) = with_users(&["alice", "bob"]).await;
+async fn connect_delivers_what_is_queued_and_then_what_arrives(one: Front, other: Front) {
+    let (server, mut alice) = with_users(one, &["alice", "bob"]).await;
     alice.ok(login("alice")).await;
     alice.sent("bob", "one, with a comma").await;
     alice.sent("bob", "two\nlines").await;
 
-    let mut bob = Wire::connect(server.address()).await;
+    let mut bob = other.connect(server.address()).await;
     assert_eq!(bob.receive("bob").await, 2);
     let first = bob.message().await;
     assert_eq!((&*first.text, first.sender), ("one, with a comma", Some(name("alice"))));
@@ -46,99 +68,115 @@ async fn connect_delivers_what_is_queued_and_then_what_arrives() {
     assert_eq!(&*bob.message().await.text, "three");
 }
 
-#[tokio::test]
-async fn a_message_from_nobody_has_no_sender_and_a_time_of_now() {
-    let (_server, mut wire) = with_users(&["bob"]).await;
+async fn a_message_from_nobody_has_no_sender_and_a_time_of_now(one: Front, other: Front) {
+    let (server, mut alice) = with_users(one, &["bob"]).await;
     let before = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis();
-    wire.sent("bob", "boo").await;
-    wire.receive("bob").await;
-    let message = wire.message().await;
+    alice.sent("bob", "boo").await;
+    let mut bob = other.connect(server.address()).await;
+    bob.receive("bob").await;
+    let message = bob.message().await;
     assert_eq!(message.sender, None);
     assert!(u128::from(message.time_ms).abs_diff(before) < 60_000, "{} and {before}", message.time_ms);
 }
 
-#[tokio::test]
-async fn login_does_not_receive_and_does_not_take_over() {
-    let (server, mut alice) = with_users(&["alice", "bob"]).await;
-    let mut bob = Wire::connect(server.address()).await;
+async fn login_does_not_receive_and_does_not_take_over(one: Front, other: Front) {
+    let (server, mut alice) = with_users(one, &["alice", "bob"]).await;
+    let mut bob = other.connect(server.address()).await;
     bob.receive("bob").await;
-    let mut other = Wire::connect(server.address()).await;
+    let mut other = other.connect(server.address()).await;
     other.ok(login("bob")).await;
     alice.sent("bob", "hello").await;
     assert_eq!(&*bob.message().await.text, "hello");
     assert!(other.is_quiet().await);
 }
 
-#[tokio::test]
-async fn what_is_not_acknowledged_comes_again_with_the_same_number() {
-    let (server, mut alice) = with_users(&["bob"]).await;
+async fn what_is_not_acknowledged_comes_again_with_the_same_number(one: Front, other: Front) {
+    let (server, mut alice) = with_users(one, &["bob"]).await;
     for text in ["one", "two", "three"] {
         alice.sent("bob", text).await;
     }
-    let mut bob = Wire::connect(server.address()).await;
+    let mut bob = other.connect(server.address()).await;
     assert_eq!(bob.receive("bob").await, 3);
-    let [one, two, three] = [bob.message().await, bob.message().await, bob.message().await];
-    assert!(one.sequence < two.sequence && two.sequence < three.sequence);
-    bob.ack(one.sequence).await;
+    let [first, second, third] = [bob.message().await, bob.message().await, bob.message().await];
+    assert!(first.sequence < second.sequence && second.sequence < third.sequence);
+    bob.ack(first.sequence).await;
     drop(bob);
 
-    let mut bob = Wire::connect(server.address()).await;
+    let mut bob = one.connect(server.address()).await;
     assert_eq!(bob.receive("bob").await, 2);
-    assert_eq!([bob.message().await, bob.message().await], [two, three.clone()]);
-    bob.ack(three.sequence).await;
+    assert_eq!([bob.message().await, bob.message().await], [second, third.clone()]);
+    bob.ack(third.sequence).await;
     assert_eq!(bob.receive("bob").await, 0, "an ack before a connect on the same connection counts");
     assert!(bob.is_quiet().await);
 }
 
-#[tokio::test]
-async fn connect_again_on_the_same_connection_pushes_again_after_its_ok() {
-    let (_server, mut wire) = with_users(&["bob"]).await;
-    wire.sent("bob", "one").await;
-    assert_eq!(wire.receive("bob").await, 1);
-    let one = wire.message().await;
-    assert_eq!(wire.receive("bob").await, 1, "and there is no bye: it takes over from itself");
-    assert_eq!(wire.message().await, one);
+async fn what_is_acknowledged_does_not_come_again_after_a_kill(one: Front, other: Front) {
+    let (server, mut alice) = with_users(one, &["bob"]).await;
+    for text in ["one", "two"] {
+        alice.sent("bob", text).await;
+    }
+    let mut bob = other.connect(server.address()).await;
+    assert_eq!(bob.receive("bob").await, 2);
+    let [first, second] = [bob.message().await, bob.message().await];
+    bob.ack(first.sequence).await;
+    // An ack may be lost in a crash, but not one that is older than something
+    // that was answered.
+    bob.sent("bob", "three").await;
+    let server = server.kill_and_restart();
+    let mut bob = one.connect(server.address()).await;
+    assert_eq!(bob.receive("bob").await, 2);
+    assert_eq!(bob.message().await, second);
+    let third = bob.message().await;
+    assert!(third.sequence > second.sequence && &*third.text == "three", "{third:?}");
 }
 
-#[tokio::test]
-async fn a_later_connect_takes_over_and_the_former_stays_open_as_the_user() {
-    let (server, mut alice) = with_users(&["alice", "bob"]).await;
-    let mut former = Wire::connect(server.address()).await;
+async fn connect_again_on_the_same_connection_pushes_again_after_its_ok(one: Front, other: Front) {
+    let (server, mut alice) = with_users(one, &["bob"]).await;
+    alice.sent("bob", "one").await;
+    let mut bob = other.connect(server.address()).await;
+    assert_eq!(bob.receive("bob").await, 1);
+    let message = bob.message().await;
+    assert_eq!(bob.receive("bob").await, 1, "and there is no bye: it takes over from itself");
+    assert_eq!(bob.message().await, message);
+}
+
+async fn a_later_connect_takes_over_and_the_former_stays_open_as_the_user(one: Front, other: Front) {
+    let (server, mut alice) = with_users(one, &["alice", "bob"]).await;
+    let mut former = one.connect(server.address()).await;
     former.receive("bob").await;
     alice.sent("bob", "one").await;
-    let one = former.message().await;
+    let first = former.message().await;
 
-    let mut latter = Wire::connect(server.address()).await;
+    let mut latter = other.connect(server.address()).await;
     assert_eq!(latter.receive("bob").await, 1);
     assert_eq!(former.next().await, Some(BYE_TAKEN_OVER));
-    assert_eq!(latter.message().await, one);
+    assert_eq!(latter.message().await, first);
     alice.sent("bob", "two").await;
     let two = latter.message().await;
     assert!(former.is_quiet().await, "no further messages");
 
     // It is still bob, and its acks count for what it was pushed.
     former.sent("alice", "hi").await;
-    former.ack(one.sequence).await;
+    former.ack(first.sequence).await;
     former.ack(two.sequence).await;
     alice.receive("alice").await;
     assert_eq!(alice.message().await.sender, Some(name("bob")));
-    let mut again = Wire::connect(server.address()).await;
+    let mut again = other.connect(server.address()).await;
     assert_eq!(again.receive("bob").await, 1, "two was never pushed to the former");
     assert_eq!(again.message().await, two);
 }
 
-#[tokio::test]
-async fn login_as_somebody_else_and_disconnect_end_the_reception() {
-    let (server, mut alice) = with_users(&["alice", "bob"]).await;
-    let mut bob = Wire::connect(server.address()).await;
+async fn login_as_somebody_else_and_disconnect_end_the_reception(one: Front, other: Front) {
+    let (server, mut alice) = with_users(one, &["alice", "bob"]).await;
+    let mut bob = other.connect(server.address()).await;
     bob.receive("bob").await;
     bob.ok(login("bob")).await;
     alice.sent("bob", "one").await;
-    let one = bob.message().await;
+    let first = bob.message().await;
     bob.ok(login("alice")).await;
     alice.sent("bob", "two").await;
     assert!(bob.is_quiet().await);
-    bob.ack(one.sequence).await;
+    bob.ack(first.sequence).await;
 
     assert_eq!(bob.receive("bob").await, 1, "the ack after the login counted for bob");
     let two = bob.message().await;
@@ -152,13 +190,14 @@ async fn login_as_somebody_else_and_disconnect_end_the_reception() {
     assert_eq!(alice.message().await.sender, None);
 }
 
-#[tokio::test]
-async fn the_ok_to_a_connect_stands_between_the_pushes_for_the_two_users() {
-    let (_server, mut wire) = with_users(&["alice", "bob"]).await;
+async fn the_ok_to_a_connect_stands_between_the_pushes_for_the_two_users(one: Front, other: Front) {
+    let (server, mut alice) = with_users(one, &["alice", "bob"]).await;
     for n in 0..300 {
-        wire.sent("alice", &format!("a{n}")).await;
-        wire.sent("bob", &format!("b{n}")).await;
+        let texts = [format!("a{n}"), format!("b{n}")];
+        alice.write_all([(2 * n + 1, send("alice", &texts[0])), (2 * n + 2, send("bob", &texts[1]))]).await;
     }
+    alice.reply_to(600).await;
+    let mut wire = other.connect(server.address()).await;
     wire.write_all([(1, connect("alice")), (2, connect("bob"))]).await;
     let mut seen = String::new();
     for _ in 0..2 + WINDOW_MESSAGES_MAX {
@@ -173,21 +212,22 @@ async fn the_ok_to_a_connect_stands_between_the_pushes_for_the_two_users() {
     assert!(!before.contains('b') && !after.contains('a'), "{seen}");
 }
 
-#[tokio::test]
-async fn an_ack_above_what_was_pushed_is_ignored() {
-    let (server, mut wire) = with_users(&["bob"]).await;
-    wire.sent("bob", "one").await;
-    assert_eq!(wire.receive("bob").await, 1);
-    let one = wire.message().await;
-    wire.ack(Sequence(one.sequence.0 + 1)).await;
-    wire.ack(Sequence(u64::MAX)).await;
-    assert_eq!(wire.receive("bob").await, 1);
+async fn an_ack_above_what_was_pushed_is_ignored(one: Front, other: Front) {
+    let (server, mut alice) = with_users(one, &["bob"]).await;
+    alice.sent("bob", "one").await;
+    let mut bob = other.connect(server.address()).await;
+    assert_eq!(bob.receive("bob").await, 1);
+    let message = bob.message().await;
+    bob.ack(Sequence(message.sequence.0 + 1)).await;
+    bob.ack(Sequence(u64::MAX)).await;
+    assert_eq!(bob.receive("bob").await, 1);
     assert!(server.log().contains("ignoring an ack"), "{}", server.log());
 }
 
 #[tokio::test]
 async fn an_ack_that_is_no_number_is_a_bad_request_with_id_0() {
-    let (_server, mut wire) = with_users(&[]).await;
+    let server = Harkd::start();
+    let mut wire = Wire::connect(server.address()).await;
     let mut frame = vec![0, 0, 0, 21, 0, 0, 0, 0];
     frame.extend_from_slice(b"ack\0\0\0\0\0\0\0\0\0\0\0\0no");
     wire.write_bytes(&frame).await;
@@ -196,13 +236,12 @@ async fn an_ack_that_is_no_number_is_a_bad_request_with_id_0() {
     wire.ping().await;
 }
 
-#[tokio::test]
-async fn the_window_is_256_messages() {
-    let (_server, mut wire) = with_users(&["bob"]).await;
-    wire.write_all((1..=1000).map(|id| (id, send("bob", &id.to_string())))).await;
-    wire.reply_to(1000).await;
-    let mut bob = Wire::connect(_server.address()).await;
-    assert_eq!(bob.receive("bob").await, 1000);
+async fn the_window_is_256_messages(one: Front, other: Front) {
+    let (server, mut wire) = with_users(one, &["bob"]).await;
+    wire.write_all((1..=300).map(|id| (id, send("bob", &id.to_string())))).await;
+    wire.reply_to(300).await;
+    let mut bob = other.connect(server.address()).await;
+    assert_eq!(bob.receive("bob").await, 300);
     let mut last = Sequence(0);
     for n in 1..=WINDOW_MESSAGES_MAX {
         let message = bob.message().await;
@@ -214,17 +253,16 @@ async fn the_window_is_256_messages() {
     assert_eq!(&*bob.message().await.text, "257");
 }
 
-#[tokio::test]
-async fn the_window_is_a_mebibyte_but_at_least_one_message() {
+async fn the_window_is_a_mebibyte_but_at_least_one_message(one: Front, other: Front) {
     let server = Harkd::builder().arg("--max-frame=4000000").start();
-    let mut wire = Wire::connect(server.address()).await;
+    let mut wire = one.connect(server.address()).await;
     wire.create("bob").await;
     let big = "x".repeat(3_000_000);
     wire.sent("bob", &big).await;
     wire.sent("bob", &"y".repeat(WINDOW_BYTES_MAX - 10)).await;
     wire.sent("bob", "0123456789").await;
     wire.sent("bob", "z").await;
-    let mut bob = Wire::connect(server.address()).await;
+    let mut bob = other.connect(server.address()).await;
     bob.receive("bob").await;
     let first = bob.message().await;
     assert_eq!(first.text, big);
@@ -238,10 +276,9 @@ async fn the_window_is_a_mebibyte_but_at_least_one_message() {
     assert_eq!(&*bob.message().await.text, "z");
 }
 
-#[tokio::test]
-async fn delete_ends_the_reception_and_drops_the_queue() {
-    let (server, mut alice) = with_users(&["bob"]).await;
-    let mut bob = Wire::connect(server.address()).await;
+async fn delete_ends_the_reception_and_drops_the_queue(one: Front, other: Front) {
+    let (server, mut alice) = with_users(one, &["bob"]).await;
+    let mut bob = other.connect(server.address()).await;
     bob.receive("bob").await;
     alice.sent("bob", "unread").await;
     let unread = bob.message().await;
@@ -264,10 +301,10 @@ async fn delete_ends_the_reception_and_drops_the_queue() {
     assert_eq!(alice.message().await.sender, None);
 }
 
-#[tokio::test]
-async fn whoever_deletes_itself_gets_the_ok_and_then_the_bye() {
+async fn whoever_deletes_itself_gets_the_ok_and_then_the_bye(one: Front, other: Front) {
+    let (server, mut alice) = with_users(one, &["bob"]).await;
     for _ in 0..20 {
-        let (_server, mut bob) = with_users(&["bob"]).await;
+        let mut bob = other.connect(server.address()).await;
         bob.receive("bob").await;
         bob.write(7, delete("bob")).await;
         let first = bob.next().await.unwrap();
@@ -277,12 +314,35 @@ async fn whoever_deletes_itself_gets_the_ok_and_then_the_bye() {
             "{first:?}"
         );
         bob.ping().await;
+        alice.create("bob").await;
     }
+}
+
+async fn who_receives_is_told_of_the_end_of_the_account(one: Front, other: Front) {
+    let (server, mut alice) = with_users(one, &["bob"]).await;
+    let mut bob = other.connect(server.address()).await;
+    bob.receive("bob").await;
+    alice.ok(delete("bob")).await;
+    assert_eq!(bob.next().await, Some(BYE_DELETED));
+    alice.refused(send("bob", "x"), Code::NoSuchUser).await;
+}
+
+async fn who_receives_is_told_of_the_end_of_the_server(one: Front, other: Front) {
+    let (mut server, mut alice) = with_users(one, &["alice", "bob"]).await;
+    alice.receive("alice").await;
+    let mut bob = other.connect(server.address()).await;
+    bob.receive("bob").await;
+    server.signal("TERM");
+    for client in [&mut alice, &mut bob] {
+        assert_eq!(client.next().await, Some(BYE_SHUTDOWN));
+        assert_eq!(client.next().await, None);
+    }
+    assert!(server.wait().success());
 }
 
 #[tokio::test]
 async fn a_slow_reader_holds_up_nobody_and_costs_little() {
-    let (server, mut alice) = with_users(&["slow", "bob"]).await;
+    let (server, mut alice) = with_users(Front::Native, &["slow", "bob"]).await;
     let mut slow = Wire::connect(server.address()).await;
     slow.receive("slow").await;
     let _asleep = slow.into_stream();

@@ -1,9 +1,26 @@
-//! What section "Sending" of `docs/PROTOCOL.md` promises, of the real server:
-//! sessions, repeats, and what they survive.
+//! What section "Sending" of `docs/PROTOCOL.md` promises, of the real server
+//! and through all fronts: sessions, repeats, and what they survive.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use hark_protocol::{Code, Frame, Reply, Request};
-use hark_tests::{Harkd, Wire, name, send};
+use hark_tests::{Front, Harkd, Wire, name, send};
+
+hark_tests::through_all_fronts! {
+    sessions:
+        hello_tells_the_version_and_the_largest_frame,
+        a_repeat_in_the_same_breath_is_stored_once,
+        an_id_that_is_neither_new_nor_remembered_is_a_bad_request,
+        the_last_1024_outcomes_are_remembered,
+        a_hello_closes_the_connection_that_has_the_session_open,
+        too_many_sessions_are_refused_and_none_is_evicted,
+        pipelined_requests_take_effect_in_order;
+    calls:
+        a_repeat_gets_the_same_answer_and_stores_nothing_new,
+        a_repeat_counts_even_where_a_new_send_would_be_refused,
+        without_hello_a_repeat_is_a_new_message,
+        a_text_may_be_empty_or_as_long_as_the_frame_allows_and_no_longer,
+        what_is_no_user_or_no_pattern_is_refused;
+}
 
 fn hello(session: &str) -> Request {
     Request::Hello { version: 1, session: session.parse().unwrap() }
@@ -19,8 +36,8 @@ fn check_refused(reply: Reply, code: Code) {
     assert!(matches!(&reply, Reply::NotOk(refusal) if refusal.code == code), "{reply:?} is not {code}");
 }
 
-async fn texts(server: &Harkd, user: &str) -> Vec<String> {
-    let mut wire = Wire::connect(server.address()).await;
+async fn texts(front: Front, server: &Harkd, user: &str) -> Vec<String> {
+    let mut wire = front.connect(server.address()).await;
     let mut texts = Vec::new();
     for _ in 0..wire.receive(user).await {
         texts.push(wire.message().await.text.to_string());
@@ -28,23 +45,21 @@ async fn texts(server: &Harkd, user: &str) -> Vec<String> {
     texts
 }
 
-#[tokio::test]
-async fn hello_tells_the_version_and_the_largest_frame() {
+async fn hello_tells_the_version_and_the_largest_frame(one: Front, other: Front) {
     let server = Harkd::builder().arg("--max-frame=5000").start();
-    let mut wire = Wire::connect(server.address()).await;
+    let mut wire = one.connect(server.address()).await;
     assert_eq!(wire.ok(hello("s")).await.as_hello(), Some((1, 5000)));
     wire.refused(hello("s"), Code::BadRequest).await;
-    let mut late = Wire::connect(server.address()).await;
+    let mut late = other.connect(server.address()).await;
     late.ping().await;
     late.refused(hello("t"), Code::BadRequest).await;
-    let mut newer = Wire::connect(server.address()).await;
+    let mut newer = other.connect(server.address()).await;
     newer.refused(Request::Hello { version: 2, session: "u".parse().unwrap() }, Code::BadRequest).await;
 }
 
-#[tokio::test]
-async fn a_repeat_gets_the_same_answer_and_stores_nothing_new() {
+async fn a_repeat_gets_the_same_answer_and_stores_nothing_new(one: Front, other: Front) {
     let mut server = Harkd::start();
-    let mut wire = Wire::hello(server.address(), "session").await;
+    let mut wire = one.hello(server.address(), "session").await;
     wire.create("bob").await;
     wire.write_all([(10, send("bob", "one")), (12, send("nobody", "lost")), (15, send("bob", "two"))]).await;
     check_ok(wire.reply_to(10).await);
@@ -52,8 +67,8 @@ async fn a_repeat_gets_the_same_answer_and_stores_nothing_new() {
     check_ok(wire.reply_to(15).await);
     drop(wire);
 
-    for _ in 0..2 {
-        let mut again = Wire::hello(server.address(), "session").await;
+    for front in [other, one] {
+        let mut again = front.hello(server.address(), "session").await;
         // The refusal was decided, too: that there is such a user now changes
         // nothing for the repeat.
         drop(again.ask(Request::Create { user: name("nobody"), password: None }).await);
@@ -66,80 +81,78 @@ async fn a_repeat_gets_the_same_answer_and_stores_nothing_new() {
         drop(again);
         server = server.kill_and_restart();
     }
-    assert_eq!(texts(&server, "bob").await, ["one", "two"]);
-    assert_eq!(texts(&server, "nobody").await, [""; 0]);
+    assert_eq!(texts(other, &server, "bob").await, ["one", "two"]);
+    assert_eq!(texts(other, &server, "nobody").await, [""; 0]);
 }
 
-#[tokio::test]
-async fn a_repeat_counts_even_where_a_new_send_would_be_refused() {
+async fn a_repeat_counts_even_where_a_new_send_would_be_refused(one: Front, other: Front) {
     let server = Harkd::builder().arg("--max-queued-messages=1").start();
-    let mut wire = Wire::hello(server.address(), "session").await;
+    let mut wire = one.hello(server.address(), "session").await;
     wire.create("bob").await;
     wire.write_all([(100, send("bob", "one")), (101, send("bob", "two"))]).await;
     check_ok(wire.reply_to(100).await);
     check_refused(wire.reply_to(101).await, Code::QueueFull);
+    drop(wire);
+    let mut wire = other.hello(server.address(), "session").await;
     wire.write(100, send("bob", "one")).await;
     check_ok(wire.reply_to(100).await);
-    assert_eq!(texts(&server, "bob").await, ["one"]);
-    let mut bob = Wire::connect(server.address()).await;
+    assert_eq!(texts(other, &server, "bob").await, ["one"]);
+    let mut bob = other.connect(server.address()).await;
     bob.receive("bob").await;
-    let one = bob.message().await;
-    bob.ack(one.sequence).await;
+    let first = bob.message().await;
+    bob.ack(first.sequence).await;
     wire.write(101, send("bob", "two")).await;
     check_refused(wire.reply_to(101).await, Code::QueueFull);
     wire.write(102, send("bob", "three")).await;
     check_ok(wire.reply_to(102).await);
-    assert_eq!(texts(&server, "bob").await, ["three"]);
+    assert_eq!(texts(other, &server, "bob").await, ["three"]);
 }
 
-#[tokio::test]
-async fn a_repeat_in_the_same_breath_is_stored_once() {
+async fn a_repeat_in_the_same_breath_is_stored_once(one: Front, other: Front) {
     let server = Harkd::start();
-    let mut wire = Wire::hello(server.address(), "session").await;
+    let mut wire = one.hello(server.address(), "session").await;
     wire.create("bob").await;
     wire.write_all([(10, send("bob", "one")), (10, send("bob", "one"))]).await;
     check_ok(wire.reply_to(10).await);
     check_ok(wire.reply_to(10).await);
-    assert_eq!(texts(&server, "bob").await, ["one"]);
+    assert_eq!(texts(other, &server, "bob").await, ["one"]);
 }
 
-#[tokio::test]
-async fn an_id_that_is_neither_new_nor_remembered_is_a_bad_request() {
+async fn an_id_that_is_neither_new_nor_remembered_is_a_bad_request(one: Front, other: Front) {
     let server = Harkd::start();
-    let mut wire = Wire::hello(server.address(), "session").await;
+    let mut wire = one.hello(server.address(), "session").await;
     wire.create("bob").await;
     wire.write(10, send("bob", "one")).await;
     check_ok(wire.reply_to(10).await);
+    let mut wire = other.hello(server.address(), "session").await;
     wire.write(9, send("bob", "zero")).await;
     check_refused(wire.reply_to(9).await, Code::BadRequest);
-    assert_eq!(texts(&server, "bob").await, ["one"]);
+    assert_eq!(texts(other, &server, "bob").await, ["one"]);
 }
 
-#[tokio::test]
-async fn the_last_1024_outcomes_are_remembered() {
+async fn the_last_1024_outcomes_are_remembered(one: Front, other: Front) {
     let server = Harkd::start();
-    let mut wire = Wire::hello(server.address(), "session").await;
+    let mut wire = one.hello(server.address(), "session").await;
     wire.create("bob").await;
     for first in [1000, 2000] {
         wire.write_all((first..first + 1000).map(|id| (id, send("bob", "x")))).await;
         check_ok(wire.reply_to(first + 999).await);
     }
-    let mut again = Wire::hello(server.address(), "session").await;
+    let mut again = other.hello(server.address(), "session").await;
     again.write_all((3000 - 1024..3000).map(|id| (id, send("bob", "x")))).await;
     for id in 3000 - 1024..3000 {
         check_ok(again.reply_to(id).await);
     }
-    let mut bob = Wire::connect(server.address()).await;
+    let mut bob = other.connect(server.address()).await;
     assert_eq!(bob.receive("bob").await, 2000);
 }
 
-#[tokio::test]
-async fn a_hello_closes_the_connection_that_has_the_session_open() {
+async fn a_hello_closes_the_connection_that_has_the_session_open(one: Front, other: Front) {
     let server = Harkd::start();
-    let mut former = Wire::hello(server.address(), "session").await;
+    let mut former = one.hello(server.address(), "session").await;
     former.create("bob").await;
     former.write_all((100..200).map(|id| (id, send("bob", &id.to_string())))).await;
-    let mut latter = Wire::hello(server.address(), "session").await;
+    let mut latter = other.hello(server.address(), "session").await;
     // Whatever of the former was taken is decided by now: repeating all in
     // order, then something new, gives all of them once and in order.
     latter.write_all((100..201).map(|id| (id, send("bob", &id.to_string())))).await;
@@ -148,7 +161,7 @@ async fn a_hello_closes_the_connection_that_has_the_session_open() {
     }
     while former.next().await.is_some() {}
     let expected: Vec<String> = (100..201).map(|id| id.to_string()).collect();
-    assert_eq!(texts(&server, "bob").await, expected);
+    assert_eq!(texts(other, &server, "bob").await, expected);
 }
 
 #[tokio::test]
@@ -166,16 +179,15 @@ async fn a_hello_closes_a_connection_that_reads_nothing() {
     latter.ping().await;
 }
 
-#[tokio::test]
-async fn without_hello_a_repeat_is_a_new_message() {
+async fn without_hello_a_repeat_is_a_new_message(one: Front, other: Front) {
     let server = Harkd::start();
-    let mut wire = Wire::connect(server.address()).await;
+    let mut wire = one.connect(server.address()).await;
     wire.create("bob").await;
     wire.write(5, send("bob", "one")).await;
     check_ok(wire.reply_to(5).await);
     wire.write(5, send("bob", "one")).await;
     check_ok(wire.reply_to(5).await);
-    assert_eq!(texts(&server, "bob").await, ["one", "one"]);
+    assert_eq!(texts(other, &server, "bob").await, ["one", "one"]);
 }
 
 #[tokio::test]
@@ -191,32 +203,30 @@ async fn what_was_sent_behind_a_hello_that_is_refused_is_not_stored() {
         check_refused(wire.reply_to(9).await, code);
         assert!(wire.next().await.is_none(), "the connection is closed");
     }
-    assert_eq!(texts(&server, "bob").await, [""; 0]);
+    assert_eq!(texts(Front::Native, &server, "bob").await, [""; 0]);
 }
 
-#[tokio::test]
-async fn too_many_sessions_are_refused_and_none_is_evicted() {
+async fn too_many_sessions_are_refused_and_none_is_evicted(one: Front, other: Front) {
     let server = Harkd::builder().arg("--max-sessions=2").start();
-    let mut first = Wire::hello(server.address(), "first").await;
+    let mut first = one.hello(server.address(), "first").await;
     first.create("bob").await;
     first.write(50, send("bob", "one")).await;
     check_ok(first.reply_to(50).await);
-    let _second = Wire::hello(server.address(), "second").await;
-    let mut third = Wire::connect(server.address()).await;
+    let _second = one.hello(server.address(), "second").await;
+    let mut third = other.connect(server.address()).await;
     third.refused(hello("third"), Code::TooMany).await;
     drop(first);
-    let mut third = Wire::connect(server.address()).await;
+    let mut third = other.connect(server.address()).await;
     third.refused(hello("third"), Code::TooMany).await;
-    let mut first = Wire::hello(server.address(), "first").await;
+    let mut first = other.hello(server.address(), "first").await;
     first.write(50, send("bob", "one")).await;
     check_ok(first.reply_to(50).await);
-    assert_eq!(texts(&server, "bob").await, ["one"]);
+    assert_eq!(texts(other, &server, "bob").await, ["one"]);
 }
 
-#[tokio::test]
-async fn pipelined_requests_take_effect_in_order() {
+async fn pipelined_requests_take_effect_in_order(one: Front, other: Front) {
     let server = Harkd::start();
-    let mut wire = Wire::connect(server.address()).await;
+    let mut wire = one.connect(server.address()).await;
     let user = || name("bob");
     wire.write_all([
         (1, Request::Create { user: user(), password: None }),
@@ -228,7 +238,6 @@ async fn pipelined_requests_take_effect_in_order() {
         (7, Request::Create { user: user(), password: None }),
         (8, send("bob", "four")),
         (9, Request::List { pattern: None }),
-        (10, Request::Connect { user: user(), password: None }),
     ])
     .await;
     for id in [1, 2, 3, 4, 5, 7, 8] {
@@ -237,22 +246,32 @@ async fn pipelined_requests_take_effect_in_order() {
     check_refused(wire.reply_to(6).await, Code::NoSuchUser);
     assert_eq!(wire.reply_to(9).await, Reply::List(vec![user()]));
     check_ok(wire.reply_to(9).await);
-    let Reply::Ok(queued) = wire.reply_to(10).await else { panic!() };
-    assert_eq!(queued.as_queued(), Some(1));
+    let mut wire = other.connect(server.address()).await;
+    assert_eq!(wire.receive("bob").await, 1);
     let four = wire.message().await;
     assert_eq!((&*four.text, four.sender), ("four", None), "the user who sent it has ended");
 }
 
-#[tokio::test]
-async fn a_text_may_be_empty_or_as_long_as_the_frame_allows_and_no_longer() {
+async fn a_text_may_be_empty_or_as_long_as_the_frame_allows_and_no_longer(one: Front, other: Front) {
     let server = Harkd::start();
-    let mut wire = Wire::connect(server.address()).await;
+    let mut wire = one.connect(server.address()).await;
     wire.create("bob").await;
     let longest = "x".repeat(65_536 - 256);
     wire.sent("bob", "").await;
     wire.sent("bob", &longest).await;
     wire.refused(send("bob", &format!("{longest}x")), Code::TooLarge).await;
-    assert_eq!(texts(&server, "bob").await, ["", &longest]);
+    assert_eq!(texts(other, &server, "bob").await, ["", &longest]);
+}
+
+async fn what_is_no_user_or_no_pattern_is_refused(one: Front, other: Front) {
+    let server = Harkd::start();
+    for front in [one, other] {
+        let mut client = front.connect(server.address()).await;
+        client.refused(send("nobody", "x"), Code::NoSuchUser).await;
+        client.refused(Request::Connect { user: name("nobody"), password: None }, Code::NoSuchUser).await;
+        client.refused(Request::List { pattern: Some("(".into()) }, Code::BadPattern).await;
+        client.ping().await;
+    }
 }
 
 #[tokio::test]

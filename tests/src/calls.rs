@@ -1,0 +1,184 @@
+//! The requests of the protocol as calls of gRPC, one after another: for what
+//! is promised of `Send`, `Connect` and `Ack` as it is of a session.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use hark_grpc::status::CODE;
+use hark_grpc::v1::chat_client::ChatClient;
+use hark_grpc::v1::chat_request::Command;
+use hark_grpc::v1::connect_reply::Event;
+use hark_grpc::v1::{
+    AckRequest, Bye, ConnectReply, ConnectRequest, Credentials, Idempotency, ListRequest, Send, SendRequest,
+};
+use hark_grpc::{request, v1};
+use hark_protocol::{ByeReason, Code, Frame, OkFields, Refusal, Reply, Request, RequestId};
+use tonic::transport::Channel;
+use tonic::{Status, Streaming};
+
+use crate::Link;
+use crate::bidi::{client, unless_gone};
+
+/// Nobody has a name that matches this.
+const NOBODY: &str = "$^";
+
+/// Calls over a connection of its own. Dropping it closes that.
+#[derive(Debug)]
+pub struct Calls {
+    client: ChatClient<Channel>,
+    /// Who calls, where a call can say so.
+    login: Option<Credentials>,
+    /// What makes sends known as repeats.
+    session: Option<String>,
+    reception: Option<Reception>,
+    /// What came and nobody has taken yet.
+    answered: VecDeque<Frame<Reply>>,
+}
+
+#[derive(Debug)]
+struct Reception {
+    receipt: String,
+    events: Streaming<ConnectReply>,
+}
+
+impl Calls {
+    /// Connects, where there is a server.
+    pub async fn connect(address: SocketAddr) -> Option<Self> {
+        let client = client(address).await?;
+        Some(Self { client, login: None, session: None, reception: None, answered: VecDeque::new() })
+    }
+
+    async fn write(&mut self, requests: Vec<(u32, Request)>) -> Option<()> {
+        for (id, request) in requests {
+            let replies = match self.call(id, request).await {
+                Ok(replies) => replies,
+                Err(status) => vec![refused(status)?],
+            };
+            // An `ack` is not answered in a session.
+            let id = RequestId::new(id).into_iter();
+            self.answered.extend(
+                id.flat_map(|id| replies.iter().map(move |reply| Frame::new(Some(id), reply.clone()))),
+            );
+        }
+        Some(())
+    }
+
+    async fn call(&mut self, id: u32, request: Request) -> Result<Vec<Reply>, Status> {
+        let fields = match request::outgoing(None, request).command.expect("a command") {
+            Command::Hello(hello) => {
+                self.session = Some(hello.session);
+                OkFields::hello(hello.version, 0)
+            }
+            // Whether that is right, the calls say that carry it.
+            Command::Login(credentials) => {
+                self.login = Some(credentials);
+                OkFields::none()
+            }
+            Command::Create(request) => {
+                self.client.create(request).await?;
+                OkFields::none()
+            }
+            Command::Password(request) => {
+                self.client.password(request).await?;
+                OkFields::none()
+            }
+            Command::Delete(request) => {
+                OkFields::deleted(self.client.delete(request).await?.into_inner().existed)
+            }
+            Command::Send(send) => {
+                self.client.send(self.send_request(id, send)).await?;
+                OkFields::none()
+            }
+            Command::Connect(request) => OkFields::queued(self.receive(request).await?),
+            Command::Ack(sequence) => {
+                let receipt = self.reception.as_ref().expect("a reception").receipt.clone();
+                self.client.ack(AckRequest { receipt, sequence }).await?;
+                OkFields::none()
+            }
+            Command::List(v1::List { pattern }) => return self.list(pattern).await,
+            Command::Ping(_) => {
+                self.list(NOBODY.to_owned()).await?;
+                self.take_pushed();
+                OkFields::none()
+            }
+            other => panic!("there is no call that is {other:?}"),
+        };
+        Ok(vec![Reply::Ok(fields)])
+    }
+
+    fn send_request(&self, id: u32, Send { to, text }: Send) -> SendRequest {
+        let idempotency = self.session.clone().map(|session| Idempotency { session, id });
+        SendRequest { to, text, login: self.login.clone(), idempotency }
+    }
+
+    async fn receive(&mut self, request: ConnectRequest) -> Result<u64, Status> {
+        let login = Credentials { user: request.user.clone(), password: request.password.clone() };
+        let mut events = self.client.connect(request).await?.into_inner();
+        let first = events.message().await?.and_then(|reply| reply.event);
+        let Some(Event::Connected(connected)) = first else { panic!("{first:?} is not `connected`") };
+        self.login = Some(login);
+        self.reception = Some(Reception { receipt: connected.receipt, events });
+        Ok(connected.queued)
+    }
+
+    async fn list(&mut self, pattern: String) -> Result<Vec<Reply>, Status> {
+        let mut pages =
+            self.client.list(ListRequest { pattern, login: self.login.clone() }).await?.into_inner();
+        let (mut replies, mut count, mut truncated) = (Vec::new(), 0, false);
+        while let Some(page) = pages.message().await? {
+            count += page.names.len();
+            truncated |= page.truncated;
+            let names = page.names.iter().map(|name| name.parse().expect("a name"));
+            replies.push(Reply::List(names.collect()));
+        }
+        replies.push(Reply::Ok(OkFields::listed(count, truncated)));
+        Ok(replies)
+    }
+
+    /// Has what is pushed already come before the answers that follow.
+    fn take_pushed(&mut self) {
+        let Some(reception) = &mut self.reception else { return };
+        while let Some(Some(pushed)) = reception.read().now_or_never() {
+            self.answered.push_back(pushed);
+        }
+    }
+
+    async fn read(&mut self) -> Option<Frame<Reply>> {
+        match self.answered.pop_front() {
+            Some(answer) => Some(answer),
+            None => self.reception.as_mut().expect("something to come").read().await,
+        }
+    }
+}
+
+impl Reception {
+    async fn read(&mut self) -> Option<Frame<Reply>> {
+        let reply = match unless_gone(self.events.message().await)??.event.expect("an event") {
+            Event::Message(message) => Reply::String(message.try_into().expect("a message")),
+            Event::Bye(Bye { reason }) => Reply::Bye(ByeReason::parse(&reason).expect("a reason")),
+            Event::Connected(again) => panic!("a second {again:?}"),
+        };
+        Some(Frame::new(None, reply))
+    }
+}
+
+impl Link for Calls {
+    fn write_all(&mut self, requests: Vec<(u32, Request)>) -> BoxFuture<'_, Option<()>> {
+        Box::pin(self.write(requests))
+    }
+
+    fn next(&mut self) -> BoxFuture<'_, Option<Frame<Reply>>> {
+        Box::pin(self.read())
+    }
+}
+
+/// The refusal that a status stands for. `None` where the connection is lost.
+fn refused(status: Status) -> Option<Reply> {
+    let code = status.metadata().get(CODE).and_then(|code| code.to_str().ok()).and_then(Code::parse);
+    match code {
+        Some(code) => Some(Reply::NotOk(Refusal::new(code, status.message().to_owned()))),
+        None => unless_gone(Err(status)),
+    }
+}
