@@ -87,32 +87,39 @@ fn sends() {
     }
 }
 
-/// Durable sends a second over one `BiDiChat` beside those over the wire.
+/// Sends a second over one `BiDiChat` beside those over the wire: with what a
+/// disk costs, and without.
 fn grpc() {
-    println!("\ndurable sends a second over one stream of gRPC, beside those in the native framing");
+    println!("\nsends a second over one stream of gRPC, beside those in the native framing");
     println!(
-        "{:>9} {:>12} {:>12} {:>7}   (medians of {ROUNDS} rounds in turn)",
-        "in flight", "gRPC", "native", "ratio"
+        "{:>9} {:>9} {:>12} {:>12} {:>7}   (medians of {ROUNDS} rounds in turn)",
+        "stored", "in flight", "gRPC", "native", "ratio"
     );
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let text = "x".repeat(TEXT_BYTES);
-    for in_flight in [1, 64, 1024] {
-        let server = Harkd::builder()
-            .arg("--max-queued-messages=100000000")
-            .arg("--max-queued-bytes=100000000000")
-            .start();
-        let mut link = Link::connect(server.address());
-        for user in 0..8 {
-            link.ok(Request::Create { user: name(&format!("user{user}")), password: None });
+    let sends: Vec<Request> = (0..8).map(|user| send(&format!("user{user}"), &text)).collect();
+    for stored in ["durably", "by the OS", "in memory"] {
+        for in_flight in [1, 64, 1024] {
+            let builder = Harkd::builder()
+                .arg("--max-queued-messages=100000000")
+                .arg("--max-queued-bytes=100000000000");
+            let server = match stored {
+                "by the OS" => builder.arg("--sync=os").start(),
+                "in memory" => builder.store("memory:").start(),
+                _ => builder.start(),
+            };
+            let mut link = Link::connect(server.address());
+            for user in 0..8 {
+                link.ok(Request::Create { user: name(&format!("user{user}")), password: None });
+            }
+            let (mut ours, mut native) = (Vec::new(), Vec::new());
+            for _ in 0..ROUNDS {
+                ours.push(runtime.block_on(grpc_rate(server.address(), &sends, in_flight)));
+                native.push(rate(&mut link, &sends, in_flight));
+            }
+            let (ours, native) = (median(ours), median(native));
+            println!("{stored:>9} {in_flight:>9} {ours:>12.0} {native:>12.0} {:>7.2}", ours / native);
         }
-        let sends: Vec<Request> = (0..8).map(|user| send(&format!("user{user}"), &text)).collect();
-        let (mut ours, mut native) = (Vec::new(), Vec::new());
-        for _ in 0..ROUNDS {
-            ours.push(runtime.block_on(grpc_rate(server.address(), &sends, in_flight)));
-            native.push(rate(&mut link, &sends, in_flight));
-        }
-        let (ours, native) = (median(ours), median(native));
-        println!("{in_flight:>9} {ours:>12.0} {native:>12.0} {:>7.2}", ours / native);
     }
 }
 
