@@ -2,11 +2,18 @@
 //! each sender's order, and what was refused is not read at all, while the
 //! server is killed again and again, readers drop their links in the middle of
 //! their window and take over from each other, queues are full, and an account
-//! is deleted and made again.
+//! is deleted and made again. Each connection takes another way into the server:
+//! what was not answered over one is repeated over the next.
 //!
 //! It prints its seed; `HARK_SEED` and `HARK_CRASH_SECONDS` run it again, or
 //! for longer.
-#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
@@ -14,17 +21,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use futures::{SinkExt, StreamExt};
-use hark_protocol::framing::native::ClientCodec;
-use hark_protocol::limits::FRAME_BYTES_MAX;
 use hark_protocol::{Code, Delivery, Frame, Reply, Request, RequestId, Sequence};
-use hark_tests::{Harkd, PATIENCE, name, send};
+use hark_tests::{Front, Harkd, Link, PATIENCE, name, send};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
-use tokio_util::codec::Framed;
 
+const FRONTS: [Front; 3] = [Front::Native, Front::Bidi, Front::Calls];
 const SENDERS: usize = 4;
 const READERS: usize = 3;
 /// Sends of one sender that are unanswered.
@@ -42,6 +45,8 @@ struct Record {
     queue_full: AtomicU64,
     /// What was read, by recipient.
     read: Mutex<BTreeMap<String, Vec<String>>>,
+    /// Connections that were opened, by front.
+    opened: [AtomicU64; FRONTS.len()],
     takeovers: AtomicU64,
     rebirths: AtomicU64,
     /// Counts what happens, to tell before from after.
@@ -56,6 +61,19 @@ impl Record {
     fn tick(&self) -> u64 {
         self.clock.fetch_add(1, Ordering::SeqCst)
     }
+
+    /// A connection by any front.
+    async fn connect(
+        &self,
+        address: SocketAddr,
+        random: &mut StdRng,
+        session: Option<&str>,
+    ) -> Option<Connection> {
+        let nth = random.random_range(0..FRONTS.len());
+        let connection = Connection::open(FRONTS[nth], address, session).await?;
+        self.opened[nth].fetch_add(1, Ordering::SeqCst);
+        Some(connection)
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -67,7 +85,7 @@ async fn what_was_answered_is_read_once_and_in_order_whatever_is_killed() {
     let mut server = Harkd::builder().arg(format!("--max-queued-messages={QUEUED_MAX}")).start();
     let address = server.address();
     let record = Arc::new(Record::default());
-    let mut link = Link::connect(address, None).await.unwrap();
+    let mut link = Connection::open(Front::Native, address, None).await.unwrap();
     for user in recipients().chain(["full".into(), "reborn".into()]) {
         link.ask(1, Request::Create { user: name(&user), password: None }).await.unwrap();
     }
@@ -140,6 +158,8 @@ fn compare(record: &Record, kills: u32) {
     assert_eq!(read_though_refused, None, "was refused and read all the same");
     let [queue_full, takeovers, rebirths] =
         [&record.queue_full, &record.takeovers, &record.rebirths].map(|count| count.load(Ordering::SeqCst));
+    let opened = record.opened.each_ref().map(|count| count.load(Ordering::SeqCst));
+    println!("connections by {FRONTS:?}: {opened:?}");
     println!(
         "{kills} kills; {answered} answered, {compared} compared; {} refused, {queue_full} of them by a full queue; \
          {takeovers} takeovers, {rebirths} accounts made again",
@@ -149,6 +169,7 @@ fn compare(record: &Record, kills: u32) {
         kills > 0 && compared > 0 && queue_full > 0 && takeovers > 0 && rebirths > 0,
         "something was not tried"
     );
+    assert!(opened.iter().all(|count| *count > 0), "a front was not tried");
 }
 
 /// Sends until it is told to stop, and repeats what was not answered.
@@ -162,7 +183,7 @@ async fn sender(n: usize, address: SocketAddr, record: Arc<Record>, mut random: 
         if stopping() && unanswered.is_empty() {
             return;
         }
-        let Some(mut link) = Link::connect(address, Some(&session)).await else {
+        let Some(mut link) = record.connect(address, &mut random, Some(&session)).await else {
             sleep(Duration::from_millis(20)).await;
             continue;
         };
@@ -222,7 +243,7 @@ async fn sender(n: usize, address: SocketAddr, record: Arc<Record>, mut random: 
 async fn reader(user: String, address: SocketAddr, record: Arc<Record>, mut random: StdRng) {
     let mut last = Sequence(0);
     loop {
-        let Some(mut link) = Link::connect(address, None).await else {
+        let Some(mut link) = record.connect(address, &mut random, None).await else {
             sleep(Duration::from_millis(20)).await;
             continue;
         };
@@ -256,7 +277,7 @@ async fn reader(user: String, address: SocketAddr, record: Arc<Record>, mut rand
             }
         }
         if random.random_bool(0.3) {
-            take_over(&user, address, &record, link).await;
+            take_over(&user, address, &record, &mut random, link).await;
         } else if record.stop_reading.load(Ordering::SeqCst) {
             link.write_all([(0, Request::Ack { sequence: last })]).await;
         }
@@ -265,8 +286,14 @@ async fn reader(user: String, address: SocketAddr, record: Arc<Record>, mut rand
 
 /// Another connection connects while this one receives: this one gets a `bye`,
 /// after which nothing more is pushed to it.
-async fn take_over(user: &str, address: SocketAddr, record: &Record, mut former: Link) {
-    let Some(mut latter) = Link::connect(address, None).await else { return };
+async fn take_over(
+    user: &str,
+    address: SocketAddr,
+    record: &Record,
+    random: &mut StdRng,
+    mut former: Connection,
+) {
+    let Some(mut latter) = record.connect(address, random, None).await else { return };
     let Some(Reply::Ok(_)) = latter.ask(1, Request::Connect { user: name(user), password: None }).await
     else {
         return;
@@ -294,7 +321,7 @@ async fn reborn(address: SocketAddr, record: Arc<Record>, mut random: StdRng) {
     while !record.stop_reading.load(Ordering::SeqCst) {
         sleep(Duration::from_millis(random.random_range(10..200))).await;
         let deleted_from = record.tick();
-        let Some(mut link) = Link::connect(address, None).await else { continue };
+        let Some(mut link) = record.connect(address, &mut random, None).await else { continue };
         if !matches!(link.ask(1, Request::Delete { user: user(), password: None }).await, Some(Reply::Ok(_)))
         {
             continue;
@@ -305,7 +332,7 @@ async fn reborn(address: SocketAddr, record: Arc<Record>, mut random: StdRng) {
             Some(Reply::Ok(_) | Reply::NotOk(_))
         ) {
             sleep(Duration::from_millis(20)).await;
-            if let Some(again) = Link::connect(address, None).await {
+            if let Some(again) = record.connect(address, &mut random, None).await {
                 link = again;
             }
         }
@@ -330,30 +357,25 @@ async fn reborn(address: SocketAddr, record: Arc<Record>, mut random: StdRng) {
 }
 
 /// A connection that may end at any time, which is then said by `None`.
-struct Link(Framed<TcpStream, ClientCodec>);
+struct Connection(Box<dyn Link>);
 
-impl Link {
-    async fn connect(address: SocketAddr, session: Option<&str>) -> Option<Self> {
-        let stream = TcpStream::connect(address).await.ok()?;
-        let mut link = Self(Framed::new(stream, ClientCodec::new(FRAME_BYTES_MAX)));
+impl Connection {
+    async fn open(front: Front, address: SocketAddr, session: Option<&str>) -> Option<Self> {
+        let mut connection = Self(front.link(address).await?);
         if let Some(session) = session {
             let hello = Request::Hello { version: 1, session: session.parse().unwrap() };
-            let reply = link.ask(u32::MAX, hello).await?;
+            let reply = connection.ask(u32::MAX, hello).await?;
             assert!(matches!(reply, Reply::Ok(_)), "{reply:?}");
         }
-        Some(link)
+        Some(connection)
     }
 
     async fn write_all(&mut self, requests: impl IntoIterator<Item = (u32, Request)>) -> Option<()> {
-        for (id, request) in requests {
-            self.0.feed(Frame::new(RequestId::new(id), request)).await.ok()?;
-        }
-        self.0.flush().await.ok()
+        self.0.write_all(requests.into_iter().collect()).await
     }
 
     async fn next(&mut self) -> Option<Frame<Reply>> {
-        let frame = self.0.next().await?.ok()?;
-        Some(Frame::new(frame.id, frame.message.expect("a message of the protocol")))
+        self.0.next().await
     }
 
     /// Asks, and drops what comes before the answer.
