@@ -8,6 +8,7 @@ use rand::RngExt as _;
 
 use crate::dial::{Dial, TcpDial};
 use crate::taken::{MemoryTaken, TakenStore};
+use crate::tls::{TlsDial, Trust, TrustError};
 
 /// What a client needs to know.
 #[derive(Debug, Clone)]
@@ -51,8 +52,41 @@ impl Config {
     /// ```
     #[cfg(feature = "grpc")]
     pub fn grpc(address: impl Into<String>) -> Self {
-        let authority = address.into();
-        Self { transport: Transport::Grpc { authority: authority.clone() }, ..Self::tcp(authority) }
+        let address = address.into();
+        let origin = format!("http://{address}");
+        Self { transport: Transport::Grpc { origin }, ..Self::tcp(address) }
+    }
+
+    /// As [`Self::tcp`], over TLS, and never without: the server has to prove
+    /// by its certificate that it is the host of `address`. Reads what is
+    /// trusted from files, which blocks.
+    ///
+    /// ```no_run
+    /// use hark_client::{Client, Config, Trust};
+    ///
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (hark, _events) = Client::connect(Config::tls("chat.example:3000", &Trust::System)?);
+    /// hark.send("bob".parse()?, "nobody else can read this".into()).await?.await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// Where there is nobody to trust, or the host is no name.
+    pub fn tls(address: &str, trust: &Trust) -> Result<Self, TrustError> {
+        let dial = Arc::new(TlsDial::new(address, trust, &[])?);
+        Ok(Self { dial, ..Self::tcp(address) })
+    }
+
+    /// As [`Self::tls`], over gRPC.
+    ///
+    /// # Errors
+    /// As [`Self::tls`].
+    #[cfg(feature = "grpc")]
+    pub fn grpc_tls(address: &str, trust: &Trust) -> Result<Self, TrustError> {
+        let dial = Arc::new(TlsDial::new(address, trust, &["h2"])?);
+        let transport = Transport::Grpc { origin: format!("https://{address}") };
+        Ok(Self { dial, transport, ..Self::tcp(address) })
     }
 }
 
@@ -68,9 +102,9 @@ pub enum Transport {
     /// `grpc`, which is on by default.
     #[cfg(feature = "grpc")]
     Grpc {
-        /// How the calls name the server (`:authority`), `HOST:PORT`. `harkd`
-        /// takes any; a proxy on the way may go by it.
-        authority: String,
+        /// How the calls name the server: `http://HOST:PORT`, or `https://`
+        /// over TLS. `harkd` takes any; a proxy on the way may go by it.
+        origin: String,
     },
 }
 

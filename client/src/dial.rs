@@ -32,14 +32,16 @@ impl TcpDial {
     pub fn new(address: impl Into<String>) -> Self {
         Self { address: address.into() }
     }
+
+    pub(crate) async fn connect(&self) -> io::Result<TcpStream> {
+        let stream = TcpStream::connect(&self.address).await?;
+        stream.set_nodelay(true)?;
+        Ok(stream)
+    }
 }
 
 impl Dial for TcpDial {
     fn dial(&self) -> BoxFuture<'_, io::Result<Box<dyn Stream>>> {
-        Box::pin(async {
-            let stream = TcpStream::connect(&self.address).await?;
-            stream.set_nodelay(true)?;
-            Ok(Box::new(stream) as Box<dyn Stream>)
-        })
+        Box::pin(async { Ok(Box::new(self.connect().await?) as Box<dyn Stream>) })
     }
 }

@@ -182,7 +182,11 @@ impl Engine {
     async fn rest(&mut self, lost: &LinkError) -> Option<()> {
         let asked = lost.retry_after().unwrap_or_default().min(RETRY_AFTER_MAX);
         let retry_in = self.backoff.next().max(asked);
-        self.link_state.send_replace(LinkState::Down { reason: lost.to_string(), retry_in });
+        self.link_state.send_replace(LinkState::Down {
+            reason: lost.to_string(),
+            retry_in,
+            is_lasting: lost.is_lasting(),
+        });
         self.meanwhile(tokio::time::sleep(retry_in)).await
     }
 

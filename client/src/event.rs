@@ -54,6 +54,10 @@ pub enum LinkState {
         reason: String,
         /// When the next attempt is made.
         retry_in: Duration,
+        /// Whether the attempts will go on failing until somebody changes
+        /// something: a certificate is not trusted, or the server takes only
+        /// TLS.
+        is_lasting: bool,
     },
     /// The client has ended.
     Closed,

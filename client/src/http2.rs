@@ -69,9 +69,10 @@ pub(crate) async fn open(
 }
 
 /// How calls name a server.
-pub(crate) fn origin(authority: &str) -> Result<Uri, LinkError> {
-    let uri = Uri::builder().scheme("http").authority(authority).path_and_query("/").build();
-    uri.map_err(|bad| io::Error::new(io::ErrorKind::InvalidInput, bad).into())
+pub(crate) fn origin(origin: &str) -> Result<Uri, LinkError> {
+    origin
+        .parse()
+        .map_err(|bad: http::uri::InvalidUri| io::Error::new(io::ErrorKind::InvalidInput, bad).into())
 }
 
 /// Why a call has ended. A status of our own making has a source: then it is
@@ -84,7 +85,7 @@ pub(crate) fn ended(status: &Status, has_heard: bool) -> LinkError {
         };
     }
     if let Some(refusal) = status::refusal(status) {
-        return LinkError::Refused(refusal);
+        return LinkError::refused(refusal);
     }
     match status.code() {
         Code::Unavailable => LinkError::Unavailable(status.message().to_owned()),

@@ -11,7 +11,7 @@
 //! | [`handle`] | asking: requests in, answers out |
 //! | [`event`] | what happens without being asked |
 //! | [`taken`] | which messages a reader has taken, across restarts |
-//! | [`dial`] | how a connection is opened |
+//! | [`dial`], [`tls`] | how a connection is opened |
 //! | [`logs`] | the log of a server, as it happens |
 //! | [`error`] | how a request can end without having been carried out |
 //! | `outbox` | what is asked and not answered; no I/O, time is an argument |
@@ -38,7 +38,8 @@
 //! # }
 //! ```
 //!
-//! [`Config::grpc`] is the same client over gRPC. The feature `grpc` is on by
+//! [`Config::grpc`] is the same client over gRPC, [`Config::tls`] and
+//! `Config::grpc_tls` are both over TLS. The feature `grpc` is on by
 //! default; without it there are neither that nor `logs`.
 //!
 //! Invariants: a send has one id for ever, and ids are written in rising
@@ -61,8 +62,10 @@ mod link;
 pub mod logs;
 mod outbox;
 pub mod taken;
+pub mod tls;
 
 pub use config::{Config, Timing, Transport};
 pub use error::RequestError;
 pub use event::{Event, Events, LinkState, Message};
 pub use handle::{Client, Handle, Names, Receipt};
+pub use tls::Trust;

@@ -52,7 +52,7 @@ pub enum WatchError {
 impl From<LinkError> for WatchError {
     fn from(error: LinkError) -> Self {
         match error {
-            LinkError::Refused(refusal) => Self::Refused(refusal),
+            LinkError::Refused(refusal) | LinkError::Denied(refusal) => Self::Refused(refusal),
             other => Self::Link(other.to_string()),
         }
     }
@@ -113,10 +113,10 @@ impl Logs {
 }
 
 async fn open(config: &Config, query: Query) -> Result<Logs, LinkError> {
-    let Transport::Grpc { authority } = &config.transport else {
+    let Transport::Grpc { origin } = &config.transport else {
         return Err(LinkError::Protocol("the log is watched over gRPC".to_owned()));
     };
-    let origin = http2::origin(authority)?;
+    let origin = http2::origin(origin)?;
     let timing = config.timing;
     let keep_alive = KeepAlive { ping_after: timing.ping_after, dead_after: timing.dead_after };
     let (connection, guard) = http2::open(config.dial.dial().await?, Some(keep_alive)).await?;

@@ -10,7 +10,8 @@ use etcetera::BaseStrategy;
 use hark_protocol::limits::{CLASSIC_BLOCK_BYTES, FRAME_BYTES_DEFAULT, FRAME_BYTES_MAX};
 
 use crate::chat::Rules;
-use crate::front::{MayWatch, Settings, WatchLogs};
+use crate::exposure::ExposureArgs;
+use crate::front::{MayWatch, Settings, Tls, WatchLogs};
 use crate::log::Watchers;
 use crate::server::Limits;
 use crate::store::local::{LocalConfig, Sync};
@@ -40,6 +41,9 @@ pub struct ServeArgs {
     /// Address and port to listen on
     #[arg(long, env = "HARKD_LISTEN", value_name = "ADDRESS:PORT", default_value = "127.0.0.1:3000")]
     pub listen: SocketAddr,
+    /// How connections are protected.
+    #[command(flatten)]
+    pub exposure: ExposureArgs,
     /// Where messages are kept.
     #[command(flatten)]
     pub store: StoreArgs,
@@ -233,11 +237,13 @@ impl ServeArgs {
 
     /// What the fronts need to know; `watchers` are those of the log.
     #[must_use]
-    pub fn settings(&self, watchers: &Watchers) -> Settings {
+    pub fn settings(&self, watchers: &Watchers, tls: Option<Tls>) -> Settings {
         let watch = |may_watch| WatchLogs { may_watch, watchers: watchers.clone() };
         Settings {
             ack_timeout: Duration::from_secs(self.ack_timeout),
             watch_logs: self.watch_logs.clone().map(watch),
+            tls,
+            tls_only: self.exposure.is_tls_only(self.listen),
         }
     }
 

@@ -7,6 +7,7 @@
 pub mod admin;
 pub mod chat;
 pub mod config;
+pub mod exposure;
 pub mod front;
 pub mod log;
 pub mod server;

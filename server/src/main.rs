@@ -1,5 +1,6 @@
 //! `harkd`, the Hark chat server.
 
+use std::convert::Infallible;
 use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use clap::Parser;
 use hark_server::admin;
 use hark_server::chat::Chat;
 use hark_server::config::{Cli, Command, LogFormat, ServeArgs, StorePlace};
-use hark_server::front::MayWatch;
+use hark_server::front::{MayWatch, Tls};
 use hark_server::log::Watchers;
 use hark_server::server;
 use hark_server::store::Store;
@@ -50,6 +51,8 @@ fn serve(arguments: &ServeArgs) -> anyhow::Result<()> {
 }
 
 async fn run(arguments: &ServeArgs, watchers: &Watchers) -> anyhow::Result<()> {
+    arguments.exposure.check(arguments.listen, arguments.require_password)?;
+    let tls = arguments.exposure.tls()?;
     raise_file_limit();
     let listener = TcpListener::bind(arguments.listen).await.with_context(|| {
         format!(
@@ -60,9 +63,16 @@ async fn run(arguments: &ServeArgs, watchers: &Watchers) -> anyhow::Result<()> {
     let store = open_store(arguments)?;
     check_log_watcher(arguments, &*store).await?;
     let chat = Arc::new(Chat::new(Arc::clone(&store), arguments.rules()));
-    let stop = stop_signal()?;
+    let (stop, renewals) = (stop_signal()?, renewals(tls.clone())?);
+    let settings = arguments.settings(watchers, tls);
+    if settings.tls.is_some() {
+        tracing::info!(plain_text = if settings.tls_only { "refused" } else { "taken" }, "speaking TLS");
+    }
     tracing::info!(version = env!("CARGO_PKG_VERSION"), address = %listener.local_addr()?, "listening");
-    server::run(listener, chat, arguments.settings(watchers), arguments.limits(), stop).await;
+    tokio::select! {
+        () = server::run(listener, chat, settings, arguments.limits(), stop) => {}
+        never = renewals => match never {},
+    }
     store.close().await.context("what was acknowledged lately may come again")?;
     tracing::info!("stopped");
     Ok(())
@@ -124,6 +134,29 @@ fn raise_file_limit() {
         Ok(limit) => tracing::debug!(limit, "open files"),
         Err(error) => tracing::warn!(%error, "cannot raise the limit of open files"),
     }
+}
+
+/// Reads the certificate again at every SIGHUP. Without one, SIGHUP is left as
+/// it is.
+fn renewals(tls: Option<Tls>) -> anyhow::Result<impl Future<Output = Infallible>> {
+    let mut renewed = tls.map(|tls| anyhow::Ok((tls, signal(SignalKind::hangup())?))).transpose()?;
+    Ok(async move {
+        while let Some((tls, signal)) = &mut renewed
+            && signal.recv().await.is_some()
+        {
+            let tls = tls.clone();
+            match tokio::task::spawn_blocking(move || tls.read_again()).await.context("it was not read") {
+                Ok(Ok(())) => tracing::info!("the certificate and its key were read again"),
+                Ok(Err(error)) => keep_certificate(&error.into()),
+                Err(error) => keep_certificate(&error),
+            }
+        }
+        std::future::pending().await
+    })
+}
+
+fn keep_certificate(error: &anyhow::Error) {
+    tracing::error!("the certificate stays as it was: {error:#}");
 }
 
 /// Resolves at the first SIGTERM or SIGINT. The second ends the process.

@@ -10,6 +10,7 @@
 macro_rules! through_all_fronts {
     (sessions: $($session:ident),+; calls: $($call:ident),+ $(;)?) => {
         $crate::through_all_fronts!(mod wire, Native, Native, $($session),+, $($call),+);
+        $crate::through_all_fronts!(mod tls, Tls, Tls, $($session),+, $($call),+);
         $crate::through_all_fronts!(mod grpc, Bidi, Bidi, $($session),+, $($call),+);
         $crate::through_all_fronts!(mod wire_to_grpc, Native, Bidi, $($session),+, $($call),+);
         $crate::through_all_fronts!(mod grpc_to_wire, Bidi, Native, $($session),+, $($call),+);

@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 
 use tempfile::TempDir;
 
-use crate::{PATIENCE, wait_until};
+use crate::{Certificate, PATIENCE, wait_until};
 
 /// How a server is to be started.
 #[derive(Debug, Clone)]
@@ -21,6 +21,7 @@ pub struct HarkdBuilder {
     /// A command that runs the command that follows it, such as `strace`.
     wrapper: Vec<String>,
     store: Option<PathBuf>,
+    certificate: Option<Arc<Certificate>>,
 }
 
 /// A server that runs. Dropping it kills it.
@@ -75,6 +76,13 @@ impl HarkdBuilder {
         self
     }
 
+    /// Gives it this certificate, or none.
+    #[must_use]
+    pub fn certificate(mut self, certificate: Option<&Arc<Certificate>>) -> Self {
+        self.certificate = certificate.cloned();
+        self
+    }
+
     /// Starts it and waits until it listens.
     ///
     /// # Panics
@@ -104,10 +112,17 @@ impl HarkdBuilder {
 }
 
 impl Harkd {
-    /// A server with a store of its own, that can be given arguments first.
+    /// A server with a store of its own, and a certificate so that every front
+    /// is open, that can be given arguments first.
     #[must_use]
     pub fn builder() -> HarkdBuilder {
-        HarkdBuilder { arguments: Vec::new(), variables: Vec::new(), wrapper: Vec::new(), store: None }
+        HarkdBuilder {
+            arguments: Vec::new(),
+            variables: Vec::new(),
+            wrapper: Vec::new(),
+            store: None,
+            certificate: Some(Arc::new(Certificate::trusted())),
+        }
     }
 
     /// A server with a store of its own.
@@ -372,7 +387,11 @@ fn launch(builder: HarkdBuilder, listen: &str, folder: Option<Arc<TempDir>>) -> 
     let mut command = Command::new(words.next().expect("at least harkd"));
     forget_settings(&mut command);
     command.args(words).args(["--listen", listen, "--store"]);
-    command.arg(builder.store.as_ref().expect("a store")).args(&builder.arguments);
+    command.arg(builder.store.as_ref().expect("a store"));
+    if let Some(certificate) = &builder.certificate {
+        command.arg("--tls-cert").arg(certificate.path()).arg("--tls-key").arg(certificate.key());
+    }
+    command.args(&builder.arguments);
     command.envs(builder.variables.clone()).stdin(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"));
     let stderr = child.stderr.take().expect("its log");

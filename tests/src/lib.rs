@@ -8,6 +8,7 @@
 
 mod bidi;
 mod calls;
+mod certificate;
 mod classic;
 mod contract;
 mod disk;
@@ -18,10 +19,11 @@ mod wire;
 
 pub use bidi::Bidi;
 pub use calls::Calls;
+pub use certificate::{Authority, Certificate, client_config, set_mode};
 pub use classic::Classic;
 pub use disk::SmallDisk;
 pub use harkd::{Harkd, HarkdBuilder, Refusal, binary, hark, harkd};
-pub use link::{Front, Link, Native};
+pub use link::{Front, Link, Native, NativeTls};
 pub use terminal::Terminal;
 pub use wire::{Client, Wire, name, send};
 

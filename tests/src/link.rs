@@ -3,6 +3,7 @@
 //! is then said by `None`.
 
 use std::fmt::Debug;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 
 use bytes::BytesMut;
@@ -10,11 +11,13 @@ use futures::future::BoxFuture;
 use hark_protocol::framing::native::ClientCodec;
 use hark_protocol::limits::FRAME_BYTES_MAX;
 use hark_protocol::{Frame, Reply, Request, RequestId};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tokio_util::codec::{Decoder, Encoder};
 
-use crate::{Bidi, Calls};
+use crate::{Bidi, Calls, client_config};
 
 /// What carries the requests and the replies of the protocol.
 pub trait Link: Debug + Send {
@@ -30,6 +33,8 @@ pub trait Link: Debug + Send {
 pub enum Front {
     /// The wire protocol in its native framing.
     Native,
+    /// The same inside TLS.
+    Tls,
     /// A `BiDiChat` over gRPC.
     Bidi,
     /// Calls of gRPC for everything: `Send`, `Connect`, `Ack` and the others.
@@ -41,6 +46,7 @@ impl Front {
     pub async fn link(self, address: SocketAddr) -> Option<Box<dyn Link>> {
         Some(match self {
             Self::Native => Box::new(Native::connect(address).await?),
+            Self::Tls => Box::new(NativeTls::connect_tls(address).await?),
             Self::Bidi => Box::new(Bidi::connect(address).await?),
             Self::Calls => Box::new(Calls::connect(address).await?),
         })
@@ -59,8 +65,8 @@ impl<L: Link + ?Sized> Link for Box<L> {
 
 /// The wire protocol in its native framing.
 #[derive(Debug)]
-pub struct Native {
-    stream: TcpStream,
+pub struct Native<S = TcpStream> {
+    stream: S,
     codec: ClientCodec,
     input: BytesMut,
 }
@@ -70,24 +76,53 @@ impl Native {
     pub async fn connect(address: SocketAddr) -> Option<Self> {
         let stream = TcpStream::connect(address).await.ok()?;
         stream.set_nodelay(true).ok()?;
-        Some(Self { stream, codec: ClientCodec::new(FRAME_BYTES_MAX), input: BytesMut::new() })
+        Some(Self::over(stream))
+    }
+}
+
+/// The same inside TLS.
+pub type NativeTls = Native<TlsStream<TcpStream>>;
+
+impl NativeTls {
+    /// Connects, where there is a server.
+    ///
+    /// # Panics
+    /// Where it has no certificate that the tests trust.
+    pub async fn connect_tls(address: SocketAddr) -> Option<Self> {
+        let stream = TcpStream::connect(address).await.ok()?;
+        stream.set_nodelay(true).ok()?;
+        let connector = TlsConnector::from(client_config(&[]));
+        match connector.connect(address.ip().into(), stream).await {
+            Ok(stream) => Some(Self::over(stream)),
+            Err(error) if error.kind() == ErrorKind::InvalidData => panic!("{error}"),
+            Err(_) => None,
+        }
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Native<S> {
+    /// A client over this.
+    #[must_use]
+    pub fn over(stream: S) -> Self {
+        Self { stream, codec: ClientCodec::new(FRAME_BYTES_MAX), input: BytesMut::new() }
     }
 
     /// Its socket.
     #[must_use]
-    pub const fn stream(&self) -> &TcpStream {
+    pub const fn stream(&self) -> &S {
         &self.stream
     }
 
     /// Says no more and takes no more, without a word to the server.
     #[must_use]
-    pub fn into_stream(self) -> TcpStream {
+    pub fn into_stream(self) -> S {
         self.stream
     }
 
     /// Writes bytes as they are.
     pub async fn write_bytes(&mut self, bytes: &[u8]) -> Option<()> {
-        self.stream.write_all(bytes).await.ok()
+        self.stream.write_all(bytes).await.ok()?;
+        self.stream.flush().await.ok()
     }
 
     async fn read(&mut self) -> Option<Frame<Reply>> {
@@ -99,14 +134,18 @@ impl Native {
                 Ok(0) => return None,
                 Ok(_) => {}
                 // A server that is killed resets its connections.
-                Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return None,
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof) =>
+                {
+                    return None;
+                }
                 Err(error) => panic!("{error}"),
             }
         }
     }
 }
 
-impl Link for Native {
+impl<S: AsyncRead + AsyncWrite + Unpin + Debug + Send> Link for Native<S> {
     fn write_all(&mut self, requests: Vec<(u32, Request)>) -> BoxFuture<'_, Option<()>> {
         let mut output = BytesMut::new();
         for (id, request) in requests {

@@ -27,7 +27,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::time::{sleep, timeout};
 
-const FRONTS: [Front; 3] = [Front::Native, Front::Bidi, Front::Calls];
+const FRONTS: [Front; 4] = [Front::Native, Front::Tls, Front::Bidi, Front::Calls];
 const SENDERS: usize = 4;
 const READERS: usize = 3;
 /// Sends of one sender that are unanswered.

@@ -29,8 +29,8 @@ const BESIDE_FRAME_BYTES_MAX: usize = 1024;
 const BATCHES_MAX: usize = 1;
 
 /// A link over these bytes, on which nothing was said yet.
-pub(super) async fn link(stream: Box<dyn Stream>, authority: &str) -> Result<Link, LinkError> {
-    let origin = http2::origin(authority)?;
+pub(super) async fn link(stream: Box<dyn Stream>, origin: &str) -> Result<Link, LinkError> {
+    let origin = http2::origin(origin)?;
     // The engine's own pings find out whether the other end is alive.
     let (connection, guard) = http2::open(stream, None).await?;
     let mut client = ChatClient::with_origin(connection, origin)

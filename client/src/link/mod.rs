@@ -21,6 +21,7 @@ use tokio::time::Instant;
 
 use crate::config::Transport;
 use crate::dial::Dial;
+use crate::tls::Distrust;
 
 /// Bytes that are collected before they have to be written.
 const WRITE_BYTES_MAX: usize = 64 * 1024;
@@ -115,6 +116,9 @@ pub(crate) enum LinkError {
     Unavailable(String),
     #[error("the server refuses for now: {0}")]
     Refused(Refusal),
+    /// The connection itself, whoever one is.
+    #[error("the server refuses the connection: {}", .0.explanation)]
+    Denied(Refusal),
     #[error("{0}")]
     Taken(io::Error),
     #[error("a new session begins")]
@@ -122,6 +126,20 @@ pub(crate) enum LinkError {
 }
 
 impl LinkError {
+    /// The server refuses the connection.
+    pub(crate) fn refused(refusal: Refusal) -> Self {
+        if refusal.code == Code::Denied { Self::Denied(refusal) } else { Self::Refused(refusal) }
+    }
+
+    /// Whether it stays so, until somebody changes something here or there.
+    pub(crate) fn is_lasting(&self) -> bool {
+        match self {
+            Self::Io(error) => Distrust::is_in(error),
+            Self::Denied(_) => true,
+            _ => false,
+        }
+    }
+
     /// How long the server asks to wait, where it does.
     pub(crate) fn retry_after(&self) -> Option<Duration> {
         match self {
@@ -155,10 +173,10 @@ pub(crate) async fn open(
     let mut link = match transport {
         Transport::Native => native::link(stream),
         #[cfg(feature = "grpc")]
-        Transport::Grpc { authority } => grpc::link(stream, authority).await?,
+        Transport::Grpc { origin } => grpc::link(stream, origin).await?,
     };
     let hello = Request::Hello { version: VERSION, session: introduction.session.clone() };
-    let fields = link.ask(&hello).await?.map_err(LinkError::Refused)?;
+    let fields = link.ask(&hello).await?.map_err(LinkError::refused)?;
     let (_, frame_bytes_max) = fields
         .as_hello()
         .ok_or_else(|| LinkError::Protocol("it answers hello with something else".into()))?;
@@ -192,6 +210,7 @@ impl Link {
                 Reply::Error { failure, explanation } => return Err(failed(failure, &explanation)),
                 Reply::Ok(fields) if incoming.id == ID => return Ok(Ok(fields)),
                 Reply::NotOk(refusal) if incoming.id == ID => return Ok(Err(refusal)),
+                Reply::NotOk(refusal) if incoming.id.is_none() => return Err(LinkError::refused(refusal)),
                 // Nothing else can be meant for a connection that is new.
                 _ => {}
             }

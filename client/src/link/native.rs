@@ -16,9 +16,14 @@ use tokio_util::io::{poll_read_buf, poll_write_buf};
 
 use super::{Link, LinkError, Reader, WRITE_BYTES_MAX, Writer, too_large};
 use crate::dial::Stream;
+use crate::tls::Distrust;
 
 /// Bytes that are read at once.
 const READ_BYTES: usize = 16 * 1024;
+
+/// How a server of TLS alone may begin its answer to what is not TLS. No frame
+/// begins so.
+const TLS_ALERT: [u8; 2] = [0x15, 0x03];
 
 /// A link over these bytes, on which nothing was said yet.
 pub(super) fn link(stream: Box<dyn Stream>) -> Link {
@@ -29,8 +34,12 @@ pub(super) fn link(stream: Box<dyn Stream>) -> Link {
         buffer: BytesMut::new(),
         heard: Instant::now(),
     };
-    let writer =
-        NativeWriter { stream: writer, buffer: BytesMut::new(), frame_bytes_max: FRAME_BYTES_DEFAULT };
+    let writer = NativeWriter {
+        stream: writer,
+        buffer: BytesMut::new(),
+        has_unflushed: false,
+        frame_bytes_max: FRAME_BYTES_DEFAULT,
+    };
     Link { reader: Box::new(reader), writer: Box::new(writer) }
 }
 
@@ -48,12 +57,20 @@ impl Reader for NativeReader {
             match self.codec.decode(&mut self.buffer) {
                 Ok(Some(incoming)) => return Poll::Ready(Ok(incoming)),
                 Ok(None) => {}
+                Err(_) if self.buffer.starts_with(&TLS_ALERT) => {
+                    return Poll::Ready(Err(Distrust::unencrypted().into()));
+                }
                 Err(error) => return Poll::Ready(Err(LinkError::Protocol(error.to_string()))),
             }
             self.buffer.reserve(READ_BYTES);
-            if ready!(poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.buffer))? == 0 {
-                return Poll::Ready(Err(LinkError::Ended));
-            }
+            match ready!(poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.buffer)) {
+                Ok(0) => return Poll::Ready(Err(LinkError::Ended)),
+                // Over TLS: without a word before.
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                    return Poll::Ready(Err(LinkError::Ended));
+                }
+                read => read?,
+            };
             self.heard = Instant::now();
         }
     }
@@ -71,6 +88,8 @@ impl Reader for NativeReader {
 struct NativeWriter {
     stream: WriteHalf<Box<dyn Stream>>,
     buffer: BytesMut,
+    /// The stream has taken something, and may not have passed on all of it.
+    has_unflushed: bool,
     frame_bytes_max: usize,
 }
 
@@ -90,14 +109,21 @@ impl Writer for NativeWriter {
     }
 
     fn is_flushed(&self) -> bool {
-        self.buffer.is_empty()
+        self.buffer.is_empty() && !self.has_unflushed
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LinkError>> {
-        match ready!(poll_write_buf(Pin::new(&mut self.stream), cx, &mut self.buffer))? {
-            0 => Poll::Ready(Err(LinkError::Ended)),
-            _ => Poll::Ready(Ok(())),
+        if !self.buffer.is_empty() {
+            if ready!(poll_write_buf(Pin::new(&mut self.stream), cx, &mut self.buffer))? == 0 {
+                return Poll::Ready(Err(LinkError::Ended));
+            }
+            self.has_unflushed = true;
         }
+        if self.buffer.is_empty() {
+            ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+            self.has_unflushed = false;
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

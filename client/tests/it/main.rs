@@ -57,5 +57,5 @@ mod over_native {
 
 #[path = "."]
 mod over_grpc {
-    over!(hark_client::Transport::Grpc { authority: "hark.test:1".to_owned() });
+    over!(hark_client::Transport::Grpc { origin: "http://hark.test:1".to_owned() });
 }

@@ -6,15 +6,17 @@ use std::io;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// How long the peer has to take the last and to close its side.
 pub(super) const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Writes what is left, closes, and drops what the peer still says, for
 /// [`LINGER_TIMEOUT`] in all.
-pub(super) async fn close(mut stream: TcpStream, output: &mut BytesMut) -> io::Result<()> {
+pub(super) async fn close(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    output: &mut BytesMut,
+) -> io::Result<()> {
     let close = async {
         while output.has_remaining() {
             stream.write_buf(output).await?;

@@ -1,10 +1,13 @@
 //! The fronts: from bytes to requests, and from replies to bytes. The first
-//! byte of a connection says which. No rules of the chat are here.
+//! byte of a connection says which; where it begins TLS, the first one inside
+//! says it again. No rules of the chat are here.
 
 mod grpc;
 mod linger;
+mod tls;
 pub mod wire;
 
+use std::future::poll_fn;
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -13,7 +16,10 @@ use std::time::Duration;
 use bytes::BytesMut;
 use hark_protocol::framing::{classic, native};
 use hark_protocol::{Code, Delivery, Refusal, Reply};
+use rustls::AlertDescription;
+use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
 
 use crate::chat::{Chat, Control, Peer};
 use crate::store::Message;
@@ -21,9 +27,13 @@ use grpc::Grpc;
 use wire::{Framing, Wire};
 
 pub use grpc::{MayWatch, WatchLogs};
+pub use tls::{Tls, TlsError};
 
 /// Who is refused has this long to say which framing it speaks.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What who speaks plain text is told where only TLS is taken.
+const TLS_ONLY: &str = "this server takes encrypted connections only: connect by TLS (hark --tls)";
 
 /// What a front needs to know beside the chat.
 #[derive(Debug, Clone)]
@@ -33,6 +43,10 @@ pub struct Settings {
     pub ack_timeout: Duration,
     /// The log, where somebody may watch it.
     pub watch_logs: Option<WatchLogs>,
+    /// The certificate, where TLS is spoken.
+    pub tls: Option<Tls>,
+    /// Whether what is not TLS is refused.
+    pub tls_only: bool,
 }
 
 /// All fronts of a server.
@@ -70,9 +84,44 @@ impl Fronts {
     pub async fn serve(&self, stream: TcpStream, address: IpAddr, control: Arc<Control>) -> io::Result<()> {
         let first = tokio::select! {
             first = first_byte(&stream) => first?,
-            () = std::future::poll_fn(|cx| control.poll(cx).map(drop)) => None,
+            () = told(&control) => None,
         };
-        match first.and_then(|byte| speech(byte, address, self.chat.rules().frame_bytes_max)) {
+        match first {
+            None => Ok(()),
+            // In a box, so that the other connections take no room for it.
+            Some(tls::HANDSHAKE) => Box::pin(self.serve_tls(stream, address, control)).await,
+            Some(first) if self.settings.tls_only => {
+                tracing::warn!(%address, "refusing a connection: it is not encrypted, and --allow-plaintext is not set");
+                refuse_as(stream, first, address, &Refusal::new(Code::Denied, TLS_ONLY)).await
+            }
+            Some(first) => self.speak(stream, first, address, control).await,
+        }
+    }
+
+    async fn serve_tls(&self, stream: TcpStream, address: IpAddr, control: Arc<Control>) -> io::Result<()> {
+        let Some(tls) = &self.settings.tls else {
+            tracing::warn!(%address, "refusing TLS: there is no certificate; --tls-cert and --tls-key name one");
+            return tls::refuse(stream, AlertDescription::HandshakeFailure).await;
+        };
+        let opened = tokio::select! {
+            opened = open_tls(tls, stream, address) => opened?,
+            () = told(&control) => None,
+        };
+        match opened {
+            Some((stream, first)) => self.speak(stream, first, address, control).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Serves a connection whose first byte this is; it is still to be read.
+    async fn speak<S: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        stream: S,
+        first: u8,
+        address: IpAddr,
+        control: Arc<Control>,
+    ) -> io::Result<()> {
+        match speech(first, address, self.chat.rules().frame_bytes_max) {
             Some(Speech::Wire(framing)) => {
                 let peer = Peer::new(Arc::clone(&self.chat), address, control);
                 Wire::new(stream, framing, peer, self.settings.ack_timeout).run().await
@@ -92,14 +141,25 @@ pub async fn refuse(stream: TcpStream, address: IpAddr, explanation: &'static st
     let Ok(first) = tokio::time::timeout(REFUSAL_TIMEOUT, first_byte(&stream)).await else {
         return Ok(());
     };
-    let refusal = Refusal::new(Code::TooMany, explanation);
+    match first? {
+        None => Ok(()),
+        // A handshake would cost more than the connection that there is no
+        // room for.
+        Some(tls::HANDSHAKE) => tls::refuse(stream, AlertDescription::InternalError).await,
+        Some(first) => refuse_as(stream, first, address, &Refusal::new(Code::TooMany, explanation)).await,
+    }
+}
+
+/// Refuses a connection whose first byte this is, as it speaks.
+async fn refuse_as(stream: TcpStream, first: u8, address: IpAddr, refusal: &Refusal) -> io::Result<()> {
+    let reply = || Reply::NotOk(refusal.clone());
     let mut output = BytesMut::new();
-    match first?.and_then(|byte| speech(byte, address, 0)) {
+    match speech(first, address, 0) {
         Some(Speech::Wire(Framing::Native(_))) => {
-            native::encode(None, &Reply::NotOk(refusal), &mut output).map_err(io::Error::other)?;
+            native::encode(None, &reply(), &mut output).map_err(io::Error::other)?;
         }
-        Some(Speech::Wire(Framing::Classic(_))) => classic::encode(&Reply::NotOk(refusal), &mut output),
-        Some(Speech::Grpc) => return grpc::refuse(stream, &refusal, REFUSAL_TIMEOUT).await,
+        Some(Speech::Wire(Framing::Classic(_))) => classic::encode(&reply(), &mut output),
+        Some(Speech::Grpc) => return Box::pin(grpc::refuse(stream, refusal, REFUSAL_TIMEOUT)).await,
         None => {}
     }
     linger::close(stream, &mut output).await
@@ -112,8 +172,12 @@ fn speech(first: u8, address: IpAddr, frame_bytes_max: usize) -> Option<Speech> 
         b'a'..=b'z' => Some(Speech::Wire(Framing::Classic(classic::ClassicServerCodec::default()))),
         // The preface of HTTP/2 is `PRI * HTTP/2.0`.
         b'P' => Some(Speech::Grpc),
+        tls::HANDSHAKE => {
+            tracing::warn!(%address, "closing a connection that begins TLS inside TLS");
+            None
+        }
         other => {
-            tracing::warn!(%address, "closing a connection that begins with byte {other:#04x}: neither a native frame (0x00), nor a classic command (a to z), nor HTTP/2 (P)");
+            tracing::warn!(%address, "closing a connection that begins with byte {other:#04x}: neither a native frame (0x00), nor a classic command (a to z), nor HTTP/2 (P), nor TLS (0x16)");
             None
         }
     }
@@ -127,6 +191,23 @@ fn delivery(message: &Message) -> Delivery {
         time_ms: message.time_ms,
         text: message.text.clone(),
     }
+}
+
+/// Waits for the end of the handshake and for the first byte inside, which is
+/// still to be read. `None` where the peer ends before.
+async fn open_tls(
+    tls: &Tls,
+    stream: TcpStream,
+    address: IpAddr,
+) -> io::Result<Option<(TlsStream<TcpStream>, u8)>> {
+    let Some(mut stream) = tls.accept(stream, address).await else { return Ok(None) };
+    let first = stream.fill_buf().await?.first().copied();
+    Ok(first.map(|first| (stream, first)))
+}
+
+/// Waits until the connection is told to end.
+async fn told(control: &Control) {
+    poll_fn(|cx| control.poll(cx).map(drop)).await;
 }
 
 /// The first byte, left in the socket. `None` where the peer closes first.

@@ -1,5 +1,5 @@
-//! The wire front: one TCP connection in the native or the classic framing, as
-//! one task. It owns the socket and the buffers, and knows no rules.
+//! The wire front: one connection in the native or the classic framing, as one
+//! task. It owns the stream of bytes and the buffers, and knows no rules.
 //!
 //! Everything that can be done at once is done before the socket is written, so
 //! that a burst of requests costs one read and one write. Buffers exist only
@@ -16,7 +16,7 @@ use bytes::{Buf, BytesMut};
 use hark_protocol::framing::classic::{self, ClassicServerCodec, FIELDS_WAIT_MS};
 use hark_protocol::framing::native::{self, ServerCodec};
 use hark_protocol::{Code, Failure, Frame, Incoming, ProtocolError, Refusal, Reply, Request, RequestId};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 use tokio_util::codec::Decoder;
 
@@ -49,18 +49,21 @@ pub enum Framing {
 
 /// One connection.
 #[derive(Debug)]
-pub struct Wire {
-    stream: TcpStream,
+pub struct Wire<S> {
+    stream: S,
     framing: Framing,
     peer: Peer,
     ack_timeout: Duration,
     input: BytesMut,
     output: BytesMut,
+    /// The stream has taken what was in the output, and has not passed on all
+    /// of it.
+    has_unflushed: bool,
     /// The time of this turn.
     now: Instant,
     /// When a byte has come last.
     heard_at: Instant,
-    /// When the output was last empty, or a part of it was taken.
+    /// When all was last written, or a part of it was taken.
     written_at: Instant,
     /// When the peer began to owe acknowledgements.
     owing_since: Option<Instant>,
@@ -94,10 +97,10 @@ thread_local! {
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES_MAX].into());
 }
 
-impl Wire {
+impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     /// A connection whose first byte is still to be read.
     #[must_use]
-    pub fn new(stream: TcpStream, framing: Framing, peer: Peer, ack_timeout: Duration) -> Self {
+    pub fn new(stream: S, framing: Framing, peer: Peer, ack_timeout: Duration) -> Self {
         let now = Instant::now();
         Self {
             stream,
@@ -106,6 +109,7 @@ impl Wire {
             ack_timeout,
             input: BytesMut::new(),
             output: BytesMut::new(),
+            has_unflushed: false,
             now,
             heard_at: now,
             written_at: now,
@@ -175,11 +179,16 @@ impl Wire {
     /// Whether the chat is asked for more. In the classic framing each message
     /// is written before the next, since it counts as acknowledged then.
     fn takes_output(&self) -> bool {
-        let bytes_max = match self.framing {
-            Framing::Native(_) => OUTPUT_BYTES_MAX,
-            Framing::Classic(_) => 1,
+        let has_room = match self.framing {
+            Framing::Native(_) => self.output.len() < OUTPUT_BYTES_MAX,
+            Framing::Classic(_) => self.is_written(),
         };
-        self.stage == Stage::Open && self.output.len() < bytes_max
+        self.stage == Stage::Open && has_room
+    }
+
+    /// Whether nothing is on its way to the socket.
+    fn is_written(&self) -> bool {
+        self.output.is_empty() && !self.has_unflushed
     }
 
     fn push(&mut self, message: &Message) {
@@ -189,7 +198,7 @@ impl Wire {
     }
 
     fn encode(&mut self, id: Option<RequestId>, reply: &Reply) {
-        if self.output.is_empty() {
+        if self.is_written() {
             self.written_at = self.now;
         }
         match &self.framing {
@@ -273,7 +282,7 @@ impl Wire {
     fn wants_input(&self) -> bool {
         let has_turn = match self.framing {
             Framing::Native(_) => true,
-            Framing::Classic(_) => self.peer.is_idle() && self.output.is_empty(),
+            Framing::Classic(_) => self.peer.is_idle() && self.is_written(),
         };
         match self.stage {
             Stage::Open => self.peer.is_ready() && has_turn,
@@ -287,23 +296,26 @@ impl Wire {
         if !self.wants_input() || self.output.len() >= OUTPUT_BYTES_MAX {
             return Ok(false);
         }
-        while self.stream.poll_read_ready(cx)?.is_ready() {
-            let read: io::Result<usize> = SCRATCH.with_borrow_mut(|scratch| {
-                let count = self.stream.try_read(scratch)?;
-                self.input.extend_from_slice(scratch.get(..count).unwrap_or_default());
-                Ok(count)
-            });
-            match read {
-                Ok(0) => return Ok(self.handle_eof()),
-                Ok(_) => {
-                    self.heard_at = self.now;
-                    return Ok(true);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error),
+        let read = SCRATCH.with_borrow_mut(|scratch| {
+            let mut room = ReadBuf::new(scratch);
+            let read = Pin::new(&mut self.stream).poll_read(cx, &mut room);
+            self.input.extend_from_slice(room.filled());
+            // It may be a password.
+            room.filled_mut().fill(0);
+            read.map_ok(|()| room.filled().len())
+        });
+        match read {
+            Poll::Pending => Ok(false),
+            Poll::Ready(Ok(0)) => Ok(self.handle_eof()),
+            Poll::Ready(Ok(_)) => {
+                self.heard_at = self.now;
+                Ok(true)
             }
+            // Over TLS: the peer has closed without saying so before. Each
+            // message says by itself whether it is whole.
+            Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(self.handle_eof()),
+            Poll::Ready(Err(error)) => Err(error),
         }
-        Ok(false)
     }
 
     /// The peer says nothing more. What it has asked is answered.
@@ -320,34 +332,41 @@ impl Wire {
     /// Writes what there is to write. Whether the end of it was reached, and
     /// there may be more to do.
     fn poll_write(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
-        if self.output.is_empty() {
-            return self.finish_closing();
+        if self.is_written() {
+            return self.finish_closing(cx);
         }
-        while self.stream.poll_write_ready(cx)?.is_ready() {
-            match self.stream.try_write(&self.output) {
-                Ok(count) => {
+        while !self.output.is_empty() {
+            match Pin::new(&mut self.stream).poll_write(cx, &self.output)? {
+                Poll::Pending => return Ok(false),
+                Poll::Ready(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Poll::Ready(count) => {
                     self.written_at = self.now;
                     self.output.advance(count);
+                    self.has_unflushed = true;
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-                Err(error) => return Err(error),
-            }
-            if self.output.is_empty() {
-                if std::mem::take(&mut self.owes_ack) {
-                    self.peer.acknowledge_all();
-                }
-                return Ok(true);
             }
         }
-        Ok(false)
+        if Pin::new(&mut self.stream).poll_flush(cx)?.is_pending() {
+            return Ok(false);
+        }
+        self.has_unflushed = false;
+        if std::mem::take(&mut self.owes_ack) {
+            self.peer.acknowledge_all();
+        }
+        Ok(true)
     }
 
     /// Once everything is written, closes the sending side.
-    fn finish_closing(&mut self) -> io::Result<bool> {
+    fn finish_closing(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
         if self.stage != Stage::Closing {
             return Ok(false);
         }
-        socket2::SockRef::from(&self.stream).shutdown(std::net::Shutdown::Write)?;
+        if Pin::new(&mut self.stream).poll_shutdown(cx)?.is_pending() {
+            // Over TLS there is a last word.
+            self.has_unflushed = true;
+            self.written_at = self.now;
+            return Ok(false);
+        }
         self.stage = Stage::Lingering { until: self.now + LINGER_TIMEOUT };
         Ok(true)
     }
@@ -378,7 +397,7 @@ impl Wire {
             Framing::Native(_) if self.wants_input() => self.owing_since,
             _ => None,
         };
-        let unread_since = (!self.output.is_empty()).then_some(self.written_at);
+        let unread_since = (!self.is_written()).then_some(self.written_at);
         let since = [owing_since, unread_since].into_iter().flatten().max()?;
         Some(since.max(self.heard_at) + self.ack_timeout)
     }

@@ -42,7 +42,8 @@ pub(crate) const RULES: Rules = Rules {
 pub(crate) const LIMITS: Limits =
     Limits { connections_max: 100, connections_per_address_max: 100, drain_timeout: Duration::from_secs(10) };
 
-pub(crate) const SETTINGS: Settings = Settings { ack_timeout: Duration::from_secs(60), watch_logs: None };
+pub(crate) const SETTINGS: Settings =
+    Settings { ack_timeout: Duration::from_secs(60), watch_logs: None, tls: None, tls_only: false };
 
 impl Server {
     pub(crate) async fn start() -> Self {

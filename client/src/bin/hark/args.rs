@@ -24,7 +24,7 @@ Exit codes:
   0  done
   1  something was refused, or the reception was taken over
   2  the command line is wrong
-  3  the server could not be reached in time, or an outcome is unknown
+  3  the server could not be reached, or not in time, or an outcome is unknown
   4  something failed on this side: a file, the terminal, the output";
 
 /// Chat over Hark: messages are kept until they are read.
@@ -54,6 +54,13 @@ pub(crate) struct Settings {
     #[cfg(feature = "grpc")]
     #[arg(long, global = true, env = "HARK_GRPC")]
     pub(crate) grpc: bool,
+    /// Speak TLS, and only with a server that proves who it is.
+    #[arg(long, global = true, env = "HARK_TLS")]
+    pub(crate) tls: bool,
+    /// Trust the authorities in this file, in PEM, and no others; TLS is then
+    /// spoken [default: those that this machine trusts].
+    #[arg(long, global = true, env = "HARK_CA", value_name = "FILE")]
+    pub(crate) ca: Option<PathBuf>,
     /// Seconds without a server, or without its answer, after which a command
     /// gives up (not in the chat).
     #[arg(

@@ -53,7 +53,7 @@ async fn watch(settings: &Settings, arguments: LogsArguments) -> Result<Result<L
         limit: limit.unwrap_or(0),
     };
     let timing = Timing { connect: settings.timeout, ..Timing::default() };
-    let config = Config { timing, ..Config::grpc(settings.server.as_str()) };
+    let config = Config { timing, ..setup::grpc(settings)? };
     let first = Logs::watch(&config, query.clone()).await;
     match (&first, as_user) {
         (Err(WatchError::Refused(refusal)), Some(user))

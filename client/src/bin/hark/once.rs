@@ -96,8 +96,9 @@ pub(crate) async fn attempt(
     }
 }
 
-/// Waits for an answer, and gives up after `--timeout`: then the client is
-/// closed, which tells what was never sent from what is not known.
+/// Waits for an answer, and gives up after `--timeout`, or where waiting does
+/// not help: then the client is closed, which tells what was never sent from
+/// what is not known.
 async fn within_time<T>(
     settings: &Settings,
     handle: &Handle,
@@ -105,33 +106,37 @@ async fn within_time<T>(
 ) -> Result<T, RequestError> {
     let mut asking = pin!(asking);
     let patience = tokio::time::sleep(settings.timeout);
-    tokio::select! {
+    let (server, seconds) = (&settings.server, settings.timeout.as_secs());
+    let (not_sent, unknown) = tokio::select! {
         outcome = &mut asking => return outcome,
-        () = patience => {}
-        never = say_when_down(settings, handle) => match never {},
-    }
+        () = patience => (format!("{server} was not reached in {seconds} s"), format!("no answer in {seconds} s")),
+        reason = hopeless(settings, handle) => (format!("no link to {server}: {reason}"), reason),
+    };
     handle.close(std::time::Duration::ZERO).await;
-    let seconds = settings.timeout.as_secs();
     asking.await.map_err(|error| match error {
-        RequestError::NotSent(_) => {
-            RequestError::NotSent(format!("{} was not reached in {seconds} s", settings.server).into())
-        }
-        RequestError::Unknown { what, .. } => {
-            RequestError::Unknown { what, why: format!("no answer in {seconds} s").into() }
-        }
+        RequestError::NotSent(_) => RequestError::NotSent(not_sent.into()),
+        RequestError::Unknown { what, .. } => RequestError::Unknown { what, why: unknown.into() },
         other => other,
     })
 }
 
-/// Says once that there is no link, and never ends.
-async fn say_when_down(settings: &Settings, handle: &Handle) -> std::convert::Infallible {
-    let mut link = handle.link();
-    let is_down = |state: &LinkState| matches!(state, LinkState::Down { .. });
-    if let Ok(state) = link.wait_for(is_down).await
-        && let LinkState::Down { reason, .. } = &*state
-    {
-        let seconds = settings.timeout.as_secs();
-        eprintln!("hark: waiting for {}: {}; giving up after {seconds} s", settings.server, escape(reason));
+/// Waits until there is no link, and never will be one as things are; why. Says
+/// once that there is none, where there may be one soon.
+async fn hopeless(settings: &Settings, handle: &Handle) -> String {
+    let (mut link, mut is_said) = (handle.link(), false);
+    loop {
+        if let LinkState::Down { reason, is_lasting, .. } = &*link.borrow_and_update() {
+            if *is_lasting {
+                return reason.clone();
+            }
+            if !std::mem::replace(&mut is_said, true) {
+                let (seconds, reason) = (settings.timeout.as_secs(), escape(reason));
+                eprintln!("hark: waiting for {}: {reason}; giving up after {seconds} s", settings.server);
+            }
+        }
+        if link.changed().await.is_err() {
+            // The client has ended, and every request has its outcome.
+            return std::future::pending().await;
+        }
     }
-    std::future::pending().await
 }

@@ -63,26 +63,32 @@ async fn close_when_over(settings: &Settings, handle: &Handle, mut stop: signals
     std::future::pending().await
 }
 
-/// Waits until there was no link for `patience` without a break; why there is
-/// none.
+/// Waits until there was no link for `patience` without a break, or never will
+/// be one as things are; why there is none.
 async fn unreachable(mut link: watch::Receiver<LinkState>, patience: Duration) -> String {
     let mut reason = "no answer".to_owned();
     loop {
         let is_down = |state: &LinkState| *state != LinkState::Up;
         let was_closed = link.wait_for(is_down).await.is_err();
-        let back = tokio::time::timeout(patience, until_up(&mut link, &mut reason)).await;
-        if was_closed || back.is_err() {
+        let back = tokio::time::timeout(patience, is_back(&mut link, &mut reason)).await;
+        if was_closed || back != Ok(true) {
             return reason;
         }
     }
 }
 
-/// Waits until there is a link, and notes why there is none.
-async fn until_up(link: &mut watch::Receiver<LinkState>, reason: &mut String) {
+/// Waits until there is a link, or never will be one as things are, and notes
+/// why there is none.
+async fn is_back(link: &mut watch::Receiver<LinkState>, reason: &mut String) -> bool {
     loop {
         match &*link.borrow_and_update() {
-            LinkState::Up => return,
-            LinkState::Down { reason: why, .. } => why.clone_into(reason),
+            LinkState::Up => return true,
+            LinkState::Down { reason: why, is_lasting, .. } => {
+                why.clone_into(reason);
+                if *is_lasting {
+                    return false;
+                }
+            }
             LinkState::Connecting | LinkState::Closed => {}
         }
         if link.changed().await.is_err() {

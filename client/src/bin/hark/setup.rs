@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use etcetera::BaseStrategy as _;
 use hark_client::taken::FileTaken;
-use hark_client::{Client, Config, Events, Handle};
+use hark_client::{Client, Config, Events, Handle, Trust};
 use hark_protocol::Password;
 
 use crate::args::Settings;
@@ -27,18 +27,32 @@ pub(crate) fn state_dir(settings: &Settings) -> Result<PathBuf, Failure> {
 /// Starts a client that remembers what was taken in files.
 pub(crate) fn client(settings: &Settings) -> Result<(Handle, Events), Failure> {
     let taken = FileTaken::new(&state_dir(settings)?.join("taken"), &settings.server);
-    Ok(Client::connect(Config { taken: Arc::new(taken), ..config(settings) }))
+    Ok(Client::connect(Config { taken: Arc::new(taken), ..config(settings)? }))
 }
 
-#[cfg(feature = "grpc")]
-fn config(settings: &Settings) -> Config {
+/// Where the server is, and how it is spoken to.
+fn config(settings: &Settings) -> Result<Config, Failure> {
+    #[cfg(feature = "grpc")]
+    if settings.grpc {
+        return grpc(settings);
+    }
     let server = settings.server.as_str();
-    if settings.grpc { Config::grpc(server) } else { Config::tcp(server) }
+    let over_tls = |trust| Config::tls(server, &trust).map_err(Failure::local);
+    trust(settings).map_or_else(|| Ok(Config::tcp(server)), over_tls)
 }
 
-#[cfg(not(feature = "grpc"))]
-fn config(settings: &Settings) -> Config {
-    Config::tcp(settings.server.as_str())
+/// The same, over gRPC whatever is set.
+#[cfg(feature = "grpc")]
+pub(crate) fn grpc(settings: &Settings) -> Result<Config, Failure> {
+    let server = settings.server.as_str();
+    let over_tls = |trust| Config::grpc_tls(server, &trust).map_err(Failure::local);
+    trust(settings).map_or_else(|| Ok(Config::grpc(server)), over_tls)
+}
+
+/// Whom TLS trusts, where it is spoken. Who names an authority means it.
+fn trust(settings: &Settings) -> Option<Trust> {
+    let named = settings.ca.clone().map(Trust::File);
+    named.or_else(|| settings.tls.then_some(Trust::System))
 }
 
 /// The passwords that were given, without asking.

@@ -153,7 +153,7 @@ impl Grpc {
     /// What the connection says.
     pub(super) async fn serve(
         &self,
-        stream: TcpStream,
+        stream: impl AsyncRead + AsyncWrite + Unpin,
         address: IpAddr,
         control: &Control,
     ) -> io::Result<()> {

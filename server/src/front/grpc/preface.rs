@@ -1,12 +1,13 @@
 //! The first bytes of a connection: the preface of HTTP/2, which has to come
 //! whole and soon. What hyper waits for has no end of its own.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::IpAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
 /// The preface (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -19,27 +20,25 @@ const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// What the socket says.
-pub(super) async fn read(
-    mut stream: TcpStream,
+pub(super) async fn read<S: AsyncRead + AsyncWrite + Unpin>(
+    mut stream: S,
     address: IpAddr,
-) -> io::Result<Option<impl AsyncRead + AsyncWrite + Unpin>> {
+) -> io::Result<Option<Unread<S>>> {
     match tokio::time::timeout(PREFACE_TIMEOUT, is_preface(&mut stream)).await {
-        Ok(Ok(true)) => {}
+        Ok(Ok(true)) => Ok(Some(Unread { preface: PREFACE, stream })),
         Ok(Ok(false)) => {
             tracing::warn!(%address, "closing a connection that begins with P and is not HTTP/2");
-            return Ok(None);
+            Ok(None)
         }
-        Ok(Err(error)) => return Err(error),
+        Ok(Err(error)) => Err(error),
         Err(_) => {
             tracing::info!(%address, "closing a connection that has not said in time that it is HTTP/2");
-            return Ok(None);
+            Ok(None)
         }
     }
-    let (reader, writer) = stream.into_split();
-    Ok(Some(tokio::io::join(PREFACE.chain(reader), writer)))
 }
 
-async fn is_preface(stream: &mut TcpStream) -> io::Result<bool> {
+async fn is_preface(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<bool> {
     let mut bytes = [0; PREFACE.len()];
     let mut came = 0;
     while let Some(room) = bytes.get_mut(came..).filter(|room| !room.is_empty()) {
@@ -51,4 +50,53 @@ async fn is_preface(stream: &mut TcpStream) -> io::Result<bool> {
         }
     }
     Ok(true)
+}
+
+/// A connection whose preface is still to be read.
+pub(super) struct Unread<S> {
+    /// What is left of it.
+    preface: &'static [u8],
+    stream: S,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Unread<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        room: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.preface.is_empty() {
+            return Pin::new(&mut self.stream).poll_read(cx, room);
+        }
+        let (now, later) = self.preface.split_at(self.preface.len().min(room.remaining()));
+        room.put_slice(now);
+        self.preface = later;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Unread<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, pieces)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
 }

@@ -11,7 +11,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 const FORMAT: &str = "FORMAT";
@@ -24,6 +24,10 @@ const COMMITS: &str = "COMMITS";
 const ENGINE: &str = "engine";
 const REPLACEMENT: &str = "engine.rebuilt";
 const DAMAGED: &str = "engine.damaged";
+
+/// Somebody else than its owner may look into a folder with one of these in its
+/// mode.
+const MODE_OTHERS: u32 = 0o077;
 
 /// Why a store cannot be opened. Each is one line that says what is wrong and
 /// what to do about it.
@@ -99,6 +103,7 @@ impl Folder {
             return Err(unknown(path));
         }
         let lock = lock(path)?;
+        warn_if_open_to_others(path).map_err(io)?;
         if !read_format(path)? {
             write_synced(path, FORMAT, FORMAT_LINE.as_bytes()).map_err(io)?;
         }
@@ -264,6 +269,17 @@ impl Commits {
         let whole = crc32fast::hash(body) == u32::from_be_bytes(*crc) && clean.len() == 1;
         whole.then(|| Self { durable: u64::from_be_bytes(*durable), clean: clean == [1] })
     }
+}
+
+/// A store that was made by this program is nobody else's. One that an operator
+/// has put there may be open on purpose.
+fn warn_if_open_to_others(path: &Path) -> io::Result<()> {
+    let mode = fs::metadata(path)?.permissions().mode() & 0o777;
+    if mode & MODE_OTHERS != 0 {
+        let (store, mode) = (path.display(), format!("{mode:03o}"));
+        tracing::warn!(%store, mode, "others on this machine may look into the store; chmod 700 makes it yours alone");
+    }
+    Ok(())
 }
 
 /// Whether there is a store of the known format.

@@ -365,8 +365,8 @@ impl Chat {
     /// Shows events until the client has ended.
     async fn watch(self: Arc<Self>, mut events: Events) {
         // A notice is given when the link goes and when it comes, not for
-        // every attempt between.
-        let mut was_up = None;
+        // every attempt between, unless one shows that waiting does not help.
+        let mut shown = None;
         let mut changing = self.changing.subscribe();
         // What came while a command that changes who one is had not said its
         // result. No more than a window, since nothing of it is acknowledged.
@@ -375,7 +375,7 @@ impl Chat {
             tokio::select! {
                 event = events.next() => match event {
                     // Who waits for the server is told how that is.
-                    Some(Event::Link(state)) => self.show_link(&state, &mut was_up).await,
+                    Some(Event::Link(state)) => self.show_link(&state, &mut shown).await,
                     Some(event) => held.push_back(event),
                     None => break,
                 },
@@ -419,13 +419,14 @@ impl Chat {
         }
     }
 
-    async fn show_link(&self, state: &LinkState, was_up: &mut Option<bool>) {
+    async fn show_link(&self, state: &LinkState, shown: &mut Option<(bool, bool)>) {
         let is_up = *state == LinkState::Up;
         self.is_up.store(is_up, Ordering::Relaxed);
-        if *state == LinkState::Connecting || *was_up == Some(is_up) {
+        let is_lasting = matches!(state, LinkState::Down { is_lasting: true, .. });
+        if *state == LinkState::Connecting || *shown == Some((is_up, is_lasting)) {
             return;
         }
-        *was_up = Some(is_up);
+        *shown = Some((is_up, is_lasting));
         if let Some(notice) = self.style.link(&self.server, state) {
             self.terminal.show(notice).await;
         }
