@@ -2,8 +2,9 @@
 """A gRPC client without generated code: what there is to call it asks the
 server by reflection.
 
-    grpc_client.py HOST:PORT SCENARIO
+    grpc_client.py HOST:PORT SCENARIO [CA]
 
+With the file of an authority it speaks TLS.
 The exit code is 0 if the scenario went as it says. Scenarios that wait for the
 test to do something say so in a line, such as `watching`.
 """
@@ -49,8 +50,13 @@ class Service:
 
 
 class Server:
-    def __init__(self, address):
-        self.channel = grpc.insecure_channel(address)
+    def __init__(self, address, authority=None):
+        if authority:
+            with open(authority, "rb") as file:
+                credentials = grpc.ssl_channel_credentials(file.read())
+            self.channel = grpc.secure_channel(address, credentials)
+        else:
+            self.channel = grpc.insecure_channel(address)
         self.database = ProtoReflectionDescriptorDatabase(self.channel)
         self.pool = DescriptorPool(self.database)
 
@@ -327,9 +333,9 @@ SCENARIOS = (reflection, calls, receive, session, pages, deadlines, logs, health
 
 def main():
     scenarios = {scenario.__name__: scenario for scenario in SCENARIOS}
-    if len(sys.argv) != 3 or sys.argv[2] not in scenarios:
+    if len(sys.argv) not in (3, 4) or sys.argv[2] not in scenarios:
         sys.exit(f"{__doc__}\nScenarios: {', '.join(scenarios)}")
-    scenarios[sys.argv[2]](Server(sys.argv[1]))
+    scenarios[sys.argv[2]](Server(sys.argv[1], *sys.argv[3:]))
 
 
 if __name__ == "__main__":

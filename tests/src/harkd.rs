@@ -20,6 +20,7 @@ pub struct HarkdBuilder {
     variables: Vec<(String, String)>,
     /// A command that runs the command that follows it, such as `strace`.
     wrapper: Vec<String>,
+    listen: String,
     store: Option<PathBuf>,
     certificate: Option<Arc<Certificate>>,
 }
@@ -51,6 +52,21 @@ impl HarkdBuilder {
     #[must_use]
     pub fn arg(mut self, argument: impl Into<String>) -> Self {
         self.arguments.push(argument.into());
+        self
+    }
+
+    /// Adds arguments.
+    #[must_use]
+    pub fn args<S: Into<String>>(mut self, arguments: impl IntoIterator<Item = S>) -> Self {
+        self.arguments.extend(arguments.into_iter().map(Into::into));
+        self
+    }
+
+    /// Has it listen elsewhere than on the loopback; it has to be reached there
+    /// as well.
+    #[must_use]
+    pub fn listen(mut self, address: &str) -> Self {
+        address.clone_into(&mut self.listen);
         self
     }
 
@@ -101,11 +117,11 @@ impl HarkdBuilder {
     /// Where it does neither in time.
     pub fn try_start(self) -> Result<Harkd, Refusal> {
         match self.store {
-            Some(_) => launch(self, "127.0.0.1:0", None),
+            Some(_) => launch(self, None),
             None => {
                 let folder = tempfile::tempdir().expect("a temporary folder");
                 let builder = self.store(folder.path().join("store"));
-                launch(builder, "127.0.0.1:0", Some(Arc::new(folder)))
+                launch(builder, Some(Arc::new(folder)))
             }
         }
     }
@@ -120,6 +136,7 @@ impl Harkd {
             arguments: Vec::new(),
             variables: Vec::new(),
             wrapper: Vec::new(),
+            listen: "127.0.0.1:0".to_owned(),
             store: None,
             certificate: Some(Arc::new(Certificate::trusted())),
         }
@@ -186,10 +203,10 @@ impl Harkd {
     /// Where it does not start.
     #[must_use]
     pub fn restart(self) -> Self {
-        let (builder, address, folder) = (self.builder.clone(), self.address, self._folder.clone());
+        let listen = self.address.to_string();
+        let (builder, folder) = (HarkdBuilder { listen, ..self.builder.clone() }, self._folder.clone());
         drop(self);
-        launch(builder, &address.to_string(), folder)
-            .unwrap_or_else(|refusal| panic!("harkd did not start again: {refusal:?}"))
+        launch(builder, folder).unwrap_or_else(|refusal| panic!("harkd did not start again: {refusal:?}"))
     }
 
     /// Kills it (SIGKILL), and waits until it is gone. By then the log is whole.
@@ -375,18 +392,26 @@ fn build() -> PathBuf {
     if !cfg!(debug_assertions) {
         cargo.arg("--release");
     }
+    // What Cargo says to a test about its package looks to the build of `ring`
+    // as if everything had changed.
+    for (variable, _) in std::env::vars_os() {
+        let name = variable.to_string_lossy();
+        if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {
+            cargo.env_remove(&variable);
+        }
+    }
     assert!(cargo.status().expect("cargo").success(), "the binaries cannot be built");
     // A test is target/PROFILE/deps/NAME.
     let test = std::env::current_exe().expect("the path of the test");
     test.parent().and_then(Path::parent).expect("the folder of the profile").to_owned()
 }
 
-fn launch(builder: HarkdBuilder, listen: &str, folder: Option<Arc<TempDir>>) -> Result<Harkd, Refusal> {
+fn launch(builder: HarkdBuilder, folder: Option<Arc<TempDir>>) -> Result<Harkd, Refusal> {
     let harkd = binary("harkd");
     let mut words = builder.wrapper.iter().map(OsStr::new).chain([harkd.as_os_str()]);
     let mut command = Command::new(words.next().expect("at least harkd"));
     forget_settings(&mut command);
-    command.args(words).args(["--listen", listen, "--store"]);
+    command.args(words).args(["--listen", &builder.listen, "--store"]);
     command.arg(builder.store.as_ref().expect("a store"));
     if let Some(certificate) = &builder.certificate {
         command.arg("--tls-cert").arg(certificate.path()).arg("--tls-key").arg(certificate.key());
@@ -426,9 +451,12 @@ fn launch(builder: HarkdBuilder, listen: &str, folder: Option<Arc<TempDir>>) -> 
     }
 }
 
-/// The address in `… listening … address=127.0.0.1:1234`, or its JSON form.
+/// How to get to the address in `… listening … address=127.0.0.1:1234`, or its
+/// JSON form.
 fn address_in(line: &str) -> SocketAddr {
-    let (_, rest) = line.split_once("127.0.0.1:").expect("an address");
-    let port: String = rest.chars().take_while(char::is_ascii_digit).collect();
-    SocketAddr::from(([127, 0, 0, 1], port.parse().expect("a port")))
+    let (_, rest) = line.rsplit_once("address").expect("an address");
+    let rest = rest.trim_start_matches(['"', ':', '=']);
+    let address: String = rest.chars().take_while(|c| c.is_ascii_hexdigit() || ".:[]".contains(*c)).collect();
+    let address: SocketAddr = address.parse().expect("an address");
+    SocketAddr::from(([127, 0, 0, 1], address.port()))
 }

@@ -90,6 +90,12 @@ impl<L: Link> Client<L> {
         Self { link, last_id: ASKED_FROM, pushed: std::collections::VecDeque::new() }
     }
 
+    /// What carries it.
+    #[must_use]
+    pub fn into_link(self) -> L {
+        self.link
+    }
+
     async fn said_hello(mut self, session: &str) -> Self {
         let hello = Request::Hello { version: 1, session: session.parse().unwrap() };
         // Far away from the ids of sends, which count up.

@@ -7,9 +7,10 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::Arc;
 
 use hark_protocol::Request;
-use hark_tests::{Harkd, Wire, name};
+use hark_tests::{Certificate, Harkd, Wire, name};
 use tempfile::TempDir;
 
 /// The folder of the workspace.
@@ -67,6 +68,18 @@ fn reflection_describes_the_services() {
 #[test]
 fn calls_are_answered_and_refused() {
     run(&Harkd::start(), "calls");
+}
+
+#[test]
+fn it_is_all_the_same_inside_tls() {
+    let certificate = Arc::new(Certificate::trusted());
+    let server = Harkd::builder().certificate(Some(&certificate)).arg("--tls-only").start();
+    for scenario in ["calls", "session"] {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/grpc_client.py");
+        let mut command = python();
+        command.arg(script).arg(server.address().to_string()).arg(scenario).arg(certificate.authority());
+        check(command.spawn().unwrap());
+    }
 }
 
 #[test]
