@@ -6,8 +6,9 @@ use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::str::FromStr;
 
-use bytes::{BufMut, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use bytestring::ByteString;
+use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::code::{ByeReason, Code, Failure, Refusal};
 use crate::limits::COMMAND_BYTES;
@@ -223,6 +224,9 @@ pub(crate) const REQUEST_COMMANDS: [(&str, bool); 11] = [
     ("ping", true),
 ];
 
+/// The commands whose fields may have a password.
+const SECRET_COMMANDS: [&str; 5] = ["create", "login", "connect", "password", "delete"];
+
 impl Message for Request {
     fn command(&self) -> &'static str {
         match self {
@@ -346,12 +350,29 @@ impl Message for Reply {
     }
 }
 
+/// Takes a message out of a buffer to be parsed. One with a password is moved to
+/// where it is wiped once it is parsed, and wiped in the buffer: bytes that are
+/// only dropped stay readable until something else is written there.
+pub(crate) fn take(message: &mut BytesMut) -> Bytes {
+    let is_secret = |command: &[u8]| {
+        SECRET_COMMANDS.iter().any(|name| {
+            command.strip_prefix(name.as_bytes()).is_some_and(|padding| padding.iter().all(|&b| b == 0))
+        })
+    };
+    if !message.get(..COMMAND_BYTES).is_some_and(is_secret) {
+        return std::mem::take(message).freeze();
+    }
+    let moved = Bytes::from_owner(Zeroizing::new(message.to_vec()));
+    message.as_mut().zeroize();
+    moved
+}
+
 /// Splits a message into its command and its payload.
 ///
 /// # Errors
 /// A [`Refusal`] if it is not UTF-8, or the command is not 1 to 15 bytes
 /// followed by NULs only.
-pub(crate) fn split(message: bytes::Bytes) -> Result<(ByteString, ByteString), Refusal> {
+pub(crate) fn split(message: Bytes) -> Result<(ByteString, ByteString), Refusal> {
     let Ok(message) = ByteString::try_from(message) else {
         return Err(bad_request("a message must be UTF-8"));
     };
@@ -505,6 +526,19 @@ fn put_code(to: &mut BytesMut, code: &str, explanation: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_message_with_a_password_is_wiped_where_it_was_read() {
+        for (command, is_secret) in [("login", true), ("password", true), ("send", false), ("logi", false)] {
+            let mut message = BytesMut::new();
+            write_command(command, &mut message);
+            message.put_slice(b"bob,hunter2");
+            let expected = message.clone();
+            assert_eq!(take(&mut message), expected, "{command}");
+            let wiped = BytesMut::zeroed(expected.len());
+            assert_eq!(message, if is_secret { wiped } else { BytesMut::new() }, "{command}");
+        }
+    }
 
     #[test]
     fn names_are_cut_into_runs_that_fit() {

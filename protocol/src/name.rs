@@ -7,6 +7,7 @@ use std::num::NonZeroU32;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
 
 use crate::limits::{PASSWORD_BYTES_MAX, SESSION_TOKEN_BYTES_MAX, USER_NAME_BYTES_MAX};
@@ -74,8 +75,9 @@ impl fmt::Debug for UserName {
 }
 
 /// A password: 1 to 256 bytes of UTF-8 without comma and control characters.
-/// It is wiped from memory when it is dropped, and `Debug` does not show it.
-#[derive(Clone, PartialEq, Eq)]
+/// It is wiped from memory when it is dropped, `Debug` does not show it, and how
+/// long a comparison takes does not say where two of a length differ.
+#[derive(Clone, Eq)]
 pub struct Password(Zeroizing<String>);
 
 /// Why a text is no password. It never repeats any of the text.
@@ -114,6 +116,12 @@ impl FromStr for Password {
             return Err(BadPassword::Forbidden);
         }
         Ok(Self(Zeroizing::new(text.to_owned())))
+    }
+}
+
+impl PartialEq for Password {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.as_bytes().ct_eq(other.0.as_bytes()).into()
     }
 }
 
@@ -228,6 +236,10 @@ mod tests {
         assert_eq!("a\nb".parse::<Password>(), Err(BadPassword::Forbidden));
         assert_eq!("x".repeat(257).parse::<Password>(), Err(BadPassword::TooLong(257)));
         let password: Password = "hunter2".parse().unwrap();
+        assert_eq!(password, "hunter2".parse().unwrap());
+        for other in ["hunter3", "hunter", "hunter22"] {
+            assert_ne!(password, other.parse().unwrap(), "{other}");
+        }
         assert_eq!(format!("{password:?}"), "Password(..)");
     }
 

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 use hark_protocol::{Password, UserName};
+use zeroize::Zeroizing;
 
 use crate::chat::passwords;
 use crate::config::{StoreArgs, StorePlace, UserAction, UserArgs};
@@ -115,17 +116,18 @@ fn hashed(file: Option<&Path>) -> anyhow::Result<PasswordHash> {
 fn password(file: Option<&Path>) -> anyhow::Result<Password> {
     if let Some(file) = file {
         let text = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-        return Ok(text.lines().next().unwrap_or_default().parse()?);
+        return Ok(Zeroizing::new(text).lines().next().unwrap_or_default().parse()?);
     }
-    if let Ok(password) = std::env::var("HARKD_PASSWORD") {
+    if let Ok(password) = std::env::var("HARKD_PASSWORD").map(Zeroizing::new) {
         return Ok(password.parse()?);
     }
     if !io::stdin().is_terminal() {
         bail!("no password: use --password-file or HARKD_PASSWORD, or --no-password for an open account");
     }
-    let password = rpassword::prompt_password("Password: ")?;
-    if rpassword::prompt_password("Once more: ")? != password {
+    let [first, second] = ["Password: ", "Once more: "].map(rpassword::prompt_password);
+    let (first, second) = (Zeroizing::new(first?), Zeroizing::new(second?));
+    if first != second {
         bail!("the two are not the same; nothing was changed");
     }
-    Ok(password.parse()?)
+    Ok(first.parse()?)
 }

@@ -142,8 +142,8 @@ impl Head {
 
 /// Takes the message at the front, at most one block of it.
 fn take(src: &mut BytesMut) -> Result<Request, Refusal> {
-    let message = src.split_to(CLASSIC_BLOCK_BYTES.min(src.len())).freeze();
-    parse(without_padding(message))
+    let mut message = src.split_to(CLASSIC_BLOCK_BYTES.min(src.len()));
+    parse(without_padding(message::take(&mut message)))
 }
 
 /// Makes room for the next read: were it cut short by the end of the buffer, a

@@ -71,9 +71,9 @@ impl<In: Message, Out> Decoder for NativeCodec<In, Out> {
             return Ok(None);
         }
         src.advance(LENGTH_BYTES);
-        let mut frame = src.split_to(bytes).freeze();
+        let mut frame = src.split_to(bytes);
         let id = RequestId::new(frame.get_u32());
-        Ok(Some(Frame { id, message: parse(frame) }))
+        Ok(Some(Frame { id, message: parse(message::take(&mut frame)) }))
     }
 }
 

@@ -9,6 +9,7 @@ use etcetera::BaseStrategy as _;
 use hark_client::taken::FileTaken;
 use hark_client::{Client, Config, Events, Handle, Trust};
 use hark_protocol::Password;
+use zeroize::Zeroizing;
 
 use crate::args::Settings;
 use crate::command::Secrets;
@@ -68,9 +69,9 @@ fn given(file: Option<&Path>, variable: &str) -> Result<Option<Password>, Failur
         (Some(path), _) => {
             let text = fs::read_to_string(path)
                 .map_err(|error| Failure::local(format!("cannot read {}: {error}", path.display())))?;
-            (text, path.display().to_string())
+            (Zeroizing::new(text), path.display().to_string())
         }
-        (None, Ok(text)) if !text.is_empty() => (text, variable.to_owned()),
+        (None, Ok(text)) if !text.is_empty() => (Zeroizing::new(text), variable.to_owned()),
         (None, _) => return Ok(None),
     };
     let line = text.lines().next().unwrap_or_default();
@@ -85,6 +86,7 @@ pub(crate) fn can_ask() -> bool {
 /// Asks for a password without echo; `None` where none is given.
 pub(crate) fn ask(prompt: &str) -> Result<Option<Password>, Failure> {
     let text = rpassword::prompt_password(prompt)
+        .map(Zeroizing::new)
         .map_err(|error| Failure::local(format!("cannot ask for a password: {error}")))?;
     if text.is_empty() { Ok(None) } else { text.parse().map(Some).map_err(Failure::local) }
 }
