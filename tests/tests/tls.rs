@@ -261,6 +261,33 @@ async fn who_does_not_read_is_dropped_over_tls_too() {
     drop(reader);
 }
 
+/// What so many idle connections that receive cost the server, in bytes each.
+async fn cost_of_idling(front: Front) -> u64 {
+    const WARM_UP: usize = 200;
+    const MEASURED: usize = 800;
+    let server = server(&[]);
+    let mut clients = Vec::new();
+    let mut before = 0;
+    for nth in 0..WARM_UP + MEASURED {
+        if nth == WARM_UP {
+            before = server.resident_bytes();
+        }
+        let mut client = front.connect(server.address()).await;
+        let user = format!("user{nth}");
+        client.create(&user).await;
+        client.receive(&user).await;
+        clients.push(client);
+    }
+    (server.resident_bytes() - before) / MEASURED as u64
+}
+
+#[tokio::test]
+async fn an_idle_connection_inside_tls_costs_a_few_kibibytes_more() {
+    let (plain, inside) = (cost_of_idling(Front::Native).await, cost_of_idling(Front::Tls).await);
+    println!("an idle connected user: {plain} bytes in plain text, {inside} inside TLS");
+    assert!(inside < plain + 20 * 1024, "{inside} bytes inside TLS, {plain} in plain text");
+}
+
 #[tokio::test]
 async fn sighup_reads_the_certificate_again_and_drops_nobody() {
     let certificate = Arc::new(Certificate::trusted());
