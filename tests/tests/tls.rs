@@ -285,7 +285,7 @@ async fn cost_of_idling(front: Front) -> u64 {
 async fn an_idle_connection_inside_tls_costs_a_few_kibibytes_more() {
     let (plain, inside) = (cost_of_idling(Front::Native).await, cost_of_idling(Front::Tls).await);
     println!("an idle connected user: {plain} bytes in plain text, {inside} inside TLS");
-    assert!(inside < plain + 20 * 1024, "{inside} bytes inside TLS, {plain} in plain text");
+    assert!(inside < plain + 16 * 1024, "{inside} bytes inside TLS, {plain} in plain text");
 }
 
 #[tokio::test]

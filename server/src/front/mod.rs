@@ -19,7 +19,6 @@ use hark_protocol::{Code, Delivery, Refusal, Reply};
 use rustls::AlertDescription;
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio_rustls::server::TlsStream;
 
 use crate::chat::{Chat, Control, Peer};
 use crate::store::Message;
@@ -195,11 +194,7 @@ fn delivery(message: &Message) -> Delivery {
 
 /// Waits for the end of the handshake and for the first byte inside, which is
 /// still to be read. `None` where the peer ends before.
-async fn open_tls(
-    tls: &Tls,
-    stream: TcpStream,
-    address: IpAddr,
-) -> io::Result<Option<(TlsStream<TcpStream>, u8)>> {
+async fn open_tls(tls: &Tls, stream: TcpStream, address: IpAddr) -> io::Result<Option<(tls::Stream, u8)>> {
     let Some(mut stream) = tls.accept(stream, address).await else { return Ok(None) };
     let first = stream.fill_buf().await?.first().copied();
     Ok(first.map(|first| (stream, first)))

@@ -37,6 +37,9 @@ const ALPN_HTTP_2: &[u8] = b"h2";
 /// Everybody on the machine may read a file with one of these in its mode.
 const MODE_OTHERS: u32 = 0o007;
 
+/// What goes on inside. In a box, since it is large, and moved often.
+pub(super) type Stream = Box<TlsStream<TcpStream>>;
+
 /// The certificate of a server and its private key, as files that can be read
 /// again. A clone is the same.
 #[derive(Debug, Clone)]
@@ -130,12 +133,12 @@ impl Tls {
 
     /// Waits for the end of the handshake, for 10 seconds at most. `None` where
     /// it comes to nothing; the log says why.
-    pub(super) async fn accept(&self, stream: TcpStream, address: IpAddr) -> Option<TlsStream<TcpStream>> {
+    pub(super) async fn accept(&self, stream: TcpStream, address: IpAddr) -> Option<Stream> {
         let current = Arc::clone(&self.shared.current.lock().unwrap_or_else(PoisonError::into_inner));
         let accepting = TlsAcceptor::from(current)
             .accept_with(stream, |session| session.set_buffer_limit(Some(UNSENT_BYTES_MAX)));
         match tokio::time::timeout(HANDSHAKE_TIMEOUT, accepting).await {
-            Ok(Ok(stream)) => Some(stream),
+            Ok(Ok(stream)) => Some(Box::new(stream)),
             Ok(Err(error)) => {
                 tracing::info!(%address, %error, "closing a connection whose TLS handshake failed");
                 None
