@@ -83,12 +83,11 @@ fn is_loopback(listen: SocketAddr) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use clap::Parser as _;
 
-    use crate::config::Cli;
+    use crate::config::{Cli, ServeArgs};
 
-    fn flags(words: &[&str]) -> crate::config::ServeArgs {
+    fn flags(words: &[&str]) -> ServeArgs {
         Cli::try_parse_from([&["harkd"], words].concat()).unwrap().serve
     }
 

@@ -1,6 +1,6 @@
 //! TLS on the same port: every framing inside it, what is refused and how that
 //! is said, certificates that are read again, and how a connection ends.
-#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::net::SocketAddr;
 use std::path::Path;
