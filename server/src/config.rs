@@ -92,8 +92,9 @@ pub struct ServeArgs {
     /// Names in one answer to `list`; it then says that there are more
     #[arg(long, env = "HARKD_MAX_LIST", value_name = "COUNT", default_value_t = 10_000)]
     pub max_list: usize,
-    /// Drop a connection that owes acknowledgements, or does not read, after so many
-    /// seconds without a byte from it
+    /// Drop a connection that owes acknowledgements, does not read, or says nothing at
+    /// first, after so many seconds without a byte from it; and one whose frame is not
+    /// whole so many seconds after it began
     #[arg(long, env = "HARKD_ACK_TIMEOUT", value_name = "SECONDS", default_value_t = 60,
           value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub ack_timeout: u64,

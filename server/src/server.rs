@@ -26,18 +26,16 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long connections that did not end in time have to notice.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A link that is idle is asked for life after this long, this often, and given
-/// up after so many answers that did not come.
-const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
-    .with_time(Duration::from_secs(60))
-    .with_interval(Duration::from_secs(15))
-    .with_retries(4);
+/// A link that is idle is asked for life after [`Settings::ack_timeout`], or
+/// after this if that is longer, and then [`KEEPALIVE_PROBES`] times in as long
+/// again. One that does not answer is given up by then.
+const KEEPALIVE_MAX: Duration = Duration::from_secs(60);
 
-/// What is written and not confirmed by the peer's machine for so long, or for
-/// [`Settings::ack_timeout`] if that is longer, ends the link (Linux:
-/// `TCP_USER_TIMEOUT`).
-#[cfg(target_os = "linux")]
-const UNCONFIRMED_TIMEOUT: Duration = Duration::from_secs(120);
+/// See [`KEEPALIVE_MAX`].
+const KEEPALIVE_PROBES: u32 = 4;
+
+/// The shortest time between two probes: the system counts in seconds.
+const KEEPALIVE_INTERVAL_MIN: Duration = Duration::from_secs(1);
 
 /// The bounds of a server.
 #[derive(Debug, Clone, Copy)]
@@ -214,10 +212,19 @@ impl Drop for Admission {
     }
 }
 
+/// Has the system find out that a peer has vanished: one that is idle, by
+/// [`KEEPALIVE_MAX`]; and one that does not confirm what was written to it, in
+/// the same time, or in `ack_timeout` if that is longer (Linux:
+/// `TCP_USER_TIMEOUT`).
 fn prepare(stream: &TcpStream, ack_timeout: Duration) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);
+    let idle = ack_timeout.min(KEEPALIVE_MAX);
     #[cfg(target_os = "linux")]
-    socket.set_tcp_user_timeout(Some(UNCONFIRMED_TIMEOUT.max(ack_timeout)))?;
-    socket.set_tcp_keepalive(&KEEPALIVE)
+    socket.set_tcp_user_timeout(Some(ack_timeout.max(2 * idle)))?;
+    let keepalive = TcpKeepalive::new()
+        .with_time(idle)
+        .with_interval((idle / KEEPALIVE_PROBES).max(KEEPALIVE_INTERVAL_MIN))
+        .with_retries(KEEPALIVE_PROBES);
+    socket.set_tcp_keepalive(&keepalive)
 }

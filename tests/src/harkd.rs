@@ -264,6 +264,16 @@ impl Harkd {
         self.socket(client).has_keepalive
     }
 
+    /// Connections of its clients that it holds open. Those that its system has
+    /// closed for it are none.
+    ///
+    /// # Panics
+    /// Where the system does not say.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.sockets().iter().filter(|socket| socket.is_established).count()
+    }
+
     /// Waits until it has accepted everybody, and read all that they have
     /// written.
     ///
@@ -313,6 +323,7 @@ impl Drop for Harkd {
 struct Socket {
     port: u16,
     client_port: u16,
+    is_established: bool,
     unsent_bytes: u64,
     /// Of a socket that listens: connections that are not accepted.
     unread_bytes: u64,
@@ -324,10 +335,12 @@ impl Socket {
         let mut columns = row.split_whitespace().skip(1);
         let mut port = || u16::from_str_radix(columns.next()?.split_once(':')?.1, 16).ok();
         let (port, client_port) = (port()?, port()?);
-        let (unsent, unread) = columns.nth(1)?.split_once(':')?;
+        let is_established = columns.next()? == "01";
+        let (unsent, unread) = columns.next()?.split_once(':')?;
         Some(Self {
             port,
             client_port,
+            is_established,
             unsent_bytes: u64::from_str_radix(unsent, 16).ok()?,
             unread_bytes: u64::from_str_radix(unread, 16).ok()?,
             has_keepalive: columns.next()?.starts_with("02:"),

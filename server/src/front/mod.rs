@@ -37,8 +37,9 @@ const TLS_ONLY: &str = "this server takes encrypted connections only: connect by
 /// What a front needs to know beside the chat.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// A peer that owes acknowledgements, or does not read, and from which
-    /// nothing has come for so long is dropped.
+    /// A peer that owes acknowledgements, or does not read, or has said nothing
+    /// at all, and from which nothing has come for so long is dropped; so is
+    /// one whose frame is not whole so long after it began.
     pub ack_timeout: Duration,
     /// The log, where somebody may watch it.
     pub watch_logs: Option<WatchLogs>,
@@ -83,6 +84,7 @@ impl Fronts {
     pub async fn serve(&self, stream: TcpStream, address: IpAddr, control: Arc<Control>) -> io::Result<()> {
         let first = tokio::select! {
             first = first_byte(&stream) => first?,
+            () = self.silence(address) => None,
             () = told(&control) => None,
         };
         match first {
@@ -104,12 +106,19 @@ impl Fronts {
         };
         let opened = tokio::select! {
             opened = open_tls(tls, stream, address) => opened?,
+            () = self.silence(address) => None,
             () = told(&control) => None,
         };
         match opened {
             Some((stream, first)) => self.speak(stream, first, address, control).await,
             None => Ok(()),
         }
+    }
+
+    /// Waits for as long as a connection may say nothing at first.
+    async fn silence(&self, address: IpAddr) {
+        tokio::time::sleep(self.settings.ack_timeout).await;
+        tracing::info!(%address, "closing a connection that has said nothing");
     }
 
     /// Serves a connection whose first byte this is; it is still to be read.

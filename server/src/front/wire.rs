@@ -35,6 +35,10 @@ const FIELDS_WAIT: Duration = Duration::from_millis(FIELDS_WAIT_MS);
 /// Bytes that one read takes at most.
 const READ_BYTES_MAX: usize = 64 * 1024;
 
+/// A frame that has begun is whole in `ack_timeout`, or comes at least this
+/// fast, in bytes a second.
+const FRAME_BYTES_PER_SECOND_MIN: u64 = 1024;
+
 /// Turns that a connection has before others get theirs.
 const TURNS_MAX: usize = 32;
 
@@ -67,6 +71,8 @@ pub struct Wire<S> {
     written_at: Instant,
     /// When the peer began to owe acknowledgements.
     owing_since: Option<Instant>,
+    /// When the frame began whose rest is waited for.
+    frame_since: Option<Instant>,
     /// When the command came whose fields are waited for (classic).
     fields_since: Option<Instant>,
     /// The last that was written was a part of a list (classic).
@@ -114,6 +120,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             heard_at: now,
             written_at: now,
             owing_since: None,
+            frame_since: None,
             fields_since: None,
             in_list: false,
             owes_ack: false,
@@ -228,13 +235,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             match self.decode_one() {
                 Ok(Some(Frame { id, message })) => {
                     any = true;
+                    self.frame_since = None;
                     let message = message.map(detached);
                     let is_ack = matches!(message, Ok(Request::Ack { .. }));
                     if is_ack || self.stage == Stage::Open {
                         self.peer.handle(id, message);
                     }
                 }
-                Ok(None) => break,
+                Ok(None) => {
+                    self.frame_since.get_or_insert(self.now);
+                    break;
+                }
                 Err(error) => {
                     self.input = BytesMut::new();
                     // Once is enough: what still comes while it lingers is no
@@ -249,7 +260,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             }
         }
         if !self.can_decode() {
-            // Nothing can come of the wait now; it begins anew when it can.
+            // Nothing can come of the waits now; they begin anew when it can.
+            self.frame_since = None;
             self.fields_since = None;
         }
         any
@@ -383,11 +395,22 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         if !self.peer.awaits_ack() {
             self.owing_since = None;
         }
-        let is_dead = self.dead_at().is_some_and(|at| self.now >= at);
-        if is_dead {
-            tracing::info!(peer = ?self.peer, "dropping a dead link: it neither reads nor acknowledges");
-        }
-        is_dead
+        let is_past = |at: Option<Instant>| at.is_some_and(|at| self.now >= at);
+        let why = if is_past(self.dead_at()) {
+            "it neither reads nor acknowledges"
+        } else if is_past(self.frame_due()) {
+            "a frame that it has begun is not whole in time"
+        } else {
+            return false;
+        };
+        tracing::info!(peer = ?self.peer, "dropping a dead link: {why}");
+        true
+    }
+
+    /// Until when the frame that has begun has to be whole.
+    fn frame_due(&self) -> Option<Instant> {
+        let for_its_bytes = Duration::from_secs(self.input.len() as u64 / FRAME_BYTES_PER_SECOND_MIN);
+        Some(self.frame_since? + self.ack_timeout + for_its_bytes)
     }
 
     /// Until when something must have come from the peer, or been taken by it.
@@ -410,7 +433,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         };
         // While the output is full the chat is not polled: the peer comes first.
         let retry = self.peer.wake_at().filter(|_| self.takes_output());
-        [self.dead_at(), retry, fields, linger].into_iter().flatten().min()
+        [self.dead_at(), self.frame_due(), retry, fields, linger].into_iter().flatten().min()
     }
 
     /// Sees to it that the task wakes when something is due. Whether it is due
