@@ -113,6 +113,7 @@ impl Drop for SmallDisk {
     }
 }
 
-fn is_root() -> bool {
+/// Whether this process may make namespaces as it is.
+pub(crate) fn is_root() -> bool {
     fs::metadata("/proc/self").unwrap().uid() == 0
 }

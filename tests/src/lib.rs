@@ -1,7 +1,8 @@
 //! What the tests share: the real `harkd` as a process ([`Harkd`]), clients of
 //! every [`Front`] that say exactly what they are told to ([`Client`], of which
 //! [`Wire`] is one, and [`Classic`]), the real `hark` in a terminal
-//! ([`Terminal`]), and a disk that gets full ([`SmallDisk`]).
+//! ([`Terminal`]), a disk that gets full ([`SmallDisk`]), and a network that can
+//! be cut ([`FarMachine`]).
 //!
 //! A test fails by panicking, so these helpers do too.
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
@@ -14,6 +15,7 @@ mod contract;
 mod disk;
 mod harkd;
 mod link;
+mod network;
 mod terminal;
 mod wire;
 
@@ -24,6 +26,7 @@ pub use classic::Classic;
 pub use disk::SmallDisk;
 pub use harkd::{Harkd, HarkdBuilder, Refusal, binary, hark, harkd};
 pub use link::{Front, Link, Native, NativeTls};
+pub use network::FarMachine;
 pub use terminal::Terminal;
 pub use wire::{Client, Wire, name, send};
 

@@ -1,0 +1,129 @@
+//! A network of two machines whose link can be cut: namespaces of the test's
+//! own, so that nobody else sees it and nothing of it is left.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+
+use crate::disk::is_root;
+
+/// Tells a test that it runs in a network of its own, and names the file that
+/// it makes to show that it has.
+const INSIDE: &str = "HARK_TEST_IN_OWN_NETWORK";
+
+/// The ends of the link.
+const NEAR: &str = "near";
+const FAR: &str = "far";
+
+/// The machine far from the test, linked to the one that the test runs on.
+/// There for as long as this is.
+#[derive(Debug)]
+pub struct FarMachine {
+    /// A process that does nothing but keep the namespace.
+    keeper: Child,
+}
+
+impl FarMachine {
+    /// Where the test's own machine is reached from the far one.
+    pub const NEAR_ADDRESS: &str = "10.200.0.1";
+
+    /// Runs the test of this name, which calls this first, in a network of its
+    /// own with such a machine. `None` where it has run there, in a process of
+    /// its own, and has passed: there is nothing left to do.
+    ///
+    /// # Panics
+    /// Where it has failed there, or the system does not permit it: with what
+    /// is needed.
+    #[must_use]
+    pub fn of_test(name: &str) -> Option<Self> {
+        if let Some(proof) = std::env::var_os(INSIDE) {
+            std::fs::write(proof, "").expect("a file");
+            return Some(Self::new());
+        }
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let proof = folder.path().join("ran");
+        let mut command = Command::new("unshare");
+        if !is_root() {
+            command.arg("--map-root-user");
+        }
+        command.arg("--net").arg(std::env::current_exe().expect("the path of the test"));
+        command.args(["--exact", name, "--nocapture"]).env(INSIDE, &proof);
+        let status = command.status().expect("unshare, of the package util-linux");
+        assert!(
+            status.success(),
+            "the test has failed in a network of its own: see above. It needs root, or that users may make namespaces (sysctl kernel.unprivileged_userns_clone=1, kernel.apparmor_restrict_unprivileged_userns=0)"
+        );
+        assert!(proof.exists(), "there is no test of the name {name}");
+        None
+    }
+
+    fn new() -> Self {
+        let mut keeper = Command::new("unshare");
+        keeper.args(["--net", "sh", "-c", "echo ready && exec cat"]);
+        let mut keeper = keeper.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("unshare");
+        let mut line = String::new();
+        BufReader::new(keeper.stdout.take().expect("its output")).read_line(&mut line).expect("a line");
+        assert_eq!(line, "ready\n");
+        let far = Self { keeper };
+        let process = far.keeper.id().to_string();
+        ip(&["link", "set", "lo", "up"]);
+        ip(&["link", "add", NEAR, "type", "veth", "peer", "name", FAR, "netns", &process]);
+        ip(&["addr", "add", &format!("{}/24", Self::NEAR_ADDRESS), "dev", NEAR]);
+        ip(&["link", "set", NEAR, "up"]);
+        far.ip(&["addr", "add", "10.200.0.2/24", "dev", FAR]);
+        far.mend();
+        far
+    }
+
+    /// Lets nothing through any more, without a word to either side.
+    ///
+    /// # Panics
+    /// Where that cannot be done.
+    pub fn cut(&self) {
+        self.ip(&["link", "set", FAR, "down"]);
+    }
+
+    /// Lets everything through again.
+    ///
+    /// # Panics
+    /// Where that cannot be done.
+    pub fn mend(&self) {
+        self.ip(&["link", "set", FAR, "up"]);
+    }
+
+    /// This command, on that machine.
+    #[must_use]
+    pub fn run(&self, command: &Command) -> Command {
+        let mut there = Command::new("nsenter");
+        there.arg(format!("--target={}", self.keeper.id())).args(["--net", "--preserve-credentials"]);
+        there.arg(command.get_program()).args(command.get_args());
+        for (variable, value) in command.get_envs() {
+            match value {
+                Some(value) => there.env(variable, value),
+                None => there.env_remove(variable),
+            };
+        }
+        there
+    }
+
+    fn ip(&self, arguments: &[&str]) {
+        let mut command = Command::new("ip");
+        succeed(&mut self.run(command.args(arguments)));
+    }
+}
+
+impl Drop for FarMachine {
+    fn drop(&mut self) {
+        // It may have ended by itself, which is as good.
+        drop(self.keeper.kill());
+        drop(self.keeper.wait());
+    }
+}
+
+fn ip(arguments: &[&str]) {
+    succeed(Command::new("ip").args(arguments));
+}
+
+fn succeed(command: &mut Command) {
+    let status = command.status().unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"));
+    assert!(status.success(), "{command:?} has failed: {status}");
+}
