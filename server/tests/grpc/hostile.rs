@@ -104,6 +104,28 @@ async fn a_message_that_is_too_large_is_refused_by_its_length_alone() {
     assert_eq!(users, ["bob"]);
 }
 
+#[tokio::test]
+async fn no_service_takes_a_message_that_is_larger_than_any_request() {
+    const PATHS: [&str; 7] = [
+        "/hark.v1.Chat/BiDiChat",
+        "/hark.v1.LogWatcher/WatchLogs",
+        "/helloworld.Chat/try_command",
+        "/grpc.health.v1.Health/Check",
+        "/grpc.health.v1.Health/Watch",
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+    ];
+    let server = Server::start().await;
+    let mut raw = Raw::open(server.address()).await;
+    for (stream, path) in (1..).step_by(2).zip(PATHS) {
+        raw.call(stream, path).await;
+        // A mebibyte is announced, and none of it comes.
+        raw.write(&frame(raw::DATA, 0, stream, b"\0\0\x10\0\0")).await;
+        let answer = timeout(PATIENCE, raw.answer(stream)).await;
+        assert_eq!(answer.expect(path), b"", "{path}");
+    }
+}
+
 async fn names(server: &Server) -> Vec<String> {
     let mut pages = server.client().await.list(ListRequest::default()).await.unwrap().into_inner();
     pages.message().await.unwrap().map(|page| page.names).unwrap_or_default()

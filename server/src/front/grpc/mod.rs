@@ -11,6 +11,7 @@
 //! | `old` | `helloworld.Chat` |
 //! | `logs` | `hark.v1.LogWatcher` |
 //! | `health` | the standard health service |
+//! | `reflection` | the standard services that describe the others |
 //! | `preface` | the first bytes of a connection |
 //! | `call` | one peer of the chat, as long as a call lasts |
 //! | `cut` | what ends a stream that its client does not read |
@@ -27,6 +28,7 @@ mod list;
 mod logs;
 mod old;
 mod preface;
+mod reflection;
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
@@ -37,9 +39,9 @@ use std::task::Poll;
 use std::time::Duration;
 
 use hark_grpc::helloworld::chat_server::ChatServer as OldChatServer;
+use hark_grpc::status;
 use hark_grpc::v1::chat_server::ChatServer;
 use hark_grpc::v1::log_watcher_server::LogWatcherServer;
-use hark_grpc::{DESCRIPTORS, status};
 use hark_protocol::Refusal;
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
@@ -53,7 +55,6 @@ use tonic::body::Body;
 use tonic::service::Routes;
 use tonic::{Extensions, Status};
 use tonic_health::pb::health_server::HealthServer;
-use tonic_reflection::server as reflection;
 use tower_service::Service;
 
 use super::Settings;
@@ -144,7 +145,8 @@ impl Grpc {
             .add_service(old_chat.max_decoding_message_size(request_bytes_max))
             .add_service(log.max_decoding_message_size(request_bytes_max))
             .add_service(health.max_decoding_message_size(request_bytes_max));
-        Self { routes: add_reflection(routes).prepare(), keepalive: settings.ack_timeout / KEEPALIVE_SHARE }
+        let routes = reflection::add(routes, request_bytes_max).prepare();
+        Self { routes, keepalive: settings.ack_timeout / KEEPALIVE_SHARE }
     }
 
     /// Serves one connection to its end, with all of its calls.
@@ -226,23 +228,6 @@ async fn silence(stopping: &CancellationToken, calls: &TaskTracker) {
         tokio::time::sleep(LINGER_TIMEOUT).await;
         if calls.is_empty() {
             return;
-        }
-    }
-}
-
-/// Adds what tells a client of the services, in both versions that clients ask
-/// for.
-fn add_reflection(routes: Routes) -> Routes {
-    let builder = || {
-        reflection::Builder::configure()
-            .register_encoded_file_descriptor_set(DESCRIPTORS)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-    };
-    match (builder().build_v1(), builder().build_v1alpha()) {
-        (Ok(v1), Ok(v1alpha)) => routes.add_service(v1).add_service(v1alpha),
-        (Err(error), _) | (_, Err(error)) => {
-            tracing::error!(%error, "the services cannot be described");
-            routes
         }
     }
 }
