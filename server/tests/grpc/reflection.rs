@@ -1,9 +1,10 @@
 //! Server reflection.
 
-use futures::stream;
+use futures::{StreamExt, stream};
+use tokio::time::Instant;
 use tonic_reflection::pb;
 
-use crate::server::Server;
+use crate::server::{LIMITS, Server};
 
 const SERVICES: [&str; 4] =
     ["grpc.health.v1.Health", "hark.v1.Chat", "hark.v1.LogWatcher", "helloworld.Chat"];
@@ -44,4 +45,22 @@ async fn the_services_are_described() {
 #[tokio::test]
 async fn the_services_are_described_to_clients_of_the_older_version() {
     check_reflection!(v1alpha);
+}
+
+#[tokio::test]
+async fn a_stream_of_questions_that_is_open_does_not_hold_up_the_end_of_the_server() {
+    use pb::v1::ServerReflectionRequest;
+    use pb::v1::server_reflection_client::ServerReflectionClient;
+    use pb::v1::server_reflection_request::MessageRequest;
+    let server = Server::start().await;
+    let mut client = ServerReflectionClient::new(server.channel().await);
+    let message_request = Some(MessageRequest::ListServices(String::new()));
+    let question = ServerReflectionRequest { host: String::new(), message_request };
+    let questions = stream::iter([question]).chain(stream::pending());
+    let mut answers = client.server_reflection_info(questions).await.unwrap().into_inner();
+    assert!(answers.message().await.unwrap().is_some());
+    let begun = Instant::now();
+    server.stop().await.unwrap();
+    assert!(begun.elapsed() < LIMITS.drain_timeout, "{:?}", begun.elapsed());
+    assert_eq!(answers.message().await.unwrap(), None);
 }

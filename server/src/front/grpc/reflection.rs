@@ -1,9 +1,24 @@
 //! Server reflection (`grpc.reflection`): what tells a client of the services,
-//! in both versions that clients ask for.
+//! in both versions that clients ask for. Its streams have no end of their own:
+//! to them it seems that their client asks nothing more once the server stops.
 
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
 use hark_grpc::DESCRIPTORS;
+use http::Request;
+use http_body::Frame;
+use tokio_util::sync::WaitForCancellationFutureOwned;
+use tonic::Status;
+use tonic::body::Body;
+use tonic::server::NamedService;
 use tonic::service::Routes;
 use tonic_reflection::server::Builder;
+use tower_service::Service;
+
+use super::Caller;
 
 /// Adds the services to these. A question has at most so many bytes.
 pub(super) fn add(routes: Routes, request_bytes_max: usize) -> Routes {
@@ -14,11 +29,59 @@ pub(super) fn add(routes: Routes, request_bytes_max: usize) -> Routes {
     };
     match (builder().build_v1(), builder().build_v1alpha()) {
         (Ok(v1), Ok(v1alpha)) => routes
-            .add_service(v1.max_decoding_message_size(request_bytes_max))
-            .add_service(v1alpha.max_decoding_message_size(request_bytes_max)),
+            .add_service(UntilStop(v1.max_decoding_message_size(request_bytes_max)))
+            .add_service(UntilStop(v1alpha.max_decoding_message_size(request_bytes_max))),
         (Err(error), _) | (_, Err(error)) => {
             tracing::error!(%error, "the services cannot be described");
             routes
+        }
+    }
+}
+
+/// A service that is asked nothing more once the server stops.
+#[derive(Debug, Clone)]
+struct UntilStop<S>(S);
+
+impl<S: Service<Request<Body>>> Service<Request<Body>> for UntilStop<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> S::Future {
+        let stopping = Caller::of(request.extensions()).map(|caller| caller.stopping.clone());
+        self.0.call(match stopping {
+            Ok(stopping) => request
+                .map(|asked| Body::new(Questions { asked, stopping: Box::pin(stopping.cancelled_owned()) })),
+            Err(_) => request,
+        })
+    }
+}
+
+impl<S: NamedService> NamedService for UntilStop<S> {
+    const NAME: &'static str = S::NAME;
+}
+
+/// What a client asks, until the server stops.
+struct Questions {
+    asked: Body,
+    stopping: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+impl http_body::Body for Questions {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        match self.stopping.as_mut().poll(cx) {
+            Poll::Ready(()) => Poll::Ready(None),
+            Poll::Pending => Pin::new(&mut self.asked).poll_frame(cx),
         }
     }
 }
