@@ -6,6 +6,7 @@ use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 
 use anyhow::{Context, bail};
+use hark_prompt::Quiet;
 use hark_protocol::{Password, UserName};
 use zeroize::Zeroizing;
 
@@ -124,9 +125,9 @@ fn password(file: Option<&Path>) -> anyhow::Result<Password> {
     if !io::stdin().is_terminal() {
         bail!("no password: use --password-file or HARKD_PASSWORD, or --no-password for an open account");
     }
-    let [first, second] = ["Password: ", "Once more: "].map(rpassword::prompt_password);
-    let (first, second) = (Zeroizing::new(first?), Zeroizing::new(second?));
-    if first != second {
+    let mut quiet = Quiet::begin()?;
+    let first = quiet.ask("Password: ")?;
+    if quiet.ask("Once more: ")? != first {
         bail!("the two are not the same; nothing was changed");
     }
     Ok(first.parse()?)

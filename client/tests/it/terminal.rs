@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use portable_pty::{Child, CommandBuilder, MasterPty, PtySize, native_pty_system};
+use portable_pty::{Child, CommandBuilder, MasterPty, PtyPair, PtySize, native_pty_system};
 
 use crate::chat::{ChatServer, Faults};
 use crate::hark::{Terminal, ran};
@@ -288,6 +288,77 @@ fn a_password_is_asked_for_without_echo_and_remembered_nowhere() {
     assert_eq!(screen.leave(), 0);
     let history = std::fs::read_to_string(terminal.state.path().join("hark/history")).unwrap();
     assert!(history.contains("connect amy") && !history.contains("hunter2"), "{history}");
+}
+
+/// What a program in a terminal writes, as it comes.
+struct Written {
+    bytes: Box<dyn Read + Send>,
+    so_far: String,
+}
+
+impl Written {
+    /// Reads up to this text.
+    #[track_caller]
+    fn until(&mut self, text: &str) {
+        let mut bytes = [0; 256];
+        while !self.so_far.contains(text) {
+            let count = self.bytes.read(&mut bytes).unwrap_or_default();
+            assert!(count > 0, "{text:?} is not in {:?}", self.so_far);
+            self.so_far.push_str(&String::from_utf8_lossy(&bytes[..count]));
+        }
+    }
+}
+
+/// hark with these arguments in a terminal, and what it writes there.
+fn in_terminal(terminal: &Terminal, arguments: &[&str]) -> (PtyPair, Box<dyn Child>, Written) {
+    let pair = native_pty_system().openpty(PtySize::default()).unwrap();
+    let mut command = CommandBuilder::new(env!("CARGO_BIN_EXE_hark"));
+    command.args(arguments);
+    command.env("HARK_SERVER", &terminal.server);
+    command.env("XDG_STATE_HOME", terminal.state.path());
+    let child = pair.slave.spawn_command(command).unwrap();
+    let bytes = pair.master.try_clone_reader().unwrap();
+    (pair, child, Written { bytes, so_far: String::new() })
+}
+
+#[test]
+fn a_password_that_is_typed_at_once_is_not_echoed() {
+    let (server, terminal) = chat();
+    server.chat.add("amy", None);
+    // Often, since it is a race where the echo goes off after the prompt.
+    for _ in 0..50 {
+        let (pair, mut hark, mut written) = in_terminal(&terminal, &["password", "amy"]);
+        let mut keys = pair.master.take_writer().unwrap();
+        written.until("New password: ");
+        keys.write_all(b"hunter2\rhunter3\r").unwrap();
+        written.until("not the same");
+        assert!(!written.so_far.contains("hunter"), "{:?}", written.so_far);
+        assert_eq!(hark.wait().unwrap().exit_code(), 4);
+    }
+}
+
+#[test]
+fn ctrl_c_at_the_prompt_for_a_password_gives_the_terminal_back_as_it_was() {
+    let (_server, terminal) = chat();
+    let (pair, mut hark, mut written) = in_terminal(&terminal, &["password", "amy"]);
+    written.until("New password: ");
+    let modes = |written: &mut Written| {
+        written.so_far.clear();
+        let mut command = CommandBuilder::new("stty");
+        command.arg("-a");
+        command.set_controlling_tty(false);
+        pair.slave.spawn_command(command).unwrap().wait().unwrap();
+        written.until("iexten");
+        written.so_far.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let asking = modes(&mut written);
+    assert!(asking.iter().any(|mode| mode == "-echo"), "{asking:?}");
+    pair.master.take_writer().unwrap().write_all(b"hunt\x03").unwrap();
+    hark.wait().unwrap();
+    let after = modes(&mut written);
+    for mode in ["echo", "icanon", "isig"] {
+        assert!(after.iter().any(|after| after == mode), "{mode}: {after:?}");
+    }
 }
 
 #[test]

@@ -1,13 +1,14 @@
 //! From the command line to a client: settings, passwords and files.
 
 use std::fs;
-use std::io::IsTerminal as _;
+use std::io::{self, IsTerminal as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use etcetera::BaseStrategy as _;
 use hark_client::taken::FileTaken;
 use hark_client::{Client, Config, Events, Handle, Trust};
+use hark_prompt::Quiet;
 use hark_protocol::Password;
 use zeroize::Zeroizing;
 
@@ -80,24 +81,35 @@ fn given(file: Option<&Path>, variable: &str) -> Result<Option<Password>, Failur
 
 /// Whether there is somebody to ask.
 pub(crate) fn can_ask() -> bool {
-    std::io::stdin().is_terminal()
+    io::stdin().is_terminal()
 }
 
 /// Asks for a password without echo; `None` where none is given.
 pub(crate) fn ask(prompt: &str) -> Result<Option<Password>, Failure> {
-    let text = rpassword::prompt_password(prompt)
-        .map(Zeroizing::new)
-        .map_err(|error| Failure::local(format!("cannot ask for a password: {error}")))?;
-    if text.is_empty() { Ok(None) } else { text.parse().map(Some).map_err(Failure::local) }
+    ask_quietly(&mut quiet()?, prompt)
 }
 
 /// Asks for a new password twice.
 pub(crate) fn ask_new(prompt: &str) -> Result<Option<Password>, Failure> {
-    let Some(first) = ask(prompt)? else {
+    let mut quiet = quiet()?;
+    let Some(first) = ask_quietly(&mut quiet, prompt)? else {
         return Ok(None);
     };
-    match ask("The same again: ")? {
+    match ask_quietly(&mut quiet, "The same again: ")? {
         Some(second) if second == first => Ok(Some(first)),
         _ => Err(Failure::local("the two passwords are not the same")),
     }
+}
+
+fn quiet() -> Result<Quiet, Failure> {
+    Quiet::begin().map_err(cannot_ask)
+}
+
+fn ask_quietly(quiet: &mut Quiet, prompt: &str) -> Result<Option<Password>, Failure> {
+    let text = quiet.ask(prompt).map_err(cannot_ask)?;
+    if text.is_empty() { Ok(None) } else { text.parse().map(Some).map_err(Failure::local) }
+}
+
+fn cannot_ask(error: io::Error) -> Failure {
+    Failure::local(format!("cannot ask for a password: {error}"))
 }

@@ -1,0 +1,149 @@
+//! The terminal that controls this process, as POSIX has it (termios).
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+
+use rustix::process::{Signal, getpid, kill_process};
+use rustix::termios::{
+    LocalModes, OptionalActions, SpecialCodeIndex, SpecialCodes, Termios, tcgetattr, tcsetattr,
+};
+use zeroize::Zeroizing;
+
+/// Bytes of a line, at most. No password is as long.
+const LINE_BYTES_MAX: usize = 1024;
+
+const CTRL_C: u8 = 0x03;
+const CTRL_D: u8 = 0x04;
+const CTRL_U: u8 = 0x15;
+const BACKSPACE: u8 = 0x08;
+const DELETE: u8 = 0x7f;
+
+/// The terminal without echo. It is as it was once this is dropped.
+#[derive(Debug)]
+pub struct Quiet {
+    terminal: File,
+    before: Termios,
+}
+
+impl Quiet {
+    /// Turns the echo off, and the terminal's own editing of lines: Ctrl-C must
+    /// not end the process before the echo is on again.
+    ///
+    /// # Errors
+    /// Where no terminal controls this process, or what it says.
+    pub fn begin() -> io::Result<Self> {
+        let terminal = File::options().read(true).write(true).open("/dev/tty")?;
+        let before = tcgetattr(&terminal)?;
+        let mut quiet = before.clone();
+        quiet.local_modes -= LocalModes::ECHO | LocalModes::ECHONL | LocalModes::ICANON | LocalModes::ISIG;
+        byte_by_byte(&mut quiet.special_codes);
+        tcsetattr(&terminal, OptionalActions::Now, &quiet)?;
+        Ok(Self { terminal, before })
+    }
+
+    /// Shows the prompt, and reads a line: what was typed up to the end of it,
+    /// with what was taken back by Backspace or Ctrl-U gone.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::Interrupted`] for Ctrl-C, where SIGINT does not end this
+    /// process; [`io::ErrorKind::UnexpectedEof`] for Ctrl-D in an empty line;
+    /// [`io::ErrorKind::InvalidData`] for what is not UTF-8 or more than 1,024
+    /// bytes; and what the terminal says.
+    pub fn ask(&mut self, prompt: &str) -> io::Result<Zeroizing<String>> {
+        self.terminal.write_all(prompt.as_bytes())?;
+        let line = read_line(&mut self.terminal);
+        self.terminal.write_all(b"\n")?;
+        if line.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::Interrupted) {
+            self.restore()?;
+            kill_process(getpid(), Signal::INT)?;
+        }
+        line
+    }
+
+    fn restore(&self) -> io::Result<()> {
+        Ok(tcsetattr(&self.terminal, OptionalActions::Now, &self.before)?)
+    }
+}
+
+impl Drop for Quiet {
+    fn drop(&mut self) {
+        // A terminal that is gone needs no echo.
+        drop(self.restore());
+    }
+}
+
+fn byte_by_byte(codes: &mut SpecialCodes) {
+    codes[SpecialCodeIndex::VMIN] = 1;
+    codes[SpecialCodeIndex::VTIME] = 0;
+}
+
+/// A line, and no byte behind it.
+fn read_line(from: &mut impl Read) -> io::Result<Zeroizing<String>> {
+    // It is not moved as it grows: nothing of it is left behind.
+    let mut line = Zeroizing::new(String::with_capacity(LINE_BYTES_MAX));
+    let mut part = Zeroizing::new(Vec::with_capacity(char::MAX_LEN_UTF8));
+    loop {
+        let mut byte = Zeroizing::new([0]);
+        if from.read(&mut *byte)? == 0 {
+            return if line.is_empty() { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(line) };
+        }
+        let [byte] = *byte;
+        match byte {
+            b'\n' | b'\r' => return Ok(line),
+            CTRL_C => return Err(io::ErrorKind::Interrupted.into()),
+            CTRL_D if line.is_empty() => return Err(io::ErrorKind::UnexpectedEof.into()),
+            CTRL_D => {}
+            CTRL_U => line.clear(),
+            BACKSPACE | DELETE => drop(line.pop()),
+            byte => part.push(byte),
+        }
+        if line.len() + part.len() > LINE_BYTES_MAX {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "this line is too long for a password"));
+        }
+        match std::str::from_utf8(&part) {
+            Ok(text) => line.push_str(text),
+            Err(error) if error.error_len().is_none() => continue,
+            Err(_) => return Err(io::Error::new(io::ErrorKind::InvalidData, "this line is not UTF-8")),
+        }
+        part.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(typed: &[u8], expected: Result<&str, io::ErrorKind>) {
+        let line = read_line(&mut &*typed);
+        let line = line.as_ref().map(|line| line.as_str()).map_err(io::Error::kind);
+        assert_eq!(line, expected, "{typed:?}");
+    }
+
+    #[test]
+    fn a_line_is_what_was_typed_and_not_taken_back() {
+        check(b"secret\r", Ok("secret"));
+        check(b"secret\nrest", Ok("secret"));
+        check(b"\r", Ok(""));
+        check("pä\x7f\x08bob\r".as_bytes(), Ok("bob"));
+        check("wrong\x15größe\r".as_bytes(), Ok("größe"));
+        check(b"\x7fx\x04y\r", Ok("xy"));
+        check(b"cut", Ok("cut"));
+    }
+
+    #[test]
+    fn what_is_no_line_is_refused() {
+        check(b"sec\x03ret\r", Err(io::ErrorKind::Interrupted));
+        check(b"\x04", Err(io::ErrorKind::UnexpectedEof));
+        check(b"", Err(io::ErrorKind::UnexpectedEof));
+        check(b"\xffx\r", Err(io::ErrorKind::InvalidData));
+        check(&[b'x'; LINE_BYTES_MAX + 1], Err(io::ErrorKind::InvalidData));
+    }
+
+    #[test]
+    fn nothing_behind_a_line_is_taken() {
+        let mut typed = &b"one\rtwo\r"[..];
+        assert_eq!(read_line(&mut typed).unwrap().as_str(), "one");
+        assert_eq!(read_line(&mut typed).unwrap().as_str(), "two");
+    }
+}
