@@ -4,8 +4,8 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use hark_protocol::UserName;
 use hark_protocol::limits::{WINDOW_BYTES_MAX, WINDOW_MESSAGES_MAX};
+use hark_protocol::{Code, UserName};
 
 use super::{Chat, Fault};
 use crate::store::{Event, Message, ReadLimit};
@@ -22,8 +22,14 @@ impl Chat {
     /// has resolved, nothing was taken.
     ///
     /// # Errors
-    /// [`hark_protocol::Code::NoSuchUser`], [`hark_protocol::Code::Denied`].
-    pub async fn take(&self, address: IpAddr, user: UserName) -> Result<Vec<Arc<Message>>, Fault> {
+    /// [`Code::NoSuchUser`], [`Code::Denied`]; [`Code::TooLarge`] where the next
+    /// text is longer than `text_bytes_max`: nothing is taken then.
+    pub async fn take(
+        &self,
+        address: IpAddr,
+        user: UserName,
+        text_bytes_max: usize,
+    ) -> Result<Vec<Arc<Message>>, Fault> {
         let account = self.enter(address, user, None).await?;
         // As long as this is held, nobody else takes or receives unnoticed.
         let Some(mut receiver) = self.store.receive_if_free(&account).await? else {
@@ -34,6 +40,16 @@ impl Chat {
         }
         let after = receiver.cursor().sequence;
         let page = self.store.read(&account, after, TAKEN_MAX).await?;
+        if let Some(long) =
+            page.messages.first().map(|first| first.text.len()).filter(|n| *n > text_bytes_max)
+        {
+            return Fault::refused(
+                Code::TooLarge,
+                format!(
+                    "the next message has {long} bytes, which is too long to be taken here; connect in another way"
+                ),
+            );
+        }
         let ended = matches!(receiver.next_event(), Some(Event::Ended(_)));
         match page.messages.last() {
             Some(last) if !ended => self.store.acknowledge(&account, last.position),

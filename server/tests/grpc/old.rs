@@ -3,6 +3,7 @@
 use hark_grpc::helloworld::chat_client::ChatClient;
 use hark_grpc::helloworld::{Command, Response, User};
 use hark_grpc::v1::CreateRequest;
+use hark_protocol::limits::FRAME_BYTES_MAX;
 use hark_server::chat::Rules;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -121,6 +122,25 @@ async fn who_listens_takes_nothing_from_one_who_can_acknowledge() {
     old.answer("connect bob").await.unwrap();
     bob.bye("taken-over").await;
     assert_eq!(old.listen("bob").await, messages(["1".to_owned(), "2".to_owned()]));
+}
+
+#[tokio::test]
+async fn a_message_that_is_too_long_for_the_answer_is_not_lost() {
+    let server = Server::start_with(Rules { frame_bytes_max: FRAME_BYTES_MAX, ..RULES }, LIMITS).await;
+    let mut chat = server.client_and(&["bob"]).await.max_decoding_message_size(FRAME_BYTES_MAX);
+    let mut old = Old::new(&server).await;
+    // The longest that comes, with one that waits behind it, and a longer one.
+    let most = 4 * 1024 * 1024 - 1024;
+    for length in [most, 1, most + 1] {
+        chat.send(to("bob", &"x".repeat(length))).await.unwrap();
+    }
+    assert_eq!(old.listen("bob").await, messages(["x".repeat(most)]));
+    assert_eq!(old.listen("bob").await, messages(["x".to_owned()]));
+    let refused = old.listen("bob").await;
+    assert!(refused.starts_with("Refused: the next message has 4193281 bytes"), "{refused}");
+    let (mut bob, connected) = Receiver::connect(&mut chat, "bob").await;
+    assert_eq!(connected.queued, 1);
+    assert_eq!(bob.message().await.text.len(), most + 1);
 }
 
 #[tokio::test]

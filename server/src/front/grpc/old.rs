@@ -29,6 +29,10 @@ list [PATTERN]
 send USER TEXT
 ping";
 
+/// The longest text that `listen` takes, in bytes: the libraries of gRPC refuse
+/// an answer of more than 4 MiB, and what was taken would be lost.
+const TEXT_BYTES_MAX: usize = 4 * 1024 * 1024 - 1024;
+
 /// The old service.
 #[derive(Debug)]
 pub(super) struct OldService {
@@ -88,7 +92,7 @@ impl chat_server::Chat for OldService {
             return Ok(Response::new(Answer::default()));
         }
         let taken = match name.parse::<UserName>() {
-            Ok(user) => self.chat.take(address, user).await,
+            Ok(user) => self.chat.take(address, user, TEXT_BYTES_MAX).await,
             Err(bad) => Err(Fault::Refused(bad.into())),
         };
         match taken {
