@@ -126,6 +126,30 @@ async fn no_service_takes_a_message_that_is_larger_than_any_request() {
     }
 }
 
+#[tokio::test]
+async fn what_is_not_grpc_by_its_content_type_is_not_carried_out() {
+    let server = Server::start().await;
+    // The first is what the form of a web page can say.
+    for other in ["text/plain", "application/json", "application/grpc-web", "application/grpcs"] {
+        let mut raw = Raw::open(server.address()).await;
+        raw.write(&frame(HEADERS, raw::END_HEADERS, 1, &raw::head_of(CREATE, other))).await;
+        raw.data(1, &raw::message(b"\x0a\x03eve")).await;
+        let answer = timeout(PATIENCE, raw.next_of(HEADERS)).await.unwrap().unwrap();
+        // The status 415, as HPACK has it.
+        assert_eq!(answer.payload[..5], *b"\x48\x83\x68\x2d\xff", "{other}");
+        assert_eq!(answer.flags & raw::END_STREAM, raw::END_STREAM);
+    }
+    let grpc =
+        [("application/grpc", b"amy"), ("application/grpc+proto", b"bob"), ("application/grpc;a=b", b"cat")];
+    for (content_type, name) in grpc {
+        let mut raw = Raw::open(server.address()).await;
+        raw.write(&frame(HEADERS, raw::END_HEADERS, 1, &raw::head_of(CREATE, content_type))).await;
+        raw.data(1, &raw::message(&[b"\x0a\x03", &name[..]].concat())).await;
+        assert_eq!(timeout(PATIENCE, raw.answer(1)).await.unwrap(), raw::message(b""));
+    }
+    assert_eq!(names(&server).await, ["amy", "bob", "cat"]);
+}
+
 async fn names(server: &Server) -> Vec<String> {
     let mut pages = server.client().await.list(ListRequest::default()).await.unwrap().into_inner();
     pages.message().await.unwrap().map(|page| page.names).unwrap_or_default()

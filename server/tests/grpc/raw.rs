@@ -101,16 +101,21 @@ pub(crate) fn headers(stream: u32, path: &str) -> Vec<u8> {
     frame(HEADERS, END_HEADERS, stream, &head(path))
 }
 
+/// The fields of the head of a call.
+pub(crate) fn head(path: &str) -> Vec<u8> {
+    head_of(path, "application/grpc")
+}
+
 /// The fields of a head, in HPACK (RFC 7541) without compression: `POST` and
 /// `http` from the static table, the rest as literals.
-pub(crate) fn head(path: &str) -> Vec<u8> {
+pub(crate) fn head_of(path: &str, content_type: &str) -> Vec<u8> {
     let literal = |text: &str| [&[u8::try_from(text.len()).unwrap()], text.as_bytes()].concat();
     let field = |name: &str, value: &str| [vec![0], literal(name), literal(value)].concat();
     [
         vec![0x83, 0x86, 0x04],
         literal(path),
         field(":authority", "hark"),
-        field("content-type", "application/grpc"),
+        field("content-type", content_type),
         field("te", "trailers"),
     ]
     .concat()

@@ -184,7 +184,13 @@ impl Grpc {
         let service = service_fn(|mut request: http::Request<Incoming>| {
             request.extensions_mut().insert(caller.clone());
             let timeout = deadline::timeout(request.headers());
-            deadline::limit(timeout, self.routes.clone().call(request.map(Body::new)))
+            let call = is_grpc(&request).then(|| self.routes.clone().call(request.map(Body::new)));
+            deadline::limit(timeout, async move {
+                match call {
+                    Some(call) => call.await,
+                    None => Ok(not_grpc()),
+                }
+            })
         });
         let connection = http2::Builder::new(Tracked(calls.clone()))
             .timer(TokioTimer::new())
@@ -215,6 +221,21 @@ impl Grpc {
             () = silence(&stopping, calls) => Ok(()),
         }
     }
+}
+
+/// Whether a request says that it is a call. What a web page can have a browser
+/// say without asking does not: it has another content type.
+fn is_grpc<B>(request: &http::Request<B>) -> bool {
+    let content_type = request.headers().get(http::header::CONTENT_TYPE).map(http::HeaderValue::as_bytes);
+    let rest = content_type.and_then(|content_type| content_type.strip_prefix(b"application/grpc"));
+    rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+}
+
+/// The answer to what is no call, as gRPC wants it.
+fn not_grpc() -> http::Response<Body> {
+    let mut response = http::Response::new(Body::default());
+    *response.status_mut() = http::StatusCode::UNSUPPORTED_MEDIA_TYPE;
+    response
 }
 
 /// Waits until a connection that is to end has had no calls for
