@@ -442,6 +442,32 @@ pub(super) async fn who_receives_only_if_nobody_does_takes_over_from_nobody(home
     assert!(store.receive_if_free(&bob).await.unwrap().is_none());
 }
 
+pub(super) async fn what_was_acknowledged_before_the_receiver_went_is_not_received_again(home: &dyn Home) {
+    let store = home.open(WIDE);
+    let bob = create(&*store, "bob").await;
+    create(&*store, "eve").await;
+    let mut received = 0;
+    for round in 0..100 {
+        stored(&*store, text("bob", "x")).await;
+        let former = store.receive_if_free(&bob).await.unwrap().expect("nobody receives");
+        let page = store.read(&bob, former.cursor().sequence, ALL).await.unwrap();
+        let others: Vec<_> = (0..500).map(|_| store.append(text("eve", "y"))).collect();
+        let latter = store.receive_if_free(&bob);
+        // At one moment or another of its decision, which these take up.
+        std::thread::sleep(std::time::Duration::from_micros(10 * round));
+        store.acknowledge(&bob, page.messages.last().unwrap().position);
+        drop(former);
+        if let Some(latter) = latter.await.unwrap() {
+            assert_eq!(latter.queued(), 0);
+            received += 1;
+        }
+        for other in others {
+            check(other.await, Outcome::Stored);
+        }
+    }
+    assert!(received > 0, "nobody received after another");
+}
+
 pub(super) async fn the_end_of_an_account_ends_its_reception(home: &dyn Home) {
     let store = home.open(WIDE);
     let bob = create(&*store, "bob").await;
@@ -537,6 +563,7 @@ macro_rules! contract_suite {
             who_does_not_take_what_is_stored_lags_and_misses_nothing
             a_later_receiver_takes_over_from_the_former
             who_receives_only_if_nobody_does_takes_over_from_nobody
+            what_was_acknowledged_before_the_receiver_went_is_not_received_again
             the_end_of_an_account_ends_its_reception
             a_permit_is_given_back_when_its_message_is_decided
             what_nobody_waits_for_is_stored_all_the_same

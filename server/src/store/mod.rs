@@ -64,7 +64,8 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     fn receive(&self, account: &Account) -> Pending<Option<Receiver>>;
 
     /// As [`Self::receive`], but only where nobody receives. `None` where
-    /// somebody does, or the account has ended.
+    /// somebody does, or the account has ended. What was acknowledged before
+    /// the last receiver was dropped is not received again.
     fn receive_if_free(&self, account: &Account) -> Pending<Option<Receiver>>;
 
     /// Messages after `after`, in the order of their numbers: at most

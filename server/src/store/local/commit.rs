@@ -196,7 +196,13 @@ impl Committer {
             }
             Command::Delete(account, decide) => Verdict::Flag(decide, ledger.delete(&account, changes)),
             Command::Receive { account, takes_over, decide } => {
-                Verdict::Receiver(decide, ledger.receive(&account, takes_over, changes))
+                let may_receive = takes_over || ledger.is_free(&account);
+                // Whoever has gone may have acknowledged after this was taken.
+                if let Some(position) = self.shared.queue.take_ack(&account) {
+                    ledger.acknowledge(&account, position, changes);
+                }
+                let receiver = may_receive.then(|| ledger.receive(&account, changes)).flatten();
+                Verdict::Receiver(decide, receiver)
             }
             Command::OpenSession(token, decide) => {
                 let opened = ledger.open_session(&token, now);

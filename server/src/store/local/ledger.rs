@@ -226,17 +226,14 @@ impl Ledger {
         }
     }
 
-    /// Begins to receive; who did before is told, or has to have gone.
-    pub(super) fn receive(
-        &mut self,
-        account: &Account,
-        takes_over: bool,
-        changes: &mut Changes,
-    ) -> Option<Receiver> {
+    /// Whether nobody receives.
+    pub(super) fn is_free(&mut self, account: &Account) -> bool {
+        self.inbox(account).is_some_and(|inbox| inbox.feed.as_ref().is_none_or(Feed::is_ended))
+    }
+
+    /// Begins to receive; who did before is told.
+    pub(super) fn receive(&mut self, account: &Account, changes: &mut Changes) -> Option<Receiver> {
         let inbox = self.inbox(account)?;
-        if !takes_over && inbox.feed.as_ref().is_some_and(|feed| !feed.is_ended()) {
-            return None;
-        }
         let (feed, receiver) = Receiver::new(account.clone(), inbox.queued_messages(), inbox.head);
         if let Some(former) = inbox.feed.replace(feed) {
             changes.tell(account, former, News::Ended(End::TakenOver));

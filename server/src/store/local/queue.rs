@@ -140,6 +140,11 @@ impl Queue {
         }
     }
 
+    /// Takes the acknowledgement of this inbox that waits, if one does.
+    pub(super) fn take_ack(&self, account: &Account) -> Option<Position> {
+        self.lock().acks.remove(account)
+    }
+
     /// Asks the thread to end without a close.
     pub(super) fn stop(&self) {
         let mut state = self.lock();
