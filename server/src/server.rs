@@ -129,9 +129,12 @@ impl Server {
         let fronts = Arc::clone(&self.fronts);
         self.tasks.spawn(async move {
             let (address, control) = (admission.address, Arc::clone(&admission.control));
+            let connection = admission.id;
+            tracing::debug!(%address, connection, "a connection begins");
             if let Err(error) = fronts.serve(stream, address, control).await {
-                tracing::debug!(%address, %error, "a connection failed");
+                tracing::debug!(%address, connection, %error, "a connection failed");
             }
+            tracing::debug!(%address, connection, "a connection has ended");
             drop(admission);
         });
     }

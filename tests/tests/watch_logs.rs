@@ -195,6 +195,26 @@ async fn a_watcher_sees_no_text_and_no_password_and_not_how_it_is_told() {
 }
 
 #[tokio::test]
+async fn connections_are_seen_to_begin_and_to_end_but_not_the_one_that_watches() {
+    let server = Harkd::builder().arg("--watch-logs=loopback").start();
+    let mut watch = Watch::open(&server, LogLevel::Debug).await;
+    let mut begun = None;
+    for _ in 0..20 {
+        drop(Wire::connect(server.address()).await);
+        for expected in ["a connection begins", "a connection has ended"] {
+            let event = watch.event().await;
+            // The first is that it is watched.
+            let event = if event.message == "the log is watched" { watch.event().await } else { event };
+            assert_eq!((&*event.message, &*event.target), (expected, "hark_server::server"));
+            assert_eq!(event.fields["address"], "127.0.0.1");
+            let connection = Some(event.fields["connection"].clone());
+            assert_eq!(connection == begun, expected == "a connection has ended", "{connection:?} {begun:?}");
+            begun = connection;
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_slow_watcher_is_told_what_it_missed_in_its_place_and_holds_up_nobody() {
     let server = Harkd::builder().arg("--watch-logs=loopback").start();
     let mut slow = Watch::open(&server, LogLevel::Debug).await;
