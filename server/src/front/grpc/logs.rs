@@ -19,7 +19,8 @@ use tonic::{Request, Response, Status};
 use tracing::Level;
 
 use super::Caller;
-use crate::chat::{Chat, Fault};
+use super::call::answer;
+use crate::chat::Chat;
 use crate::log::{Entry, Event, Watcher, Watchers};
 
 /// Who may watch the log.
@@ -92,11 +93,8 @@ impl LogService {
         if user != *named {
             return Err(denied("the log is for the user that --watch-logs names"));
         }
-        match self.chat.authenticate(caller.address, user, password).await {
-            Ok(()) => Ok(()),
-            Err(Fault::Refused(refusal)) => Err(status::refused(&refusal)),
-            Err(Fault::Unavailable(unavailable)) => Err(status::unavailable(&unavailable.to_string())),
-        }
+        let known = self.chat.authenticate(caller.address, user, password).await;
+        known.or_else(|fault| answer(fault.into()).map(drop))
     }
 }
 
