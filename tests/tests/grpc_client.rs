@@ -72,9 +72,9 @@ fn calls_are_answered_and_refused() {
 
 #[test]
 fn it_is_all_the_same_inside_tls() {
-    let certificate = Arc::new(Certificate::trusted());
-    let server = Harkd::builder().certificate(Some(&certificate)).arg("--tls-only").start();
     for scenario in ["calls", "session"] {
+        let certificate = Arc::new(Certificate::trusted());
+        let server = Harkd::builder().certificate(Some(&certificate)).arg("--tls-only").start();
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/grpc_client.py");
         let mut command = python();
         command.arg(script).arg(server.address().to_string()).arg(scenario).arg(certificate.authority());

@@ -113,3 +113,20 @@ async fn bytes_that_are_not_the_protocol_end_the_link() {
     assert!(matches!(down, LinkState::Down { reason, .. } if reason.contains("a frame is too short")));
     peers.greeted().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_is_refused_says_why_and_whether_waiting_helps() {
+    let (config, mut peers) = config();
+    let (handle, _events) = Client::connect(config);
+    for (code, lasts) in [(Code::TooMany, false), (Code::Denied, true)] {
+        let mut peer = peers.accept().await;
+        peer.next().await;
+        peer.reply(0, hark_protocol::Reply::NotOk(hark_protocol::Refusal::new(code, "not here"))).await;
+        let is_so = |state: &LinkState| matches!(state, LinkState::Down { is_lasting, .. } if *is_lasting == lasts);
+        let down = link(&handle, is_so).await;
+        assert!(matches!(&down, LinkState::Down { reason, .. } if reason.contains("not here")), "{down:?}");
+    }
+    // The application may have somebody change something meanwhile.
+    peers.greeted().await;
+    link(&handle, |state| *state == LinkState::Up).await;
+}
