@@ -71,9 +71,11 @@ impl From<Request> for Command {
             Request::Hello { version, session } => {
                 Self::Hello(Hello { version, session: session.as_str().to_owned() })
             }
-            Request::Create { user, password } => {
-                Self::Create(CreateRequest { user: user.to_string(), password: exposed(password) })
-            }
+            Request::Create { user, password } => Self::Create(CreateRequest {
+                user: user.to_string(),
+                password: exposed(password),
+                login: None,
+            }),
             Request::Login { user, password } => {
                 Self::Login(Credentials { user: user.to_string(), password: exposed(password) })
             }
@@ -85,10 +87,13 @@ impl From<Request> for Command {
                 user: user.to_string(),
                 old: exposed(old),
                 new: exposed(Some(new)),
+                login: None,
             }),
-            Request::Delete { user, password } => {
-                Self::Delete(DeleteRequest { user: user.to_string(), password: exposed(password) })
-            }
+            Request::Delete { user, password } => Self::Delete(DeleteRequest {
+                user: user.to_string(),
+                password: exposed(password),
+                login: None,
+            }),
             Request::List { pattern } => {
                 Self::List(List { pattern: pattern.map_or_else(String::new, |pattern| pattern.to_string()) })
             }
@@ -99,11 +104,13 @@ impl From<Request> for Command {
     }
 }
 
+/// One that carries no login of its own: who asks is taken out before.
 impl TryFrom<CreateRequest> for Request {
     type Error = Refusal;
 
-    fn try_from(CreateRequest { user, password }: CreateRequest) -> Result<Self, Refusal> {
+    fn try_from(CreateRequest { user, password, login }: CreateRequest) -> Result<Self, Refusal> {
         let password = secret(password)?;
+        without_login(login)?;
         Ok(Self::Create { user: user.parse()?, password })
     }
 }
@@ -137,20 +144,24 @@ impl TryFrom<ConnectRequest> for Request {
     }
 }
 
+/// One that carries no login of its own: who asks is taken out before.
 impl TryFrom<PasswordRequest> for Request {
     type Error = Refusal;
 
-    fn try_from(PasswordRequest { user, old, new }: PasswordRequest) -> Result<Self, Refusal> {
+    fn try_from(PasswordRequest { user, old, new, login }: PasswordRequest) -> Result<Self, Refusal> {
         let (old, new) = (secret(old), Zeroizing::new(new));
+        without_login(login)?;
         Ok(Self::Password { user: user.parse()?, old: old?, new: new.parse()? })
     }
 }
 
+/// One that carries no login of its own: who asks is taken out before.
 impl TryFrom<DeleteRequest> for Request {
     type Error = Refusal;
 
-    fn try_from(DeleteRequest { user, password }: DeleteRequest) -> Result<Self, Refusal> {
+    fn try_from(DeleteRequest { user, password, login }: DeleteRequest) -> Result<Self, Refusal> {
         let password = secret(password)?;
+        without_login(login)?;
         Ok(Self::Delete { user: user.parse()?, password })
     }
 }
@@ -173,6 +184,13 @@ impl TryFrom<SendRequest> for Request {
 
 fn without_id() -> Refusal {
     Refusal::new(Code::BadRequest, "a request needs an id other than 0")
+}
+
+/// Refuses a login where one is somebody already. It is wiped in any case.
+fn without_login(login: Option<Credentials>) -> Result<(), Refusal> {
+    let Some(Credentials { password, .. }) = login else { return Ok(()) };
+    drop(Zeroizing::new(password));
+    Err(Refusal::new(Code::BadRequest, "a stream logs in by a request of its own, not by this one"))
 }
 
 fn list(pattern: String) -> Request {

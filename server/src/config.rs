@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use etcetera::BaseStrategy;
+use hark_protocol::UserName;
 use hark_protocol::limits::{CLASSIC_BLOCK_BYTES, FRAME_BYTES_DEFAULT, FRAME_BYTES_MAX};
 
-use crate::chat::Rules;
+use crate::chat::{MayList, Rules};
 use crate::exposure::ExposureArgs;
 use crate::front::{MayWatch, Settings, Tls, WatchLogs};
 use crate::log::Watchers;
@@ -63,6 +64,15 @@ pub struct ServeArgs {
     /// Whether everybody may create accounts, or only the operator (`harkd user add`)
     #[arg(long, env = "HARKD_REGISTRATION", value_enum, default_value_t = Registration::Open)]
     pub registration: Registration,
+    /// A user who may create and delete anybody and set anybody's password, once it has
+    /// entered its own. Repeat it for more; HARKD_ADMIN takes several, with commas. Make the
+    /// account first (`harkd user add`): nobody else can [default: nobody]
+    #[arg(long = "admin", env = "HARKD_ADMIN", value_name = "USER", value_delimiter = ',')]
+    pub admins: Vec<UserName>,
+    /// Who may list the users: `all`; `users`, who have entered an account; `admin`, only
+    /// admins
+    #[arg(long, env = "HARKD_LIST", value_enum, default_value_t = ListArg::All)]
+    pub list: ListArg,
     /// Largest frame, in bytes; a text has at most 256 bytes less
     #[arg(long, env = "HARKD_MAX_FRAME", value_name = "BYTES", default_value_t = FRAME_BYTES_DEFAULT,
           value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(FRAME_MIN..=FRAME_MAX))]
@@ -174,6 +184,17 @@ pub enum Registration {
     Closed,
 }
 
+/// Who may list the users.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ListArg {
+    /// Everybody; with `--require-password`, every user.
+    All,
+    /// Who has entered an account.
+    Users,
+    /// Admins.
+    Admin,
+}
+
 /// How to log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
@@ -233,6 +254,12 @@ impl ServeArgs {
             list_names_max: self.max_list,
             require_password: self.require_password,
             open_registration: self.registration == Registration::Open,
+            admins: self.admins.clone(),
+            may_list: match self.list {
+                ListArg::All => MayList::All,
+                ListArg::Users => MayList::Users,
+                ListArg::Admin => MayList::Admins,
+            },
         }
     }
 
@@ -296,6 +323,12 @@ mod tests {
             let expected = format!("HARKD_{}", long.to_uppercase().replace('-', "_"));
             assert_eq!(argument.get_env().and_then(|env| env.to_str()), Some(&*expected), "--{long}");
         }
+    }
+
+    #[test]
+    fn admins_are_repeated_or_divided_by_commas() {
+        let cli = Cli::parse_from(["harkd", "--admin=ann", "--admin=bob,eve"]);
+        assert_eq!(cli.serve.rules().admins, ["ann", "bob", "eve"].map(|name| name.parse().unwrap()));
     }
 
     #[test]

@@ -62,6 +62,7 @@ async fn run(arguments: &ServeArgs, watchers: &Watchers) -> anyhow::Result<()> {
     })?;
     let store = open_store(arguments)?;
     check_log_watcher(arguments, &*store).await?;
+    check_admins(arguments, &*store).await?;
     let chat = Arc::new(Chat::new(Arc::clone(&store), arguments.rules()));
     let (stop, renewals) = (stop_signal()?, renewals(tls.clone())?);
     let settings = arguments.settings(watchers, tls);
@@ -102,6 +103,23 @@ async fn check_log_watcher(arguments: &ServeArgs, store: &dyn Store) -> anyhow::
             tracing::warn!(%user, "who may watch the log has no password, and cannot until it has one");
         }
         Some(_) => {}
+    }
+    Ok(())
+}
+
+/// An admin is who has entered its password: where there is none to enter,
+/// nobody has the rights.
+async fn check_admins(arguments: &ServeArgs, store: &dyn Store) -> anyhow::Result<()> {
+    for user in &arguments.admins {
+        match store.account(user).await? {
+            None => {
+                tracing::warn!(%user, "an admin does not exist; make the account with harkd user add");
+            }
+            Some(entry) if entry.password.is_none() => {
+                tracing::warn!(%user, "an admin has no password, and no rights until it has one; set it with harkd user set-password");
+            }
+            Some(_) => tracing::info!(%user, "an admin"),
+        }
     }
     Ok(())
 }

@@ -11,7 +11,8 @@ use hark_grpc::v1::chat_client::ChatClient;
 use hark_grpc::v1::chat_request::Command;
 use hark_grpc::v1::connect_reply::Event;
 use hark_grpc::v1::{
-    AckRequest, Bye, ConnectReply, ConnectRequest, Credentials, Idempotency, ListRequest, Send, SendRequest,
+    AckRequest, Bye, ConnectReply, ConnectRequest, CreateRequest, Credentials, DeleteRequest, Idempotency,
+    ListRequest, PasswordRequest, Send, SendRequest,
 };
 use hark_grpc::{request, v1};
 use hark_protocol::{ByeReason, Code, Frame, OkFields, Refusal, Reply, Request, RequestId};
@@ -77,14 +78,15 @@ impl Calls {
                 OkFields::none()
             }
             Command::Create(request) => {
-                self.client.create(request).await?;
+                self.client.create(CreateRequest { login: self.login.clone(), ..request }).await?;
                 OkFields::none()
             }
             Command::Password(request) => {
-                self.client.password(request).await?;
+                self.client.password(PasswordRequest { login: self.login.clone(), ..request }).await?;
                 OkFields::none()
             }
             Command::Delete(request) => {
+                let request = DeleteRequest { login: self.login.clone(), ..request };
                 OkFields::deleted(self.client.delete(request).await?.into_inner().existed)
             }
             Command::Send(send) => {

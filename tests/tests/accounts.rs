@@ -9,6 +9,7 @@
 )]
 
 use std::io::Write;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use hark_protocol::{Code, Reply, Request, UserName};
@@ -21,11 +22,16 @@ hark_tests::through_all_fronts! {
         a_flood_of_logins_does_not_stall_the_chat,
         with_require_password_nobody_does_nothing_but_create,
         with_require_password_an_account_without_one_is_not_entered,
+        who_has_entered_an_admins_account_without_a_password_is_no_admin,
+        an_admin_whose_account_has_ended_is_none,
+        a_list_can_be_for_users_or_for_admins_alone,
         list_is_sorted_matches_anywhere_and_is_cut_with_a_word;
     calls:
         an_account_with_a_password_needs_it_for_everything_but_mail,
         an_open_account_can_be_given_a_password,
         with_closed_registration_only_the_operator_creates,
+        an_admin_creates_and_deletes_anybody_and_sets_anybodys_password,
+        only_the_operator_or_an_admin_makes_an_account_that_is_named_as_admin,
         accounts_and_queues_have_limits_that_say_so;
 }
 
@@ -175,6 +181,11 @@ async fn with_require_password_nobody_does_nothing_but_create(one: Front, other:
     assert_eq!(nobody, wire.refused(login("bob", Some("x")), Code::Denied).await, "one answer for both");
     assert_eq!(nobody, wire.refused(login("bob", None), Code::Denied).await);
     assert_eq!(nobody, wire.refused(login("absent", None), Code::Denied).await);
+    for user in ["absent", "bob"] {
+        assert_eq!(nobody, wire.refused(connect(user, None), Code::Denied).await);
+        assert_eq!(nobody, wire.refused(set_password(user, None, "new"), Code::Denied).await);
+        assert_eq!(nobody, wire.refused(set_password(user, Some("x"), "new"), Code::Denied).await);
+    }
     wire.ok(login("eve", Some("e"))).await;
     wire.sent("bob", "hi").await;
     assert_eq!(listed(&mut wire, "").await.0, [name("bob"), name("eve")]);
@@ -196,6 +207,122 @@ async fn with_require_password_an_account_without_one_is_not_entered(one: Front,
     wire.refused(connect("bob", Some("x")), Code::Denied).await;
     wire.refused(set_password("bob", None, "mine"), Code::Denied).await;
     wire.refused(delete("bob", None), Code::Denied).await;
+}
+
+/// A server with these accounts, by name and password, where `root` and `ann`
+/// are admins.
+fn with_admins(accounts: &[(&str, Option<&str>)], builder: HarkdBuilder) -> (Harkd, tempfile::TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder.path().join("store");
+    for (name, password) in accounts {
+        let without = ["add", name, "--no-password"];
+        let words = if password.is_some() { &without[..2] } else { &without };
+        operator_on(&store, words, *password).unwrap();
+    }
+    (builder.store(&store).env("HARKD_ADMIN", "root,ann").start(), folder)
+}
+
+async fn an_admin_creates_and_deletes_anybody_and_sets_anybodys_password(one: Front, other: Front) {
+    let builder = Harkd::builder().arg("--registration=closed").arg("--require-password");
+    let (server, _folder) = with_admins(&[("root", Some("toor")), ("eve", Some("e"))], builder);
+    let mut admin = one.connect(server.address()).await;
+    admin.ok(login("root", Some("toor"))).await;
+    let mut eve = other.connect(server.address()).await;
+    eve.ok(login("eve", Some("e"))).await;
+    for request in [create("bob", Some("b")), delete("root", None), set_password("root", None, "mine")] {
+        eve.refused(request, Code::Denied).await;
+    }
+    admin.ok(create("bob", Some("b"))).await;
+    admin.refused(create("bob", Some("b")), Code::Exists).await;
+    admin.refused(create("open", None), Code::Denied).await;
+    admin.ok(set_password("bob", None, "c")).await;
+    admin.ok(set_password("bob", Some("not the old one"), "d")).await;
+    admin.refused(set_password("absent", None, "x"), Code::NoSuchUser).await;
+    let mut bob = other.connect(server.address()).await;
+    bob.refused(connect("bob", Some("b")), Code::Denied).await;
+    bob.ok(connect("bob", Some("d"))).await;
+    assert_eq!(admin.ok(delete("bob", None)).await.as_deleted(), Some(true));
+    assert_eq!(admin.ok(delete("bob", None)).await.as_deleted(), Some(false));
+    admin.refused(set_password("root", None, "mine"), Code::Denied).await;
+    admin.ok(set_password("root", Some("toor"), "new")).await;
+}
+
+async fn only_the_operator_or_an_admin_makes_an_account_that_is_named_as_admin(one: Front, other: Front) {
+    let (server, _folder) = with_admins(&[("ann", Some("a"))], Harkd::builder());
+    server.wait_for_log("an admin does not exist");
+    let mut nobody = one.connect(server.address()).await;
+    nobody.ok(create("eve", Some("e"))).await;
+    for password in [None, Some("mine")] {
+        let explanation = nobody.refused(create("root", password), Code::Denied).await;
+        assert!(explanation.contains("kept for an admin"), "{explanation}");
+    }
+    nobody.refused(connect("root", None), Code::NoSuchUser).await;
+    let mut ann = other.connect(server.address()).await;
+    ann.ok(login("ann", Some("a"))).await;
+    ann.ok(create("root", Some("toor"))).await;
+    let mut root = one.connect(server.address()).await;
+    root.ok(login("root", Some("toor"))).await;
+    assert_eq!(root.ok(delete("eve", None)).await.as_deleted(), Some(true));
+}
+
+async fn who_has_entered_an_admins_account_without_a_password_is_no_admin(one: Front, other: Front) {
+    let accounts = [("root", None), ("ann", Some("a")), ("eve", Some("e"))];
+    let (server, _folder) = with_admins(&accounts, Harkd::builder().arg("--list=admin"));
+    server.wait_for_log("an admin has no password");
+    let mut anybody = one.connect(server.address()).await;
+    anybody.ok(connect("root", None)).await;
+    let forbidden =
+        || [delete("eve", None), set_password("eve", None, "x"), create("ann", None), list(""), list("e")];
+    for request in forbidden() {
+        anybody.refused(request, Code::Denied).await;
+    }
+    // Nor does it become one by a password of its own.
+    let explanation = anybody.refused(set_password("root", None, "mine"), Code::Denied).await;
+    assert!(explanation.contains("kept for an admin"), "{explanation}");
+    let mut ann = other.connect(server.address()).await;
+    ann.ok(login("ann", Some("a"))).await;
+    ann.ok(set_password("root", None, "toor")).await;
+    for request in forbidden() {
+        anybody.refused(request, Code::Denied).await;
+    }
+    anybody.ok(login("root", Some("toor"))).await;
+    assert_eq!(anybody.ok(delete("eve", None)).await.as_deleted(), Some(true));
+}
+
+async fn an_admin_whose_account_has_ended_is_none(one: Front, other: Front) {
+    let accounts = [("root", Some("toor")), ("ann", Some("a")), ("eve", Some("e"))];
+    let (server, _folder) = with_admins(&accounts, Harkd::builder());
+    let mut root = one.connect(server.address()).await;
+    root.ok(login("root", Some("toor"))).await;
+    let mut ann = other.connect(server.address()).await;
+    ann.ok(login("ann", Some("a"))).await;
+    ann.ok(delete("root", None)).await;
+    root.refused(delete("eve", None), Code::Denied).await;
+    ann.ok(create("root", Some("another"))).await;
+    root.refused(delete("eve", None), Code::Denied).await;
+    root.refused(create("root", None), Code::Denied).await;
+}
+
+async fn a_list_can_be_for_users_or_for_admins_alone(one: Front, other: Front) {
+    let accounts = [("root", Some("toor")), ("eve", Some("e"))];
+    for (argument, users_may) in [("--list=users", true), ("--list=admin", false)] {
+        for builder in [Harkd::builder(), Harkd::builder().arg("--require-password")] {
+            let (server, _folder) = with_admins(&accounts, builder.arg(argument));
+            let mut client = one.connect(server.address()).await;
+            client.refused(list(""), Code::Denied).await;
+            client.ok(login("eve", Some("e"))).await;
+            if users_may {
+                assert_eq!(listed(&mut client, "").await.0, [name("eve"), name("root")]);
+            } else {
+                client.refused(list("."), Code::Denied).await;
+            }
+            let mut admin = other.connect(server.address()).await;
+            admin.ok(login("root", Some("toor"))).await;
+            assert_eq!(listed(&mut admin, "oo").await.0, [name("root")]);
+            client.ok(delete("eve", None)).await;
+            client.refused(list(""), Code::Denied).await;
+        }
+    }
 }
 
 async fn with_closed_registration_only_the_operator_creates(one: Front, other: Front) {
@@ -266,8 +393,12 @@ async fn connections_of_one_address_have_a_limit_that_says_so() {
 
 /// `harkd user …` on this store, with this password; its output if it succeeds.
 fn operator(server: &Harkd, arguments: &[&str], password: Option<&str>) -> Result<String, String> {
+    operator_on(server.store(), arguments, password)
+}
+
+fn operator_on(store: &Path, arguments: &[&str], password: Option<&str>) -> Result<String, String> {
     let mut command = Command::new(hark_tests::binary("harkd"));
-    command.arg("--store").arg(server.store()).arg("user").args(arguments).stdin(Stdio::null());
+    command.arg("--store").arg(store).arg("user").args(arguments).stdin(Stdio::null());
     if let Some(password) = password {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         writeln!(file, "{password}").unwrap();

@@ -138,7 +138,7 @@ async fn say_secrets(server: &Harkd, wire: &mut Wire) {
     let login =
         |user: &str, password: &str| Credentials { user: user.to_owned(), password: password.to_owned() };
     let (user, password) = ("eve".to_owned(), PASSWORD.to_owned());
-    chat.create(CreateRequest { user, password }).await.unwrap();
+    chat.create(CreateRequest { user, password, login: None }).await.unwrap();
     let send = |to: &str, from| SendRequest {
         to: to.to_owned(),
         text: TEXT.to_owned(),
@@ -151,7 +151,7 @@ async fn say_secrets(server: &Harkd, wire: &mut Wire) {
     chat.send(send("eve", Some(login("eve", NEW_PASSWORD)))).await.unwrap_err();
     chat.send(send("eve", Some(login(TEXT, &format!("{PASSWORD},"))))).await.unwrap_err();
     let (user, old, new) = ("eve".to_owned(), PASSWORD.to_owned(), NEW_PASSWORD.to_owned());
-    chat.password(PasswordRequest { user, old, new }).await.unwrap();
+    chat.password(PasswordRequest { user, old, new, login: None }).await.unwrap();
     let password = |text: &str| Some(text.parse().unwrap());
     wire.refused(Request::Login { user: name("eve"), password: password(PASSWORD) }, Word::Denied).await;
     wire.ok(Request::Connect { user: name("eve"), password: password(NEW_PASSWORD) }).await;
@@ -270,7 +270,7 @@ async fn a_user_that_may_watch_proves_it_by_its_password_and_guesses_are_limited
     let mut chat = ChatClient::new(channel(&server).await);
     let mut create = async |user: &str, password: &str| {
         let (user, password) = (user.to_owned(), password.to_owned());
-        chat.create(CreateRequest { user, password }).await.unwrap();
+        chat.create(CreateRequest { user, password, login: None }).await.unwrap();
     };
     create("eve", "secret").await;
     create("admin", "").await;
@@ -278,7 +278,7 @@ async fn a_user_that_may_watch_proves_it_by_its_password_and_guesses_are_limited
         assert_eq!(refused(&server, request).await.code(), Code::PermissionDenied);
     }
     let (user, old, new) = ("admin".to_owned(), String::new(), "right".to_owned());
-    chat.password(PasswordRequest { user, old, new }).await.unwrap();
+    chat.password(PasswordRequest { user, old, new, login: None }).await.unwrap();
     let mut watch = Watch::try_open(&server, login("admin", "right")).await.unwrap();
     let limited = loop {
         let status = refused(&server, login("admin", "wrong")).await;

@@ -9,8 +9,17 @@ use hark_protocol::{Code, OkFields, Password, Reply, Sequence, UserName};
 use tokio::time::Instant;
 
 use super::replies::{LOGIN_FIRST, exists, no_such_user};
-use super::{Chat, Fault};
+use super::{Chat, Fault, MayList};
 use crate::store::{Account, AccountEntry, Created, PasswordHash, Pending, ReadLimit, Receiver};
+
+/// Who a connection is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Entered {
+    /// The account that was entered.
+    pub(super) account: Account,
+    /// It had a password then, and that was given.
+    by_password: bool,
+}
 
 impl Chat {
     /// Enters an account from `address`.
@@ -22,10 +31,10 @@ impl Chat {
         address: IpAddr,
         user: UserName,
         password: Option<Password>,
-    ) -> Result<Account, Fault> {
+    ) -> Result<Entered, Fault> {
         let entry = self.existing(address, &user, password.as_ref()).await?;
         self.prove(address, &entry, password).await?;
-        Ok(entry.account)
+        Ok(Entered { account: entry.account, by_password: entry.password.is_some() })
     }
 
     /// Checks that whoever comes from `address` knows the password of an
@@ -56,29 +65,35 @@ impl Chat {
         address: IpAddr,
         user: UserName,
         password: Option<Password>,
-    ) -> Result<Receiver, Fault> {
-        let account = self.enter(address, user, password).await?;
+    ) -> Result<(Entered, Receiver), Fault> {
+        let entered = self.enter(address, user, password).await?;
+        let account = &entered.account;
         // Where not even the first message can be read, whoever asks for it is
         // told. Before it takes over: after that nothing may come in between.
         let first = ReadLimit { messages: 1, bytes: 0 };
-        self.store.read(&account, Sequence(0), first).await?;
-        match self.store.receive(&account).await? {
-            Some(receiver) => Ok(receiver),
+        self.store.read(account, Sequence(0), first).await?;
+        match self.store.receive(account).await? {
+            Some(receiver) => Ok((entered, receiver)),
             None => Fault::refused(Code::NoSuchUser, format!("there is no user {} any more", account.name)),
         }
     }
 
-    /// Begins to make an account; the store decides.
+    /// Begins to make an account on behalf of a connection that is `by`; the
+    /// store decides.
     ///
     /// # Errors
     /// [`Code::Denied`], [`Code::Exists`], [`Code::RateLimited`].
     pub(super) async fn create(
         &self,
         address: IpAddr,
+        by: Option<&Entered>,
         user: &UserName,
         password: Option<Password>,
     ) -> Result<Pending<Created>, Fault> {
-        self.may_create(password.is_some())?;
+        if !self.anybody_creates(user) && !self.is_admin(by).await? {
+            return self.refuse_to_create();
+        }
+        self.may_be_without_password(password.is_some())?;
         let Some(password) = password else {
             return Ok(self.store.create(user, None));
         };
@@ -90,29 +105,49 @@ impl Chat {
         Ok(self.store.create(user, Some(hash)))
     }
 
-    pub(super) fn may_create(&self, with_password: bool) -> Result<(), Fault> {
-        if !self.rules.open_registration {
-            return Fault::refused(Code::Denied, "registration is closed on this server; ask its operator");
+    /// Whether it takes no admin to make an account of this name.
+    pub(super) fn anybody_creates(&self, user: &UserName) -> bool {
+        self.rules.open_registration && !self.is_kept(user)
+    }
+
+    fn refuse_to_create<T>(&self) -> Result<T, Fault> {
+        if self.rules.open_registration {
+            return Fault::refused(Code::Denied, KEPT_NAME);
         }
-        if self.rules.require_password && !with_password {
+        Fault::refused(Code::Denied, "registration is closed on this server; ask its operator")
+    }
+
+    pub(super) fn may_be_without_password(&self, has_one: bool) -> Result<(), Fault> {
+        if self.rules.require_password && !has_one {
             return Fault::refused(Code::Denied, "on this server an account needs a password");
         }
         Ok(())
     }
 
-    /// Sets the password of an account.
+    /// Sets the password of an account on behalf of a connection that is `by`.
+    /// An admin needs no old one, but for its own.
     ///
     /// # Errors
     /// [`Code::NoSuchUser`], [`Code::Denied`], [`Code::RateLimited`].
     pub(super) async fn set_password(
         &self,
         address: IpAddr,
+        by: Option<&Entered>,
         user: UserName,
         old: Option<Password>,
         new: Password,
     ) -> Result<Reply, Fault> {
-        let entry = self.existing(address, &user, old.as_ref()).await?;
-        self.prove(address, &entry, old).await?;
+        let of_another = by.is_some_and(|by| by.account.name != user);
+        let entry = if of_another && self.is_admin(by).await? {
+            self.store.account(&user).await?.ok_or_else(|| Fault::Refused(no_such_user(&user)))?
+        } else {
+            let entry = self.existing(address, &user, old.as_ref()).await?;
+            self.prove(address, &entry, old).await?;
+            if entry.password.is_none() && self.is_kept(&user) {
+                return Fault::refused(Code::Denied, KEPT_NAME);
+            }
+            entry
+        };
         let hash = self.hasher.hash(address, new).await?;
         if self.store.set_password(&entry.account, entry.password, hash).await? {
             Ok(Reply::Ok(OkFields::none()))
@@ -121,20 +156,22 @@ impl Chat {
         }
     }
 
-    /// Ends an account, on behalf of the connection that is `myself`.
+    /// Ends an account, on behalf of a connection that is `by`.
     ///
     /// # Errors
     /// [`Code::Denied`], [`Code::RateLimited`].
     pub(super) async fn delete(
         &self,
         address: IpAddr,
-        myself: Option<Account>,
+        by: Option<&Entered>,
         user: UserName,
         password: Option<Password>,
     ) -> Result<Reply, Fault> {
-        let is_me = |account: &Account| myself.as_ref() == Some(account);
+        let is_its = |account: &Account| by.is_some_and(|by| by.account == *account);
+        let is_admin = self.is_admin(by).await?;
         let existed = match self.store.account(&user).await? {
-            Some(entry) if is_me(&entry.account) => self.store.delete(&entry.account).await?,
+            Some(entry) if is_admin || is_its(&entry.account) => self.store.delete(&entry.account).await?,
+            None if is_admin => false,
             _ if self.rules.require_password => return Fault::refused(Code::Denied, OTHERS_ACCOUNT),
             Some(entry) => {
                 self.prove(address, &entry, password).await?;
@@ -145,18 +182,36 @@ impl Chat {
         Ok(Reply::Ok(OkFields::deleted(existed)))
     }
 
-    /// Refuses what only users do to whoever is nobody, or no longer anybody.
+    /// Refuses a `list` to those who may not.
     ///
     /// # Errors
     /// [`Code::Denied`].
-    pub(super) async fn must_be_somebody(&self, myself: Option<&Account>) -> Result<(), Fault> {
-        if !self.rules.require_password {
-            return Ok(());
+    pub(super) async fn may_list(&self, by: Option<&Entered>) -> Result<(), Fault> {
+        match self.rules.may_list {
+            MayList::Admins if self.is_admin(by).await? => Ok(()),
+            MayList::Admins => Fault::refused(Code::Denied, "on this server only admins list the users"),
+            MayList::All if !self.rules.require_password => Ok(()),
+            MayList::All | MayList::Users => match by {
+                Some(by) if self.is_alive(&by.account).await? => Ok(()),
+                _ => Fault::refused(Code::Denied, LOGIN_FIRST),
+            },
         }
-        match myself {
-            Some(account) if self.is_alive(account).await? => Ok(()),
-            _ => Fault::refused(Code::Denied, LOGIN_FIRST),
+    }
+
+    /// Whether a connection that is `by` has the rights of an admin: it has
+    /// entered its password. An account without one proves nothing, also where
+    /// it was given one since.
+    async fn is_admin(&self, by: Option<&Entered>) -> Result<bool, Fault> {
+        match by {
+            Some(by) if by.by_password && self.is_kept(&by.account.name) => self.is_alive(&by.account).await,
+            _ => Ok(false),
         }
+    }
+
+    /// Whether this is the name of an admin, whose account is not anybody's to
+    /// make or to take.
+    fn is_kept(&self, user: &UserName) -> bool {
+        self.rules.admins.contains(user)
     }
 
     /// Whether this account is still there, and the very same.
@@ -237,6 +292,10 @@ impl Chat {
         }
     }
 }
+
+/// Somebody makes, or takes, the account of an admin.
+const KEPT_NAME: &str =
+    "this name is kept for an admin; the operator makes the account and gives it its password (harkd user)";
 
 /// Somebody deletes another's account where one deletes only oneself.
 const OTHERS_ACCOUNT: &str = "on this server one deletes only oneself; login first";

@@ -30,7 +30,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hark_protocol::limits::text_bytes_max;
-use hark_protocol::{Code, Failure, Refusal, Reply};
+use hark_protocol::{Code, Failure, Refusal, Reply, UserName};
 use tokio::sync::Semaphore;
 
 use crate::store::{Store, Unavailable};
@@ -60,6 +60,23 @@ pub struct Rules {
     pub require_password: bool,
     /// `create` is for everybody.
     pub open_registration: bool,
+    /// Who may create and delete anybody, and set anybody's password, once it
+    /// has entered its own. Nobody else creates an account of such a name, or
+    /// gives one its first password.
+    pub admins: Vec<UserName>,
+    /// Who may list the names.
+    pub may_list: MayList,
+}
+
+/// Who may list the names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MayList {
+    /// Everybody; where passwords are required, every user.
+    All,
+    /// Every connection that is somebody.
+    Users,
+    /// Admins.
+    Admins,
 }
 
 impl Rules {

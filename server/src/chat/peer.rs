@@ -21,6 +21,7 @@ use hark_protocol::{
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
+use super::accounts::Entered;
 use super::control::{Control, Wish};
 use super::reception::{Received, Reception};
 use super::replies::{created_reply, sent_reply};
@@ -51,7 +52,7 @@ pub struct Peer {
     chat: Arc<Chat>,
     address: IpAddr,
     control: Arc<Control>,
-    user: Option<Account>,
+    user: Option<Entered>,
     send_session: Option<SendSession>,
     fence: Fence,
     /// Nothing has been asked yet: `hello` is welcome.
@@ -110,8 +111,8 @@ enum Done {
     Reply(Reply),
     Hello(OpenSession),
     NoSession(Fault),
-    Entered(Account),
-    Receiving(Receiver),
+    Entered(Entered),
+    Receiving(Entered, Receiver),
     Creating(UserName, Pending<Created>),
     RoomFor(Box<Append>),
 }
@@ -181,7 +182,9 @@ impl Peer {
             Ok(Request::Ack { sequence }) => self.handle_ack(sequence),
             Ok(Request::Ping) => self.answer(id, Answer::Reply(Reply::Ok(OkFields::none()))),
             Ok(Request::Send { user, text }) => self.send(id, user, text),
-            Ok(Request::Create { user, password: None }) => self.create_open(id, user),
+            Ok(Request::Create { user, password: None }) if self.chat.anybody_creates(&user) => {
+                self.create_open(id, user);
+            }
             Ok(Request::Hello { .. }) if !fresh => {
                 self.refuse(id, Code::BadRequest, "hello comes first, and once");
             }
@@ -256,6 +259,11 @@ impl Peer {
                 Received::End(end) => self.ended = Some(end),
             }
         }
+    }
+
+    /// The account that it is.
+    fn account(&self) -> Option<&Account> {
+        self.user.as_ref().map(|entered| &entered.account)
     }
 
     fn bye(&mut self, end: End) -> ByeReason {
@@ -388,16 +396,16 @@ impl Peer {
                 self.end();
                 fault.into()
             }
-            Done::Entered(account) => {
-                if self.user.as_ref() != Some(&account) {
+            Done::Entered(entered) => {
+                if self.account() != Some(&entered.account) {
                     self.end_reception();
                 }
-                self.user = Some(account);
+                self.user = Some(entered);
                 Reply::Ok(OkFields::none())
             }
-            Done::Receiving(receiver) => {
+            Done::Receiving(entered, receiver) => {
                 let queued = receiver.queued();
-                self.user = Some(receiver.account().clone());
+                self.user = Some(entered);
                 self.reception = Some(Reception::new(receiver));
                 self.ended = None;
                 Reply::Ok(OkFields::queued(queued))
@@ -455,7 +463,7 @@ impl Peer {
     }
 
     fn create_open(&mut self, id: Option<RequestId>, user: UserName) {
-        if let Err(fault) = self.chat.may_create(false) {
+        if let Err(fault) = self.chat.may_be_without_password(false) {
             return self.answer(id, Answer::Reply(fault.into()));
         }
         // Without room for another it is not pipelined.
@@ -468,9 +476,9 @@ impl Peer {
     }
 
     fn create(&mut self, id: Option<RequestId>, user: UserName, password: Option<Password>) {
-        let (chat, address) = (Arc::clone(&self.chat), self.address);
+        let (chat, address, by) = (Arc::clone(&self.chat), self.address, self.user.clone());
         self.begin(id, async move {
-            let created = chat.create(address, &user, password).await?;
+            let created = chat.create(address, by.as_ref(), &user, password).await?;
             Ok(Done::Creating(user, created))
         });
     }
@@ -482,7 +490,10 @@ impl Peer {
 
     fn connect(&mut self, id: Option<RequestId>, user: UserName, password: Option<Password>) {
         let (chat, address) = (Arc::clone(&self.chat), self.address);
-        self.begin(id, async move { chat.receive(address, user, password).await.map(Done::Receiving) });
+        self.begin(id, async move {
+            let (entered, receiver) = chat.receive(address, user, password).await?;
+            Ok(Done::Receiving(entered, receiver))
+        });
     }
 
     fn disconnect(&mut self, id: Option<RequestId>) {
@@ -492,19 +503,24 @@ impl Peer {
     }
 
     fn set_password(&mut self, id: Option<RequestId>, user: UserName, old: Option<Password>, new: Password) {
-        let (chat, address) = (Arc::clone(&self.chat), self.address);
-        self.begin(id, async move { chat.set_password(address, user, old, new).await.map(Done::Reply) });
+        let (chat, address, by) = (Arc::clone(&self.chat), self.address, self.user.clone());
+        self.begin(id, async move {
+            chat.set_password(address, by.as_ref(), user, old, new).await.map(Done::Reply)
+        });
     }
 
     fn delete(&mut self, id: Option<RequestId>, user: UserName, password: Option<Password>) {
-        let (chat, address, myself) = (Arc::clone(&self.chat), self.address, self.user.clone());
-        self.begin(id, async move { chat.delete(address, myself, user, password).await.map(Done::Reply) });
+        let (chat, address, by) = (Arc::clone(&self.chat), self.address, self.user.clone());
+        self.begin(
+            id,
+            async move { chat.delete(address, by.as_ref(), user, password).await.map(Done::Reply) },
+        );
     }
 
     fn list(&mut self, id: Option<RequestId>, pattern: Option<ByteString>) {
-        let (chat, myself) = (Arc::clone(&self.chat), self.user.clone());
+        let (chat, by) = (Arc::clone(&self.chat), self.user.clone());
         self.begin(id, async move {
-            chat.must_be_somebody(myself.as_ref()).await?;
+            chat.may_list(by.as_ref()).await?;
             chat.list(pattern).await.map(Done::Replies)
         });
     }
@@ -521,7 +537,7 @@ impl Peer {
         let send_id = self.send_session.as_ref().zip(id).map(|(session, id)| session.send_id(id));
         let append = Append {
             to,
-            sender: self.user.clone(),
+            sender: self.account().cloned(),
             from_nobody: !rules.require_password,
             time_ms: now_ms(),
             send_id,
@@ -567,7 +583,7 @@ impl std::fmt::Debug for Peer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Peer")
             .field("address", &self.address)
-            .field("user", &self.user)
+            .field("user", &self.account())
             .finish_non_exhaustive()
     }
 }

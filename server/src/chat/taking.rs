@@ -30,7 +30,7 @@ impl Chat {
         user: UserName,
         text_bytes_max: usize,
     ) -> Result<Vec<Arc<Message>>, Fault> {
-        let account = self.enter(address, user, None).await?;
+        let account = self.enter(address, user, None).await?.account;
         // As long as this is held, nobody else takes or receives unnoticed.
         let Some(mut receiver) = self.store.receive_if_free(&account).await? else {
             return Ok(Vec::new());

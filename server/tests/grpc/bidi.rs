@@ -30,9 +30,9 @@ async fn a_whole_session_goes_over_one_stream() {
     assert_eq!(session.ask(1, hello()).await, Reply::Hello(opened));
     let bob = |password: &str| ("bob".to_owned(), password.to_owned());
     let (user, password) = bob("");
-    session.ok(2, Command::Create(CreateRequest { user, password })).await;
+    session.ok(2, Command::Create(CreateRequest { user, password, login: None })).await;
     let (user, new) = bob("secret");
-    session.ok(3, Command::Password(PasswordRequest { user, old: String::new(), new })).await;
+    session.ok(3, Command::Password(PasswordRequest { user, old: String::new(), new, login: None })).await;
     let (user, password) = bob("secret");
     session.ok(4, Command::Login(Credentials { user, password })).await;
     session.ok(5, Command::Ping(Ping {})).await;
@@ -53,7 +53,7 @@ async fn a_whole_session_goes_over_one_stream() {
     session.ok(10, Command::Disconnect(Disconnect {})).await;
 
     let (user, password) = bob("secret");
-    let delete = Command::Delete(DeleteRequest { user, password });
+    let delete = Command::Delete(DeleteRequest { user, password, login: None });
     assert_eq!(session.ask(11, delete.clone()).await, Reply::Deleted(DeleteReply { existed: true }));
     assert_eq!(session.ask(12, delete).await, Reply::Deleted(DeleteReply { existed: false }));
     session.end();
@@ -69,6 +69,10 @@ async fn what_is_no_request_is_refused_and_the_stream_goes_on() {
     let login = Command::Login(Credentials { user: "b b".to_owned(), password: String::new() });
     assert_eq!(not_ok(session.ask(1, login).await), "bad-name");
     assert_eq!(not_ok(session.ask(2, hello()).await), "bad-request");
+    let login = Some(Credentials { user: "bob".to_owned(), password: String::new() });
+    let (user, password) = ("bob".to_owned(), String::new());
+    let delete = Command::Delete(DeleteRequest { user, password, login });
+    assert_eq!(not_ok(session.ask(5, delete).await), "bad-request");
     session.say_nothing(3);
     assert_eq!(not_ok(session.next().await.unwrap().1), "unknown-command");
     session.send(4, "bob", &"x".repeat(64 * 1024 - 255));

@@ -107,7 +107,10 @@ async fn the_stream_of_an_account_that_is_deleted_ends() {
     client.send(to("bob", "hello")).await.unwrap();
     let (mut bob, _) = Receiver::connect(&mut client, "bob").await;
     bob.message().await;
-    client.delete(DeleteRequest { user: "bob".to_owned(), password: String::new() }).await.unwrap();
+    client
+        .delete(DeleteRequest { user: "bob".to_owned(), password: String::new(), login: None })
+        .await
+        .unwrap();
     bob.bye("deleted").await;
     assert_eq!(bob.next().await, None);
 }

@@ -159,14 +159,18 @@ async fn names(server: &Server) -> Vec<String> {
 async fn a_head_that_is_too_large_is_refused_and_the_connection_goes_on() {
     let server = Server::start().await;
     let mut client = server.client().await;
-    let mut request = tonic::Request::new(CreateRequest { user: "bob".to_owned(), password: String::new() });
+    let mut request =
+        tonic::Request::new(CreateRequest { user: "bob".to_owned(), password: String::new(), login: None });
     let long = "x".repeat(12_000);
     for name in ["x-1", "x-2"] {
         request.metadata_mut().insert(name, long.parse().unwrap());
     }
     client.create(request).await.unwrap_err();
     assert_eq!(names(&server).await, [""; 0]);
-    client.create(CreateRequest { user: "bob".to_owned(), password: String::new() }).await.unwrap();
+    client
+        .create(CreateRequest { user: "bob".to_owned(), password: String::new(), login: None })
+        .await
+        .unwrap();
 }
 
 #[tokio::test]

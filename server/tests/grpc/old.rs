@@ -147,7 +147,7 @@ async fn a_message_that_is_too_long_for_the_answer_is_not_lost() {
 async fn accounts_with_a_password_are_not_served() {
     let server = Server::start().await;
     let mut chat = server.client().await;
-    let eve = CreateRequest { user: "eve".to_owned(), password: "secret".to_owned() };
+    let eve = CreateRequest { user: "eve".to_owned(), password: "secret".to_owned(), login: None };
     chat.create(eve).await.unwrap();
     chat.send(to("eve", "hello")).await.unwrap();
     let mut old = Old::new(&server).await;

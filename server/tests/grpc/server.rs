@@ -13,7 +13,7 @@ use hark_grpc::v1::{
     Bye, ChatReply, ChatRequest, ConnectReply, ConnectRequest, Connected, CreateRequest, Message, Ok, Send,
     SendRequest, chat_reply, connect_reply,
 };
-use hark_server::chat::{Chat, Rules};
+use hark_server::chat::{Chat, MayList, Rules};
 use hark_server::front::Settings;
 use hark_server::server::{self, Limits};
 use hark_server::store::Store;
@@ -37,6 +37,8 @@ pub(crate) const RULES: Rules = Rules {
     list_names_max: 10_000,
     require_password: false,
     open_registration: true,
+    admins: Vec::new(),
+    may_list: MayList::All,
 };
 
 pub(crate) const LIMITS: Limits =
@@ -83,7 +85,7 @@ impl Server {
         let mut client = self.client().await;
         for user in users {
             let user = (*user).to_owned();
-            client.create(CreateRequest { user, password: String::new() }).await.unwrap();
+            client.create(CreateRequest { user, password: String::new(), login: None }).await.unwrap();
         }
         client
     }

@@ -21,7 +21,7 @@ fn credentials(user: &str, password: &str) -> Option<Credentials> {
 }
 
 async fn create(client: &mut ChatClient<Channel>, user: &str, password: &str) {
-    let request = CreateRequest { user: user.to_owned(), password: password.to_owned() };
+    let request = CreateRequest { user: user.to_owned(), password: password.to_owned(), login: None };
     client.create(request).await.unwrap();
 }
 
@@ -44,7 +44,7 @@ async fn what_is_refused_has_a_status_and_the_code_of_the_protocol() {
     let mut client = server.client_and(&["bob"]).await;
     create(&mut client, "eve", "secret").await;
 
-    let again = CreateRequest { user: "bob".to_owned(), password: String::new() };
+    let again = CreateRequest { user: "bob".to_owned(), password: String::new(), login: None };
     let refused = client.create(again).await.unwrap_err();
     assert_eq!(code(&refused), (Code::AlreadyExists, "exists"));
     assert_eq!(refused.message(), "there is a user bob already");
@@ -60,7 +60,8 @@ async fn what_is_refused_has_a_status_and_the_code_of_the_protocol() {
     let wrong = SendRequest { login: credentials("eve", "guess"), ..to("bob", "x") };
     let denied = client.send(wrong).await.unwrap_err();
     assert_eq!(code(&denied), (Code::PermissionDenied, "denied"));
-    let bad = PasswordRequest { user: "bob".to_owned(), old: String::new(), new: "a,b".to_owned() };
+    let bad =
+        PasswordRequest { user: "bob".to_owned(), old: String::new(), new: "a,b".to_owned(), login: None };
     let bad_password = client.password(bad).await.unwrap_err();
     assert_eq!(code(&bad_password), (Code::InvalidArgument, "bad-password"));
     let pattern = ListRequest { pattern: "(".to_owned(), login: None };
@@ -173,9 +174,10 @@ async fn a_list_comes_in_pages_and_says_where_there_are_more() {
 async fn a_password_is_needed_once_it_is_set() {
     let server = Server::start().await;
     let mut client = server.client_and(&["bob"]).await;
-    let set = PasswordRequest { user: "bob".to_owned(), old: String::new(), new: "secret".to_owned() };
+    let set =
+        PasswordRequest { user: "bob".to_owned(), old: String::new(), new: "secret".to_owned(), login: None };
     client.password(set).await.unwrap();
-    let mut delete = DeleteRequest { user: "bob".to_owned(), password: String::new() };
+    let mut delete = DeleteRequest { user: "bob".to_owned(), password: String::new(), login: None };
     let denied = client.delete(delete.clone()).await.unwrap_err();
     assert_eq!(code(&denied), (Code::PermissionDenied, "denied"));
     delete.password = "guess".to_owned();
@@ -187,10 +189,30 @@ async fn a_password_is_needed_once_it_is_set() {
 }
 
 #[tokio::test]
+async fn a_call_whose_login_is_refused_does_nothing() {
+    let server = Server::start().await;
+    let mut client = server.client().await;
+    create(&mut client, "bob", "secret").await;
+    let (user, password) = ("bob".to_owned(), String::new());
+    let login = credentials("bob", "wrong");
+    let eve = CreateRequest { user: "eve".to_owned(), password: password.clone(), login: login.clone() };
+    assert_eq!(code(&client.create(eve).await.unwrap_err()), (Code::PermissionDenied, "denied"));
+    let (old, new) = ("secret".to_owned(), "new".to_owned());
+    let set = PasswordRequest { user: user.clone(), old, new, login: login.clone() };
+    assert_eq!(code(&client.password(set).await.unwrap_err()), (Code::PermissionDenied, "denied"));
+    let delete = DeleteRequest { user: user.clone(), password: "secret".to_owned(), login };
+    assert_eq!(code(&client.delete(delete).await.unwrap_err()), (Code::PermissionDenied, "denied"));
+    let login = credentials("bob", "secret");
+    assert_eq!(list(&mut client, ListRequest::default()).await.0, ["bob"]);
+    let delete = DeleteRequest { user, password, login };
+    assert!(client.delete(delete).await.unwrap().into_inner().existed);
+}
+
+#[tokio::test]
 async fn where_passwords_are_required_every_call_says_who_calls() {
     let server = Server::start_with(Rules { require_password: true, ..RULES }, LIMITS).await;
     let mut client = server.client().await;
-    let open = CreateRequest { user: "bob".to_owned(), password: String::new() };
+    let open = CreateRequest { user: "bob".to_owned(), password: String::new(), login: None };
     assert_eq!(code(&client.create(open).await.unwrap_err()), (Code::PermissionDenied, "denied"));
     create(&mut client, "bob", "secret").await;
 
@@ -203,7 +225,8 @@ async fn where_passwords_are_required_every_call_says_who_calls() {
     assert_eq!(code(&pages.message().await.unwrap_err()), (Code::PermissionDenied, "denied"));
     assert_eq!(list(&mut client, ListRequest { pattern: String::new(), login }).await.0, ["bob"]);
 
-    let bob = |password: &str| DeleteRequest { user: "bob".to_owned(), password: password.to_owned() };
+    let bob =
+        |password: &str| DeleteRequest { user: "bob".to_owned(), password: password.to_owned(), login: None };
     let denied = client.delete(bob("")).await.unwrap_err();
     assert_eq!(code(&denied), (Code::PermissionDenied, "denied"));
     assert!(client.delete(bob("secret")).await.unwrap().into_inner().existed);

@@ -56,6 +56,13 @@ impl ChatService {
     }
 }
 
+/// Whoever has the password of an account deletes itself: the only way where
+/// nobody may delete another.
+fn itself(delete: &mut DeleteRequest) -> Option<Credentials> {
+    let password = std::mem::take(&mut delete.password);
+    (!password.is_empty()).then(|| Credentials { user: delete.user.clone(), password })
+}
+
 #[tonic::async_trait]
 impl chat_server::Chat for ChatService {
     type ListStream = Replies<ListReply>;
@@ -63,29 +70,30 @@ impl chat_server::Chat for ChatService {
     type BiDiChatStream = Replies<ChatReply>;
 
     async fn create(&self, request: Request<CreateRequest>) -> Result<Response<CreateReply>, Status> {
-        let (mut call, request) = self.call(request)?;
+        let (_, extensions, mut request) = request.into_parts();
+        let mut call = self.call_as(request.login.take(), &extensions).await?;
         call.ask(request.try_into()).await?;
         Ok(Response::new(CreateReply {}))
     }
 
     async fn password(&self, request: Request<PasswordRequest>) -> Result<Response<PasswordReply>, Status> {
-        let (mut call, request) = self.call(request)?;
+        let (_, extensions, mut request) = request.into_parts();
+        let mut call = self.call_as(request.login.take(), &extensions).await?;
         call.ask(request.try_into()).await?;
         Ok(Response::new(PasswordReply {}))
     }
 
     async fn delete(&self, request: Request<DeleteRequest>) -> Result<Response<DeleteReply>, Status> {
-        let (_, extensions, DeleteRequest { user, password }) = request.into_parts();
-        // Whoever has the password deletes itself: the only way where nobody
-        // may delete another.
-        let login = (!password.is_empty()).then(|| Credentials { user: user.clone(), password });
-        let mut call = match self.call_as(login, &extensions).await {
-            Err(refused) if refused.code() == Code::NotFound => {
-                return Ok(Response::new(DeleteReply { existed: false }));
-            }
-            call => call?,
+        let (_, extensions, mut delete) = request.into_parts();
+        let mut call = match delete.login.take() {
+            Some(login) => self.call_as(Some(login), &extensions).await?,
+            None => match self.call_as(itself(&mut delete), &extensions).await {
+                Err(refused) if refused.code() == Code::NotFound => {
+                    return Ok(Response::new(DeleteReply { existed: false }));
+                }
+                call => call?,
+            },
         };
-        let delete = DeleteRequest { user, password: String::new() };
         let existed = call.ask(delete.try_into()).await?.as_deleted().unwrap_or_default();
         Ok(Response::new(DeleteReply { existed }))
     }
