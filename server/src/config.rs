@@ -16,6 +16,7 @@ use crate::front::{MayWatch, Settings, Tls, WatchLogs};
 use crate::log::Watchers;
 use crate::server::Limits;
 use crate::store::local::{LocalConfig, Sync};
+use crate::throttle::ThrottleArgs;
 
 /// A chat server that loses nothing: what it has answered `ok` is on disk.
 #[derive(Debug, Parser)]
@@ -80,9 +81,12 @@ pub struct ServeArgs {
     /// Connections in all
     #[arg(long, env = "HARKD_MAX_CONNECTIONS", value_name = "COUNT", default_value_t = 120_000)]
     pub max_connections: usize,
-    /// Connections from one address
+    /// Connections from one address. An IPv6 network (/64) is one address
     #[arg(long, env = "HARKD_MAX_CONNECTIONS_PER_ADDRESS", value_name = "COUNT", default_value_t = 20_000)]
     pub max_connections_per_address: usize,
+    /// How much may come how fast.
+    #[command(flatten)]
+    pub throttle: ThrottleArgs,
     /// Unread messages of one user; a sender then gets `queue-full`
     #[arg(long, env = "HARKD_MAX_QUEUED_MESSAGES", value_name = "COUNT",
           default_value_t = LocalConfig::DEFAULT.queued_messages_max)]
@@ -260,6 +264,7 @@ impl ServeArgs {
                 ListArg::Users => MayList::Users,
                 ListArg::Admin => MayList::Admins,
             },
+            rates: self.throttle.rates(),
         }
     }
 
@@ -281,6 +286,8 @@ impl ServeArgs {
         Limits {
             connections_max: self.max_connections,
             connections_per_address_max: self.max_connections_per_address,
+            connects: self.throttle.connects(),
+            on_loopback: self.throttle.limit_loopback,
             drain_timeout: Duration::from_secs(self.drain_timeout),
         }
     }

@@ -2,14 +2,16 @@
 //!
 //! Layers, each of which knows only those below it: [`server`] (accepting) and
 //! [`front`] (bytes), [`chat`] (rules), [`session`] (what one connection
-//! receives), [`store`] (what is kept). `ARCHITECTURE.md` has the map.
+//! receives), [`store`] (what is kept). [`limit`] counts for all of them. `ARCHITECTURE.md` has the map.
 
 pub mod admin;
 pub mod chat;
 pub mod config;
 pub mod exposure;
 pub mod front;
+pub mod limit;
 pub mod log;
 pub mod server;
 pub mod session;
 pub mod store;
+pub mod throttle;

@@ -6,9 +6,13 @@
 //! what they say while an event is on its way to a watcher would be events
 //! again, without end, and nobody has checked that it has no texts in it.
 //!
+//! How much of it comes to standard error is bounded in `bound`.
+//!
 //! A callsite is asked once whether anybody wants its events, and again when a
 //! watcher comes or goes. While nobody watches, an event costs what it costs
 //! without this layer.
+
+mod bound;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::{self, Debug, Write};
@@ -24,6 +28,8 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::layer::{self, Filter};
 
 use crate::chat::now_ms;
+
+pub use bound::Bound;
 
 /// Those who watch at the same time, at most. Each event is put into the buffer
 /// of each of them by the thread that logs it.

@@ -11,10 +11,10 @@ use hark_server::admin;
 use hark_server::chat::Chat;
 use hark_server::config::{Cli, Command, LogFormat, ServeArgs, StorePlace};
 use hark_server::front::{MayWatch, Tls};
-use hark_server::log::Watchers;
-use hark_server::server;
+use hark_server::log::{Bound, Watchers};
+use hark_server::server::{self, Limits};
 use hark_server::store::Store;
-use hark_server::store::local::{ENGINE_LOG, LocalStore};
+use hark_server::store::local::{ENGINE_LOG, LocalStore, OPEN_FILES_MAX};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::prelude::*;
@@ -41,19 +41,26 @@ fn main() -> ExitCode {
 
 fn serve(arguments: &ServeArgs) -> anyhow::Result<()> {
     let watchers = Watchers::default();
-    start_logging(arguments, &watchers)?;
+    let bound = start_logging(arguments, &watchers)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS_MAX)
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(run(arguments, &watchers))
+    let done = runtime.block_on(async {
+        tokio::select! {
+            done = run(arguments, &watchers) => done,
+            never = bound.keep_reporting() => match never {},
+        }
+    });
+    bound.report();
+    done
 }
 
 async fn run(arguments: &ServeArgs, watchers: &Watchers) -> anyhow::Result<()> {
     arguments.exposure.check(arguments.listen, arguments.require_password)?;
     let tls = arguments.exposure.tls()?;
-    raise_file_limit();
+    let limits = within_files(arguments.limits(), raise_file_limit()?);
     let listener = TcpListener::bind(arguments.listen).await.with_context(|| {
         format!(
             "cannot listen on {}; is another server there? choose another with --listen",
@@ -71,7 +78,7 @@ async fn run(arguments: &ServeArgs, watchers: &Watchers) -> anyhow::Result<()> {
     }
     tracing::info!(version = env!("CARGO_PKG_VERSION"), address = %listener.local_addr()?, "listening");
     tokio::select! {
-        () = server::run(listener, chat, settings, arguments.limits(), stop) => {}
+        () = server::run(listener, chat, settings, limits, stop) => {}
         never = renewals => match never {},
     }
     store.close().await.context("what was acknowledged lately may come again")?;
@@ -125,12 +132,13 @@ async fn check_admins(arguments: &ServeArgs, store: &dyn Store) -> anyhow::Resul
 }
 
 /// The log on standard error, and beside it the one that is watched, each with
-/// levels of its own.
-fn start_logging(arguments: &ServeArgs, watchers: &Watchers) -> anyhow::Result<()> {
+/// levels of its own. Yields the bound of the former.
+fn start_logging(arguments: &ServeArgs, watchers: &Watchers) -> anyhow::Result<Bound> {
     // What comes later goes before: a filter that names the engine still gets it.
     let filter = EnvFilter::try_new(format!("{ENGINE_LOG},{}", arguments.log))
         .with_context(|| format!("--log {:?} is neither a level nor a filter", arguments.log))?;
-    let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let bound = Bound::default();
+    let log = tracing_subscriber::fmt::layer().with_writer(bound.clone());
     let log = match arguments.log_format {
         LogFormat::Json => log.json().boxed(),
         LogFormat::Text => {
@@ -143,14 +151,19 @@ fn start_logging(arguments: &ServeArgs, watchers: &Watchers) -> anyhow::Result<(
         layers.push(watchers.layer().boxed());
     }
     tracing_subscriber::registry().with(layers).init();
-    Ok(())
+    Ok(bound)
 }
 
 /// Every connection is an open file: as many as the system lets us have.
-fn raise_file_limit() {
+fn raise_file_limit() -> anyhow::Result<u64> {
     match rlimit::increase_nofile_limit(u64::MAX) {
-        Ok(limit) => tracing::debug!(limit, "open files"),
-        Err(error) => tracing::warn!(%error, "cannot raise the limit of open files"),
+        Ok(limit) => Ok(limit),
+        Err(error) => {
+            tracing::warn!(%error, "cannot raise the limit of open files");
+            rlimit::getrlimit(rlimit::Resource::NOFILE)
+                .map(|(soft, _)| soft)
+                .context("no limit of open files")
+        }
     }
 }
 
@@ -175,6 +188,20 @@ fn renewals(tls: Option<Tls>) -> anyhow::Result<impl Future<Output = Infallible>
 
 fn keep_certificate(error: &anyhow::Error) {
     tracing::error!("the certificate stays as it was: {error:#}");
+}
+
+/// The limits, where so many files may be open.
+fn within_files(limits: Limits, files_max: u64) -> Limits {
+    let within = limits.within_files(usize::try_from(files_max).unwrap_or(usize::MAX), OPEN_FILES_MAX);
+    if within.connections_max < limits.connections_max {
+        let connections = within.connections_max;
+        tracing::info!(
+            files_max,
+            connections,
+            "the system allows fewer open files than --max-connections needs (ulimit -n)"
+        );
+    }
+    within
 }
 
 /// Resolves at the first SIGTERM or SIGINT. The second ends the process.

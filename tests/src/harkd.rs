@@ -295,6 +295,17 @@ impl Harkd {
         all.filter(|socket| socket.port == self.address.port()).collect()
     }
 
+    /// What it has used of the processors, in hundredths of a second.
+    ///
+    /// # Panics
+    /// Where the system does not say.
+    #[must_use]
+    pub fn processor_time(&self) -> u64 {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
+        let (_, fields) = stat.rsplit_once(") ").expect("the name of the program");
+        fields.split(' ').skip(11).take(2).map(|field| field.parse::<u64>().unwrap()).sum()
+    }
+
     /// Its resident memory in bytes.
     ///
     /// # Panics

@@ -37,13 +37,6 @@ async fn a_connection_that_does_not_read_holds_up_the_end_no_longer_than_it_may(
     assert!(!server.log().contains("have not ended"), "{}", server.log());
 }
 
-/// What the process has used of the processors, in hundredths of a second.
-fn processor_time(server: &Harkd) -> u64 {
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", server.pid())).unwrap();
-    let (_, fields) = stat.rsplit_once(") ").unwrap();
-    fields.split(' ').skip(11).take(2).map(|field| field.parse::<u64>().unwrap()).sum()
-}
-
 #[tokio::test]
 async fn a_command_whose_fields_are_waited_for_takes_no_time_while_the_output_is_full() {
     let server = Harkd::builder().arg("--ack-timeout=3600").start();
@@ -60,9 +53,9 @@ async fn a_command_whose_fields_are_waited_for_takes_no_time_while_the_output_is
         // The bare command is given up on before the next list comes.
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    let before = processor_time(&server);
+    let before = server.processor_time();
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let used = processor_time(&server) - before;
+    let used = server.processor_time() - before;
     assert!(used < 10, "{used} hundredths of a second");
     drop(classic);
 }

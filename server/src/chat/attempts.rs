@@ -3,12 +3,11 @@
 //!
 //! Nobody can lock another person out: the first two take only from those who
 //! come from the same address, and the one over all slows the answer to a wrong
-//! password down and refuses none. Tables are bounded; where one is full of
-//! addresses that still have something to wait for, newcomers share a bucket.
+//! password down and refuses none. To fill a table with guessers takes thousands
+//! of guesses a second, more than are hashed; how it stays bounded then is a
+//! matter of [`crate::limit`].
 
-use std::collections::HashMap;
-use std::hash::Hash;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -16,18 +15,16 @@ use hark_protocol::UserName;
 use tokio::time::Instant;
 
 use super::Fault;
-
-/// Buckets in each table, at most.
-const BUCKETS_MAX: usize = 65_536;
+use crate::limit::{Bucket, Buckets, Rate, network};
 
 /// Wrong passwords for one account from one address: 5, then one in 10 s.
-const FOR_ACCOUNT: Rate = Rate { burst: 5, refill: Duration::from_secs(10) };
+const FOR_ACCOUNT: Rate = Rate::one_in(Duration::from_secs(10), 5);
 
 /// Wrong passwords from one address: 20, then one in 3 s.
-const FROM_ADDRESS: Rate = Rate { burst: 20, refill: Duration::from_secs(3) };
+const FROM_ADDRESS: Rate = Rate::one_in(Duration::from_secs(3), 20);
 
 /// Wrong passwords over all: 100, then one in 100 ms, or a slower answer.
-const OVER_ALL: Rate = Rate { burst: 100, refill: Duration::from_millis(100) };
+const OVER_ALL: Rate = Rate::one_in(Duration::from_millis(100), 100);
 
 /// The answer to a wrong password is held back no longer than this.
 const HELD_BACK_MAX: Duration = Duration::from_secs(2);
@@ -70,10 +67,10 @@ impl Attempts {
     pub(super) fn was_wrong(&self, user: &UserName, address: IpAddr, now: Instant) -> Duration {
         let address = network(address);
         let mut tables = self.lock();
-        tables.from_address.take(address, now);
-        tables.for_account.take((user.clone(), address), now);
+        tables.from_address.charge(address, 1, now);
+        tables.for_account.charge((user.clone(), address), 1, now);
         let wait = tables.over_all.wait(OVER_ALL, now);
-        tables.over_all.take(OVER_ALL, now);
+        tables.over_all.take(OVER_ALL, 1, now);
         wait.min(HELD_BACK_MAX)
     }
 
@@ -92,100 +89,12 @@ impl Default for Tables {
     }
 }
 
-/// One address for all of an IPv6 network of the size that one person gets.
-pub(super) fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64)),
-        v4 @ IpAddr::V4(_) => v4,
-    }
-}
-
-/// So many at once, and then one in each `refill`.
-#[derive(Debug, Clone, Copy)]
-struct Rate {
-    burst: u32,
-    refill: Duration,
-}
-
-impl Rate {
-    /// How long it takes to fill an empty bucket but for one token.
-    fn span(self) -> Duration {
-        self.refill * (self.burst - 1)
-    }
-}
-
-/// A token bucket, as the time at which it would be full again (the generic
-/// cell rate algorithm, ITU-T I.371).
-#[derive(Debug, Clone, Copy, Default)]
-struct Bucket {
-    full_at: Option<Instant>,
-}
-
-impl Bucket {
-    /// How long until a token can be taken.
-    fn wait(self, rate: Rate, now: Instant) -> Duration {
-        let to_full = self.full_at.map_or(Duration::ZERO, |at| at.saturating_duration_since(now));
-        to_full.saturating_sub(rate.span())
-    }
-
-    fn take(&mut self, rate: Rate, now: Instant) {
-        let latest = now + rate.refill * rate.burst * 2;
-        let full_at = self.full_at.map_or(now, |at| at.max(now)) + rate.refill;
-        self.full_at = Some(full_at.min(latest));
-    }
-
-    fn is_full(self, now: Instant) -> bool {
-        self.full_at.is_none_or(|at| at <= now)
-    }
-}
-
-#[derive(Debug)]
-struct Buckets<K> {
-    rate: Rate,
-    buckets: HashMap<K, Bucket>,
-    /// For those who find the table full.
-    shared: Bucket,
-    swept: Option<Instant>,
-}
-
-impl<K: Hash + Eq> Buckets<K> {
-    fn new(rate: Rate) -> Self {
-        Self { rate, buckets: HashMap::new(), shared: Bucket::default(), swept: None }
-    }
-
-    fn wait(&mut self, key: &K, now: Instant) -> Duration {
-        if let Some(bucket) = self.buckets.get(key) {
-            return bucket.wait(self.rate, now);
-        }
-        self.sweep(now);
-        if self.buckets.len() < BUCKETS_MAX { Duration::ZERO } else { self.shared.wait(self.rate, now) }
-    }
-
-    fn take(&mut self, key: K, now: Instant) {
-        let rate = self.rate;
-        if self.buckets.len() < BUCKETS_MAX || self.buckets.contains_key(&key) {
-            self.buckets.entry(key).or_default().take(rate, now);
-        } else {
-            self.shared.take(rate, now);
-        }
-    }
-
-    /// Forgets who has nothing to wait for; when the table is full, and not
-    /// more than once a second, since it looks at all of it.
-    fn sweep(&mut self, now: Instant) {
-        let lately = self.swept.is_some_and(|at| now < at + Duration::from_secs(1));
-        if self.buckets.len() >= BUCKETS_MAX && !lately {
-            self.swept = Some(now);
-            self.buckets.retain(|_, bucket| !bucket.is_full(now));
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use hark_protocol::Code;
 
     use super::*;
+    use crate::limit::BUCKETS_MAX;
 
     const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
     const THERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 2));
@@ -237,7 +146,7 @@ mod tests {
         for _ in 0..1000 {
             attempts.check(&user("bob"), HERE, now).unwrap();
         }
-        assert_eq!(attempts.lock().from_address.buckets.len(), 0);
+        assert_eq!(attempts.lock().from_address.len(), 0);
     }
 
     #[test]
@@ -256,25 +165,32 @@ mod tests {
     }
 
     #[test]
-    fn the_tables_do_not_grow_without_end() {
+    fn who_guesses_from_a_network_of_ipv6_has_one_bucket() {
         let (attempts, now) = (Attempts::default(), Instant::now());
-        for n in 0..u32::try_from(BUCKETS_MAX).unwrap() + 100 {
-            let address = IpAddr::V4(std::net::Ipv4Addr::from_bits(n));
-            drop(wrong(&attempts, "bob", address, now));
+        let from =
+            |host: u128| IpAddr::V6(std::net::Ipv6Addr::from_bits((0x2001_0db8_0000_0001_u128 << 64) | host));
+        for host in 0..20 {
+            wrong(&attempts, &format!("u{host}"), from(host), now).unwrap();
         }
-        assert_eq!(attempts.lock().from_address.buckets.len(), BUCKETS_MAX);
-        let later = now + Duration::from_secs(60);
-        wrong(&attempts, "bob", HERE, later).unwrap();
-        assert_eq!(attempts.lock().from_address.buckets.len(), 1, "who has waited is forgotten");
+        check_refused(attempts.check(&user("another"), from(20), now), 3);
     }
 
     #[test]
-    fn ipv6_addresses_count_by_their_network() {
-        let a: IpAddr = "2001:db8:0:1::1".parse().unwrap();
-        let b: IpAddr = "2001:db8:0:1:ffff::2".parse().unwrap();
-        let c: IpAddr = "2001:db8:0:2::1".parse().unwrap();
-        assert_eq!(network(a), network(b));
-        assert_ne!(network(a), network(c));
-        assert_eq!(network("::ffff:192.0.2.1".parse().unwrap()), HERE);
+    fn many_networks_and_many_names_neither_grow_the_tables_nor_free_a_guesser() {
+        let (attempts, now) = (Attempts::default(), Instant::now());
+        for _ in 0..5 {
+            wrong(&attempts, "bob", HERE, now).unwrap();
+        }
+        // Far more than there are processors for, from as many networks.
+        for nth in 0..u128::try_from(BUCKETS_MAX).unwrap() + 1000 {
+            let address = IpAddr::V6(std::net::Ipv6Addr::from_bits((0x2001_0db8_u128 << 96) + (nth << 64)));
+            attempts.was_wrong(&user(&format!("u{nth}")), address, now);
+        }
+        let sizes = {
+            let tables = attempts.lock();
+            (tables.for_account.len(), tables.from_address.len())
+        };
+        assert_eq!(sizes, (BUCKETS_MAX, BUCKETS_MAX));
+        check_refused(attempts.check(&user("bob"), HERE, now), 10);
     }
 }

@@ -7,6 +7,7 @@
 //! | `peer` | one connection: who it is, what it has under way, what it receives |
 //! | `accounts` | entering, creating, deleting, passwords |
 //! | `attempts` | how many wrong passwords are put up with |
+//! | `pace` | how fast a connection and a user may go |
 //! | `passwords` | hashing, bounded and off the async threads |
 //! | `listing` | `list` |
 //! | `reception` | what one connection receives |
@@ -19,6 +20,7 @@ mod accounts;
 mod attempts;
 mod control;
 mod listing;
+mod pace;
 pub mod passwords;
 mod peer;
 mod reception;
@@ -26,6 +28,7 @@ mod replies;
 mod send_sessions;
 mod taking;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -36,10 +39,12 @@ use tokio::sync::Semaphore;
 use crate::store::{Store, Unavailable};
 use attempts::Attempts;
 use listing::Lists;
+use pace::Users;
 use passwords::Hasher;
 use send_sessions::SendSessions;
 
 pub use control::{Control, Wish};
+pub use pace::{Pace, Rates};
 pub use peer::{Output, Peer};
 
 /// Room for messages that are under way to the store, over all connections, in
@@ -66,6 +71,8 @@ pub struct Rules {
     pub admins: Vec<UserName>,
     /// Who may list the names.
     pub may_list: MayList,
+    /// How fast connections and users may go.
+    pub rates: Rates,
 }
 
 /// Who may list the names.
@@ -93,6 +100,7 @@ pub struct Chat {
     rules: Rules,
     hasher: Hasher,
     attempts: Attempts,
+    users: Users,
     send_sessions: Arc<SendSessions>,
     /// Room for messages that are under way to the store.
     room: Arc<Semaphore>,
@@ -105,12 +113,13 @@ impl Chat {
     pub fn new(store: Arc<dyn Store>, rules: Rules) -> Self {
         Self {
             send_sessions: Arc::new(SendSessions::new(Arc::clone(&store))),
-            store,
-            rules,
             hasher: Hasher::default(),
             attempts: Attempts::default(),
+            users: Users::new(&rules.rates),
             room: Arc::new(Semaphore::new(ROOM_UNITS)),
             lists: Lists::default(),
+            store,
+            rules,
         }
     }
 
@@ -118,6 +127,13 @@ impl Chat {
     #[must_use]
     pub const fn rules(&self) -> &Rules {
         &self.rules
+    }
+
+    /// What a new connection from `address` is counted in; none where it may go
+    /// as fast as it can.
+    #[must_use]
+    pub fn pace(&self, address: IpAddr) -> Option<Arc<Pace>> {
+        (!self.rules.rates.spare(address)).then(|| Arc::new(Pace::new(&self.rules.rates)))
     }
 
     /// Whether the store works, as far as it knows.

@@ -13,7 +13,7 @@ use hark_protocol::Password;
 use tokio::sync::Semaphore;
 
 use super::Fault;
-use super::attempts::network;
+use crate::limit::network;
 use crate::store::{PasswordHash, Unavailable};
 
 /// Passwords that wait to be hashed, at most. Half a minute's work or less.

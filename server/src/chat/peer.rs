@@ -12,6 +12,7 @@ use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytestring::ByteString;
 use hark_protocol::limits::{SENDS_UNANSWERED_MAX, VERSION};
@@ -23,6 +24,7 @@ use tokio::time::Instant;
 
 use super::accounts::Entered;
 use super::control::{Control, Wish};
+use super::pace::Pace;
 use super::reception::{Received, Reception};
 use super::replies::{created_reply, sent_reply};
 use super::send_sessions::OpenSession;
@@ -52,6 +54,12 @@ pub struct Peer {
     chat: Arc<Chat>,
     address: IpAddr,
     control: Arc<Control>,
+    /// What its commands are counted in beside those of its user.
+    pace: Option<Arc<Pace>>,
+    /// Whether it may go as fast as it can.
+    spared: bool,
+    /// It has gone too fast; nothing is taken until then.
+    paused_until: Option<Instant>,
     user: Option<Entered>,
     send_session: Option<SendSession>,
     fence: Fence,
@@ -122,9 +130,12 @@ impl Peer {
     #[must_use]
     pub fn new(chat: Arc<Chat>, address: IpAddr, control: Arc<Control>) -> Self {
         Self {
+            spared: chat.rules.rates.spare(address),
             chat,
             address,
             control,
+            pace: None,
+            paused_until: None,
             user: None,
             send_session: None,
             fence: Fence::default(),
@@ -138,6 +149,12 @@ impl Peer {
         }
     }
 
+    /// Its commands count in the pace of a connection.
+    #[must_use]
+    pub fn at_pace(self, pace: Option<Arc<Pace>>) -> Self {
+        Self { pace, ..self }
+    }
+
     /// Its sends are of this session, without a `hello`. Any number of peers may
     /// send in it at the same time, with their ids in any order.
     #[must_use]
@@ -149,6 +166,7 @@ impl Peer {
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.end == Stage::Open
+            && self.paused_until.is_none()
             && self.waiting.is_none()
             && self.operation.is_none()
             && self.answers.len() < SENDS_UNANSWERED_MAX
@@ -169,14 +187,34 @@ impl Peer {
     /// When to poll again even if nothing happens.
     #[must_use]
     pub fn wake_at(&self) -> Option<Instant> {
-        let reception = self.reception.as_ref().filter(|_| self.end == Stage::Open)?;
-        reception.session().retry_at()
+        if self.end != Stage::Open {
+            return None;
+        }
+        let retry_at = self.reception.as_ref().and_then(|reception| reception.session().retry_at());
+        [self.paused_until, retry_at].into_iter().flatten().min()
+    }
+
+    /// Until when it takes no request, since too many have come.
+    #[must_use]
+    pub const fn paused_until(&self) -> Option<Instant> {
+        self.paused_until
+    }
+
+    /// Counts what was read of its connection.
+    pub fn count_bytes(&mut self, bytes: usize, now: Instant) {
+        if let Some(pace) = &self.pace {
+            let wait = pace.read(bytes, now);
+            self.pause(wait, now);
+        }
     }
 
     /// Takes a request, or what was wrong with one. Only while
     /// [`Self::is_ready`], but for [`Request::Ack`], which is always taken.
     pub fn handle(&mut self, id: Option<RequestId>, request: Result<Request, Refusal>) {
         let fresh = std::mem::replace(&mut self.fresh, false);
+        if !self.spared {
+            self.count(&request);
+        }
         match request {
             Err(refusal) => self.answer(id, Answer::Reply(Reply::NotOk(refusal))),
             Ok(Request::Ack { sequence }) => self.handle_ack(sequence),
@@ -235,6 +273,7 @@ impl Peer {
         if self.end == Stage::Closed {
             return Poll::Pending;
         }
+        self.paused_until.take_if(|until| *until <= now);
         if self.end == Stage::Open && self.control.poll(cx).is_ready() {
             self.end = Stage::Ending { bye: true };
         }
@@ -258,6 +297,42 @@ impl Peer {
                 // that takes over from its own connection has replaced this.
                 Received::End(end) => self.ended = Some(end),
             }
+        }
+    }
+
+    /// Counts a request. An acknowledgement only counts as the bytes that it is:
+    /// to take it later would hold up what it makes room for.
+    fn count(&mut self, request: &Result<Request, Refusal>) {
+        let bytes = match request {
+            Ok(Request::Ack { .. }) => return,
+            Ok(Request::Send { text, .. }) => text.len(),
+            _ => 0,
+        };
+        let now = Instant::now();
+        let wait = self.pace.as_ref().map_or(Duration::ZERO, |pace| pace.command(now));
+        self.pause(wait, now);
+        self.count_for_user(bytes, now);
+    }
+
+    fn count_for_user(&mut self, bytes: usize, now: Instant) {
+        if let Some(account) = self.account() {
+            let wait = self.chat.users.command(&account.name, bytes, now);
+            self.pause(wait, now);
+        }
+    }
+
+    fn pause(&mut self, wait: Duration, now: Instant) {
+        if !wait.is_zero() {
+            self.paused_until = self.paused_until.max(Some(now + wait));
+        }
+    }
+
+    /// It is somebody from now on. That is a command of this user, so that one
+    /// who goes too fast goes no faster on another connection.
+    fn become_user(&mut self, entered: Entered) {
+        self.user = Some(entered);
+        if !self.spared {
+            self.count_for_user(0, Instant::now());
         }
     }
 
@@ -400,12 +475,12 @@ impl Peer {
                 if self.account() != Some(&entered.account) {
                     self.end_reception();
                 }
-                self.user = Some(entered);
+                self.become_user(entered);
                 Reply::Ok(OkFields::none())
             }
             Done::Receiving(entered, receiver) => {
                 let queued = receiver.queued();
-                self.user = Some(entered);
+                self.become_user(entered);
                 self.reception = Some(Reception::new(receiver));
                 self.ended = None;
                 Reply::Ok(OkFields::queued(queued))

@@ -132,6 +132,7 @@ impl Fronts {
         match speech(first, address, self.chat.rules().frame_bytes_max) {
             Some(Speech::Wire(framing)) => {
                 let peer = Peer::new(Arc::clone(&self.chat), address, control);
+                let peer = peer.at_pace(self.chat.pace(address));
                 Wire::new(stream, framing, peer, self.settings.ack_timeout).run().await
             }
             // In a box, so that the other connections take no room for it.
@@ -141,11 +142,11 @@ impl Fronts {
     }
 }
 
-/// Tells a connection that there are too many, as it speaks.
+/// Tells a connection why there is no room for it, as it speaks.
 ///
 /// # Errors
 /// What the socket says.
-pub async fn refuse(stream: TcpStream, address: IpAddr, explanation: &'static str) -> io::Result<()> {
+pub async fn refuse(stream: TcpStream, address: IpAddr, refusal: Refusal) -> io::Result<()> {
     let Ok(first) = tokio::time::timeout(REFUSAL_TIMEOUT, first_byte(&stream)).await else {
         return Ok(());
     };
@@ -154,7 +155,7 @@ pub async fn refuse(stream: TcpStream, address: IpAddr, explanation: &'static st
         // A handshake would cost more than the connection that there is no
         // room for.
         Some(tls::HANDSHAKE) => tls::refuse(stream, AlertDescription::InternalError).await,
-        Some(first) => refuse_as(stream, first, address, &Refusal::new(Code::TooMany, explanation)).await,
+        Some(first) => refuse_as(stream, first, address, &refusal).await,
     }
 }
 

@@ -319,7 +319,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         match read {
             Poll::Pending => Ok(false),
             Poll::Ready(Ok(0)) => Ok(self.handle_eof()),
-            Poll::Ready(Ok(_)) => {
+            Poll::Ready(Ok(count)) => {
+                self.peer.count_bytes(count, self.now);
                 self.heard_at = self.now;
                 Ok(true)
             }

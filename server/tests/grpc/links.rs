@@ -1,14 +1,18 @@
 //! Connections: how many, how they end, and what does not end them.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use futures::future::join_all;
 use hark_grpc::v1::chat_reply::Reply;
 use hark_grpc::v1::chat_request::Command;
-use hark_grpc::v1::{Bye, List, ListRequest, Ok, Ping};
+use hark_grpc::v1::{Bye, Credentials, Idempotency, List, ListRequest, Ok, Ping, SendRequest};
+use hark_server::chat::{Rates, Rules};
+use hark_server::limit::Rate;
 use hark_server::server::Limits;
 use tokio::time::Instant;
 use tonic::Code;
+use tonic_types::StatusExt;
 
 use crate::raw::{Raw, SETTINGS};
 use crate::server::{LIMITS, RULES, Receiver, Server, Session, code, to};
@@ -20,6 +24,68 @@ async fn a_connection_too_many_is_refused_in_its_own_words() {
     let refused = server.client().await.send(to("bob", "x")).await.unwrap_err();
     assert_eq!(code(&refused), (Code::ResourceExhausted, "too-many"));
     client.send(to("bob", "x")).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_connection_too_soon_is_refused_with_the_time_to_wait() {
+    let limits = Limits { connects: Rate::per_second(1), on_loopback: true, ..LIMITS };
+    let server = Server::start_with(RULES, limits).await;
+    let mut first = server.client_and(&["bob"]).await;
+    for _ in 0..4 {
+        server.client().await.send(to("bob", "x")).await.unwrap();
+    }
+    let refused = server.client().await.send(to("bob", "x")).await.unwrap_err();
+    assert_eq!(code(&refused), (Code::ResourceExhausted, "rate-limited"));
+    assert_eq!(refused.metadata().get("hark-retry-after-s").unwrap(), "1");
+    first.send(to("bob", "x")).await.unwrap();
+}
+
+/// A hundred sends at once, of which those that are refused for it are repeated
+/// when they may be: every one is stored once.
+async fn check_too_fast(rates: Rates, login: Option<Credentials>) {
+    let server = Server::start_with(Rules { rates, ..RULES }, LIMITS).await;
+    let mut client = server.client_and(&["bob", "eve"]).await;
+    let mut left: Vec<u32> = (1..=100).collect();
+    let mut rounds = 0;
+    while !left.is_empty() {
+        let calls = left.iter().map(|&id| {
+            let idempotency = Some(Idempotency { session: "session".to_owned(), id });
+            let request = SendRequest { login: login.clone(), idempotency, ..to("bob", &id.to_string()) };
+            let mut client = client.clone();
+            async move { client.send(request).await.map_err(|status| (id, status)) }
+        });
+        let refused: Vec<_> = join_all(calls).await.into_iter().filter_map(Result::err).collect();
+        left = refused.iter().map(|(id, _)| *id).collect();
+        let mut longest = Duration::ZERO;
+        for (_, status) in refused {
+            assert_eq!(code(&status), (Code::ResourceExhausted, "rate-limited"));
+            let wait = status.get_details_retry_info().unwrap().retry_delay.unwrap();
+            assert!((1..=5).contains(&wait.as_secs()), "{wait:?}");
+            longest = longest.max(wait);
+        }
+        rounds += 1;
+        tokio::time::sleep(longest).await;
+    }
+    assert!((2..20).contains(&rounds), "{rounds} rounds");
+    let (mut bob, connected) = Receiver::connect(&mut client, "bob").await;
+    assert_eq!(connected.queued, 100);
+    let mut texts = BTreeSet::new();
+    for _ in 0..100 {
+        texts.insert(bob.message().await.text);
+    }
+    assert_eq!(texts.len(), 100);
+}
+
+#[tokio::test]
+async fn calls_over_the_rate_of_a_connection_are_refused_with_the_time_to_wait_and_stored_once() {
+    let rates = Rates { commands: Rate::per_second(10), on_loopback: true, ..Rates::NONE };
+    check_too_fast(rates, None).await;
+}
+
+#[tokio::test]
+async fn calls_over_the_rate_of_a_user_are_refused_with_the_time_to_wait_and_stored_once() {
+    let rates = Rates { user_commands: Rate::per_second(20), on_loopback: true, ..Rates::NONE };
+    check_too_fast(rates, Some(Credentials { user: "eve".to_owned(), password: String::new() })).await;
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use hark_grpc::v1::{
     Bye, ChatReply, ChatRequest, ConnectReply, ConnectRequest, Connected, CreateRequest, Message, Ok, Send,
     SendRequest, chat_reply, connect_reply,
 };
-use hark_server::chat::{Chat, MayList, Rules};
+use hark_server::chat::{Chat, MayList, Rates, Rules};
 use hark_server::front::Settings;
 use hark_server::server::{self, Limits};
 use hark_server::store::Store;
@@ -39,10 +39,16 @@ pub(crate) const RULES: Rules = Rules {
     open_registration: true,
     admins: Vec::new(),
     may_list: MayList::All,
+    rates: Rates::NONE,
 };
 
-pub(crate) const LIMITS: Limits =
-    Limits { connections_max: 100, connections_per_address_max: 100, drain_timeout: Duration::from_secs(10) };
+pub(crate) const LIMITS: Limits = Limits {
+    connections_max: 100,
+    connections_per_address_max: 100,
+    connects: None,
+    on_loopback: false,
+    drain_timeout: Duration::from_secs(10),
+};
 
 pub(crate) const SETTINGS: Settings =
     Settings { ack_timeout: Duration::from_secs(60), watch_logs: None, tls: None, tls_only: false };

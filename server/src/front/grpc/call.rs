@@ -13,7 +13,7 @@ use tokio::time::{Instant, Sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::{Extensions, Status};
 
-use super::Caller;
+use super::{CALL_PATIENCE, Caller, too_fast};
 use crate::chat::{Chat, Control, Output, Peer, Wish};
 
 /// A peer, and what wakes its call. Dropping it gives back what it holds.
@@ -46,6 +46,11 @@ impl Call {
         })
     }
 
+    /// Each of its commands counts as one of `caller`: it is a stream of them.
+    pub(super) fn of_many(self, caller: &Caller) -> Self {
+        Self { peer: self.peer.at_pace(caller.pace.clone()), ..self }
+    }
+
     /// Its sends are of this session: see [`Peer::in_session`].
     pub(super) fn in_session(self, session: SessionToken) -> Self {
         Self { peer: self.peer.in_session(session), ..self }
@@ -74,12 +79,36 @@ impl Call {
         request: Result<Request, Refusal>,
     ) -> Result<OkFields, Status> {
         let request = request.map_err(|refusal| status::refused(&refusal))?;
+        self.wait_for_turn().await?;
         self.peer.handle(id, Ok(request));
         match poll_fn(|cx| self.poll(cx)).await? {
             Output::Reply(_, reply) => answer(reply),
             // The server stops, and this came too late.
             Output::Push(_) | Output::Bye(_) | Output::Close => Err(ended()),
         }
+    }
+
+    /// Waits until the peer takes a request: its user may have gone too fast.
+    ///
+    /// # Errors
+    /// [`hark_protocol::Code::RateLimited`] where that is too late; the status
+    /// of a call that has to end at once.
+    pub(super) async fn wait_for_turn(&mut self) -> Result<(), Status> {
+        if self.peer.is_ready() {
+            return Ok(());
+        }
+        if let Some(until) = self.peer.paused_until() {
+            let wait = until.saturating_duration_since(Instant::now());
+            if wait > CALL_PATIENCE {
+                return Err(status::refused(&too_fast(wait)));
+            }
+        }
+        poll_fn(|cx| match self.poll(cx)? {
+            Poll::Ready(_) => Poll::Ready(Err(ended())),
+            Poll::Pending if self.peer.is_ready() => Poll::Ready(Ok(())),
+            Poll::Pending => Poll::Pending,
+        })
+        .await
     }
 
     /// What goes out next.

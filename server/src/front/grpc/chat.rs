@@ -116,7 +116,8 @@ impl chat_server::Chat for ChatService {
 
     async fn list(&self, request: Request<ListRequest>) -> Result<Response<Self::ListStream>, Status> {
         let (_, extensions, mut request) = request.into_parts();
-        let call = self.call_as(request.login.take(), &extensions).await?;
+        let mut call = self.call_as(request.login.take(), &extensions).await?;
+        call.wait_for_turn().await?;
         Ok(Response::new(Box::pin(Pages::new(call, request.into()))))
     }
 
@@ -143,6 +144,7 @@ impl chat_server::Chat for ChatService {
         let caller = Caller::of(request.extensions())?.clone();
         let (call, requests) = self.call(request)?;
         let control = call.control();
+        let call = call.of_many(&caller);
         Ok(Response::new(Box::pin(Cuttable::new(Bidi::new(call, requests), control, &caller))))
     }
 }

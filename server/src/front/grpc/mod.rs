@@ -11,6 +11,7 @@
 //! | `old` | `helloworld.Chat` |
 //! | `logs` | `hark.v1.LogWatcher` |
 //! | `health` | the standard health service |
+//! | `metered` | its bytes, counted as they are read |
 //! | `reflection` | the standard services that describe the others |
 //! | `preface` | the first bytes of a connection |
 //! | `call` | one peer of the chat, as long as a call lasts |
@@ -26,6 +27,7 @@ mod deadline;
 mod health;
 mod list;
 mod logs;
+mod metered;
 mod old;
 mod preface;
 mod reflection;
@@ -49,6 +51,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::body::Body;
@@ -59,10 +62,11 @@ use tower_service::Service;
 
 use super::Settings;
 use super::linger::LINGER_TIMEOUT;
-use crate::chat::{Chat, Control, Wish};
+use crate::chat::{Chat, Control, Pace, Wish};
 use chat::ChatService;
 use health::HealthService;
 use logs::LogService;
+use metered::Metered;
 use old::OldService;
 
 pub use logs::{MayWatch, WatchLogs};
@@ -98,6 +102,10 @@ const RESET_FOR_FAULTS_MAX: usize = 128;
 /// half for its answer.
 const KEEPALIVE_SHARE: u32 = 2;
 
+/// A call that goes too fast waits for its turn for so long at most, and is
+/// refused otherwise: its client had better know.
+const CALL_PATIENCE: Duration = Duration::from_secs(1);
+
 /// The largest head of a call, in bytes.
 const HEAD_BYTES_MAX: u32 = 16 * 1024;
 
@@ -108,6 +116,7 @@ const BESIDE_FRAME_BYTES_MAX: usize = 1024;
 /// The gRPC front of a server: its services.
 #[derive(Debug, Clone)]
 pub(super) struct Grpc {
+    chat: Arc<Chat>,
     routes: Routes,
     keepalive: Duration,
 }
@@ -117,6 +126,8 @@ pub(super) struct Grpc {
 pub(super) struct Caller {
     /// Where the connection comes from.
     address: IpAddr,
+    /// What is counted of the connection; none where it may go as fast as it can.
+    pace: Option<Arc<Pace>>,
     /// Told when the connection is to end: what is under way is answered.
     stopping: CancellationToken,
     /// The tasks of its calls, which are waited for.
@@ -133,6 +144,24 @@ impl Caller {
     }
 }
 
+impl Caller {
+    /// Counts a call: when it is its turn, if not now.
+    ///
+    /// # Errors
+    /// [`hark_protocol::Code::RateLimited`] where that is too late.
+    fn turn(&self) -> Result<Option<Instant>, Refusal> {
+        let Some(pace) = &self.pace else { return Ok(None) };
+        let now = Instant::now();
+        let wait = pace.call(CALL_PATIENCE, now).map_err(too_fast)?;
+        Ok((!wait.is_zero()).then(|| now + wait))
+    }
+}
+
+/// The refusal of a call whose turn would come only after `wait`.
+fn too_fast(wait: Duration) -> Refusal {
+    Refusal::rate_limited(wait, "too many commands")
+}
+
 impl Grpc {
     /// The services over this chat.
     pub(super) fn new(chat: &Arc<Chat>, settings: &Settings) -> Self {
@@ -145,8 +174,11 @@ impl Grpc {
             .add_service(old_chat.max_decoding_message_size(request_bytes_max))
             .add_service(log.max_decoding_message_size(request_bytes_max))
             .add_service(health.max_decoding_message_size(request_bytes_max));
-        let routes = reflection::add(routes, request_bytes_max).prepare();
-        Self { routes, keepalive: settings.ack_timeout / KEEPALIVE_SHARE }
+        Self {
+            chat: Arc::clone(chat),
+            routes: reflection::add(routes, request_bytes_max).prepare(),
+            keepalive: settings.ack_timeout / KEEPALIVE_SHARE,
+        }
     }
 
     /// Serves one connection to its end, with all of its calls.
@@ -179,17 +211,22 @@ impl Grpc {
         control: &Control,
         calls: &TaskTracker,
     ) -> hyper::Result<()> {
-        let caller = Caller { address, stopping: CancellationToken::new(), calls: calls.clone() };
-        let stopping = caller.stopping.clone();
+        let (pace, stopping) = (self.chat.pace(address), CancellationToken::new());
+        let stream = Metered::new(stream, pace.clone());
+        let caller = Caller { address, pace, stopping: stopping.clone(), calls: calls.clone() };
         let service = service_fn(|mut request: http::Request<Incoming>| {
+            let turn = caller.turn();
             request.extensions_mut().insert(caller.clone());
             let timeout = deadline::timeout(request.headers());
             let call = is_grpc(&request).then(|| self.routes.clone().call(request.map(Body::new)));
             deadline::limit(timeout, async move {
-                match call {
-                    Some(call) => call.await,
-                    None => Ok(not_grpc()),
+                let Some(call) = call else { return Ok(not_grpc()) };
+                match turn {
+                    Ok(None) => {}
+                    Ok(Some(at)) => tokio::time::sleep_until(at).await,
+                    Err(refusal) => return Ok(status::refused(&refusal).into_http()),
                 }
+                call.await
             })
         });
         let connection = http2::Builder::new(Tracked(calls.clone()))

@@ -45,7 +45,7 @@ use super::{
     Receiver, Store,
 };
 
-pub use self::engine::ENGINE_LOG;
+pub use self::engine::{ENGINE_LOG, OPEN_FILES_MAX};
 pub use self::folder::OpenError;
 
 /// The limits of a local store, and how durable it is.

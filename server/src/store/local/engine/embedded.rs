@@ -46,8 +46,8 @@ const JOURNAL_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// Bytes of blocks that are kept in memory for reading. The system keeps more.
 const CACHE_BYTES: u64 = 8 * 1024 * 1024;
 
-/// Files that are held open, at most.
-const OPEN_FILES_MAX: usize = 256;
+/// Files that are held open, at most, but for a few.
+pub const OPEN_FILES_MAX: usize = 256;
 
 /// Threads that write tables out and merge them. Of two, one would spin while
 /// the other merges.

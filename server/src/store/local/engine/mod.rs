@@ -13,8 +13,8 @@ use std::fmt;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-pub use embedded::ENGINE_LOG;
 pub(super) use embedded::EmbeddedOpener;
+pub use embedded::{ENGINE_LOG, OPEN_FILES_MAX};
 pub(super) use live::{Fate, Live};
 pub(super) use memory::MemoryOpener;
 

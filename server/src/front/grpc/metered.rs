@@ -1,0 +1,100 @@
+//! The bytes of a connection, counted as they are read. Who sends more than it
+//! may is read later: HTTP/2 and the system's socket hold it up.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep};
+
+use crate::chat::Pace;
+
+/// A connection that is read no faster than its pace allows.
+#[derive(Debug)]
+pub(super) struct Metered<S> {
+    stream: S,
+    pace: Option<Arc<Pace>>,
+    pause: Option<Pin<Box<Sleep>>>,
+}
+
+impl<S> Metered<S> {
+    /// This connection at this pace, if it has one.
+    pub(super) const fn new(stream: S, pace: Option<Arc<Pace>>) -> Self {
+        Self { stream, pace, pause: None }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        room: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if let Some(pause) = &mut self.pause {
+            ready!(pause.as_mut().poll(cx));
+            self.pause = None;
+        }
+        let before = room.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, room))?;
+        if let Some(pace) = &self.pace {
+            let now = Instant::now();
+            let wait = pace.read(room.filled().len() - before, now);
+            self.pause = (!wait.is_zero()).then(|| Box::pin(tokio::time::sleep_until(now + wait)));
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+    use crate::chat::Rates;
+    use crate::limit::Rate;
+
+    #[tokio::test(start_paused = true)]
+    async fn bytes_over_the_pace_are_read_later() {
+        let rates = Rates { bytes: Rate::per_second(1000), ..Rates::NONE };
+        let (mut writer, reader) = tokio::io::duplex(100);
+        let writing = tokio::spawn(async move { writer.write_all(&[0; 12_000]).await });
+        let mut read = Vec::new();
+        let begun = Instant::now();
+        Metered::new(reader, Some(Arc::new(Pace::new(&rates)))).read_to_end(&mut read).await.unwrap();
+        writing.await.unwrap().unwrap();
+        assert_eq!(read.len(), 12_000);
+        // 5,000 at once; the last of the rest is read without a wait after it.
+        let elapsed = begun.elapsed();
+        assert!((Duration::from_millis(6900)..Duration::from_millis(7100)).contains(&elapsed), "{elapsed:?}");
+    }
+}
