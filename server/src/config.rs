@@ -117,7 +117,8 @@ pub struct ServeArgs {
           value_parser = clap::value_parser!(u64).range(0..=86_400))]
     pub drain_timeout: u64,
     /// What to log, to standard error: error, warn, info, debug, trace, or a filter such
-    /// as `info,hark_server::store=debug`. Never texts or passwords
+    /// as `info,hark_server::store=debug`. Never texts or passwords. From info up, the same
+    /// line comes a hundred times, then once a second
     #[arg(long, env = "HARKD_LOG", value_name = "LEVEL", default_value = "info")]
     pub log: String,
     /// How to log
