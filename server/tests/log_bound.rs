@@ -1,6 +1,6 @@
 //! How much of the log comes to standard error. A program of its own, since the
 //! subscribers of a process are not quite apart.
-#![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::io;
 use std::sync::{Arc, Mutex};
