@@ -10,6 +10,7 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 use tokio_util::codec::{Decoder, Encoder};
 
+use crate::any_bytes::{self, GIVES_UP, READ_BYTES};
 use crate::reader::{Reader, pieces};
 use crate::strategies::{classic_text, common_request, delivery, user_name};
 
@@ -375,20 +376,15 @@ proptest! {
     }
 
     #[test]
-    fn no_bytes_panic_or_pile_up(reads in proptest::collection::vec(hostile_read(), 0..20)) {
-        let mut reader = server();
-        for (bytes, gives_up) in reads {
-            let items = read(&mut reader, &bytes);
-            prop_assert!(items.len() <= bytes.len());
-            // What is kept is what the next call looks at again.
-            prop_assert!(reader.buffer.len() < CLASSIC_BLOCK_BYTES + COMMAND_BYTES);
-            prop_assert!(reader.buffer.capacity() - reader.buffer.len() > CLASSIC_BLOCK_BYTES);
-            if gives_up {
-                give_up(&mut reader);
-                prop_assert!(!awaits_fields(&reader) || reader.buffer.len() == COMMAND_BYTES);
-            }
-        }
-        prop_assert!(reader.capacity_max <= 8 * CLASSIC_BLOCK_BYTES, "{}", reader.capacity_max);
+    fn what_is_nearly_a_message_neither_panics_nor_piles_up(
+        reads in proptest::collection::vec(hostile_read(), 0..20),
+    ) {
+        let head = |bytes: &[u8], gives_up: bool| {
+            let length = u16::try_from(bytes.len()).unwrap().min(READ_BYTES);
+            (length | if gives_up { GIVES_UP } else { 0 }).to_le_bytes()
+        };
+        let reads = reads.iter().map(|(bytes, gives_up)| [&head(bytes, *gives_up)[..], bytes].concat());
+        any_bytes::classic(&reads.collect::<Vec<_>>().concat());
     }
 
     #[test]
@@ -405,6 +401,11 @@ proptest! {
         let names: Vec<_> = names.iter().map(UserName::as_str).collect();
         prop_assert_eq!(lists.join(","), names.join(","));
     }
+}
+
+#[test]
+fn any_bytes_are_requests_or_refused_in_bounded_memory() {
+    hark_seeds::check("classic", any_bytes::classic);
 }
 
 /// Bytes that are nearly messages, or nothing at all, and whether nothing

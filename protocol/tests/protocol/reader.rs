@@ -21,26 +21,37 @@ impl<D: Decoder> Reader<D> {
 
     /// Takes `bytes` in, as one read or, where the buffer has less room, as
     /// several, and yields what came out.
-    pub(crate) fn read(&mut self, mut bytes: &[u8]) -> Result<Vec<D::Item>, D::Error> {
+    pub(crate) fn read(&mut self, bytes: &[u8]) -> Result<Vec<D::Item>, D::Error> {
         let mut items = Vec::new();
+        self.read_into(bytes, &mut items)?;
+        Ok(items)
+    }
+
+    /// The same, with what came out before an error.
+    pub(crate) fn read_into(&mut self, mut bytes: &[u8], items: &mut Vec<D::Item>) -> Result<(), D::Error> {
         while !bytes.is_empty() {
             self.account(|reader| reader.buffer.reserve(1));
             let room = self.buffer.capacity() - self.buffer.len();
             let (now, later) = bytes.split_at(room.min(bytes.len()));
             self.buffer.put_slice(now);
             bytes = later;
-            items.extend(self.decode()?);
+            self.decode_into(items)?;
         }
-        Ok(items)
+        Ok(())
     }
 
     /// Calls the decoder until it has nothing more to yield.
     pub(crate) fn decode(&mut self) -> Result<Vec<D::Item>, D::Error> {
         let mut items = Vec::new();
+        self.decode_into(&mut items)?;
+        Ok(items)
+    }
+
+    fn decode_into(&mut self, items: &mut Vec<D::Item>) -> Result<(), D::Error> {
         while let Some(item) = self.account(|reader| reader.decoder.decode(&mut reader.buffer))? {
             items.push(item);
         }
-        Ok(items)
+        Ok(())
     }
 
     fn account<R>(&mut self, step: impl FnOnce(&mut Self) -> R) -> R {
