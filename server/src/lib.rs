@@ -9,6 +9,8 @@ pub mod chat;
 pub mod config;
 pub mod exposure;
 pub mod front;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod limit;
 pub mod log;
 pub mod server;

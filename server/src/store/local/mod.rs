@@ -17,6 +17,8 @@ mod commit;
 mod directory;
 mod engine;
 mod folder;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod ledger;
 mod load;
 mod queue;

@@ -78,7 +78,7 @@ impl Outcomes {
     }
 
     /// How many outcomes are remembered.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(super) const fn remembered(&self) -> usize {
         self.remembered
     }

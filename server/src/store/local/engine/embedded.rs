@@ -12,6 +12,11 @@
 //!   nothing is committed while they lag behind; see [`FjallEngine::catch_up`].
 
 mod filter;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(in crate::store::local) mod fuzzing {
+    pub(in crate::store::local) use super::inventory::check_any as check_inventory;
+    pub(in crate::store::local) use super::journal::check_any as check_journal;
+}
 mod inventory;
 mod journal;
 mod rebuild;

@@ -1,5 +1,8 @@
 //! An engine for tests, around another: it holds commits back, or fails them.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![cfg_attr(not(test), expect(dead_code, reason = "the fuzz targets need a part of it"))]
+
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex};
 

@@ -4,7 +4,7 @@
 //! back the space of the others.
 
 mod embedded;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(super) mod faulty;
 mod live;
 mod memory;
@@ -14,7 +14,10 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 pub(super) use embedded::EmbeddedOpener;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) use embedded::fuzzing::{check_inventory, check_journal};
 pub use embedded::{ENGINE_LOG, OPEN_FILES_MAX};
+
 pub(super) use live::{Fate, Live};
 pub(super) use memory::MemoryOpener;
 

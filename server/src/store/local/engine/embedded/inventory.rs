@@ -209,3 +209,37 @@ fn list_of_parts(table: &[u8]) -> Option<&[u8]> {
     let list = rest.get(usize::try_from(u64::from_le_bytes(*begin)).ok()?..)?;
     (xxh3_128(list) == u128::from_le_bytes(*checksum)).then_some(list)
 }
+
+/// What holds of any bytes in the place of the engine's own: they are refused, or
+/// name no more than they have room for.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(in crate::store::local) fn check_any(bytes: &[u8]) {
+    if let Some((version, checksum)) = parse_current(bytes) {
+        assert_eq!(bytes, [&version.to_le_bytes()[..], &checksum.to_le_bytes(), &[0]].concat());
+    }
+    if let Some(tables) = parse_manifest(&manifest_of(bytes)) {
+        assert!(tables.len() * TABLE_FILE_BYTES < bytes.len());
+    }
+    assert!(list_of_parts(bytes).is_none_or(|list| list.len() <= bytes.len()));
+    let begin = bytes.first().map_or(0, |begin| u64::from(*begin));
+    let list = bytes.get(begin as usize..);
+    let checksum = xxh3_128(list.unwrap_or_default()).to_le_bytes();
+    let table = [bytes, &[0; 6], &checksum, &begin.to_le_bytes(), &[0; 8]].concat();
+    assert_eq!(list_of_parts(&table), list);
+}
+
+/// What a manifest says of each table, in bytes.
+#[cfg(any(test, feature = "fuzzing"))]
+const TABLE_FILE_BYTES: usize = 8 + 1 + 16 + 8;
+
+/// A manifest whose section `tables` is this.
+#[cfg(any(test, feature = "fuzzing"))]
+#[expect(clippy::expect_used, reason = "memory takes what is written to it")]
+fn manifest_of(tables: &[u8]) -> Vec<u8> {
+    use std::io::Write as _;
+
+    let mut archive = sfa::Writer::from_writer(Cursor::new(Vec::new()));
+    archive.start("tables").expect("it is memory");
+    archive.write_all(tables).expect("it is memory");
+    archive.into_inner().expect("it is memory").into_inner()
+}

@@ -201,33 +201,70 @@ fn split_item(bytes: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     Some((key, value, rest))
 }
 
+/// A batch as the engine writes it.
+#[cfg(any(test, feature = "fuzzing"))]
+fn batch_of(number: u64, items: &[(&[u8], &[u8])]) -> Vec<u8> {
+    let mut encoded = Vec::new();
+    for (key, value) in items {
+        encoded.extend([ITEM, 0, 0]);
+        encoded.extend(1_u64.to_le_bytes());
+        encoded.extend((key.len() as u16).to_le_bytes());
+        encoded.extend((value.len() as u32).to_le_bytes());
+        encoded.extend((value.len() as u32).to_le_bytes());
+        encoded.extend([*key, *value].concat());
+    }
+    let start = [&[START][..], &(items.len() as u32).to_le_bytes(), &number.to_le_bytes()].concat();
+    let end = [&[END][..], &xxh3_64(&encoded).to_le_bytes(), TRAILER].concat();
+    [start, encoded, end].concat()
+}
+
+/// What holds of any journal: it is sound up to somewhere, and up to there it is
+/// sound. The bytes say of what it consists: whole batches, pieces of them, and
+/// anything else.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(in crate::store::local) fn check_any(data: &[u8]) {
+    let (mut journal, mut rest, mut number) = (Vec::new(), data, 0_u64);
+    // Up to here it is as the engine writes it.
+    let mut written = Some(0);
+    while let Some(([what, by, length], after)) = rest.split_first_chunk::<3>() {
+        let (part, after) = after.split_at(after.len().min(usize::from(*length)));
+        rest = after;
+        if what % 4 != 0 {
+            let least = number + 1;
+            number = least + u64::from(*by);
+            let (key, value) = part.split_at(part.len() / 3);
+            let least = record::encode_number(NUMBER_KEY, least);
+            let mut batch = batch_of(number, &[(key, value), (NUMBER_KEY, &least), (value, key)]);
+            let is_whole = what % 4 != 1;
+            batch.truncate(if is_whole { batch.len() } else { usize::from(*by) });
+            journal.extend(batch);
+            let is_sound = is_whole && key != NUMBER_KEY && value != NUMBER_KEY;
+            written = written.filter(|_| is_sound).map(|_| journal.len());
+        } else {
+            journal.extend(part);
+            written = None;
+        }
+    }
+    let sound = sound_length(&journal);
+    assert!(written.is_none_or(|written| written == sound), "{written:?} was written, {sound} is sound");
+    assert!(sound <= journal.len());
+    let (whole, _) = journal.split_at(sound);
+    assert_eq!(sound_length(whole), sound);
+    assert!(!is_torn(whole, sound) && is_torn(&[&journal[..], &[1]].concat(), sound));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn batch(items: &[(&[u8], &[u8])]) -> Vec<u8> {
-        numbered(7, items)
-    }
-
-    fn numbered(number: u64, items: &[(&[u8], &[u8])]) -> Vec<u8> {
-        let mut encoded = Vec::new();
-        for (key, value) in items {
-            encoded.extend([ITEM, 0, 0]);
-            encoded.extend(1_u64.to_le_bytes());
-            encoded.extend((key.len() as u16).to_le_bytes());
-            encoded.extend((value.len() as u32).to_le_bytes());
-            encoded.extend((value.len() as u32).to_le_bytes());
-            encoded.extend([*key, *value].concat());
-        }
-        let start = [&[START][..], &(items.len() as u32).to_le_bytes(), &number.to_le_bytes()].concat();
-        let end = [&[END][..], &xxh3_64(&encoded).to_le_bytes(), TRAILER].concat();
-        [start, encoded, end].concat()
+        batch_of(7, items)
     }
 
     #[test]
     fn a_journal_is_sound_up_to_its_last_whole_batch() {
         let first = batch(&[(b"k", b"value"), (b"", b"")]);
-        let second = numbered(8, &[(b"key", &[0; 5000])]);
+        let second = batch_of(8, &[(b"key", &[0; 5000])]);
         let journal = [&first[..], &second, &[0; 100]].concat();
         assert_eq!(sound_length(&journal), first.len() + second.len());
         for length in 0..second.len() {
@@ -248,7 +285,7 @@ mod tests {
             .iter()
             .zip(least)
             .map(|(number, least)| {
-                numbered(*number, &[(NUMBER_KEY, &record::encode_number(NUMBER_KEY, least))])
+                batch_of(*number, &[(NUMBER_KEY, &record::encode_number(NUMBER_KEY, least))])
             })
             .collect();
         let journal = batches.concat();

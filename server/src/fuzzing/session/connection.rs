@@ -1,0 +1,200 @@
+//! One connection: the server's end of it, and what its client knows.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytestring::ByteString;
+use hark_protocol::limits::WINDOW_MESSAGES_MAX;
+use hark_protocol::{ByeReason, Failure, Reply, Request, RequestId, Sequence, UserName};
+use tokio::time::Instant;
+
+use super::model::{Model, USERS};
+use crate::chat::{Chat, Control, Output, Peer};
+use crate::store::{Message, Outcome};
+
+/// Ids of what is no send begin here.
+const OTHER_IDS: u32 = 1 << 31;
+
+/// A reader that has so much of its window is not owed more.
+const WINDOW_LOW: usize = WINDOW_MESSAGES_MAX * 3 / 4;
+
+#[derive(Debug, Default)]
+pub(super) struct Connection {
+    /// `None` once it is closed.
+    pub(super) peer: Option<Peer>,
+    /// Whose session it sends in.
+    pub(super) client: Option<usize>,
+    pub(super) stream: usize,
+    pub(super) user: Option<usize>,
+    /// What a `login` or a `connect` under way will make it, and whether it will
+    /// receive.
+    pub(super) entering: Option<(usize, bool)>,
+    pub(super) receiving: Option<Reading>,
+    /// For whom the latest `connect` was.
+    pub(super) reader: Option<usize>,
+    /// What was pushed since then: the number, and how far it is in its inbox.
+    pub(super) pushed: Vec<(Sequence, usize)>,
+    /// How many of these are acknowledged here.
+    pub(super) acked: usize,
+    byes: Vec<ByeReason>,
+    pub(super) byes_expected: Vec<ByeReason>,
+    /// Of its sends, where they are in no session.
+    pub(super) last_id: u32,
+    last_other_id: u32,
+    sends: BTreeMap<RequestId, usize>,
+    unanswered: usize,
+    asked: Option<RequestId>,
+    pub(super) replies: Vec<Reply>,
+    /// A send of its session was answered `unavailable`.
+    is_fenced: bool,
+    /// Wrong passwords that were tried here.
+    pub(super) wrong: [usize; USERS.len()],
+}
+
+/// The reading of an inbox.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Reading {
+    inbox: usize,
+    /// How many messages of it are pushed, or were acknowledged before.
+    next: usize,
+}
+
+impl Connection {
+    pub(super) fn open(chat: Arc<Chat>, number: u32, client: Option<usize>, stream: usize) -> Self {
+        let address = IpAddr::V4(Ipv4Addr::from_bits(Ipv4Addr::new(100, 64, 0, 0).to_bits() + number));
+        let peer = Peer::new(chat, address, Arc::<Control>::default());
+        Self { peer: Some(peer), client, stream, ..Self::default() }
+    }
+
+    pub(super) fn is_lost(&self) -> bool {
+        self.peer.is_none()
+    }
+
+    pub(super) fn is_ready(&self) -> bool {
+        self.peer.as_ref().is_some_and(Peer::is_ready)
+    }
+
+    pub(super) fn is_answered(&self) -> bool {
+        self.asked.is_none()
+    }
+
+    pub(super) fn has_its_byes(&self) -> bool {
+        self.byes == self.byes_expected
+    }
+
+    /// For whom it receives.
+    pub(super) fn reads(&self) -> Option<usize> {
+        self.receiving.map(|reading| reading.inbox)
+    }
+
+    /// Nothing more comes by itself.
+    pub(super) fn is_settled(&self, model: &Model) -> bool {
+        let is_answered = self.unanswered == 0 && self.asked.is_none();
+        let is_read = self.receiving.is_none_or(|Reading { inbox, next }| {
+            next == model.inboxes[inbox].stored.len() || self.pushed.len() - self.acked > WINDOW_LOW
+        });
+        self.is_lost() || (is_answered && (model.is_uncertain || (is_read && self.has_its_byes())))
+    }
+
+    pub(super) fn ask(&mut self, request: Request) {
+        let Some(peer) = &mut self.peer else { return };
+        self.last_other_id += 1;
+        self.asked = RequestId::new(OTHER_IDS + self.last_other_id);
+        self.replies.clear();
+        peer.handle(self.asked, Ok(request));
+    }
+
+    /// The last reply to what was asked, unless the server could not say.
+    pub(super) fn take_reply(&mut self) -> Option<Reply> {
+        let is_known = self.asked.take().is_none();
+        let reply = self.replies.pop().filter(|_| is_known)?;
+        match reply {
+            Reply::Error { failure: Failure::Unavailable, .. } => None,
+            reply => Some(reply),
+        }
+    }
+
+    pub(super) fn send(&mut self, id: RequestId, place: usize, user: UserName, text: ByteString) {
+        let peer = self.peer.as_mut().expect("it is ready");
+        self.sends.insert(id, place);
+        self.unanswered += 1;
+        peer.handle(Some(id), Ok(Request::Send { user, text }));
+    }
+
+    /// Ready when something has happened.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>, now: Instant, model: &mut Model) -> Poll<()> {
+        let Some(peer) = &mut self.peer else { return Poll::Pending };
+        if peer.poll_cut(cx).is_ready() {
+            self.peer = None;
+            return Poll::Ready(());
+        }
+        peer.poll(cx, now).map(|output| match output {
+            Output::Reply(Some(id), reply) if self.asked == Some(id) => self.handle_reply(reply, model),
+            Output::Reply(Some(id), reply) => self.handle_answer(id, reply, model),
+            Output::Reply(None, reply) => panic!("{reply:?} was not asked for"),
+            Output::Push(message) => self.handle_push(&message, model),
+            Output::Bye(reason) => self.handle_bye(reason, model),
+            Output::Close => self.peer = None,
+        })
+    }
+
+    fn handle_reply(&mut self, reply: Reply, model: &Model) {
+        if !matches!(reply, Reply::List(_)) {
+            self.asked = None;
+        }
+        if let (Reply::Ok(_), Some((inbox, receives))) = (&reply, self.entering.take()) {
+            if receives {
+                self.receiving = Some(Reading { inbox, next: model.inboxes[inbox].acked });
+                (self.reader, self.acked) = (Some(inbox), 0);
+                self.pushed.clear();
+            } else if self.user != Some(inbox) {
+                self.receiving = None;
+            }
+            self.user = Some(inbox);
+        }
+        self.replies.push(reply);
+    }
+
+    /// The answer to a send.
+    fn handle_answer(&mut self, id: RequestId, reply: Reply, model: &mut Model) {
+        let place = self.sends.get(&id).copied().expect("it was sent here");
+        self.unanswered -= 1;
+        let outcome = match reply {
+            Reply::Ok(_) => Outcome::Stored,
+            Reply::NotOk(refusal) => Outcome::Refused(refusal.code),
+            Reply::Error { failure: Failure::Unavailable, .. } => {
+                assert!(model.is_uncertain, "nothing has failed");
+                self.is_fenced = self.client.is_some();
+                return;
+            }
+            other => panic!("{other:?} answers a send"),
+        };
+        assert!(!self.is_fenced, "a send was decided after one that was not");
+        model.answered(place, outcome);
+    }
+
+    fn handle_push(&mut self, message: &Message, model: &mut Model) {
+        let reading = self.receiving.as_mut().expect("it receives");
+        let place = model.pushed(reading.inbox, message);
+        let sequence = message.position.sequence;
+        assert!(self.pushed.last().is_none_or(|(last, _)| *last < sequence), "out of order");
+        if model.is_certain() {
+            let next = model.inboxes[reading.inbox].stored.get(reading.next);
+            assert_eq!(next, Some(&place), "something was left out, or came again");
+        }
+        reading.next += 1;
+        self.pushed.push((sequence, reading.next));
+        assert!(self.pushed.len() - self.acked <= WINDOW_MESSAGES_MAX, "more than a window");
+    }
+
+    fn handle_bye(&mut self, reason: ByeReason, model: &Model) {
+        let reading = self.receiving.take();
+        assert!(reading.is_some() || model.is_uncertain, "a bye to who does not receive");
+        if reason == ByeReason::Deleted {
+            self.user = None;
+        }
+        self.byes.push(reason);
+    }
+}

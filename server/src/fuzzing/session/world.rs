@@ -1,0 +1,580 @@
+//! The clients, and the server that they talk to: what each operation asks, and
+//! what has to come of it.
+
+use std::sync::{Arc, OnceLock};
+use std::task::Poll;
+use std::time::Duration;
+
+use hark_protocol::limits::{OUTCOMES_REMEMBERED, WINDOW_MESSAGES_MAX, text_bytes_max};
+use hark_protocol::{ByeReason, Code, OkFields, Password, Reply, Request, RequestId, Sequence, UserName};
+use tokio::runtime::Runtime;
+use tokio::time::Instant;
+
+use super::connection::Connection;
+use super::model::{
+    ACCOUNTS_MAX, CONNECTIONS, Inbox, Model, QUEUED_BYTES_MAX, QUEUED_MESSAGES_MAX, TEXT_BYTES_MAX, USERS,
+};
+use super::{Kind, Op};
+use crate::chat::{Chat, Rules};
+use crate::store::local::fuzzing::{Home, weak_hash};
+use crate::store::local::{LocalConfig, LocalStore};
+use crate::store::{Created, Store};
+
+/// Clients that keep a session over their connections.
+const SESSIONS: usize = 2;
+
+/// The passwords that there are.
+const PASSWORDS: [&str; 2] = ["right", "wrong"];
+
+/// Passwords that are hashed as a server hashes them, in one run: each takes many
+/// milliseconds.
+const HASHES_MAX: usize = 3;
+
+/// Wrong passwords for one account from one address, until it has to wait.
+const WRONG_MAX: usize = 5;
+
+/// Wrong passwords in one run: of more, each would have to wait.
+const WRONG_RUN_MAX: usize = 50;
+
+/// What takes longer in all is stuck.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// After so long without a change, the connections' time goes on.
+const TICK: Duration = Duration::from_millis(2);
+
+/// By so much: whoever waits for a second try tries again.
+const TICK_AHEAD: Duration = Duration::from_secs(1);
+
+/// What a text takes less than the largest frame, in bytes.
+const FRAME_BYTES_MORE: usize = 256;
+
+/// Runs on a runtime that is made once.
+pub(super) fn block_on(run: impl Future<Output = ()>) {
+    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+    let runtime = RUNTIME.get_or_init(|| {
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build().unwrap()
+    });
+    runtime.block_on(run);
+}
+
+pub(super) struct World {
+    home: Home,
+    /// `None` between two starts.
+    server: Option<Server>,
+    pub(super) model: Model,
+    pub(super) connections: [Connection; CONNECTIONS],
+    clients: [Client; SESSIONS],
+    /// Connections that there were.
+    opened: u32,
+    hashes: usize,
+    wrong: usize,
+    /// How much later it is for the connections than it is.
+    ahead: Duration,
+}
+
+struct Server {
+    store: Arc<LocalStore>,
+    chat: Arc<Chat>,
+}
+
+/// Who keeps a session.
+#[derive(Default)]
+struct Client {
+    last_id: u32,
+    /// Every send with its id, answered or not.
+    sends: Vec<(RequestId, usize)>,
+}
+
+impl Server {
+    fn start(home: &Home) -> Self {
+        let config = LocalConfig {
+            accounts_max: ACCOUNTS_MAX,
+            queued_messages_max: QUEUED_MESSAGES_MAX as u64,
+            queued_bytes_max: QUEUED_BYTES_MAX as u64,
+            ..LocalConfig::DEFAULT
+        };
+        let rules = Rules {
+            frame_bytes_max: TEXT_BYTES_MAX + FRAME_BYTES_MORE,
+            list_names_max: 100,
+            require_password: false,
+            open_registration: true,
+        };
+        assert_eq!(text_bytes_max(rules.frame_bytes_max), TEXT_BYTES_MAX);
+        let store = Arc::new(home.open(config));
+        let chat = Arc::new(Chat::new(Arc::clone(&store) as Arc<dyn Store>, rules));
+        Self { store, chat }
+    }
+}
+
+fn name(user: usize) -> UserName {
+    USERS[user].parse().unwrap()
+}
+
+/// Operations.
+impl World {
+    pub(super) fn new() -> Self {
+        let home = Home::default();
+        let mut world = Self {
+            server: Some(Server::start(&home)),
+            home,
+            model: Model::default(),
+            connections: Default::default(),
+            clients: Default::default(),
+            opened: 0,
+            hashes: 0,
+            wrong: 0,
+            ahead: Duration::ZERO,
+        };
+        (0..CONNECTIONS).for_each(|c| world.open(c, None));
+        world
+    }
+
+    pub(super) async fn step(&mut self, Op { kind, connection: c, user, amount }: Op) {
+        self.until_ready(c).await;
+        match kind {
+            Kind::Create => self.create(c, user).await,
+            Kind::CreateWithPassword => self.create_protected(user).await,
+            Kind::Login => self.enter(c, user, amount, false).await,
+            Kind::Receive => self.enter(c, user, amount, true).await,
+            Kind::Disconnect => self.disconnect(c).await,
+            Kind::Delete => self.delete(c, user, amount).await,
+            Kind::Password => self.set_password(c, user, amount).await,
+            Kind::List => self.list(c, amount).await,
+            Kind::Ping => self.ping(c).await,
+            Kind::Send => self.send(c, user, amount * 7).await,
+            Kind::Burst => self.burst(c, user, amount).await,
+            Kind::Again => self.again(c, amount).await,
+            Kind::Ack => self.acknowledge(c, amount).await,
+            Kind::AckNothing => self.tell(c, Request::Ack { sequence: Sequence(u64::MAX) }),
+            Kind::Break => self.hello(c, self.connections[c].client).await,
+            Kind::Hello => self.hello(c, Some(user % SESSIONS)).await,
+            Kind::Fail => {
+                self.model.is_uncertain = true;
+                self.home.fail_next(amount % 2 == 0);
+            }
+            Kind::Restart => self.restart(amount % 2 == 0).await,
+            Kind::Settle => self.settle().await,
+        }
+    }
+
+    /// The clients repeat what they have not heard about, everybody reads to
+    /// the end, and what came of it is compared.
+    pub(super) async fn finish(mut self) {
+        for client in 0..SESSIONS {
+            self.hello(client, Some(client)).await;
+        }
+        self.settle().await;
+        (0..CONNECTIONS).for_each(|c| self.open(c, None));
+        for user in 0..USERS.len() {
+            if self.model.account(user).is_some() {
+                self.read_to_the_end(user).await;
+            }
+        }
+        self.model.check_promise();
+    }
+
+    async fn create(&mut self, c: usize, user: usize) {
+        let expected = self.model.may_create(user);
+        let request = Request::Create { user: name(user), password: None };
+        if let Some(reply) = self.ask(c, request).await {
+            check(&reply, &expected);
+        }
+        self.look_up(user, &expected, None).await;
+    }
+
+    /// Behind the chat's back, with a hash that is verified in no time.
+    async fn create_protected(&mut self, user: usize) {
+        self.settle().await;
+        let expected = self.model.may_create(user);
+        match self.server().store.create(&name(user), Some(weak_hash(PASSWORDS[0]))).await {
+            Ok(Created::Created) => assert_eq!(expected, Ok(OkFields::none())),
+            Ok(Created::Exists) => assert_eq!(expected, Err(Code::Exists)),
+            Ok(Created::TooMany) => assert_eq!(expected, Err(Code::TooMany)),
+            Err(unavailable) => assert!(self.model.is_uncertain, "{unavailable}"),
+        }
+        self.look_up(user, &expected, Some(PASSWORDS[0])).await;
+    }
+
+    /// `login`, or `connect`.
+    async fn enter(&mut self, c: usize, user: usize, amount: usize, receives: bool) {
+        let inbox = self.model.account(user);
+        let Some((password, proven)) = self.prove(c, inbox, amount) else { return };
+        let expected = match (inbox, proven) {
+            (None, _) => Err(Code::NoSuchUser),
+            (Some(_), Err(code)) => Err(code),
+            (Some(inbox), Ok(())) if receives => Ok(OkFields::queued(self.model.unread(inbox).len() as u64)),
+            (Some(_), Ok(())) => Ok(OkFields::none()),
+        };
+        let request = if receives {
+            Request::Connect { user: name(user), password }
+        } else {
+            Request::Login { user: name(user), password }
+        };
+        // What it finds is what all that went before has left.
+        self.settle().await;
+        let former = self.readers_of(inbox.filter(|_| receives && expected.is_ok()));
+        self.connections[c].entering = inbox.map(|inbox| (inbox, receives));
+        let reply = self.ask(c, request).await;
+        self.connections[c].entering = None;
+        match reply {
+            Some(Reply::Ok(fields)) if self.model.is_uncertain && receives => {
+                assert!(expected.is_ok() && fields.as_queued().is_some(), "{fields:?}");
+            }
+            Some(reply) => check(&reply, &expected),
+            None => return,
+        }
+        self.owe(former.into_iter().filter(|former| *former != c), ByeReason::TakenOver).await;
+    }
+
+    async fn disconnect(&mut self, c: usize) {
+        if let Some(reply) = self.ask(c, Request::Disconnect).await {
+            check(&reply, &Ok(OkFields::none()));
+            self.connections[c].user = None;
+            self.connections[c].receiving = None;
+        }
+    }
+
+    async fn delete(&mut self, c: usize, user: usize, amount: usize) {
+        self.settle().await;
+        let inbox = self.model.account(user);
+        let is_me = inbox.is_some() && self.connections[c].user == inbox;
+        let Some((password, proven)) = self.prove(c, inbox.filter(|_| !is_me), amount) else { return };
+        let expected = proven.map(|()| OkFields::deleted(inbox.is_some()));
+        let former = self.readers_of(inbox.filter(|_| expected.is_ok()));
+        let reply = self.ask(c, Request::Delete { user: name(user), password }).await;
+        self.look_up(user, &expected, None).await;
+        if let Some(reply) = reply {
+            check(&reply, &expected);
+            self.owe(former, ByeReason::Deleted).await;
+        }
+    }
+
+    async fn set_password(&mut self, c: usize, user: usize, amount: usize) {
+        let inbox = self.model.account(user);
+        let new = PASSWORDS[amount / 3 % PASSWORDS.len()];
+        if inbox.is_some() && !self.may_hash() {
+            return;
+        }
+        let Some((old, proven)) = self.prove(c, inbox, amount) else { return };
+        let expected = match inbox {
+            None => Err(Code::NoSuchUser),
+            Some(_) => proven.map(|()| OkFields::none()),
+        };
+        let request = Request::Password { user: name(user), old, new: new.parse().unwrap() };
+        if let Some(reply) = self.ask(c, request).await {
+            check(&reply, &expected);
+        }
+        self.look_up(user, &expected, Some(new)).await;
+    }
+
+    async fn list(&mut self, c: usize, amount: usize) {
+        let pattern = ["", "a|b", "^[^c]$", "["][amount % 4];
+        let wanted: fn(&&str) -> bool = match pattern {
+            "" => |_| true,
+            "a|b" => |name| ["a", "b"].contains(name),
+            _ => |name| *name != "c",
+        };
+        let names: Vec<_> = self.model.names().into_iter().filter(wanted).collect();
+        let request = Request::List { pattern: (!pattern.is_empty()).then(|| pattern.into()) };
+        let Some(reply) = self.ask(c, request).await else { return };
+        let listed: Vec<_> = std::mem::take(&mut self.connections[c].replies)
+            .into_iter()
+            .flat_map(|reply| if let Reply::List(names) = reply { names } else { Vec::new() })
+            .collect();
+        if pattern == "[" {
+            return check(&reply, &Err(Code::BadPattern));
+        }
+        check(&reply, &Ok(OkFields::listed(names.len(), false)));
+        assert_eq!(listed.iter().map(UserName::as_str).collect::<Vec<_>>(), names);
+    }
+
+    async fn ping(&mut self, c: usize) {
+        if let Some(reply) = self.ask(c, Request::Ping).await {
+            check(&reply, &Ok(OkFields::none()));
+        }
+    }
+
+    async fn burst(&mut self, c: usize, user: usize, count: usize) {
+        for _ in 0..4 * count.min(16) {
+            self.send(c, user, 1).await;
+        }
+    }
+
+    async fn send(&mut self, c: usize, user: usize, bytes: usize) {
+        self.until_ready(c).await;
+        let Connection { client, stream, user: sender, .. } = self.connections[c];
+        let last_id = match client {
+            Some(client) => &mut self.clients[client].last_id,
+            None => &mut self.connections[c].last_id,
+        };
+        // Gaps are allowed.
+        *last_id += 1 + (bytes % 2) as u32;
+        let id = RequestId::new(*last_id).unwrap();
+        let place = self.model.send(user, bytes, sender, stream);
+        if let Some(client) = client {
+            self.clients[client].sends.push((id, place));
+        }
+        self.say(c, id, place);
+    }
+
+    /// Once more what a session has sent, answered or not.
+    async fn again(&mut self, c: usize, back: usize) {
+        let Some(client) = self.connections[c].client else { return };
+        let sends = &self.clients[client].sends;
+        // What is older need not be remembered.
+        let recent = sends.len().saturating_sub(OUTCOMES_REMEMBERED);
+        let nth = sends.len().saturating_sub(1 + back).max(recent);
+        let Some((id, place)) = sends.get(nth).copied() else { return };
+        self.until_ready(c).await;
+        self.model.repeated(place);
+        self.say(c, id, place);
+    }
+
+    async fn acknowledge(&mut self, c: usize, back: usize) {
+        self.settle().await;
+        let connection = &mut self.connections[c];
+        let Some(nth) = connection.pushed.len().checked_sub(1 + back) else { return };
+        let (sequence, position) = connection.pushed[nth];
+        connection.acked = connection.acked.max(nth + 1);
+        if let Some(reader) = connection.reader {
+            let acked = &mut self.model.inboxes[reader].acked;
+            *acked = position.max(*acked);
+        }
+        self.tell(c, Request::Ack { sequence });
+    }
+
+    /// The link breaks, if there was one, and a client comes by a new one: it
+    /// says its session, and repeats what was not answered.
+    async fn come_back(&mut self, c: usize, client: Option<usize>) {
+        let Some(client) = client else { return self.open(c, None) };
+        loop {
+            self.open(c, Some(client));
+            let session = format!("session-{client}").parse().unwrap();
+            let Some(reply) = self.ask(c, Request::Hello { version: 1, session }).await else {
+                tokio::time::sleep(TICK).await;
+                continue;
+            };
+            return check(&reply, &Ok(OkFields::hello(1, TEXT_BYTES_MAX + FRAME_BYTES_MORE)));
+        }
+    }
+
+    /// As [`Self::come_back`], where somebody else may have had the session.
+    async fn hello(&mut self, c: usize, client: Option<usize>) {
+        self.come_back(c, client).await;
+        for other in (0..CONNECTIONS).filter(|other| *other != c) {
+            if client.is_some() && self.connections[other].client == client {
+                assert!(self.connections[other].is_lost(), "two connections have one session");
+                self.open(other, None);
+            }
+        }
+        let Some(client) = client else { return };
+        for (id, place) in self.clients[client].sends.clone() {
+            if self.model.sends[place].answered.is_none() {
+                self.until(|world| world.connections[c].is_ready() || world.connections[c].is_lost()).await;
+                if self.connections[c].is_lost() {
+                    return;
+                }
+                self.model.repeated(place);
+                self.say(c, id, place);
+            }
+        }
+    }
+
+    async fn restart(&mut self, is_closed: bool) {
+        if !is_closed {
+            self.settle().await;
+            // An acknowledgement that nothing has followed may be lost.
+            self.model.is_uncertain = true;
+        }
+        let clients: Vec<_> = self.connections.iter().map(|connection| connection.client).collect();
+        self.connections = Default::default();
+        let Server { store, chat } = self.server.take().expect("it is there between two starts");
+        if is_closed && store.close().await.is_err() {
+            assert!(self.model.is_uncertain, "a store that works can be closed");
+        }
+        drop(chat);
+        drop(Arc::into_inner(store).expect("nobody has it any more"));
+        self.server = Some(Server::start(&self.home));
+        for (c, client) in clients.into_iter().enumerate() {
+            self.hello(c, client).await;
+        }
+    }
+
+    async fn read_to_the_end(&mut self, user: usize) {
+        let inbox = self.model.account(user).expect("it is there");
+        loop {
+            self.open(0, None);
+            let password = self.model.inboxes[inbox].password.map(|password| password.parse().unwrap());
+            self.connections[0].entering = Some((inbox, true));
+            let Some(reply) = self.ask(0, Request::Connect { user: name(user), password }).await else {
+                tokio::time::sleep(TICK).await;
+                continue;
+            };
+            let Reply::Ok(fields) = &reply else { panic!("{reply:?}") };
+            let queued = usize::try_from(fields.as_queued().unwrap()).unwrap();
+            if queued == 0 {
+                return;
+            }
+            self.until(|world| world.connections[0].pushed.len() >= queued.min(WINDOW_MESSAGES_MAX)).await;
+            self.acknowledge(0, 0).await;
+        }
+    }
+}
+
+/// Asking and waiting.
+impl World {
+    fn server(&self) -> &Server {
+        self.server.as_ref().expect("it is there between two starts")
+    }
+
+    /// A new connection, from an address of its own.
+    fn open(&mut self, c: usize, client: Option<usize>) {
+        self.opened += 1;
+        let stream = client.unwrap_or(SESSIONS + self.opened as usize);
+        let chat = Arc::clone(&self.server().chat);
+        self.connections[c] = Connection::open(chat, self.opened, client, stream);
+    }
+
+    /// Asks, and waits for the answer. `None` where it is not known.
+    async fn ask(&mut self, c: usize, request: Request) -> Option<Reply> {
+        self.until(|world| world.connections[c].is_ready() || world.connections[c].is_lost()).await;
+        self.connections[c].ask(request);
+        self.until(|world| world.connections[c].is_answered() || world.connections[c].is_lost()).await;
+        let reply = self.connections[c].take_reply();
+        assert!(reply.is_some() || self.model.is_uncertain, "there is no answer");
+        reply
+    }
+
+    fn tell(&mut self, c: usize, request: Request) {
+        if let Some(peer) = &mut self.connections[c].peer {
+            peer.handle(None, Ok(request));
+        }
+    }
+
+    /// Asks for a send, for the first time or once more, and waits for nothing.
+    fn say(&mut self, c: usize, id: RequestId, place: usize) {
+        let sent = &self.model.sends[place];
+        self.connections[c].send(id, place, name(sent.user), sent.text.clone());
+    }
+
+    /// The connection can be asked; a client whose link is gone comes back.
+    async fn until_ready(&mut self, c: usize) {
+        loop {
+            self.until(|world| world.connections[c].is_ready() || world.connections[c].is_lost()).await;
+            if self.connections[c].is_ready() {
+                return;
+            }
+            assert!(self.model.is_uncertain, "a connection was closed for no reason");
+            self.hello(c, self.connections[c].client).await;
+        }
+    }
+
+    /// Until all is answered, and all that is stored is read as far as it can be.
+    async fn settle(&mut self) {
+        loop {
+            self.until(|world| {
+                world.connections.iter().all(|connection| connection.is_settled(&world.model))
+            })
+            .await;
+            let Some(lost) = self.connections.iter().position(Connection::is_lost) else { return };
+            self.until_ready(lost).await;
+        }
+    }
+
+    /// Lets things happen until it is so.
+    async fn until(&mut self, is_so: impl Fn(&Self) -> bool) {
+        let started = Instant::now();
+        while !is_so(self) {
+            let now = Instant::now() + self.ahead;
+            let (connections, model) = (&mut self.connections, &mut self.model);
+            let happened = std::future::poll_fn(|cx| {
+                let mut polls = connections.iter_mut().map(|connection| connection.poll(cx, now, model));
+                if polls.any(|poll| poll.is_ready()) { Poll::Ready(()) } else { Poll::Pending }
+            });
+            if tokio::time::timeout(TICK, happened).await.is_err() {
+                assert!(started.elapsed() < PATIENCE, "it is stuck: {:?}", self.connections);
+                self.ahead += TICK_AHEAD;
+            }
+        }
+    }
+
+    /// What the store has of a name, and that it is what was expected; after a
+    /// failure it may be what was there before, or what was asked for. `new` is
+    /// the password from then on, where it was changed.
+    async fn look_up(&mut self, user: usize, expected: &Result<OkFields, Code>, new: Option<&'static str>) {
+        let probe = "probe".parse().unwrap();
+        while self.server().store.open_session(&probe).await != Ok(true) {
+            assert!(self.model.is_uncertain, "the store is unavailable");
+            tokio::time::sleep(TICK).await;
+        }
+        self.server().store.close_session(&probe);
+        let entry = self.server().store.account(&name(user)).await.expect("it is available");
+        let has_changed = self.model.found(user, entry, new);
+        let must_change = expected.is_ok() && *expected != Ok(OkFields::deleted(false));
+        assert!(has_changed == must_change || (self.model.is_uncertain && !has_changed), "{expected:?}");
+    }
+
+    /// A password for an account, and what comes of it; `None` where finding out
+    /// would take too long.
+    fn prove(
+        &mut self,
+        c: usize,
+        inbox: Option<usize>,
+        amount: usize,
+    ) -> Option<(Option<Password>, Result<(), Code>)> {
+        let password = [None, Some(PASSWORDS[0]), Some(PASSWORDS[1])][amount % 3];
+        let protected = inbox.and_then(|inbox| Some((inbox, self.model.inboxes[inbox].password?)));
+        let proven = match (protected, password) {
+            (None, _) => Ok(()),
+            (Some(_), None) => Err(Code::Denied),
+            (Some((inbox, right)), Some(password)) => {
+                let Inbox { user, is_strong, .. } = self.model.inboxes[inbox];
+                let wrong = &mut self.connections[c].wrong[user];
+                if *wrong >= WRONG_MAX {
+                    Err(Code::RateLimited)
+                } else if (is_strong && self.hashes >= HASHES_MAX) || self.wrong >= WRONG_RUN_MAX {
+                    return None;
+                } else {
+                    self.hashes += usize::from(is_strong);
+                    let is_wrong = right != password;
+                    *wrong += usize::from(is_wrong);
+                    self.wrong += usize::from(is_wrong);
+                    if is_wrong { Err(Code::Denied) } else { Ok(()) }
+                }
+            }
+        };
+        Some((password.map(|password| password.parse().unwrap()), proven))
+    }
+
+    fn may_hash(&mut self) -> bool {
+        let may = self.hashes < HASHES_MAX;
+        self.hashes += usize::from(may);
+        may
+    }
+
+    /// The connections that receive for an account.
+    fn readers_of(&self, inbox: Option<usize>) -> Vec<usize> {
+        let receives = |c: &usize| inbox.is_some() && self.connections[*c].reads() == inbox;
+        (0..CONNECTIONS).filter(receives).collect()
+    }
+
+    /// They get a `bye`.
+    async fn owe(&mut self, readers: impl IntoIterator<Item = usize>, reason: ByeReason) {
+        for c in readers {
+            self.connections[c].byes_expected.push(reason);
+        }
+        if self.model.is_certain() {
+            self.until(|world| world.connections.iter().all(Connection::has_its_byes)).await;
+        }
+    }
+}
+
+#[track_caller]
+fn check(reply: &Reply, expected: &Result<OkFields, Code>) {
+    let outcome = match reply {
+        Reply::Ok(fields) => Ok(fields),
+        Reply::NotOk(refusal) => Err(refusal.code),
+        other => panic!("{other:?} answers a request"),
+    };
+    assert_eq!(outcome, expected.as_ref().map_err(|code| *code));
+}
