@@ -12,6 +12,7 @@
 //! | [`event`] | what happens without being asked |
 //! | [`taken`] | which messages a reader has taken, across restarts |
 //! | [`dial`], [`tls`] | how a connection is opened |
+//! | [`command`] | what people type, for a terminal |
 //! | [`logs`] | the log of a server, as it happens |
 //! | [`error`] | how a request can end without having been carried out |
 //! | `outbox` | what is asked and not answered; no I/O, time is an argument |
@@ -47,6 +48,7 @@
 //! repeated as somebody else than who sent it; nothing is acknowledged that
 //! the application has not taken.
 
+pub mod command;
 pub mod config;
 pub mod dial;
 mod engine;

@@ -31,6 +31,7 @@ mod terminal;
 macro_rules! over {
     ($transport:expr) => {
         mod acks;
+        mod any_line;
         mod exactly_once;
         mod identity;
         mod links;

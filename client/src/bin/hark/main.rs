@@ -3,7 +3,7 @@
 //! | module | what it owns |
 //! | --- | --- |
 //! | `args` | flags, environment variables, sub-commands |
-//! | `command` | the commands that are typed or piped |
+//! | `command` | carrying out what is typed, piped or given as arguments |
 //! | `interactive` | the chat in a terminal |
 //! | `piped`, `once`, `listen`, `logs`, `user` | the other ways of using it |
 //! | `lines` | the stable lines of output |

@@ -188,7 +188,7 @@ fn understand(line: &[u8]) -> Option<Result<Command, Refusal>> {
     }
     Some(match command::parse(line) {
         Ok(Command::Password(None)) => Err(refuse("usage: password USER".to_owned())),
-        parsed => parsed.map_err(refuse),
+        parsed => parsed.map_err(|bad| refuse(bad.to_string())),
     })
 }
 

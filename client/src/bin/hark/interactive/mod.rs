@@ -175,7 +175,7 @@ impl Chat {
                 self.run(Arc::clone(self).send(user, text), &foreground, PROMPT_SOON).await;
             }
             Ok(command) => self.start(command).await,
-            Err(wrong) => self.say(self.style.bad(&wrong)).await,
+            Err(bad) => self.say(self.style.bad(&bad.to_string())).await,
         }
         std::ops::ControlFlow::Continue(())
     }

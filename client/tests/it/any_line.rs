@@ -1,0 +1,54 @@
+//! What holds of any line that is typed. The fuzz target `command` runs this.
+
+use hark_client::command::{BadLine, COMMANDS, Command, parse};
+
+/// Takes the bytes for a line: what is understood of it is understood again when
+/// it is said plainly, and what is said about any other line is short, no order
+/// to a terminal, and repeats nothing that may be a secret.
+pub(crate) fn command(data: &[u8]) {
+    let line = String::from_utf8_lossy(data);
+    match parse(&line) {
+        Ok(command) => {
+            let plainly = plainly(&command);
+            assert_eq!(parse(&plainly), Ok(command), "{plainly:?}");
+        }
+        Err(bad) => {
+            let shown = bad.to_string();
+            assert!(!shown.contains(is_order), "{shown:?}");
+            match bad {
+                BadLine::NoSuchCommand(name) => assert!(line.trim_start().starts_with(&name)),
+                BadLine::Usage(usage) => assert!(COMMANDS.iter().any(|entry| entry.usage == usage)),
+                BadLine::User(_) => assert!(shown.len() < 80, "{shown:?}"),
+            }
+        }
+    }
+}
+
+fn plainly(command: &Command) -> String {
+    match command {
+        Command::Create(user) => format!("create {user}"),
+        Command::Login(user) => format!("login {user}"),
+        Command::Connect(user) => format!("connect {user}"),
+        Command::Disconnect => "disconnect".to_owned(),
+        Command::Password(None) => "password".to_owned(),
+        Command::Password(Some(user)) => format!("password {user}"),
+        Command::Delete(user) => format!("delete {user}"),
+        Command::List(None) => "list".to_owned(),
+        Command::List(Some(pattern)) => format!("list {pattern}"),
+        Command::Send(user, text) => format!("send {user} {text}"),
+        Command::Ping => "ping".to_owned(),
+        Command::Help => "help".to_owned(),
+        Command::Quit => "quit".to_owned(),
+    }
+}
+
+/// What a terminal may obey, or the eye.
+fn is_order(c: char) -> bool {
+    let turns = matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    c.is_control() || turns || matches!(c, '\u{200b}' | '\u{2028}' | '\u{2029}' | '\u{feff}')
+}
+
+#[test]
+fn any_line_is_understood_or_refused_in_words_that_are_safe_to_show() {
+    hark_seeds::check("command", command);
+}
