@@ -9,6 +9,7 @@
 )]
 
 mod answers;
+mod any_lines;
 mod calls;
 mod ending;
 mod harness;

@@ -142,3 +142,13 @@ fn read_blocks(bytes: &[u8]) {
     };
     assert_eq!(read(bytes.len()), read(7));
 }
+
+#[test]
+fn any_bytes_are_read_alike_in_any_pieces_and_in_bounded_memory() {
+    hark_seeds::check("native", native);
+}
+
+#[test]
+fn any_bytes_are_requests_or_refused_in_bounded_memory() {
+    hark_seeds::check("classic", classic);
+}

@@ -403,11 +403,6 @@ proptest! {
     }
 }
 
-#[test]
-fn any_bytes_are_requests_or_refused_in_bounded_memory() {
-    hark_seeds::check("classic", any_bytes::classic);
-}
-
 /// Bytes that are nearly messages, or nothing at all, and whether nothing
 /// follows them for a while.
 fn hostile_read() -> impl Strategy<Value = (Vec<u8>, bool)> {

@@ -55,11 +55,6 @@ proptest! {
     }
 }
 
-#[test]
-fn any_bytes_are_read_alike_in_any_pieces_and_in_bounded_memory() {
-    hark_seeds::check("native", any_bytes::native);
-}
-
 const COMMANDS: [&str; 17] = [
     "hello",
     "create",

@@ -1,16 +1,10 @@
-//! hark-node: a Maelstrom node that does all the tasks. This file knows which
-//! tasks there are, and the command line; a file for each family of tasks knows
-//! what they do.
+//! hark-node: a Maelstrom node that does all the tasks. This file knows the
+//! command line.
 
-mod echo;
-mod pending;
-mod proxy;
-mod streams;
+mod tasks;
 
 use std::io::Write as _;
 use std::process::ExitCode;
-
-use hark_node::Node;
 
 const HELP: &str = "\
 A Maelstrom node: a message a line on stdin, its answers on stdout, its log on stderr.
@@ -31,18 +25,10 @@ Example:
   echo '{\"src\":\"c1\",\"dest\":\"n1\",\"body\":{\"type\":\"init\",\"msg_id\":1,\"node_id\":\"n1\",\"node_ids\":[\"n1\"]}}' | hark-node
 ";
 
-/// All tasks of the node.
-fn program(node: &Node<()>) {
-    echo::register(node);
-    proxy::register(node);
-    pending::register(node);
-    streams::register(node);
-}
-
 fn main() -> ExitCode {
     let argument = std::env::args_os().nth(1);
     match argument.as_ref().map(|argument| argument.to_string_lossy()).as_deref() {
-        None => hark_node::main(program),
+        None => hark_node::main(tasks::program),
         Some("-h" | "--help") => print(HELP),
         Some("-V" | "--version") => print(concat!("hark-node ", env!("CARGO_PKG_VERSION"), "\n")),
         Some(other) => {

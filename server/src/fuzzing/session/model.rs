@@ -79,6 +79,12 @@ impl Model {
         !self.is_uncertain
     }
 
+    /// From now on a commit may fail: what is not answered may be decided anew.
+    pub(super) fn become_uncertain(&mut self) {
+        self.is_uncertain = true;
+        self.sends.iter_mut().for_each(|sent| sent.expected = None);
+    }
+
     /// The account of this name.
     pub(super) fn account(&self, user: usize) -> Option<usize> {
         self.inboxes.iter().rposition(|inbox| inbox.user == user && inbox.is_alive)

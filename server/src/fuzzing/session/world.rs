@@ -28,7 +28,7 @@ const PASSWORDS: [&str; 2] = ["right", "wrong"];
 
 /// Passwords that are hashed as a server hashes them, in one run: each takes many
 /// milliseconds.
-const HASHES_MAX: usize = 3;
+const HASHES_MAX: usize = 2;
 
 /// Wrong passwords for one account from one address, until it has to wait.
 const WRONG_MAX: usize = 5;
@@ -149,7 +149,7 @@ impl World {
             Kind::Break => self.hello(c, self.connections[c].client).await,
             Kind::Hello => self.hello(c, Some(user % SESSIONS)).await,
             Kind::Fail => {
-                self.model.is_uncertain = true;
+                self.model.become_uncertain();
                 self.home.fail_next(amount % 2 == 0);
             }
             Kind::Restart => self.restart(amount % 2 == 0).await,
@@ -384,7 +384,7 @@ impl World {
         if !is_closed {
             self.settle().await;
             // An acknowledgement that nothing has followed may be lost.
-            self.model.is_uncertain = true;
+            self.model.become_uncertain();
         }
         let clients: Vec<_> = self.connections.iter().map(|connection| connection.client).collect();
         self.connections = Default::default();

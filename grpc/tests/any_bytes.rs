@@ -1,0 +1,55 @@
+//! What holds of any bytes in the place of a message of `BiDiChat`. The fuzz
+//! target `grpc` runs this.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use hark_grpc::reply::{self, Replies};
+use hark_grpc::v1::{ChatReply, ChatRequest, chat_reply};
+use hark_grpc::{request, status};
+use hark_protocol::{Frame, Reply};
+use prost::Message as _;
+
+/// Takes the bytes for a request and for a reply: what is understood of them is
+/// said so that it is understood again, and why something is refused survives
+/// the status that says it.
+pub(crate) fn grpc(data: &[u8]) {
+    if let Ok(asked) = ChatRequest::decode(data) {
+        take_request(asked);
+    }
+    if let Ok(said) = ChatReply::decode(data) {
+        take_reply(said);
+    }
+}
+
+fn take_request(asked: ChatRequest) {
+    let Frame { id, message } = request::incoming(asked);
+    match message {
+        Ok(message) => {
+            let again = request::outgoing(id, message.clone()).encode_to_vec();
+            let again = request::incoming(ChatRequest::decode(&*again).unwrap());
+            assert_eq!(again, Frame::new(id, Ok(message)));
+        }
+        Err(refusal) => assert_eq!(status::refusal(&status::refused(&refusal)), Some(refusal)),
+    }
+}
+
+fn take_reply(said: ChatReply) {
+    let ends_list = matches!(said.reply, Some(chat_reply::Reply::Listed(_)));
+    let Frame { id, message: Ok(message) } = reply::incoming(said) else { return };
+    let mut replies = Replies::default();
+    if ends_list {
+        // It does not say so by itself.
+        assert_eq!(replies.outgoing(id, Reply::List(Vec::new())), None);
+    }
+    match replies.outgoing(id, message.clone()) {
+        Some(again) => {
+            let again = ChatReply::decode(&*again.encode_to_vec()).unwrap();
+            assert_eq!(reply::incoming(again), Frame::new(id, Ok(message)));
+        }
+        None => assert_eq!(message, Reply::List(Vec::new())),
+    }
+}
+
+#[test]
+fn any_bytes_are_refused_or_said_as_they_are_understood() {
+    hark_seeds::check("grpc", grpc);
+}
