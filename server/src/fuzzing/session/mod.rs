@@ -99,9 +99,9 @@ impl Op {
 /// # Panics
 /// Where that is not so, and where an answer is another than it should be.
 pub fn session(data: &[u8]) {
-    let ops = data.chunks(5).filter_map(Op::from_bytes).take(OPS_MAX);
+    let ops: Vec<_> = data.chunks(5).filter_map(Op::from_bytes).take(OPS_MAX).collect();
     world::block_on(async {
-        let mut world = World::new();
+        let mut world = World::new(ops.len());
         for op in ops {
             world.step(op).await;
         }
