@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use argon2::Argon2;
-use argon2::password_hash::{PasswordHasher, PasswordVerifier, phc};
+use argon2::password_hash::{self, phc};
+use argon2::{Algorithm, Argon2, Block, Params, Version};
 use hark_protocol::Password;
 use tokio::sync::Semaphore;
 
@@ -32,7 +32,14 @@ pub struct Hasher {
     // A lock, since places are given back where a caller is dropped. It is held
     // for one look-up. An address is there while somebody waits in it.
     addresses: Mutex<HashMap<IpAddr, Arc<Semaphore>>>,
+    // A lock, since any thread may hash. It is held to take one or give it back.
+    memories: Arc<Mutex<Vec<Memory>>>,
 }
+
+/// What a password is hashed in. There are as many as are hashed at once, and
+/// they are kept: memory of this size and alignment that is freed again and again
+/// on many threads makes the C library's heap grow to gigabytes.
+type Memory = Vec<Block>;
 
 impl Default for Hasher {
     /// As many at once as half of the processors, and at least one.
@@ -42,6 +49,7 @@ impl Default for Hasher {
             at_once: Arc::new(Semaphore::new((processors / 2).max(1))),
             waiting: AtomicUsize::new(0),
             addresses: Mutex::default(),
+            memories: Arc::default(),
         }
     }
 }
@@ -53,7 +61,7 @@ impl Hasher {
     /// [`hark_protocol::Code::RateLimited`] where too many wait; [`Unavailable`] where
     /// there is no memory or no randomness for it.
     pub async fn hash(&self, address: IpAddr, password: Password) -> Result<PasswordHash, Fault> {
-        self.off_thread(address, move || hash(&password)).await?
+        self.off_thread(address, move |memory| hash_in(&password, memory)).await?
     }
 
     /// Whether a password that came from `address` is the one that was hashed.
@@ -66,13 +74,13 @@ impl Hasher {
         password: Password,
         hash: PasswordHash,
     ) -> Result<bool, Fault> {
-        self.off_thread(address, move || verify(&password, &hash)).await?
+        self.off_thread(address, move |memory| verify_in(&password, &hash, memory)).await?
     }
 
     async fn off_thread<T: Send + 'static>(
         &self,
         address: IpAddr,
-        work: impl FnOnce() -> T + Send + 'static,
+        work: impl FnOnce(&mut Memory) -> T + Send + 'static,
     ) -> Result<T, Fault> {
         let line = Line::join(self, network(address));
         let _turn = line.turns.acquire().await.map_err(|_| Unavailable)?;
@@ -80,8 +88,12 @@ impl Hasher {
         // The permit goes with the work: a caller that goes away while it runs
         // must not let another begin.
         let permit = Arc::clone(&self.at_once).acquire_owned().await.map_err(|_| Unavailable)?;
+        let memories = Arc::clone(&self.memories);
         let done = tokio::task::spawn_blocking(move || {
-            let result = work();
+            let lock = || memories.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut memory = lock().pop().unwrap_or_default();
+            let result = work(&mut memory);
+            lock().push(memory);
             drop(permit);
             result
         });
@@ -142,7 +154,11 @@ impl Drop for Place<'_> {
 /// # Errors
 /// [`Unavailable`] where there is no memory or no randomness for it.
 pub fn hash(password: &Password) -> Result<PasswordHash, Fault> {
-    match Argon2::default().hash_password(password.expose().as_bytes()) {
+    hash_in(password, &mut Memory::new())
+}
+
+fn hash_in(password: &Password, memory: &mut Memory) -> Result<PasswordHash, Fault> {
+    match try_hash(password, memory) {
         Ok(hash) => Ok(PasswordHash::new(&hash.to_string())),
         Err(error) => {
             tracing::error!(%error, "a password could not be hashed");
@@ -151,14 +167,56 @@ pub fn hash(password: &Password) -> Result<PasswordHash, Fault> {
     }
 }
 
-fn verify(password: &Password, hash: &PasswordHash) -> Result<bool, Fault> {
-    match phc::PasswordHash::new(hash.as_str()) {
-        Ok(hash) => Ok(Argon2::default().verify_password(password.expose().as_bytes(), &hash).is_ok()),
+fn verify_in(password: &Password, hash: &PasswordHash, memory: &mut Memory) -> Result<bool, Fault> {
+    match try_verify(password, hash, memory) {
+        Ok(is_right) => Ok(is_right),
         Err(error) => {
             tracing::error!(%error, "the hash of a password cannot be read; set the password anew");
             Err(Unavailable.into())
         }
     }
+}
+
+fn try_hash(password: &Password, memory: &mut Memory) -> password_hash::Result<phc::PasswordHash> {
+    let salt = phc::Salt::new(&password_hash::try_generate_salt()?)?;
+    let params = Params::default();
+    Ok(phc::PasswordHash {
+        algorithm: Algorithm::Argon2id.ident(),
+        version: Some(Version::V0x13.into()),
+        params: phc::ParamsString::try_from(&params)?,
+        hash: Some(derive(Algorithm::Argon2id, Version::V0x13, params, password, &salt, memory)?),
+        salt: Some(salt),
+    })
+}
+
+fn try_verify(password: &Password, hash: &PasswordHash, memory: &mut Memory) -> password_hash::Result<bool> {
+    let hash = phc::PasswordHash::new(hash.as_str())?;
+    let (Some(salt), Some(expected)) = (&hash.salt, &hash.hash) else {
+        return Err(password_hash::Error::EncodingInvalid);
+    };
+    let algorithm = Algorithm::try_from(hash.algorithm.as_str())?;
+    let version = hash.version.map(Version::try_from).transpose()?.unwrap_or_default();
+    let output = derive(algorithm, version, Params::try_from(&hash)?, password, salt, memory)?;
+    // In constant time.
+    Ok(output == *expected)
+}
+
+/// The hash of a password by these parameters.
+fn derive(
+    algorithm: Algorithm,
+    version: Version,
+    params: Params,
+    password: &Password,
+    salt: &phc::Salt,
+    memory: &mut Memory,
+) -> password_hash::Result<phc::Output> {
+    let (length, blocks) = (params.output_len().unwrap_or(Params::DEFAULT_OUTPUT_LEN), params.block_count());
+    memory.resize(blocks.max(memory.len()), Block::default());
+    let mut output = [0; phc::Output::MAX_LENGTH];
+    let output = output.get_mut(..length).ok_or(password_hash::Error::OutputSize)?;
+    let argon2 = Argon2::new(algorithm, version, params);
+    argon2.hash_password_into_with_memory(password.expose().as_bytes(), salt, output, memory)?;
+    Ok(phc::Output::new(output)?)
 }
 
 #[cfg(test)]
