@@ -173,14 +173,17 @@ impl Body {
     /// Somebody else's body, without the ids it came with.
     ///
     /// # Errors
-    /// 12, where it is no object with a type.
+    /// 12, where it is no object with one type.
     pub(crate) fn forwarded(body: &Json) -> Result<Self, Error> {
         let malformed = |why: &dyn fmt::Display| {
             Error::new(ErrorCode::MalformedRequest, format!("this is no body to pass on: {why}"))
         };
         let Fields(fields) = body.parse_borrowed().map_err(|error| malformed(&error))?;
-        if !fields.iter().any(|(key, value)| key == "type" && string(value).is_some()) {
-            return Err(malformed(&"it has no type that is a string"));
+        let mut types = fields.iter().filter(|(key, _)| key == "type");
+        match (types.next(), types.next()) {
+            (Some((_, value)), None) if string(value).is_some() => {}
+            (Some(_), Some(_)) => return Err(malformed(&"it has a type twice")),
+            _ => return Err(malformed(&"it has no type that is a string")),
         }
         let mut text = Vec::with_capacity(body.text().len());
         let mut separator: &[u8] = b"{";
