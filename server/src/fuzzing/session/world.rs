@@ -15,7 +15,7 @@ use super::model::{
     ACCOUNTS_MAX, CONNECTIONS, Inbox, Model, QUEUED_BYTES_MAX, QUEUED_MESSAGES_MAX, TEXT_BYTES_MAX, USERS,
 };
 use super::{Kind, Op};
-use crate::chat::{Chat, Rules};
+use crate::chat::{Chat, MayList, Rates, Rules};
 use crate::store::local::fuzzing::{Home, weak_hash};
 use crate::store::local::{LocalConfig, LocalStore};
 use crate::store::{Created, Store};
@@ -101,6 +101,9 @@ impl Server {
             list_names_max: 100,
             require_password: false,
             open_registration: true,
+            admins: Vec::new(),
+            may_list: MayList::All,
+            rates: Rates::NONE,
         };
         assert_eq!(text_bytes_max(rules.frame_bytes_max), TEXT_BYTES_MAX);
         let store = Arc::new(home.open(config));
@@ -125,7 +128,7 @@ impl World {
             connections: Default::default(),
             clients: Default::default(),
             opened: 0,
-            hashes_left: if operations % HASHES_EVERY == 0 { HASHES_MAX } else { 0 },
+            hashes_left: if operations.is_multiple_of(HASHES_EVERY) { HASHES_MAX } else { 0 },
             wrong: 0,
             ahead: Duration::ZERO,
         };
