@@ -12,10 +12,10 @@ use hark_protocol::framing::native;
 use hark_protocol::{ByeReason, Frame, Reply, Request, RequestId};
 use hark_tests::{
     Authority, Certificate, Classic, Client, Front, Harkd, HarkdBuilder, NativeTls, PATIENCE, Wire,
-    client_config, hark, harkd, name, send, set_mode,
+    client_config, hark, harkd, name, send, set_mode, wait_until,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -91,6 +91,28 @@ async fn a_text_as_large_as_a_frame_goes_through_in_both_directions() {
     let text = "x".repeat(900_000);
     client.sent("bob", &text).await;
     assert_eq!(client.message().await.text.len(), text.len());
+}
+
+#[tokio::test]
+async fn who_reads_late_gets_all_of_it() {
+    // More than the system takes off the server's hands.
+    const TEXT_BYTES: usize = 12_000_000;
+    let server = server(&["--max-frame=16000000"]);
+    let mut writer = Wire::connect(server.address()).await;
+    writer.create("bob").await;
+    writer.sent("bob", &"x".repeat(TEXT_BYTES)).await;
+    // So little room that the server has to wait in the middle of it.
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let stream = socket.connect(server.address()).await.unwrap();
+    let address = stream.local_addr().unwrap();
+    let connector = TlsConnector::from(client_config(&[]));
+    let mut reader = NativeTls::over(connector.connect(server.address().ip().into(), stream).await.unwrap());
+    reader.write_bytes(&frame(1, &Request::Connect { user: name("bob"), password: None })).await.unwrap();
+    wait_until("the server to be held up", || server.unsent_bytes(address) > 0);
+    let mut reader = Client::over(reader);
+    reader.reply_to(1).await;
+    assert_eq!(reader.message().await.text.len(), TEXT_BYTES);
 }
 
 #[tokio::test]
@@ -302,7 +324,7 @@ async fn sighup_reads_the_certificate_again_and_drops_nobody() {
     before.ping().await;
     certificate.replace(Authority::trusted(), &["127.0.0.1"]);
     server.signal("HUP");
-    hark_tests::wait_until("the second reading", || server.log().matches("were read again").count() == 2);
+    wait_until("the second reading", || server.log().matches("were read again").count() == 2);
     Front::Tls.connect(server.address()).await.ping().await;
     before.ping().await;
 }
@@ -427,7 +449,7 @@ fn hark_gives_up_at_once_on_a_certificate_that_it_does_not_trust_and_says_why() 
     let ca = ["--ca", utf8(&authority)];
     let renew = |count| {
         server.signal("HUP");
-        hark_tests::wait_until("the reading", || server.log().matches("were read again").count() == count);
+        wait_until("the reading", || server.log().matches("were read again").count() == count);
     };
     check_distrust(
         &address,

@@ -126,7 +126,7 @@ async fn a_connection_that_is_refused_says_why_and_whether_waiting_helps() {
         let down = link(&handle, is_so).await;
         assert!(matches!(&down, LinkState::Down { reason, .. } if reason.contains("not here")), "{down:?}");
     }
-    // The application may have somebody change something meanwhile.
-    peers.greeted().await;
+    // Somebody may change something meanwhile.
+    let _peer = peers.greeted().await;
     link(&handle, |state| *state == LinkState::Up).await;
 }

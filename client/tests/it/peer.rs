@@ -13,7 +13,7 @@ use hark_protocol::{
     ByeReason, Code, Delivery, Failure, Frame, OkFields, Refusal, Reply, Request, RequestId, Sequence,
     SessionToken, UserName,
 };
-use tokio::io::DuplexStream;
+use tokio::io::{BufWriter, DuplexStream};
 use tokio::sync::mpsc;
 
 use crate::conversation::Conversation;
@@ -41,7 +41,8 @@ impl Dial for FakeDial {
         Box::pin(async {
             let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
             self.connections.send(theirs).map_err(|_| io::Error::from(io::ErrorKind::ConnectionRefused))?;
-            Ok(Box::new(ours) as Box<dyn Stream>)
+            // What is written goes out when it is flushed, as it may over TLS.
+            Ok(Box::new(BufWriter::new(ours)) as Box<dyn Stream>)
         })
     }
 }

@@ -482,3 +482,45 @@ fn with_id(id: Option<RequestId>, request: Request) -> Result<Request, Refusal> 
         _ => Err(Refusal::new(Code::BadRequest, "a request needs an id other than 0")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+    use std::sync::Arc;
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufWriter};
+
+    use super::*;
+    use crate::chat::{Chat, Control};
+    use crate::config::Cli;
+    use crate::store::local::{LocalConfig, LocalStore};
+
+    const PING: &[u8] = b"\0\0\0\x13\0\0\0\x07ping\0\0\0\0\0\0\0\0\0\0\0";
+    const OK: &[u8] = b"\0\0\0\x13\0\0\0\x07ok\0\0\0\0\0\0\0\0\0\0\0\0\0";
+
+    /// A stream that keeps what is written until it is flushed, as one of TLS
+    /// may.
+    #[tokio::test]
+    async fn what_is_written_is_flushed_and_the_end_of_it_is_said() {
+        let rules = <Cli as clap::Parser>::parse_from(["harkd"]).serve.rules();
+        let chat = Chat::new(Arc::new(LocalStore::memory(LocalConfig::DEFAULT).unwrap()), rules);
+        let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let peer = Peer::new(Arc::new(chat), address, Arc::<Control>::default());
+        let (mut client, ours) = tokio::io::duplex(1024);
+        let framing = Framing::Native(ServerCodec::new(1024));
+        let wire = Wire::new(BufWriter::new(ours), framing, peer, Duration::from_secs(60));
+        let serving = tokio::spawn(wire.run());
+        for _ in 0..2 {
+            client.write_all(PING).await.unwrap();
+            let mut reply = [0; OK.len()];
+            tokio::time::timeout(Duration::from_secs(10), client.read_exact(&mut reply))
+                .await
+                .unwrap()
+                .unwrap();
+            assert_eq!(reply, OK);
+        }
+        client.shutdown().await.unwrap();
+        assert_eq!(client.read(&mut [0; 1]).await.unwrap(), 0);
+        serving.await.unwrap().unwrap();
+    }
+}
