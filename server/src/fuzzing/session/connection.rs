@@ -95,7 +95,14 @@ impl Connection {
         let is_read = self.receiving.is_none_or(|Reading { inbox, next }| {
             next == model.inboxes[inbox].stored.len() || self.pushed.len() - self.acked > WINDOW_LOW
         });
-        self.is_lost() || (is_answered && (model.is_uncertain || (is_read && self.has_its_byes())))
+        self.is_lost()
+            || (is_answered && !self.is_fenced && (model.is_uncertain || (is_read && self.has_its_byes())))
+    }
+
+    /// Whether its window has room for some, which may come now or later.
+    pub(super) fn may_get_more(&self, model: &Model) -> bool {
+        let is_behind = |reading: &Reading| reading.next < model.inboxes[reading.inbox].stored.len();
+        model.is_certain() && self.receiving.as_ref().is_some_and(is_behind)
     }
 
     pub(super) fn ask(&mut self, request: Request) {

@@ -55,9 +55,11 @@ enum Kind {
     Restart,
     /// Waits until nothing is under way.
     Settle,
+    /// The store recovers, while nobody reads what comes out.
+    Recover,
 }
 
-const KINDS: [(u8, Kind); 19] = [
+const KINDS: [(u8, Kind); 20] = [
     (b'C', Kind::Create),
     (b'P', Kind::CreateWithPassword),
     (b'L', Kind::Login),
@@ -77,6 +79,7 @@ const KINDS: [(u8, Kind); 19] = [
     (b'F', Kind::Fail),
     (b'Z', Kind::Restart),
     (b'Q', Kind::Settle),
+    (b'V', Kind::Recover),
 ];
 
 impl Op {

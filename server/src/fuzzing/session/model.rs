@@ -198,6 +198,10 @@ impl Model {
     /// A send is answered, or once more.
     pub(super) fn answered(&mut self, place: usize, outcome: Outcome) {
         let sent = &mut self.sends[place];
+        if let Outcome::Refused(code) = outcome {
+            let codes = [Code::NoSuchUser, Code::QueueFull, Code::TooLarge];
+            assert!(codes.contains(&code), "{code} answers {sent:?}");
+        }
         if let Some(expected) = sent.answered.or(sent.expected) {
             assert_eq!(outcome, expected, "the answer to {sent:?}");
         }

@@ -137,7 +137,9 @@ impl World {
     }
 
     pub(super) async fn step(&mut self, Op { kind, connection: c, user, amount }: Op) {
-        self.until_ready(c).await;
+        if kind != Kind::Recover {
+            self.until_ready(c).await;
+        }
         match kind {
             Kind::Create => self.create(c, user).await,
             Kind::CreateWithPassword => self.create_protected(user).await,
@@ -161,6 +163,7 @@ impl World {
             }
             Kind::Restart => self.restart(amount % 2 == 0).await,
             Kind::Settle => self.settle().await,
+            Kind::Recover => self.recover().await,
         }
     }
 
@@ -483,8 +486,13 @@ impl World {
                 world.connections.iter().all(|connection| connection.is_settled(&world.model))
             })
             .await;
-            let Some(lost) = self.connections.iter().position(Connection::is_lost) else { return };
-            self.until_ready(lost).await;
+            if let Some(lost) = self.connections.iter().position(Connection::is_lost) {
+                self.until_ready(lost).await;
+            } else if !self.connections.iter().any(|connection| connection.may_get_more(&self.model)) {
+                return;
+            } else if !self.something_happens().await {
+                return;
+            }
         }
     }
 
@@ -492,29 +500,39 @@ impl World {
     async fn until(&mut self, is_so: impl Fn(&Self) -> bool) {
         let started = Instant::now();
         while !is_so(self) {
-            let now = Instant::now() + self.ahead;
-            let (connections, model) = (&mut self.connections, &mut self.model);
-            let happened = std::future::poll_fn(|cx| {
-                let mut polls = connections.iter_mut().map(|connection| connection.poll(cx, now, model));
-                if polls.any(|poll| poll.is_ready()) { Poll::Ready(()) } else { Poll::Pending }
-            });
-            if tokio::time::timeout(TICK, happened).await.is_err() {
+            if !self.something_happens().await {
                 assert!(started.elapsed() < PATIENCE, "it is stuck: {:?}", self.connections);
                 self.ahead += TICK_AHEAD;
             }
         }
     }
 
-    /// What the store has of a name, and that it is what was expected; after a
-    /// failure it may be what was there before, or what was asked for. `new` is
-    /// the password from then on, where it was changed.
-    async fn look_up(&mut self, user: usize, expected: &Result<OkFields, Code>, new: Option<&'static str>) {
+    /// Lets one thing happen; whether one does within a tick.
+    async fn something_happens(&mut self) -> bool {
+        let now = Instant::now() + self.ahead;
+        let (connections, model) = (&mut self.connections, &mut self.model);
+        let happened = std::future::poll_fn(|cx| {
+            let mut polls = connections.iter_mut().map(|connection| connection.poll(cx, now, model));
+            if polls.any(|poll| poll.is_ready()) { Poll::Ready(()) } else { Poll::Pending }
+        });
+        tokio::time::timeout(TICK, happened).await.is_ok()
+    }
+
+    /// Until the store works.
+    async fn recover(&mut self) {
         let probe = "probe".parse().unwrap();
         while self.server().store.open_session(&probe).await != Ok(true) {
             assert!(self.model.is_uncertain, "the store is unavailable");
             tokio::time::sleep(TICK).await;
         }
         self.server().store.close_session(&probe);
+    }
+
+    /// What the store has of a name, and that it is what was expected; after a
+    /// failure it may be what was there before, or what was asked for. `new` is
+    /// the password from then on, where it was changed.
+    async fn look_up(&mut self, user: usize, expected: &Result<OkFields, Code>, new: Option<&'static str>) {
+        self.recover().await;
         let entry = self.server().store.account(&name(user)).await.expect("it is available");
         let has_changed = self.model.found(user, entry, new);
         let must_change = expected.is_ok() && *expected != Ok(OkFields::deleted(false));
