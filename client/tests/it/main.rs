@@ -18,6 +18,7 @@
 )]
 #![expect(clippy::duplicate_mod, reason = "the same tests over each transport")]
 
+mod any_line;
 mod chat;
 mod conversation;
 mod hark;
@@ -31,7 +32,6 @@ mod terminal;
 macro_rules! over {
     ($transport:expr) => {
         mod acks;
-        mod any_line;
         mod exactly_once;
         mod identity;
         mod links;
