@@ -488,9 +488,10 @@ impl World {
             .await;
             if let Some(lost) = self.connections.iter().position(Connection::is_lost) {
                 self.until_ready(lost).await;
-            } else if !self.connections.iter().any(|connection| connection.may_get_more(&self.model)) {
-                return;
-            } else if !self.something_happens().await {
+                continue;
+            }
+            let may_get_more = self.connections.iter().any(|connection| connection.may_get_more(&self.model));
+            if !may_get_more || !self.something_happens().await {
                 return;
             }
         }
