@@ -293,7 +293,12 @@ mod tests {
         told
     }
 
+    /// Which events are wanted is remembered for the whole process: of several
+    /// logs, one may see what another has asked for.
+    static ONE_LOG_AT_A_TIME: Mutex<()> = Mutex::new(());
+
     fn watched(test: impl FnOnce(&Watchers)) {
+        let _alone = ONE_LOG_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let watchers = Watchers::default();
         with_default(tracing_subscriber::registry().with(watchers.layer()), || test(&watchers));
     }
@@ -386,12 +391,13 @@ mod tests {
 
     #[test]
     fn watchers_are_bounded_and_make_room_when_they_go() {
-        let watchers = Watchers::default();
-        let watch = || watchers.watch(Level::INFO, String::new());
-        let mut all: Vec<_> = (0..WATCHERS_MAX).map(|_| watch().unwrap()).collect();
-        assert_eq!(watch().unwrap_err(), TooManyWatchers);
-        all.pop();
-        watch().unwrap();
+        watched(|watchers| {
+            let watch = || watchers.watch(Level::INFO, String::new());
+            let mut all: Vec<_> = (0..WATCHERS_MAX).map(|_| watch().unwrap()).collect();
+            assert_eq!(watch().unwrap_err(), TooManyWatchers);
+            all.pop();
+            watch().unwrap();
+        });
     }
 
     #[test]
