@@ -3,7 +3,7 @@
 //! that no outcome of a send depends on how fast it came.
 
 use std::net::IpAddr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hark_protocol::UserName;
@@ -61,7 +61,7 @@ impl Pace {
     }
 
     /// Counts a command; how long to wait before the next is taken.
-    pub(super) fn command(&self, now: Instant) -> Duration {
+    fn command(&self, now: Instant) -> Duration {
         self.commands.map_or(Duration::ZERO, |rate| self.lock().commands.charge(rate, 1, now))
     }
 
@@ -113,7 +113,7 @@ impl Users {
 
     /// Counts a command of a user with so many bytes of text; how long to wait
     /// before the next is taken.
-    pub(super) fn command(&self, user: &UserName, bytes: usize, now: Instant) -> Duration {
+    fn command(&self, user: &UserName, bytes: usize, now: Instant) -> Duration {
         let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
         let UsedByUsers { commands, bytes: all_bytes } = &mut *used;
         let charge = |buckets: &mut Option<Buckets<UserName>>, tokens| match buckets {
@@ -121,5 +121,69 @@ impl Users {
             _ => Duration::ZERO,
         };
         charge(commands, 1).max(charge(all_bytes, bytes as u64))
+    }
+}
+
+/// When it is a peer's turn to be heard again.
+#[derive(Debug)]
+pub(super) struct Turn {
+    /// Whether it may go as fast as it can.
+    spared: bool,
+    /// What its requests are counted in beside those of its user.
+    pace: Option<Arc<Pace>>,
+    /// It has gone too fast; nothing is taken until then.
+    paused_until: Option<Instant>,
+}
+
+impl Turn {
+    /// Of a peer that comes from `address`, and is heard at once.
+    pub(super) fn of(address: IpAddr, rates: &Rates) -> Self {
+        Self { spared: rates.spare(address), pace: None, paused_until: None }
+    }
+
+    /// Its requests count in the pace of a connection.
+    pub(super) fn at_pace(self, pace: Option<Arc<Pace>>) -> Self {
+        Self { pace, ..self }
+    }
+
+    /// Until when no request is taken, as [`Self::come`] has last found.
+    pub(super) const fn paused_until(&self) -> Option<Instant> {
+        self.paused_until
+    }
+
+    /// Ends a pause that is over.
+    pub(super) fn come(&mut self, now: Instant) {
+        self.paused_until.take_if(|until| *until <= now);
+    }
+
+    /// Counts what was read of its connection.
+    pub(super) fn read(&mut self, bytes: usize, now: Instant) {
+        let wait = self.pace.as_ref().map_or(Duration::ZERO, |pace| pace.read(bytes, now));
+        self.pause(wait, now);
+    }
+
+    /// Counts a request of `user`, with so many bytes of text.
+    pub(super) fn request(&mut self, bytes: usize, user: Option<&UserName>, users: &Users) {
+        if self.spared {
+            return;
+        }
+        let now = Instant::now();
+        let wait = self.pace.as_ref().map_or(Duration::ZERO, |pace| pace.command(now));
+        let for_user = user.map_or(Duration::ZERO, |user| users.command(user, bytes, now));
+        self.pause(wait.max(for_user), now);
+    }
+
+    /// Counts that it has become this user.
+    pub(super) fn enter(&mut self, user: &UserName, users: &Users) {
+        if !self.spared {
+            let now = Instant::now();
+            self.pause(users.command(user, 0, now), now);
+        }
+    }
+
+    fn pause(&mut self, wait: Duration, now: Instant) {
+        if !wait.is_zero() {
+            self.paused_until = self.paused_until.max(Some(now + wait));
+        }
     }
 }

@@ -12,7 +12,6 @@ use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bytestring::ByteString;
 use hark_protocol::limits::{SENDS_UNANSWERED_MAX, VERSION};
@@ -24,7 +23,7 @@ use tokio::time::Instant;
 
 use super::accounts::Entered;
 use super::control::{Control, Wish};
-use super::pace::Pace;
+use super::pace::{Pace, Turn};
 use super::reception::{Received, Reception};
 use super::replies::{created_reply, sent_reply};
 use super::send_sessions::OpenSession;
@@ -54,12 +53,7 @@ pub struct Peer {
     chat: Arc<Chat>,
     address: IpAddr,
     control: Arc<Control>,
-    /// What its commands are counted in beside those of its user.
-    pace: Option<Arc<Pace>>,
-    /// Whether it may go as fast as it can.
-    spared: bool,
-    /// It has gone too fast; nothing is taken until then.
-    paused_until: Option<Instant>,
+    turn: Turn,
     user: Option<Entered>,
     send_session: Option<SendSession>,
     fence: Fence,
@@ -130,12 +124,10 @@ impl Peer {
     #[must_use]
     pub fn new(chat: Arc<Chat>, address: IpAddr, control: Arc<Control>) -> Self {
         Self {
-            spared: chat.rules.rates.spare(address),
+            turn: Turn::of(address, &chat.rules.rates),
             chat,
             address,
             control,
-            pace: None,
-            paused_until: None,
             user: None,
             send_session: None,
             fence: Fence::default(),
@@ -152,7 +144,7 @@ impl Peer {
     /// Its commands count in the pace of a connection.
     #[must_use]
     pub fn at_pace(self, pace: Option<Arc<Pace>>) -> Self {
-        Self { pace, ..self }
+        Self { turn: self.turn.at_pace(pace), ..self }
     }
 
     /// Its sends are of this session, without a `hello`. Any number of peers may
@@ -166,7 +158,7 @@ impl Peer {
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.end == Stage::Open
-            && self.paused_until.is_none()
+            && self.turn.paused_until().is_none()
             && self.waiting.is_none()
             && self.operation.is_none()
             && self.answers.len() < SENDS_UNANSWERED_MAX
@@ -191,30 +183,25 @@ impl Peer {
             return None;
         }
         let retry_at = self.reception.as_ref().and_then(|reception| reception.session().retry_at());
-        [self.paused_until, retry_at].into_iter().flatten().min()
+        [self.turn.paused_until(), retry_at].into_iter().flatten().min()
     }
 
     /// Until when it takes no request, since too many have come.
     #[must_use]
     pub const fn paused_until(&self) -> Option<Instant> {
-        self.paused_until
+        self.turn.paused_until()
     }
 
     /// Counts what was read of its connection.
     pub fn count_bytes(&mut self, bytes: usize, now: Instant) {
-        if let Some(pace) = &self.pace {
-            let wait = pace.read(bytes, now);
-            self.pause(wait, now);
-        }
+        self.turn.read(bytes, now);
     }
 
     /// Takes a request, or what was wrong with one. Only while
     /// [`Self::is_ready`], but for [`Request::Ack`], which is always taken.
     pub fn handle(&mut self, id: Option<RequestId>, request: Result<Request, Refusal>) {
         let fresh = std::mem::replace(&mut self.fresh, false);
-        if !self.spared {
-            self.count(&request);
-        }
+        self.count(&request);
         match request {
             Err(refusal) => self.answer(id, Answer::Reply(Reply::NotOk(refusal))),
             Ok(Request::Ack { sequence }) => self.handle_ack(sequence),
@@ -273,7 +260,7 @@ impl Peer {
         if self.end == Stage::Closed {
             return Poll::Pending;
         }
-        self.paused_until.take_if(|until| *until <= now);
+        self.turn.come(now);
         if self.end == Stage::Open && self.control.poll(cx).is_ready() {
             self.end = Stage::Ending { bye: true };
         }
@@ -308,32 +295,15 @@ impl Peer {
             Ok(Request::Send { text, .. }) => text.len(),
             _ => 0,
         };
-        let now = Instant::now();
-        let wait = self.pace.as_ref().map_or(Duration::ZERO, |pace| pace.command(now));
-        self.pause(wait, now);
-        self.count_for_user(bytes, now);
-    }
-
-    fn count_for_user(&mut self, bytes: usize, now: Instant) {
-        if let Some(account) = self.account() {
-            let wait = self.chat.users.command(&account.name, bytes, now);
-            self.pause(wait, now);
-        }
-    }
-
-    fn pause(&mut self, wait: Duration, now: Instant) {
-        if !wait.is_zero() {
-            self.paused_until = self.paused_until.max(Some(now + wait));
-        }
+        let user = self.user.as_ref().map(|entered| &entered.account.name);
+        self.turn.request(bytes, user, &self.chat.users);
     }
 
     /// It is somebody from now on. That is a command of this user, so that one
     /// who goes too fast goes no faster on another connection.
     fn become_user(&mut self, entered: Entered) {
+        self.turn.enter(&entered.account.name, &self.chat.users);
         self.user = Some(entered);
-        if !self.spared {
-            self.count_for_user(0, Instant::now());
-        }
     }
 
     /// The account that it is.
