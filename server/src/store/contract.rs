@@ -14,6 +14,12 @@ pub(super) trait Home {
     /// Opens the store that is there; the one opened before has been closed or
     /// dropped.
     fn open(&self, limits: Limits) -> Arc<dyn Store>;
+
+    /// Whether a store that was opened again knows what the one before it has
+    /// refused. If not, such a send is decided anew.
+    fn remembers_refusals(&self) -> bool {
+        true
+    }
 }
 
 /// The limits of a store.
@@ -302,7 +308,9 @@ pub(super) async fn a_repeat_gets_the_same_outcome_and_stores_nothing(home: &dyn
     store.close().await.unwrap();
     let store = home.open(WIDE);
     check(store.append(send("s", 5, "bob", "x")).await, Outcome::Stored);
-    check(store.append(send("s", 6, "amy", "y")).await, unknown);
+    if home.remembers_refusals() {
+        check(store.append(send("s", 6, "amy", "y")).await, unknown);
+    }
     check(store.append(send("s", 7, "amy", "z")).await, Outcome::Stored);
     assert_eq!(texts(&*store, &bob).await, ["x"]);
     assert_eq!(texts(&*store, &amy).await, ["z"]);
@@ -407,8 +415,9 @@ pub(super) async fn who_does_not_take_what_is_stored_lags_and_misses_nothing(hom
     for n in 0..=BUFFERED_MESSAGES_MAX {
         stored(&*store, text("bob", &n.to_string())).await;
     }
-    // By then it has been told of all of them.
-    check(store.open_session(&token("later")).await, true);
+    while receiver.is_following() {
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    }
     assert_eq!(next_event(&mut receiver).await, Event::Lagged);
     assert_eq!(texts(&*store, &bob).await.len(), BUFFERED_MESSAGES_MAX + 1);
 }

@@ -5,9 +5,12 @@
 //! knows a front, a socket or a rule of the chat. Only what is in this folder
 //! names an engine.
 
+#[cfg(feature = "cluster")]
+pub mod cluster;
 #[cfg(test)]
 mod contract;
 pub mod local;
+mod outcomes;
 mod pending;
 mod receiver;
 

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use futures::task::AtomicWaker;
+use tokio_util::sync::DropGuard;
 
 use super::{Account, Message, Position};
 
@@ -47,6 +48,8 @@ pub struct Receiver {
     queued: u64,
     cursor: Position,
     buffer: Arc<Buffer>,
+    /// Tells a store that it was dropped, where that has to know.
+    _released: Option<DropGuard>,
 }
 
 /// The store's side. A clone feeds the same session.
@@ -80,7 +83,15 @@ impl Receiver {
     #[must_use]
     pub fn new(account: Account, queued: u64, cursor: Position) -> (Feed, Self) {
         let buffer = Arc::new(Buffer::default());
-        (Feed { buffer: Arc::clone(&buffer) }, Self { account, queued, cursor, buffer })
+        (Feed { buffer: Arc::clone(&buffer) }, Self { account, queued, cursor, buffer, _released: None })
+    }
+
+    /// Cancels the token of `guard` when it is dropped.
+    #[must_use]
+    pub fn releasing(self, guard: DropGuard) -> Self {
+        let (released, mut receiver) = (Some(guard), self);
+        receiver._released = released;
+        receiver
     }
 
     /// The inbox that it receives for.
@@ -126,6 +137,12 @@ impl Receiver {
         let mut state = self.buffer.lock();
         state.following = true;
         state.told = false;
+    }
+
+    /// Whether what is stored comes as events.
+    #[cfg(test)]
+    pub(super) fn is_following(&self) -> bool {
+        self.buffer.lock().following
     }
 
     /// Waits for the next event; the task is woken when there is one.

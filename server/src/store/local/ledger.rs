@@ -14,7 +14,8 @@ use super::changes::{Changes, News, Notice};
 use super::engine::Table;
 use super::load::Loaded;
 use super::record::{self, RESERVED_KEY};
-use super::sessions::{Known, Sessions};
+use super::sessions::Sessions;
+use crate::store::outcomes::Known;
 use super::{Entry, LocalConfig};
 use crate::store::{
     Account, Append, Created, End, Feed, Message, Outcome, PasswordHash, Position, Receiver, Unavailable,

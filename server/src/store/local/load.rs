@@ -9,7 +9,7 @@ use hark_protocol::{Sequence, SessionToken, UserName};
 use super::OpenError;
 use super::engine::{Engine, EngineError, Opener, Reader, Table};
 use super::record::{self, Damaged, RESERVED_KEY};
-use super::sessions::Outcomes;
+use crate::store::outcomes::Outcomes;
 use crate::store::{PasswordHash, Position};
 
 /// The state of a store that has just been opened.

@@ -18,7 +18,7 @@
 use bytestring::ByteString;
 use hark_protocol::{Code, Sequence, UserName};
 
-use super::sessions::{Outcomes, Run};
+use crate::store::outcomes::{Outcomes, Run};
 use crate::store::{Message, Outcome, PasswordHash, Position};
 
 /// Where the bound up to which numbers may be given out is kept.

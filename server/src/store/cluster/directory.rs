@@ -1,0 +1,231 @@
+//! The accounts as this server knows them: a copy in memory of what the
+//! cluster has, brought up to date before it is relied upon.
+//!
+//! The leader of the stream of accounts says what came after the last change
+//! that is known here. When it says that there is nothing, this was the truth
+//! at a moment after it was asked; so whoever asks for an account, or sends to
+//! it, waits for one such answer, which serves all who wait at that time.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use hark_protocol::UserName;
+use tokio::time::Instant;
+
+use super::engine::{Engine, Found, Lost};
+use super::record::{AccountRecord, Names};
+use super::setup::ENDED_KEPT;
+use crate::store::{Account, AccountEntry, PasswordHash};
+
+/// Accounts that are read at once when there are many.
+const PAGE_MESSAGES: usize = 1000;
+const PAGE_BYTES: usize = 1024 * 1024;
+
+/// The accounts.
+#[derive(Debug, Default)]
+pub(super) struct Directory {
+    // A lock, since it is read from many tasks. It is held for a look-up, or for
+    // one page of names or changes.
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    known: BTreeMap<UserName, Known>,
+    /// How many of them are there.
+    alive: usize,
+    /// Everything up to this number has been read.
+    read_up_to: u64,
+    /// Accounts that have ended by a change that was not read yet: an older
+    /// one must not bring them back.
+    ended: Vec<UserName>,
+    refreshed_at: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Known {
+    /// The number of the last change.
+    revision: u64,
+    alive: Option<Alive>,
+}
+
+#[derive(Debug)]
+struct Alive {
+    incarnation: u64,
+    password: Option<PasswordHash>,
+}
+
+impl Directory {
+    /// The account of this name.
+    pub(super) fn account(&self, name: &UserName) -> Option<AccountEntry> {
+        let state = self.lock();
+        let alive = state.known.get(name)?.alive.as_ref()?;
+        let account = Account { name: name.clone(), incarnation: alive.incarnation };
+        Some(AccountEntry { account, password: alive.password.clone() })
+    }
+
+    /// Whether this very account is there.
+    pub(super) fn is_alive(&self, account: &Account) -> bool {
+        let state = self.lock();
+        let alive = state.known.get(&account.name).and_then(|known| known.alive.as_ref());
+        alive.is_some_and(|alive| alive.incarnation == account.incarnation)
+    }
+
+    /// How many accounts there are.
+    pub(super) fn len(&self) -> usize {
+        self.lock().alive
+    }
+
+    /// The names after `after`, in byte order, at most `limit`.
+    pub(super) fn names(&self, after: Option<&UserName>, limit: usize) -> Vec<UserName> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let state = self.lock();
+        let names = state.known.range::<UserName, _>((from, Bound::Unbounded));
+        names.filter(|(_, known)| known.alive.is_some()).map(|(name, _)| name.clone()).take(limit).collect()
+    }
+
+    /// Takes a change in. Older ones than what is known change nothing. Yields
+    /// the account that it has ended, if it has.
+    pub(super) fn apply(&self, name: UserName, revision: u64, record: AccountRecord) -> Option<Account> {
+        let alive = record.alive.map(|alive| Alive {
+            incarnation: alive.incarnation(revision),
+            password: alive.password,
+        });
+        self.lock().apply(name, Known { revision, alive })
+    }
+
+    /// Brings it up to date with what the cluster had at some moment after this
+    /// was called. Yields the accounts that have ended.
+    pub(super) async fn refresh(&self, engine: &Engine, names: &Names) -> Result<Vec<Account>, Lost> {
+        let (stream, subjects) = (names.accounts_stream(), names.accounts());
+        let mut ended = self.forget_if_too_old();
+        loop {
+            let from = self.lock().read_up_to + 1;
+            let Some(first) = engine.next(&stream, &subjects, from).await? else {
+                self.lock().is_up_to_date();
+                return Ok(ended);
+            };
+            ended.extend(self.read(names, first));
+            // Where there is much, it comes in pages; a replica that lacks the
+            // latest yields less, and the leader is asked for the rest.
+            let from = self.lock().read_up_to + 1;
+            let page = engine.page(&stream, &subjects, from, PAGE_MESSAGES, PAGE_BYTES).await?;
+            ended.extend(page.found.into_iter().filter_map(|found| self.read(names, found)));
+        }
+    }
+
+    fn read(&self, names: &Names, found: Found) -> Option<Account> {
+        let decoded = names
+            .parse_account(&found.subject)
+            .and_then(|name| Ok((name, AccountRecord::decode(&found.payload)?)));
+        let ended = match decoded {
+            Ok((name, record)) => self.apply(name, found.sequence, record),
+            Err(error) => {
+                tracing::error!(%error, subject = found.subject, "an account cannot be read");
+                None
+            }
+        };
+        let mut state = self.lock();
+        state.read_up_to = state.read_up_to.max(found.sequence);
+        ended
+    }
+
+    /// The cluster forgets who has ended. Whoever was cut off for long has to
+    /// read all again: what is not there then has ended.
+    fn forget_if_too_old(&self) -> Vec<Account> {
+        let mut state = self.lock();
+        if !state.refreshed_at.is_some_and(|at| at.elapsed() > ENDED_KEPT / 2) {
+            return Vec::new();
+        }
+        tracing::warn!("nothing was heard of the accounts for long: reading them all again");
+        let former = std::mem::take(&mut *state);
+        let account = |(name, known): (UserName, Known)| {
+            known.alive.map(|alive| Account { name, incarnation: alive.incarnation })
+        };
+        former.known.into_iter().filter_map(account).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing panics while the lock is held.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn apply(&mut self, name: UserName, change: Known) -> Option<Account> {
+        let former = self.known.get(&name);
+        if former.is_some_and(|former| former.revision >= change.revision) {
+            return None;
+        }
+        let was = former.and_then(|former| former.alive.as_ref()).map(|alive| alive.incarnation);
+        let is = change.alive.as_ref().map(|alive| alive.incarnation);
+        self.alive = self.alive + usize::from(is.is_some()) - usize::from(was.is_some());
+        if is.is_none() {
+            self.ended.push(name.clone());
+        }
+        self.known.insert(name.clone(), change);
+        was.filter(|_| was != is).map(|incarnation| Account { name, incarnation })
+    }
+
+    fn is_up_to_date(&mut self) {
+        self.refreshed_at = Some(Instant::now());
+        for name in std::mem::take(&mut self.ended) {
+            match self.known.get(&name) {
+                Some(known) if known.alive.is_none() && known.revision <= self.read_up_to => {
+                    self.known.remove(&name);
+                }
+                Some(known) if known.alive.is_none() => self.ended.push(name),
+                _ => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::record::AliveRecord;
+    use super::*;
+
+    fn name(text: &str) -> UserName {
+        text.parse().unwrap()
+    }
+
+    const ENDED: AccountRecord = AccountRecord { mark: 0, alive: None };
+
+    fn alive(made_by: Option<u64>, password: Option<PasswordHash>) -> AccountRecord {
+        AccountRecord { mark: 0, alive: Some(AliveRecord { made_by, password }) }
+    }
+
+    #[test]
+    fn an_older_change_brings_nobody_back() {
+        let directory = Directory::default();
+        assert_eq!(directory.apply(name("bob"), 5, alive(None, None)), None);
+        let bob = directory.account(&name("bob")).unwrap().account;
+        assert_eq!((bob.incarnation, directory.len()), (5, 1));
+        assert_eq!(directory.apply(name("bob"), 7, ENDED), Some(bob.clone()));
+        assert_eq!(directory.apply(name("bob"), 5, alive(None, None)), None);
+        assert!(!directory.is_alive(&bob) && directory.account(&name("bob")).is_none());
+        assert_eq!((directory.len(), directory.names(None, 9).len()), (0, 0));
+        directory.lock().is_up_to_date();
+        assert_eq!(directory.lock().known.len(), 1, "it was not read yet");
+        directory.lock().read_up_to = 7;
+        directory.lock().is_up_to_date();
+        assert_eq!(directory.lock().known.len(), 0);
+    }
+
+    #[test]
+    fn a_password_changes_no_incarnation_and_a_new_account_does() {
+        let directory = Directory::default();
+        directory.apply(name("bob"), 5, alive(None, None));
+        let hash = PasswordHash::new("hash");
+        let protected = alive(Some(5), Some(hash.clone()));
+        assert_eq!(directory.apply(name("bob"), 8, protected), None);
+        let entry = directory.account(&name("bob")).unwrap();
+        assert_eq!((entry.account.incarnation, entry.password), (5, Some(hash)));
+        // Its end was overwritten before it was read.
+        assert_eq!(directory.apply(name("bob"), 12, alive(None, None)), Some(entry.account));
+        assert_eq!(directory.account(&name("bob")).unwrap().account.incarnation, 12);
+        assert_eq!(directory.len(), 1);
+    }
+}

@@ -1,0 +1,511 @@
+//! NATS as this store uses it: publishing on a condition, atomic batches,
+//! reading by subject, purging. It knows streams and subjects, and nothing of
+//! what they are for.
+//!
+//! Every call makes one try of bounded length. [`Lost`] says that no answer
+//! came: whether it happened is unknown, and the caller knows how to ask again.
+//!
+//! Formats: the JetStream API and its headers, as in the NATS documentation
+//! and its decision records ADR-8 (conditions), ADR-31 (direct get) and ADR-50
+//! (atomic batches).
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_nats::{Client, HeaderMap, Message, StatusCode};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use bytes::Bytes;
+use futures::StreamExt;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::timeout;
+
+/// How long one try waits for its answer.
+pub(super) const ATTEMPT: Duration = Duration::from_secs(2);
+
+/// Requests whose answers are awaited at the same time, at most. Others wait.
+const REQUESTS_MAX: usize = 4096;
+
+/// Messages in one atomic batch, at most; the engine takes 1,000.
+pub(super) const BATCH_MESSAGES_MAX: usize = 500;
+
+/// The condition that no stream fulfils.
+const NEVER: u64 = u64::MAX - 1;
+
+const WRONG_LAST_SEQUENCE: [u64; 2] = [10071, 10164];
+const NO_MESSAGE_FOUND: u64 = 10037;
+const DUPLICATE_IN_PROCESS: u64 = 10158;
+const BATCH_HOLDS_DUPLICATE: u64 = 10201;
+
+/// No answer came in time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the cluster does not answer")]
+pub(super) struct Lost;
+
+/// Why a publication was not stored as it was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NotStored {
+    /// The last message of the subject is another one than was said.
+    Moved,
+    /// A message of the batch is stored already.
+    HoldsRepeat,
+    /// The engine cannot take it now.
+    Busy,
+    /// It is unknown whether it is stored.
+    Lost,
+}
+
+/// What identifies a message for as long as the engine remembers.
+pub(super) type MessageId = String;
+
+/// A message is in its stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Stored {
+    pub(super) sequence: u64,
+    /// It was there before.
+    pub(super) duplicate: bool,
+}
+
+/// A message of a stream.
+#[derive(Debug, Clone)]
+pub(super) struct Found {
+    pub(super) subject: String,
+    pub(super) sequence: u64,
+    pub(super) payload: Bytes,
+}
+
+/// Messages of a stream, and whether there are more on this replica.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    pub(super) found: Vec<Found>,
+    pub(super) more: bool,
+}
+
+/// A connection to the engine.
+#[derive(Debug)]
+pub(super) struct Engine {
+    client: Client,
+    replies: Arc<Replies>,
+    requests: Semaphore,
+}
+
+/// Who waits for which reply. Every wait has an owner, which takes its entry
+/// away when it ends, whether or not a reply has come.
+#[derive(Debug)]
+struct Replies {
+    /// The subject of replies is this and a number.
+    prefix: String,
+    next: AtomicU64,
+    // A lock, since replies come on one task and are awaited on many. It is held
+    // for one operation on the map.
+    waiting: Mutex<HashMap<u64, mpsc::UnboundedSender<Message>>>,
+}
+
+struct Waiting<'a> {
+    replies: &'a Replies,
+    number: u64,
+    messages: mpsc::UnboundedReceiver<Message>,
+}
+
+impl Engine {
+    /// Takes a connection over.
+    ///
+    /// # Errors
+    /// Where there can be no subscription.
+    pub(super) async fn new(client: Client) -> Result<Self, async_nats::Error> {
+        let replies = Arc::new(Replies {
+            prefix: format!("{}.", client.new_inbox()),
+            next: AtomicU64::new(1),
+            waiting: Mutex::default(),
+        });
+        let mut subscriber = client.subscribe(format!("{}*", replies.prefix)).await?;
+        let task = Arc::downgrade(&replies);
+        // It ends with the client, which ends the subscription.
+        tokio::spawn(async move {
+            while let Some(message) = subscriber.next().await {
+                let Some(replies) = task.upgrade() else { return };
+                replies.pass(message);
+            }
+        });
+        Ok(Self { client, replies, requests: Semaphore::new(REQUESTS_MAX) })
+    }
+
+    /// The connection itself, for subscriptions.
+    pub(super) const fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Stores a message if the last one of its subject is `expected` (0 for
+    /// none). One whose `id` is stored already is not stored again; of an engine
+    /// with one replica that is only said where `expected` is right.
+    pub(super) async fn publish(
+        &self,
+        subject: &str,
+        id: &MessageId,
+        expected: u64,
+        payload: Bytes,
+    ) -> Result<Stored, NotStored> {
+        self.publish_with(subject, condition(Some(id), Some(expected)), payload).await
+    }
+
+    /// As [`Self::publish`], and the engine drops the message after `kept`.
+    pub(super) async fn publish_for(
+        &self,
+        kept: Duration,
+        subject: &str,
+        id: &MessageId,
+        expected: u64,
+        payload: Bytes,
+    ) -> Result<Stored, NotStored> {
+        let mut headers = condition(Some(id), Some(expected));
+        headers.insert("Nats-TTL", kept.as_secs().to_string());
+        self.publish_with(subject, headers, payload).await
+    }
+
+    async fn publish_with(
+        &self,
+        subject: &str,
+        headers: HeaderMap,
+        payload: Bytes,
+    ) -> Result<Stored, NotStored> {
+        let reply = self.request(subject, Some(headers), payload).await.map_err(|Lost| NotStored::Lost)?;
+        PublishReply::parse(&reply.payload)
+    }
+
+    /// Whether a message of this `id` is stored, in the stream of `subject`. It
+    /// is asked by a batch that cannot succeed: its second message has a
+    /// condition that nothing fulfils, and a repeat in the first is met before.
+    pub(super) async fn is_stored(&self, subject: &str, id: &MessageId) -> Result<bool, NotStored> {
+        let question = vec![
+            (condition(Some(id), None), Bytes::new()),
+            (condition(None, Some(NEVER)), Bytes::new()),
+        ];
+        match self.publish_all(subject, question).await {
+            Err(NotStored::HoldsRepeat) => Ok(true),
+            Err(NotStored::Moved) => Ok(false),
+            Ok(_) => Err(NotStored::Busy),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Stores all the messages one after the other, or none, if the last one of
+    /// the subject is `expected`. Yields the number of the last. At most
+    /// [`BATCH_MESSAGES_MAX`], and at least one.
+    pub(super) async fn publish_batch(
+        &self,
+        subject: &str,
+        expected: u64,
+        messages: Vec<(MessageId, Bytes)>,
+    ) -> Result<u64, NotStored> {
+        let with_conditions = messages
+            .into_iter()
+            .enumerate()
+            .map(|(index, (id, payload))| (condition(Some(&id), (index == 0).then_some(expected)), payload))
+            .collect();
+        self.publish_all(subject, with_conditions).await.map(|stored| stored.sequence)
+    }
+
+    async fn publish_all(
+        &self,
+        subject: &str,
+        messages: Vec<(HeaderMap, Bytes)>,
+    ) -> Result<Stored, NotStored> {
+        let batch = format!("{:032x}", rand::random::<u128>());
+        let _permit = self.requests.acquire().await.map_err(|_| NotStored::Lost)?;
+        let mut waiting = self.replies.wait();
+        let count = messages.len();
+        let published = async {
+            for (index, (mut headers, payload)) in messages.into_iter().enumerate() {
+                headers.insert("Nats-Batch-Id", batch.as_str());
+                headers.insert("Nats-Batch-Sequence", (index + 1).to_string());
+                let subject = subject.to_owned();
+                if index + 1 < count {
+                    self.client.publish_with_headers(subject, headers, payload).await?;
+                } else {
+                    headers.insert("Nats-Batch-Commit", "1");
+                    let reply = waiting.subject();
+                    self.client.publish_with_reply_and_headers(subject, reply, headers, payload).await?;
+                }
+            }
+            Ok::<_, async_nats::PublishError>(waiting.messages.recv().await)
+        };
+        match timeout(ATTEMPT, published).await {
+            Ok(Ok(Some(reply))) if reply.status != Some(StatusCode::NO_RESPONDERS) => {
+                PublishReply::parse(&reply.payload)
+            }
+            _ => Err(NotStored::Lost),
+        }
+    }
+
+    /// The last message of a subject, as the leader of the stream knows it.
+    pub(super) async fn last(&self, stream: &str, subject: &str) -> Result<Option<Found>, Lost> {
+        self.fetch(stream, &Fetch { last_by_subj: Some(subject), ..Fetch::default() }).await
+    }
+
+    /// The first message from `from` on whose subject matches, as the leader of
+    /// the stream knows it.
+    pub(super) async fn next(&self, stream: &str, subject: &str, from: u64) -> Result<Option<Found>, Lost> {
+        self.fetch(stream, &Fetch { seq: Some(from), next_by_subj: Some(subject), ..Fetch::default() }).await
+    }
+
+    /// Messages from `from` on whose subject matches, from any replica, which
+    /// may not have the latest: at most `messages`, and about `bytes`.
+    pub(super) async fn page(
+        &self,
+        stream: &str,
+        subject: &str,
+        from: u64,
+        messages: usize,
+        bytes: usize,
+    ) -> Result<Batch, Lost> {
+        let fetch = Fetch {
+            seq: Some(from),
+            next_by_subj: Some(subject),
+            batch: Some(messages),
+            max_bytes: Some(bytes),
+            ..Fetch::default()
+        };
+        let request = serde_json::to_vec(&fetch).map_err(|_| Lost)?;
+        let _permit = self.requests.acquire().await.map_err(|_| Lost)?;
+        let mut waiting = self.replies.wait();
+        let subject = format!("$JS.API.DIRECT.GET.{stream}");
+        let read = async {
+            self.client
+                .publish_with_reply(subject, waiting.subject(), request.into())
+                .await
+                .map_err(|_| Lost)?;
+            let mut batch = Batch::default();
+            loop {
+                let reply = waiting.messages.recv().await.ok_or(Lost)?;
+                match reply.status {
+                    None | Some(StatusCode::OK) => batch.found.push(Found::of_direct(reply)?),
+                    // The end of the batch, and nothing found.
+                    Some(status) if status.as_u16() == 204 => {
+                        batch.more = number(&reply, "Nats-Num-Pending").unwrap_or(0) > 0;
+                        return Ok(batch);
+                    }
+                    Some(status) if status.as_u16() == 404 => return Ok(batch),
+                    Some(status) => {
+                        tracing::debug!(%status, "a page cannot be read");
+                        return Err(Lost);
+                    }
+                }
+            }
+        };
+        timeout(ATTEMPT, read).await.unwrap_or(Err(Lost))
+    }
+
+    /// Drops the messages of a subject that are below `below`.
+    pub(super) async fn purge(&self, stream: &str, subject: &str, below: u64) -> Result<(), Lost> {
+        #[derive(Serialize)]
+        struct Purge<'a> {
+            filter: &'a str,
+            seq: u64,
+        }
+        #[derive(Deserialize)]
+        struct Purged {
+            #[serde(default)]
+            success: bool,
+        }
+        let request = serde_json::to_vec(&Purge { filter: subject, seq: below }).map_err(|_| Lost)?;
+        let reply = self.request(&format!("$JS.API.STREAM.PURGE.{stream}"), None, request.into()).await?;
+        let purged: Purged = serde_json::from_slice(&reply.payload).map_err(|_| Lost)?;
+        if purged.success { Ok(()) } else { Err(Lost) }
+    }
+
+    /// Asks whoever subscribes to this subject. `None` where nobody does.
+    pub(super) async fn ask(&self, subject: &str, payload: Bytes) -> Result<Option<Message>, Lost> {
+        let reply = self.try_request(subject, None, payload).await?;
+        Ok((reply.status != Some(StatusCode::NO_RESPONDERS)).then_some(reply))
+    }
+
+    async fn fetch(&self, stream: &str, fetch: &Fetch<'_>) -> Result<Option<Found>, Lost> {
+        let request = serde_json::to_vec(fetch).map_err(|_| Lost)?;
+        let reply = self.request(&format!("$JS.API.STREAM.MSG.GET.{stream}"), None, request.into()).await?;
+        Fetched::parse(&reply.payload)
+    }
+
+    async fn request(
+        &self,
+        subject: &str,
+        headers: Option<HeaderMap>,
+        payload: Bytes,
+    ) -> Result<Message, Lost> {
+        let reply = self.try_request(subject, headers, payload).await?;
+        if reply.status == Some(StatusCode::NO_RESPONDERS) {
+            // There is no leader at the moment. Whoever tries again must not spin.
+            return Err(Lost);
+        }
+        Ok(reply)
+    }
+
+    async fn try_request(
+        &self,
+        subject: &str,
+        headers: Option<HeaderMap>,
+        payload: Bytes,
+    ) -> Result<Message, Lost> {
+        let _permit = self.requests.acquire().await.map_err(|_| Lost)?;
+        let mut waiting = self.replies.wait();
+        let asked = async {
+            let (subject, reply) = (subject.to_owned(), waiting.subject());
+            let sent = match headers {
+                Some(headers) => {
+                    self.client.publish_with_reply_and_headers(subject, reply, headers, payload).await
+                }
+                None => self.client.publish_with_reply(subject, reply, payload).await,
+            };
+            sent.map_err(|_| Lost)?;
+            waiting.messages.recv().await.ok_or(Lost)
+        };
+        timeout(ATTEMPT, asked).await.unwrap_or(Err(Lost))
+    }
+}
+
+impl Replies {
+    fn wait(&self) -> Waiting<'_> {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let (sender, messages) = mpsc::unbounded_channel();
+        self.lock().insert(number, sender);
+        Waiting { replies: self, number, messages }
+    }
+
+    fn pass(&self, message: Message) {
+        let number = message.subject.strip_prefix(&self.prefix).and_then(|number| number.parse().ok());
+        if let Some(waiting) = number.and_then(|number: u64| self.lock().get(&number).cloned()) {
+            // Where nobody waits any more it has come too late.
+            drop(waiting.send(message));
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, mpsc::UnboundedSender<Message>>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Waiting<'_> {
+    fn subject(&self) -> String {
+        format!("{}{}", self.replies.prefix, self.number)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.replies.lock().remove(&self.number);
+    }
+}
+
+impl Found {
+    fn of_direct(message: Message) -> Result<Self, Lost> {
+        let sequence = number(&message, "Nats-Sequence").ok_or(Lost)?;
+        let headers = message.headers.as_ref().ok_or(Lost)?;
+        let subject = headers.get("Nats-Subject").ok_or(Lost)?.as_str().to_owned();
+        Ok(Self { subject, sequence, payload: message.payload })
+    }
+}
+
+/// A number in a header of a message.
+pub(super) fn number(message: &Message, header: &str) -> Option<u64> {
+    message.headers.as_ref()?.get(header)?.as_str().parse().ok()
+}
+
+fn condition(id: Option<&MessageId>, expected: Option<u64>) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    if let Some(id) = id {
+        headers.insert("Nats-Msg-Id", id.as_str());
+    }
+    if let Some(expected) = expected {
+        headers.insert("Nats-Expected-Last-Subject-Sequence", expected.to_string());
+    }
+    headers
+}
+
+/// What is asked for, by `MSG.GET` and `DIRECT.GET`.
+#[derive(Debug, Default, Serialize)]
+struct Fetch<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seq: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_by_subj: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_by_subj: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    batch: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_bytes: Option<usize>,
+}
+
+#[derive(Debug, Deserialize)]
+struct ApiError {
+    err_code: Option<u64>,
+    #[serde(default)]
+    description: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct Fetched {
+    message: Option<FetchedMessage>,
+    error: Option<ApiError>,
+}
+
+#[derive(Debug, Deserialize)]
+struct FetchedMessage {
+    subject: String,
+    seq: u64,
+    #[serde(default)]
+    data: String,
+}
+
+impl Fetched {
+    fn parse(reply: &[u8]) -> Result<Option<Found>, Lost> {
+        match serde_json::from_slice(reply) {
+            Ok(Self { message: Some(message), .. }) => {
+                let payload = BASE64_STANDARD.decode(message.data).map_err(|_| Lost)?;
+                Ok(Some(Found { subject: message.subject, sequence: message.seq, payload: payload.into() }))
+            }
+            Ok(Self { error: Some(error), .. }) if error.err_code == Some(NO_MESSAGE_FOUND) => Ok(None),
+            other => {
+                tracing::debug!(?other, "a message could not be fetched");
+                Err(Lost)
+            }
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+struct PublishReply {
+    seq: Option<u64>,
+    #[serde(default)]
+    duplicate: bool,
+    error: Option<ApiError>,
+}
+
+impl PublishReply {
+    fn parse(reply: &[u8]) -> Result<Stored, NotStored> {
+        match serde_json::from_slice(reply) {
+            Ok(Self { error: Some(error), .. }) => Err(Self::classify(&error)),
+            Ok(Self { seq: Some(sequence), duplicate, error: None }) => Ok(Stored { sequence, duplicate }),
+            other => {
+                tracing::debug!(?other, "an answer that is none");
+                Err(NotStored::Lost)
+            }
+        }
+    }
+
+    fn classify(error: &ApiError) -> NotStored {
+        match error.err_code {
+            Some(code) if WRONG_LAST_SEQUENCE.contains(&code) => NotStored::Moved,
+            Some(BATCH_HOLDS_DUPLICATE) => NotStored::HoldsRepeat,
+            // The first one is on its way: whether it arrives is not known yet.
+            Some(DUPLICATE_IN_PROCESS) => NotStored::Lost,
+            _ => {
+                let ApiError { err_code, description } = error;
+                tracing::debug!(err_code, description, "the engine has not stored a message");
+                NotStored::Busy
+            }
+        }
+    }
+}

@@ -1,0 +1,327 @@
+//! The store of many servers: NATS JetStream. A server keeps nothing of its
+//! own, so any number of them serve the same chat, and any user is served by
+//! any of them.
+//!
+//! | file | what it owns |
+//! | --- | --- |
+//! | `setup` | the connection, and the streams |
+//! | `record` | subjects, and what is written under them |
+//! | `engine` | one request and its answer |
+//! | `directory` | the accounts, as they are known here |
+//! | `intake` | what is asked for, in the order of the calls |
+//! | `sends` | which sends of a session are under way, and how others ended |
+//! | `lane` | what is done with one name, in order |
+//! | `cursors` | what was acknowledged here |
+//! | `reception` | what a user who is connected here is told |
+//! | `reading` | reading an inbox |
+//! | `sweeper` | giving space back |
+//!
+//! Three things hold it together. Whatever is written is written on the
+//! condition that nothing else was written to its subject meanwhile, so that
+//! servers race and none overwrites another. Whatever is relied upon comes from
+//! the leader of its stream. And a send is known by its session and id to the
+//! engine itself, for as long as it may be repeated.
+
+mod cursors;
+mod directory;
+mod engine;
+mod intake;
+mod lane;
+mod reading;
+mod reception;
+mod record;
+mod sends;
+mod setup;
+mod sweeper;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_nats::Subscriber;
+use bytes::Bytes;
+use futures::FutureExt;
+use hark_protocol::{Sequence, SessionToken, UserName};
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use self::cursors::Cursors;
+use self::directory::Directory;
+use self::engine::{Engine, Lost};
+use self::intake::{Asked, Intake};
+use self::lane::{Command, Job, Lane};
+use self::record::{Names, State, Told};
+use self::sends::Sends;
+use self::setup::Link;
+use self::sweeper::Sweeper;
+use super::{
+    Account, AccountEntry, Append, Created, Outcome, Page, PasswordHash, Pending, Position, ReadLimit,
+    Receiver, Store,
+};
+
+pub use self::setup::{ClusterConfig, Credentials, OpenError};
+
+/// A store on a cluster.
+///
+/// Beyond what every store owes: the outcomes of refused sends are known only
+/// to the server that has refused them. Where it is dropped without
+/// [`Store::close`], what is under way ends as [`super::Unavailable`].
+#[derive(Debug)]
+pub struct ClusterStore {
+    shared: Arc<Shared>,
+    asked: mpsc::UnboundedSender<Asked>,
+    runtime: Handle,
+}
+
+/// What the tasks of a store share.
+#[derive(Debug)]
+struct Shared {
+    config: ClusterConfig,
+    engine: Engine,
+    names: Names,
+    link: watch::Receiver<Link>,
+    directory: Directory,
+    sends: Sends,
+    cursors: Cursors,
+    sweeper: Sweeper,
+    // A lock, since commands come from many tasks, and a lane ends by itself. It
+    // is held for one operation. `None` once nothing is taken any more.
+    lanes: Mutex<Option<HashMap<UserName, mpsc::UnboundedSender<Job>>>>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl ClusterStore {
+    /// Connects to the cluster, makes the streams that are missing, and reads
+    /// the accounts. To be called on the runtime that is to work for it.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub async fn open(config: ClusterConfig) -> Result<Self, OpenError> {
+        let (client, link) = setup::connect(&config).await?;
+        let names = setup::streams(&client, &config).await?;
+        let failed = |reason: String| OpenError::Stream { stream: names.accounts_stream(), reason };
+        let engine = Engine::new(client).await.map_err(|error| failed(error.to_string()))?;
+        let directory = Directory::default();
+        setup::first(|| directory.refresh(&engine, &names))
+            .await
+            .map_err(|error| failed(error.to_string()))?;
+        tracing::info!(accounts = directory.len(), "the accounts are read");
+        let shared = Arc::new(Shared {
+            sends: Sends::new(config.sessions_max),
+            config,
+            engine,
+            names,
+            link,
+            directory,
+            cursors: Cursors::default(),
+            sweeper: Sweeper::default(),
+            lanes: Mutex::new(Some(HashMap::new())),
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+        });
+        let (asked, intake) = Intake::new(Arc::clone(&shared));
+        // These end with the store; `tasks` are waited for when it closes.
+        for work in [intake.run().boxed(), Sweeper::run(Arc::clone(&shared)).boxed()] {
+            let stop = shared.stop.clone();
+            tokio::spawn(async move { stop.run_until_cancelled_owned(work).await });
+        }
+        Ok(Self { shared, asked, runtime: Handle::current() })
+    }
+
+    fn ask<T>(&self, asked: impl FnOnce(super::Decide<T>) -> Asked) -> Pending<T> {
+        let (decide, pending) = Pending::new();
+        // Where nothing is taken any more it is dropped, and so unavailable.
+        if let Err(late) = self.asked.send(asked(decide)) {
+            late.0.refuse();
+        }
+        pending
+    }
+
+    fn ask_lane<T>(&self, name: &UserName, command: impl FnOnce(super::Decide<T>) -> Command) -> Pending<T> {
+        self.ask(|decide| Asked::Lane(name.clone(), command(decide)))
+    }
+}
+
+impl Store for ClusterStore {
+    fn create(&self, name: &UserName, password: Option<PasswordHash>) -> Pending<Created> {
+        self.ask_lane(name, |decide| Command::Create(password, decide))
+    }
+
+    fn account(&self, name: &UserName) -> Pending<Option<AccountEntry>> {
+        self.ask(|decide| Asked::Account(name.clone(), decide))
+    }
+
+    fn set_password(&self, account: &Account, old: Option<PasswordHash>, new: PasswordHash) -> Pending<bool> {
+        let of = account.clone();
+        self.ask_lane(&account.name, |decide| Command::SetPassword { account: of, old, new, decide })
+    }
+
+    fn delete(&self, account: &Account) -> Pending<bool> {
+        self.ask_lane(&account.name, |decide| Command::Delete(account.clone(), decide))
+    }
+
+    fn names(&self, after: Option<&UserName>, limit: usize) -> Pending<Vec<UserName>> {
+        self.ask(|decide| Asked::Names(after.cloned(), limit, decide))
+    }
+
+    fn append(&self, append: Append) -> Pending<Outcome> {
+        self.ask(|decide| Asked::Append(append, decide))
+    }
+
+    fn receive(&self, account: &Account) -> Pending<Option<Receiver>> {
+        let of = account.clone();
+        self.ask_lane(&account.name, |decide| Command::Receive { account: of, takes_over: true, decide })
+    }
+
+    fn receive_if_free(&self, account: &Account) -> Pending<Option<Receiver>> {
+        let of = account.clone();
+        self.ask_lane(&account.name, |decide| Command::Receive { account: of, takes_over: false, decide })
+    }
+
+    fn read(&self, account: &Account, after: Sequence, limit: ReadLimit) -> Pending<Page> {
+        let (decide, pending) = Pending::new();
+        if self.asked.is_closed() {
+            drop(decide);
+            return pending;
+        }
+        let (shared, account) = (Arc::clone(&self.shared), account.clone());
+        let read = async move {
+            let stop = shared.stop.clone();
+            if let Some(page) = stop.run_until_cancelled(reading::read(&shared, &account, after, limit)).await {
+                decide.decide(page);
+            }
+        };
+        // Whoever reads waits for the outcome, and close for the task.
+        drop(self.shared.tasks.spawn_on(read, &self.runtime));
+        pending
+    }
+
+    fn acknowledge(&self, account: &Account, position: Position) {
+        self.shared.acknowledge(account, position);
+    }
+
+    fn open_session(&self, session: &SessionToken) -> Pending<bool> {
+        self.ask(|decide| Asked::OpenSession(session.clone(), decide))
+    }
+
+    fn close_session(&self, session: &SessionToken) {
+        self.shared.sends.close(session);
+    }
+
+    fn is_available(&self) -> bool {
+        self.shared.link.borrow().is_up && !self.asked.is_closed()
+    }
+
+    fn close(&self) -> Pending<()> {
+        self.ask(Asked::Close)
+    }
+}
+
+impl Drop for ClusterStore {
+    fn drop(&mut self) {
+        self.shared.stop.cancel();
+    }
+}
+
+impl ClusterConfig {
+    /// Whether what lies between the two is within the limits of an inbox.
+    fn holds(&self, cursor: Position, last: Position) -> bool {
+        last.messages.saturating_sub(cursor.messages) <= self.queued_messages_max
+            && last.bytes.saturating_sub(cursor.bytes) <= self.queued_bytes_max
+    }
+}
+
+impl Shared {
+    /// Gives a command to the lane of this name, which begins where there is
+    /// none.
+    fn push(self: &Arc<Self>, name: &UserName, command: Command) {
+        let mut lanes = self.lock_lanes();
+        let Some(lanes) = &mut *lanes else {
+            drop(lanes);
+            return command.refuse();
+        };
+        let lane = lanes.entry(name.clone()).or_insert_with(|| self.begin_lane(name));
+        if let Err(unsent) = lane.send(Job::new(command)) {
+            // It has panicked, and what it had under way is unavailable.
+            *lane = self.begin_lane(name);
+            drop(lane.send(unsent.0));
+        }
+    }
+
+    /// As [`Self::push`], and drops the command where there is no lane.
+    fn push_if_there(&self, name: &UserName, command: Command) {
+        if let Some(lane) = self.lock_lanes().as_ref().and_then(|lanes| lanes.get(name)) {
+            drop(lane.send(Job::new(command)));
+        }
+    }
+
+    fn begin_lane(self: &Arc<Self>, name: &UserName) -> mpsc::UnboundedSender<Job> {
+        let (sender, jobs) = mpsc::unbounded_channel();
+        let (stop, lane) = (self.stop.clone(), Lane::new(Arc::clone(self), name.clone(), jobs));
+        self.tasks.spawn(async move { stop.run_until_cancelled(lane.run()).await });
+        sender
+    }
+
+    /// Takes the lane of this name out, unless something is to be done; whether
+    /// it did.
+    fn end_lane(&self, name: &UserName, jobs: &mpsc::UnboundedReceiver<Job>) -> bool {
+        self.cursors.end_with(name, || {
+            let mut lanes = self.lock_lanes();
+            let is_idle = jobs.is_empty();
+            if let Some(lanes) = lanes.as_mut().filter(|_| is_idle) {
+                lanes.remove(name);
+            }
+            is_idle
+        })
+    }
+
+    /// Takes nothing more: the lanes end once they have done what they have.
+    fn close_lanes(&self) {
+        *self.lock_lanes() = None;
+    }
+
+    fn acknowledge(self: &Arc<Self>, account: &Account, position: Position) {
+        self.cursors.advance(account, position, || {
+            self.push(&account.name, Command::Acknowledged(account.clone()));
+        });
+    }
+
+    /// The state of an inbox as it is written, and the number of that message.
+    async fn state(&self, account: &Account) -> Result<(u64, State), Lost> {
+        match self.engine.last(&self.names.state_stream(), &self.names.state(account)).await? {
+            None => Ok((0, State::default())),
+            Some(found) => match State::decode(&found.payload) {
+                Ok(state) => Ok((found.sequence, state)),
+                Err(error) => {
+                    tracing::error!(%error, name = %account.name, "what is acknowledged cannot be read");
+                    Err(Lost)
+                }
+            },
+        }
+    }
+
+    /// Everything that a server which receives for an account is told.
+    async fn subscribe(&self, account: &Account) -> Result<Subscriber, Lost> {
+        self.engine.client().subscribe(self.names.told(account)).await.map_err(|_| Lost)
+    }
+
+    /// Tells whichever server receives for an account. It may not arrive.
+    async fn tell(&self, account: &Account, told: Told) {
+        self.publish(self.names.tell(account, told)).await;
+    }
+
+    async fn publish(&self, subject: String) {
+        if let Err(error) = self.engine.client().publish(subject, Bytes::new()).await {
+            tracing::debug!(%error, "another server could not be told");
+        }
+    }
+
+    fn lock_lanes(&self) -> MutexGuard<'_, Option<HashMap<UserName, mpsc::UnboundedSender<Job>>>> {
+        // Nothing panics while the lock is held.
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,114 @@
+//! Reading an inbox: from any replica as long as there is something, and from
+//! the leader of the stream in the end, since a replica may lack the latest.
+
+use std::time::Duration;
+
+use hark_protocol::Sequence;
+use tokio::time::sleep;
+
+use super::Shared;
+use super::engine::{Found, Lost};
+use super::record::decode_message;
+use crate::store::{Account, Page, ReadLimit, Unavailable};
+
+/// Messages that are asked for at once, at most.
+const BATCH_MESSAGES: usize = 1000;
+
+/// Bytes that are asked for at once, headers and all.
+const BATCH_BYTES: usize = 1024 * 1024;
+
+/// What headers and subject of a message take, about.
+const MESSAGE_BYTES: usize = 512;
+
+/// How often a page is asked for that does not come, and the pause between.
+const TRIES: usize = 3;
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Reads a page of what is not acknowledged, after `after`.
+pub(super) async fn read(
+    shared: &Shared,
+    account: &Account,
+    after: Sequence,
+    limit: ReadLimit,
+) -> Result<Page, Unavailable> {
+    let mut scan = Scan { limit, bytes: 0, last: after.0, page: Page::default() };
+    for _ in 0..TRIES {
+        match scan.run(shared, account).await {
+            Ok(()) => return Ok(scan.page),
+            // What was read before it failed can be had.
+            Err(_) if !scan.page.messages.is_empty() => return Ok(Page { complete: false, ..scan.page }),
+            Err(Lost) => sleep(PAUSE).await,
+        }
+    }
+    Err(Unavailable)
+}
+
+struct Scan {
+    limit: ReadLimit,
+    bytes: usize,
+    last: u64,
+    page: Page,
+}
+
+impl Scan {
+    async fn run(&mut self, shared: &Shared, account: &Account) -> Result<(), Lost> {
+        if !shared.directory.is_alive(account) {
+            self.page.complete = true;
+            return Ok(());
+        }
+        self.last = self.last.max(shared.cursors.of(account).sequence.0);
+        if self.last == 0 {
+            self.last = shared.state(account).await?.1.cursor.sequence.0;
+        }
+        let (stream, subject) = (shared.names.inbox_stream_of(&account.name), shared.names.inbox(account));
+        loop {
+            let (messages, bytes) = self.room();
+            let batch = shared.engine.page(&stream, &subject, self.last + 1, messages, bytes).await?;
+            for found in batch.found {
+                if !self.take(account, found)? {
+                    return Ok(());
+                }
+            }
+            if batch.more {
+                continue;
+            }
+            match shared.engine.next(&stream, &subject, self.last + 1).await? {
+                None => {
+                    self.page.complete = true;
+                    return Ok(());
+                }
+                Some(found) => {
+                    if !self.take(account, found)? {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+
+    /// How much is to be asked for: one more than there is room for, which
+    /// tells whether that is all.
+    fn room(&self) -> (usize, usize) {
+        let messages = self.limit.messages.saturating_sub(self.page.messages.len()).saturating_add(1);
+        let messages = messages.min(BATCH_MESSAGES);
+        let bytes = self.limit.bytes.saturating_sub(self.bytes).saturating_add(messages * MESSAGE_BYTES);
+        (messages, bytes.min(BATCH_BYTES))
+    }
+
+    /// False where there is no room for it.
+    fn take(&mut self, account: &Account, found: Found) -> Result<bool, Lost> {
+        let message = decode_message(found.sequence, found.payload).map_err(|error| {
+            tracing::error!(%error, name = %account.name, sequence = found.sequence, "a message cannot be read");
+            Lost
+        })?;
+        let bytes = self.bytes.saturating_add(message.text.len());
+        let has_some = !self.page.messages.is_empty();
+        if self.page.messages.len() >= self.limit.messages || (has_some && bytes > self.limit.bytes) {
+            return Ok(false);
+        }
+        self.bytes = bytes;
+        self.last = found.sequence;
+        self.page.messages.push(message.into());
+        Ok(true)
+    }
+}

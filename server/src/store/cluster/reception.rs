@@ -1,0 +1,209 @@
+//! What a user who is connected here is told by the cluster: the messages as
+//! they are stored, and that somebody else receives now.
+//!
+//! What is told can be lost. Each message names the one before it in its inbox,
+//! so that a loss is seen with the next one; a connection that was lost, and a
+//! long silence, make the session read the stream; so nothing waits for ever.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::Subscriber;
+use futures::StreamExt;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use super::Shared;
+use super::engine::{Lost, number};
+use super::lane::Command;
+use super::record::{State, Told, decode_message};
+use super::setup::Link;
+use crate::store::{Account, End, Feed};
+
+/// After so long without a message it is seen whether there is one.
+const SILENCE: Duration = Duration::from_secs(30);
+
+/// The reception of an account at this server.
+#[derive(Debug)]
+pub(super) struct Reception {
+    account: Account,
+    feed: Feed,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+/// The right to receive, until a later claim is written.
+#[derive(Debug, Clone)]
+pub(super) struct Claim {
+    pub(super) account: Account,
+    /// What is written in the state.
+    pub(super) reception: u64,
+    /// The number of that message.
+    pub(super) revision: u64,
+}
+
+struct Task {
+    shared: Arc<Shared>,
+    claim: Claim,
+    feed: Feed,
+    subscription: Subscriber,
+    link: watch::Receiver<Link>,
+    /// The last message of the inbox that is known of.
+    last: u64,
+}
+
+impl Reception {
+    /// Begins to tell `feed`, from after the message `last`, until it is stopped
+    /// or `released` is cancelled.
+    pub(super) fn begin(
+        shared: &Arc<Shared>,
+        claim: Claim,
+        subscription: Subscriber,
+        feed: Feed,
+        released: CancellationToken,
+        last: u64,
+    ) -> Self {
+        let stop = shared.stop.child_token();
+        let account = claim.account.clone();
+        let mut link = shared.link.clone();
+        link.mark_unchanged();
+        let task =
+            Task { shared: Arc::clone(shared), claim, feed: feed.clone(), subscription, link, last };
+        let task = shared.tasks.spawn(task.run(stop.clone(), released));
+        Self { account, feed, stop, task }
+    }
+
+    pub(super) const fn account(&self) -> &Account {
+        &self.account
+    }
+
+    /// Whether nobody is told any more.
+    pub(super) fn is_ended(&self) -> bool {
+        self.feed.is_ended()
+    }
+
+    /// Tells the session that it receives no more.
+    pub(super) fn end(&self, end: End) {
+        self.feed.end(end);
+    }
+
+    /// Stops, and resolves once nothing that is asked from then on comes here.
+    pub(super) async fn stop(self) {
+        self.stop.cancel();
+        if let Err(error) = self.task.await {
+            tracing::error!(%error, "a reception has failed");
+        }
+    }
+}
+
+impl Task {
+    async fn run(mut self, stop: CancellationToken, released: CancellationToken) {
+        let mut silent_until = Instant::now() + SILENCE;
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                () = released.cancelled() => {
+                    let account = self.claim.account.clone();
+                    self.shared.push_if_there(&account.name, Command::Released(account.clone()));
+                    break;
+                }
+                told = self.subscription.next() => match told {
+                    Some(told) => {
+                        silent_until = Instant::now() + SILENCE;
+                        self.handle(told).await;
+                    }
+                    None => break,
+                },
+                changed = self.link.changed() => {
+                    if changed.is_err() {
+                        break;
+                    }
+                    // Something may have been missed.
+                    self.feed.lagged();
+                    silent_until = Instant::now();
+                }
+                () = sleep_until(silent_until) => {
+                    self.look().await;
+                    // Not all at the same time.
+                    silent_until = Instant::now() + SILENCE.mul_f64(rand::random_range(0.8..1.2));
+                }
+            }
+        }
+        if let Err(error) = self.subscription.unsubscribe().await {
+            tracing::debug!(%error, "a subscription was over already");
+        }
+    }
+
+    async fn handle(&mut self, told: async_nats::Message) {
+        match Told::of_subject(&told.subject) {
+            Some(Told::Message) => self.message(&told),
+            Some(Told::State) => self.state(&told),
+            Some(Told::Stored) => self.feed.lagged(),
+            Some(Told::Ended) => {
+                let account = self.claim.account.clone();
+                self.shared.push_if_there(&account.name, Command::Ended(account.clone()));
+            }
+            Some(Told::Yield) => {
+                if let Some(reply) = told.reply {
+                    let account = self.claim.account.clone();
+                    let command = Command::Yield(account.clone(), reply.into_string());
+                    self.shared.push_if_there(&account.name, command);
+                }
+            }
+            Some(Told::Probe) if !self.feed.is_ended() => {
+                if let Some(reply) = told.reply {
+                    self.shared.publish(reply.into_string()).await;
+                }
+            }
+            Some(Told::Probe) | None => {}
+        }
+    }
+
+    fn message(&mut self, told: &async_nats::Message) {
+        let Some(sequence) = number(told, "Nats-Sequence") else { return };
+        if sequence <= self.last {
+            return;
+        }
+        let follows = number(told, "Nats-Last-Sequence") == Some(self.last);
+        self.last = sequence;
+        match decode_message(sequence, told.payload.clone()) {
+            Ok(message) if follows => self.feed.appended(&Arc::new(message)),
+            // Something is missing before it, or it cannot be read: reading tells.
+            _ => self.feed.lagged(),
+        }
+    }
+
+    fn state(&self, told: &async_nats::Message) {
+        let revision = number(told, "Nats-Sequence").unwrap_or(0);
+        if revision > self.claim.revision
+            && State::decode(&told.payload).is_ok_and(|state| state.reception != self.claim.reception)
+        {
+            self.feed.end(End::TakenOver);
+        }
+    }
+
+    /// Looks whether something was missed.
+    async fn look(&mut self) {
+        if let Err(Lost) = self.try_to_look().await {
+            tracing::debug!(name = %self.claim.account.name, "could not look whether a message was missed");
+        }
+    }
+
+    async fn try_to_look(&mut self) -> Result<(), Lost> {
+        let account = &self.claim.account;
+        let (revision, state) = self.shared.state(account).await?;
+        if revision > self.claim.revision && state.reception != self.claim.reception {
+            self.feed.end(End::TakenOver);
+            return Ok(());
+        }
+        let stream = self.shared.names.inbox_stream_of(&account.name);
+        let last = self.shared.engine.last(&stream, &self.shared.names.inbox(account)).await?;
+        if let Some(last) = last.filter(|last| last.sequence > self.last) {
+            self.last = last.sequence;
+            self.feed.lagged();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,408 @@
+//! What is written into the streams, and under which subjects.
+//!
+//! | subject | stream | what |
+//! | --- | --- | --- |
+//! | `CHAT.account.NAME` | `CHAT-accounts` | an account, or that it has ended |
+//! | `CHAT.inbox.SHARD.NAME.INCARNATION` | `CHAT-inbox-SHARD` | the messages to it |
+//! | `CHAT.state.NAME.INCARNATION` | `CHAT-state` | what is acknowledged, and who receives |
+//! | `CHAT.user.NAME.INCARNATION.EVENT` | none | what a server that receives for it is told |
+//!
+//! NAME is the name in base64 with the alphabet for URLs and no padding, since
+//! a subject takes few characters; INCARNATION is the number of the message
+//! that made the account. All integers are big endian, and each record begins
+//! with its version.
+
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytestring::ByteString;
+use hark_protocol::{Sequence, UserName};
+
+use crate::store::{Account, Message, PasswordHash, Position};
+
+const VERSION: u8 = 1;
+
+/// A record that no version of this store has written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a record of the cluster is damaged, or of a newer version of Hark")]
+pub(super) struct Damaged;
+
+/// The names of streams and subjects of one chat.
+#[derive(Debug, Clone)]
+pub(super) struct Names {
+    chat: String,
+    shards: u64,
+}
+
+/// Something that a server which receives for an account is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Told {
+    /// A message was stored: it comes with this.
+    Message,
+    /// The account's state has changed: it comes with this.
+    State,
+    /// Something may have been stored that was not told of.
+    Stored,
+    /// The account has ended.
+    Ended,
+    /// Another server wants to receive.
+    Yield,
+    /// Another server asks whether somebody receives.
+    Probe,
+}
+
+impl Names {
+    /// The names of the chat `chat`, with so many streams of messages.
+    pub(super) fn new(chat: &str, shards: u64) -> Self {
+        Self { chat: chat.to_owned(), shards: shards.max(1) }
+    }
+
+    pub(super) const fn shards(&self) -> u64 {
+        self.shards
+    }
+
+    pub(super) fn accounts_stream(&self) -> String {
+        format!("{}-accounts", self.chat)
+    }
+
+    pub(super) fn accounts(&self) -> String {
+        format!("{}.account.*", self.chat)
+    }
+
+    pub(super) fn account(&self, name: &UserName) -> String {
+        format!("{}.account.{}", self.chat, token(name))
+    }
+
+    /// Whose account a subject is for.
+    pub(super) fn parse_account(&self, subject: &str) -> Result<UserName, Damaged> {
+        let token = subject.strip_prefix(&self.chat).and_then(|rest| rest.strip_prefix(".account."));
+        parse_token(token.ok_or(Damaged)?)
+    }
+
+    pub(super) fn state_stream(&self) -> String {
+        format!("{}-state", self.chat)
+    }
+
+    pub(super) fn states(&self) -> String {
+        format!("{}.state.*.*", self.chat)
+    }
+
+    pub(super) fn state(&self, account: &Account) -> String {
+        format!("{}.state.{}", self.chat, key(account))
+    }
+
+    pub(super) fn inbox_stream(&self, shard: u64) -> String {
+        format!("{}-inbox-{shard}", self.chat)
+    }
+
+    pub(super) fn inbox_stream_of(&self, name: &UserName) -> String {
+        self.inbox_stream(self.shard(name))
+    }
+
+    pub(super) fn inboxes(&self, shard: u64) -> String {
+        format!("{}.inbox.{shard}.*.*", self.chat)
+    }
+
+    pub(super) fn inbox(&self, account: &Account) -> String {
+        format!("{}.inbox.{}.{}", self.chat, self.shard(&account.name), key(account))
+    }
+
+    /// Whose inbox a subject is.
+    pub(super) fn parse_inbox(&self, subject: &str) -> Result<Account, Damaged> {
+        let rest = subject.strip_prefix(&self.chat).and_then(|rest| rest.strip_prefix(".inbox."));
+        let mut tokens = rest.ok_or(Damaged)?.split('.').skip(1);
+        let name = parse_token(tokens.next().ok_or(Damaged)?)?;
+        let incarnation = tokens.next().and_then(|text| text.parse().ok()).ok_or(Damaged)?;
+        Ok(Account { name, incarnation })
+    }
+
+    /// All that is told to a server which receives for an account.
+    pub(super) fn told(&self, account: &Account) -> String {
+        format!("{}.user.{}.*", self.chat, key(account))
+    }
+
+    pub(super) fn tell(&self, account: &Account, told: Told) -> String {
+        format!("{}.user.{}.{}", self.chat, key(account), told.as_str())
+    }
+
+    /// Where the engine tells of what it has stored, as a template of it.
+    pub(super) fn republished(&self, told: Told) -> String {
+        format!("{}.user.{{{{wildcard(1)}}}}.{{{{wildcard(2)}}}}.{}", self.chat, told.as_str())
+    }
+
+    /// FNV-1a, since it has to be the same in every version and on every
+    /// machine.
+    fn shard(&self, name: &UserName) -> u64 {
+        const OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
+        const PRIME: u64 = 0x0100_0000_01b3;
+        let hash =
+            name.as_str().bytes().fold(OFFSET, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(PRIME));
+        hash % self.shards
+    }
+}
+
+impl Told {
+    const ALL: [Self; 6] =
+        [Self::Message, Self::State, Self::Stored, Self::Ended, Self::Yield, Self::Probe];
+
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Message => "message",
+            Self::State => "state",
+            Self::Stored => "stored",
+            Self::Ended => "ended",
+            Self::Yield => "yield",
+            Self::Probe => "probe",
+        }
+    }
+
+    /// What the last part of a subject says.
+    pub(super) fn of_subject(subject: &str) -> Option<Self> {
+        let (_, last) = subject.rsplit_once('.')?;
+        Self::ALL.into_iter().find(|told| told.as_str() == last)
+    }
+}
+
+fn token(name: &UserName) -> String {
+    BASE64_URL_SAFE_NO_PAD.encode(name.as_str())
+}
+
+fn parse_token(token: &str) -> Result<UserName, Damaged> {
+    let bytes = BASE64_URL_SAFE_NO_PAD.decode(token).map_err(|_| Damaged)?;
+    String::from_utf8(bytes).ok().and_then(|name| name.parse().ok()).ok_or(Damaged)
+}
+
+fn key(account: &Account) -> String {
+    format!("{}.{}", token(&account.name), account.incarnation)
+}
+
+/// An account as it is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct AccountRecord {
+    /// Made up for each change, so that whoever made it knows it again.
+    pub(super) mark: u64,
+    /// What it is, unless it has ended.
+    pub(super) alive: Option<AliveRecord>,
+}
+
+/// An account that is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct AliveRecord {
+    /// The number of the message that has made it; `None` where it is the one
+    /// that this is written in.
+    pub(super) made_by: Option<u64>,
+    pub(super) password: Option<PasswordHash>,
+}
+
+impl AliveRecord {
+    /// Which account it is, where this stands in the message `sequence`.
+    pub(super) fn incarnation(&self, sequence: u64) -> u64 {
+        self.made_by.unwrap_or(sequence)
+    }
+}
+
+impl AccountRecord {
+    pub(super) fn encode(&self) -> Bytes {
+        let mut bytes = BytesMut::new();
+        bytes.put_u8(VERSION);
+        bytes.put_u64(self.mark);
+        match &self.alive {
+            None => bytes.put_u8(0),
+            Some(AliveRecord { made_by, password }) => {
+                bytes.put_u8(1);
+                bytes.put_u64(made_by.unwrap_or(0));
+                bytes.put_slice(password.as_ref().map_or(b"", |hash| hash.as_str().as_bytes()));
+            }
+        }
+        bytes.freeze()
+    }
+
+    pub(super) fn decode(mut bytes: &[u8]) -> Result<Self, Damaged> {
+        if bytes.try_get_u8() != Ok(VERSION) {
+            return Err(Damaged);
+        }
+        let mark = bytes.try_get_u64().map_err(|_| Damaged)?;
+        match bytes.try_get_u8() {
+            Ok(0) if bytes.is_empty() => Ok(Self { mark, alive: None }),
+            Ok(1) => {
+                let made_by = bytes.try_get_u64().map_err(|_| Damaged)?;
+                let password = std::str::from_utf8(bytes).map_err(|_| Damaged)?;
+                let alive = AliveRecord {
+                    made_by: (made_by > 0).then_some(made_by),
+                    password: (!password.is_empty()).then(|| PasswordHash::new(password)),
+                };
+                Ok(Self { mark, alive: Some(alive) })
+            }
+            _ => Err(Damaged),
+        }
+    }
+}
+
+/// What is acknowledged in an inbox, and which reception is the latest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct State {
+    pub(super) cursor: Position,
+    /// Made up by the server that receives; 0 for none.
+    pub(super) reception: u64,
+}
+
+impl State {
+    pub(super) fn encode(self) -> Bytes {
+        let mut bytes = BytesMut::with_capacity(33);
+        bytes.put_u8(VERSION);
+        bytes.put_u64(self.cursor.sequence.0);
+        bytes.put_u64(self.cursor.messages);
+        bytes.put_u64(self.cursor.bytes);
+        bytes.put_u64(self.reception);
+        bytes.freeze()
+    }
+
+    pub(super) fn decode(mut bytes: &[u8]) -> Result<Self, Damaged> {
+        if bytes.len() != 33 || bytes.try_get_u8() != Ok(VERSION) {
+            return Err(Damaged);
+        }
+        let mut next = || bytes.try_get_u64().map_err(|_| Damaged);
+        let cursor = Position { sequence: Sequence(next()?), messages: next()?, bytes: next()? };
+        Ok(Self { cursor, reception: next()? })
+    }
+}
+
+/// A message to an inbox, before it has its number.
+#[derive(Debug)]
+pub(super) struct Letter<'a> {
+    /// Messages of this inbox up to this one.
+    pub(super) messages: u64,
+    /// Bytes of this inbox up to this one.
+    pub(super) bytes: u64,
+    pub(super) time_ms: u64,
+    pub(super) sender: Option<&'a UserName>,
+    pub(super) text: &'a str,
+}
+
+impl Letter<'_> {
+    pub(super) fn encode(&self) -> Bytes {
+        let sender = self.sender.map_or("", UserName::as_str);
+        let mut bytes = BytesMut::with_capacity(26 + sender.len() + self.text.len());
+        bytes.put_u8(VERSION);
+        bytes.put_u64(self.messages);
+        bytes.put_u64(self.bytes);
+        bytes.put_u64(self.time_ms);
+        // A name has 64 bytes at most.
+        bytes.put_u8(u8::try_from(sender.len()).unwrap_or(u8::MAX));
+        bytes.put_slice(sender.as_bytes());
+        bytes.put_slice(self.text.as_bytes());
+        bytes.freeze()
+    }
+}
+
+/// Reads a message that the engine has given the number `sequence`.
+pub(super) fn decode_message(sequence: u64, mut bytes: Bytes) -> Result<Message, Damaged> {
+    if bytes.try_get_u8() != Ok(VERSION) {
+        return Err(Damaged);
+    }
+    let mut next = || bytes.try_get_u64().map_err(|_| Damaged);
+    let (messages, sum, time_ms) = (next()?, next()?, next()?);
+    let sender_bytes = usize::from(bytes.try_get_u8().map_err(|_| Damaged)?);
+    if sender_bytes > bytes.len() {
+        return Err(Damaged);
+    }
+    let sender = bytes.split_to(sender_bytes);
+    let sender = std::str::from_utf8(&sender).map_err(|_| Damaged)?;
+    let sender = if sender.is_empty() { None } else { Some(sender.parse().map_err(|_| Damaged)?) };
+    let text = ByteString::try_from(bytes).map_err(|_| Damaged)?;
+    let position = Position { sequence: Sequence(sequence), messages, bytes: sum };
+    Ok(Message { position, sender, time_ms, text })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn account(name: &str, incarnation: u64) -> Account {
+        Account { name: name.parse().unwrap(), incarnation }
+    }
+
+    #[test]
+    fn subjects_name_whom_they_are_for() {
+        let names = Names::new("hark", 4);
+        for name in ["bob", "ä.*>", "a/b~c", &"x".repeat(64)] {
+            let account = account(name, 7);
+            assert_eq!(names.parse_account(&names.account(&account.name)), Ok(account.name.clone()));
+            let inbox = names.inbox(&account);
+            assert_eq!(names.parse_inbox(&inbox), Ok(account));
+            let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+            assert!(inbox.chars().all(allowed), "{inbox}");
+        }
+        for subject in ["", "hark.inbox", "hark.inbox.1.Ym9i", "hark.inbox.1.!.3", "other.inbox.1.Ym9i.3"] {
+            assert_eq!(names.parse_inbox(subject), Err(Damaged), "{subject}");
+        }
+    }
+
+    #[test]
+    fn a_name_is_always_in_the_same_stream() {
+        let names = Names::new("hark", 32);
+        // Where this changes, every message of an old store is out of reach.
+        assert_eq!(names.inbox(&account("bob", 7)), "hark.inbox.20.Ym9i.7");
+    }
+
+    #[test]
+    fn what_is_told_is_in_the_last_part() {
+        let names = Names::new("hark", 32);
+        for told in Told::ALL {
+            assert_eq!(Told::of_subject(&names.tell(&account("bob", 7), told)), Some(told));
+        }
+        assert_eq!(Told::of_subject("hark.user.Ym9i.7.other"), None);
+    }
+
+    #[test]
+    fn accounts_are_read_as_they_were_written() {
+        let alive = |made_by, password| Some(AliveRecord { made_by, password });
+        for alive in [None, alive(None, None), alive(Some(9), Some(PasswordHash::new("$argon2")))] {
+            let record = AccountRecord { mark: 3, alive };
+            let bytes = record.encode();
+            assert_eq!(AccountRecord::decode(&bytes), Ok(record));
+            assert_eq!(AccountRecord::decode(&bytes[..9]), Err(Damaged));
+        }
+        let ended = AccountRecord { mark: 3, alive: None }.encode();
+        for (at, byte) in [(0, 2), (9, 2), (9, 1)] {
+            let mut damaged = ended.to_vec();
+            damaged[at] = byte;
+            assert_eq!(AccountRecord::decode(&damaged), Err(Damaged));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn messages_are_read_as_they_were_written(
+            sums: (u64, u64),
+            time_ms: u64,
+            sender in proptest::option::of("[a-zä]{1,20}"),
+            text: String,
+        ) {
+            let sender: Option<UserName> = sender.map(|name| name.parse().unwrap());
+            let (messages, bytes) = sums;
+            let letter = Letter { messages, bytes, time_ms, sender: sender.as_ref(), text: &text };
+            let message = decode_message(5, letter.encode()).unwrap();
+            let position = Position { sequence: Sequence(5), messages, bytes };
+            prop_assert_eq!(message, Message { position, sender: sender.clone(), time_ms, text: text.as_str().into() });
+        }
+
+        #[test]
+        fn states_are_read_as_they_were_written(numbers: [u64; 4]) {
+            let [sequence, messages, bytes, reception] = numbers;
+            let cursor = Position { sequence: Sequence(sequence), messages, bytes };
+            let state = State { cursor, reception };
+            prop_assert_eq!(State::decode(&state.encode()), Ok(state));
+        }
+
+        #[test]
+        fn no_bytes_panic(bytes: Vec<u8>) {
+            // What it is does not matter, only that it is decided.
+            drop(decode_message(1, bytes.clone().into()));
+            drop(AccountRecord::decode(&bytes));
+            drop(State::decode(&bytes));
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! The sends of sessions, as this server remembers them: which are under way,
+//! and how those before were decided. What it does not know, the engine may:
+//! it knows each message that it has stored for ten minutes.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use hark_protocol::limits::{OUTCOME_SECONDS_MIN, OUTCOMES_REMEMBERED};
+use hark_protocol::{Code, SessionToken};
+use tokio::time::Instant;
+
+use crate::store::outcomes::{Known, Outcomes};
+use crate::store::{Decide, Outcome, SendId, Unavailable};
+
+const KEPT: Duration = Duration::from_secs(OUTCOME_SECONDS_MIN);
+
+/// How often the sessions are looked through for those that are to be forgotten.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
+
+/// The sessions of this server.
+#[derive(Debug)]
+pub(super) struct Sends {
+    max: usize,
+    // A lock, since sends are taken by one task and decided by many. It is held
+    // for one operation.
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    sessions: HashMap<SessionToken, Session>,
+    swept_at: Instant,
+}
+
+#[derive(Debug)]
+struct Session {
+    open: usize,
+    used_at: Instant,
+    outcomes: Outcomes,
+    /// The highest id that was taken on.
+    taken: u32,
+    under_way: HashMap<u32, Vec<Decide<Outcome>>>,
+    /// Ids below `taken` of which it is unknown what became.
+    undecided: BTreeSet<u32>,
+    /// Who waits until nothing is under way.
+    openers: Vec<Decide<bool>>,
+}
+
+impl Sends {
+    /// None yet, and room for `max`.
+    pub(super) fn new(max: usize) -> Self {
+        let state = State { sessions: HashMap::new(), swept_at: Instant::now() };
+        Self { max, state: Mutex::new(state) }
+    }
+
+    /// Counts one more connection of a session. It is open once everything of
+    /// it that is under way has been decided.
+    pub(super) fn open(&self, token: &SessionToken, decide: Decide<bool>) {
+        let mut state = self.lock();
+        let Some(session) = state.admit(token, self.max) else {
+            drop(state);
+            return decide.decide(Ok(false));
+        };
+        session.open += 1;
+        if session.under_way.is_empty() {
+            drop(state);
+            decide.decide(Ok(true));
+        } else {
+            session.openers.push(decide);
+        }
+    }
+
+    /// Counts one connection less.
+    pub(super) fn close(&self, token: &SessionToken) {
+        let mut state = self.lock();
+        let Some(session) = state.sessions.get_mut(token) else { return };
+        session.open = session.open.saturating_sub(1);
+        session.used_at = Instant::now();
+        if session.open == 0 && session.taken == 0 {
+            state.sessions.remove(token);
+        }
+    }
+
+    /// Takes a send on: yields its `decide` where it is to be carried out, and
+    /// [`Self::decided`] is to be called. Otherwise it was decided before, or it
+    /// waits for the one under way, or it is refused.
+    pub(super) fn take(&self, id: &SendId, decide: Decide<Outcome>) -> Option<Decide<Outcome>> {
+        let number = id.id.value();
+        let refuse = |decide: Decide<Outcome>, code| {
+            decide.decide(Ok(Outcome::Refused(code)));
+            None
+        };
+        let mut state = self.lock();
+        let Some(session) = state.admit(&id.session, self.max) else {
+            drop(state);
+            return refuse(decide, Code::TooMany);
+        };
+        if let Some(waiting) = session.under_way.get_mut(&number) {
+            waiting.push(decide);
+            return None;
+        }
+        let known = session.outcomes.look_up(number);
+        if let Known::Decided(outcome) = known {
+            drop(state);
+            decide.decide(Ok(outcome));
+            return None;
+        }
+        let is_late = number <= session.taken && !session.undecided.contains(&number);
+        if is_late && (id.in_order || known == Known::Old) {
+            drop(state);
+            return refuse(decide, Code::BadRequest);
+        }
+        session.taken = session.taken.max(number);
+        session.undecided.remove(&number);
+        session.under_way.insert(number, Vec::new());
+        Some(decide)
+    }
+
+    /// Remembers how a send was decided, and tells those who have repeated it.
+    pub(super) fn decided(&self, id: &SendId, outcome: Result<Outcome, Unavailable>) {
+        let number = id.id.value();
+        let mut state = self.lock();
+        let Some(session) = state.sessions.get_mut(&id.session) else { return };
+        session.used_at = Instant::now();
+        match outcome {
+            Ok(outcome) => session.outcomes.record(number, outcome),
+            Err(Unavailable) => session.leave_undecided(number),
+        }
+        let repeats = session.under_way.remove(&number).unwrap_or_default();
+        let openers = match session.under_way.is_empty() {
+            true => std::mem::take(&mut session.openers),
+            false => Vec::new(),
+        };
+        drop(state);
+        repeats.into_iter().for_each(|repeat| repeat.decide(outcome));
+        openers.into_iter().for_each(|opener| opener.decide(Ok(true)));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing panics while the lock is held.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// The session, which is taken in where there is room.
+    fn admit(&mut self, token: &SessionToken, max: usize) -> Option<&mut Session> {
+        self.forget_idle();
+        if !self.sessions.contains_key(token) {
+            if self.sessions.len() >= max {
+                return None;
+            }
+            self.sessions.insert(token.clone(), Session::new());
+        }
+        self.sessions.get_mut(token)
+    }
+
+    fn forget_idle(&mut self) {
+        if self.swept_at.elapsed() < SWEEP_INTERVAL {
+            return;
+        }
+        self.swept_at = Instant::now();
+        self.sessions.retain(|_, session| {
+            session.open > 0 || !session.under_way.is_empty() || session.used_at.elapsed() < KEPT
+        });
+    }
+}
+
+impl Session {
+    /// Its repeat will be welcome, unless it is too old to be one.
+    fn leave_undecided(&mut self, number: u32) {
+        self.undecided.insert(number);
+        if self.undecided.len() > OUTCOMES_REMEMBERED {
+            self.undecided.pop_first();
+        }
+    }
+
+    fn new() -> Self {
+        Self {
+            open: 0,
+            used_at: Instant::now(),
+            outcomes: Outcomes::default(),
+            taken: 0,
+            under_way: HashMap::new(),
+            undecided: BTreeSet::new(),
+            openers: Vec::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hark_protocol::RequestId;
+
+    use super::*;
+    use crate::store::Pending;
+
+    fn id(number: u32) -> SendId {
+        SendId { session: "s".parse().unwrap(), id: RequestId::new(number).unwrap(), in_order: true }
+    }
+
+    fn take(sends: &Sends, number: u32) -> (bool, Pending<Outcome>) {
+        let (decide, pending) = Pending::new();
+        let taken = sends.take(&id(number), decide);
+        let is_taken = taken.is_some();
+        // What is taken on is decided by the test.
+        std::mem::forget(taken);
+        (is_taken, pending)
+    }
+
+    #[tokio::test]
+    async fn a_repeat_waits_for_the_one_under_way_and_later_ones_get_its_outcome() {
+        let sends = Sends::new(10);
+        assert!(take(&sends, 5).0);
+        let (taken, repeat) = take(&sends, 5);
+        assert!(!taken);
+        sends.decided(&id(5), Ok(Outcome::Stored));
+        assert_eq!(repeat.await, Ok(Outcome::Stored));
+        assert_eq!(take(&sends, 5).1.await, Ok(Outcome::Stored));
+    }
+
+    #[tokio::test]
+    async fn sends_are_decided_in_any_order_and_one_that_was_left_out_is_refused() {
+        let sends = Sends::new(10);
+        assert!(take(&sends, 5).0 && take(&sends, 7).0);
+        sends.decided(&id(7), Ok(Outcome::Stored));
+        assert_eq!(take(&sends, 6).1.await, Ok(Outcome::Refused(Code::BadRequest)));
+        sends.decided(&id(5), Ok(Outcome::Refused(Code::QueueFull)));
+        assert_eq!(take(&sends, 5).1.await, Ok(Outcome::Refused(Code::QueueFull)));
+    }
+
+    #[tokio::test]
+    async fn what_was_not_decided_can_be_repeated() {
+        let sends = Sends::new(10);
+        assert!(take(&sends, 5).0 && take(&sends, 7).0);
+        sends.decided(&id(7), Ok(Outcome::Stored));
+        sends.decided(&id(5), Err(Unavailable));
+        assert!(take(&sends, 5).0);
+    }
+
+    #[tokio::test]
+    async fn a_session_opens_once_nothing_of_it_is_under_way() {
+        let sends = Sends::new(1);
+        let token: SessionToken = "s".parse().unwrap();
+        assert!(take(&sends, 1).0);
+        let (decide, mut opened) = Pending::new();
+        sends.open(&token, decide);
+        assert!(futures::poll!(&mut opened).is_pending());
+        sends.decided(&id(1), Ok(Outcome::Stored));
+        assert_eq!(opened.await, Ok(true));
+        let (decide, other) = Pending::new();
+        sends.open(&"other".parse().unwrap(), decide);
+        assert_eq!(other.await, Ok(false), "there is room for one");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_is_forgotten_ten_minutes_after_its_last_use() {
+        let sends = Sends::new(1);
+        assert!(take(&sends, 1).0);
+        sends.decided(&id(1), Ok(Outcome::Stored));
+        for (minutes, known) in [(9, true), (20, false)] {
+            tokio::time::advance(Duration::from_secs(minutes * 60)).await;
+            let (decide, other) = Pending::new();
+            sends.open(&"other".parse().unwrap(), decide);
+            assert_eq!(other.await, Ok(!known));
+        }
+    }
+}

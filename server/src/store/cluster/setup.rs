@@ -1,0 +1,389 @@
+//! The way into a cluster: the connection, and the streams, which are made
+//! where they are missing and checked where they are there.
+
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_nats::jetstream::context::GetStreamErrorKind;
+use async_nats::jetstream::stream::{Config, DiscardPolicy, Republish, StorageType};
+use async_nats::jetstream::{self, Context, ErrorCode};
+use async_nats::{Client, ConnectOptions, Event, ServerInfo};
+use hark_protocol::limits::OUTCOME_SECONDS_MIN;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
+use zeroize::Zeroizing;
+
+use super::engine::Lost;
+use super::record::{Names, Told};
+
+/// The oldest version of the engine that was tested. Older ones lose what they
+/// have acknowledged, or cannot say that a batch holds a repeat.
+const VERSION_MIN: [u64; 3] = [2, 15, 1];
+
+/// How long the engine knows a message that it has stored, by its own clock.
+pub(super) const REMEMBERED: Duration = Duration::from_secs(OUTCOME_SECONDS_MIN);
+
+/// How long the mark of an ended account is kept. A server that has heard
+/// nothing for half of it reads all accounts again.
+pub(super) const ENDED_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// How long the first connection may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often it is seen whether the connection still works.
+const PING_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Messages that wait for one subscription, at most. More are lost, which
+/// makes whoever waits for them read the streams instead.
+const SUBSCRIPTION_MAX: usize = 16_384;
+
+/// The longest time that the streams take to get their first leaders.
+const STREAMS_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The pause between two tries of the first request.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+
+const SHARDS: &str = "hark-shards";
+const LAYOUT: &str = "hark-layout";
+const LAYOUT_VERSION: &str = "1";
+const PEERS_MISSING: ErrorCode = ErrorCode(10005);
+
+/// Where a cluster is and how to enter it.
+#[derive(Debug, Clone)]
+pub struct ClusterConfig {
+    /// The addresses of some nodes, as `nats://HOST:PORT` or `tls://HOST:PORT`.
+    pub nodes: Vec<String>,
+    /// Which chat: several may share a cluster.
+    pub chat: String,
+    /// What is shown to the engine.
+    pub credentials: Credentials,
+    /// Certificates of authorities beside those of the system, in PEM.
+    pub ca: Option<PathBuf>,
+    /// On how many nodes each message is, where the streams are made; `None`
+    /// for three where there are three nodes.
+    pub replicas: Option<usize>,
+    /// Over how many streams the inboxes are spread, where they are made.
+    pub shards: u64,
+    /// Accounts, at most.
+    pub accounts_max: usize,
+    /// Sessions that are open here or remembered, at most.
+    pub sessions_max: usize,
+    /// Messages in an inbox that are not acknowledged, at most.
+    pub queued_messages_max: u64,
+    /// Bytes of their texts, at most.
+    pub queued_bytes_max: u64,
+}
+
+/// What is shown to the engine.
+#[derive(Clone, Default)]
+pub enum Credentials {
+    /// Nothing.
+    #[default]
+    None,
+    /// A user and a password.
+    Password(String, Zeroizing<String>),
+    /// A token.
+    Token(Zeroizing<String>),
+    /// A file with a JWT and its seed, as `nsc` makes it.
+    File(PathBuf),
+}
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Credentials(..)")
+    }
+}
+
+/// Why a cluster cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// It is not reached, or does not let us in.
+    #[error("cannot connect to the cluster at {nodes}: {source}")]
+    Connect {
+        /// Which was tried.
+        nodes: String,
+        /// What went wrong.
+        source: async_nats::ConnectError,
+    },
+    /// A file of credentials cannot be read.
+    #[error("cannot read the credentials in {}: {source}", path.display())]
+    Credentials {
+        /// The file.
+        path: PathBuf,
+        /// What went wrong.
+        source: std::io::Error,
+    },
+    /// It is of a version that is known to lose messages, or was never tried.
+    #[error("the NATS server {node} has version {found}; upgrade it to 2.15.1 or later")]
+    Version {
+        /// Its name.
+        node: String,
+        /// Its version.
+        found: String,
+    },
+    /// It stores nothing.
+    #[error("the NATS server {node} has no JetStream; add `jetstream {{ store_dir: … }}` to its configuration")]
+    NoJetStream {
+        /// Its name.
+        node: String,
+    },
+    /// A stream cannot be made, or not be read.
+    #[error("the stream {stream} cannot be had: {reason}")]
+    Stream {
+        /// Its name.
+        stream: String,
+        /// What went wrong, and what to do.
+        reason: String,
+    },
+    /// A stream is there and is not as this version needs it.
+    #[error("the stream {stream} is not Hark's, or was changed: {field}; choose another chat with --store nats://…/NAME, or set it back")]
+    Foreign {
+        /// Its name.
+        stream: String,
+        /// What differs.
+        field: String,
+    },
+}
+
+/// What a connection is up to: it counts how often it was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Link {
+    /// It works, as far as is known.
+    pub(super) is_up: bool,
+    /// Goes up whenever something may have been missed.
+    pub(super) gaps: u64,
+}
+
+/// Connects. The link tells from then on how the connection is.
+pub(super) async fn connect(config: &ClusterConfig) -> Result<(Client, watch::Receiver<Link>), OpenError> {
+    let (link, seen) = watch::channel(Link { is_up: true, gaps: 0 });
+    let options = authenticated(&config.credentials)?
+        .name("harkd")
+        .connection_timeout(CONNECT_TIMEOUT)
+        .ping_interval(PING_INTERVAL)
+        .subscription_capacity(SUBSCRIPTION_MAX)
+        .event_callback(move |event| {
+            note(&link, &event);
+            std::future::ready(())
+        });
+    let options = match &config.ca {
+        Some(ca) => options.add_root_certificates(ca.clone()),
+        None => options,
+    };
+    let client = options
+        .connect(config.nodes.as_slice())
+        .await
+        .map_err(|source| OpenError::Connect { nodes: config.nodes.join(", "), source })?;
+    check_node(&client.server_info())?;
+    Ok((client, seen))
+}
+
+fn authenticated(credentials: &Credentials) -> Result<ConnectOptions, OpenError> {
+    let options = ConnectOptions::new();
+    Ok(match credentials {
+        Credentials::None => options,
+        Credentials::Password(user, password) => options.user_and_password(user.clone(), password.to_string()),
+        Credentials::Token(token) => options.token(token.to_string()),
+        Credentials::File(path) => std::fs::read_to_string(path)
+            .map(Zeroizing::new)
+            .and_then(|text| options.credentials(&text))
+            .map_err(|source| OpenError::Credentials { path: path.clone(), source })?,
+    })
+}
+
+fn note(link: &watch::Sender<Link>, event: &Event) {
+    match event {
+        Event::Connected => tracing::info!("connected to the cluster"),
+        Event::Disconnected => tracing::warn!("the connection to the cluster is lost; trying again"),
+        Event::SlowConsumer(_) => tracing::warn!("the cluster tells more than can be taken; reading instead"),
+        other => tracing::debug!(%other, "the cluster"),
+    }
+    link.send_modify(|link| match event {
+        Event::Connected => *link = Link { is_up: true, gaps: link.gaps + 1 },
+        Event::Disconnected | Event::Closed => link.is_up = false,
+        Event::SlowConsumer(_) => link.gaps += 1,
+        _ => {}
+    });
+}
+
+fn check_node(info: &ServerInfo) -> Result<(), OpenError> {
+    let node = info.server_name.clone();
+    if version(&info.version) < VERSION_MIN {
+        return Err(OpenError::Version { node, found: info.version.clone() });
+    }
+    if !info.jetstream {
+        return Err(OpenError::NoJetStream { node });
+    }
+    Ok(())
+}
+
+/// The numbers of a version; what comes after a hyphen does not count.
+fn version(text: &str) -> [u64; 3] {
+    let mut numbers = text.split('-').next().unwrap_or("").split('.').map(|part| part.parse().unwrap_or(0));
+    std::array::from_fn(|_| numbers.next().unwrap_or(0))
+}
+
+/// Makes the streams that are missing and checks those that are there. What a
+/// chat was made with holds for good: over how many streams it is spread is
+/// written beside the accounts.
+pub(super) async fn streams(client: &Client, config: &ClusterConfig) -> Result<Names, OpenError> {
+    let mut context = jetstream::new(client.clone());
+    context.set_timeout(STREAMS_TIMEOUT);
+    let replicas = config.replicas.unwrap_or_else(|| default_replicas(&client.server_info()));
+    let names = Names::new(&config.chat, config.shards);
+    let found = ensure(&context, accounts(&names, replicas)).await?;
+    let shards = found.metadata.get(SHARDS).and_then(|shards| shards.parse().ok());
+    let shards = shards.ok_or_else(|| OpenError::Foreign {
+        stream: names.accounts_stream(),
+        field: format!("no {SHARDS} in its metadata"),
+    })?;
+    let names = Names::new(&config.chat, shards);
+    ensure(&context, states(&names, found.num_replicas)).await?;
+    for shard in 0..names.shards() {
+        ensure(&context, inbox(&names, shard, found.num_replicas)).await?;
+    }
+    tracing::info!(chat = config.chat, replicas = found.num_replicas, streams = shards + 2, "the streams are there");
+    if found.num_replicas == 1 {
+        tracing::warn!("each message is on one node alone (--replicas 1): it is lost with that node's disk");
+    }
+    Ok(names)
+}
+
+/// Each node tells its clients of the others.
+fn default_replicas(info: &ServerInfo) -> usize {
+    let nodes: HashSet<_> = info.connect_urls.iter().collect();
+    if info.cluster.is_some() && nodes.len() >= 3 { 3 } else { 1 }
+}
+
+fn base(name: String, subjects: String, replicas: usize) -> Config {
+    Config {
+        name,
+        subjects: vec![subjects],
+        storage: StorageType::File,
+        num_replicas: replicas,
+        max_messages_per_subject: -1,
+        discard: DiscardPolicy::New,
+        duplicate_window: REMEMBERED,
+        allow_direct: true,
+        metadata: HashMap::from([(LAYOUT.to_owned(), LAYOUT_VERSION.to_owned())]),
+        ..Config::default()
+    }
+}
+
+/// The last message of each subject is all that counts.
+fn table(name: String, subjects: String, replicas: usize) -> Config {
+    Config {
+        max_messages_per_subject: 1,
+        discard: DiscardPolicy::Old,
+        ..base(name, subjects, replicas)
+    }
+}
+
+fn accounts(names: &Names, replicas: usize) -> Config {
+    let mut config = table(names.accounts_stream(), names.accounts(), replicas);
+    config.metadata.insert(SHARDS.to_owned(), names.shards().to_string());
+    config.allow_message_ttl = true;
+    config
+}
+
+fn states(names: &Names, replicas: usize) -> Config {
+    let republish = Some(Republish {
+        source: names.states(),
+        destination: names.republished(Told::State),
+        headers_only: false,
+    });
+    Config { republish, ..table(names.state_stream(), names.states(), replicas) }
+}
+
+fn inbox(names: &Names, shard: u64, replicas: usize) -> Config {
+    let republish = Some(Republish {
+        source: names.inboxes(shard),
+        destination: names.republished(Told::Message),
+        headers_only: false,
+    });
+    let config = base(names.inbox_stream(shard), names.inboxes(shard), replicas);
+    Config { republish, allow_atomic_publish: true, ..config }
+}
+
+/// Makes a stream where it is missing, and yields how it is.
+async fn ensure(context: &Context, wanted: Config) -> Result<Config, OpenError> {
+    let stream = wanted.name.clone();
+    let failed = |reason: String| OpenError::Stream { stream: stream.clone(), reason };
+    let found = match context.get_stream(&stream).await {
+        Ok(found) => found.cached_info().config.clone(),
+        Err(error) if is_missing(&error.kind()) => {
+            tracing::info!(stream, replicas = wanted.num_replicas, "making a stream");
+            // Another server may be doing the same: who comes second gets it as it is.
+            let made = context.get_or_create_stream(wanted.clone()).await;
+            made.map_err(|error| failed(advise(&error, wanted.num_replicas)))?.cached_info().config.clone()
+        }
+        Err(error) => return Err(failed(format!("{error}; is a majority of the nodes up?"))),
+    };
+    match difference(&found, &wanted) {
+        Some(field) => Err(OpenError::Foreign { stream, field }),
+        None => Ok(found),
+    }
+}
+
+fn is_missing(error: &GetStreamErrorKind) -> bool {
+    matches!(error, GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND)
+}
+
+fn advise(error: &jetstream::context::CreateStreamError, replicas: usize) -> String {
+    use jetstream::context::CreateStreamErrorKind::JetStream;
+    match error.kind() {
+        JetStream(error) if error.error_code() == PEERS_MISSING => {
+            format!("{error}; are {replicas} nodes up? start them, or choose fewer with --replicas")
+        }
+        _ => error.to_string(),
+    }
+}
+
+/// What makes a stream unfit. The number of replicas and limits of the
+/// operator's own are not among it.
+fn difference(found: &Config, wanted: &Config) -> Option<String> {
+    let differs = |is: bool, what: &str| is.then(|| what.to_owned());
+    differs(found.subjects != wanted.subjects, "its subjects")
+        .or_else(|| differs(found.metadata.get(LAYOUT) != wanted.metadata.get(LAYOUT), "its layout, which may be of a newer version of Hark"))
+        .or_else(|| differs(found.storage != wanted.storage, "its storage is not in files"))
+        .or_else(|| differs(found.discard != wanted.discard, "what it discards"))
+        .or_else(|| differs(found.max_messages_per_subject != wanted.max_messages_per_subject, "messages per subject"))
+        .or_else(|| differs(!found.max_age.is_zero(), "messages end with their age"))
+        .or_else(|| differs(found.duplicate_window < wanted.duplicate_window, "its duplicate window is too short"))
+        .or_else(|| differs(found.republish != wanted.republish, "what it republishes"))
+        .or_else(|| differs(!found.allow_direct, "it has no direct get"))
+        .or_else(|| differs(found.no_ack, "it acknowledges nothing"))
+        .or_else(|| differs(wanted.allow_atomic_publish && !found.allow_atomic_publish, "it has no atomic batches"))
+        .or_else(|| differs(wanted.allow_message_ttl && !found.allow_message_ttl, "its messages have no TTL"))
+}
+
+/// Tries until it succeeds, as long as new streams may take to be ready.
+pub(super) async fn first<T>(attempt: impl AsyncFn() -> Result<T, Lost>) -> Result<T, Lost> {
+    let deadline = Instant::now() + STREAMS_TIMEOUT;
+    loop {
+        match attempt().await {
+            Err(Lost) if Instant::now() < deadline => sleep(FIRST_PAUSE).await,
+            done => return done,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_compared_by_their_numbers() {
+        assert!(version("2.15.1") >= VERSION_MIN);
+        assert!(version("2.15.1-RC.3") >= VERSION_MIN);
+        assert!(version("2.16.0") >= VERSION_MIN && version("3.0") >= VERSION_MIN);
+        assert!(version("2.15.0") < VERSION_MIN && version("2.9.10") < VERSION_MIN && version("") < VERSION_MIN);
+    }
+
+    #[test]
+    fn credentials_are_not_shown() {
+        let secret = Credentials::Token("secret".to_owned().into());
+        assert_eq!(format!("{secret:?}"), "Credentials(..)");
+    }
+}

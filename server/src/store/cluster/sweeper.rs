@@ -1,0 +1,202 @@
+//! Gives space back. A message is dropped once it is acknowledged, and so old
+//! that nobody repeats its send any more: the engine knows a send by its
+//! message, and forgets the one with the other when it starts again.
+//!
+//! What is acknowledged here is noted and dropped in time. What was noted at a
+//! server that has ended is found by going through all inboxes now and then.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures::TryStreamExt;
+use hark_protocol::Sequence;
+use tokio::time::{Instant, sleep};
+
+use super::Shared;
+use super::engine::Lost;
+use super::setup::REMEMBERED;
+use crate::store::Account;
+
+/// How long an acknowledged message is kept, beyond what a repeat may take.
+const KEPT: Duration = REMEMBERED.saturating_add(Duration::from_secs(60));
+
+/// How often it is seen what is due.
+const ROUND_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How often all inboxes are gone through.
+const SEARCH_INTERVAL: Duration = Duration::from_secs(60 * 60);
+
+/// The pause between two inboxes in a search, so that it stays unnoticed.
+const SEARCH_PAUSE: Duration = Duration::from_millis(2);
+
+/// What is to be dropped, and when.
+#[derive(Debug, Default)]
+pub(super) struct Sweeper {
+    // A lock, since many tasks note what is acknowledged. It is held for one
+    // note, or for going once through all of them.
+    notes: Mutex<HashMap<Account, Note>>,
+}
+
+/// What is due for one inbox: what was noted first, and all that came after it,
+/// which is due once the first has been dropped.
+#[derive(Debug)]
+struct Note {
+    first: Due,
+    later: Option<Due>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Due {
+    at: Instant,
+    /// All messages below this number.
+    below: u64,
+    /// With all that is written about the account.
+    whole: bool,
+}
+
+impl Note {
+    fn last(&self) -> Due {
+        self.later.unwrap_or(self.first)
+    }
+}
+
+impl Sweeper {
+    /// Everything up to `sequence` is acknowledged.
+    pub(super) fn acknowledged(&self, account: &Account, sequence: Sequence) {
+        if sequence.0 > 0 {
+            self.note(account, sequence.0.saturating_add(1), false);
+        }
+    }
+
+    /// The account has ended.
+    pub(super) fn ended(&self, account: &Account) {
+        self.note(account, u64::MAX, true);
+    }
+
+    fn note(&self, account: &Account, below: u64, whole: bool) {
+        let due = Due { at: Instant::now() + KEPT, below, whole };
+        let mut notes = self.lock();
+        match notes.get_mut(account) {
+            Some(note) if note.last().below >= below => {}
+            Some(note) => note.later = Some(due),
+            None => drop(notes.insert(account.clone(), Note { first: due, later: None })),
+        }
+    }
+
+    /// Drops what is due, until the store ends.
+    pub(super) async fn run(shared: Arc<Shared>) {
+        let mut search_at = Instant::now() + SEARCH_INTERVAL.mul_f64(rand::random_range(0.1..0.3));
+        loop {
+            sleep(ROUND_INTERVAL).await;
+            for (account, due) in shared.sweeper.take_due() {
+                if let Err(Lost) = drop_messages(&shared, &account, due).await {
+                    shared.sweeper.note(&account, due.below, due.whole);
+                }
+            }
+            if Instant::now() >= search_at {
+                match search(&shared).await {
+                    Ok(found) => tracing::debug!(found, "looked for what may be dropped"),
+                    Err(error) => tracing::debug!(%error, "what may be dropped could not be looked for"),
+                }
+                search_at = Instant::now() + SEARCH_INTERVAL.mul_f64(rand::random_range(0.8..1.2));
+            }
+        }
+    }
+
+    fn take_due(&self) -> Vec<(Account, Due)> {
+        let now = Instant::now();
+        let mut due = Vec::new();
+        self.lock().retain(|account, note| {
+            if note.first.at > now {
+                return true;
+            }
+            due.push((account.clone(), note.first));
+            let Some(later) = note.later.take() else { return false };
+            note.first = later;
+            true
+        });
+        due
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Account, Note>> {
+        // Nothing panics while the lock is held.
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn drop_messages(shared: &Shared, account: &Account, due: Due) -> Result<(), Lost> {
+    let (names, engine) = (&shared.names, &shared.engine);
+    let stream = names.inbox_stream_of(&account.name);
+    engine.purge(&stream, &names.inbox(account), due.below).await?;
+    if due.whole {
+        engine.purge(&names.state_stream(), &names.state(account), u64::MAX).await?;
+    }
+    Ok(())
+}
+
+/// Notes what may be dropped of any inbox.
+async fn search(shared: &Shared) -> Result<usize, async_nats::Error> {
+    let context = async_nats::jetstream::new(shared.engine.client().clone());
+    let mut found = 0;
+    for shard in 0..shared.names.shards() {
+        let stream = context.get_stream_no_info(shared.names.inbox_stream(shard)).await?;
+        let mut subjects = stream.info_with_subjects(shared.names.inboxes(shard)).await?;
+        while let Some((subject, _)) = subjects.try_next().await? {
+            let Ok(account) = shared.names.parse_inbox(&subject) else { continue };
+            if !shared.directory.is_alive(&account) {
+                shared.sweeper.ended(&account);
+                found += 1;
+            } else if has_acknowledged(shared, &account).await? {
+                found += 1;
+            }
+            sleep(SEARCH_PAUSE).await;
+        }
+    }
+    Ok(found)
+}
+
+/// Notes what is acknowledged in an inbox and still there.
+async fn has_acknowledged(shared: &Shared, account: &Account) -> Result<bool, Lost> {
+    let (_, state) = shared.state(account).await?;
+    let stream = shared.names.inbox_stream_of(&account.name);
+    let first = shared.engine.page(&stream, &shared.names.inbox(account), 1, 1, 1).await?;
+    let has = first.found.first().is_some_and(|first| first.sequence <= state.cursor.sequence.0);
+    if has {
+        shared.sweeper.acknowledged(account, state.cursor.sequence);
+    }
+    Ok(has)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_acknowledged_again_and_again_is_dropped_in_time() {
+        let sweeper = Sweeper::default();
+        let bob = Account { name: "bob".parse().unwrap(), incarnation: 1 };
+        let mut dropped = Vec::new();
+        for minute in 1..=30 {
+            sweeper.acknowledged(&bob, Sequence(minute));
+            dropped.extend(sweeper.take_due().into_iter().map(|(_, due)| (minute, due.below)));
+            tokio::time::advance(Duration::from_secs(60)).await;
+        }
+        // Nothing before its eleven minutes, and everything within twice that.
+        assert_eq!(dropped, [(12, 2), (23, 13)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_account_that_has_ended_is_dropped_whole() {
+        let sweeper = Sweeper::default();
+        let bob = Account { name: "bob".parse().unwrap(), incarnation: 1 };
+        sweeper.acknowledged(&bob, Sequence(7));
+        sweeper.ended(&bob);
+        sweeper.acknowledged(&bob, Sequence(9));
+        tokio::time::advance(KEPT).await;
+        let due = sweeper.take_due();
+        assert_eq!(due.iter().map(|(_, due)| due.below).collect::<Vec<_>>(), [8]);
+        let due = sweeper.take_due();
+        assert!(due.iter().all(|(_, due)| due.whole) && due.len() == 1, "{due:?}");
+    }
+}
