@@ -1,5 +1,6 @@
-//! `harkd user`: the operator's work on the accounts of a server that is
-//! stopped. The store refuses to be opened while a server has it.
+//! `harkd user`: the operator's work on the accounts: of a server that is
+//! stopped, since a folder is refused while a server has it; of a cluster at
+//! any time.
 
 use std::fs;
 use std::io::{self, IsTerminal, Write};
@@ -11,8 +12,9 @@ use hark_protocol::{Password, UserName};
 use zeroize::Zeroizing;
 
 use crate::chat::passwords;
-use crate::config::{StoreArgs, StorePlace, UserAction, UserArgs};
-use crate::store::local::{LocalConfig, LocalStore};
+use crate::config::{UserAction, UserArgs};
+use crate::place::{StoreArgs, StorePlace};
+use crate::store::local::LocalConfig;
 use crate::store::{AccountEntry, Created, PasswordHash, Store};
 
 /// Names that are printed before the next are fetched.
@@ -27,16 +29,19 @@ pub fn run(place: &StoreArgs, arguments: UserArgs) -> anyhow::Result<()> {
 }
 
 async fn carry_out(place: &StoreArgs, arguments: UserArgs) -> anyhow::Result<()> {
-    let StorePlace::Folder(folder) = place.place()? else {
-        bail!("a store in memory is gone with its server; name a folder with --store");
-    };
-    if !folder.exists() && !matches!(arguments.action, UserAction::Add { .. }) {
-        bail!("there is no store at {}; name its folder with --store", folder.display());
+    match place.place()? {
+        StorePlace::Memory => bail!("a store in memory is gone with its server; name a folder with --store"),
+        StorePlace::Folder(folder)
+            if !folder.exists() && !matches!(arguments.action, UserAction::Add { .. }) =>
+        {
+            bail!("there is no store at {}; name its folder with --store", folder.display());
+        }
+        _ => {}
     }
     // The password is asked for before the store is locked.
     let action = Prepared::new(arguments.action)?;
-    let store = LocalStore::open(&folder, LocalConfig::default())?;
-    let done = action.carry_out(&store).await;
+    let store = place.open(LocalConfig::default(), 0).await?;
+    let done = action.carry_out(&*store).await;
     let closed = store.close().await;
     done?;
     closed.context("what was changed may not be on the disk")

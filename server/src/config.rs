@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use etcetera::BaseStrategy;
 use hark_protocol::UserName;
 use hark_protocol::limits::{CLASSIC_BLOCK_BYTES, FRAME_BYTES_DEFAULT, FRAME_BYTES_MAX};
 
@@ -14,6 +13,7 @@ use crate::chat::{MayList, Rules};
 use crate::exposure::ExposureArgs;
 use crate::front::{MayWatch, Settings, Tls, WatchLogs};
 use crate::log::Watchers;
+use crate::place::StoreArgs;
 use crate::server::Limits;
 use crate::store::local::{LocalConfig, Sync};
 use crate::throttle::ThrottleArgs;
@@ -133,43 +133,6 @@ pub struct ServeArgs {
 /// The smallest `--max-frame`: a classic message fits.
 const FRAME_MIN: u64 = CLASSIC_BLOCK_BYTES as u64;
 const FRAME_MAX: u64 = FRAME_BYTES_MAX as u64;
-
-/// Which store.
-#[derive(Debug, Args)]
-pub struct StoreArgs {
-    /// Folder of the store, or `memory:` for one that is gone with the server
-    /// [default: the folder `hark` in the user's data directory]
-    #[arg(long, global = true, env = "HARKD_STORE", value_name = "PATH")]
-    pub store: Option<PathBuf>,
-}
-
-/// Where messages are kept.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum StorePlace {
-    /// In this folder.
-    Folder(PathBuf),
-    /// In memory, and gone with the server.
-    Memory,
-}
-
-impl StoreArgs {
-    /// The place that is meant.
-    ///
-    /// # Errors
-    /// Where none is named and the user has no home directory.
-    pub fn place(&self) -> anyhow::Result<StorePlace> {
-        match &self.store {
-            Some(store) if store.as_os_str() == "memory:" => Ok(StorePlace::Memory),
-            Some(store) => Ok(StorePlace::Folder(store.clone())),
-            None => match etcetera::choose_base_strategy() {
-                Ok(directories) => Ok(StorePlace::Folder(directories.data_dir().join("hark"))),
-                Err(error) => anyhow::bail!(
-                    "no home directory to keep the store in ({error}); name a folder with --store"
-                ),
-            },
-        }
-    }
-}
 
 /// When a message counts as stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -337,12 +300,5 @@ mod tests {
     fn admins_are_repeated_or_divided_by_commas() {
         let cli = Cli::parse_from(["harkd", "--admin=ann", "--admin=bob,eve"]);
         assert_eq!(cli.serve.rules().admins, ["ann", "bob", "eve"].map(|name| name.parse().unwrap()));
-    }
-
-    #[test]
-    fn the_store_is_a_folder_or_memory() {
-        let place = |text: &str| StoreArgs { store: Some(text.into()) }.place().unwrap();
-        assert_eq!(place("memory:"), StorePlace::Memory);
-        assert_eq!(place("/srv/hark"), StorePlace::Folder("/srv/hark".into()));
     }
 }

@@ -9,12 +9,12 @@ use anyhow::Context;
 use clap::Parser;
 use hark_server::admin;
 use hark_server::chat::Chat;
-use hark_server::config::{Cli, Command, LogFormat, ServeArgs, StorePlace};
+use hark_server::config::{Cli, Command, LogFormat, ServeArgs};
 use hark_server::front::{MayWatch, Tls};
 use hark_server::log::{Bound, Watchers};
 use hark_server::server::{self, Limits};
 use hark_server::store::Store;
-use hark_server::store::local::{ENGINE_LOG, LocalStore, OPEN_FILES_MAX};
+use hark_server::store::local::{ENGINE_LOG, OPEN_FILES_MAX};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::prelude::*;
@@ -67,10 +67,11 @@ async fn run(arguments: &ServeArgs, watchers: &Watchers) -> anyhow::Result<()> {
             arguments.listen
         )
     })?;
-    let store = open_store(arguments)?;
+    let rules = arguments.rules();
+    let store = arguments.store.open(arguments.local(), rules.text_bytes_max()).await?;
     check_log_watcher(arguments, &*store).await?;
     check_admins(arguments, &*store).await?;
-    let chat = Arc::new(Chat::new(Arc::clone(&store), arguments.rules()));
+    let chat = Arc::new(Chat::new(Arc::clone(&store), rules));
     let (stop, renewals) = (stop_signal()?, renewals(tls.clone())?);
     let settings = arguments.settings(watchers, tls);
     if settings.tls.is_some() {
@@ -84,19 +85,6 @@ async fn run(arguments: &ServeArgs, watchers: &Watchers) -> anyhow::Result<()> {
     store.close().await.context("what was acknowledged lately may come again")?;
     tracing::info!("stopped");
     Ok(())
-}
-
-fn open_store(arguments: &ServeArgs) -> anyhow::Result<Arc<dyn Store>> {
-    match arguments.store.place()? {
-        StorePlace::Memory => {
-            tracing::warn!("the store is in memory: everything is gone when the server stops");
-            Ok(Arc::new(LocalStore::memory(arguments.local())?))
-        }
-        StorePlace::Folder(folder) => {
-            tracing::info!(store = %folder.display(), "opening the store");
-            Ok(Arc::new(LocalStore::open(&folder, arguments.local())?))
-        }
-    }
 }
 
 /// Whoever makes the account that may watch the log may watch it.

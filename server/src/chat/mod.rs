@@ -88,7 +88,8 @@ pub enum MayList {
 
 impl Rules {
     /// The longest text, in bytes.
-    const fn text_bytes_max(&self) -> usize {
+    #[must_use]
+    pub const fn text_bytes_max(&self) -> usize {
         text_bytes_max(self.frame_bytes_max)
     }
 }

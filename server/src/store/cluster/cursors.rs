@@ -29,7 +29,8 @@ impl Cursors {
     pub(super) fn advance(&self, account: &Account, position: Position, tell: impl FnOnce()) {
         let mut known = self.lock();
         let incarnation = account.incarnation;
-        let cursor = known.entry(account.name.clone()).or_insert(Cursor { incarnation, position, told: false });
+        let cursor =
+            known.entry(account.name.clone()).or_insert(Cursor { incarnation, position, told: false });
         if cursor.incarnation > incarnation {
             return;
         }

@@ -88,10 +88,9 @@ impl Directory {
     /// Takes a change in. Older ones than what is known change nothing. Yields
     /// the account that it has ended, if it has.
     pub(super) fn apply(&self, name: UserName, revision: u64, record: AccountRecord) -> Option<Account> {
-        let alive = record.alive.map(|alive| Alive {
-            incarnation: alive.incarnation(revision),
-            password: alive.password,
-        });
+        let alive = record
+            .alive
+            .map(|alive| Alive { incarnation: alive.incarnation(revision), password: alive.password });
         self.lock().apply(name, Known { revision, alive })
     }
 
@@ -135,7 +134,7 @@ impl Directory {
     /// read all again: what is not there then has ended.
     fn forget_if_too_old(&self) -> Vec<Account> {
         let mut state = self.lock();
-        if !state.refreshed_at.is_some_and(|at| at.elapsed() > ENDED_KEPT / 2) {
+        if state.refreshed_at.is_none_or(|at| at.elapsed() <= ENDED_KEPT / 2) {
             return Vec::new();
         }
         tracing::warn!("nothing was heard of the accounts for long: reading them all again");

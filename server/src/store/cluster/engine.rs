@@ -179,10 +179,8 @@ impl Engine {
     /// is asked by a batch that cannot succeed: its second message has a
     /// condition that nothing fulfils, and a repeat in the first is met before.
     pub(super) async fn is_stored(&self, subject: &str, id: &MessageId) -> Result<bool, NotStored> {
-        let question = vec![
-            (condition(Some(id), None), Bytes::new()),
-            (condition(None, Some(NEVER)), Bytes::new()),
-        ];
+        let question =
+            vec![(condition(Some(id), None), Bytes::new()), (condition(None, Some(NEVER)), Bytes::new())];
         match self.publish_all(subject, question).await {
             Err(NotStored::HoldsRepeat) => Ok(true),
             Err(NotStored::Moved) => Ok(false),

@@ -47,10 +47,19 @@ const PAUSE_MAX: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub(super) enum Command {
     Create(Option<PasswordHash>, Decide<Created>),
-    SetPassword { account: Account, old: Option<PasswordHash>, new: PasswordHash, decide: Decide<bool> },
+    SetPassword {
+        account: Account,
+        old: Option<PasswordHash>,
+        new: PasswordHash,
+        decide: Decide<bool>,
+    },
     Delete(Account, Decide<bool>),
     Append(Append, Decide<Outcome>),
-    Receive { account: Account, takes_over: bool, decide: Decide<Option<Receiver>> },
+    Receive {
+        account: Account,
+        takes_over: bool,
+        decide: Decide<Option<Receiver>>,
+    },
     /// Something was acknowledged: see [`super::Cursors`].
     Acknowledged(Account),
     /// Whoever received has gone.
@@ -64,15 +73,12 @@ pub(super) enum Command {
 impl Command {
     /// Decides that it is unknown what becomes of it.
     pub(super) fn refuse(self) {
-        match self {
-            Self::Append(append, decide) => {
-                if append.send_id.is_some() {
-                    append.fence.close();
-                }
-                decide.decide(Err(Unavailable));
+        // What else is dropped is unavailable by that.
+        if let Self::Append(append, decide) = self {
+            if append.send_id.is_some() {
+                append.fence.close();
             }
-            // What is dropped is unavailable.
-            _ => {}
+            decide.decide(Err(Unavailable));
         }
     }
 }
@@ -299,7 +305,7 @@ impl Lane {
                 return Ok(Some(revision));
             }
             let alive = found.and_then(|found| found.alive);
-            if !alive.is_some_and(|alive| alive.incarnation(revision) == account.incarnation) {
+            if alive.is_none_or(|alive| alive.incarnation(revision) != account.incarnation) {
                 return undecided_if(tried, None);
             }
             let record = AccountRecord { mark, alive: None };
@@ -315,8 +321,7 @@ impl Lane {
         &mut self,
         deadline: Instant,
     ) -> Result<(u64, Option<AccountRecord>), Unavailable> {
-        let (stream, subject) =
-            (self.shared.names.accounts_stream(), self.shared.names.account(&self.name));
+        let (stream, subject) = (self.shared.names.accounts_stream(), self.shared.names.account(&self.name));
         loop {
             match self.shared.engine.last(&stream, &subject).await {
                 Ok(None) => return Ok((0, None)),
@@ -514,8 +519,7 @@ impl Lane {
         if append.refusal.is_some() {
             return append.refusal;
         }
-        let has_sender =
-            append.sender.as_ref().is_some_and(|sender| self.shared.directory.is_alive(sender));
+        let has_sender = append.sender.as_ref().is_some_and(|sender| self.shared.directory.is_alive(sender));
         if !has_sender && !append.from_nobody {
             return Some(Code::Denied);
         }
@@ -641,7 +645,11 @@ impl Lane {
         }
     }
 
-    async fn try_receive(&mut self, account: &Account, takes_over: bool) -> Result<Option<Receiver>, NotStored> {
+    async fn try_receive(
+        &mut self,
+        account: &Account,
+        takes_over: bool,
+    ) -> Result<Option<Receiver>, NotStored> {
         let is_here = self.reception.as_ref().is_some_and(|reception| !reception.is_ended());
         if is_here && !takes_over {
             return Ok(None);
@@ -790,8 +798,7 @@ impl Lane {
         self.written = None;
         let stored =
             self.shared.engine.publish(&subject, &random_id(), over.revision, state.encode()).await?;
-        self.written =
-            Some(Written { incarnation: account.incarnation, revision: stored.sequence, state });
+        self.written = Some(Written { incarnation: account.incarnation, revision: stored.sequence, state });
         Ok(())
     }
 }

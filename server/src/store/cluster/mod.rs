@@ -4,7 +4,9 @@
 //!
 //! | file | what it owns |
 //! | --- | --- |
+//! | `nodes` | the address of a cluster |
 //! | `setup` | the connection, and the streams |
+//! | `monitor` | whether the nodes sync before they acknowledge |
 //! | `record` | subjects, and what is written under them |
 //! | `engine` | one request and its answer |
 //! | `directory` | the accounts, as they are known here |
@@ -27,6 +29,8 @@ mod directory;
 mod engine;
 mod intake;
 mod lane;
+mod monitor;
+mod nodes;
 mod reading;
 mod reception;
 mod record;
@@ -62,6 +66,7 @@ use super::{
     Receiver, Store,
 };
 
+pub use self::nodes::{BadNodes, Nodes};
 pub use self::setup::{ClusterConfig, Credentials, OpenError};
 
 /// A store on a cluster.
@@ -110,6 +115,7 @@ impl ClusterStore {
             .await
             .map_err(|error| failed(error.to_string()))?;
         tracing::info!(accounts = directory.len(), "the accounts are read");
+        monitor::check(&config.monitors).await;
         let shared = Arc::new(Shared {
             sends: Sends::new(config.sessions_max),
             config,
@@ -191,7 +197,8 @@ impl Store for ClusterStore {
         let (shared, account) = (Arc::clone(&self.shared), account.clone());
         let read = async move {
             let stop = shared.stop.clone();
-            if let Some(page) = stop.run_until_cancelled(reading::read(&shared, &account, after, limit)).await {
+            if let Some(page) = stop.run_until_cancelled(reading::read(&shared, &account, after, limit)).await
+            {
                 decide.decide(page);
             }
         };

@@ -69,8 +69,7 @@ impl Reception {
         let account = claim.account.clone();
         let mut link = shared.link.clone();
         link.mark_unchanged();
-        let task =
-            Task { shared: Arc::clone(shared), claim, feed: feed.clone(), subscription, link, last };
+        let task = Task { shared: Arc::clone(shared), claim, feed: feed.clone(), subscription, link, last };
         let task = shared.tasks.spawn(task.run(stop.clone(), released));
         Self { account, feed, stop, task }
     }

@@ -142,8 +142,7 @@ impl Names {
 }
 
 impl Told {
-    const ALL: [Self; 6] =
-        [Self::Message, Self::State, Self::Stored, Self::Ended, Self::Yield, Self::Probe];
+    const ALL: [Self; 6] = [Self::Message, Self::State, Self::Stored, Self::Ended, Self::Yield, Self::Probe];
 
     const fn as_str(self) -> &'static str {
         match self {
@@ -399,10 +398,16 @@ mod tests {
 
         #[test]
         fn no_bytes_panic(bytes: Vec<u8>) {
-            // What it is does not matter, only that it is decided.
-            drop(decode_message(1, bytes.clone().into()));
-            drop(AccountRecord::decode(&bytes));
-            drop(State::decode(&bytes));
+            // What is read is written alike.
+            if let Ok(record) = AccountRecord::decode(&bytes) {
+                prop_assert_eq!(record.encode(), bytes.clone());
+            }
+            if let Ok(state) = State::decode(&bytes) {
+                prop_assert_eq!(state.encode(), bytes.clone());
+            }
+            if let Ok(message) = decode_message(1, bytes.clone().into()) {
+                prop_assert!(message.text.len() < bytes.len());
+            }
         }
     }
 }

@@ -15,6 +15,7 @@ use tokio::time::{Instant, sleep};
 use zeroize::Zeroizing;
 
 use super::engine::Lost;
+use super::nodes::Nodes;
 use super::record::{Names, Told};
 
 /// The oldest version of the engine that was tested. Older ones lose what they
@@ -44,6 +45,9 @@ const STREAMS_TIMEOUT: Duration = Duration::from_secs(30);
 /// The pause between two tries of the first request.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
+/// What a message has beside its text, headers included, at most.
+const MESSAGE_OVERHEAD: usize = 1024;
+
 const SHARDS: &str = "hark-shards";
 const LAYOUT: &str = "hark-layout";
 const LAYOUT_VERSION: &str = "1";
@@ -52,19 +56,22 @@ const PEERS_MISSING: ErrorCode = ErrorCode(10005);
 /// Where a cluster is and how to enter it.
 #[derive(Debug, Clone)]
 pub struct ClusterConfig {
-    /// The addresses of some nodes, as `nats://HOST:PORT` or `tls://HOST:PORT`.
-    pub nodes: Vec<String>,
-    /// Which chat: several may share a cluster.
-    pub chat: String,
+    /// The addresses of some nodes, and which chat.
+    pub nodes: Nodes,
     /// What is shown to the engine.
     pub credentials: Credentials,
     /// Certificates of authorities beside those of the system, in PEM.
     pub ca: Option<PathBuf>,
+    /// Where nodes are monitored, as `HOST:PORT`: there they say whether they
+    /// sync before they acknowledge.
+    pub monitors: Vec<String>,
     /// On how many nodes each message is, where the streams are made; `None`
     /// for three where there are three nodes.
     pub replicas: Option<usize>,
     /// Over how many streams the inboxes are spread, where they are made.
     pub shards: u64,
+    /// Bytes of a text, at most.
+    pub text_bytes_max: usize,
     /// Accounts, at most.
     pub accounts_max: usize,
     /// Sessions that are open here or remembered, at most.
@@ -73,6 +80,11 @@ pub struct ClusterConfig {
     pub queued_messages_max: u64,
     /// Bytes of their texts, at most.
     pub queued_bytes_max: u64,
+}
+
+impl ClusterConfig {
+    /// Over how many streams a chat is spread unless its maker says otherwise.
+    pub const SHARDS: u64 = 32;
 }
 
 /// What is shown to the engine.
@@ -123,10 +135,25 @@ pub enum OpenError {
         found: String,
     },
     /// It stores nothing.
-    #[error("the NATS server {node} has no JetStream; add `jetstream {{ store_dir: … }}` to its configuration")]
+    #[error(
+        "the NATS server {node} has no JetStream; add `jetstream {{ store_dir: … }}` to its configuration"
+    )]
     NoJetStream {
         /// Its name.
         node: String,
+    },
+    /// It takes smaller messages than the chat.
+    #[error(
+        "the NATS server {node} takes at most {payload} bytes, and a text may have {texts}; \
+             raise its max_payload or lower --max-frame"
+    )]
+    Payload {
+        /// Its name.
+        node: String,
+        /// Bytes of a text.
+        texts: usize,
+        /// Bytes of one of its messages.
+        payload: usize,
     },
     /// A stream cannot be made, or not be read.
     #[error("the stream {stream} cannot be had: {reason}")]
@@ -137,7 +164,9 @@ pub enum OpenError {
         reason: String,
     },
     /// A stream is there and is not as this version needs it.
-    #[error("the stream {stream} is not Hark's, or was changed: {field}; choose another chat with --store nats://…/NAME, or set it back")]
+    #[error(
+        "the stream {stream} is not Hark's, or was changed: {field}; choose another chat with --store nats://…/NAME, or set it back"
+    )]
     Foreign {
         /// Its name.
         stream: String,
@@ -172,10 +201,15 @@ pub(super) async fn connect(config: &ClusterConfig) -> Result<(Client, watch::Re
         None => options,
     };
     let client = options
-        .connect(config.nodes.as_slice())
+        .connect(config.nodes.urls())
         .await
-        .map_err(|source| OpenError::Connect { nodes: config.nodes.join(", "), source })?;
-    check_node(&client.server_info())?;
+        .map_err(|source| OpenError::Connect { nodes: config.nodes.to_string(), source })?;
+    let info = client.server_info();
+    check_node(&info)?;
+    if config.text_bytes_max + MESSAGE_OVERHEAD > info.max_payload {
+        let (node, texts, payload) = (info.server_name, config.text_bytes_max, info.max_payload);
+        return Err(OpenError::Payload { node, texts, payload });
+    }
     Ok((client, seen))
 }
 
@@ -183,7 +217,9 @@ fn authenticated(credentials: &Credentials) -> Result<ConnectOptions, OpenError>
     let options = ConnectOptions::new();
     Ok(match credentials {
         Credentials::None => options,
-        Credentials::Password(user, password) => options.user_and_password(user.clone(), password.to_string()),
+        Credentials::Password(user, password) => {
+            options.user_and_password(user.clone(), password.to_string())
+        }
         Credentials::Token(token) => options.token(token.to_string()),
         Credentials::File(path) => std::fs::read_to_string(path)
             .map(Zeroizing::new)
@@ -231,19 +267,24 @@ pub(super) async fn streams(client: &Client, config: &ClusterConfig) -> Result<N
     let mut context = jetstream::new(client.clone());
     context.set_timeout(STREAMS_TIMEOUT);
     let replicas = config.replicas.unwrap_or_else(|| default_replicas(&client.server_info()));
-    let names = Names::new(&config.chat, config.shards);
+    let names = Names::new(config.nodes.chat(), config.shards);
     let found = ensure(&context, accounts(&names, replicas)).await?;
     let shards = found.metadata.get(SHARDS).and_then(|shards| shards.parse().ok());
     let shards = shards.ok_or_else(|| OpenError::Foreign {
         stream: names.accounts_stream(),
         field: format!("no {SHARDS} in its metadata"),
     })?;
-    let names = Names::new(&config.chat, shards);
+    let names = Names::new(config.nodes.chat(), shards);
     ensure(&context, states(&names, found.num_replicas)).await?;
     for shard in 0..names.shards() {
         ensure(&context, inbox(&names, shard, found.num_replicas)).await?;
     }
-    tracing::info!(chat = config.chat, replicas = found.num_replicas, streams = shards + 2, "the streams are there");
+    tracing::info!(
+        chat = config.nodes.chat(),
+        replicas = found.num_replicas,
+        streams = shards + 2,
+        "the streams are there"
+    );
     if found.num_replicas == 1 {
         tracing::warn!("each message is on one node alone (--replicas 1): it is lost with that node's disk");
     }
@@ -273,11 +314,7 @@ fn base(name: String, subjects: String, replicas: usize) -> Config {
 
 /// The last message of each subject is all that counts.
 fn table(name: String, subjects: String, replicas: usize) -> Config {
-    Config {
-        max_messages_per_subject: 1,
-        discard: DiscardPolicy::Old,
-        ..base(name, subjects, replicas)
-    }
+    Config { max_messages_per_subject: 1, discard: DiscardPolicy::Old, ..base(name, subjects, replicas) }
 }
 
 fn accounts(names: &Names, replicas: usize) -> Config {
@@ -345,16 +382,27 @@ fn advise(error: &jetstream::context::CreateStreamError, replicas: usize) -> Str
 fn difference(found: &Config, wanted: &Config) -> Option<String> {
     let differs = |is: bool, what: &str| is.then(|| what.to_owned());
     differs(found.subjects != wanted.subjects, "its subjects")
-        .or_else(|| differs(found.metadata.get(LAYOUT) != wanted.metadata.get(LAYOUT), "its layout, which may be of a newer version of Hark"))
+        .or_else(|| {
+            differs(
+                found.metadata.get(LAYOUT) != wanted.metadata.get(LAYOUT),
+                "its layout, which may be of a newer version of Hark",
+            )
+        })
         .or_else(|| differs(found.storage != wanted.storage, "its storage is not in files"))
         .or_else(|| differs(found.discard != wanted.discard, "what it discards"))
-        .or_else(|| differs(found.max_messages_per_subject != wanted.max_messages_per_subject, "messages per subject"))
+        .or_else(|| {
+            differs(found.max_messages_per_subject != wanted.max_messages_per_subject, "messages per subject")
+        })
         .or_else(|| differs(!found.max_age.is_zero(), "messages end with their age"))
-        .or_else(|| differs(found.duplicate_window < wanted.duplicate_window, "its duplicate window is too short"))
+        .or_else(|| {
+            differs(found.duplicate_window < wanted.duplicate_window, "its duplicate window is too short")
+        })
         .or_else(|| differs(found.republish != wanted.republish, "what it republishes"))
         .or_else(|| differs(!found.allow_direct, "it has no direct get"))
         .or_else(|| differs(found.no_ack, "it acknowledges nothing"))
-        .or_else(|| differs(wanted.allow_atomic_publish && !found.allow_atomic_publish, "it has no atomic batches"))
+        .or_else(|| {
+            differs(wanted.allow_atomic_publish && !found.allow_atomic_publish, "it has no atomic batches")
+        })
         .or_else(|| differs(wanted.allow_message_ttl && !found.allow_message_ttl, "its messages have no TTL"))
 }
 
@@ -378,7 +426,9 @@ mod tests {
         assert!(version("2.15.1") >= VERSION_MIN);
         assert!(version("2.15.1-RC.3") >= VERSION_MIN);
         assert!(version("2.16.0") >= VERSION_MIN && version("3.0") >= VERSION_MIN);
-        assert!(version("2.15.0") < VERSION_MIN && version("2.9.10") < VERSION_MIN && version("") < VERSION_MIN);
+        assert!(
+            version("2.15.0") < VERSION_MIN && version("2.9.10") < VERSION_MIN && version("") < VERSION_MIN
+        );
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock, mpsc};
@@ -80,10 +80,11 @@ impl Chat {
 
     fn config(&self, limits: Limits) -> ClusterConfig {
         ClusterConfig {
-            nodes: nodes().to_vec(),
-            chat: self.name.clone(),
+            nodes: format!("{}/{}", nodes().join(","), self.name).parse().unwrap(),
             credentials: Credentials::None,
             ca: None,
+            monitors: Vec::new(),
+            text_bytes_max: 65_000,
             replicas: Some(self.replicas),
             shards: 2,
             accounts_max: limits.accounts,

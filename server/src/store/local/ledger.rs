@@ -15,8 +15,8 @@ use super::engine::Table;
 use super::load::Loaded;
 use super::record::{self, RESERVED_KEY};
 use super::sessions::Sessions;
-use crate::store::outcomes::Known;
 use super::{Entry, LocalConfig};
+use crate::store::outcomes::Known;
 use crate::store::{
     Account, Append, Created, End, Feed, Message, Outcome, PasswordHash, Position, Receiver, Unavailable,
 };
