@@ -62,8 +62,7 @@ impl HarkdBuilder {
         self
     }
 
-    /// Has it listen elsewhere than on the loopback; it has to be reached there
-    /// as well.
+    /// Has it listen elsewhere than on the loopback.
     #[must_use]
     pub fn listen(mut self, address: &str) -> Self {
         address.clone_into(&mut self.listen);
@@ -482,5 +481,8 @@ fn address_in(line: &str) -> SocketAddr {
     let rest = rest.trim_start_matches(['"', ':', '=']);
     let address: String = rest.chars().take_while(|c| c.is_ascii_hexdigit() || ".:[]".contains(*c)).collect();
     let address: SocketAddr = address.parse().expect("an address");
-    SocketAddr::from(([127, 0, 0, 1], address.port()))
+    match address.ip().is_unspecified() {
+        true => SocketAddr::from(([127, 0, 0, 1], address.port())),
+        false => address,
+    }
 }

@@ -1,8 +1,8 @@
 //! What the tests share: the real `harkd` as a process ([`Harkd`]), clients of
 //! every [`Front`] that say exactly what they are told to ([`Client`], of which
 //! [`Wire`] is one, and [`Classic`]), the real `hark` in a terminal
-//! ([`Terminal`]), a disk that gets full ([`SmallDisk`]), and a network that can
-//! be cut ([`FarMachine`]).
+//! ([`Terminal`]), a disk that gets full ([`SmallDisk`]), a network that can be
+//! cut ([`FarMachine`]), and a cluster of the real NATS ([`Nats`]).
 //!
 //! A test fails by panicking, so these helpers do too.
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
@@ -15,6 +15,7 @@ mod contract;
 mod disk;
 mod harkd;
 mod link;
+mod nats;
 mod network;
 mod terminal;
 mod wire;
@@ -26,6 +27,7 @@ pub use classic::Classic;
 pub use disk::SmallDisk;
 pub use harkd::{Harkd, HarkdBuilder, Refusal, binary, hark, harkd};
 pub use link::{Front, Link, Native, NativeTls};
+pub use nats::{Nats, NatsBuilder};
 pub use network::FarMachine;
 pub use terminal::Terminal;
 pub use wire::{Client, Wire, name, send};

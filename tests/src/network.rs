@@ -26,6 +26,9 @@ impl FarMachine {
     /// Where the test's own machine is reached from the far one.
     pub const NEAR_ADDRESS: &str = "10.200.0.1";
 
+    /// Where the far machine is reached.
+    pub const FAR_ADDRESS: &str = "10.200.0.2";
+
     /// Runs the test of this name, which calls this first, in a network of its
     /// own with such a machine. `None` where it has run there, in a process of
     /// its own, and has passed: there is nothing left to do.
@@ -69,7 +72,8 @@ impl FarMachine {
         ip(&["link", "add", NEAR, "type", "veth", "peer", "name", FAR, "netns", &process]);
         ip(&["addr", "add", &format!("{}/24", Self::NEAR_ADDRESS), "dev", NEAR]);
         ip(&["link", "set", NEAR, "up"]);
-        far.ip(&["addr", "add", "10.200.0.2/24", "dev", FAR]);
+        far.ip(&["link", "set", "lo", "up"]);
+        far.ip(&["addr", "add", &format!("{}/24", Self::FAR_ADDRESS), "dev", FAR]);
         far.mend();
         far
     }
@@ -90,12 +94,22 @@ impl FarMachine {
         self.ip(&["link", "set", FAR, "up"]);
     }
 
+    /// A command that runs the one that follows it on that machine, and
+    /// becomes it.
+    #[must_use]
+    pub fn enter(&self) -> Vec<String> {
+        std::iter::once("nsenter".to_owned()).chain(self.flags()).collect()
+    }
+
+    fn flags(&self) -> [String; 3] {
+        [format!("--target={}", self.keeper.id()), "--net".to_owned(), "--preserve-credentials".to_owned()]
+    }
+
     /// This command, on that machine.
     #[must_use]
     pub fn run(&self, command: &Command) -> Command {
         let mut there = Command::new("nsenter");
-        there.arg(format!("--target={}", self.keeper.id())).args(["--net", "--preserve-credentials"]);
-        there.arg(command.get_program()).args(command.get_args());
+        there.args(self.flags()).arg(command.get_program()).args(command.get_args());
         for (variable, value) in command.get_envs() {
             match value {
                 Some(value) => there.env(variable, value),
