@@ -13,8 +13,8 @@ use hark_server::config::{Cli, Command, LogFormat, ServeArgs};
 use hark_server::front::{MayWatch, Tls};
 use hark_server::log::{Bound, Watchers};
 use hark_server::server::{self, Limits};
-use hark_server::store::Store;
-use hark_server::store::local::{ENGINE_LOG, OPEN_FILES_MAX};
+use hark_server::store::local::OPEN_FILES_MAX;
+use hark_server::store::{ENGINE_LOGS, Store};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::prelude::*;
@@ -123,7 +123,7 @@ async fn check_admins(arguments: &ServeArgs, store: &dyn Store) -> anyhow::Resul
 /// levels of its own. Yields the bound of the former.
 fn start_logging(arguments: &ServeArgs, watchers: &Watchers) -> anyhow::Result<Bound> {
     // What comes later goes before: a filter that names the engine still gets it.
-    let filter = EnvFilter::try_new(format!("{ENGINE_LOG},{}", arguments.log))
+    let filter = EnvFilter::try_new(format!("{},{}", ENGINE_LOGS.join(","), arguments.log))
         .with_context(|| format!("--log {:?} is neither a level nor a filter", arguments.log))?;
     let bound = Bound::default();
     let log = tracing_subscriber::fmt::layer().with_writer(bound.clone());

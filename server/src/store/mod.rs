@@ -25,6 +25,13 @@ use tokio::sync::OwnedSemaphorePermit;
 pub use pending::{Decide, Pending};
 pub use receiver::{BUFFERED_BYTES_MAX, BUFFERED_MESSAGES_MAX, End, Event, Feed, Receiver};
 
+/// The filters for what the engines log.
+pub const ENGINE_LOGS: &[&str] = &[
+    local::ENGINE_LOG,
+    #[cfg(feature = "cluster")]
+    cluster::CLIENT_LOG,
+];
+
 /// Keeps accounts, inboxes and the outcomes of sends.
 ///
 /// What every store owes:

@@ -12,6 +12,7 @@
 //! | `directory` | the accounts, as they are known here |
 //! | `intake` | what is asked for, in the order of the calls |
 //! | `sends` | which sends of a session are under way, and how others ended |
+//! | `holds` | at which server a session is open |
 //! | `lane` | what is done with one name, in order |
 //! | `cursors` | what was acknowledged here |
 //! | `reception` | what a user who is connected here is told |
@@ -27,6 +28,7 @@
 mod cursors;
 mod directory;
 mod engine;
+mod holds;
 mod intake;
 mod lane;
 mod monitor;
@@ -67,7 +69,7 @@ use super::{
 };
 
 pub use self::nodes::{BadNodes, Nodes};
-pub use self::setup::{ClusterConfig, Credentials, OpenError};
+pub use self::setup::{CLIENT_LOG, ClusterConfig, Credentials, OpenError};
 
 /// A store on a cluster.
 ///
@@ -95,7 +97,11 @@ struct Shared {
     // A lock, since commands come from many tasks, and a lane ends by itself. It
     // is held for one operation. `None` once nothing is taken any more.
     lanes: Mutex<Option<HashMap<UserName, mpsc::UnboundedSender<Job>>>>,
+    /// What is waited for when the store closes.
     tasks: TaskTracker,
+    /// It closes: what only waits ends.
+    closing: CancellationToken,
+    /// It ends: everything does, wherever it is.
     stop: CancellationToken,
 }
 
@@ -127,6 +133,7 @@ impl ClusterStore {
             sweeper: Sweeper::default(),
             lanes: Mutex::new(Some(HashMap::new())),
             tasks: TaskTracker::new(),
+            closing: CancellationToken::new(),
             stop: CancellationToken::new(),
         });
         let (asked, intake) = Intake::new(Arc::clone(&shared));

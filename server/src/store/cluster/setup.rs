@@ -9,6 +9,7 @@ use async_nats::jetstream::context::GetStreamErrorKind;
 use async_nats::jetstream::stream::{Config, DiscardPolicy, Republish, StorageType};
 use async_nats::jetstream::{self, Context, ErrorCode};
 use async_nats::{Client, ConnectOptions, Event, ServerInfo};
+use futures::{StreamExt, TryStreamExt, stream};
 use hark_protocol::limits::OUTCOME_SECONDS_MIN;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
@@ -21,6 +22,10 @@ use super::record::{Names, Told};
 /// The oldest version of the engine that was tested. Older ones lose what they
 /// have acknowledged, or cannot say that a batch holds a repeat.
 const VERSION_MIN: [u64; 3] = [2, 15, 1];
+
+/// The filter for what the engine's client logs: the store says what matters of
+/// it.
+pub const CLIENT_LOG: &str = "async_nats=off";
 
 /// How long the engine knows a message that it has stored, by its own clock.
 pub(super) const REMEMBERED: Duration = Duration::from_secs(OUTCOME_SECONDS_MIN);
@@ -47,6 +52,9 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
 /// What a message has beside its text, headers included, at most.
 const MESSAGE_OVERHEAD: usize = 1024;
+
+/// Streams that are looked at, or made, at the same time.
+const STREAMS_AT_ONCE: usize = 8;
 
 const SHARDS: &str = "hark-shards";
 const LAYOUT: &str = "hark-layout";
@@ -276,9 +284,8 @@ pub(super) async fn streams(client: &Client, config: &ClusterConfig) -> Result<N
     })?;
     let names = Names::new(config.nodes.chat(), shards);
     ensure(&context, states(&names, found.num_replicas)).await?;
-    for shard in 0..names.shards() {
-        ensure(&context, inbox(&names, shard, found.num_replicas)).await?;
-    }
+    let inboxes = (0..names.shards()).map(|shard| ensure(&context, inbox(&names, shard, found.num_replicas)));
+    stream::iter(inboxes).buffer_unordered(STREAMS_AT_ONCE).try_collect::<Vec<_>>().await?;
     tracing::info!(
         chat = config.nodes.chat(),
         replicas = found.num_replicas,
@@ -350,7 +357,7 @@ async fn ensure(context: &Context, wanted: Config) -> Result<Config, OpenError> 
     let found = match context.get_stream(&stream).await {
         Ok(found) => found.cached_info().config.clone(),
         Err(error) if is_missing(&error.kind()) => {
-            tracing::info!(stream, replicas = wanted.num_replicas, "making a stream");
+            tracing::debug!(stream, replicas = wanted.num_replicas, "making a stream");
             // Another server may be doing the same: who comes second gets it as it is.
             let made = context.get_or_create_stream(wanted.clone()).await;
             made.map_err(|error| failed(advise(&error, wanted.num_replicas)))?.cached_info().config.clone()
