@@ -28,7 +28,7 @@ pub use disk::SmallDisk;
 pub use harkd::{Harkd, HarkdBuilder, Refusal, binary, hark, harkd};
 pub use link::{Front, Link, Native, NativeTls};
 pub use nats::{Nats, NatsBuilder};
-pub use network::FarMachine;
+pub use network::{FarMachine, own_addresses};
 pub use terminal::Terminal;
 pub use wire::{Client, Wire, name, send};
 

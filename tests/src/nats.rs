@@ -6,16 +6,16 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rand::RngExt as _;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::FarMachine;
+use crate::network::free_addresses;
+use crate::{FarMachine, own_addresses};
 
 /// How long a cluster may take to agree on its leaders.
 const AGREEMENT: Duration = Duration::from_secs(60);
@@ -120,13 +120,18 @@ impl NatsBuilder {
     fn nodes(&self, folder: &Path) -> Vec<Node> {
         let config = folder.join("nats.conf");
         fs::write(&config, &self.config).unwrap();
-        let near = self.far.as_ref().map_or_else(own_loopback, |_| FarMachine::NEAR_ADDRESS.parse().unwrap());
-        // On the far machine nothing else listens.
-        let ports = free_ports(near, 3 * self.nodes);
+        let near = match self.far {
+            None => own_addresses(3 * self.nodes),
+            // On the far machine nothing else listens.
+            Some(_) => free_addresses(FarMachine::NEAR_ADDRESS.parse().unwrap(), 3 * self.nodes),
+        };
         let is_far = |node| self.far.as_ref().is_some_and(|(_, nodes)| nodes.contains(&node));
-        let address = |node, which| {
-            let host = if is_far(node) { FarMachine::FAR_ADDRESS.parse().unwrap() } else { near };
-            SocketAddr::new(host, ports[3 * node + which])
+        let address = |node: usize, which: usize| {
+            let mut address = near[3 * node + which];
+            if is_far(node) {
+                address.set_ip(FarMachine::FAR_ADDRESS.parse().unwrap());
+            }
+            address
         };
         let routes: Vec<String> =
             (0..self.nodes).map(|node| format!("nats://{}", address(node, 1))).collect();
@@ -416,20 +421,6 @@ fn program() -> String {
         "the NATS server that this test needs is not installed in .venv: run ./test, which does it"
     );
     path.display().to_string()
-}
-
-/// An address of the loopback that nobody else has: what connects elsewhere
-/// takes its own port at 127.0.0.1, and so never the one of a node that is
-/// down for a while.
-fn own_loopback() -> IpAddr {
-    let mut random = rand::rng();
-    let (second, third, fourth) = (random.random_range(1..255), random.random(), random.random_range(1..255));
-    IpAddr::V4(Ipv4Addr::new(127, second, third, fourth))
-}
-
-fn free_ports(host: IpAddr, count: usize) -> Vec<u16> {
-    let held: Vec<TcpListener> = (0..count).map(|_| TcpListener::bind((host, 0)).unwrap()).collect();
-    held.iter().map(|listener| listener.local_addr().unwrap().port()).collect()
 }
 
 /// Asks by HTTP, and has the connection closed after the answer.

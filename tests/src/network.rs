@@ -1,8 +1,12 @@
 //! A network of two machines whose link can be cut: namespaces of the test's
-//! own, so that nobody else sees it and nothing of it is left.
+//! own, so that nobody else sees it and nothing of it is left. And addresses
+//! that a test has for itself without one.
 
 use std::io::{BufRead, BufReader};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::process::{Child, Command, Stdio};
+
+use rand::RngExt as _;
 
 use crate::disk::is_root;
 
@@ -131,6 +135,25 @@ impl Drop for FarMachine {
         drop(self.keeper.kill());
         drop(self.keeper.wait());
     }
+}
+
+/// So many addresses of the loopback at which nobody listens, and nobody will
+/// who was not told. What connects elsewhere takes its port at 127.0.0.1, and so
+/// never one of these, also while who listens there is down for a while.
+///
+/// # Panics
+/// Where there are no ports.
+#[must_use]
+pub fn own_addresses(count: usize) -> Vec<SocketAddr> {
+    let mut random = rand::rng();
+    let (second, third, fourth) = (random.random_range(1..255), random.random(), random.random_range(1..255));
+    free_addresses(Ipv4Addr::new(127, second, third, fourth).into(), count)
+}
+
+/// So many addresses of this host at which nobody listens.
+pub(crate) fn free_addresses(host: IpAddr, count: usize) -> Vec<SocketAddr> {
+    let held: Vec<TcpListener> = (0..count).map(|_| TcpListener::bind((host, 0)).expect("a port")).collect();
+    held.iter().map(|listener| listener.local_addr().expect("its address")).collect()
 }
 
 fn ip(arguments: &[&str]) {
