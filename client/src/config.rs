@@ -1,23 +1,24 @@
-//! Where the server is, and every time and bound of a client.
+//! Where the servers are, and every time and bound of a client.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use hark_protocol::limits::REPEAT_SECONDS_MAX;
-use rand::RngExt as _;
 
 use crate::dial::{Dial, TcpDial};
 use crate::taken::{MemoryTaken, TakenStore};
-use crate::tls::{TlsDial, Trust, TrustError};
+use crate::tls::{Tls, Trust, TrustError};
 
 /// What a client needs to know.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// How a connection to the server is opened.
-    pub dial: Arc<dyn Dial>,
-    /// What is spoken over it.
-    pub transport: Transport,
-    /// Where the messages that were taken are remembered.
+    /// The servers, at least one. Several have to share what they store: the
+    /// client goes from one to the next in this order, beginning with the
+    /// first, when one cannot be reached or is lost, and rests only when it
+    /// has tried them all.
+    pub servers: Vec<Server>,
+    /// Where the messages that were taken are remembered, for all the servers
+    /// together.
     pub taken: Arc<dyn TakenStore>,
     /// How long everything may take.
     pub timing: Timing,
@@ -28,15 +29,10 @@ pub struct Config {
 
 impl Config {
     /// A client of the server at `address` (`HOST:PORT`) over TCP, which
-    /// remembers what was taken for as long as it lives.
-    pub fn tcp(address: impl Into<String>) -> Self {
-        Self {
-            dial: Arc::new(TcpDial::new(address)),
-            transport: Transport::Native,
-            taken: Arc::new(MemoryTaken::default()),
-            timing: Timing::default(),
-            names_max: 1_000_000,
-        }
+    /// remembers what was taken for as long as it lives. Several servers of
+    /// one cluster are joined by commas, here as in the other functions.
+    pub fn tcp(address: impl AsRef<str>) -> Self {
+        Self::of(addresses(address.as_ref()).map(Server::tcp).collect())
     }
 
     /// The same over gRPC.
@@ -51,14 +47,13 @@ impl Config {
     /// # }
     /// ```
     #[cfg(feature = "grpc")]
-    pub fn grpc(address: impl Into<String>) -> Self {
-        let address = address.into();
-        let origin = format!("http://{address}");
-        Self { transport: Transport::Grpc { origin }, ..Self::tcp(address) }
+    pub fn grpc(address: impl AsRef<str>) -> Self {
+        let grpc = |address| Server { transport: Transport::grpc("http", address), ..Server::tcp(address) };
+        Self::of(addresses(address.as_ref()).map(grpc).collect())
     }
 
-    /// As [`Self::tcp`], over TLS, and never without: the server has to prove
-    /// by its certificate that it is the host of `address`. Reads what is
+    /// As [`Self::tcp`], over TLS, and never without: each server has to prove
+    /// by its certificate that it is the host of its address. Reads what is
     /// trusted from files, which blocks.
     ///
     /// ```no_run
@@ -72,10 +67,11 @@ impl Config {
     /// ```
     ///
     /// # Errors
-    /// Where there is nobody to trust, or the host is no name.
+    /// Where there is nobody to trust, or a host is no name.
     pub fn tls(address: &str, trust: &Trust) -> Result<Self, TrustError> {
-        let dial = Arc::new(TlsDial::new(address, trust, &[])?);
-        Ok(Self { dial, ..Self::tcp(address) })
+        let tls = Tls::new(trust, &[])?;
+        let server = |address| Ok(Server { dial: Arc::new(tls.dial(address)?), ..Server::tcp(address) });
+        addresses(address).map(server).collect::<Result<_, _>>().map(Self::of)
     }
 
     /// As [`Self::tls`], over gRPC.
@@ -84,9 +80,44 @@ impl Config {
     /// As [`Self::tls`].
     #[cfg(feature = "grpc")]
     pub fn grpc_tls(address: &str, trust: &Trust) -> Result<Self, TrustError> {
-        let dial = Arc::new(TlsDial::new(address, trust, &["h2"])?);
-        let transport = Transport::Grpc { origin: format!("https://{address}") };
-        Ok(Self { dial, transport, ..Self::tcp(address) })
+        let tls = Tls::new(trust, &["h2"])?;
+        let server = |address| {
+            let (dial, transport) = (Arc::new(tls.dial(address)?), Transport::grpc("https", address));
+            Ok(Server { dial, transport, ..Server::tcp(address) })
+        };
+        addresses(address).map(server).collect::<Result<_, _>>().map(Self::of)
+    }
+
+    fn of(servers: Vec<Server>) -> Self {
+        Self {
+            servers,
+            taken: Arc::new(MemoryTaken::default()),
+            timing: Timing::default(),
+            names_max: 1_000_000,
+        }
+    }
+}
+
+fn addresses(list: &str) -> impl Iterator<Item = &str> {
+    list.split(',')
+}
+
+/// One server, and how it is spoken to.
+#[derive(Debug, Clone)]
+pub struct Server {
+    /// What it is called in [`LinkState`](crate::LinkState): `HOST:PORT`.
+    pub address: Arc<str>,
+    /// How a connection to it is opened.
+    pub dial: Arc<dyn Dial>,
+    /// What is spoken over it.
+    pub transport: Transport,
+}
+
+impl Server {
+    /// The one at `address` (`HOST:PORT`), over TCP.
+    #[must_use]
+    pub fn tcp(address: &str) -> Self {
+        Self { address: address.into(), dial: Arc::new(TcpDial::new(address)), transport: Transport::Native }
     }
 }
 
@@ -108,10 +139,19 @@ pub enum Transport {
     },
 }
 
+#[cfg(feature = "grpc")]
+impl Transport {
+    fn grpc(scheme: &str, address: &str) -> Self {
+        Self::Grpc { origin: format!("{scheme}://{address}") }
+    }
+}
+
 /// How long everything may take, by the steady clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timing {
-    /// From dialling to being who one was: 10 s.
+    /// From dialling to being who one was: 10 s. Of several servers, each gets
+    /// its share of that until all have failed, so that one which does not
+    /// answer leaves time for the others.
     pub connect: Duration,
     /// How long nothing is heard before a `ping` asks for a word: 20 s.
     pub ping_after: Duration,
@@ -137,51 +177,5 @@ impl Default for Timing {
             backoff_max: Duration::from_secs(10),
             repeat_for: Duration::from_secs(REPEAT_SECONDS_MAX),
         }
-    }
-}
-
-/// The waits between attempts: each is twice the one before, less a random
-/// part of up to a half, so that many clients do not come back at once.
-#[derive(Debug)]
-pub(crate) struct Backoff {
-    min: Duration,
-    max: Duration,
-    next: Duration,
-}
-
-impl Backoff {
-    pub(crate) fn new(timing: &Timing) -> Self {
-        Self { min: timing.backoff_min, max: timing.backoff_max, next: timing.backoff_min }
-    }
-
-    /// The next wait, from half of what it would be up to all of it.
-    pub(crate) fn next(&mut self) -> Duration {
-        let longest = self.next.min(self.max);
-        self.next = longest.saturating_mul(2);
-        longest.mul_f64(rand::rng().random_range(0.5..=1.0))
-    }
-
-    /// The server works: the next wait is a short one again.
-    pub(crate) fn reset(&mut self) {
-        self.next = self.min;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_waits_double_up_to_the_longest_and_start_again_after_a_reset() {
-        let timing = Timing::default();
-        let mut backoff = Backoff::new(&timing);
-        let mut expected = timing.backoff_min;
-        for _ in 0..20 {
-            let wait = backoff.next();
-            assert!(wait <= expected && wait >= expected / 2, "{wait:?} for {expected:?}");
-            expected = (expected * 2).min(timing.backoff_max);
-        }
-        backoff.reset();
-        assert!(backoff.next() <= timing.backoff_min);
     }
 }

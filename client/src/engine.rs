@@ -16,11 +16,12 @@ use rand::distr::Alphanumeric;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use crate::config::{Backoff, Config};
+use crate::config::Config;
 use crate::event::{Event, Events, LinkState};
 use crate::inbox::Inbox;
 use crate::link::{self, Introduction, Link, LinkError, Opened};
 use crate::outbox::{Command, Effect, Now, Outbox};
+use crate::rounds::{Next, Rounds};
 
 /// Events that one frame can lead to, and some for what happens without one.
 const EVENTS_HEADROOM: usize = 4;
@@ -57,7 +58,7 @@ pub(crate) struct Engine {
     config: Config,
     outbox: Outbox,
     inbox: Arc<Inbox>,
-    backoff: Backoff,
+    rounds: Rounds,
     commands: mpsc::Receiver<Command>,
     /// Whether no command can come any more.
     is_drained: bool,
@@ -95,7 +96,7 @@ impl Engine {
         let engine = Self {
             outbox: Outbox::new(new_session(), config.timing.repeat_for, config.names_max),
             inbox: Arc::new(Inbox::new(Arc::clone(&config.taken))),
-            backoff: Backoff::new(&config.timing),
+            rounds: Rounds::new(config.servers.len(), &config.timing),
             config,
             commands,
             is_drained: false,
@@ -140,7 +141,7 @@ impl Engine {
         if let Err(error) = self.introduced(opened.identity).await {
             return Some(error);
         }
-        self.link_state.send_replace(LinkState::Up);
+        self.link_state.send_replace(LinkState::Up { server: self.server() });
         match self.serve(&mut link).await {
             Ok(()) => {
                 link.finish().await;
@@ -157,9 +158,11 @@ impl Engine {
             session: self.outbox.session().clone(),
             identity: self.outbox.identity.introduction(),
         };
-        let (dial, transport) = (Arc::clone(&self.config.dial), self.config.transport.clone());
-        let opening = async move { link::open(&*dial, &transport, &introduction).await };
-        let opening = tokio::time::timeout(self.config.timing.connect, opening);
+        let Some(server) = self.config.servers.get(self.rounds.at()).cloned() else {
+            return Some(Err(LinkError::NoServer));
+        };
+        let opening = async move { link::open(&server, &introduction).await };
+        let opening = tokio::time::timeout(self.rounds.patience(), opening);
         let opened = self.meanwhile(opening).await?;
         Some(opened.unwrap_or(Err(LinkError::Silent)))
     }
@@ -178,15 +181,19 @@ impl Engine {
         }
     }
 
-    /// Waits before the next attempt; `None` if the client ends.
+    /// What the server is called that it is at.
+    fn server(&self) -> Arc<str> {
+        let server = self.config.servers.get(self.rounds.at());
+        server.map_or_else(|| Arc::from(""), |server| Arc::clone(&server.address))
+    }
+
+    /// Goes on to the next server, and waits before the attempt where all have
+    /// failed; `None` if the client ends.
     async fn rest(&mut self, lost: &LinkError) -> Option<()> {
+        let (server, reason) = (self.server(), lost.to_string());
         let asked = lost.retry_after().unwrap_or_default().min(RETRY_AFTER_MAX);
-        let retry_in = self.backoff.next().max(asked);
-        self.link_state.send_replace(LinkState::Down {
-            reason: lost.to_string(),
-            retry_in,
-            is_lasting: lost.is_lasting(),
-        });
+        let Next { rest: retry_in, is_lasting } = self.rounds.failed(asked, lost.is_lasting());
+        self.link_state.send_replace(LinkState::Down { server, reason, retry_in, is_lasting });
         self.meanwhile(tokio::time::sleep(retry_in)).await
     }
 
@@ -367,7 +374,7 @@ impl Engine {
 
     async fn receive_reply(&mut self, id: RequestId, reply: Reply) -> Result<(), LinkError> {
         if !matches!(reply, Reply::Error { .. }) {
-            self.backoff.reset();
+            self.rounds.works();
         }
         match self.outbox.reply(id, reply) {
             Effect::None => Ok(()),
@@ -379,7 +386,7 @@ impl Engine {
     async fn receive_message(&mut self, delivery: Delivery) {
         let arrival = self.inbox.push(delivery);
         if let Some(message) = arrival.message {
-            self.backoff.reset();
+            self.rounds.works();
             self.emit(Event::Message(message)).await;
         }
         if let Some(user) = arrival.caught_up {

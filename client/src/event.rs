@@ -47,16 +47,22 @@ pub enum LinkState {
     /// A connection is being opened.
     Connecting,
     /// The server answers, and this client is who it was.
-    Up,
+    Up {
+        /// Which server.
+        server: Arc<str>,
+    },
     /// There is no connection.
     Down {
-        /// What ended the last one, or the attempt at one.
+        /// The server that was lost, or could not be reached.
+        server: Arc<str>,
+        /// What ended the connection to it, or the attempt at one.
         reason: String,
-        /// When the next attempt is made.
+        /// When the next attempt is made: at once, where not all servers have
+        /// failed yet.
         retry_in: Duration,
-        /// Whether the attempts will go on failing until somebody changes
-        /// something: a certificate is not trusted, or the server takes only
-        /// TLS.
+        /// Whether the attempts will go on failing with all servers until
+        /// somebody changes something: a certificate is not trusted, or the
+        /// server takes only TLS.
         is_lasting: bool,
     },
     /// The client has ended.
@@ -69,6 +75,14 @@ pub enum LinkState {
 pub struct Events {
     pub(crate) queue: mpsc::Receiver<Event>,
     pub(crate) link: watch::Receiver<LinkState>,
+}
+
+impl LinkState {
+    /// Whether the server answers.
+    #[must_use]
+    pub const fn is_up(&self) -> bool {
+        matches!(self, Self::Up { .. })
+    }
 }
 
 impl Events {

@@ -7,7 +7,7 @@
 //!
 //! | module | what it owns |
 //! | --- | --- |
-//! | [`config`] | where the server is, and every time and bound |
+//! | [`config`] | where the servers are, and every time and bound |
 //! | [`handle`] | asking: requests in, answers out |
 //! | [`event`] | what happens without being asked |
 //! | [`taken`] | which messages a reader has taken, across restarts |
@@ -20,6 +20,7 @@
 //! | `inbox` | what was pushed, and what of it may be acknowledged |
 //! | `link` | one connection: requests out and replies in, over each transport |
 //! | `http2` | one HTTP/2 connection, for gRPC |
+//! | `rounds` | which server is tried next, and when; no I/O and no clock |
 //! | `engine` | the task that drives them |
 //!
 //! ```no_run
@@ -39,6 +40,8 @@
 //! # }
 //! ```
 //!
+//! Where several servers share what they store, the client goes from one to the
+//! next: `Config::tcp("a.example:3000,b.example:3000")`.
 //! [`Config::grpc`] is the same client over gRPC, [`Config::tls`] and
 //! `Config::grpc_tls` are both over TLS. The feature `grpc` is on by
 //! default; without it there are neither that nor `logs`.
@@ -63,10 +66,11 @@ mod link;
 #[cfg(feature = "grpc")]
 pub mod logs;
 mod outbox;
+mod rounds;
 pub mod taken;
 pub mod tls;
 
-pub use config::{Config, Timing, Transport};
+pub use config::{Config, Server, Timing, Transport};
 pub use error::RequestError;
 pub use event::{Event, Events, LinkState, Message};
 pub use handle::{Client, Handle, Names, Receipt};

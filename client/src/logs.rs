@@ -2,6 +2,8 @@
 //! connection lasts. It does not connect again: what happened meanwhile would
 //! be missing, and nothing would say so.
 
+use std::sync::Arc;
+
 use hark_grpc::v1::log_watcher_client::LogWatcherClient;
 use hark_grpc::v1::watch_logs_reply::Event;
 use hark_grpc::v1::{Credentials, WatchLogsReply, WatchLogsRequest};
@@ -11,9 +13,10 @@ use tonic::{Response, Streaming};
 
 pub use hark_grpc::v1::{LogEvent, LogLevel};
 
-use crate::config::{Config, Transport};
+use crate::config::{Config, Server, Timing, Transport};
 use crate::http2::{self, KeepAlive};
 use crate::link::LinkError;
+use crate::rounds::Rounds;
 
 /// What to watch.
 #[derive(Debug, Clone, Default)]
@@ -61,13 +64,15 @@ impl From<LinkError> for WatchError {
 /// The log of a server, to take event by event. Dropping it ends the watching.
 #[derive(Debug)]
 pub struct Logs {
+    server: Arc<str>,
     replies: Streaming<WatchLogsReply>,
     _connection: DropGuard,
 }
 
 impl Logs {
-    /// Begins to watch the log of the server that `config` names, whose
-    /// transport has to be [`Transport::Grpc`].
+    /// Begins to watch the log of the server that `config` names, of several
+    /// the first that can be reached. Its transport has to be
+    /// [`Transport::Grpc`].
     ///
     /// ```no_run
     /// use hark_client::Config;
@@ -83,10 +88,26 @@ impl Logs {
     /// ```
     ///
     /// # Errors
-    /// As [`WatchError`] says; in [`crate::Timing::connect`] at the latest.
+    /// As [`WatchError`] says, of several servers for the last; in
+    /// [`crate::Timing::connect`] at the latest.
     pub async fn watch(config: &Config, query: Query) -> Result<Self, WatchError> {
-        let opening = tokio::time::timeout(config.timing.connect, open(config, query));
-        Ok(opening.await.unwrap_or(Err(LinkError::Silent))?)
+        let mut last = LinkError::NoServer;
+        let patience = Rounds::new(config.servers.len(), &config.timing).patience();
+        for server in &config.servers {
+            let opening = tokio::time::timeout(patience, open(server, config.timing, query.clone()));
+            match opening.await.unwrap_or(Err(LinkError::Silent)) {
+                Ok(logs) => return Ok(logs),
+                Err(error @ (LinkError::Refused(_) | LinkError::Denied(_))) => return Err(error.into()),
+                Err(error) => last = error,
+            }
+        }
+        Err(last.into())
+    }
+
+    /// Whose log it is: the address of the server.
+    #[must_use]
+    pub fn server(&self) -> &str {
+        &self.server
     }
 
     /// Waits for what comes next; `None` once the server has ended it.
@@ -112,17 +133,17 @@ impl Logs {
     }
 }
 
-async fn open(config: &Config, query: Query) -> Result<Logs, LinkError> {
-    let Transport::Grpc { origin } = &config.transport else {
+async fn open(server: &Server, timing: Timing, query: Query) -> Result<Logs, LinkError> {
+    let Transport::Grpc { origin } = &server.transport else {
         return Err(LinkError::Protocol("the log is watched over gRPC".to_owned()));
     };
     let origin = http2::origin(origin)?;
-    let timing = config.timing;
     let keep_alive = KeepAlive { ping_after: timing.ping_after, dead_after: timing.dead_after };
-    let (connection, guard) = http2::open(config.dial.dial().await?, Some(keep_alive)).await?;
+    let (connection, guard) = http2::open(server.dial.dial().await?, Some(keep_alive)).await?;
     let mut client = LogWatcherClient::with_origin(connection, origin);
     let replies = client.watch_logs(query.into_request()).await.map(Response::into_inner);
-    Ok(Logs { replies: replies.map_err(|status| http2::ended(&status, false))?, _connection: guard })
+    let replies = replies.map_err(|status| http2::ended(&status, false))?;
+    Ok(Logs { server: Arc::clone(&server.address), replies, _connection: guard })
 }
 
 impl Query {

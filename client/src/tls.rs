@@ -77,14 +77,42 @@ impl Distrust {
     }
 }
 
+/// How TLS is spoken, and whom it believes: the same for many servers.
+#[derive(Debug, Clone)]
+pub(crate) struct Tls {
+    config: Arc<ClientConfig>,
+    trust: Trust,
+}
+
 /// TLS over TCP. It is TLS or nothing: what does not prove who it is hears
 /// nothing.
 #[derive(Debug)]
 pub struct TlsDial {
     tcp: TcpDial,
     name: ServerName<'static>,
-    config: Arc<ClientConfig>,
-    trust: Trust,
+    tls: Tls,
+}
+
+impl Tls {
+    /// `protocols` are asked for by ALPN, the first that the server knows.
+    /// Reads files, which blocks.
+    pub(crate) fn new(trust: &Trust, protocols: &[&str]) -> Result<Self, TrustError> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let roots = Arc::new(authorities(trust)?);
+        let verifier = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider)).build();
+        let verifier = verifier.map_err(|error| TrustError::NoAuthorities(error.to_string()))?;
+        let mut config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .with_webpki_verifier(verifier)
+            .with_no_client_auth();
+        config.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
+        Ok(Self { config: Arc::new(config), trust: trust.clone() })
+    }
+
+    /// To the server at `address`, whose certificate has to be for its host.
+    pub(crate) fn dial(&self, address: &str) -> Result<TlsDial, TrustError> {
+        Ok(TlsDial { tcp: TcpDial::new(address), name: host(address)?, tls: self.clone() })
+    }
 }
 
 impl TlsDial {
@@ -95,19 +123,8 @@ impl TlsDial {
     /// # Errors
     /// Where there is nobody to trust, or the host is no name.
     pub fn new(address: &str, trust: &Trust, protocols: &[&str]) -> Result<Self, TrustError> {
-        let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
-        let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-        let name = ServerName::try_from(host.to_owned()).map_err(|_| TrustError::BadName(host.to_owned()))?;
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let roots = Arc::new(authorities(trust)?);
-        let verifier = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider)).build();
-        let verifier = verifier.map_err(|error| TrustError::NoAuthorities(error.to_string()))?;
-        let mut config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
-            .with_webpki_verifier(verifier)
-            .with_no_client_auth();
-        config.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
-        Ok(Self { tcp: TcpDial::new(address), name, config: Arc::new(config), trust: trust.clone() })
+        let name = host(address)?;
+        Ok(Self { tcp: TcpDial::new(address), name, tls: Tls::new(trust, protocols)? })
     }
 
     /// What a failed handshake means, in words.
@@ -144,7 +161,7 @@ impl TlsDial {
     fn explain_certificate(&self, error: &CertificateError) -> String {
         let host = self.name.to_str();
         match error {
-            CertificateError::UnknownIssuer | CertificateError::BadSignature => match &self.trust {
+            CertificateError::UnknownIssuer | CertificateError::BadSignature => match &self.tls.trust {
                 Trust::System => {
                     "the server's certificate is not trusted: no authority that this machine knows \
                      has signed it; name the one that has with --ca FILE"
@@ -183,11 +200,18 @@ impl Dial for TlsDial {
     fn dial(&self) -> BoxFuture<'_, io::Result<Box<dyn Stream>>> {
         Box::pin(async {
             let stream = self.tcp.connect().await?;
-            let connector = TlsConnector::from(Arc::clone(&self.config));
+            let connector = TlsConnector::from(Arc::clone(&self.tls.config));
             let stream = connector.connect(self.name.clone(), stream).await;
             Ok(Box::new(stream.map_err(|error| self.explain(error))?) as Box<dyn Stream>)
         })
     }
+}
+
+/// The host of an address, as a certificate names it.
+fn host(address: &str) -> Result<ServerName<'static>, TrustError> {
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    ServerName::try_from(host.to_owned()).map_err(|_| TrustError::BadName(host.to_owned()))
 }
 
 fn authorities(trust: &Trust) -> Result<RootCertStore, TrustError> {

@@ -19,8 +19,7 @@ use hark_protocol::limits::{VERSION, text_bytes_max};
 use hark_protocol::{Code, Failure, Incoming, OkFields, Refusal, Reply, Request, RequestId, SessionToken};
 use tokio::time::Instant;
 
-use crate::config::Transport;
-use crate::dial::Dial;
+use crate::config::{Server, Transport};
 use crate::tls::Distrust;
 
 /// Bytes that are collected before they have to be written.
@@ -121,6 +120,8 @@ pub(crate) enum LinkError {
     Denied(Refusal),
     #[error("{0}")]
     Taken(io::Error),
+    #[error("no server is named")]
+    NoServer,
     #[error("a new session begins")]
     SessionSpent,
 }
@@ -135,7 +136,7 @@ impl LinkError {
     pub(crate) fn is_lasting(&self) -> bool {
         match self {
             Self::Io(error) => Distrust::is_in(error),
-            Self::Denied(_) => true,
+            Self::Denied(_) | Self::NoServer => true,
             _ => false,
         }
     }
@@ -164,13 +165,9 @@ pub(crate) struct Opened {
 }
 
 /// Dials, says `hello`, and becomes somebody. The caller bounds the time.
-pub(crate) async fn open(
-    dial: &dyn Dial,
-    transport: &Transport,
-    introduction: &Introduction,
-) -> Result<Opened, LinkError> {
-    let stream = dial.dial().await?;
-    let mut link = match transport {
+pub(crate) async fn open(server: &Server, introduction: &Introduction) -> Result<Opened, LinkError> {
+    let stream = server.dial.dial().await?;
+    let mut link = match &server.transport {
         Transport::Native => native::link(stream),
         #[cfg(feature = "grpc")]
         Transport::Grpc { origin } => grpc::link(stream, origin).await?,

@@ -1,4 +1,4 @@
-//! What was taken, in files: one for each user of a server.
+//! What was taken, in files: one for each user of a server, or of a cluster.
 //!
 //! A file is lines of `SEQUENCE TIME_MS.`, the last one taken last. A line is
 //! added with one write, and when the file has grown to several windows the
@@ -9,6 +9,7 @@
 //! the disk: after a power cut the newest lines may be gone, which can show a
 //! message twice and never loses one.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -28,11 +29,20 @@ pub struct FileTaken {
 }
 
 impl FileTaken {
-    /// Remembers for the users of `server` in a directory of its own below
-    /// `directory`. Nothing is created before the first message is taken.
+    /// Remembers for the users of `servers` in a directory of its own below
+    /// `directory`: of one server, or of several that share what they store,
+    /// joined by commas in any order. Another set of servers has a memory of
+    /// its own, also where some are the same: it may be another store, and
+    /// what was taken from one says nothing about the other. Nothing is
+    /// created before the first message is taken.
     #[must_use]
-    pub fn new(directory: &Path, server: &str) -> Self {
-        Self { directory: directory.join(file_name(server)) }
+    pub fn new(directory: &Path, servers: &str) -> Self {
+        let names: BTreeSet<String> = servers.split(',').map(file_name).collect();
+        // No user's file is called as a server behind the first, since a plus
+        // is always encoded.
+        let prefixes = std::iter::once("").chain(std::iter::repeat("+"));
+        let below = names.iter().zip(prefixes).map(|(name, prefix)| format!("{prefix}{name}"));
+        Self { directory: below.fold(directory.to_owned(), |path, name| path.join(name)) }
     }
 
     fn path(&self, user: &UserName) -> PathBuf {
@@ -144,6 +154,25 @@ mod tests {
         assert_eq!(second.load(&"bob".parse().unwrap()).unwrap(), vec![]);
         let other = FileTaken::new(directory.path(), "127.0.0.1:3001");
         assert_eq!(other.load(&user()).unwrap(), vec![]);
+    }
+
+    #[test]
+    fn a_set_of_servers_is_one_whatever_the_order_and_no_other_set() {
+        let directory = tempfile::tempdir().unwrap();
+        let of = |servers| FileTaken::new(directory.path(), servers);
+        of("a:1,b:1,c:1").record(&user(), taken(1)).unwrap();
+        for same in ["a:1,b:1,c:1", "c:1,a:1,b:1", "b:1,b:1,c:1,a:1"] {
+            assert_eq!(of(same).load(&user()).unwrap(), vec![taken(1)], "{same}");
+        }
+        for other in ["a:1", "b:1", "a:1,b:1", "a:1,c:1", "a:1,b:1,c:1,d:1", "a:1,b:1,c:2"] {
+            assert_eq!(of(other).load(&user()).unwrap(), vec![], "{other}");
+        }
+        // Neither is what a user of one server is called.
+        for name in ["b:1", "+b:1"] {
+            of("a:1").record(&name.parse().unwrap(), taken(2)).unwrap();
+        }
+        of("a:1,b:1").record(&user(), taken(3)).unwrap();
+        assert_eq!(of("a:1").load(&user()).unwrap(), vec![]);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use hark_client::dial::{Dial, Stream};
 use hark_client::taken::FileTaken;
-use hark_client::{Client, Config, Event, Transport};
+use hark_client::{Client, Config, Event, Server, Transport};
 
 use super::transport;
 use crate::chat::{Chat, Faults};
@@ -46,18 +46,20 @@ impl Dial for ChatDial {
     }
 }
 
-fn config(chat: &Chat) -> Config {
+/// A client of so many servers that share one store.
+fn config(chat: &Chat, servers: usize) -> Config {
     let dial = Arc::new(ChatDial(chat.clone(), transport()));
-    Config { dial, transport: transport(), ..Config::tcp("") }
+    let server = Server { address: "chat:1".into(), dial, transport: transport() };
+    Config { servers: vec![server; servers], ..Config::tcp("") }
 }
 
 /// Reads as bob until `wanted` messages were read in all, as several clients
 /// one after the other: each ends without a word after a few hundred.
-async fn read(chat: Chat, directory: std::path::PathBuf, wanted: usize) -> Vec<String> {
+async fn read(chat: Chat, servers: usize, directory: std::path::PathBuf, wanted: usize) -> Vec<String> {
     let mut read = Vec::new();
     while read.len() < wanted {
         let taken = Arc::new(FileTaken::new(&directory, "chat:1"));
-        let config = Config { taken, ..config(&chat) };
+        let config = Config { taken, ..config(&chat, servers) };
         let (handle, mut events) = Client::connect(config);
         handle.connect(user("bob"), None).await.expect("the server has faults, and is there");
         let end = (read.len() + 300).min(wanted);
@@ -71,16 +73,16 @@ async fn read(chat: Chat, directory: std::path::PathBuf, wanted: usize) -> Vec<S
     read
 }
 
-async fn run(seed: u64) {
-    println!("seed {seed}");
+async fn run(seed: u64, servers: usize) {
+    println!("seed {seed}, {servers} servers");
     let chat = Chat::new(seed);
     for name in ["amy", "bob"] {
         chat.add(name, None);
     }
     chat.inject(Faults { drop_one_in: Some(60), unavailable_one_in: Some(80), is_silent: false });
     let directory = tempfile::tempdir().unwrap();
-    let reading = tokio::spawn(read(chat.clone(), directory.path().to_owned(), MESSAGES));
-    let (handle, events) = Client::connect(config(&chat));
+    let reading = tokio::spawn(read(chat.clone(), servers, directory.path().to_owned(), MESSAGES));
+    let (handle, events) = Client::connect(config(&chat, servers));
     drop(events);
     handle.login(user("amy"), None).await.unwrap();
     let mut receipts = Vec::new();
@@ -100,7 +102,7 @@ async fn run(seed: u64) {
 
 #[tokio::test(start_paused = true)]
 async fn every_message_is_stored_once_and_read_once_in_order() {
-    for _ in 0..5 {
-        run(rand::random()).await;
+    for servers in [1, 1, 1, 2, 3] {
+        run(rand::random(), servers).await;
     }
 }

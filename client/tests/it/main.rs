@@ -33,6 +33,7 @@ macro_rules! over {
     ($transport:expr) => {
         mod acks;
         mod exactly_once;
+        mod failover;
         mod identity;
         mod links;
         mod requests;

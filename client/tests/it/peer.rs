@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use hark_client::dial::{Dial, Stream};
-use hark_client::{Client, Config, Event, Events, Handle, LinkState, Message, Transport};
+use hark_client::{Client, Config, Event, Events, Handle, LinkState, Message, Server, Transport};
 use hark_protocol::{
     ByeReason, Code, Delivery, Failure, Frame, OkFields, Refusal, Reply, Request, RequestId, Sequence,
     SessionToken, UserName,
@@ -55,10 +55,16 @@ pub(crate) struct Peers {
 
 /// A config of this transport, and the connections that a client with it opens.
 pub(crate) fn config(transport: Transport) -> (Config, Peers) {
+    let (server, peers) = server("a:1", transport);
+    (Config { servers: vec![server], ..Config::tcp("") }, peers)
+}
+
+/// A server of this address, and the connections that clients open to it.
+pub(crate) fn server(address: &str, transport: Transport) -> (Server, Peers) {
     let (connections, incoming) = mpsc::unbounded_channel();
     let dial = Arc::new(FakeDial { connections });
-    let config = Config { dial, transport: transport.clone(), ..Config::tcp("") };
-    (config, Peers { connections: incoming, transport })
+    let server = Server { address: address.into(), dial, transport: transport.clone() };
+    (server, Peers { connections: incoming, transport })
 }
 
 /// A client that is up, and the other end of its link.

@@ -27,6 +27,10 @@ Exit codes:
   3  the server could not be reached, or not in time, or an outcome is unknown
   4  something failed on this side: a file, the terminal, the output";
 
+/// Servers that can be named: each gets its share of the time that a command
+/// waits for one.
+const SERVERS_MAX: usize = 16;
+
 /// Chat over Hark: messages are kept until they are read.
 #[derive(Debug, Parser)]
 #[command(name = "hark", version, after_help = AFTER_HELP, disable_help_subcommand = true)]
@@ -40,14 +44,15 @@ pub(crate) struct CommandLine {
 /// What every way of using hark needs.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Settings {
-    /// The server.
+    /// The server, or several of one cluster, joined by commas: the next is
+    /// tried when one cannot be reached or is lost, beginning with the first.
     #[arg(
         long,
         global = true,
         env = "HARK_SERVER",
-        value_name = "HOST:PORT",
+        value_name = "HOST:PORT[,...]",
         default_value = "127.0.0.1:3000",
-        value_parser = parse_server
+        value_parser = parse_servers
     )]
     pub(crate) server: String,
     /// Speak gRPC instead of the wire protocol; what is promised is the same.
@@ -187,12 +192,23 @@ pub(crate) enum Level {
     Trace,
 }
 
-fn parse_server(text: &str) -> Result<String, String> {
-    let port = text.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port);
-    match port.map(str::parse::<u16>) {
-        Some(Ok(_)) => Ok(text.to_owned()),
-        _ => Err("it must be HOST:PORT, such as 127.0.0.1:3000".to_owned()),
+fn parse_servers(text: &str) -> Result<String, String> {
+    let servers: Vec<&str> = text.split(',').collect();
+    if servers.len() > SERVERS_MAX {
+        return Err(format!("these are {} servers, and at most {SERVERS_MAX} can be tried", servers.len()));
     }
+    for (place, server) in servers.iter().enumerate() {
+        let port = server.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port);
+        if !matches!(port.map(str::parse::<u16>), Some(Ok(_))) {
+            return Err(
+                "it must be HOST:PORT, such as 127.0.0.1:3000, or several joined by commas".to_owned()
+            );
+        }
+        if servers.iter().take(place).any(|other| other == server) {
+            return Err(format!("{server} is named twice"));
+        }
+    }
+    Ok(text.to_owned())
 }
 
 fn parse_seconds(text: &str) -> Result<Duration, String> {
@@ -214,10 +230,21 @@ mod tests {
 
     #[test]
     fn a_server_is_a_host_and_a_port() {
-        assert!(parse_server("localhost:3000").is_ok());
-        assert!(parse_server("[::1]:3000").is_ok());
+        assert!(parse_servers("localhost:3000").is_ok());
+        assert!(parse_servers("[::1]:3000").is_ok());
         for bad in ["localhost", ":3000", "localhost:x", "localhost:70000"] {
-            assert!(parse_server(bad).is_err(), "{bad}");
+            assert!(parse_servers(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn servers_are_joined_by_commas_each_once_and_not_without_end() {
+        assert_eq!(parse_servers("b:1,a:1,a:2").as_deref(), Ok("b:1,a:1,a:2"));
+        for bad in ["a:1,", ",a:1", "a:1,,b:1", "a:1, b", "a:1,b:1,a:1"] {
+            assert!(parse_servers(bad).is_err(), "{bad}");
+        }
+        let list = |count: usize| (1..=count).map(|n| format!("a:{n}")).collect::<Vec<_>>().join(",");
+        assert!(parse_servers(&list(SERVERS_MAX)).is_ok());
+        assert!(parse_servers(&list(SERVERS_MAX + 1)).is_err());
     }
 }

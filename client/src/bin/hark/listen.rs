@@ -57,8 +57,16 @@ pub(crate) async fn run(settings: &Settings, user: UserName, printing: Printing)
 
 /// Says on stderr what else happens; how to end, where that ends it.
 fn say(settings: &Settings, event: &Event) -> Option<Exit> {
-    if let Event::Link(LinkState::Down { reason, .. }) = event {
-        eprintln!("hark: no link to {}: {}; trying again", settings.server, escape(reason));
+    match event {
+        Event::Link(LinkState::Down { server, reason, retry_in, .. }) => {
+            let next = if retry_in.is_zero() { "trying the next" } else { "trying again" };
+            eprintln!("hark: no link to {server}: {}; {next}", escape(reason));
+        }
+        // Of several it is worth a word which one it is.
+        Event::Link(LinkState::Up { server }) if **server != *settings.server => {
+            eprintln!("hark: connected to {server}");
+        }
+        _ => {}
     }
     output::say_if_over(event).then_some(Exit::Refused)
 }

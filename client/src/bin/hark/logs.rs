@@ -21,6 +21,10 @@ pub(crate) async fn run(settings: &Settings, arguments: LogsArguments) -> Result
         Ok(logs) => logs,
         Err(error) => return say(settings, error),
     };
+    // Of several it is worth a word whose log it is.
+    if logs.server() != settings.server {
+        eprintln!("hark: the log of {}", logs.server());
+    }
     let mut stop = signals::stop()?;
     let mut count = 0;
     loop {

@@ -125,11 +125,12 @@ async fn within_time<T>(
 async fn hopeless(settings: &Settings, handle: &Handle) -> String {
     let (mut link, mut is_said) = (handle.link(), false);
     loop {
-        if let LinkState::Down { reason, is_lasting, .. } = &*link.borrow_and_update() {
+        if let LinkState::Down { reason, is_lasting, retry_in, .. } = &*link.borrow_and_update() {
             if *is_lasting {
                 return reason.clone();
             }
-            if !std::mem::replace(&mut is_said, true) {
+            // Where another is tried at once there is nothing to wait for.
+            if !retry_in.is_zero() && !std::mem::replace(&mut is_said, true) {
                 let (seconds, reason) = (settings.timeout.as_secs(), escape(reason));
                 eprintln!("hark: waiting for {}: {reason}; giving up after {seconds} s", settings.server);
             }

@@ -68,7 +68,7 @@ async fn close_when_over(settings: &Settings, handle: &Handle, mut stop: signals
 async fn unreachable(mut link: watch::Receiver<LinkState>, patience: Duration) -> String {
     let mut reason = "no answer".to_owned();
     loop {
-        let is_down = |state: &LinkState| *state != LinkState::Up;
+        let is_down = |state: &LinkState| !state.is_up();
         let was_closed = link.wait_for(is_down).await.is_err();
         let back = tokio::time::timeout(patience, is_back(&mut link, &mut reason)).await;
         if was_closed || back != Ok(true) {
@@ -82,7 +82,7 @@ async fn unreachable(mut link: watch::Receiver<LinkState>, patience: Duration) -
 async fn is_back(link: &mut watch::Receiver<LinkState>, reason: &mut String) -> bool {
     loop {
         match &*link.borrow_and_update() {
-            LinkState::Up => return true,
+            LinkState::Up { .. } => return true,
             LinkState::Down { reason: why, is_lasting, .. } => {
                 why.clone_into(reason);
                 if *is_lasting {

@@ -22,7 +22,7 @@ use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
 use self::editor::{Completion, SeenNames};
-use self::prompt::LinkPrompt;
+use self::prompt::{LinkPrompt, Place};
 use self::style::Style;
 use self::terminal::{Input, Terminal};
 use crate::args::Settings;
@@ -60,11 +60,10 @@ pub(crate) async fn run(settings: &Settings) -> Result<Exit, Failure> {
         handle,
         terminal,
         style,
-        server: settings.server.clone(),
         secrets,
         names,
         user: Mutex::default(),
-        is_up: Arc::default(),
+        place: Place::new(&settings.server),
         changing: watch::Sender::default(),
         showing: tokio::sync::Mutex::default(),
         jobs: TaskTracker::new(),
@@ -87,12 +86,11 @@ struct Chat {
     handle: Handle,
     terminal: Terminal,
     style: Style,
-    server: String,
     secrets: Secrets,
     names: SeenNames,
     // Who one is, for the prompt; held for one look.
     user: Mutex<Option<UserName>>,
-    is_up: Arc<AtomicBool>,
+    place: Place,
     /// How many commands that change who one is have not said their result,
     /// which stands before the messages.
     changing: watch::Sender<usize>,
@@ -107,6 +105,15 @@ struct Chat {
 struct Foreground {
     is_over: AtomicBool,
     is_asking: AtomicBool,
+}
+
+/// What a notice about the link has said.
+#[derive(Debug, PartialEq, Eq)]
+struct Shown {
+    /// Where the link goes, if there is one.
+    server: Option<Arc<str>>,
+    /// Whether waiting does not help.
+    is_lasting: bool,
 }
 
 /// Counts a command that changes who one is, until it is dropped.
@@ -150,14 +157,19 @@ impl Chat {
     /// Waits a moment, so that the first prompt says how things are.
     async fn wait_for_first_word(&self) {
         let mut link = self.handle.link();
-        let first = link.wait_for(|state| *state != LinkState::Connecting);
+        let is_word = |state: &LinkState| match state {
+            LinkState::Connecting => false,
+            LinkState::Down { retry_in, .. } => !retry_in.is_zero(),
+            LinkState::Up { .. } | LinkState::Closed => true,
+        };
+        let first = link.wait_for(is_word);
         // Whether it came in time shows in the prompt.
         drop(tokio::time::timeout(PROMPT_AFTER, first).await);
     }
 
     fn prompt(&self) -> LinkPrompt {
         let user = self.user.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        LinkPrompt::new(user.as_ref(), &self.server, self.style, Arc::clone(&self.is_up))
+        LinkPrompt::new(user.as_ref(), self.style, self.place.clone())
     }
 
     async fn understand(self: &Arc<Self>, line: &str) -> std::ops::ControlFlow<()> {
@@ -191,7 +203,7 @@ impl Chat {
         };
         let foreground = Arc::<Foreground>::default();
         let job = Arc::clone(self).carry_out(command, Arc::clone(&foreground));
-        if !self.run(job, &foreground, PROMPT_AFTER).await && !self.is_up.load(Ordering::Relaxed) {
+        if !self.run(job, &foreground, PROMPT_AFTER).await && !self.place.is_up() {
             self.say(self.style.notice("waiting for the server")).await;
         }
     }
@@ -261,7 +273,7 @@ impl Chat {
         let outcome = match tokio::time::timeout(PENDING_AFTER, &mut sending).await {
             Ok(outcome) => outcome,
             Err(_) => {
-                let pending = self.style.pending(self.is_up.load(Ordering::Relaxed));
+                let pending = self.style.pending(self.place.is_up());
                 self.terminal.show(self.style.sent(&user, &text, &pending)).await;
                 sending.await
             }
@@ -419,15 +431,18 @@ impl Chat {
         }
     }
 
-    async fn show_link(&self, state: &LinkState, shown: &mut Option<(bool, bool)>) {
-        let is_up = *state == LinkState::Up;
-        self.is_up.store(is_up, Ordering::Relaxed);
-        let is_lasting = matches!(state, LinkState::Down { is_lasting: true, .. });
-        if *state == LinkState::Connecting || *shown == Some((is_up, is_lasting)) {
+    async fn show_link(&self, state: &LinkState, shown: &mut Option<Shown>) {
+        let server = match state {
+            LinkState::Up { server } => Some(Arc::clone(server)),
+            _ => None,
+        };
+        self.place.set(server.as_deref());
+        let now = Shown { server, is_lasting: matches!(state, LinkState::Down { is_lasting: true, .. }) };
+        if *state == LinkState::Connecting || shown.as_ref() == Some(&now) {
             return;
         }
-        *shown = Some((is_up, is_lasting));
-        if let Some(notice) = self.style.link(&self.server, state) {
+        *shown = Some(now);
+        if let Some(notice) = self.style.link(state) {
             self.terminal.show(notice).await;
         }
     }

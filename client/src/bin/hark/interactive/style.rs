@@ -139,11 +139,12 @@ impl Style {
     }
 
     /// The notice for a state of the link, where there is something to say.
-    pub(crate) fn link(self, server: &str, state: &LinkState) -> Option<String> {
+    pub(crate) fn link(self, state: &LinkState) -> Option<String> {
         match state {
-            LinkState::Up => Some(self.notice(&format!("connected to {server}"))),
-            LinkState::Down { reason, .. } => {
-                Some(self.notice(&format!("no link to {server}: {reason}; trying again")))
+            LinkState::Up { server } => Some(self.notice(&format!("connected to {server}"))),
+            LinkState::Down { server, reason, retry_in, .. } => {
+                let next = if retry_in.is_zero() { "trying the next" } else { "trying again" };
+                Some(self.notice(&format!("no link to {server}: {reason}; {next}")))
             }
             LinkState::Connecting | LinkState::Closed => None,
         }
