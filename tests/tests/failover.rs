@@ -9,7 +9,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hark_tests::{Authority, Harkd, Terminal, hark, own_addresses};
+use hark_tests::{Authority, FarMachine, Harkd, Terminal, hark, own_addresses};
 
 /// What `hark` speaks, as the environment variables that tell it so.
 type Transport = &'static [(&'static str, &'static str)];
@@ -201,6 +201,30 @@ fn the_chat_says_where_it_is(transport: Transport) {
     chat.wait_for(&format!("* connected to {second}"));
     chat.wait_for_prompt(&format!("bob@{second}> "));
     chat.enter("send bob hello", "bob: hello");
+}
+
+#[test]
+fn a_server_behind_a_cut_link_is_left_for_another_and_found_again() {
+    let Some(far) = FarMachine::of_test("a_server_behind_a_cut_link_is_left_for_another_and_found_again")
+    else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let open = ["--allow-plaintext", "--allow-open-accounts"];
+    let there = Harkd::builder().args(open).listen(&format!("{}:0", FarMachine::FAR_ADDRESS));
+    let there = there.run_by(far.enter()).start();
+    let here = Harkd::start();
+    let servers = list(&[there.address(), here.address()]);
+    let create = || run(NATIVE, &servers, folder.path(), &["create", "amy"]);
+    fine(&create());
+    far.cut();
+    // The one that is here has no such account yet.
+    fine(&create());
+    far.mend();
+    let said = create();
+    assert_eq!(said.status.code(), Some(1), "{said:?}");
+    let delete = ["delete", "amy"];
+    assert_eq!(fine(&run(NATIVE, &there.address().to_string(), folder.path(), &delete)), "ok deleted\n");
 }
 
 #[test]
