@@ -561,13 +561,15 @@ impl Lane {
     }
 
     fn decide(&self, item: Item, outcome: Result<Outcome, Unavailable>) {
-        if let Some(id) = &item.append.send_id {
-            if outcome.is_err() {
-                item.append.fence.close();
-            }
+        let Item { append, decide, .. } = item;
+        if outcome.is_err() && append.send_id.is_some() {
+            append.fence.close();
+        }
+        // First whoever sent it, then whoever waits for it.
+        decide.decide(outcome);
+        if let Some(id) = &append.send_id {
             self.shared.sends.decided(id, outcome);
         }
-        item.decide.decide(outcome);
     }
 
     /// The last message of the inbox, from the leader where it is not known.
