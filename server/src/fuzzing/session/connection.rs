@@ -28,6 +28,8 @@ pub(super) struct Connection {
     pub(super) client: Option<usize>,
     pub(super) stream: usize,
     pub(super) user: Option<usize>,
+    /// That account had a password when it was entered.
+    pub(super) by_password: bool,
     /// What a `login` or a `connect` under way will make it, and whether it will
     /// receive.
     pub(super) entering: Option<(usize, bool)>,
@@ -160,6 +162,7 @@ impl Connection {
                 self.receiving = None;
             }
             self.user = Some(inbox);
+            self.by_password = model.inboxes[inbox].password.is_some();
         }
         self.replies.push(reply);
     }

@@ -4,16 +4,19 @@
 
 mod connection;
 mod model;
+mod rights;
 mod world;
 
+use self::rights::Rights;
 use self::world::World;
 
 /// Operations in one run, at most.
 const OPS_MAX: usize = 200;
 
-/// Four bytes and one that is ignored: what, on which connection, for which
-/// user, and how much. Letters and digits mean what they look like, so that
-/// seeds are text; every other byte means one of them.
+/// Four bytes and a fifth: what, on which connection, for which user, and how
+/// much. Letters and digits mean what they look like, so that seeds are text;
+/// every other byte means one of them. The fifth of the first operation says
+/// what the operator has set; the others' are ignored.
 #[derive(Debug, Clone, Copy)]
 struct Op {
     kind: Kind,
@@ -24,10 +27,9 @@ struct Op {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// Without a password.
     Create,
-    /// With one.
-    CreateWithPassword,
+    /// Mostly with a password.
+    CreateByOperator,
     Login,
     /// Connects: `R`eceives.
     Receive,
@@ -61,7 +63,7 @@ enum Kind {
 
 const KINDS: [(u8, Kind); 20] = [
     (b'C', Kind::Create),
-    (b'P', Kind::CreateWithPassword),
+    (b'P', Kind::CreateByOperator),
     (b'L', Kind::Login),
     (b'R', Kind::Receive),
     (b'D', Kind::Disconnect),
@@ -104,7 +106,8 @@ impl Op {
 pub fn session(data: &[u8]) {
     let ops: Vec<_> = data.chunks(5).filter_map(Op::from_bytes).take(OPS_MAX).collect();
     world::block_on(async {
-        let mut world = World::new(ops.len());
+        let rights = data.get(4).map_or(Rights::OPEN, |byte| Rights::from_byte(*byte));
+        let mut world = World::new(ops.len(), rights);
         for op in ops {
             world.step(op).await;
         }

@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use bytestring::ByteString;
 use hark_protocol::{Code, OkFields};
 
+use super::rights::Rights;
+use crate::store::local::fuzzing::is_weak;
 use crate::store::{AccountEntry, Message, Outcome, PasswordHash};
 
 /// Connections at a time.
@@ -65,8 +67,9 @@ pub(super) struct Sent {
 }
 
 /// What there is, and what was.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Model {
+    pub(super) rights: Rights,
     pub(super) inboxes: Vec<Inbox>,
     pub(super) sends: Vec<Sent>,
     /// A commit may have failed: it is not known what each send has to be
@@ -75,6 +78,10 @@ pub(super) struct Model {
 }
 
 impl Model {
+    pub(super) const fn new(rights: Rights) -> Self {
+        Self { rights, inboxes: Vec::new(), sends: Vec::new(), is_uncertain: false }
+    }
+
     pub(super) fn is_certain(&self) -> bool {
         !self.is_uncertain
     }
@@ -96,8 +103,8 @@ impl Model {
         names
     }
 
-    /// What a `create` of this name has to be answered.
-    pub(super) fn may_create(&self, user: usize) -> Result<OkFields, Code> {
+    /// What the store has to say to a `create` of this name.
+    pub(super) fn has_room_for(&self, user: usize) -> Result<OkFields, Code> {
         if self.account(user).is_some() {
             Err(Code::Exists)
         } else if self.names().len() == ACCOUNTS_MAX {
@@ -135,7 +142,7 @@ impl Model {
             incarnation: account.incarnation,
             is_alive: true,
             password: hash.as_ref().and(new),
-            is_strong: false,
+            is_strong: hash.as_ref().is_some_and(|hash| !is_weak(hash)),
             hash,
             stored: Vec::new(),
             acked: 0,
@@ -150,12 +157,12 @@ impl Model {
         // No two are alike, so that each is known again.
         let text = ByteString::from(format!("{place:.<bytes$}"));
         let inbox = self.account(user);
-        let outcome = self.outcome(inbox, &text);
+        let outcome = self.outcome(inbox, sender, &text);
         if let (Outcome::Stored, Some(inbox)) = (outcome, inbox) {
             self.inboxes[inbox].stored.push(place);
         }
-        let sender =
-            sender.filter(|inbox| self.inboxes[*inbox].is_alive).map(|inbox| self.inboxes[inbox].user);
+        let sender = sender.map(|inbox| &self.inboxes[inbox]).filter(|inbox| inbox.is_alive);
+        let sender = sender.map(|inbox| inbox.user);
         let expected = self.is_certain().then_some(outcome);
         self.sends.push(Sent {
             user,
@@ -176,11 +183,19 @@ impl Model {
         self.sends[place].is_elsewhere |= self.sends[place].inbox != now;
     }
 
-    fn outcome(&self, inbox: Option<usize>, text: &str) -> Outcome {
+    /// What the store has to decide of a send, to this account by this one.
+    fn outcome(&self, inbox: Option<usize>, sender: Option<usize>, text: &str) -> Outcome {
+        let needs_sender = self.rights.require_password;
+        if needs_sender && sender.is_none() {
+            return Outcome::Refused(Code::Denied);
+        }
         if text.len() > TEXT_BYTES_MAX {
             return Outcome::Refused(Code::TooLarge);
         }
         let Some(inbox) = inbox else { return Outcome::Refused(Code::NoSuchUser) };
+        if needs_sender && !sender.is_some_and(|sender| self.inboxes[sender].is_alive) {
+            return Outcome::Refused(Code::Denied);
+        }
         let unread = self.unread(inbox);
         let bytes: usize = unread.iter().map(|place| self.sends[*place].text.len()).sum();
         if unread.len() >= QUEUED_MESSAGES_MAX || bytes + text.len() > QUEUED_BYTES_MAX {
@@ -200,7 +215,8 @@ impl Model {
         let sent = &mut self.sends[place];
         if let Outcome::Refused(code) = outcome {
             let codes = [Code::NoSuchUser, Code::QueueFull, Code::TooLarge];
-            assert!(codes.contains(&code), "{code} answers {sent:?}");
+            let is_denied = code == Code::Denied && self.rights.require_password;
+            assert!(is_denied || codes.contains(&code), "{code} answers {sent:?}");
         }
         if let Some(expected) = sent.answered.or(sent.expected) {
             assert_eq!(outcome, expected, "the answer to {sent:?}");

@@ -6,16 +6,17 @@ use std::task::Poll;
 use std::time::Duration;
 
 use hark_protocol::limits::{OUTCOMES_REMEMBERED, WINDOW_MESSAGES_MAX, text_bytes_max};
-use hark_protocol::{ByeReason, Code, OkFields, Password, Reply, Request, RequestId, Sequence, UserName};
+use hark_protocol::{ByeReason, Code, OkFields, Reply, Request, RequestId, Sequence, UserName};
 use tokio::runtime::Runtime;
 use tokio::time::Instant;
 
 use super::connection::Connection;
 use super::model::{
-    ACCOUNTS_MAX, CONNECTIONS, Inbox, Model, QUEUED_BYTES_MAX, QUEUED_MESSAGES_MAX, TEXT_BYTES_MAX, USERS,
+    ACCOUNTS_MAX, CONNECTIONS, Model, QUEUED_BYTES_MAX, QUEUED_MESSAGES_MAX, TEXT_BYTES_MAX, USERS,
 };
+use super::rights::{PASSWORDS, Rights, tried};
 use super::{Kind, Op};
-use crate::chat::{Chat, MayList, Rates, Rules};
+use crate::chat::{Chat, Rates, Rules};
 use crate::store::local::fuzzing::{Home, weak_hash};
 use crate::store::local::{LocalConfig, LocalStore};
 use crate::store::{Created, Store};
@@ -23,21 +24,12 @@ use crate::store::{Created, Store};
 /// Clients that keep a session over their connections.
 const SESSIONS: usize = 2;
 
-/// The passwords that there are.
-const PASSWORDS: [&str; 2] = ["right", "wrong"];
-
 /// Passwords that are hashed as a server hashes them, in one run: each takes many
 /// milliseconds.
 const HASHES_MAX: usize = 2;
 
 /// One run in so many hashes at all, by the number of its operations.
 const HASHES_EVERY: usize = 8;
-
-/// Wrong passwords for one account from one address, until it has to wait.
-const WRONG_MAX: usize = 5;
-
-/// Wrong passwords in one run: of more, each would have to wait.
-const WRONG_RUN_MAX: usize = 50;
 
 /// What takes longer in all is stuck.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -69,8 +61,9 @@ pub(super) struct World {
     clients: [Client; SESSIONS],
     /// Connections that there were.
     opened: u32,
-    hashes_left: usize,
-    wrong: usize,
+    pub(super) hashes_left: usize,
+    /// Wrong passwords that were tried.
+    pub(super) wrong: usize,
     /// How much later it is for the connections than it is.
     ahead: Duration,
 }
@@ -89,7 +82,7 @@ struct Client {
 }
 
 impl Server {
-    fn start(home: &Home) -> Self {
+    fn start(home: &Home, rights: Rights) -> Self {
         let config = LocalConfig {
             accounts_max: ACCOUNTS_MAX,
             queued_messages_max: QUEUED_MESSAGES_MAX as u64,
@@ -99,10 +92,10 @@ impl Server {
         let rules = Rules {
             frame_bytes_max: TEXT_BYTES_MAX + FRAME_BYTES_MORE,
             list_names_max: 100,
-            require_password: false,
+            require_password: rights.require_password,
             open_registration: true,
-            admins: Vec::new(),
-            may_list: MayList::All,
+            admins: rights.admins(),
+            may_list: rights.may_list,
             rates: Rates::NONE,
         };
         assert_eq!(text_bytes_max(rules.frame_bytes_max), TEXT_BYTES_MAX);
@@ -119,12 +112,12 @@ fn name(user: usize) -> UserName {
 /// Operations.
 impl World {
     /// For so many operations.
-    pub(super) fn new(operations: usize) -> Self {
+    pub(super) fn new(operations: usize, rights: Rights) -> Self {
         let home = Home::default();
         let mut world = Self {
-            server: Some(Server::start(&home)),
+            server: Some(Server::start(&home, rights)),
             home,
-            model: Model::default(),
+            model: Model::new(rights),
             connections: Default::default(),
             clients: Default::default(),
             opened: 0,
@@ -141,8 +134,8 @@ impl World {
             self.until_ready(c).await;
         }
         match kind {
-            Kind::Create => self.create(c, user).await,
-            Kind::CreateWithPassword => self.create_protected(user).await,
+            Kind::Create => self.create(c, user, amount).await,
+            Kind::CreateByOperator => self.create_by_operator(user, amount).await,
             Kind::Login => self.enter(c, user, amount, false).await,
             Kind::Receive => self.enter(c, user, amount, true).await,
             Kind::Disconnect => self.disconnect(c).await,
@@ -174,6 +167,11 @@ impl World {
             self.hello(client, Some(client)).await;
         }
         self.settle().await;
+        if self.model.rights.require_password {
+            // Else nobody could read for an account that has none.
+            self.model.rights = Rights::OPEN;
+            self.restart(true).await;
+        }
         (0..CONNECTIONS).for_each(|c| self.open(c, None));
         for user in 0..USERS.len() {
             if self.model.account(user).is_some() {
@@ -183,35 +181,41 @@ impl World {
         self.model.check_promise();
     }
 
-    async fn create(&mut self, c: usize, user: usize) {
-        let expected = self.model.may_create(user);
-        let request = Request::Create { user: name(user), password: None };
-        if let Some(reply) = self.ask(c, request).await {
+    async fn create(&mut self, c: usize, user: usize, amount: usize) {
+        let password = tried(amount);
+        let expected = self.model.may_create(&self.connections[c], user, password.is_some());
+        let is_hashed = password.is_some() && matches!(expected, Ok(_) | Err(Code::TooMany));
+        if is_hashed && !self.may_hash() {
+            return;
+        }
+        let given = password.map(|password| password.parse().unwrap());
+        if let Some(reply) = self.ask(c, Request::Create { user: name(user), password: given }).await {
             check(&reply, &expected);
         }
-        self.look_up(user, &expected, None).await;
+        self.look_up(user, &expected, password).await;
     }
 
-    /// Behind the chat's back, with a hash that is verified in no time.
-    async fn create_protected(&mut self, user: usize) {
+    /// Behind the chat's back, and with a hash that is verified in no time.
+    async fn create_by_operator(&mut self, user: usize, amount: usize) {
         self.settle().await;
-        let expected = self.model.may_create(user);
-        match self.server().store.create(&name(user), Some(weak_hash(PASSWORDS[0]))).await {
+        let expected = self.model.has_room_for(user);
+        let password = (amount % 4 != 3).then_some(PASSWORDS[0]);
+        match self.server().store.create(&name(user), password.map(weak_hash)).await {
             Ok(Created::Created) => assert_eq!(expected, Ok(OkFields::none())),
             Ok(Created::Exists) => assert_eq!(expected, Err(Code::Exists)),
             Ok(Created::TooMany) => assert_eq!(expected, Err(Code::TooMany)),
             Err(unavailable) => assert!(self.model.is_uncertain, "{unavailable}"),
         }
-        self.look_up(user, &expected, Some(PASSWORDS[0])).await;
+        self.look_up(user, &expected, password).await;
     }
 
     /// `login`, or `connect`.
     async fn enter(&mut self, c: usize, user: usize, amount: usize, receives: bool) {
         let inbox = self.model.account(user);
-        let Some((password, proven)) = self.prove(c, inbox, amount) else { return };
+        let Some((password, proven)) = self.prove(c, user, inbox, amount) else { return };
         let expected = match (inbox, proven) {
-            (None, _) => Err(Code::NoSuchUser),
-            (Some(_), Err(code)) => Err(code),
+            (_, Err(code)) => Err(code),
+            (None, Ok(())) => Err(Code::NoSuchUser),
             (Some(inbox), Ok(())) if receives => Ok(OkFields::queued(self.model.unread(inbox).len() as u64)),
             (Some(_), Ok(())) => Ok(OkFields::none()),
         };
@@ -248,7 +252,14 @@ impl World {
         self.settle().await;
         let inbox = self.model.account(user);
         let is_me = inbox.is_some() && self.connections[c].user == inbox;
-        let Some((password, proven)) = self.prove(c, inbox.filter(|_| !is_me), amount) else { return };
+        let (password, proven) = if is_me || self.model.is_admin(&self.connections[c]) {
+            (None, Ok(()))
+        } else if self.model.rights.require_password {
+            (None, Err(Code::Denied))
+        } else {
+            let Some(tried) = self.prove(c, user, inbox, amount) else { return };
+            tried
+        };
         let expected = proven.map(|()| OkFields::deleted(inbox.is_some()));
         let former = self.readers_of(inbox.filter(|_| expected.is_ok()));
         let reply = self.ask(c, Request::Delete { user: name(user), password }).await;
@@ -262,14 +273,17 @@ impl World {
     async fn set_password(&mut self, c: usize, user: usize, amount: usize) {
         let inbox = self.model.account(user);
         let new = PASSWORDS[amount / 3 % PASSWORDS.len()];
-        if inbox.is_some() && !self.may_hash() {
+        let me = self.connections[c].user.map(|me| self.model.inboxes[me].user);
+        let (old, expected) = if me != Some(user) && self.model.is_admin(&self.connections[c]) {
+            (None, inbox.map(|_| OkFields::none()).ok_or(Code::NoSuchUser))
+        } else {
+            let Some((old, proven)) = self.prove(c, user, inbox, amount) else { return };
+            let inbox = proven.and_then(|()| inbox.ok_or(Code::NoSuchUser));
+            (old, inbox.and_then(|inbox| self.model.may_take(inbox)))
+        };
+        if expected.is_ok() && !self.may_hash() {
             return;
         }
-        let Some((old, proven)) = self.prove(c, inbox, amount) else { return };
-        let expected = match inbox {
-            None => Err(Code::NoSuchUser),
-            Some(_) => proven.map(|()| OkFields::none()),
-        };
         let request = Request::Password { user: name(user), old, new: new.parse().unwrap() };
         if let Some(reply) = self.ask(c, request).await {
             check(&reply, &expected);
@@ -291,6 +305,9 @@ impl World {
             .into_iter()
             .flat_map(|reply| if let Reply::List(names) = reply { names } else { Vec::new() })
             .collect();
+        if let Err(code) = self.model.may_list(&self.connections[c]) {
+            return check(&reply, &Err(code));
+        }
         if pattern == "[" {
             return check(&reply, &Err(Code::BadPattern));
         }
@@ -404,7 +421,7 @@ impl World {
         }
         drop(chat);
         drop(Arc::into_inner(store).expect("nobody has it any more"));
-        self.server = Some(Server::start(&self.home));
+        self.server = Some(Server::start(&self.home, self.model.rights));
         for (c, client) in clients.into_iter().enumerate() {
             self.hello(c, client).await;
         }
@@ -538,44 +555,6 @@ impl World {
         let has_changed = self.model.found(user, entry, new);
         let must_change = expected.is_ok() && *expected != Ok(OkFields::deleted(false));
         assert!(has_changed == must_change || (self.model.is_uncertain && !has_changed), "{expected:?}");
-    }
-
-    /// A password for an account, and what comes of it; `None` where finding out
-    /// would take too long.
-    fn prove(
-        &mut self,
-        c: usize,
-        inbox: Option<usize>,
-        amount: usize,
-    ) -> Option<(Option<Password>, Result<(), Code>)> {
-        let password = [None, Some(PASSWORDS[0]), Some(PASSWORDS[1])][amount % 3];
-        let protected = inbox.and_then(|inbox| Some((inbox, self.model.inboxes[inbox].password?)));
-        let proven = match (protected, password) {
-            (None, _) => Ok(()),
-            (Some(_), None) => Err(Code::Denied),
-            (Some((inbox, right)), Some(password)) => {
-                let Inbox { user, is_strong, .. } = self.model.inboxes[inbox];
-                let wrong = &mut self.connections[c].wrong[user];
-                if *wrong >= WRONG_MAX {
-                    Err(Code::RateLimited)
-                } else if (is_strong && self.hashes_left == 0) || self.wrong >= WRONG_RUN_MAX {
-                    return None;
-                } else {
-                    self.hashes_left -= usize::from(is_strong);
-                    let is_wrong = right != password;
-                    *wrong += usize::from(is_wrong);
-                    self.wrong += usize::from(is_wrong);
-                    if is_wrong { Err(Code::Denied) } else { Ok(()) }
-                }
-            }
-        };
-        Some((password.map(|password| password.parse().unwrap()), proven))
-    }
-
-    fn may_hash(&mut self) -> bool {
-        let may = self.hashes_left > 0;
-        self.hashes_left -= usize::from(may);
-        may
     }
 
     /// The connections that receive for an account.

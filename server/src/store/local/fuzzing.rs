@@ -47,6 +47,11 @@ pub(crate) fn weak_hash(password: &str) -> PasswordHash {
     PasswordHash::new(&argon2.hash_password(password.as_bytes()).expect("there is randomness").to_string())
 }
 
+/// Whether a hash is verified in next to no time.
+pub(crate) fn is_weak(hash: &PasswordHash) -> bool {
+    hash.as_str().contains(&format!("m={},", Params::MIN_M_COST))
+}
+
 /// Reads the bytes as what may stand in a store: a record, whose key is as long as
 /// the second byte says, a journal, or one of the engine's other files.
 ///
