@@ -8,6 +8,36 @@ use zeroize::Zeroizing;
 #[derive(Debug)]
 pub struct Quiet(());
 
+/// The modes of the terminal, which no signal leaves changed here.
+#[derive(Debug)]
+pub struct Modes(());
+
+impl Modes {
+    /// The modes as they are.
+    ///
+    /// # Errors
+    /// None.
+    pub const fn now() -> io::Result<Self> {
+        Ok(Self(()))
+    }
+
+    /// Makes them so again.
+    ///
+    /// # Errors
+    /// None.
+    pub const fn restore(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Whether the end of standard input waits to be read: not known here.
+///
+/// # Errors
+/// None.
+pub const fn is_ended() -> io::Result<bool> {
+    Ok(false)
+}
+
 impl Quiet {
     /// Begins to ask.
     ///

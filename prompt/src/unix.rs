@@ -3,9 +3,11 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 
-use rustix::process::{Signal, getpid, kill_process};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::ioctl_fionread;
+use rustix::process::{Signal, getpgrp, getpid, kill_process};
 use rustix::termios::{
-    LocalModes, OptionalActions, SpecialCodeIndex, SpecialCodes, Termios, tcgetattr, tcsetattr,
+    LocalModes, OptionalActions, SpecialCodeIndex, SpecialCodes, Termios, tcgetattr, tcgetpgrp, tcsetattr,
 };
 use zeroize::Zeroizing;
 
@@ -70,6 +72,47 @@ impl Drop for Quiet {
         // A terminal that is gone needs no echo.
         drop(self.restore());
     }
+}
+
+/// The modes of the terminal on standard input, to make them so again.
+#[derive(Debug)]
+pub struct Modes(Termios);
+
+impl Modes {
+    /// The modes as they are.
+    ///
+    /// # Errors
+    /// Where standard input is no terminal, or what it says.
+    pub fn now() -> io::Result<Self> {
+        Ok(Self(tcgetattr(io::stdin())?))
+    }
+
+    /// Makes them so again, unless the terminal is another's by now: who is not
+    /// in its foreground must not touch it.
+    ///
+    /// # Errors
+    /// What the terminal says.
+    pub fn restore(&self) -> io::Result<()> {
+        let stdin = io::stdin();
+        if tcgetpgrp(&stdin)? == getpgrp() {
+            tcsetattr(&stdin, OptionalActions::Now, &self.0)?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether the end of standard input, that is Ctrl-D, waits to be read, and
+/// nothing before it. A terminal that edits its lines itself knows that; another
+/// editor would not be told.
+///
+/// # Errors
+/// What the terminal says.
+pub fn is_ended() -> io::Result<bool> {
+    let stdin = io::stdin();
+    let mut waiting = [PollFd::new(&stdin, PollFlags::IN)];
+    let is_there = poll(&mut waiting, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))? > 0;
+    // The mark of the end is no byte.
+    Ok(is_there && ioctl_fionread(&stdin)? == 0)
 }
 
 fn byte_by_byte(codes: &mut SpecialCodes) {

@@ -315,6 +315,7 @@ fn in_terminal(terminal: &Terminal, arguments: &[&str]) -> (PtyPair, Box<dyn Chi
     let mut command = CommandBuilder::new(env!("CARGO_BIN_EXE_hark"));
     command.args(arguments);
     command.env("HARK_SERVER", &terminal.server);
+    command.env("HARK_TIMEOUT", "2");
     command.env("XDG_STATE_HOME", terminal.state.path());
     let child = pair.slave.spawn_command(command).unwrap();
     let bytes = pair.master.try_clone_reader().unwrap();
@@ -335,6 +336,84 @@ fn a_password_that_is_typed_at_once_is_not_echoed() {
         assert!(!written.so_far.contains("hunter"), "{:?}", written.so_far);
         assert_eq!(hark.wait().unwrap().exit_code(), 4);
     }
+}
+
+/// The modes of the terminal; whether it edits lines itself, and shows them.
+fn modes(pair: &PtyPair) -> Vec<String> {
+    let output = std::process::Command::new("stty")
+        .args(["-a", "-F"])
+        .arg(pair.master.tty_name().unwrap())
+        .output()
+        .unwrap();
+    let modes = String::from_utf8(output.stdout).unwrap();
+    assert!(modes.contains("icanon"), "{modes}");
+    modes.split_whitespace().map(str::to_owned).collect()
+}
+
+/// Waits until the terminal has this mode.
+#[track_caller]
+fn until_mode(pair: &PtyPair, mode: &str) {
+    let started = std::time::Instant::now();
+    while !modes(pair).iter().any(|has| has == mode) {
+        assert!(started.elapsed() < PATIENCE, "{mode}: {:?}", modes(pair));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// hark in the terminal of a shell, which outlives it: the end of a session makes
+/// the modes of its terminal new.
+const IN_A_SHELL: &str = r#"sh -c 'echo "pid $$ "; exec "$HARK"'; echo "ended $? "; stty -a"#;
+
+#[track_caller]
+fn check_end_by(signal: &str, typed: &str, asked: &str) {
+    let (server, terminal) = chat();
+    server.chat.add("amy", None);
+    let pair = native_pty_system().openpty(PtySize::default()).unwrap();
+    let mut command = CommandBuilder::new("sh");
+    command.args(["-c", IN_A_SHELL]);
+    command.env("HARK", env!("CARGO_BIN_EXE_hark"));
+    command.env("HARK_SERVER", &terminal.server);
+    command.env("XDG_STATE_HOME", terminal.state.path());
+    let mut shell = pair.slave.spawn_command(command).unwrap();
+    let mut written = Written { bytes: pair.master.try_clone_reader().unwrap(), so_far: String::new() };
+    written.until(&format!("{}> ", terminal.server));
+    // It ends the line where it is dropped.
+    let mut keys = pair.master.take_writer().unwrap();
+    keys.write_all(typed.as_bytes()).unwrap();
+    written.until(asked);
+    let pid = written.so_far.split_whitespace().nth(1).unwrap();
+    assert!(std::process::Command::new("kill").args([signal, pid]).status().unwrap().success());
+    written.until("iexten");
+    shell.wait().unwrap();
+    let (chat, after) = written.so_far.split_once("ended 0 ").unwrap();
+    assert!(chat.contains("\x1b[?2004l"), "{signal} after {typed:?}: {chat:?}");
+    for mode in ["echo", "icanon", "isig", "icrnl"] {
+        let is_so = after.split_whitespace().any(|after| after == mode);
+        assert!(is_so, "{mode}, {signal} after {typed:?}: {after}");
+    }
+}
+
+#[test]
+fn a_signal_that_ends_the_chat_gives_the_terminal_back_as_it_was() {
+    for signal in ["-TERM", "-HUP"] {
+        check_end_by(signal, "send amy hal", "hal");
+        check_end_by(signal, "password amy\r", "New password for amy: ");
+    }
+}
+
+#[test]
+fn ctrl_d_between_two_prompts_leaves() {
+    let (server, terminal) = chat();
+    let (pair, mut hark, mut written) = in_terminal(&terminal, &[]);
+    written.until("> ");
+    until_mode(&pair, "-icanon");
+    server.chat.inject(Faults { is_silent: true, ..Faults::default() });
+    let mut keys = pair.master.take_writer().unwrap();
+    keys.write_all(b"list\r").unwrap();
+    until_mode(&pair, "icanon");
+    keys.write_all(b"\x04").unwrap();
+    // Leaving, it has not learnt what became of the list.
+    assert_eq!(hark.wait().unwrap().exit_code(), 3);
 }
 
 #[test]

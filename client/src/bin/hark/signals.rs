@@ -18,6 +18,14 @@ pub(crate) struct Stop {
     terminate: Signal,
 }
 
+/// SIGTERM and SIGHUP, as something to wait for.
+pub(crate) struct Ends {
+    #[cfg(unix)]
+    terminate: Signal,
+    #[cfg(unix)]
+    hang_up: Signal,
+}
+
 #[cfg(unix)]
 fn catch(kind: SignalKind) -> Result<Signal, Failure> {
     signal(kind).map_err(|error| Failure::local(format!("cannot catch signals: {error}")))
@@ -38,6 +46,30 @@ pub(crate) fn stop() -> Result<Stop, Failure> {
         #[cfg(unix)]
         terminate: catch(SignalKind::terminate())?,
     })
+}
+
+/// Begins to catch those that are no key: from now on they do not end the
+/// process. Not for who may be told by nohup to outlive its terminal.
+pub(crate) fn ends() -> Result<Ends, Failure> {
+    Ok(Ends {
+        #[cfg(unix)]
+        terminate: catch(SignalKind::terminate())?,
+        #[cfg(unix)]
+        hang_up: catch(SignalKind::hangup())?,
+    })
+}
+
+impl Ends {
+    /// Waits for either signal. Cancel-safe.
+    pub(crate) async fn received(&mut self) {
+        #[cfg(unix)]
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.hang_up.recv() => {}
+        }
+        #[cfg(not(unix))]
+        std::future::pending().await
+    }
 }
 
 #[cfg(unix)]

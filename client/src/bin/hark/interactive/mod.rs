@@ -19,6 +19,7 @@ use futures::FutureExt as _;
 use hark_client::{Event, Events, Handle, LinkState, Message, RequestError};
 use hark_protocol::{Code, Password, Refusal, UserName};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
 use self::editor::{Completion, SeenNames};
@@ -28,7 +29,7 @@ use self::terminal::{Input, Terminal};
 use crate::args::Settings;
 use crate::command::{self, Command, Done, Secrets};
 use crate::exit::{Exit, Failure};
-use crate::signals::{self, Interrupts};
+use crate::signals::{self, Ends, Interrupts};
 use crate::text::escape;
 use crate::{piped, setup};
 
@@ -41,13 +42,17 @@ const PROMPT_SOON: Duration = Duration::from_millis(100);
 /// How long a send is silent about not being answered yet.
 const PENDING_AFTER: Duration = Duration::from_millis(400);
 
+/// How long each step of the end may take once the process is told to end: what
+/// was seen is acknowledged, as far as the server answers.
+const LEAVE_WITHIN: Duration = Duration::from_secs(1);
+
 /// Commands that wait for their answer, and messages not yet answered.
 const JOBS_MAX: usize = 2048;
 
 /// Chats until the user leaves.
 pub(crate) async fn run(settings: &Settings) -> Result<Exit, Failure> {
     let secrets = setup::secrets(settings)?;
-    let mut interrupts = signals::interrupts()?;
+    let (mut interrupts, mut ends) = (signals::interrupts()?, signals::ends()?);
     let style = Style::of_terminal();
     let names = SeenNames::default();
     let history = setup::state_dir(settings)?.join("history");
@@ -69,16 +74,29 @@ pub(crate) async fn run(settings: &Settings) -> Result<Exit, Failure> {
         jobs: TaskTracker::new(),
     });
     let watching = tokio::spawn(Arc::clone(&chat).watch(events));
-    chat.read_commands().await;
+    let is_told = tokio::select! {
+        () = chat.read_commands() => false,
+        () = ends.received() => true,
+    };
     // One that came while a command was waited for meant that.
     while interrupts.received().now_or_never().is_some() {}
-    let given_up = chat.leave(settings.timeout, interrupts).await;
+    if is_told {
+        let given_up = chat.leave_at_once(watching).await;
+        threads.abandon();
+        return Ok(left(given_up));
+    }
+    let given_up = chat.leave(settings.timeout, interrupts, ends).await;
     watching.await.map_err(|error| Failure::local(format!("the display has failed: {error}")))?;
     drop(chat);
     tokio::task::spawn_blocking(|| threads.join())
         .await
         .map_err(|error| Failure::local(format!("the terminal has failed: {error}")))?;
-    Ok(if given_up == 0 { Exit::Done } else { Exit::Unknown })
+    Ok(left(given_up))
+}
+
+/// How a chat has ended that gave up so many requests.
+const fn left(given_up: usize) -> Exit {
+    if given_up == 0 { Exit::Done } else { Exit::Unknown }
 }
 
 /// One chat.
@@ -240,7 +258,7 @@ impl Chat {
     }
 
     /// Leaves: what is under way may take a while, and says what became of it.
-    async fn leave(&self, patience: Duration, mut interrupts: Interrupts) -> usize {
+    async fn leave(&self, patience: Duration, mut interrupts: Interrupts, mut ends: Ends) -> usize {
         self.terminal.stop_reading();
         let waiting = self.handle.unanswered();
         if waiting > 0 {
@@ -253,9 +271,23 @@ impl Chat {
         let given_up = tokio::select! {
             given_up = self.handle.close(patience) => given_up,
             () = interrupts.received() => self.handle.close(Duration::ZERO).await,
+            () = ends.received() => self.handle.close(Duration::ZERO).await,
         };
         self.jobs.close();
         self.jobs.wait().await;
+        given_up
+    }
+
+    /// Leaves in the middle of whatever is typed. What is to be said may have been
+    /// given to an editor that never takes it: that is not waited for long.
+    async fn leave_at_once(&self, watching: JoinHandle<()>) -> usize {
+        self.terminal.give_up_reading();
+        let shown = tokio::time::timeout(LEAVE_WITHIN, self.showing.lock()).await;
+        drop(shown);
+        let given_up = self.handle.close(LEAVE_WITHIN).await;
+        self.jobs.close();
+        let said = async { tokio::join!(self.jobs.wait(), watching) };
+        drop(tokio::time::timeout(LEAVE_WITHIN, said).await);
         given_up
     }
 

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
+use hark_prompt::Modes;
 use hark_protocol::Password;
 use rustyline::error::ReadlineError;
 use rustyline::history::FileHistory;
@@ -23,6 +24,10 @@ const LINES_MAX: usize = 64;
 
 /// Lines of history that are kept.
 const HISTORY_LINES_MAX: usize = 1000;
+
+/// What the editor asks of the terminal beside its modes, taken back: that what
+/// is pasted is marked.
+const PASTE_UNMARKED: &str = "\x1b[?2004l";
 
 /// What was typed.
 #[derive(Debug)]
@@ -48,12 +53,15 @@ pub(crate) struct Terminal {
     // `None` once nothing more is read; held for one look.
     requests: Mutex<Option<mpsc::Sender<Request>>>,
     texts: mpsc::Sender<Text>,
+    turns: Arc<Turns>,
 }
 
 /// The threads, to wait for once the [`Terminal`] is dropped.
 pub(crate) struct Threads {
     editing: thread::JoinHandle<()>,
     printing: thread::JoinHandle<()>,
+    /// As the terminal was before.
+    modes: Modes,
 }
 
 impl Terminal {
@@ -67,14 +75,18 @@ impl Terminal {
         let Ok(printer) = editor.create_external_printer() else {
             return Ok(None);
         };
+        let modes = Modes::now().map_err(Failure::local)?;
         let turns = Arc::<Turns>::default();
         let (requests, requests_in) = mpsc::channel(1);
         let (texts, texts_in) = mpsc::channel(LINES_MAX);
         let typist = Typist { editor, history: Some(history), turns: Arc::clone(&turns) };
         let editing = thread::spawn(move || typist.run(requests_in));
-        let printing = thread::spawn(move || print_all(texts_in, printer, &turns));
+        let printing = thread::spawn({
+            let turns = Arc::clone(&turns);
+            move || print_all(texts_in, printer, &turns)
+        });
         let requests = Mutex::new(Some(requests));
-        Ok(Some((Self { requests, texts }, Threads { editing, printing })))
+        Ok(Some((Self { requests, texts, turns }, Threads { editing, printing, modes })))
     }
 
     /// Reads a line.
@@ -91,6 +103,15 @@ impl Terminal {
     /// Ends the editing: from now on what is printed is simply written.
     pub(crate) fn stop_reading(&self) {
         drop(self.requests.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+
+    /// As [`Self::stop_reading`], whatever is being typed: nobody waits for that
+    /// any more.
+    pub(crate) fn give_up_reading(&self) {
+        self.stop_reading();
+        if self.turns.end() != Turn::Free {
+            write(&format!("{PASTE_UNMARKED}\n"));
+        }
     }
 
     /// `None` where nothing more is read.
@@ -124,6 +145,13 @@ impl Threads {
                 std::panic::resume_unwind(panic);
             }
         }
+    }
+
+    /// Leaves them to end with the process, where reading was given up: the terminal
+    /// is as it was before.
+    pub(crate) fn abandon(self) {
+        // One that has gone needs no modes.
+        drop(self.modes.restore());
     }
 }
 
@@ -162,6 +190,10 @@ impl Typist {
     }
 
     fn read(&mut self, prompt: &LinkPrompt) -> Input {
+        // To the editor the mark of the end would be a key that means nothing.
+        if hark_prompt::is_ended().unwrap_or(true) {
+            return Input::Ended;
+        }
         self.turns.set(Turn::Editing);
         let read = self.editor.readline(prompt);
         self.turns.set(Turn::Free);

@@ -35,6 +35,13 @@ impl Turns {
         self.changed.notify_all();
     }
 
+    /// Ends whoever's turn it is, without their doing; whose it was.
+    pub(crate) fn end(&self) -> Turn {
+        let turn = std::mem::take(&mut *self.turn());
+        self.changed.notify_all();
+        turn
+    }
+
     /// Prints by `write` where the terminal is free, and by `hand`, which
     /// gives it to the editor, while that has it; again by `write` if the
     /// editor does not take it.
