@@ -125,7 +125,8 @@ pub struct ServeArgs {
     #[arg(long, env = "HARKD_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
     /// Who may watch the log over gRPC: a user, by its password; or `loopback`, which is
-    /// everybody who calls from this machine [default: nobody]
+    /// everybody who calls from this machine. Make the account first (`harkd user add`): nobody
+    /// but an admin else can [default: nobody]
     #[arg(long, env = "HARKD_WATCH_LOGS", value_name = "USER|loopback")]
     pub watch_logs: Option<MayWatch>,
 }
@@ -223,6 +224,10 @@ impl ServeArgs {
             require_password: self.require_password,
             open_registration: self.registration == Registration::Open,
             admins: self.admins.clone(),
+            log_watcher: match &self.watch_logs {
+                Some(MayWatch::User(user)) => Some(user.clone()),
+                Some(MayWatch::Loopback) | None => None,
+            },
             may_list: match self.list {
                 ListArg::All => MayList::All,
                 ListArg::Users => MayList::Users,

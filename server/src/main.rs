@@ -87,15 +87,15 @@ async fn run(arguments: &ServeArgs, watchers: &Watchers) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Whoever makes the account that may watch the log may watch it.
+/// Who may watch the log proves it by a password.
 async fn check_log_watcher(arguments: &ServeArgs, store: &dyn Store) -> anyhow::Result<()> {
     let Some(MayWatch::User(user)) = &arguments.watch_logs else { return Ok(()) };
     match store.account(user).await? {
         None => {
-            tracing::warn!(%user, "who may watch the log does not exist; whoever creates the account may");
+            tracing::warn!(%user, "who may watch the log does not exist; make the account with harkd user add");
         }
         Some(entry) if entry.password.is_none() => {
-            tracing::warn!(%user, "who may watch the log has no password, and cannot until it has one");
+            tracing::warn!(%user, "who may watch the log has no password, and cannot until it has one; set it with harkd user set-password");
         }
         Some(_) => {}
     }
@@ -155,15 +155,15 @@ fn raise_file_limit() -> anyhow::Result<u64> {
     }
 }
 
-/// Reads the certificate again at every SIGHUP. Without one, SIGHUP is left as
-/// it is.
+/// Reads the certificate again at every SIGHUP, where there is one.
 fn renewals(tls: Option<Tls>) -> anyhow::Result<impl Future<Output = Infallible>> {
-    let mut renewed = tls.map(|tls| anyhow::Ok((tls, signal(SignalKind::hangup())?))).transpose()?;
+    let mut hang_up = signal(SignalKind::hangup())?;
     Ok(async move {
-        while let Some((tls, signal)) = &mut renewed
-            && signal.recv().await.is_some()
-        {
-            let tls = tls.clone();
+        while hang_up.recv().await.is_some() {
+            let Some(tls) = tls.clone() else {
+                tracing::info!("SIGHUP: there is no certificate to read again, and nothing else is");
+                continue;
+            };
             match tokio::task::spawn_blocking(move || tls.read_again()).await.context("it was not read") {
                 Ok(Ok(())) => tracing::info!("the certificate and its key were read again"),
                 Ok(Err(error)) => keep_certificate(&error.into()),

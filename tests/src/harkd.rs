@@ -391,6 +391,21 @@ pub fn harkd() -> Command {
     command
 }
 
+/// The operator makes an account in a store that no server has open.
+///
+/// # Panics
+/// Where that is refused.
+pub fn add_user(store: &Path, user: &str, password: Option<&str>) {
+    let mut command = harkd();
+    command.args(["user", "add", user]).env("HARKD_STORE", store);
+    match password {
+        Some(password) => command.env("HARKD_PASSWORD", password),
+        None => command.arg("--no-password"),
+    };
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
+
 fn forget_settings(command: &mut Command) {
     for (variable, _) in std::env::vars_os() {
         if variable.to_string_lossy().starts_with("HARK") {

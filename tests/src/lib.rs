@@ -25,7 +25,7 @@ pub use calls::Calls;
 pub use certificate::{Authority, Certificate, client_config, set_mode};
 pub use classic::Classic;
 pub use disk::SmallDisk;
-pub use harkd::{Harkd, HarkdBuilder, Refusal, binary, hark, harkd};
+pub use harkd::{Harkd, HarkdBuilder, Refusal, add_user, binary, hark, harkd};
 pub use link::{Front, Link, Native, NativeTls};
 pub use nats::{Nats, NatsBuilder};
 pub use network::{FarMachine, own_addresses};

@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 
-use hark_tests::{Harkd, hark};
+use hark_tests::{Harkd, add_user, hark};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -102,13 +102,15 @@ fn a_server_that_does_not_show_its_log_says_how_it_would() {
 
 #[test]
 fn the_user_who_may_watch_is_known_by_its_password() {
-    let (server, state) = watched_by("operator");
+    let state = tempfile::tempdir().unwrap();
+    let store = state.path().join("store");
+    add_user(&store, "operator", Some("secret"));
+    let server = Harkd::builder().arg("--watch-logs=operator").store(&store).start();
     let run = |words: &[&str], password: &str| {
         let mut command = command(&server, state.path(), words);
         command.env("HARK_PASSWORD", password);
         finish(command)
     };
-    assert_eq!(run(&["create", "operator"], "secret").0, 0);
     assert_eq!(run(&["logs", "--as", "operator", "--limit", "1"], "secret").0, 0);
     for (words, password) in [(&["logs"][..], "secret"), (&["logs", "--as", "operator"], "wrong")] {
         let (code, out, said) = run(words, password);

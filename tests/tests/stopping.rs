@@ -35,6 +35,18 @@ async fn stuck(server: &Harkd) -> Wire {
 }
 
 #[tokio::test]
+async fn a_hang_up_without_a_certificate_is_said_and_ends_nothing() {
+    let mut server = Harkd::builder().certificate(None).start();
+    let mut wire = Wire::connect(server.address()).await;
+    server.signal("HUP");
+    server.wait_for_log("there is no certificate to read again");
+    wire.ping().await;
+    drop(wire);
+    server.signal("TERM");
+    assert_eq!(server.wait().code(), Some(0));
+}
+
+#[tokio::test]
 async fn a_stop_answers_what_is_in_flight_says_bye_and_exits_with_0() {
     for signal in ["TERM", "INT"] {
         let mut server = Harkd::start();

@@ -11,7 +11,7 @@ use hark_grpc::v1::{
     WatchLogsRequest,
 };
 use hark_protocol::{Code as Word, Request, Sequence};
-use hark_tests::{Harkd, PATIENCE, Wire, name};
+use hark_tests::{Harkd, PATIENCE, Wire, add_user, name};
 use tokio::time::timeout;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status, Streaming};
@@ -268,21 +268,39 @@ async fn the_log_is_not_shown_unless_the_operator_says_to_whom() {
 }
 
 #[tokio::test]
+async fn an_account_that_may_watch_is_nobodys_to_make_or_to_take() {
+    let server = Harkd::builder().arg("--watch-logs=watcher").start();
+    server.wait_for_log("does not exist; make the account with harkd user add");
+    let mut wire = Wire::connect(server.address()).await;
+    for password in [None, Some("mine".parse().unwrap())] {
+        wire.refused(Request::Create { user: name("watcher"), password }, Word::Denied).await;
+    }
+    refused(&server, login("watcher", "mine")).await;
+
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder.path().join("store");
+    add_user(&store, "watcher", None);
+    let server = Harkd::builder().arg("--watch-logs=watcher").store(&store).start();
+    server.wait_for_log("has no password, and cannot until it has one");
+    let mut wire = Wire::connect(server.address()).await;
+    let take = Request::Password { user: name("watcher"), old: None, new: "mine".parse().unwrap() };
+    wire.refused(take, Word::Denied).await;
+    for password in ["", "mine"] {
+        let denied = refused(&server, login("watcher", password)).await;
+        assert_eq!(denied.code(), Code::PermissionDenied);
+    }
+}
+
+#[tokio::test]
 async fn a_user_that_may_watch_proves_it_by_its_password_and_guesses_are_limited() {
-    let server = Harkd::builder().arg("--watch-logs=admin").start();
-    server.wait_for_log("does not exist");
-    let mut chat = ChatClient::new(channel(&server).await);
-    let mut create = async |user: &str, password: &str| {
-        let (user, password) = (user.to_owned(), password.to_owned());
-        chat.create(CreateRequest { user, password, login: None }).await.unwrap();
-    };
-    create("eve", "secret").await;
-    create("admin", "").await;
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder.path().join("store");
+    add_user(&store, "eve", Some("secret"));
+    add_user(&store, "admin", Some("right"));
+    let server = Harkd::builder().arg("--watch-logs=admin").store(&store).start();
     for request in [WatchLogsRequest::default(), login("eve", "secret"), login("admin", "")] {
         assert_eq!(refused(&server, request).await.code(), Code::PermissionDenied);
     }
-    let (user, old, new) = ("admin".to_owned(), String::new(), "right".to_owned());
-    chat.password(PasswordRequest { user, old, new, login: None }).await.unwrap();
     let mut watch = Watch::try_open(&server, login("admin", "right")).await.unwrap();
     let limited = loop {
         let status = refused(&server, login("admin", "wrong")).await;

@@ -203,15 +203,17 @@ impl Chat {
     /// it was given one since.
     async fn is_admin(&self, by: Option<&Entered>) -> Result<bool, Fault> {
         match by {
-            Some(by) if by.by_password && self.is_kept(&by.account.name) => self.is_alive(&by.account).await,
+            Some(by) if by.by_password && self.rules.admins.contains(&by.account.name) => {
+                self.is_alive(&by.account).await
+            }
             _ => Ok(false),
         }
     }
 
-    /// Whether this is the name of an admin, whose account is not anybody's to
-    /// make or to take.
+    /// Whether this is the name of an admin, or of who may watch the log, whose
+    /// account is not anybody's to make or to take.
     fn is_kept(&self, user: &UserName) -> bool {
-        self.rules.admins.contains(user)
+        self.rules.admins.contains(user) || self.rules.log_watcher.as_ref() == Some(user)
     }
 
     /// Whether this account is still there, and the very same.
@@ -293,9 +295,9 @@ impl Chat {
     }
 }
 
-/// Somebody makes, or takes, the account of an admin.
+/// Somebody makes, or takes, the account of an admin, or of who may watch the log.
 const KEPT_NAME: &str =
-    "this name is kept for an admin; the operator makes the account and gives it its password (harkd user)";
+    "this name is kept by the operator, who makes the account and gives it its password (harkd user)";
 
 /// Somebody deletes another's account where one deletes only oneself.
 const OTHERS_ACCOUNT: &str = "on this server one deletes only oneself; login first";

@@ -69,6 +69,9 @@ pub struct Rules {
     /// has entered its own. Nobody else creates an account of such a name, or
     /// gives one its first password.
     pub admins: Vec<UserName>,
+    /// Who may watch the log, where that is a user: an account that only admins
+    /// create, and give its first password, as one of theirs.
+    pub log_watcher: Option<UserName>,
     /// Who may list the names.
     pub may_list: MayList,
     /// How fast connections and users may go.

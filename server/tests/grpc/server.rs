@@ -38,6 +38,7 @@ pub(crate) const RULES: Rules = Rules {
     require_password: false,
     open_registration: true,
     admins: Vec::new(),
+    log_watcher: None,
     may_list: MayList::All,
     rates: Rates::NONE,
 };

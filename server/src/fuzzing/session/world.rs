@@ -95,6 +95,7 @@ impl Server {
             require_password: rights.require_password,
             open_registration: true,
             admins: rights.admins(),
+            log_watcher: None,
             may_list: rights.may_list,
             rates: Rates::NONE,
         };
