@@ -81,8 +81,9 @@ pub struct ServeArgs {
     /// Connections in all
     #[arg(long, env = "HARKD_MAX_CONNECTIONS", value_name = "COUNT", default_value_t = 120_000)]
     pub max_connections: usize,
-    /// Connections from one address. An IPv6 network (/64) is one address
-    #[arg(long, env = "HARKD_MAX_CONNECTIONS_PER_ADDRESS", value_name = "COUNT", default_value_t = 20_000)]
+    /// Connections from one address. An IPv6 network (/64) is one address. Not for this
+    /// machine, unless --limit-loopback
+    #[arg(long, env = "HARKD_MAX_CONNECTIONS_PER_ADDRESS", value_name = "COUNT", default_value_t = 1000)]
     pub max_connections_per_address: usize,
     /// How much may come how fast.
     #[command(flatten)]

@@ -52,7 +52,7 @@ pub struct Limits {
     pub connections_per_address_max: usize,
     /// New connections from one address.
     pub connects: Option<Rate>,
-    /// Whether that holds for the machine of the server as well.
+    /// Whether these two hold for the machine of the server as well.
     pub on_loopback: bool,
     /// How long the end may take before connections are cut.
     pub drain_timeout: Duration,
@@ -157,10 +157,10 @@ impl Connections {
         }
         let network = network(address);
         let from_here = self.per_address.get(&network).copied().unwrap_or_default();
-        if from_here >= limits.connections_per_address_max {
+        let spared = address.is_loopback() && !limits.on_loopback;
+        if from_here >= limits.connections_per_address_max && !spared {
             return too_many("there are too many connections from your address; close some");
         }
-        let spared = address.is_loopback() && !limits.on_loopback;
         if let Some(connects) = self.connects.as_mut().filter(|_| !spared) {
             let wait = connects.wait(&network, now);
             if !wait.is_zero() {
@@ -338,6 +338,18 @@ mod tests {
         let none = Limits { connections_per_address_max: 0, ..LIMITS };
         check(&mut connections, "192.0.2.3", &none, now, Some(Code::TooMany));
         assert_eq!(connections.per_address.len(), 4, "who is refused leaves nothing behind");
+    }
+
+    #[test]
+    fn this_machine_has_as_many_connections_as_there_may_be_unless_it_is_limited_too() {
+        let (mut connections, now) = (Connections::new(None), Instant::now());
+        for from in ["::1", "127.0.0.1"] {
+            for _ in 0..100 {
+                check(&mut connections, from, &LIMITS, now, None);
+            }
+            let limited = Limits { on_loopback: true, ..LIMITS };
+            check(&mut connections, from, &limited, now, Some(Code::TooMany));
+        }
     }
 
     #[test]

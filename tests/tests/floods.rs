@@ -307,7 +307,7 @@ async fn connections_leave_files_for_the_store() {
 #[tokio::test]
 async fn refused_connections_do_not_fill_the_disk_with_lines() {
     const REFUSED: usize = 400;
-    let mut server = Harkd::builder().arg("--max-connections-per-address=1").start();
+    let mut server = Harkd::builder().arg("--max-connections-per-address=1").arg("--limit-loopback").start();
     let mut wire = Wire::connect(server.address()).await;
     wire.ping().await;
     for _ in 0..REFUSED {

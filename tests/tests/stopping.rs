@@ -323,7 +323,7 @@ fn the_help_has_every_flag_with_its_variable_and_default() {
         ("registration", "open"),
         ("max-frame", "65536"),
         ("max-connections", "120000"),
-        ("max-connections-per-address", "20000"),
+        ("max-connections-per-address", "1000"),
         ("max-queued-messages", "100000"),
         ("max-queued-bytes", "268435456"),
         ("max-accounts", "1000000"),

@@ -178,7 +178,7 @@ async fn tls_only_refuses_plain_text_in_every_framing_and_says_why() {
 
 #[tokio::test]
 async fn one_too_many_hears_an_alert_and_costs_no_handshake() {
-    let server = server(&["--max-connections-per-address=1"]);
+    let server = server(&["--max-connections-per-address=1", "--limit-loopback"]);
     let mut first = Front::Tls.connect(server.address()).await;
     first.ping().await;
     assert_eq!(answer(server.address(), HALF_A_HANDSHAKE).await, [0x15, 3, 3, 0, 2, 2, 80]);
@@ -192,7 +192,7 @@ async fn one_too_many_hears_an_alert_and_costs_no_handshake() {
 
 #[tokio::test]
 async fn a_handshake_counts_as_a_connection_and_is_dropped_when_it_stalls() {
-    let server = server(&["--max-connections-per-address=1"]);
+    let server = server(&["--max-connections-per-address=1", "--limit-loopback"]);
     let begun = Instant::now();
     let mut stalled = TcpStream::connect(server.address()).await.unwrap();
     stalled.write_all(HALF_A_HANDSHAKE).await.unwrap();
