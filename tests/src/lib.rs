@@ -2,7 +2,8 @@
 //! every [`Front`] that say exactly what they are told to ([`Client`], of which
 //! [`Wire`] is one, and [`Classic`]), the real `hark` in a terminal
 //! ([`Terminal`]), a disk that gets full ([`SmallDisk`]), a network that can be
-//! cut ([`FarMachine`]), and a cluster of the real NATS ([`Nats`]).
+//! cut ([`FarMachine`]), a cluster of the real NATS ([`Nats`]), and senders and
+//! readers who see whether what was promised is kept ([`Promise`]).
 //!
 //! A test fails by panicking, so these helpers do too.
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
@@ -17,6 +18,7 @@ mod harkd;
 mod link;
 mod nats;
 mod network;
+mod promise;
 mod terminal;
 mod wire;
 
@@ -29,6 +31,7 @@ pub use harkd::{Harkd, HarkdBuilder, Refusal, add_user, binary, hark, harkd};
 pub use link::{Front, Link, Native, NativeTls};
 pub use nats::{Nats, NatsBuilder};
 pub use network::{FarMachine, own_addresses};
+pub use promise::{Kept, Promise, QUEUED_MAX, Roles, Trial};
 pub use terminal::Terminal;
 pub use wire::{Client, Wire, name, send};
 

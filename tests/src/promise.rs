@@ -1,0 +1,643 @@
+//! The promise, as those see it who rely on it: senders that repeat what was
+//! not answered, readers that drop their links in the middle of their window and
+//! take over from each other, queues that are full, an account that is deleted
+//! and made again. Each connection takes another server and another way into it:
+//! what was not answered over one is repeated over the next. Meanwhile a test
+//! does to the servers what it likes; in the end everything that was answered
+//! was read, once and in each sender's order, and nothing that was refused.
+#![expect(clippy::indexing_slicing, reason = "a test fails by panicking")]
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use hark_protocol::{Code, Delivery, Failure, Frame, Reply, Request, RequestId, Sequence};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+
+use crate::{Front, Link, name, send};
+
+const SENDERS: usize = 4;
+const READERS: usize = 3;
+
+/// Sends of one sender that are unanswered.
+const IN_FLIGHT: usize = 32;
+
+/// Messages that the queue of one user is to hold: few enough to be full.
+pub const QUEUED_MAX: u64 = 400;
+
+/// How long whoever has lost its connection waits before it tries again.
+const AGAIN: Duration = Duration::from_millis(20);
+
+/// How long a reader waits for the next message before it does something else.
+const QUIET: Duration = Duration::from_millis(100);
+
+/// A run at random, for a while.
+#[derive(Debug)]
+pub struct Trial {
+    /// How long things are done to the servers.
+    pub time: Duration,
+    /// What decides what is done.
+    pub random: StdRng,
+}
+
+/// Who sends and reads, and where.
+#[derive(Debug, Clone)]
+pub struct Roles {
+    /// The servers. Each connection goes to any of them.
+    pub servers: Vec<SocketAddr>,
+    /// The ways into them.
+    pub fronts: Vec<Front>,
+    /// How long an answer may take. Whoever has waited longer takes another
+    /// connection, which is counted: see [`Kept::given_up`].
+    pub patience: Duration,
+    /// How long everybody together may take to come to an end.
+    pub end_within: Duration,
+}
+
+/// Senders and readers at work.
+#[derive(Debug)]
+pub struct Promise {
+    record: Arc<Record>,
+    random: StdRng,
+    senders: Vec<JoinHandle<()>>,
+    readers: Vec<JoinHandle<()>>,
+}
+
+/// What was promised and kept.
+#[derive(Debug)]
+pub struct Kept {
+    /// Sends that were answered `ok`.
+    pub answered: usize,
+    /// Of those, the ones that were read in their place.
+    pub compared: usize,
+    /// Sends that were refused, and those of them for a full queue.
+    pub refused: (usize, u64),
+    /// Receptions that were taken from another connection.
+    pub takeovers: u64,
+    /// How often an account was deleted and made again.
+    pub rebirths: u64,
+    /// Connections that were given up since no answer came in time.
+    pub given_up: u64,
+    /// Answers that said `error unavailable`.
+    pub unavailable: u64,
+    /// The longest time in which no send was answered.
+    pub longest_pause: Duration,
+    /// The longest time that one send took, with its repeats.
+    pub longest_send: Duration,
+    /// The longest time that one server took to answer, if it did.
+    pub longest_answer: Duration,
+    /// Connections that were opened, by front.
+    pub opened: Vec<(Front, u64)>,
+}
+
+/// What the senders know and the readers have seen.
+#[derive(Debug)]
+struct Record {
+    roles: Roles,
+    /// The texts that were answered `ok`, by sender and recipient, by id.
+    stored: Mutex<BTreeMap<(String, String), BTreeMap<u32, String>>>,
+    refused: Mutex<HashSet<String>>,
+    /// What was read, by recipient.
+    read: Mutex<BTreeMap<String, Vec<String>>>,
+    /// Counts what happens, to tell before from after.
+    clock: AtomicU64,
+    /// When a message to the reborn account was answered.
+    answered_at: Mutex<HashMap<String, u64>>,
+    answers: Mutex<Answers>,
+    opened: Vec<AtomicU64>,
+    queue_full: AtomicU64,
+    takeovers: AtomicU64,
+    rebirths: AtomicU64,
+    given_up: AtomicU64,
+    unavailable: AtomicU64,
+    stop_sending: AtomicBool,
+    stop_reading: AtomicBool,
+}
+
+/// When sends were answered.
+#[derive(Debug)]
+struct Answers {
+    count: u64,
+    last: Instant,
+    longest_pause: Duration,
+    longest_send: Duration,
+    longest_answer: Duration,
+}
+
+/// A send that is not answered.
+struct Unanswered {
+    to: String,
+    text: String,
+    first_sent: Instant,
+    /// Over the connection that there is.
+    sent: Instant,
+}
+
+impl Trial {
+    /// With the seed of `HARK_SEED`, or any, for the seconds of this variable,
+    /// or so many. Says how to do it again.
+    ///
+    /// # Panics
+    /// Where they are no numbers.
+    #[must_use]
+    pub fn of(variable: &str, seconds: u64) -> Self {
+        let setting = |name: &str| std::env::var(name).ok().map(|value| value.parse().expect("a number"));
+        let seed: u64 = setting("HARK_SEED").unwrap_or_else(|| rand::rng().random());
+        let seconds = setting(variable).unwrap_or(seconds);
+        println!("seed {seed}; again with HARK_SEED={seed} {variable}={seconds}");
+        Self { time: Duration::from_secs(seconds), random: StdRng::seed_from_u64(seed) }
+    }
+
+    /// What decides for somebody else.
+    #[must_use]
+    pub fn random(&mut self) -> StdRng {
+        StdRng::seed_from_u64(self.random.random())
+    }
+}
+
+impl Promise {
+    /// Makes the accounts, and has everybody begin.
+    ///
+    /// # Panics
+    /// Where an account cannot be made.
+    pub async fn begin(roles: Roles, mut random: StdRng) -> Self {
+        let record = Arc::new(Record::new(roles));
+        for user in recipients().chain(["full".into(), "reborn".into()]) {
+            record.create(&user, &mut random).await;
+        }
+        let mut begin = Begin { record: Arc::clone(&record), random: &mut random };
+        let senders = (0..SENDERS).map(|n| begin.task(|record, random| sender(n, record, random))).collect();
+        let mut readers: Vec<_> =
+            recipients().map(|user| begin.task(|record, random| reader(user, record, random))).collect();
+        readers.push(begin.task(reborn));
+        Self { record, random, senders, readers }
+    }
+
+    /// Sends that were answered so far, one way or the other.
+    #[must_use]
+    pub fn answers(&self) -> u64 {
+        self.record.answers.lock().unwrap().count
+    }
+
+    /// Waits until something more is answered than `before`.
+    ///
+    /// # Panics
+    /// Where nothing is within the time in which everybody has to end.
+    pub async fn answer_after(&self, before: u64) {
+        let until = Instant::now() + self.record.roles.end_within;
+        while self.answers() <= before {
+            assert!(Instant::now() < until, "nothing is answered any more");
+            sleep(AGAIN).await;
+        }
+    }
+
+    /// Has everybody come to an end, and compares. What is kept is printed
+    /// before anything that is not makes it fail.
+    ///
+    /// # Panics
+    /// Where somebody gets no answer, or the promise is broken: with where.
+    pub async fn end(mut self) -> Kept {
+        let record = &self.record;
+        record.stop_sending.store(true, Ordering::SeqCst);
+        for sender in self.senders {
+            timeout(record.roles.end_within, sender).await.expect("a sender got no answer").unwrap();
+        }
+        record.stop_reading.store(true, Ordering::SeqCst);
+        for reader in self.readers {
+            timeout(record.roles.end_within, reader).await.expect("a reader did not end").unwrap();
+        }
+        let last = StdRng::seed_from_u64(self.random.random());
+        timeout(record.roles.end_within, reader("full".into(), Arc::clone(record), last))
+            .await
+            .expect("full is not drained");
+        record.compare()
+    }
+}
+
+impl Kept {
+    /// Sees that everything was tried.
+    ///
+    /// # Panics
+    /// Where something was not.
+    pub fn assert_all_tried(&self) {
+        let counts = [self.compared as u64, self.refused.1, self.takeovers, self.rebirths];
+        assert!(counts.iter().all(|count| *count > 0), "something was not tried: {self}");
+        assert!(self.opened.iter().all(|(_, count)| *count > 0), "a front was not tried: {:?}", self.opened);
+    }
+}
+
+impl fmt::Display for Kept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (refused, queue_full) = self.refused;
+        let seconds = |time: Duration| time.as_secs_f64();
+        write!(
+            f,
+            "{} answered, {} compared; {refused} refused, {queue_full} of them by a full queue; \
+             {} takeovers, {} accounts made again; {} unavailable, {} connections given up; \
+             longest pause {:.1} s, longest send {:.1} s, longest answer {:.1} s; connections by {:?}",
+            self.answered,
+            self.compared,
+            self.takeovers,
+            self.rebirths,
+            self.unavailable,
+            self.given_up,
+            seconds(self.longest_pause),
+            seconds(self.longest_send),
+            seconds(self.longest_answer),
+            self.opened,
+        )
+    }
+}
+
+struct Begin<'a> {
+    record: Arc<Record>,
+    random: &'a mut StdRng,
+}
+
+impl Begin<'_> {
+    fn task<F: Future<Output = ()> + Send + 'static>(
+        &mut self,
+        work: impl FnOnce(Arc<Record>, StdRng) -> F,
+    ) -> JoinHandle<()> {
+        tokio::spawn(work(Arc::clone(&self.record), StdRng::seed_from_u64(self.random.random())))
+    }
+}
+
+impl Record {
+    fn new(roles: Roles) -> Self {
+        Self {
+            stored: Mutex::default(),
+            refused: Mutex::default(),
+            read: Mutex::default(),
+            clock: AtomicU64::new(0),
+            answered_at: Mutex::default(),
+            answers: Mutex::new(Answers {
+                count: 0,
+                last: Instant::now(),
+                longest_pause: Duration::ZERO,
+                longest_send: Duration::ZERO,
+                longest_answer: Duration::ZERO,
+            }),
+            opened: roles.fronts.iter().map(|_| AtomicU64::new(0)).collect(),
+            queue_full: AtomicU64::new(0),
+            takeovers: AtomicU64::new(0),
+            rebirths: AtomicU64::new(0),
+            given_up: AtomicU64::new(0),
+            unavailable: AtomicU64::new(0),
+            stop_sending: AtomicBool::new(false),
+            stop_reading: AtomicBool::new(false),
+            roles,
+        }
+    }
+
+    fn tick(&self) -> u64 {
+        self.clock.fetch_add(1, Ordering::SeqCst)
+    }
+
+    async fn create(&self, user: &str, random: &mut StdRng) {
+        let mut link = self.connect(random, None).await.expect("a server");
+        let made = link.ask(1, Request::Create { user: name(user), password: None }).await;
+        assert!(matches!(made, Some(Reply::Ok(_))), "creating {user}: {made:?}");
+    }
+
+    /// A connection to any server by any front.
+    async fn connect(&self, random: &mut StdRng, session: Option<&str>) -> Option<Connection<'_>> {
+        let server = self.roles.servers[random.random_range(0..self.roles.servers.len())];
+        let nth = random.random_range(0..self.roles.fronts.len());
+        let opened = timeout(self.roles.patience, self.roles.fronts[nth].link(server)).await;
+        let mut connection = Connection { link: self.unless_too_late(opened)??, record: self };
+        if let Some(session) = session {
+            let hello = Request::Hello { version: 1, session: session.parse().unwrap() };
+            match connection.ask(u32::MAX, hello).await? {
+                Reply::Ok(_) => {}
+                Reply::Error { failure: Failure::Unavailable, .. } => return None,
+                other => panic!("hello got {other:?}"),
+            }
+        }
+        self.opened[nth].fetch_add(1, Ordering::SeqCst);
+        Some(connection)
+    }
+
+    fn unless_too_late<T, E>(&self, result: Result<T, E>) -> Option<T> {
+        if result.is_err() {
+            self.given_up.fetch_add(1, Ordering::SeqCst);
+        }
+        result.ok()
+    }
+
+    fn answered(&self, send: &Unanswered) {
+        let now = Instant::now();
+        let mut answers = self.answers.lock().unwrap();
+        answers.count += 1;
+        answers.longest_pause = answers.longest_pause.max(now - answers.last);
+        answers.longest_send = answers.longest_send.max(now - send.first_sent);
+        answers.longest_answer = answers.longest_answer.max(now - send.sent);
+        answers.last = now;
+    }
+
+    /// Everything that was answered was read, once and in order; nothing else
+    /// was.
+    fn compare(&self) -> Kept {
+        let (stored, read) = (self.stored.lock().unwrap(), self.read.lock().unwrap());
+        let (mut answered, mut compared) = (0, 0);
+        let mut broken = Vec::new();
+        for ((sender, recipient), texts) in stored.iter().filter(|((_, recipient), _)| recipient != "reborn") {
+            let texts: Vec<&String> = texts.values().collect();
+            answered += texts.len();
+            let prefix = format!("{sender}:");
+            let seen: Vec<&String> =
+                read.get(recipient).into_iter().flatten().filter(|text| text.starts_with(&prefix)).collect();
+            let same = texts.iter().zip(&seen).take_while(|(a, b)| a == b).count();
+            compared += same;
+            if same < texts.len() || same < seen.len() {
+                let around = same.saturating_sub(2)..same + 6;
+                let show = |all: &[&String]| format!("{:?}", all.get(around.start..around.end.min(all.len())));
+                broken.push(format!(
+                    "{sender} to {recipient}: {} answered and {} read; they differ at {same}: {} were answered, {} were read",
+                    texts.len(),
+                    seen.len(),
+                    show(&texts),
+                    show(&seen),
+                ));
+            }
+        }
+        let refused = self.refused.lock().unwrap();
+        broken.extend(
+            read.values()
+                .flatten()
+                .filter(|text| refused.contains(*text))
+                .map(|text| format!("{text} was refused and read all the same")),
+        );
+        let kept = self.kept(answered, compared, refused.len());
+        println!("{kept}");
+        assert!(broken.is_empty(), "{}", broken.join("\n"));
+        kept
+    }
+
+    fn kept(&self, answered: usize, compared: usize, refused: usize) -> Kept {
+        let answers = self.answers.lock().unwrap();
+        let count = |count: &AtomicU64| count.load(Ordering::SeqCst);
+        Kept {
+            answered,
+            compared,
+            refused: (refused, count(&self.queue_full)),
+            takeovers: count(&self.takeovers),
+            rebirths: count(&self.rebirths),
+            given_up: count(&self.given_up),
+            unavailable: count(&self.unavailable),
+            longest_pause: answers.longest_pause,
+            longest_send: answers.longest_send,
+            longest_answer: answers.longest_answer,
+            opened: self.roles.fronts.iter().copied().zip(self.opened.iter().map(count)).collect(),
+        }
+    }
+}
+
+fn recipients() -> impl Iterator<Item = String> {
+    (0..READERS).map(|n| format!("reader{n}"))
+}
+
+/// Sends until it is told to stop, and repeats what was not answered.
+async fn sender(n: usize, record: Arc<Record>, mut random: StdRng) {
+    let me = format!("sender{n}");
+    let session = format!("{me}-{}", random.random::<u64>());
+    let mut unanswered: BTreeMap<u32, Unanswered> = BTreeMap::new();
+    let mut last_id = 0;
+    loop {
+        let stopping = || record.stop_sending.load(Ordering::SeqCst);
+        if stopping() && unanswered.is_empty() {
+            return;
+        }
+        let Some(mut link) = record.connect(&mut random, Some(&session)).await else {
+            sleep(AGAIN).await;
+            continue;
+        };
+        let repeats = unanswered.iter_mut().map(|(id, each)| (*id, each.repeat())).collect::<Vec<_>>();
+        if link.write_all(repeats).await.is_none() {
+            continue;
+        }
+        while !(stopping() && unanswered.is_empty()) {
+            let mut new = Vec::new();
+            while unanswered.len() < IN_FLIGHT && !stopping() {
+                last_id += random.random_range(1..3);
+                let to = match random.random_range(0..10) {
+                    0 => "full".to_owned(),
+                    1 => "absent".to_owned(),
+                    2 => "reborn".to_owned(),
+                    other => format!("reader{}", other % READERS),
+                };
+                let mut each = Unanswered::new(to, format!("{me}:{last_id}"));
+                new.push((last_id, each.repeat()));
+                unanswered.insert(last_id, each);
+            }
+            if link.write_all(new).await.is_none() {
+                break;
+            }
+            let Some(Frame { id: Some(id), message }) = link.next_in_time().await else { break };
+            let id = id.value();
+            if let Reply::Error { failure: Failure::Unavailable, .. } = message {
+                record.unavailable.fetch_add(1, Ordering::SeqCst);
+                continue;
+            }
+            let each = unanswered.remove(&id).expect("an answer to something that waits for one");
+            record.answered(&each);
+            record.decided(&me, id, each, message);
+        }
+    }
+}
+
+impl Record {
+    fn decided(&self, sender: &str, id: u32, send: Unanswered, reply: Reply) {
+        let Unanswered { to, text, .. } = send;
+        match reply {
+            Reply::Ok(_) => {
+                let at = self.tick();
+                if to == "reborn" {
+                    self.answered_at.lock().unwrap().insert(text.clone(), at);
+                }
+                self.stored.lock().unwrap().entry((sender.to_owned(), to)).or_default().insert(id, text);
+            }
+            Reply::NotOk(refusal) => {
+                let expected = match refusal.code {
+                    Code::QueueFull => true,
+                    Code::NoSuchUser => to == "absent" || to == "reborn",
+                    _ => false,
+                };
+                assert!(expected, "a send to {to} got {refusal}");
+                self.queue_full.fetch_add(u64::from(refusal.code == Code::QueueFull), Ordering::SeqCst);
+                self.refused.lock().unwrap().insert(text);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+impl Unanswered {
+    fn new(to: String, text: String) -> Self {
+        Self { to, text, first_sent: Instant::now(), sent: Instant::now() }
+    }
+
+    fn repeat(&mut self) -> Request {
+        self.sent = Instant::now();
+        send(&self.to, &self.text)
+    }
+}
+
+/// Reads for a user, remembering the last number, until it is told to stop and
+/// there is nothing more.
+async fn reader(user: String, record: Arc<Record>, mut random: StdRng) {
+    let mut last = Sequence(0);
+    loop {
+        let Some(mut link) = record.connect(&mut random, None).await else {
+            sleep(AGAIN).await;
+            continue;
+        };
+        let Some(Reply::Ok(fields)) =
+            link.ask(1, Request::Connect { user: name(&user), password: None }).await
+        else {
+            continue;
+        };
+        let queued = fields.as_queued().unwrap();
+        if queued == 0 && record.stop_reading.load(Ordering::SeqCst) {
+            return;
+        }
+        // It ends in the middle of its window, without an ack for what it has
+        // taken since the last.
+        let patience = random.random_range(1..400);
+        for _ in 0..patience {
+            let Ok(frame) = timeout(QUIET, link.next()).await else { break };
+            let delivery = match frame {
+                Some(Frame { message: Reply::String(delivery), .. }) => delivery,
+                Some(Frame { message: Reply::Bye(_), .. }) | None => break,
+                other => panic!("{other:?}"),
+            };
+            if delivery.sequence > last {
+                last = delivery.sequence;
+                record.read.lock().unwrap().entry(user.clone()).or_default().push(delivery.text.to_string());
+            }
+            if random.random_bool(0.05)
+                && link.write_all([(0, Request::Ack { sequence: delivery.sequence })]).await.is_none()
+            {
+                break;
+            }
+        }
+        if random.random_bool(0.3) {
+            take_over(&user, &record, &mut random, link).await;
+        } else if record.stop_reading.load(Ordering::SeqCst) {
+            link.write_all([(0, Request::Ack { sequence: last })]).await;
+        }
+    }
+}
+
+/// Another connection connects while this one receives: this one gets a `bye`,
+/// after which nothing more is pushed to it.
+async fn take_over(user: &str, record: &Record, random: &mut StdRng, mut former: Connection<'_>) {
+    let Some(mut latter) = record.connect(random, None).await else { return };
+    let Some(Reply::Ok(_)) = latter.ask(1, Request::Connect { user: name(user), password: None }).await
+    else {
+        return;
+    };
+    let mut said_bye = false;
+    loop {
+        match former.next_in_time().await {
+            Some(Frame { message: Reply::Bye(_), .. }) => {
+                said_bye = true;
+                former.write_all([(7, Request::Ping)]).await;
+            }
+            Some(Frame { message: Reply::String(_), .. }) => assert!(!said_bye, "a push after the bye"),
+            Some(Frame { message: Reply::Ok(_), .. }) if said_bye => break,
+            Some(other) => panic!("{other:?}"),
+            None => return,
+        }
+    }
+    record.takeovers.fetch_add(1, Ordering::SeqCst);
+}
+
+/// Deletes an account and makes it again, and checks that the new one never
+/// sees what was answered before the old one was deleted.
+async fn reborn(record: Arc<Record>, mut random: StdRng) {
+    let user = || name("reborn");
+    while !record.stop_reading.load(Ordering::SeqCst) {
+        sleep(Duration::from_millis(random.random_range(10..200))).await;
+        let deleted_from = record.tick();
+        let Some(mut link) = record.connect(&mut random, None).await else { continue };
+        if !matches!(link.ask(1, Request::Delete { user: user(), password: None }).await, Some(Reply::Ok(_)))
+        {
+            continue;
+        }
+        // Where the answer to this is lost the account may be there already.
+        while !matches!(
+            link.ask(2, Request::Create { user: user(), password: None }).await,
+            Some(Reply::Ok(_) | Reply::NotOk(_))
+        ) {
+            sleep(AGAIN).await;
+            if let Some(again) = record.connect(&mut random, None).await {
+                link = again;
+            }
+        }
+        record.rebirths.fetch_add(1, Ordering::SeqCst);
+        let connect = Request::Connect { user: user(), password: None };
+        let Some(Reply::Ok(_)) = link.ask(3, connect).await else { continue };
+        let mut last: Option<Delivery> = None;
+        while let Ok(Some(frame)) =
+            timeout(Duration::from_millis(random.random_range(5..100)), link.next()).await
+        {
+            let Reply::String(delivery) = frame.message else { continue };
+            let answered_at = record.answered_at.lock().unwrap().get(&*delivery.text).copied();
+            assert!(
+                answered_at.is_none_or(|at| at > deleted_from),
+                "{:?} was answered before the account it was for was deleted, and reached its successor",
+                delivery.text
+            );
+            assert!(last.is_none_or(|last| last.sequence < delivery.sequence));
+            last = Some(delivery);
+        }
+    }
+}
+
+/// A connection that may end at any time, which is then said by `None`.
+struct Connection<'a> {
+    link: Box<dyn Link>,
+    record: &'a Record,
+}
+
+impl Connection<'_> {
+    async fn write_all(&mut self, requests: impl IntoIterator<Item = (u32, Request)>) -> Option<()> {
+        let requests = requests.into_iter().collect();
+        // Over calls of gRPC these are the answers, one after the other.
+        let patience = self.record.roles.patience;
+        let written = timeout(patience, self.link.write_all(requests)).await;
+        self.record.unless_too_late(written)?
+    }
+
+    async fn next(&mut self) -> Option<Frame<Reply>> {
+        self.link.next().await
+    }
+
+    async fn next_in_time(&mut self) -> Option<Frame<Reply>> {
+        let next = timeout(self.record.roles.patience, self.link.next()).await;
+        self.record.unless_too_late(next)?
+    }
+
+    /// Asks, and drops what comes before the answer.
+    async fn ask(&mut self, id: u32, request: Request) -> Option<Reply> {
+        self.write_all([(id, request)]).await?;
+        let record = self.record;
+        let answer = timeout(record.roles.patience, async {
+            loop {
+                let frame = self.next().await?;
+                if frame.id == RequestId::new(id) {
+                    return Some(frame.message);
+                }
+            }
+        });
+        let answer = answer.await;
+        record.unless_too_late(answer)?
+    }
+}
