@@ -7,9 +7,11 @@
 //! again, or for longer.
 #![expect(clippy::expect_used, reason = "a test fails by panicking")]
 
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hark_tests::{Front, Harkd, Kept, Nats, Promise, QUEUED_MAX, Roles, Trial};
+use hark_tests::{Authority, Front, Harkd, Kept, Nats, Promise, QUEUED_MAX, Roles, Trial, own_addresses};
 use rand::RngExt as _;
 use rand::rngs::StdRng;
 use tokio::task::block_in_place;
@@ -44,12 +46,15 @@ enum Blow {
 impl Cluster {
     fn start() -> Self {
         let nats = Nats::start();
-        let server = || {
-            let builder = Harkd::builder().arg(format!("--max-queued-messages={QUEUED_MAX}"));
+        let addresses = own_addresses(SERVERS);
+        let server = |address: SocketAddr| {
+            let certificate = Arc::new(Authority::trusted().sign(&[&address.ip().to_string()]));
+            let builder = Harkd::builder().listen(&address.to_string()).certificate(Some(&certificate));
+            let builder = builder.arg(format!("--max-queued-messages={QUEUED_MAX}"));
             let builder = builder.args(["--log", "info,hark_server::store=debug"]);
             Some(builder.store(nats.url()).start())
         };
-        let servers = (0..SERVERS).map(|_| server()).collect();
+        let servers = addresses.into_iter().map(server).collect();
         Self { nats, servers }
     }
 

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use async_nats::jetstream::context::GetStreamErrorKind;
+use async_nats::jetstream::context::{CreateStreamError, CreateStreamErrorKind, GetStreamErrorKind};
 use async_nats::jetstream::stream::{Config, DiscardPolicy, Republish, StorageType};
 use async_nats::jetstream::{self, Context, ErrorCode};
 use async_nats::{Client, ConnectOptions, Event, ServerInfo};
@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use zeroize::Zeroizing;
 
-use super::engine::Lost;
+use super::engine::{ATTEMPT, Lost};
 use super::nodes::Nodes;
 use super::record::{Names, Told};
 
@@ -273,7 +273,7 @@ fn version(text: &str) -> [u64; 3] {
 /// written beside the accounts.
 pub(super) async fn streams(client: &Client, config: &ClusterConfig) -> Result<Names, OpenError> {
     let mut context = jetstream::new(client.clone());
-    context.set_timeout(STREAMS_TIMEOUT);
+    context.set_timeout(ATTEMPT);
     let replicas = config.replicas.unwrap_or_else(|| default_replicas(&client.server_info()));
     let names = Names::new(config.nodes.chat(), config.shards);
     let found = ensure(&context, accounts(&names, replicas)).await?;
@@ -350,19 +350,23 @@ fn inbox(names: &Names, shard: u64, replicas: usize) -> Config {
     Config { republish, allow_atomic_publish: true, ..config }
 }
 
-/// Makes a stream where it is missing, and yields how it is.
+/// Makes a stream where it is missing, and yields how it is. Tries until it
+/// succeeds, as long as a cluster may take to agree on its leaders: a request
+/// that meets none is never answered.
 async fn ensure(context: &Context, wanted: Config) -> Result<Config, OpenError> {
     let stream = wanted.name.clone();
-    let failed = |reason: String| OpenError::Stream { stream: stream.clone(), reason };
-    let found = match context.get_stream(&stream).await {
-        Ok(found) => found.cached_info().config.clone(),
-        Err(error) if is_missing(&error.kind()) => {
-            tracing::debug!(stream, replicas = wanted.num_replicas, "making a stream");
-            // Another server may be doing the same: who comes second gets it as it is.
-            let made = context.get_or_create_stream(wanted.clone()).await;
-            made.map_err(|error| failed(advise(&error, wanted.num_replicas)))?.cached_info().config.clone()
+    let deadline = Instant::now() + STREAMS_TIMEOUT;
+    let found = loop {
+        match find_or_make(context, &wanted).await {
+            Ok(found) => break found,
+            Err(NotHad::Lost(reason)) if Instant::now() < deadline => {
+                tracing::debug!(stream, reason, "the stream cannot be had yet");
+                sleep(FIRST_PAUSE).await;
+            }
+            Err(NotHad::Lost(reason) | NotHad::Refused(reason)) => {
+                return Err(OpenError::Stream { stream, reason });
+            }
         }
-        Err(error) => return Err(failed(format!("{error}; is a majority of the nodes up?"))),
     };
     match difference(&found, &wanted) {
         Some(field) => Err(OpenError::Foreign { stream, field }),
@@ -370,14 +374,45 @@ async fn ensure(context: &Context, wanted: Config) -> Result<Config, OpenError> 
     }
 }
 
-fn is_missing(error: &GetStreamErrorKind) -> bool {
-    matches!(error, GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND)
+/// Why there is no stream: whether another try may help.
+enum NotHad {
+    Lost(String),
+    Refused(String),
 }
 
-fn advise(error: &jetstream::context::CreateStreamError, replicas: usize) -> String {
-    use jetstream::context::CreateStreamErrorKind::JetStream;
+async fn find_or_make(context: &Context, wanted: &Config) -> Result<Config, NotHad> {
+    match context.get_stream(&wanted.name).await {
+        Ok(found) => return Ok(found.cached_info().config.clone()),
+        Err(error) => match error.kind() {
+            GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {}
+            GetStreamErrorKind::JetStream(said) if !is_passing(&said) => {
+                return Err(NotHad::Refused(error.to_string()));
+            }
+            _ => return Err(NotHad::Lost(format!("{error}; is a majority of the nodes up?"))),
+        },
+    }
+    tracing::debug!(stream = wanted.name, replicas = wanted.num_replicas, "making a stream");
+    // Another server may be doing the same: who comes second gets it as it is.
+    match context.get_or_create_stream(wanted.clone()).await {
+        Ok(made) => Ok(made.cached_info().config.clone()),
+        Err(error) => Err(match error.kind() {
+            CreateStreamErrorKind::TimedOut | CreateStreamErrorKind::Response => {
+                NotHad::Lost(format!("{error}; is a majority of the nodes up?"))
+            }
+            CreateStreamErrorKind::JetStream(said) if is_passing(&said) => NotHad::Lost(said.to_string()),
+            _ => NotHad::Refused(advise(&error, wanted.num_replicas)),
+        }),
+    }
+}
+
+/// Whether the cluster only has no leader at the moment.
+fn is_passing(error: &jetstream::Error) -> bool {
+    [ErrorCode::CLUSTER_NOT_AVAILABLE, ErrorCode::CLUSTER_NOT_LEADER].contains(&error.error_code())
+}
+
+fn advise(error: &CreateStreamError, replicas: usize) -> String {
     match error.kind() {
-        JetStream(error) if error.error_code() == PEERS_MISSING => {
+        CreateStreamErrorKind::JetStream(error) if error.error_code() == PEERS_MISSING => {
             format!("{error}; are {replicas} nodes up? start them, or choose fewer with --replicas")
         }
         _ => error.to_string(),
