@@ -21,10 +21,14 @@ use bytes::Bytes;
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, mpsc};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 /// How long one try waits for its answer.
 pub(super) const ATTEMPT: Duration = Duration::from_secs(2);
+
+/// How long a question waits for its answer before it is asked again within one
+/// try: a stream without a leader answers nothing, and has one the next moment.
+const ASK_AGAIN: Duration = Duration::from_millis(500);
 
 /// Requests whose answers are awaited at the same time, at most. Others wait.
 const REQUESTS_MAX: usize = 4096;
@@ -234,7 +238,18 @@ impl Engine {
             Ok(Ok(Some(reply))) if reply.status != Some(StatusCode::NO_RESPONDERS) => {
                 PublishReply::parse(&reply.payload)
             }
-            _ => Err(NotStored::Lost),
+            Ok(Ok(_)) => {
+                tracing::debug!(subject, count, "nobody takes a batch");
+                Err(NotStored::Lost)
+            }
+            Ok(Err(error)) => {
+                tracing::debug!(subject, count, %error, "a batch is not published");
+                Err(NotStored::Lost)
+            }
+            Err(_) => {
+                tracing::debug!(subject, count, "no answer to a batch");
+                Err(NotStored::Lost)
+            }
         }
     }
 
@@ -321,9 +336,25 @@ impl Engine {
     }
 
     async fn fetch(&self, stream: &str, fetch: &Fetch<'_>) -> Result<Option<Found>, Lost> {
-        let request = serde_json::to_vec(fetch).map_err(|_| Lost)?;
-        let reply = self.request(&format!("$JS.API.STREAM.MSG.GET.{stream}"), None, request.into()).await?;
-        Fetched::parse(&reply.payload)
+        let request = Bytes::from(serde_json::to_vec(fetch).map_err(|_| Lost)?);
+        let subject = format!("$JS.API.STREAM.MSG.GET.{stream}");
+        let _permit = self.requests.acquire().await.map_err(|_| Lost)?;
+        // Any of the answers will do: each is what the leader knew after the
+        // first question.
+        let mut waiting = self.replies.wait();
+        let deadline = Instant::now() + ATTEMPT;
+        while Instant::now() < deadline {
+            let (subject, reply) = (subject.clone(), waiting.subject());
+            let asked = async {
+                self.client.publish_with_reply(subject, reply, request.clone()).await.map_err(|_| Lost)?;
+                waiting.messages.recv().await.ok_or(Lost)
+            };
+            match timeout(ASK_AGAIN, asked).await {
+                Ok(reply) => return Fetched::parse(&reply?),
+                Err(_) => tracing::debug!(stream, "no answer from the leader of the stream"),
+            }
+        }
+        Err(Lost)
     }
 
     async fn request(
@@ -334,6 +365,7 @@ impl Engine {
     ) -> Result<Message, Lost> {
         let reply = self.try_request(subject, headers, payload).await?;
         if reply.status == Some(StatusCode::NO_RESPONDERS) {
+            tracing::debug!(subject, "nobody answers");
             // There is no leader at the moment. Whoever tries again must not spin.
             return Err(Lost);
         }
@@ -359,7 +391,11 @@ impl Engine {
             sent.map_err(|_| Lost)?;
             waiting.messages.recv().await.ok_or(Lost)
         };
-        timeout(ATTEMPT, asked).await.unwrap_or(Err(Lost))
+        let begun = Instant::now();
+        timeout(ATTEMPT, asked).await.unwrap_or_else(|_| {
+            tracing::debug!(subject, waited = ?begun.elapsed(), "no answer");
+            Err(Lost)
+        })
     }
 }
 
@@ -458,8 +494,8 @@ struct FetchedMessage {
 }
 
 impl Fetched {
-    fn parse(reply: &[u8]) -> Result<Option<Found>, Lost> {
-        match serde_json::from_slice(reply) {
+    fn parse(reply: &Message) -> Result<Option<Found>, Lost> {
+        match serde_json::from_slice(&reply.payload) {
             Ok(Self { message: Some(message), .. }) => {
                 let payload = BASE64_STANDARD.decode(message.data).map_err(|_| Lost)?;
                 Ok(Some(Found { subject: message.subject, sequence: message.seq, payload: payload.into() }))
