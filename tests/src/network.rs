@@ -33,6 +33,9 @@ impl FarMachine {
     /// Where the far machine is reached.
     pub const FAR_ADDRESS: &str = "10.200.0.2";
 
+    /// Where it is reached by another link, which is never cut.
+    pub const FAR_ADDRESS_UNCUT: &str = "10.201.0.2";
+
     /// Runs the test of this name, which calls this first, in a network of its
     /// own with such a machine. `None` where it has run there, in a process of
     /// its own, and has passed: there is nothing left to do.
@@ -71,15 +74,21 @@ impl FarMachine {
         BufReader::new(keeper.stdout.take().expect("its output")).read_line(&mut line).expect("a line");
         assert_eq!(line, "ready\n");
         let far = Self { keeper };
-        let process = far.keeper.id().to_string();
         ip(&["link", "set", "lo", "up"]);
-        ip(&["link", "add", NEAR, "type", "veth", "peer", "name", FAR, "netns", &process]);
-        ip(&["addr", "add", &format!("{}/24", Self::NEAR_ADDRESS), "dev", NEAR]);
-        ip(&["link", "set", NEAR, "up"]);
         far.ip(&["link", "set", "lo", "up"]);
-        far.ip(&["addr", "add", &format!("{}/24", Self::FAR_ADDRESS), "dev", FAR]);
-        far.mend();
+        far.link([NEAR, FAR], [Self::NEAR_ADDRESS, Self::FAR_ADDRESS]);
+        far.link(["near-uncut", "far-uncut"], ["10.201.0.1", Self::FAR_ADDRESS_UNCUT]);
         far
+    }
+
+    /// A link between the two machines: the names and the addresses of its ends.
+    fn link(&self, [near, far]: [&str; 2], [near_address, far_address]: [&str; 2]) {
+        let process = self.keeper.id().to_string();
+        ip(&["link", "add", near, "type", "veth", "peer", "name", far, "netns", &process]);
+        ip(&["addr", "add", &format!("{near_address}/24"), "dev", near]);
+        ip(&["link", "set", near, "up"]);
+        self.ip(&["addr", "add", &format!("{far_address}/24"), "dev", far]);
+        self.ip(&["link", "set", far, "up"]);
     }
 
     /// Lets nothing through any more, without a word to either side.

@@ -347,7 +347,8 @@ impl Record {
         let (stored, read) = (self.stored.lock().unwrap(), self.read.lock().unwrap());
         let (mut answered, mut compared) = (0, 0);
         let mut broken = Vec::new();
-        for ((sender, recipient), texts) in stored.iter().filter(|((_, recipient), _)| recipient != "reborn") {
+        for ((sender, recipient), texts) in stored.iter().filter(|((_, recipient), _)| recipient != "reborn")
+        {
             let texts: Vec<&String> = texts.values().collect();
             answered += texts.len();
             let prefix = format!("{sender}:");
@@ -357,7 +358,8 @@ impl Record {
             compared += same;
             if same < texts.len() || same < seen.len() {
                 let around = same.saturating_sub(2)..same + 6;
-                let show = |all: &[&String]| format!("{:?}", all.get(around.start..around.end.min(all.len())));
+                let show =
+                    |all: &[&String]| format!("{:?}", all.get(around.start..around.end.min(all.len())));
                 broken.push(format!(
                     "{sender} to {recipient}: {} answered and {} read; they differ at {same}: {} were answered, {} were read",
                     texts.len(),

@@ -8,10 +8,14 @@
 #![expect(clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hark_tests::{Authority, Front, Harkd, Kept, Nats, Promise, QUEUED_MAX, Roles, Trial, own_addresses};
+use hark_tests::{
+    Authority, FarMachine, Front, Harkd, HarkdBuilder, Kept, Nats, Promise, QUEUED_MAX, Roles, Trial,
+    own_addresses,
+};
 use rand::RngExt as _;
 use rand::rngs::StdRng;
 use tokio::task::block_in_place;
@@ -27,6 +31,17 @@ const ANSWER: Duration = Duration::from_secs(45);
 
 /// How long somebody waits who does not wait for a server that stands still.
 const HASTE: Duration = Duration::from_secs(3);
+
+/// How long a link is cut so that everything goes on afterwards, and so that a
+/// server gives up before.
+const SHORT_MS: u64 = 5_000;
+const LONG_MS: u64 = 25_000;
+
+/// How long the run is, in seconds.
+const SECONDS: &str = "HARK_CLUSTER_SECONDS";
+
+/// What a server says, for a failure.
+const LOG: &str = "info,hark_server::store=debug";
 
 const END: Duration = Duration::from_secs(120);
 
@@ -44,18 +59,41 @@ enum Blow {
 }
 
 impl Cluster {
+    /// Where everything is on one machine.
     fn start() -> Self {
         let nats = Nats::start();
-        let addresses = own_addresses(SERVERS);
-        let server = |address: SocketAddr| {
-            let certificate = Arc::new(Authority::trusted().sign(&[&address.ip().to_string()]));
-            let builder = Harkd::builder().listen(&address.to_string()).certificate(Some(&certificate));
-            let builder = builder.arg(format!("--max-queued-messages={QUEUED_MAX}"));
-            let builder = builder.args(["--log", "info,hark_server::store=debug"]);
-            Some(builder.store(nats.url()).start())
+        let servers = own_addresses(SERVERS).iter().map(|address| server(&nats, address).start()).collect();
+        Self::of(nats, servers)
+    }
+
+    /// Where some nodes are on the far machine, and the last of the servers if
+    /// that is said: it is linked to its clients in any case.
+    fn with_far(far: &FarMachine, nodes: &[usize], has_server: bool) -> Self {
+        let nats = Nats::builder(NODES).on(far, nodes.iter().copied()).start();
+        let mut servers: Vec<_> =
+            own_addresses(SERVERS).iter().map(|address| server(&nats, address)).collect();
+        if has_server {
+            servers.pop();
+            let address = SocketAddr::new(FarMachine::FAR_ADDRESS_UNCUT.parse().expect("an address"), 0);
+            let allowed = ["--allow-plaintext", "--allow-open-accounts"];
+            servers.push(server(&nats, &address).args(allowed).run_by(far.enter()));
+        }
+        let servers = servers.into_iter().map(HarkdBuilder::start).collect();
+        Self::of(nats, servers)
+    }
+
+    fn of(nats: Nats, servers: Vec<Harkd>) -> Self {
+        Self { nats, servers: servers.into_iter().map(Some).collect() }
+    }
+
+    async fn promise(&self, patience: Duration, trial: &mut Trial) -> Promise {
+        let roles = Roles {
+            servers: self.servers.iter().flatten().map(Harkd::address).collect(),
+            fronts: FRONTS.to_vec(),
+            patience,
+            end_within: END,
         };
-        let servers = addresses.into_iter().map(server).collect();
-        Self { nats, servers }
+        Promise::begin(roles, trial.random()).await
     }
 
     fn server(&mut self, n: usize) -> &mut Option<Harkd> {
@@ -84,17 +122,17 @@ impl Cluster {
     }
 }
 
+fn server(nats: &Nats, address: &SocketAddr) -> HarkdBuilder {
+    let certificate = Arc::new(Authority::trusted().sign(&[&address.ip().to_string()]));
+    let builder = Harkd::builder().listen(&address.to_string()).certificate(Some(&certificate));
+    builder.store(nats.url()).args(["--log", LOG]).arg(format!("--max-queued-messages={QUEUED_MAX}"))
+}
+
 /// Deals such blows until the time is over: each to any of the processes, for
 /// so many milliseconds, and the next once something was answered since.
-async fn trial(mut trial: Trial, blow: Blow, down_ms: std::ops::Range<u64>, patience: Duration) -> Kept {
+async fn deal(mut trial: Trial, blow: Blow, down_ms: Range<u64>, patience: Duration) -> Kept {
     let mut cluster = block_in_place(Cluster::start);
-    let roles = Roles {
-        servers: cluster.servers.iter().flatten().map(Harkd::address).collect(),
-        fronts: FRONTS.to_vec(),
-        patience,
-        end_within: END,
-    };
-    let promise = Promise::begin(roles, trial.random()).await;
+    let promise = cluster.promise(patience, &mut trial).await;
     let mut blows = [0; NODES + SERVERS];
     let start = Instant::now();
     while start.elapsed() < trial.time {
@@ -102,7 +140,7 @@ async fn trial(mut trial: Trial, blow: Blow, down_ms: std::ops::Range<u64>, pati
         pause(&mut trial.random, 500..3000).await;
         promise.answer_after(before).await;
         let process = trial.random.random_range(0..blows.len());
-        println!("{:6.1} s: {blow:?} {process}, {} answers", start.elapsed().as_secs_f64(), promise.answers());
+        tell(start, &promise, format_args!("{blow:?} {process}"));
         block_in_place(|| cluster.down(process, blow));
         pause(&mut trial.random, down_ms.clone()).await;
         block_in_place(|| cluster.up(process, blow));
@@ -110,24 +148,77 @@ async fn trial(mut trial: Trial, blow: Blow, down_ms: std::ops::Range<u64>, pati
             *count += 1;
         }
     }
-    println!("{:6.1} s: {blow:?} of the nodes and the servers: {blows:?}", start.elapsed().as_secs_f64());
+    tell(start, &promise, format_args!("{blow:?} of nodes and servers, in all: {blows:?}"));
     let kept = promise.end().await;
     assert!(blows.iter().sum::<u32>() > 0, "nothing was done to anybody");
     kept.assert_all_tried();
     kept
 }
 
-async fn pause(random: &mut StdRng, ms: std::ops::Range<u64>) {
+/// Cuts the link to the far machine again and again until the time is over, the
+/// first time for so many milliseconds.
+async fn cut(mut trial: Trial, far: &FarMachine, cluster: Cluster, first_ms: u64) -> Kept {
+    let promise = cluster.promise(ANSWER, &mut trial).await;
+    let (mut cuts, start) = (0, Instant::now());
+    while start.elapsed() < trial.time {
+        let before = promise.answers();
+        pause(&mut trial.random, 500..3000).await;
+        promise.answer_after(before).await;
+        let ms = if cuts == 0 { first_ms } else { trial.random.random_range(500..10_000) };
+        tell(start, &promise, format_args!("a cut of {ms} ms"));
+        far.cut();
+        sleep(Duration::from_millis(ms)).await;
+        far.mend();
+        cuts += 1;
+    }
+    tell(start, &promise, format_args!("{cuts} cuts in all"));
+    let kept = promise.end().await;
+    assert!(cuts > 0, "nothing was cut");
+    kept.assert_all_tried();
+    assert_eq!(kept.given_up, 0, "some answer did not come");
+    kept
+}
+
+fn tell(start: Instant, promise: &Promise, what: std::fmt::Arguments<'_>) {
+    println!("{:6.1} s, {} answers: {what}", start.elapsed().as_secs_f64(), promise.answers());
+}
+
+async fn pause(random: &mut StdRng, ms: Range<u64>) {
     sleep(Duration::from_millis(random.random_range(ms))).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_answered_is_read_once_and_in_order_whoever_of_a_cluster_is_killed() {
-    let kept = trial(Trial::of("HARK_CLUSTER_SECONDS", 45), Blow::Kill, 100..2000, ANSWER).await;
+    let kept = deal(Trial::of(SECONDS, 45), Blow::Kill, 100..2000, ANSWER).await;
     assert_eq!(kept.given_up, 0, "some answer did not come");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_answered_is_read_once_and_in_order_whoever_of_a_cluster_stands_still() {
-    trial(Trial::of("HARK_CLUSTER_SECONDS", 45), Blow::Freeze, 500..8000, HASTE).await;
+    deal(Trial::of(SECONDS, 30), Blow::Freeze, 500..8000, HASTE).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_answered_is_read_once_and_in_order_though_a_node_is_cut_off() {
+    let test = "what_was_answered_is_read_once_and_in_order_though_a_node_is_cut_off";
+    let Some(far) = FarMachine::of_test(test) else { return };
+    let cluster = block_in_place(|| Cluster::with_far(&far, &[NODES - 1], false));
+    cut(Trial::of(SECONDS, 30), &far, cluster, SHORT_MS).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_answered_is_read_once_and_in_order_though_a_server_is_cut_off_from_the_nodes() {
+    let test = "what_was_answered_is_read_once_and_in_order_though_a_server_is_cut_off_from_the_nodes";
+    let Some(far) = FarMachine::of_test(test) else { return };
+    let cluster = block_in_place(|| Cluster::with_far(&far, &[], true));
+    let kept = cut(Trial::of(SECONDS, 45), &far, cluster, LONG_MS).await;
+    assert!(kept.unavailable > 0, "whoever could not be served was not told");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_answered_is_read_once_and_in_order_though_a_server_is_cut_off_with_one_node() {
+    let test = "what_was_answered_is_read_once_and_in_order_though_a_server_is_cut_off_with_one_node";
+    let Some(far) = FarMachine::of_test(test) else { return };
+    let cluster = block_in_place(|| Cluster::with_far(&far, &[NODES - 1], true));
+    cut(Trial::of(SECONDS, 30), &far, cluster, SHORT_MS).await;
 }
