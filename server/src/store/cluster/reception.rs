@@ -25,6 +25,9 @@ use crate::store::{Account, End, Feed};
 /// After so long without a message it is seen whether there is one.
 const SILENCE: Duration = Duration::from_secs(30);
 
+/// How long after a failure it is tried again.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
 /// The reception of an account at this server.
 #[derive(Debug)]
 pub(super) struct Reception {
@@ -124,9 +127,9 @@ impl Task {
                     silent_until = Instant::now();
                 }
                 () = sleep_until(silent_until) => {
-                    self.look().await;
+                    let pause = if self.look().await { SILENCE } else { LOOK_AGAIN };
                     // Not all at the same time.
-                    silent_until = Instant::now() + SILENCE.mul_f64(rand::random_range(0.8..1.2));
+                    silent_until = Instant::now() + pause.mul_f64(rand::random_range(0.8..1.2));
                 }
             }
         }
@@ -183,11 +186,13 @@ impl Task {
         }
     }
 
-    /// Looks whether something was missed.
-    async fn look(&mut self) {
-        if let Err(Lost) = self.try_to_look().await {
+    /// Looks whether something was missed; whether it could.
+    async fn look(&mut self) -> bool {
+        let looked = self.try_to_look().await;
+        if let Err(Lost) = looked {
             tracing::debug!(name = %self.claim.account.name, "could not look whether a message was missed");
         }
+        looked.is_ok()
     }
 
     async fn try_to_look(&mut self) -> Result<(), Lost> {

@@ -34,11 +34,16 @@ pub(super) const REMEMBERED: Duration = Duration::from_secs(OUTCOME_SECONDS_MIN)
 /// nothing for half of it reads all accounts again.
 pub(super) const ENDED_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// How long the first connection may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long it may take to connect to one node. One that is cut off does not
+/// answer at all, and another may.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How often it is seen whether the connection still works.
-const PING_INTERVAL: Duration = Duration::from_secs(5);
+/// The longest pause between two tries to connect.
+const CONNECT_PAUSE_MAX: Duration = Duration::from_secs(1);
+
+/// How often it is seen whether the connection still works. It is given up when
+/// three in a row are not answered.
+const PING_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Messages that wait for one subscription, at most. More are lost, which
 /// makes whoever waits for them read the streams instead.
@@ -198,6 +203,7 @@ pub(super) async fn connect(config: &ClusterConfig) -> Result<(Client, watch::Re
     let options = authenticated(&config.credentials)?
         .name("harkd")
         .connection_timeout(CONNECT_TIMEOUT)
+        .reconnect_delay_callback(connect_pause)
         .ping_interval(PING_INTERVAL)
         .subscription_capacity(SUBSCRIPTION_MAX)
         .event_callback(move |event| {
@@ -219,6 +225,13 @@ pub(super) async fn connect(config: &ClusterConfig) -> Result<(Client, watch::Re
         return Err(OpenError::Payload { node, texts, payload });
     }
     Ok((client, seen))
+}
+
+/// None before the first try, then each twice as long as the last.
+fn connect_pause(tries: usize) -> Duration {
+    let doublings = u32::try_from(tries.saturating_sub(1)).unwrap_or(u32::MAX);
+    let pause = Duration::from_millis(2_u64.saturating_pow(doublings));
+    if doublings == 0 { Duration::ZERO } else { pause.min(CONNECT_PAUSE_MAX) }
 }
 
 fn authenticated(credentials: &Credentials) -> Result<ConnectOptions, OpenError> {
