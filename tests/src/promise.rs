@@ -84,6 +84,8 @@ pub struct Kept {
     pub rebirths: u64,
     /// Connections that were given up since no answer came in time.
     pub given_up: u64,
+    /// Connections that were not told in time that another has taken over.
+    pub byes_missed: u64,
     /// Answers that said `error unavailable`.
     pub unavailable: u64,
     /// The longest time in which no send was answered.
@@ -115,6 +117,7 @@ struct Record {
     takeovers: AtomicU64,
     rebirths: AtomicU64,
     given_up: AtomicU64,
+    byes_missed: AtomicU64,
     unavailable: AtomicU64,
     stop_sending: AtomicBool,
     stop_reading: AtomicBool,
@@ -239,7 +242,7 @@ impl fmt::Display for Kept {
         write!(
             f,
             "{} answered, {} compared; {refused} refused, {queue_full} of them by a full queue; \
-             {} takeovers, {} accounts made again; {} unavailable, {} connections given up; \
+             {} takeovers, {} accounts made again; {} unavailable, {} connections given up, {} byes missed; \
              longest pause {:.1} s, longest send {:.1} s, longest answer {:.1} s; connections by {:?}",
             self.answered,
             self.compared,
@@ -247,6 +250,7 @@ impl fmt::Display for Kept {
             self.rebirths,
             self.unavailable,
             self.given_up,
+            self.byes_missed,
             seconds(self.longest_pause),
             seconds(self.longest_send),
             seconds(self.longest_answer),
@@ -289,6 +293,7 @@ impl Record {
             takeovers: AtomicU64::new(0),
             rebirths: AtomicU64::new(0),
             given_up: AtomicU64::new(0),
+            byes_missed: AtomicU64::new(0),
             unavailable: AtomicU64::new(0),
             stop_sending: AtomicBool::new(false),
             stop_reading: AtomicBool::new(false),
@@ -310,8 +315,10 @@ impl Record {
     async fn connect(&self, random: &mut StdRng, session: Option<&str>) -> Option<Connection<'_>> {
         let server = self.roles.servers[random.random_range(0..self.roles.servers.len())];
         let nth = random.random_range(0..self.roles.fronts.len());
-        let opened = timeout(self.roles.patience, self.roles.fronts[nth].link(server)).await;
-        let mut connection = Connection { link: self.unless_too_late(opened)??, record: self };
+        let front = self.roles.fronts[nth];
+        let opened = timeout(self.roles.patience, front.link(server)).await;
+        let link = self.unless_too_late(opened, || format!("{server} is not reached by {front:?}"))??;
+        let mut connection = Connection { link, at: (server, front), record: self };
         if let Some(session) = session {
             let hello = Request::Hello { version: 1, session: session.parse().unwrap() };
             match connection.ask(u32::MAX, hello).await? {
@@ -324,8 +331,9 @@ impl Record {
         Some(connection)
     }
 
-    fn unless_too_late<T, E>(&self, result: Result<T, E>) -> Option<T> {
+    fn unless_too_late<T, E>(&self, result: Result<T, E>, what: impl FnOnce() -> String) -> Option<T> {
         if result.is_err() {
+            println!("given up: {}", what());
             self.given_up.fetch_add(1, Ordering::SeqCst);
         }
         result.ok()
@@ -392,6 +400,7 @@ impl Record {
             takeovers: count(&self.takeovers),
             rebirths: count(&self.rebirths),
             given_up: count(&self.given_up),
+            byes_missed: count(&self.byes_missed),
             unavailable: count(&self.unavailable),
             longest_pause: answers.longest_pause,
             longest_send: answers.longest_send,
@@ -547,7 +556,11 @@ async fn take_over(user: &str, record: &Record, random: &mut StdRng, mut former:
     };
     let mut said_bye = false;
     loop {
-        match former.next_in_time().await {
+        let Ok(next) = timeout(record.roles.patience, former.next()).await else {
+            record.byes_missed.fetch_add(1, Ordering::SeqCst);
+            return;
+        };
+        match next {
             Some(Frame { message: Reply::Bye(_), .. }) => {
                 said_bye = true;
                 former.write_all([(7, Request::Ping)]).await;
@@ -606,16 +619,27 @@ async fn reborn(record: Arc<Record>, mut random: StdRng) {
 /// A connection that may end at any time, which is then said by `None`.
 struct Connection<'a> {
     link: Box<dyn Link>,
+    at: (SocketAddr, Front),
     record: &'a Record,
 }
 
 impl Connection<'_> {
     async fn write_all(&mut self, requests: impl IntoIterator<Item = (u32, Request)>) -> Option<()> {
-        let requests = requests.into_iter().collect();
-        // Over calls of gRPC these are the answers, one after the other.
-        let patience = self.record.roles.patience;
-        let written = timeout(patience, self.link.write_all(requests)).await;
-        self.record.unless_too_late(written)?
+        // Over calls of gRPC this waits for the answers, one after the other.
+        for chunk in self.in_turn(requests) {
+            let written = timeout(self.record.roles.patience, self.link.write_all(chunk)).await;
+            self.record.unless_too_late(written, || format!("{:?} does not take requests", self.at))??;
+        }
+        Some(())
+    }
+
+    /// What is to be said in one go.
+    fn in_turn(&self, requests: impl IntoIterator<Item = (u32, Request)>) -> Vec<Vec<(u32, Request)>> {
+        let requests: Vec<_> = requests.into_iter().collect();
+        match self.at.1 {
+            Front::Calls => requests.into_iter().map(|request| vec![request]).collect(),
+            Front::Native | Front::Tls | Front::Bidi => vec![requests],
+        }
     }
 
     async fn next(&mut self) -> Option<Frame<Reply>> {
@@ -624,13 +648,14 @@ impl Connection<'_> {
 
     async fn next_in_time(&mut self) -> Option<Frame<Reply>> {
         let next = timeout(self.record.roles.patience, self.link.next()).await;
-        self.record.unless_too_late(next)?
+        self.record.unless_too_late(next, || format!("{:?} does not answer a send", self.at))?
     }
 
     /// Asks, and drops what comes before the answer.
     async fn ask(&mut self, id: u32, request: Request) -> Option<Reply> {
+        let asked = format!("{request:?}");
         self.write_all([(id, request)]).await?;
-        let record = self.record;
+        let (record, at) = (self.record, self.at);
         let answer = timeout(record.roles.patience, async {
             loop {
                 let frame = self.next().await?;
@@ -639,7 +664,6 @@ impl Connection<'_> {
                 }
             }
         });
-        let answer = answer.await;
-        record.unless_too_late(answer)?
+        record.unless_too_late(answer.await, || format!("{at:?} does not answer {asked}"))?
     }
 }
