@@ -19,6 +19,7 @@ hark_tests::through_all_fronts! {
     sessions:
         who_has_entered_an_account_deletes_it_without_a_password,
         wrong_passwords_are_limited_and_lock_out_nobody_who_is_right_elsewhere,
+        guesses_at_the_same_time_are_as_few_as_one_after_another,
         a_flood_of_logins_does_not_stall_the_chat,
         with_require_password_nobody_does_nothing_but_create,
         with_require_password_an_account_without_one_is_not_entered,
@@ -149,6 +150,29 @@ async fn wrong_passwords_are_limited_and_lock_out_nobody_who_is_right_elsewhere(
     let mut answer = [0; 1024];
     stream.read_exact(&mut answer).await.unwrap();
     assert!(answer.starts_with(b"ok\0"), "{:?}", String::from_utf8_lossy(&answer));
+}
+
+async fn guesses_at_the_same_time_are_as_few_as_one_after_another(one: Front, other: Front) {
+    let (server, mut wire) = start(one, Harkd::builder()).await;
+    wire.ok(create("bob", Some("secret"))).await;
+    let mut guessers = Vec::new();
+    for n in 0..60 {
+        let mut guesser = [one, other][n % 2].connect(server.address()).await;
+        guesser.ping().await;
+        guessers.push(guesser);
+    }
+    for guesser in &mut guessers {
+        guesser.write(1000, login("bob", Some("wrong"))).await;
+    }
+    let mut tried = 0;
+    for mut guesser in guessers {
+        let Reply::NotOk(refusal) = guesser.reply_to(1000).await else { panic!("a guess was right") };
+        assert!([Code::Denied, Code::RateLimited].contains(&refusal.code), "{refusal}");
+        tried += usize::from(refusal.code == Code::Denied);
+    }
+    // Those that are hashed at the same time are all let in.
+    let at_once = std::thread::available_parallelism().map_or(1, |processors| processors.get().div_ceil(2));
+    assert!((5..5 + at_once).contains(&tried), "{tried} passwords were tried");
 }
 
 async fn a_flood_of_logins_does_not_stall_the_chat(one: Front, other: Front) {

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use hark_protocol::{Code, OkFields, Password, Reply, Sequence, UserName};
 use tokio::time::Instant;
 
+use super::passwords::Turn;
 use super::replies::{LOGIN_FIRST, exists, no_such_user};
 use super::{Chat, Fault, MayList};
 use crate::store::{Account, AccountEntry, Created, PasswordHash, Pending, ReadLimit, Receiver};
@@ -101,7 +102,7 @@ impl Chat {
         if self.store.account(user).await?.is_some() {
             return Err(Fault::Refused(exists(user)));
         }
-        let hash = self.hasher.hash(address, password).await?;
+        let hash = self.hash(address, password).await?;
         Ok(self.store.create(user, Some(hash)))
     }
 
@@ -148,7 +149,7 @@ impl Chat {
             }
             entry
         };
-        let hash = self.hasher.hash(address, new).await?;
+        let hash = self.hash(address, new).await?;
         if self.store.set_password(&entry.account, entry.password, hash).await? {
             Ok(Reply::Ok(OkFields::none()))
         } else {
@@ -264,12 +265,12 @@ impl Chat {
         password: Password,
         hash: PasswordHash,
     ) -> Result<(), Fault> {
-        self.attempts.check(user, address, Instant::now())?;
-        if self.hasher.verify(address, password, hash).await? {
+        let mut turn = self.attempt(address, user).await?;
+        if turn.verify(password, hash).await? {
             return Ok(());
         }
         tracing::info!(%user, %address, "wrong password");
-        self.count_wrong(user, address).await;
+        self.count_wrong(turn, user, address).await;
         denied()
     }
 
@@ -281,17 +282,32 @@ impl Chat {
         password: Option<&Password>,
     ) -> Result<(), Fault> {
         let Some(password) = password else { return Ok(()) };
-        self.attempts.check(user, address, Instant::now())?;
-        self.hasher.hash(address, password.clone()).await?;
-        self.count_wrong(user, address).await;
+        let mut turn = self.attempt(address, user).await?;
+        turn.hash(password.clone()).await?;
+        self.count_wrong(turn, user, address).await;
         Ok(())
     }
 
-    async fn count_wrong(&self, user: &UserName, address: IpAddr) {
+    /// Waits for the turn of an attempt, if it may be made. That is asked again
+    /// when the turn comes: those before it may have been wrong.
+    async fn attempt(&self, address: IpAddr, user: &UserName) -> Result<Turn<'_>, Fault> {
+        self.attempts.check(user, address, Instant::now())?;
+        let turn = self.hasher.turn(address).await?;
+        self.attempts.check(user, address, Instant::now())?;
+        Ok(turn)
+    }
+
+    /// Counts a wrong attempt before the next has its turn.
+    async fn count_wrong(&self, turn: Turn<'_>, user: &UserName, address: IpAddr) {
         let wait = self.attempts.was_wrong(user, address, Instant::now());
+        drop(turn);
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;
         }
+    }
+
+    async fn hash(&self, address: IpAddr, password: Password) -> Result<PasswordHash, Fault> {
+        self.hasher.turn(address).await?.hash(password).await
     }
 }
 

@@ -45,8 +45,9 @@ struct Tables {
 
 impl Attempts {
     /// Whether another attempt may be made. It counts only once it was wrong, so
-    /// that many who are right can come at the same time from one address; those
-    /// that are under way are bounded by the [`super::passwords::Hasher`].
+    /// that many who are right can come at the same time from one address. So ask
+    /// when it has its [`super::passwords::Turn`], and keep that until it counts:
+    /// then no more are made beyond the limit than are hashed at once.
     ///
     /// # Errors
     /// [`hark_protocol::Code::RateLimited`] with the seconds to wait.

@@ -1,23 +1,20 @@
 //! `list`: the names that match a pattern, page by page, so that a big list
 //! holds up nobody: neither a lock nor an async thread is kept for long.
 
-use std::time::Duration;
+use std::net::IpAddr;
 
 use bytestring::ByteString;
 use hark_protocol::limits::FRAME_BYTES_MIN;
 use hark_protocol::message::list_parts;
 use hark_protocol::{Code, OkFields, Reply, UserName};
 use regex::{Regex, RegexBuilder};
-use tokio::sync::{Semaphore, SemaphorePermit};
 
+use super::turns::Turns;
 use super::{Chat, Fault};
-use crate::store::Unavailable;
 
-/// `list`s that run at the same time.
+/// `list`s that run at the same time: they are work for a processor, and the chat
+/// goes before.
 const AT_ONCE: usize = 1;
-
-/// `list`s that run or wait for their turn, at most.
-const IN_LINE_MAX: usize = 256;
 
 /// Names that are looked at before others get a turn.
 const PAGE_NAMES: usize = 1024;
@@ -26,42 +23,30 @@ const PAGE_NAMES: usize = 1024;
 const REPLY_BYTES_MAX: usize = 16 * 1024;
 
 /// Memory that a compiled pattern may take, in bytes.
-const PATTERN_BYTES_MAX: usize = 1024 * 1024;
+const COMPILED_BYTES_MAX: usize = 1024 * 1024;
 
-/// The `list`s of all connections: few at a time, since they are work for a
-/// processor and the chat goes before, and not too many in line.
-#[derive(Debug)]
-pub(super) struct Lists {
-    at_once: Semaphore,
-    in_line: Semaphore,
-}
+/// Bytes of a pattern, at most. Not what it is compiled to, but each class of
+/// characters in it takes time, up to milliseconds for a few bytes.
+const PATTERN_BYTES_MAX: usize = 1024;
 
-impl Default for Lists {
-    fn default() -> Self {
-        Self { at_once: Semaphore::new(AT_ONCE), in_line: Semaphore::new(IN_LINE_MAX) }
-    }
-}
-
-impl Lists {
-    /// Waits for a turn; it ends when what is yielded is dropped.
-    async fn turn(&self) -> Result<(SemaphorePermit<'_>, SemaphorePermit<'_>), Fault> {
-        let Ok(place) = self.in_line.try_acquire() else {
-            return Fault::rate_limited(Duration::from_secs(1), "too many lists are being made");
-        };
-        let turn = self.at_once.acquire().await.map_err(|_| Unavailable)?;
-        Ok((place, turn))
-    }
+/// The turns of all `list`s.
+pub(super) fn turns() -> Turns {
+    Turns::new(AT_ONCE, "too many lists are being made")
 }
 
 impl Chat {
-    /// The replies to a `list`: names in order, then how many.
+    /// The replies to a `list` from `address`: names in order, then how many.
     ///
     /// # Errors
     /// [`Code::BadPattern`] with what is wrong with it; [`Code::RateLimited`].
-    pub(super) async fn list(&self, pattern: Option<ByteString>) -> Result<Vec<Reply>, Fault> {
-        let _turn = self.lists.turn().await?;
+    pub(super) async fn list(
+        &self,
+        address: IpAddr,
+        pattern: Option<ByteString>,
+    ) -> Result<Vec<Reply>, Fault> {
+        let mut turn = self.lists.next(address).await?;
         let pattern = match pattern {
-            Some(pattern) => Some(off_thread(move || compile(&pattern)).await??),
+            Some(pattern) => Some(turn.off_thread(move || compile(&pattern)).await??),
             None => None,
         };
         let wanted = self.rules.list_names_max;
@@ -76,10 +61,10 @@ impl Chat {
                 None => page,
                 Some(pattern) => {
                     let pattern = pattern.clone();
-                    off_thread(move || {
+                    let matching = move || -> Vec<UserName> {
                         page.into_iter().filter(|name| pattern.is_match(name.as_str())).collect()
-                    })
-                    .await?
+                    };
+                    turn.off_thread(matching).await?
                 }
             });
         }
@@ -98,9 +83,15 @@ impl Chat {
 }
 
 fn compile(pattern: &str) -> Result<Regex, Fault> {
+    if pattern.len() > PATTERN_BYTES_MAX {
+        return Fault::refused(
+            Code::BadPattern,
+            format!("a pattern has at most {PATTERN_BYTES_MAX} bytes, this has {}", pattern.len()),
+        );
+    }
     RegexBuilder::new(pattern)
-        .size_limit(PATTERN_BYTES_MAX)
-        .dfa_size_limit(PATTERN_BYTES_MAX)
+        .size_limit(COMPILED_BYTES_MAX)
+        .dfa_size_limit(COMPILED_BYTES_MAX)
         .build()
         .or_else(|error| {
             // The library draws a picture of the place over several lines; what
@@ -109,10 +100,6 @@ fn compile(pattern: &str) -> Result<Regex, Fault> {
             let what = text.lines().last().unwrap_or_default().trim().trim_start_matches("error: ");
             Fault::refused(Code::BadPattern, format!("not a regular expression: {what}"))
         })
-}
-
-async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Unavailable> {
-    tokio::task::spawn_blocking(work).await.map_err(|_| Unavailable)
 }
 
 #[cfg(test)]
@@ -132,5 +119,14 @@ mod tests {
             "a{99999}{99999}",
             "not a regular expression: Compiled regex exceeds size limit of 1048576 bytes.",
         );
+    }
+
+    #[test]
+    fn a_pattern_is_short_enough_to_be_compiled_soon() {
+        // Each of these classes is looked at letter by letter, all 1.1 million.
+        let classes = "[\u{1}-\u{10fffd}]".repeat(1000);
+        check_bad(&format!("(?i){classes}"), "a pattern has at most 1024 bytes, this has 8004");
+        assert!(compile(&"a".repeat(1024)).is_ok());
+        check_bad(&"a".repeat(1025), "a pattern has at most 1024 bytes, this has 1025");
     }
 }

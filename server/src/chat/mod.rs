@@ -14,6 +14,7 @@
 //! | `replies` | what is answered to what the store has decided |
 //! | `send_sessions` | which connection has which send session open |
 //! | `taking` | what is queued, for readers that cannot acknowledge |
+//! | `turns` | turns at what few can do at a time, by address |
 //! | `control` | how a connection is told to end |
 
 mod accounts;
@@ -27,6 +28,7 @@ mod reception;
 mod replies;
 mod send_sessions;
 mod taking;
+mod turns;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -38,10 +40,10 @@ use tokio::sync::Semaphore;
 
 use crate::store::{Store, Unavailable};
 use attempts::Attempts;
-use listing::Lists;
 use pace::Users;
 use passwords::Hasher;
 use send_sessions::SendSessions;
+use turns::Turns;
 
 pub use control::{Control, Wish};
 pub use pace::{Pace, Rates};
@@ -108,7 +110,7 @@ pub struct Chat {
     send_sessions: Arc<SendSessions>,
     /// Room for messages that are under way to the store.
     room: Arc<Semaphore>,
-    lists: Lists,
+    lists: Turns,
 }
 
 impl Chat {
@@ -121,7 +123,7 @@ impl Chat {
             attempts: Attempts::default(),
             users: Users::new(&rules.rates),
             room: Arc::new(Semaphore::new(ROOM_UNITS)),
-            lists: Lists::default(),
+            lists: listing::turns(),
             store,
             rules,
         }

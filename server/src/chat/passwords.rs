@@ -1,37 +1,22 @@
 //! Password hashing with Argon2id, off the async threads and bounded, so that a
 //! flood of logins does not stall the chat.
 
-use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use argon2::password_hash::{self, phc};
 use argon2::{Algorithm, Argon2, Block, Params, Version};
 use hark_protocol::Password;
-use tokio::sync::Semaphore;
 
 use super::Fault;
-use crate::limit::network;
+use super::turns::{self, Turns};
 use crate::store::{PasswordHash, Unavailable};
-
-/// Passwords that wait to be hashed, at most. Half a minute's work or less.
-const WAITING_MAX: usize = 256;
-
-/// Passwords from one address among them. More wait until these are done, so
-/// that whoever comes from elsewhere is soon served.
-const FROM_ADDRESS_MAX: usize = 16;
 
 /// Hashes and verifies passwords by the library's default parameters
 /// (Argon2id, 19 MiB, 2 passes, 1 lane).
 #[derive(Debug)]
 pub struct Hasher {
-    at_once: Arc<Semaphore>,
-    waiting: AtomicUsize,
-    // A lock, since places are given back where a caller is dropped. It is held
-    // for one look-up. An address is there while somebody waits in it.
-    addresses: Mutex<HashMap<IpAddr, Arc<Semaphore>>>,
+    turns: Turns,
     // A lock, since any thread may hash. It is held to take one or give it back.
     memories: Arc<Mutex<Vec<Memory>>>,
 }
@@ -45,107 +30,59 @@ impl Default for Hasher {
     /// As many at once as half of the processors, and at least one.
     fn default() -> Self {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        Self {
-            at_once: Arc::new(Semaphore::new((processors / 2).max(1))),
-            waiting: AtomicUsize::new(0),
-            addresses: Mutex::default(),
-            memories: Arc::default(),
-        }
+        let turns = Turns::new((processors / 2).max(1), "too many passwords are being checked");
+        Self { turns, memories: Arc::default() }
     }
 }
 
 impl Hasher {
-    /// Hashes a password that came from `address`, with a fresh salt.
+    /// Waits until a password that came from `address` may be hashed. Cancel-safe.
     ///
     /// # Errors
-    /// [`hark_protocol::Code::RateLimited`] where too many wait; [`Unavailable`] where
-    /// there is no memory or no randomness for it.
-    pub async fn hash(&self, address: IpAddr, password: Password) -> Result<PasswordHash, Fault> {
-        self.off_thread(address, move |memory| hash_in(&password, memory)).await?
+    /// [`hark_protocol::Code::RateLimited`] where too many wait.
+    pub(super) async fn turn(&self, address: IpAddr) -> Result<Turn<'_>, Fault> {
+        Ok(Turn { turn: self.turns.next(address).await?, memories: &self.memories })
+    }
+}
+
+/// The turn to hash a password. The next comes when it is dropped, so that what
+/// comes of one is known before another is tried.
+#[derive(Debug)]
+pub(super) struct Turn<'a> {
+    turn: turns::Turn<'a>,
+    memories: &'a Arc<Mutex<Vec<Memory>>>,
+}
+
+impl Turn<'_> {
+    /// Hashes a password, with a fresh salt.
+    ///
+    /// # Errors
+    /// [`Unavailable`] where there is no memory or no randomness for it.
+    pub(super) async fn hash(&mut self, password: Password) -> Result<PasswordHash, Fault> {
+        self.off_thread(move |memory| hash_in(&password, memory)).await?
     }
 
-    /// Whether a password that came from `address` is the one that was hashed.
+    /// Whether a password is the one that was hashed.
     ///
     /// # Errors
     /// As [`Self::hash`].
-    pub async fn verify(
-        &self,
-        address: IpAddr,
-        password: Password,
-        hash: PasswordHash,
-    ) -> Result<bool, Fault> {
-        self.off_thread(address, move |memory| verify_in(&password, &hash, memory)).await?
+    pub(super) async fn verify(&mut self, password: Password, hash: PasswordHash) -> Result<bool, Fault> {
+        self.off_thread(move |memory| verify_in(&password, &hash, memory)).await?
     }
 
     async fn off_thread<T: Send + 'static>(
-        &self,
-        address: IpAddr,
+        &mut self,
         work: impl FnOnce(&mut Memory) -> T + Send + 'static,
-    ) -> Result<T, Fault> {
-        let line = Line::join(self, network(address));
-        let _turn = line.turns.acquire().await.map_err(|_| Unavailable)?;
-        let _place = Place::take(&self.waiting)?;
-        // The permit goes with the work: a caller that goes away while it runs
-        // must not let another begin.
-        let permit = Arc::clone(&self.at_once).acquire_owned().await.map_err(|_| Unavailable)?;
-        let memories = Arc::clone(&self.memories);
-        let done = tokio::task::spawn_blocking(move || {
+    ) -> Result<T, Unavailable> {
+        let memories = Arc::clone(self.memories);
+        let work = move || {
             let lock = || memories.lock().unwrap_or_else(PoisonError::into_inner);
             let mut memory = lock().pop().unwrap_or_default();
             let result = work(&mut memory);
             lock().push(memory);
-            drop(permit);
             result
-        });
-        done.await.map_err(|_| Fault::Unavailable(Unavailable))
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<IpAddr, Arc<Semaphore>>> {
-        self.addresses.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// The line of those who come from one address. The last to leave removes it.
-struct Line<'a> {
-    hasher: &'a Hasher,
-    address: IpAddr,
-    turns: Arc<Semaphore>,
-}
-
-impl<'a> Line<'a> {
-    fn join(hasher: &'a Hasher, address: IpAddr) -> Self {
-        let mut addresses = hasher.lock();
-        let turns = addresses.entry(address).or_insert_with(|| Arc::new(Semaphore::new(FROM_ADDRESS_MAX)));
-        Self { hasher, address, turns: Arc::clone(turns) }
-    }
-}
-
-impl Drop for Line<'_> {
-    fn drop(&mut self) {
-        let mut addresses = self.hasher.lock();
-        // Two are this one and the one in the map.
-        if Arc::strong_count(&self.turns) == 2 {
-            addresses.remove(&self.address);
-        }
-    }
-}
-
-/// A place in the queue, given back when it is dropped.
-struct Place<'a>(&'a AtomicUsize);
-
-impl<'a> Place<'a> {
-    fn take(waiting: &'a AtomicUsize) -> Result<Self, Fault> {
-        let place = Self(waiting);
-        if waiting.fetch_add(1, Ordering::AcqRel) >= WAITING_MAX {
-            return Fault::rate_limited(Duration::from_secs(1), "too many passwords are being checked");
-        }
-        Ok(place)
-    }
-}
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
+        };
+        self.turn.off_thread(work).await
     }
 }
 
@@ -221,8 +158,6 @@ fn derive(
 
 #[cfg(test)]
 mod tests {
-    use hark_protocol::Code;
-
     use super::*;
 
     const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
@@ -231,37 +166,10 @@ mod tests {
     async fn a_password_verifies_against_its_own_hash_alone() {
         let hasher = Hasher::default();
         let password: Password = "correct horse".parse().unwrap();
-        let hash = hasher.hash(HERE, password.clone()).await.unwrap();
+        let mut turn = hasher.turn(HERE).await.unwrap();
+        let hash = turn.hash(password.clone()).await.unwrap();
         assert!(hash.as_str().starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{}", hash.as_str());
-        assert!(hasher.verify(HERE, password, hash.clone()).await.unwrap());
-        assert!(!hasher.verify(HERE, "wrong".parse().unwrap(), hash).await.unwrap());
-    }
-
-    #[tokio::test]
-    async fn more_than_256_that_wait_are_refused() {
-        let hasher = Hasher::default();
-        hasher.waiting.store(WAITING_MAX, Ordering::Release);
-        let Err(Fault::Refused(refusal)) = hasher.hash(HERE, "x".parse().unwrap()).await else {
-            panic!("not refused");
-        };
-        assert_eq!(refusal.code, Code::RateLimited);
-        assert_eq!(hasher.waiting.load(Ordering::Acquire), WAITING_MAX, "the place is given back");
-        assert!(hasher.lock().is_empty(), "and so is the line");
-    }
-
-    #[tokio::test]
-    async fn one_address_takes_16_places_and_leaves_the_others() {
-        let hasher = Hasher::default();
-        let nothing_runs =
-            hasher.at_once.acquire_many(hasher.at_once.available_permits() as u32).await.unwrap();
-        let mut flood: Vec<_> = (0..100).map(|_| Box::pin(hasher.hash(HERE, "x".parse().unwrap()))).collect();
-        for hash in &mut flood {
-            assert!(futures::poll!(hash).is_pending());
-        }
-        assert_eq!(hasher.waiting.load(Ordering::Acquire), FROM_ADDRESS_MAX);
-        drop(flood);
-        drop(nothing_runs);
-        assert_eq!(hasher.waiting.load(Ordering::Acquire), 0);
-        assert!(hasher.lock().is_empty());
+        assert!(turn.verify(password, hash.clone()).await.unwrap());
+        assert!(!turn.verify("wrong".parse().unwrap(), hash).await.unwrap());
     }
 }

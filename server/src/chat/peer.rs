@@ -563,10 +563,10 @@ impl Peer {
     }
 
     fn list(&mut self, id: Option<RequestId>, pattern: Option<ByteString>) {
-        let (chat, by) = (Arc::clone(&self.chat), self.user.clone());
+        let (chat, address, by) = (Arc::clone(&self.chat), self.address, self.user.clone());
         self.begin(id, async move {
             chat.may_list(by.as_ref()).await?;
-            chat.list(pattern).await.map(Done::Replies)
+            chat.list(address, pattern).await.map(Done::Replies)
         });
     }
 
