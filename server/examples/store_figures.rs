@@ -109,7 +109,7 @@ impl Load {
         let session = self.sessions.get(sent % SESSIONS).context("a session")?.clone();
         let id = RequestId::new((sent / SESSIONS + 1) as u32).context("an id")?;
         let to = self.users.get(sent % USERS).context("a user")?.clone();
-        Ok(append(to, Some(SendId { session, id, in_order: true })))
+        Ok(append(to, Some(SendId { session, id, in_order: true, from: None })))
     }
 }
 

@@ -100,7 +100,8 @@ pub struct ServeArgs {
     #[arg(long, env = "HARKD_MAX_ACCOUNTS", value_name = "COUNT",
           default_value_t = LocalConfig::DEFAULT.accounts_max)]
     pub max_accounts: usize,
-    /// Send sessions that are remembered
+    /// Send sessions that are remembered. Those of one address are a quarter of them at most;
+    /// of this machine only with --limit-loopback
     #[arg(long, env = "HARKD_MAX_SESSIONS", value_name = "COUNT",
           default_value_t = LocalConfig::DEFAULT.sessions_max)]
     pub max_sessions: usize,

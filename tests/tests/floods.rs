@@ -13,8 +13,10 @@ use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use hark_protocol::{Code, Reply, Request};
-use hark_tests::{Classic, Client, Front, Harkd, HarkdBuilder, PATIENCE, Wire, name, send, wait_until};
-use tokio::net::TcpStream;
+use hark_tests::{
+    Classic, Client, Front, Harkd, HarkdBuilder, Native, PATIENCE, Wire, name, send, wait_until,
+};
+use tokio::net::{TcpSocket, TcpStream};
 
 hark_tests::through_all_fronts! {
     sessions:
@@ -22,6 +24,7 @@ hark_tests::through_all_fronts! {
         bytes_over_the_rate_of_a_user_are_read_later,
         a_session_that_is_slowed_down_and_cut_stores_everything_once_and_in_order,
         who_is_slowed_down_receives_as_fast_as_ever,
+        who_takes_all_sessions_that_it_can_leaves_some_to_the_others,
         who_cannot_be_accepted_costs_no_time_and_disturbs_nobody;
     calls:
         commands_over_the_rate_of_a_connection_are_taken_later_and_none_is_refused,
@@ -246,6 +249,26 @@ fn limit_files(server: &Harkd, files_max: usize) {
     let pid = server.pid().to_string();
     let status = Command::new("prlimit").args(["--pid", &pid, &format!("--nofile={files_max}")]).status();
     assert!(status.expect("prlimit, of util-linux").success());
+}
+
+async fn who_takes_all_sessions_that_it_can_leaves_some_to_the_others(one: Front, other: Front) {
+    let server = limited(["--require-password", "--max-sessions=8"]).start();
+    let mut refused = 0;
+    for nth in 0..20 {
+        let mut nobody = [one, other][nth % 2].connect(server.address()).await;
+        let session = format!("session{nth}").parse().unwrap();
+        match nobody.ask(Request::Hello { version: 1, session }).await {
+            // A refusal is remembered like any other outcome.
+            Reply::Ok(_) => drop(nobody.refused(send("bob", "x"), Code::Denied).await),
+            Reply::NotOk(refusal) if refusal.code == Code::TooMany => refused += 1,
+            reply => panic!("{reply:?}"),
+        }
+    }
+    assert_eq!(refused, 18, "a quarter of all is for one address");
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+    let mut elsewhere = Client::over(Native::over(socket.connect(server.address()).await.unwrap()));
+    elsewhere.ok(Request::Hello { version: 1, session: "elsewhere".parse().unwrap() }).await;
 }
 
 async fn who_cannot_be_accepted_costs_no_time_and_disturbs_nobody(one: Front, other: Front) {

@@ -28,6 +28,7 @@ use super::reception::{Received, Reception};
 use super::replies::{created_reply, sent_reply};
 use super::send_sessions::OpenSession;
 use super::{Chat, Fault, ROOM_UNITS, UNIT_BYTES, now_ms};
+use crate::limit::network;
 use crate::session::NeverPushed;
 use crate::store::{
     Account, Append, Created, End, Fence, Message, Outcome, Pending, Receiver, SendId, Unavailable,
@@ -306,6 +307,11 @@ impl Peer {
         self.user = Some(entered);
     }
 
+    /// Where it comes from, unless it may have as much as it likes.
+    fn network(&self) -> Option<IpAddr> {
+        (!self.chat.rules.rates.spare(self.address)).then(|| network(self.address))
+    }
+
     /// The account that it is.
     fn account(&self) -> Option<&Account> {
         self.user.as_ref().map(|entered| &entered.account)
@@ -502,8 +508,9 @@ impl Peer {
             return self.refuse(id, Code::BadRequest, "this server speaks version 1 of the protocol");
         }
         let (sessions, control) = (Arc::clone(&self.chat.send_sessions), Arc::clone(&self.control));
+        let from = self.network();
         self.begin(id, async move {
-            Ok(sessions.open(session, control).await.map_or_else(Done::NoSession, Done::Hello))
+            Ok(sessions.open(session, from, control).await.map_or_else(Done::NoSession, Done::Hello))
         });
     }
 
@@ -579,7 +586,8 @@ impl Peer {
         } else {
             None
         };
-        let send_id = self.send_session.as_ref().zip(id).map(|(session, id)| session.send_id(id));
+        let send_id =
+            self.send_session.as_ref().zip(id).map(|(session, id)| session.send_id(id, self.network()));
         let append = Append {
             to,
             sender: self.account().cloned(),
@@ -610,12 +618,12 @@ impl Peer {
 }
 
 impl SendSession {
-    fn send_id(&self, id: RequestId) -> SendId {
+    fn send_id(&self, id: RequestId, from: Option<IpAddr>) -> SendId {
         let (session, in_order) = match self {
             Self::Open(session) => (session.token(), true),
             Self::Shared(session) => (session, false),
         };
-        SendId { session: session.clone(), id, in_order }
+        SendId { session: session.clone(), id, in_order, from }
     }
 }
 

@@ -3,6 +3,7 @@
 //! waits until it is gone and what it had under way is decided.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hark_protocol::{Code, SessionToken};
@@ -43,14 +44,15 @@ impl SendSessions {
         Self { store, open: Mutex::default() }
     }
 
-    /// Opens a session for the connection that listens to `control`, after the
-    /// connection that has it open has ended.
+    /// Opens a session for the connection that listens to `control` and comes
+    /// `from` this network, after the connection that has it open has ended.
     ///
     /// # Errors
     /// [`Code::TooMany`] where the store has no room for another session.
     pub(super) async fn open(
         self: &Arc<Self>,
         token: SessionToken,
+        from: Option<IpAddr>,
         control: Arc<Control>,
     ) -> Result<OpenSession, Fault> {
         let mut session = loop {
@@ -62,12 +64,12 @@ impl SendSessions {
         };
         // Before the answer: whoever goes away while waiting has asked for it.
         session.stored = true;
-        let opened = self.store.open_session(&token).await;
+        let opened = self.store.open_session(&token, from).await;
         session.stored = opened == Ok(true);
         if !opened? {
             return Fault::refused(
                 Code::TooMany,
-                "the server has no room for another session; try again later",
+                "the server has no room for another session, or none from your address; try again later",
             );
         }
         Ok(session)
@@ -134,7 +136,7 @@ mod tests {
     }
 
     impl Store for Counting {
-        fn open_session(&self, _: &SessionToken) -> Pending<bool> {
+        fn open_session(&self, _: &SessionToken, _: Option<IpAddr>) -> Pending<bool> {
             let (decide, pending) = Pending::new();
             self.asked.lock().unwrap().push(decide);
             pending
@@ -195,7 +197,7 @@ mod tests {
     async fn a_hello_that_is_cut_short_gives_the_session_back_to_the_store() {
         let store = Arc::<Counting>::default();
         let sessions = Arc::new(SendSessions::new(Arc::clone(&store) as Arc<dyn Store>));
-        let open = || sessions.open("session".parse().unwrap(), Arc::default());
+        let open = || sessions.open("session".parse().unwrap(), None, Arc::default());
         let mut cut_short = Box::pin(open());
         assert!(poll!(&mut cut_short).is_pending());
         drop(cut_short);

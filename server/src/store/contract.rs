@@ -62,7 +62,8 @@ pub(super) fn text(to: &str, text: &str) -> Append {
 
 /// A message of a session.
 pub(super) fn send(session: &str, id: u32, to: &str, content: &str) -> Append {
-    let send_id = SendId { session: token(session), id: RequestId::new(id).unwrap(), in_order: true };
+    let send_id =
+        SendId { session: token(session), id: RequestId::new(id).unwrap(), in_order: true, from: None };
     Append { send_id: Some(send_id), ..text(to, content) }
 }
 
@@ -289,7 +290,7 @@ pub(super) async fn numbers_go_on_after_everything_was_forgotten_and_it_was_open
 pub(super) async fn a_repeat_gets_the_same_outcome_and_stores_nothing(home: &dyn Home) {
     let store = home.open(WIDE);
     let bob = create(&*store, "bob").await;
-    check(store.open_session(&token("s")).await, true);
+    check(store.open_session(&token("s"), None).await, true);
     let unknown = Outcome::Refused(Code::NoSuchUser);
     // The second meets the first one under way.
     let (first, second) = (store.append(send("s", 5, "bob", "x")), store.append(send("s", 5, "bob", "x")));
@@ -319,7 +320,7 @@ pub(super) async fn a_repeat_gets_the_same_outcome_and_stores_nothing(home: &dyn
 pub(super) async fn an_id_that_was_left_out_or_is_too_old_is_refused_and_never_stored(home: &dyn Home) {
     let store = home.open(WIDE);
     let bob = create(&*store, "bob").await;
-    check(store.open_session(&token("s")).await, true);
+    check(store.open_session(&token("s"), None).await, true);
     stored(&*store, send("s", 10, "bob", "ten")).await;
     stored(&*store, send("s", 12, "bob", "twelve")).await;
     for id in [1, 9, 11] {
@@ -368,13 +369,13 @@ pub(super) async fn nothing_gets_through_a_closed_fence(home: &dyn Home) {
 pub(super) async fn too_many_sessions_are_refused_and_nothing_is_evicted(home: &dyn Home) {
     let store = home.open(Limits { sessions: 2, ..WIDE });
     let bob = create(&*store, "bob").await;
-    check(store.open_session(&token("a")).await, true);
-    check(store.open_session(&token("b")).await, true);
+    check(store.open_session(&token("a"), None).await, true);
+    check(store.open_session(&token("b"), None).await, true);
     stored(&*store, send("a", 1, "bob", "x")).await;
     store.close_session(&token("a"));
-    check(store.open_session(&token("c")).await, false);
+    check(store.open_session(&token("c"), None).await, false);
     check(store.append(send("c", 1, "bob", "y")).await, Outcome::Refused(Code::TooMany));
-    check(store.open_session(&token("a")).await, true);
+    check(store.open_session(&token("a"), None).await, true);
     check(store.append(send("a", 1, "bob", "x")).await, Outcome::Stored);
     assert_eq!(texts(&*store, &bob).await, ["x"]);
 }
@@ -383,7 +384,7 @@ pub(super) async fn a_session_is_opened_after_everything_that_was_appended_befor
     let store = home.open(WIDE);
     create(&*store, "bob").await;
     let sends: Vec<_> = (1..=100).map(|id| store.append(send("s", id, "bob", "x"))).collect();
-    check(store.open_session(&token("s")).await, true);
+    check(store.open_session(&token("s"), None).await, true);
     for mut pending in sends {
         assert!(futures::poll!(&mut pending).is_ready());
     }
@@ -519,7 +520,7 @@ pub(super) async fn what_is_under_way_is_decided_when_it_closes_and_nothing_afte
     assert_eq!(store.append(text("bob", "late")).await, Err(Unavailable));
     assert_eq!(store.create(&name("amy"), None).await, Err(Unavailable));
     assert_eq!(store.delete(&bob).await, Err(Unavailable));
-    assert_eq!(store.open_session(&token("s")).await, Err(Unavailable));
+    assert_eq!(store.open_session(&token("s"), None).await, Err(Unavailable));
     assert_eq!(store.read(&bob, Sequence(0), ALL).await, Err(Unavailable));
     assert!(store.receive(&bob).await.is_err());
     assert!(store.account(&name("bob")).await.is_err());

@@ -13,8 +13,10 @@ pub mod local;
 mod outcomes;
 mod pending;
 mod receiver;
+mod shares;
 
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -88,9 +90,11 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     fn acknowledge(&self, account: &Account, position: Position);
 
     /// Makes room for a session, and resolves after everything that was
-    /// appended before. False where there are too many. Until
-    /// [`Self::close_session`], once for each call, it is not forgotten.
-    fn open_session(&self, session: &SessionToken) -> Pending<bool>;
+    /// appended before. False where there are too many, in all or of those that
+    /// began `from` this network, which may be a quarter of all; `None` counts in
+    /// no share. Until [`Self::close_session`], once for each call, it is not
+    /// forgotten.
+    fn open_session(&self, session: &SessionToken, from: Option<IpAddr>) -> Pending<bool>;
 
     /// The connection of a session has ended. Its outcomes are remembered for
     /// ten minutes of running time at least.
@@ -198,6 +202,9 @@ pub struct SendId {
     /// is then refused, unless it was decided. Otherwise only one below all
     /// that are remembered is.
     pub in_order: bool,
+    /// From which network the session began, if this begins it: see
+    /// [`Store::open_session`].
+    pub from: Option<IpAddr>,
 }
 
 /// How a send was decided.

@@ -1,5 +1,6 @@
 //! What happens where the store cannot be written.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -82,8 +83,8 @@ impl Store for Failing {
         self.store.acknowledge(account, position);
     }
 
-    fn open_session(&self, session: &SessionToken) -> Pending<bool> {
-        self.store.open_session(session)
+    fn open_session(&self, session: &SessionToken, from: Option<IpAddr>) -> Pending<bool> {
+        self.store.open_session(session, from)
     }
 
     fn close_session(&self, session: &SessionToken) {

@@ -540,7 +540,7 @@ impl World {
     /// Until the store works.
     async fn recover(&mut self) {
         let probe = "probe".parse().unwrap();
-        while self.server().store.open_session(&probe).await != Ok(true) {
+        while self.server().store.open_session(&probe, None).await != Ok(true) {
             assert!(self.model.is_uncertain, "the store is unavailable");
             tokio::time::sleep(TICK).await;
         }

@@ -3,6 +3,7 @@
 //! way is decided. So a server that a client has left cannot store what another
 //! has refused meanwhile.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use async_nats::Subscriber;
@@ -15,7 +16,12 @@ use crate::store::{Decide, Pending, Unavailable};
 
 /// Opens a session here, once it is open nowhere else. A server that does not
 /// answer is cut off, or has ended.
-pub(super) async fn open(shared: Arc<Shared>, token: SessionToken, decide: Decide<bool>) {
+pub(super) async fn open(
+    shared: Arc<Shared>,
+    token: SessionToken,
+    from: Option<IpAddr>,
+    decide: Decide<bool>,
+) {
     if !shared.sends.is_held(&token) {
         let subject = shared.names.session(&token);
         if shared.engine.ask(&subject, bytes::Bytes::new()).await.is_err() {
@@ -25,12 +31,12 @@ pub(super) async fn open(shared: Arc<Shared>, token: SessionToken, decide: Decid
             return decide.decide(Err(Unavailable));
         };
         let released = CancellationToken::new();
-        if shared.sends.hold(&token, released.clone()) {
+        if shared.sends.hold(&token, from, released.clone()) {
             let task = hold(Arc::clone(&shared), token.clone(), subscription, released);
             shared.tasks.spawn(task);
         }
     }
-    shared.sends.open(&token, decide);
+    shared.sends.open(&token, from, decide);
 }
 
 /// Lets go of the session when it is asked to, or when nothing is left of it.

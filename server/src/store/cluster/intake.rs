@@ -2,6 +2,7 @@
 //! brought up to date once for all that waits, then each goes its way.
 
 use std::collections::VecDeque;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,7 +27,7 @@ pub(super) enum Asked {
     Account(UserName, Decide<Option<AccountEntry>>),
     Names(Option<UserName>, usize, Decide<Vec<UserName>>),
     Append(Append, Decide<Outcome>),
-    OpenSession(SessionToken, Decide<bool>),
+    OpenSession(SessionToken, Option<IpAddr>, Decide<bool>),
     /// What belongs to the lane of a name.
     Lane(UserName, Command),
     Close(Decide<()>),
@@ -108,8 +109,8 @@ impl Intake {
             Asked::Names(after, limit, decide) => {
                 decide.decide(Ok(shared.directory.names(after.as_ref(), limit)));
             }
-            Asked::OpenSession(token, decide) => {
-                shared.tasks.spawn(holds::open(Arc::clone(shared), token, decide));
+            Asked::OpenSession(token, from, decide) => {
+                shared.tasks.spawn(holds::open(Arc::clone(shared), token, from, decide));
             }
             Asked::Lane(name, command) => shared.push(&name, command),
             Asked::Append(append, decide) => self.append(append, decide),

@@ -43,6 +43,7 @@ mod sweeper;
 mod tests;
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_nats::Subscriber;
@@ -218,8 +219,8 @@ impl Store for ClusterStore {
         self.shared.acknowledge(account, position);
     }
 
-    fn open_session(&self, session: &SessionToken) -> Pending<bool> {
-        self.ask(|decide| Asked::OpenSession(session.clone(), decide))
+    fn open_session(&self, session: &SessionToken, from: Option<IpAddr>) -> Pending<bool> {
+        self.ask(|decide| Asked::OpenSession(session.clone(), from, decide))
     }
 
     fn close_session(&self, session: &SessionToken) {

@@ -3,6 +3,7 @@
 //! it knows each message that it has stored for ten minutes.
 
 use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::store::outcomes::{Known, Outcomes};
+use crate::store::shares::Shares;
 use crate::store::{Decide, Fence, Outcome, SendId, Unavailable};
 
 const KEPT: Duration = Duration::from_secs(OUTCOME_SECONDS_MIN);
@@ -22,7 +24,6 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
 /// The sessions of this server.
 #[derive(Debug)]
 pub(super) struct Sends {
-    max: usize,
     // A lock, since sends are taken by one task and decided by many. It is held
     // for one operation.
     state: Mutex<State>,
@@ -30,13 +31,18 @@ pub(super) struct Sends {
 
 #[derive(Debug)]
 struct State {
+    max: usize,
     sessions: HashMap<SessionToken, Session>,
+    /// How many of them began from each network.
+    shares: Shares,
     swept_at: Instant,
 }
 
 #[derive(Debug)]
 struct Session {
     open: usize,
+    /// From which network it began, where that counts.
+    origin: Option<IpAddr>,
     used_at: Instant,
     outcomes: Outcomes,
     /// The highest id that was taken on.
@@ -63,15 +69,15 @@ struct UnderWay {
 impl Sends {
     /// None yet, and room for `max`.
     pub(super) fn new(max: usize) -> Self {
-        let state = State { sessions: HashMap::new(), swept_at: Instant::now() };
-        Self { max, state: Mutex::new(state) }
+        let (sessions, shares) = (HashMap::new(), Shares::of(max));
+        Self { state: Mutex::new(State { max, sessions, shares, swept_at: Instant::now() }) }
     }
 
     /// Counts one more connection of a session. It is open once everything of
     /// it that is under way has been decided.
-    pub(super) fn open(&self, token: &SessionToken, decide: Decide<bool>) {
+    pub(super) fn open(&self, token: &SessionToken, from: Option<IpAddr>, decide: Decide<bool>) {
         let mut state = self.lock();
-        let Some(session) = state.admit(token, self.max) else {
+        let Some(session) = state.admit(token, from) else {
             drop(state);
             return decide.decide(Ok(false));
         };
@@ -92,9 +98,14 @@ impl Sends {
     /// From now on another server that wants the session asks here, until
     /// `released` is cancelled. False where that is so already, or there is no
     /// room for the session.
-    pub(super) fn hold(&self, token: &SessionToken, released: CancellationToken) -> bool {
+    pub(super) fn hold(
+        &self,
+        token: &SessionToken,
+        from: Option<IpAddr>,
+        released: CancellationToken,
+    ) -> bool {
         let mut state = self.lock();
-        let Some(session) = state.admit(token, self.max) else { return false };
+        let Some(session) = state.admit(token, from) else { return false };
         session.gone = false;
         let is_new = session.held.is_none();
         session.held.get_or_insert(released);
@@ -128,7 +139,9 @@ impl Sends {
         session.used_at = Instant::now();
         session.release_if_idle();
         if session.open == 0 && session.taken == 0 {
+            let origin = session.origin;
             state.sessions.remove(token);
+            state.shares.give_back(origin);
         }
     }
 
@@ -147,7 +160,7 @@ impl Sends {
             None
         };
         let mut state = self.lock();
-        let Some(session) = state.admit(&id.session, self.max) else {
+        let Some(session) = state.admit(&id.session, id.from) else {
             drop(state);
             return refuse(decide, Code::TooMany);
         };
@@ -209,13 +222,13 @@ impl Sends {
 
 impl State {
     /// The session, which is taken in where there is room.
-    fn admit(&mut self, token: &SessionToken, max: usize) -> Option<&mut Session> {
+    fn admit(&mut self, token: &SessionToken, from: Option<IpAddr>) -> Option<&mut Session> {
         self.forget_idle();
         if !self.sessions.contains_key(token) {
-            if self.sessions.len() >= max {
+            if self.sessions.len() >= self.max || !self.shares.take(from) {
                 return None;
             }
-            self.sessions.insert(token.clone(), Session::new());
+            self.sessions.insert(token.clone(), Session::new(from));
         }
         self.sessions.get_mut(token)
     }
@@ -225,8 +238,13 @@ impl State {
             return;
         }
         self.swept_at = Instant::now();
+        let shares = &mut self.shares;
         self.sessions.retain(|_, session| {
-            session.open > 0 || !session.under_way.is_empty() || session.used_at.elapsed() < KEPT
+            let stays = session.open > 0 || !session.under_way.is_empty() || session.used_at.elapsed() < KEPT;
+            if !stays {
+                shares.give_back(session.origin);
+            }
+            stays
         });
     }
 }
@@ -240,9 +258,10 @@ impl Session {
         }
     }
 
-    fn new() -> Self {
+    fn new(origin: Option<IpAddr>) -> Self {
         Self {
             open: 0,
+            origin,
             used_at: Instant::now(),
             outcomes: Outcomes::default(),
             taken: 0,
@@ -274,7 +293,12 @@ mod tests {
     use crate::store::Pending;
 
     fn id(number: u32) -> SendId {
-        SendId { session: "s".parse().unwrap(), id: RequestId::new(number).unwrap(), in_order: true }
+        SendId {
+            session: "s".parse().unwrap(),
+            id: RequestId::new(number).unwrap(),
+            in_order: true,
+            from: None,
+        }
     }
 
     fn take(sends: &Sends, number: u32) -> (bool, Pending<Outcome>) {
@@ -322,12 +346,12 @@ mod tests {
         let token: SessionToken = "s".parse().unwrap();
         assert!(take(&sends, 1).0);
         let (decide, mut opened) = Pending::new();
-        sends.open(&token, decide);
+        sends.open(&token, None, decide);
         assert!(futures::poll!(&mut opened).is_pending());
         sends.decided(&id(1), Ok(Outcome::Stored));
         assert_eq!(opened.await, Ok(true));
         let (decide, other) = Pending::new();
-        sends.open(&"other".parse().unwrap(), decide);
+        sends.open(&"other".parse().unwrap(), None, decide);
         assert_eq!(other.await, Ok(false), "there is room for one");
     }
 
@@ -335,7 +359,7 @@ mod tests {
     async fn a_session_that_another_server_wants_is_let_go_once_nothing_is_under_way() {
         let sends = Sends::new(1);
         let token: SessionToken = "s".parse().unwrap();
-        assert!(sends.hold(&token, CancellationToken::new()) && sends.is_held(&token));
+        assert!(sends.hold(&token, None, CancellationToken::new()) && sends.is_held(&token));
         let (fence, (decide, _pending)) = (Fence::default(), Pending::new());
         std::mem::forget(sends.take(&id(1), &fence, decide));
         let (decide, mut gone) = Pending::new();
@@ -346,16 +370,16 @@ mod tests {
         assert_eq!(gone.await, Ok(()));
         assert!(!sends.is_held(&token));
         // It comes back.
-        assert!(sends.hold(&token, CancellationToken::new()) && take(&sends, 1).0);
+        assert!(sends.hold(&token, None, CancellationToken::new()) && take(&sends, 1).0);
     }
 
     #[tokio::test]
     async fn a_session_is_released_when_its_connection_has_gone_and_nothing_is_under_way() {
         let sends = Sends::new(1);
         let (token, released): (SessionToken, _) = ("s".parse().unwrap(), CancellationToken::new());
-        assert!(sends.hold(&token, released.clone()));
+        assert!(sends.hold(&token, None, released.clone()));
         let (decide, opened) = Pending::new();
-        sends.open(&token, decide);
+        sends.open(&token, None, decide);
         assert_eq!(opened.await, Ok(true));
         assert!(take(&sends, 1).0);
         sends.close(&token);
@@ -372,7 +396,7 @@ mod tests {
         for (minutes, known) in [(9, true), (20, false)] {
             tokio::time::advance(Duration::from_secs(minutes * 60)).await;
             let (decide, other) = Pending::new();
-            sends.open(&"other".parse().unwrap(), decide);
+            sends.open(&"other".parse().unwrap(), None, decide);
             assert_eq!(other.await, Ok(!known));
         }
     }

@@ -204,8 +204,8 @@ impl Committer {
                 let receiver = may_receive.then(|| ledger.receive(&account, changes)).flatten();
                 Verdict::Receiver(decide, receiver)
             }
-            Command::OpenSession(token, decide) => {
-                let opened = ledger.open_session(&token, now);
+            Command::OpenSession(token, from, decide) => {
+                let opened = ledger.open_session(&token, from, now);
                 Verdict::Opened(token, decide, opened)
             }
             Command::CloseSession(token) => {

@@ -5,6 +5,7 @@
 //! writing fails the whole ledger is thrown away and loaded again.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -164,7 +165,7 @@ impl Ledger {
             return Err(Unavailable);
         }
         let Some(send) = &append.send_id else { return Ok(self.decide(append, changes)) };
-        let known = self.sessions.look_up(&send.session, send.id.value(), now);
+        let known = self.sessions.look_up(&send.session, send.id.value(), send.from, now);
         Ok(match known {
             None => Outcome::Refused(Code::TooMany),
             Some(Known::Decided(outcome)) => outcome,
@@ -259,8 +260,13 @@ impl Ledger {
     }
 
     /// Counts a connection of a session; false where there is no room for one.
-    pub(super) fn open_session(&mut self, session: &SessionToken, now: Duration) -> bool {
-        self.sessions.open(session, now)
+    pub(super) fn open_session(
+        &mut self,
+        session: &SessionToken,
+        from: Option<IpAddr>,
+        now: Duration,
+    ) -> bool {
+        self.sessions.open(session, from, now)
     }
 
     /// Counts a connection of a session less.

@@ -29,6 +29,7 @@ mod sessions;
 #[cfg(test)]
 mod tests;
 
+use std::net::IpAddr;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -225,8 +226,8 @@ impl Store for LocalStore {
         self.shared.queue.acknowledge(account, position);
     }
 
-    fn open_session(&self, session: &SessionToken) -> Pending<bool> {
-        self.ask(|decide| Command::OpenSession(session.clone(), decide))
+    fn open_session(&self, session: &SessionToken, from: Option<IpAddr>) -> Pending<bool> {
+        self.ask(|decide| Command::OpenSession(session.clone(), from, decide))
     }
 
     fn close_session(&self, session: &SessionToken) {

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::net::IpAddr;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -33,7 +34,7 @@ pub(super) enum Command {
         takes_over: bool,
         decide: Decide<Option<Receiver>>,
     },
-    OpenSession(SessionToken, Decide<bool>),
+    OpenSession(SessionToken, Option<IpAddr>, Decide<bool>),
     CloseSession(SessionToken),
     /// The engine is open again after a failure.
     Recovered(Box<Recovered>),
@@ -60,7 +61,7 @@ impl Command {
                 decide.decide(Err(Unavailable));
             }
             Self::Create(_, _, decide) => decide.decide(Err(Unavailable)),
-            Self::SetPassword { decide, .. } | Self::Delete(_, decide) | Self::OpenSession(_, decide) => {
+            Self::SetPassword { decide, .. } | Self::Delete(_, decide) | Self::OpenSession(_, _, decide) => {
                 decide.decide(Err(Unavailable));
             }
             Self::Receive { decide, .. } => decide.decide(Err(Unavailable)),

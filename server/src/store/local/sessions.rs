@@ -2,6 +2,7 @@
 //! machine without I/O; the time is passed in.
 
 use std::collections::{HashMap, VecDeque};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use hark_protocol::SessionToken;
@@ -9,6 +10,7 @@ use hark_protocol::limits::OUTCOME_SECONDS_MIN;
 
 use crate::store::Outcome;
 use crate::store::outcomes::{Known, Outcomes};
+use crate::store::shares::Shares;
 
 const KEPT: Duration = Duration::from_secs(OUTCOME_SECONDS_MIN);
 
@@ -17,6 +19,8 @@ const KEPT: Duration = Duration::from_secs(OUTCOME_SECONDS_MIN);
 pub(super) struct Sessions {
     max: usize,
     known: HashMap<SessionToken, Session>,
+    /// How many of them began from each network.
+    shares: Shares,
     /// Sessions that may have to be forgotten, about in the order of their last
     /// use. A session that is not open stands here once.
     idle: VecDeque<(Duration, SessionToken)>,
@@ -33,12 +37,20 @@ struct Session {
     idle: bool,
     /// It stands among the changed ones.
     changed: bool,
+    /// From which network it began, where that counts.
+    origin: Option<IpAddr>,
 }
 
 impl Sessions {
     /// No session yet, and room for `max`.
     pub(super) fn new(max: usize) -> Self {
-        Self { max, known: HashMap::new(), idle: VecDeque::new(), changed: Vec::new() }
+        Self {
+            max,
+            known: HashMap::new(),
+            shares: Shares::of(max),
+            idle: VecDeque::new(),
+            changed: Vec::new(),
+        }
     }
 
     /// Puts a session back that was written earlier. It counts as used now.
@@ -47,9 +59,10 @@ impl Sessions {
         self.mark_idle(&token);
     }
 
-    /// Counts one more connection of a session; false where there is no room.
-    pub(super) fn open(&mut self, token: &SessionToken, now: Duration) -> bool {
-        let Some(session) = self.admit(token, now) else { return false };
+    /// Counts one more connection of a session; false where there is no room, or
+    /// none for another that begins `from` this network.
+    pub(super) fn open(&mut self, token: &SessionToken, from: Option<IpAddr>, now: Duration) -> bool {
+        let Some(session) = self.admit(token, from, now) else { return false };
         session.open += 1;
         true
     }
@@ -61,7 +74,7 @@ impl Sessions {
         session.open = session.open.saturating_sub(1);
         session.used = now;
         if session.open == 0 && session.outcomes.highest() == 0 && !session.idle {
-            self.known.remove(token);
+            self.remove(token);
         } else {
             self.mark_idle(token);
         }
@@ -69,11 +82,17 @@ impl Sessions {
 
     /// What is known of an id; `None` where the session is new and there is no
     /// room for it. A session that was never opened is taken in.
-    pub(super) fn look_up(&mut self, token: &SessionToken, id: u32, now: Duration) -> Option<Known> {
+    pub(super) fn look_up(
+        &mut self,
+        token: &SessionToken,
+        id: u32,
+        from: Option<IpAddr>,
+        now: Duration,
+    ) -> Option<Known> {
         if let Some(session) = self.known.get(token) {
             return Some(session.outcomes.look_up(id));
         }
-        self.admit(token, now)?;
+        self.admit(token, from, now)?;
         self.mark_idle(token);
         Some(Known::New)
     }
@@ -98,7 +117,7 @@ impl Sessions {
             let Some(session) = self.known.get_mut(&token) else { continue };
             session.idle = false;
             if session.open == 0 && now.saturating_sub(session.used) >= KEPT {
-                self.known.remove(&token);
+                self.remove(&token);
                 forgotten.push(token);
             } else {
                 self.mark_idle(&token);
@@ -130,14 +149,23 @@ impl Sessions {
         session.used = now;
     }
 
-    fn admit(&mut self, token: &SessionToken, now: Duration) -> Option<&mut Session> {
+    fn admit(&mut self, token: &SessionToken, origin: Option<IpAddr>, now: Duration) -> Option<&mut Session> {
         if !self.known.contains_key(token) {
             if self.known.len() >= self.max {
                 return None;
             }
-            self.known.insert(token.clone(), Session { used: now, ..Session::default() });
+            if !self.shares.take(origin) {
+                return None;
+            }
+            self.known.insert(token.clone(), Session { used: now, origin, ..Session::default() });
         }
         self.known.get_mut(token)
+    }
+
+    fn remove(&mut self, token: &SessionToken) {
+        if let Some(session) = self.known.remove(token) {
+            self.shares.give_back(session.origin);
+        }
     }
 
     /// A session that is not open will be looked at ten minutes after its use.
@@ -165,15 +193,18 @@ mod tests {
     #[test]
     fn a_session_is_forgotten_ten_minutes_after_its_last_use_and_never_while_open() {
         let mut sessions = Sessions::new(10);
-        assert!(sessions.open(&token("a"), MINUTE));
-        assert!(sessions.open(&token("b"), MINUTE));
+        assert!(sessions.open(&token("a"), None, MINUTE));
+        assert!(sessions.open(&token("b"), None, MINUTE));
         sessions.close(&token("a"), 2 * MINUTE);
-        assert_eq!(sessions.look_up(&token("a"), 1, 3 * MINUTE), Some(Known::New));
+        assert_eq!(sessions.look_up(&token("a"), 1, None, 3 * MINUTE), Some(Known::New));
         sessions.record(&token("a"), 1, Outcome::Stored, 3 * MINUTE);
         assert_eq!(sessions.forget_idle(12 * MINUTE), []);
-        assert_eq!(sessions.look_up(&token("a"), 1, 12 * MINUTE), Some(Known::Decided(Outcome::Stored)));
+        assert_eq!(
+            sessions.look_up(&token("a"), 1, None, 12 * MINUTE),
+            Some(Known::Decided(Outcome::Stored))
+        );
         assert_eq!(sessions.forget_idle(13 * MINUTE), [token("a")]);
-        assert_eq!(sessions.look_up(&token("a"), 1, 13 * MINUTE), Some(Known::New));
+        assert_eq!(sessions.look_up(&token("a"), 1, None, 13 * MINUTE), Some(Known::New));
         assert_eq!(sessions.forget_idle(1000 * MINUTE), [token("a")], "b is open");
     }
 
@@ -182,7 +213,7 @@ mod tests {
         let mut sessions = Sessions::new(10);
         for second in 0..1000 {
             let now = Duration::from_secs(second);
-            assert!(sessions.open(&token("a"), now));
+            assert!(sessions.open(&token("a"), None, now));
             sessions.record(&token("a"), second as u32 + 1, Outcome::Stored, now);
             sessions.close(&token("a"), now);
             assert_eq!(sessions.forget_idle(now), []);
@@ -195,10 +226,10 @@ mod tests {
         let mut sessions = Sessions::new(1);
         for n in 0..10 {
             let token = token(&format!("s{n}"));
-            assert!(sessions.open(&token, MINUTE));
-            assert!(sessions.open(&token, MINUTE));
+            assert!(sessions.open(&token, None, MINUTE));
+            assert!(sessions.open(&token, None, MINUTE));
             sessions.close(&token, MINUTE);
-            assert!(!sessions.open(&self::token("other"), MINUTE), "it is open still");
+            assert!(!sessions.open(&self::token("other"), None, MINUTE), "it is open still");
             sessions.close(&token, MINUTE);
         }
         assert!(sessions.known.is_empty() && sessions.idle.is_empty());
@@ -207,15 +238,39 @@ mod tests {
     #[test]
     fn when_there_are_too_many_nothing_is_evicted_early() {
         let mut sessions = Sessions::new(2);
-        assert!(sessions.open(&token("a"), MINUTE));
+        assert!(sessions.open(&token("a"), None, MINUTE));
         sessions.record(&token("a"), 1, Outcome::Stored, MINUTE);
         sessions.close(&token("a"), MINUTE);
-        assert!(sessions.open(&token("b"), MINUTE));
-        assert!(!sessions.open(&token("c"), 2 * MINUTE));
-        assert_eq!(sessions.look_up(&token("c"), 1, 2 * MINUTE), None);
-        assert!(sessions.open(&token("a"), 2 * MINUTE), "it is there already");
+        assert!(sessions.open(&token("b"), None, MINUTE));
+        assert!(!sessions.open(&token("c"), None, 2 * MINUTE));
+        assert_eq!(sessions.look_up(&token("c"), 1, None, 2 * MINUTE), None);
+        assert!(sessions.open(&token("a"), None, 2 * MINUTE), "it is there already");
         sessions.close(&token("a"), 2 * MINUTE);
         assert_eq!(sessions.forget_idle(12 * MINUTE), [token("a")]);
-        assert!(sessions.open(&token("c"), 12 * MINUTE));
+        assert!(sessions.open(&token("c"), None, 12 * MINUTE));
+    }
+
+    #[test]
+    fn one_network_has_a_quarter_of_all_sessions_and_leaves_the_rest() {
+        let address = |text: &str| Some(text.parse().unwrap());
+        let (eve, bob) = (address("192.0.2.1"), address("192.0.2.2"));
+        let mut sessions = Sessions::new(8);
+        assert!(sessions.open(&token("a"), eve, MINUTE));
+        assert_eq!(sessions.look_up(&token("b"), 1, eve, MINUTE), Some(Known::New));
+        sessions.record(&token("b"), 1, Outcome::Stored, MINUTE);
+        assert!(!sessions.open(&token("c"), eve, MINUTE));
+        assert_eq!(sessions.look_up(&token("c"), 1, eve, MINUTE), None);
+        assert!(sessions.open(&token("b"), eve, MINUTE), "it is there already");
+        assert!(sessions.open(&token("c"), bob, MINUTE));
+        for nth in 0..5 {
+            assert!(sessions.open(&token(&format!("n{nth}")), None, MINUTE), "these count in no share");
+        }
+        assert!(!sessions.open(&token("d"), bob, MINUTE), "there are eight");
+        sessions.close(&token("a"), MINUTE);
+        assert!(sessions.open(&token("d"), eve, MINUTE));
+        sessions.close(&token("b"), MINUTE);
+        sessions.close(&token("d"), MINUTE);
+        assert_eq!(sessions.forget_idle(11 * MINUTE), [token("b")]);
+        assert_eq!(sessions.by_origin.get(&eve.unwrap()), None, "who has none leaves nothing behind");
     }
 }

@@ -25,7 +25,7 @@ fn faulty(config: LocalConfig) -> (LocalStore, Arc<Faults>) {
 
 /// Waits until the store has recovered.
 async fn recovered(store: &LocalStore) {
-    while store.open_session(&token("probe")).await.is_err() {
+    while store.open_session(&token("probe"), None).await.is_err() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     store.close_session(&token("probe"));
@@ -228,11 +228,11 @@ async fn a_takeover_that_fails_leaves_the_reception_where_it_was() {
 async fn sessions_stay_open_over_a_failure_but_not_those_that_it_refused() {
     let (store, faults) = faulty(LocalConfig { sessions_max: 2, ..config(WIDE) });
     let bob = create(&store, "bob").await;
-    assert_eq!(store.open_session(&token("a")).await, Ok(true));
+    assert_eq!(store.open_session(&token("a"), None).await, Ok(true));
     faults.hold();
     let held = store.append(text("bob", "held"));
     faults.wait_until_held();
-    let (opened, sent) = (store.open_session(&token("b")), store.append(text("bob", "x")));
+    let (opened, sent) = (store.open_session(&token("b"), None), store.append(text("bob", "x")));
     faults.fail_after_the_held(Failure::Before);
     faults.release();
     assert_eq!(held.await, Ok(Outcome::Stored));

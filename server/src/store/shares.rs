@@ -1,0 +1,62 @@
+//! How many of all sessions began from which network: no network takes all of
+//! them and keeps everybody else from sending.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+/// One network has this share of all at most.
+const SHARE: usize = 4;
+
+/// Counts by network. It holds no more networks than there are sessions.
+#[derive(Debug)]
+pub(super) struct Shares {
+    each_max: usize,
+    taken: HashMap<IpAddr, usize>,
+}
+
+impl Shares {
+    /// Shares of so many in all.
+    pub(super) fn of(max: usize) -> Self {
+        Self { each_max: max.div_ceil(SHARE), taken: HashMap::new() }
+    }
+
+    /// Takes one; false where this network has its share. `None` is one that
+    /// does not count.
+    pub(super) fn take(&mut self, origin: Option<IpAddr>) -> bool {
+        let Some(origin) = origin else { return true };
+        let taken = self.taken.get(&origin).copied().unwrap_or_default();
+        if taken >= self.each_max {
+            return false;
+        }
+        self.taken.insert(origin, taken + 1);
+        true
+    }
+
+    /// Gives one back that was taken.
+    pub(super) fn give_back(&mut self, origin: Option<IpAddr>) {
+        let Some(origin) = origin else { return };
+        if let Some(taken) = self.taken.get_mut(&origin) {
+            *taken -= 1;
+            if *taken == 0 {
+                self.taken.remove(&origin);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_network_has_a_quarter_and_gets_back_what_it_gave() {
+        let mut shares = Shares::of(8);
+        let [a, b] = [1, 2].map(|last| Some(IpAddr::from([192, 0, 2, last])));
+        assert!(shares.take(a) && shares.take(a) && !shares.take(a));
+        assert!(shares.take(b) && shares.take(None));
+        shares.give_back(a);
+        assert!(shares.take(a) && !shares.take(a));
+        shares.give_back(b);
+        assert_eq!(shares.taken.len(), 1);
+    }
+}
