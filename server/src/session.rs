@@ -19,6 +19,10 @@ use crate::store::{Message, Page, Position, ReadLimit, Unavailable};
 /// that it does not read message by message.
 const READ_SHARE: usize = 4;
 
+/// Bytes of text that one read yields at most, but for a longer first message:
+/// what is read waits in memory for a reader that does not take it.
+const READ_BYTES_MAX: usize = 64 * 1024;
+
 /// How long after a failed read the next is tried.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
@@ -217,7 +221,7 @@ impl Session {
         let messages = WINDOW_MESSAGES_MAX - self.window.len();
         let bytes = WINDOW_BYTES_MAX.saturating_sub(self.window_bytes);
         let worth_it = messages >= WINDOW_MESSAGES_MAX / READ_SHARE && bytes >= WINDOW_BYTES_MAX / READ_SHARE;
-        worth_it.then_some(ReadLimit { messages, bytes })
+        worth_it.then_some(ReadLimit { messages, bytes: bytes.min(READ_BYTES_MAX) })
     }
 }
 
@@ -268,7 +272,7 @@ mod tests {
         let now = Instant::now();
         let cursor = Position { sequence: Sequence(41), ..Position::default() };
         let mut session = Session::new(cursor);
-        let limit = ReadLimit { messages: WINDOW_MESSAGES_MAX, bytes: WINDOW_BYTES_MAX };
+        let limit = ReadLimit { messages: WINDOW_MESSAGES_MAX, bytes: READ_BYTES_MAX };
         assert_eq!(session.step(now), Step::Read { after: Sequence(41), limit });
         assert_eq!(session.step(now), Step::Wait, "one read at a time");
         assert!(!session.wants_messages());
@@ -347,6 +351,19 @@ mod tests {
         assert!(!session.wants_messages());
         let Step::Read { after, .. } = session.step(now) else { panic!("no read") };
         assert_eq!(after, Sequence(1));
+    }
+
+    #[test]
+    fn who_does_not_read_has_little_of_a_long_queue_in_memory() {
+        let now = Instant::now();
+        let mut session = Session::new(Position::default());
+        let Step::Read { limit, .. } = session.step(now) else { panic!("no read") };
+        assert_eq!(limit, ReadLimit { messages: WINDOW_MESSAGES_MAX, bytes: 64 * 1024 });
+        let page = Page { messages: vec![message(1, 60_000)], complete: false };
+        session.handle_page(Ok(page), now);
+        assert!(matches!(session.step(now), Step::Push(_)));
+        let Step::Read { after, limit } = session.step(now) else { panic!("no read") };
+        assert_eq!((after, limit.bytes), (Sequence(1), 64 * 1024), "the window has room for more");
     }
 
     #[test]
