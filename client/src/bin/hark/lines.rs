@@ -6,7 +6,7 @@ use hark_protocol::{Delivery, UserName};
 use jiff::Timestamp;
 
 use crate::command::Done;
-use crate::text::{escape_json, escape_line};
+use crate::text::{escape_json, escape_line, escape_name};
 
 /// The line for the outcome of a command.
 pub(crate) fn outcome(outcome: &Result<Done, RequestError>) -> String {
@@ -31,7 +31,7 @@ fn ok(done: &Done) -> String {
         Done::Deleted(true) => "ok deleted".to_owned(),
         Done::Deleted(false) => "ok absent".to_owned(),
         Done::Listed(answer) => {
-            let names: Vec<_> = answer.names.iter().map(|name| escape_line(name.as_str())).collect();
+            let names: Vec<_> = answer.names.iter().map(|name| escape_name(name.as_str())).collect();
             let separator = if names.is_empty() { "" } else { " " };
             let truncated = if answer.is_truncated { " truncated" } else { "" };
             format!("ok {}{separator}{}{truncated}", names.len(), names.join(","))
@@ -42,7 +42,7 @@ fn ok(done: &Done) -> String {
 /// The line for a message. A comma, which no name contains, stands for nobody.
 pub(crate) fn message(delivery: &Delivery) -> String {
     let sender = delivery.sender.as_ref().map_or(",", UserName::as_str);
-    let (sender, text) = (escape_line(sender), escape_line(&delivery.text));
+    let (sender, text) = (escape_name(sender), escape_line(&delivery.text));
     format!("message {} {sender} {} {text}", delivery.sequence, time(delivery.time_ms))
 }
 

@@ -10,7 +10,7 @@ use hark_protocol::{Code, Refusal, UserName};
 use crate::args::Settings;
 use crate::command::{self, Command, Done, Secrets};
 use crate::exit::{Exit, Failure};
-use crate::text::{escape, escape_line};
+use crate::text::{escape, escape_name};
 use crate::{lines, output, setup};
 
 /// Carries out one command, as `as_user` or as nobody.
@@ -55,7 +55,7 @@ fn print(done: &Done) -> Result<(), Failure> {
     };
     let mut out = std::io::stdout().lock();
     for name in &answer.names {
-        writeln!(out, "{}", escape_line(name.as_str()))?;
+        writeln!(out, "{}", escape_name(name.as_str()))?;
     }
     if answer.is_truncated {
         eprintln!("hark: there are more users than the server lists");

@@ -6,7 +6,7 @@ use std::io::{self, Write as _};
 use hark_client::{Event, Message};
 
 use crate::exit::Failure;
-use crate::text::escape;
+use crate::text::{escape, escape_name};
 
 /// Prints a line.
 pub(crate) fn line(line: &str) -> Result<(), Failure> {
@@ -26,12 +26,12 @@ pub(crate) fn message(message: Message, shown: &str) -> Result<(), Failure> {
 pub(crate) fn say_if_over(event: &Event) -> bool {
     match event {
         Event::TakenOver { user } => {
-            eprintln!("hark: another connection receives for {} now", escape(user.as_str()));
+            eprintln!("hark: another connection receives for {} now", escape_name(user.as_str()));
             true
         }
         Event::IdentityLost { user, refusal } => {
             let explanation = escape(&refusal.explanation);
-            eprintln!("hark: no longer {}: {explanation}", escape(user.as_str()));
+            eprintln!("hark: no longer {}: {explanation}", escape_name(user.as_str()));
             true
         }
         _ => false,

@@ -33,6 +33,22 @@ fn escape_where(text: &str, is_escaped: impl Fn(char) -> bool) -> Cow<'_, str> {
     Cow::Owned(escaped)
 }
 
+/// The name of a user. What is not seen is shown, so that no name looks like
+/// another one; and so is a backslash, which begins what is shown so.
+pub(crate) fn escape_name(name: &str) -> Cow<'_, str> {
+    escape_where(name, |c| is_unsafe(c) || is_unseen(c) || c == '\\')
+}
+
+/// Whether there is nothing to be seen of this character. In a text some of these
+/// have a meaning, as in Persian and in emoji.
+const fn is_unseen(c: char) -> bool {
+    matches!(c,
+        '\u{ad}' | '\u{34f}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}' | '\u{180b}'..='\u{180f}'
+        | '\u{200c}' | '\u{200d}' | '\u{2060}'..='\u{206f}' | '\u{2800}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}'
+        | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}' | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}'
+        | '\u{e0000}'..='\u{e0fff}')
+}
+
 /// Escaped for several lines: each but the first is indented by `indent`
 /// columns, so that none looks like a line of its own.
 pub(crate) fn block(text: &str, indent: usize) -> String {
@@ -67,6 +83,17 @@ mod tests {
     #[test]
     fn a_line_can_be_read_back() {
         assert_eq!(escape_line("a\nb\\n"), r"a\nb\\n");
+    }
+
+    #[test]
+    fn no_name_looks_like_another() {
+        assert_eq!(escape_name("Zoë-🦀.$"), "Zoë-🦀.$");
+        let same =
+            ["bob", "bob\u{2060}", "b\u{ad}ob", "bob\u{3164}", "bob\u{200d}", "bob\u{fe0f}", "bob\u{e0041}"];
+        for name in &same[1..] {
+            assert!(escape_name(name).contains("\\u{"), "{name:?}");
+        }
+        assert_eq!(escape_name("bob\\u{2060}"), "bob\\\\u{2060}", "nor like what stands for it");
     }
 
     #[test]

@@ -30,7 +30,7 @@ use crate::args::Settings;
 use crate::command::{self, Command, Done, Secrets};
 use crate::exit::{Exit, Failure};
 use crate::signals::{self, Ends, Interrupts};
-use crate::text::escape;
+use crate::text::escape_name;
 use crate::{piped, setup};
 
 /// How long a command keeps the prompt away.
@@ -322,7 +322,7 @@ impl Chat {
         let _changing = is_changing.then(|| Changing::begin(&self.changing));
         let mut secrets = self.secrets.clone();
         if let (Command::Password(Some(user)), None) = (&command, &secrets.new_password) {
-            let prompt = format!("New password for {}: ", escape(user.as_str()));
+            let prompt = format!("New password for {}: ", escape_name(user.as_str()));
             match self.ask(prompt, true, &foreground).await {
                 Some(new) => secrets.new_password = Some(new),
                 None => return self.notice("the password stays as it is").await,
@@ -349,7 +349,7 @@ impl Chat {
             _ => return None,
         };
         let word = if matches!(command, Command::Password(_)) { "Old password" } else { "Password" };
-        self.ask(format!("{word} for {}: ", escape(user.as_str())), is_new, foreground).await
+        self.ask(format!("{word} for {}: ", escape_name(user.as_str())), is_new, foreground).await
     }
 
     /// Asks for a password, unless the prompt was given back meanwhile.
@@ -440,13 +440,13 @@ impl Chat {
         match event {
             Event::Message(message) => self.show_message(message).await,
             Event::TakenOver { user } => {
-                let user = escape(user.as_str());
+                let user = escape_name(user.as_str());
                 self.notice(&format!("another connection receives for {user} now; connect to take it back"))
                     .await;
             }
             Event::IdentityLost { user, refusal } => {
                 self.become_user(None);
-                let (user, why) = (escape(user.as_str()), &refusal.explanation);
+                let (user, why) = (escape_name(user.as_str()), &refusal.explanation);
                 self.notice(&format!("you are no longer {user}: {why}; login, connect or disconnect")).await;
             }
             Event::Link(_) | Event::CaughtUp { .. } => {}

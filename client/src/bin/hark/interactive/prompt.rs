@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use hark_protocol::UserName;
 
 use super::style::Style;
-use crate::text::escape;
+use crate::text::escape_name;
 
 /// Stands where the server does while there is no link.
 const OFFLINE: &str = "(offline)";
@@ -52,7 +52,7 @@ impl Place {
 
 impl LinkPrompt {
     pub(crate) fn new(user: Option<&UserName>, style: Style, place: Place) -> Self {
-        let user = user.map(|user| format!("{}@", escape(user.as_str()))).unwrap_or_default();
+        let user = user.map(|user| format!("{}@", escape_name(user.as_str()))).unwrap_or_default();
         let places = || std::iter::once(OFFLINE).chain(place.servers.iter().map(String::as_str));
         let width = places().map(|place| place.chars().count()).max().unwrap_or(0);
         let face = |text: &str| {

@@ -8,7 +8,7 @@ use jiff::tz::TimeZone;
 use jiff::{Timestamp, Zoned};
 
 use crate::command::{Command, Done};
-use crate::text::{block, escape};
+use crate::text::{block, escape, escape_name};
 
 /// Characters of a text that are repeated in its status line.
 const EXCERPT_CHARS: usize = 60;
@@ -49,7 +49,7 @@ impl Style {
     /// A message, as seen at `now` in its time zone.
     pub(crate) fn message(self, delivery: &Delivery, now: &Zoned) -> String {
         let time = local_time(delivery.time_ms, now);
-        let sender = escape(delivery.sender.as_ref().map_or("(nobody)", UserName::as_str));
+        let sender = escape_name(delivery.sender.as_ref().map_or("(nobody)", UserName::as_str));
         let indent = time.chars().count() + sender.chars().count() + 3;
         let text = block(&delivery.text, indent);
         format!("{} {}: {text}", self.dim(&time), self.name(&sender))
@@ -59,7 +59,7 @@ impl Style {
     pub(crate) fn sent(self, user: &UserName, text: &str, status: &str) -> String {
         let line: String = text.chars().take(EXCERPT_CHARS).collect();
         let cut = if line.len() < text.len() { "…" } else { "" };
-        let user = self.name(&escape(user.as_str()));
+        let user = self.name(&escape_name(user.as_str()));
         format!("{} {user}: {}{cut} {} {status}", self.dim("→"), escape(&line), self.dim("…"))
     }
 
@@ -100,7 +100,7 @@ impl Style {
     }
 
     fn done(self, command: &Command, done: &Done) -> String {
-        let name = |user: &UserName| self.name(&escape(user.as_str()));
+        let name = |user: &UserName| self.name(&escape_name(user.as_str()));
         match (command, done) {
             (Command::Create(user), _) => format!("{} was created", name(user)),
             (Command::Login(user), _) => format!("you are {}", name(user)),
@@ -124,7 +124,7 @@ impl Style {
     }
 
     fn names(self, answer: &Names) -> String {
-        let names: Vec<_> = answer.names.iter().map(|name| self.name(&escape(name.as_str()))).collect();
+        let names: Vec<_> = answer.names.iter().map(|name| self.name(&escape_name(name.as_str()))).collect();
         match (names.len(), answer.is_truncated) {
             (0, _) => "no users".to_owned(),
             (1, _) => format!("1 user: {}", names.concat()),
