@@ -338,7 +338,13 @@ fn lock(path: &Path) -> Result<File, OpenError> {
 /// Writes a small file so that it is there whole or not at all.
 fn write_synced(folder: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
     let unfinished = folder.join(temporary(name));
-    let mut file = File::create(&unfinished)?;
+    // What is left of an interrupted start, or a link that somebody has put there
+    // to have another file overwritten.
+    match fs::remove_file(&unfinished) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished)?;
     file.write_all(bytes)?;
     file.sync_all()?;
     fs::rename(&unfinished, folder.join(name))?;

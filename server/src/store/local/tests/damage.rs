@@ -24,6 +24,19 @@ fn open_with_loss(path: &Path) -> Result<LocalStore, OpenError> {
     LocalStore::open(path, LocalConfig { accept_data_loss: true, ..config(WIDE) })
 }
 
+#[tokio::test]
+async fn a_link_in_the_place_of_a_file_that_is_to_be_written_is_not_followed() {
+    let home = tempfile::tempdir().unwrap();
+    let (store, precious) = (home.path().join("store"), home.path().join("precious"));
+    fs::create_dir(&store).unwrap();
+    fs::write(&precious, "precious").unwrap();
+    std::os::unix::fs::symlink(&precious, store.join("FORMAT.new")).unwrap();
+    drop(open(&store).unwrap());
+    assert_eq!(fs::read_to_string(&precious).unwrap(), "precious");
+    assert!(fs::symlink_metadata(store.join("FORMAT")).unwrap().is_file());
+    drop(open(&store).unwrap());
+}
+
 /// A folder as a killed process leaves it, with ten messages for bob.
 async fn killed() -> TempDir {
     let home = tempfile::tempdir().unwrap();
