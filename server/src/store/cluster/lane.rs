@@ -169,7 +169,9 @@ impl Lane {
             return Some(job);
         }
         loop {
-            let idle_at = Instant::now() + IDLE;
+            // Where there is no such account nothing is known, and nothing stays.
+            let stays = if self.tail.is_some() || self.written.is_some() { IDLE } else { Duration::ZERO };
+            let idle_at = Instant::now() + stays;
             let wake_at = self.save.as_ref().map_or(idle_at, |(at, _)| *at);
             tokio::select! {
                 biased;
