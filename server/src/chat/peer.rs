@@ -58,6 +58,9 @@ pub struct Peer {
     user: Option<Entered>,
     send_session: Option<SendSession>,
     fence: Fence,
+    /// A send of its session is undecided: whatever became of those after it,
+    /// they are repeated with it.
+    undecided: bool,
     /// Nothing has been asked yet: `hello` is welcome.
     fresh: bool,
     /// Decided in this order.
@@ -132,6 +135,7 @@ impl Peer {
             user: None,
             send_session: None,
             fence: Fence::default(),
+            undecided: false,
             fresh: true,
             answers: VecDeque::new(),
             waiting: None,
@@ -356,6 +360,7 @@ impl Peer {
                 Err(unavailable) => Fault::from(unavailable).into(),
             },
             Answer::Sent { to, outcome } => match ready!(Pin::new(outcome).poll(cx)) {
+                Ok(_) if self.undecided => Fault::from(Unavailable).into(),
                 Ok(outcome) => sent_reply(outcome, to, self.chat.rules.text_bytes_max()),
                 Err(unavailable) => {
                     self.fence_off();
@@ -374,6 +379,7 @@ impl Peer {
     /// A send of a session is undecided: no later one may overtake its repeat.
     fn fence_off(&mut self) {
         if self.send_session.is_some() {
+            self.undecided = true;
             self.fence.close();
             self.end();
         }
