@@ -12,8 +12,14 @@ use crate::store::Store;
 use crate::store::cluster::{ClusterConfig, ClusterStore, Credentials, Nodes};
 use crate::store::local::{LocalConfig, LocalStore};
 
+/// Over how many streams a chat is spread unless its maker says otherwise. A
+/// purge or a read costs with the size of its stream: 27 a second on one big
+/// stream were measured, and 1,400 or more over 32.
+const SHARDS: u64 = 32;
+const SHARDS_MAX: u64 = 1024;
+
 /// Which store.
-#[derive(Debug, Clone, Default, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct StoreArgs {
     /// Folder of the store; or `memory:` for one that is gone with the server; or
     /// `nats://HOST:PORT,HOST:PORT,…` for a cluster that many servers share, with `/NAME`
@@ -27,13 +33,19 @@ pub struct StoreArgs {
 }
 
 /// How a cluster is entered, and what its streams are made like.
-#[derive(Debug, Clone, Default, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct ClusterArgs {
     /// With a cluster: on how many nodes each message is kept. It holds when the first
     /// server makes the streams [default: 3 where there are three nodes, else 1]
     #[arg(long, global = true, env = "HARKD_REPLICAS", value_name = "COUNT",
           value_parser = clap::value_parser!(u8).range(1..=5))]
     pub replicas: Option<u8>,
+    /// With a cluster: over how many streams the inboxes are spread. It holds when the
+    /// first server makes the streams. Hidden, since fewer are slower: it is for tests,
+    /// which make many chats on one machine
+    #[arg(long, global = true, hide = true, env = "HARKD_SHARDS", value_name = "COUNT",
+          default_value_t = SHARDS, value_parser = clap::value_parser!(u64).range(1..=SHARDS_MAX))]
+    pub shards: u64,
     /// With a cluster: a file of credentials, as `nsc` makes it
     #[arg(long, global = true, env = "HARKD_NATS_CREDS", value_name = "FILE",
           conflicts_with_all = ["nats_user", "nats_token_file"])]
@@ -155,7 +167,7 @@ impl ClusterArgs {
             ca: self.nats_ca.clone(),
             monitors: self.nats_monitor.clone(),
             replicas: self.replicas.map(usize::from),
-            shards: ClusterConfig::SHARDS,
+            shards: self.shards,
             text_bytes_max,
             accounts_max: bounds.accounts_max,
             sessions_max: bounds.sessions_max,
@@ -184,10 +196,17 @@ fn first_line(file: &std::path::Path) -> anyhow::Result<zeroize::Zeroizing<Strin
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
 
     fn place(text: &str) -> anyhow::Result<StorePlace> {
-        StoreArgs { store: Some(text.into()), ..StoreArgs::default() }.place()
+        #[derive(Parser)]
+        struct Flags {
+            #[command(flatten)]
+            store: StoreArgs,
+        }
+        Flags::parse_from(["harkd", "--store", text]).store.place()
     }
 
     #[test]

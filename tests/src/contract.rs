@@ -18,6 +18,16 @@ macro_rules! through_all_fronts {
         $crate::through_all_fronts!(mod calls_to_wire, Calls, Native, $($call),+);
         $crate::through_all_fronts!(mod wire_to_calls, Native, Calls, $($call),+);
     };
+    (on $store:ident: mod $module:ident, $one:ident, $other:ident, $($test:ident),+) => {
+        mod $module {
+            $(
+                #[tokio::test]
+                async fn $test() {
+                    $crate::$store(super::$test($crate::Front::$one, $crate::Front::$other)).await;
+                }
+            )+
+        }
+    };
     (mod $module:ident, $one:ident, $other:ident, $($test:ident),+) => {
         mod $module {
             $(
@@ -27,5 +37,18 @@ macro_rules! through_all_fronts {
                 }
             )+
         }
+    };
+}
+
+/// As [`through_all_fronts`], and then on a cluster, where each side of a test
+/// goes through each of both fronts: see [`crate::on_cluster`].
+#[macro_export]
+macro_rules! through_all_fronts_on_all_stores {
+    (sessions: $($session:ident),+; calls: $($call:ident),+ $(;)?) => {
+        $crate::through_all_fronts!(sessions: $($session),+; calls: $($call),+);
+        $crate::through_all_fronts!(
+            on on_cluster: mod cluster_wire_to_grpc, Native, Bidi, $($session),+, $($call),+);
+        $crate::through_all_fronts!(
+            on on_cluster: mod cluster_grpc_to_wire, Bidi, Native, $($session),+, $($call),+);
     };
 }

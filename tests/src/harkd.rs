@@ -9,9 +9,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 
-use tempfile::TempDir;
-
-use crate::{Certificate, PATIENCE, wait_until};
+use crate::{Certificate, PATIENCE, Place, wait_until};
 
 /// How a server is to be started.
 #[derive(Debug, Clone)]
@@ -21,7 +19,7 @@ pub struct HarkdBuilder {
     /// A command that runs the command that follows it, such as `strace`.
     wrapper: Vec<String>,
     listen: String,
-    store: Option<PathBuf>,
+    place: Option<Place>,
     certificate: Option<Arc<Certificate>>,
 }
 
@@ -34,8 +32,7 @@ pub struct Harkd {
     /// Reads the log to its end.
     reader: Option<JoinHandle<()>>,
     builder: HarkdBuilder,
-    /// Removed after the last server that used it.
-    _folder: Option<Arc<TempDir>>,
+    place: Place,
 }
 
 /// A server that has ended before it listened.
@@ -86,8 +83,8 @@ impl HarkdBuilder {
 
     /// Uses this store, and leaves it there.
     #[must_use]
-    pub fn store(mut self, store: impl Into<PathBuf>) -> Self {
-        self.store = Some(store.into());
+    pub fn store(mut self, store: impl Into<Place>) -> Self {
+        self.place = Some(store.into());
         self
     }
 
@@ -115,14 +112,8 @@ impl HarkdBuilder {
     /// # Panics
     /// Where it does neither in time.
     pub fn try_start(self) -> Result<Harkd, Refusal> {
-        match self.store {
-            Some(_) => launch(self, None),
-            None => {
-                let folder = tempfile::tempdir().expect("a temporary folder");
-                let builder = self.store(folder.path().join("store"));
-                launch(builder, Some(Arc::new(folder)))
-            }
-        }
+        let place = self.place.clone().unwrap_or_else(Place::fresh);
+        launch(self, place)
     }
 }
 
@@ -136,7 +127,7 @@ impl Harkd {
             variables: Vec::new(),
             wrapper: Vec::new(),
             listen: "127.0.0.1:0".to_owned(),
-            store: None,
+            place: None,
             certificate: Some(Arc::new(Certificate::trusted())),
         }
     }
@@ -160,12 +151,15 @@ impl Harkd {
     }
 
     /// The folder of its store.
-    ///
-    /// # Panics
-    /// Never: every server here has one.
     #[must_use]
     pub fn store(&self) -> &Path {
-        self.builder.store.as_deref().expect("a server is started on a store")
+        self.place.path()
+    }
+
+    /// Where its store is.
+    #[must_use]
+    pub const fn place(&self) -> &Place {
+        &self.place
     }
 
     /// What it has logged so far.
@@ -196,6 +190,17 @@ impl Harkd {
         self.restart()
     }
 
+    /// Stops it (SIGTERM) and starts it again on the same store and port.
+    ///
+    /// # Panics
+    /// Where it does not stop as it should, or does not start.
+    #[must_use]
+    pub fn stop_and_restart(mut self) -> Self {
+        self.signal("TERM");
+        assert!(self.wait().success());
+        self.restart()
+    }
+
     /// Starts it again on the same store and port, after it has ended.
     ///
     /// # Panics
@@ -203,9 +208,9 @@ impl Harkd {
     #[must_use]
     pub fn restart(self) -> Self {
         let listen = self.address.to_string();
-        let (builder, folder) = (HarkdBuilder { listen, ..self.builder.clone() }, self._folder.clone());
+        let (builder, place) = (HarkdBuilder { listen, ..self.builder.clone() }, self.place.clone());
         drop(self);
-        launch(builder, folder).unwrap_or_else(|refusal| panic!("harkd did not start again: {refusal:?}"))
+        launch(builder, place).unwrap_or_else(|refusal| panic!("harkd did not start again: {refusal:?}"))
     }
 
     /// Kills it (SIGKILL), and waits until it is gone. By then the log is whole.
@@ -444,13 +449,12 @@ fn build() -> PathBuf {
     test.parent().and_then(Path::parent).expect("the folder of the profile").to_owned()
 }
 
-fn launch(builder: HarkdBuilder, folder: Option<Arc<TempDir>>) -> Result<Harkd, Refusal> {
+fn launch(builder: HarkdBuilder, place: Place) -> Result<Harkd, Refusal> {
     let harkd = binary("harkd");
     let mut words = builder.wrapper.iter().map(OsStr::new).chain([harkd.as_os_str()]);
     let mut command = Command::new(words.next().expect("at least harkd"));
     forget_settings(&mut command);
-    command.args(words).args(["--listen", &builder.listen, "--store"]);
-    command.arg(builder.store.as_ref().expect("a store"));
+    command.args(words).args(["--listen", &builder.listen]).args(place.args());
     if let Some(certificate) = &builder.certificate {
         command.arg("--tls-cert").arg(certificate.path()).arg("--tls-key").arg(certificate.key());
     }
@@ -474,7 +478,7 @@ fn launch(builder: HarkdBuilder, folder: Option<Arc<TempDir>>) -> Result<Harkd, 
         }
     });
     match receiver.recv_timeout(PATIENCE) {
-        Ok(address) => Ok(Harkd { child, address, log, reader: Some(reader), builder, _folder: folder }),
+        Ok(address) => Ok(Harkd { child, address, log, reader: Some(reader), builder, place }),
         Err(RecvTimeoutError::Disconnected) => {
             let status = child.wait().unwrap();
             reader.join().unwrap();

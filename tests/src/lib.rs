@@ -2,8 +2,9 @@
 //! every [`Front`] that say exactly what they are told to ([`Client`], of which
 //! [`Wire`] is one, and [`Classic`]), the real `hark` in a terminal
 //! ([`Terminal`]), a disk that gets full ([`SmallDisk`]), a network that can be
-//! cut ([`FarMachine`]), a cluster of the real NATS ([`Nats`]), and senders and
-//! readers who see whether what was promised is kept ([`Promise`]).
+//! cut ([`FarMachine`]), a cluster of the real NATS ([`Nats`]), where a server
+//! keeps its messages ([`Place`]), and senders and readers who see whether what
+//! was promised is kept ([`Promise`]).
 //!
 //! A test fails by panicking, so these helpers do too.
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
@@ -18,6 +19,7 @@ mod harkd;
 mod link;
 mod nats;
 mod network;
+mod place;
 mod promise;
 mod terminal;
 mod wire;
@@ -31,6 +33,7 @@ pub use harkd::{Harkd, HarkdBuilder, Refusal, add_user, binary, hark, harkd};
 pub use link::{Front, Link, Native, NativeTls};
 pub use nats::{Nats, NatsBuilder};
 pub use network::{FarMachine, own_addresses};
+pub use place::{Place, keeps_acks_in_order, on_cluster, remembers_refusals};
 pub use promise::{Kept, Promise, QUEUED_MAX, Roles, Trial};
 pub use terminal::Terminal;
 pub use wire::{Client, Wire, name, send};

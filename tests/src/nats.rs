@@ -9,6 +9,7 @@ use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -45,6 +46,7 @@ pub struct NatsBuilder {
     /// is there.
     far: Option<(Vec<String>, Vec<usize>)>,
     config: String,
+    ends_with_thread: bool,
 }
 
 /// A cluster of one node or of several, which are counted from 0. Dropping it
@@ -101,6 +103,14 @@ impl NatsBuilder {
         self
     }
 
+    /// Has the nodes end with the thread that starts them, for a cluster that
+    /// nobody drops.
+    #[must_use]
+    pub const fn ending_with_thread(mut self) -> Self {
+        self.ends_with_thread = true;
+        self
+    }
+
     /// Starts it, and waits until its nodes agree.
     ///
     /// # Panics
@@ -139,11 +149,13 @@ impl NatsBuilder {
             let name = format!("hark-{}", node + 1);
             let enter = self.far.iter().filter(|_| is_far(node)).flat_map(|(enter, _)| enter.clone());
             let command = [program(), "--config".to_owned(), config.display().to_string()];
+            let end = ["setpriv", "--pdeathsig", "KILL"].map(str::to_owned);
+            let end = end.into_iter().filter(|_| self.ends_with_thread);
             Node {
                 client: address(node, 0),
                 monitor: address(node, 2),
                 log: folder.join(format!("{name}.log")),
-                words: enter.chain(command).collect(),
+                words: enter.chain(end).chain(command).collect(),
                 variables: vec![
                     ("HARK_NATS_NAME", name.clone()),
                     ("HARK_NATS_LISTEN", address(node, 0).to_string()),
@@ -176,13 +188,36 @@ impl Nats {
             let (_, after) = rest.split_once("\n}").expect("its end");
             config = format!("{before}{after}");
         }
-        NatsBuilder { nodes, far: None, config }
+        NatsBuilder { nodes, far: None, config, ends_with_thread: false }
     }
 
     /// Three nodes that agree.
     #[must_use]
     pub fn start() -> Self {
         Self::builder(3).start()
+    }
+
+    /// Three nodes that the tests of one process share, each with a chat of its
+    /// own. They end with it.
+    ///
+    /// # Panics
+    /// Where they do not start.
+    #[must_use]
+    pub fn shared() -> &'static Self {
+        static SHARED: OnceLock<Nats> = OnceLock::new();
+        SHARED.get_or_init(|| {
+            let (give, taken) = mpsc::channel();
+            // Nodes end with the thread that has started them, and this one never does.
+            std::thread::spawn(move || {
+                // Some tests send more than a node takes by default.
+                let nats = Self::builder(3).config("max_payload: 8MB").ending_with_thread().start();
+                give.send(nats).expect("somebody waits for it");
+                loop {
+                    std::thread::park();
+                }
+            });
+            taken.recv().expect("a cluster")
+        })
     }
 
     /// Where all nodes are, as `harkd --store` takes it.
@@ -196,6 +231,18 @@ impl Nats {
     #[must_use]
     pub fn url_of(&self, node: usize) -> String {
         format!("nats://{}", self.nodes[node].client)
+    }
+
+    /// The same, for who speaks to it directly.
+    #[must_use]
+    pub fn address_of(&self, node: usize) -> SocketAddr {
+        self.nodes[node].client
+    }
+
+    /// Where one node says how it is.
+    #[must_use]
+    pub fn monitor_of(&self, node: usize) -> SocketAddr {
+        self.nodes[node].monitor
     }
 
     /// How many nodes there are, with those that do not run.

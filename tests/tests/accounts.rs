@@ -9,13 +9,12 @@
 )]
 
 use std::io::Write;
-use std::path::Path;
 use std::process::{Command, Stdio};
 
 use hark_protocol::{Code, Reply, Request, UserName};
-use hark_tests::{Client, Front, Harkd, HarkdBuilder, Wire, name, send};
+use hark_tests::{Client, Front, Harkd, HarkdBuilder, Place, Wire, name, send};
 
-hark_tests::through_all_fronts! {
+hark_tests::through_all_fronts_on_all_stores! {
     sessions:
         who_has_entered_an_account_deletes_it_without_a_password,
         wrong_passwords_are_limited_and_lock_out_nobody_who_is_right_elsewhere,
@@ -221,12 +220,11 @@ async fn with_require_password_nobody_does_nothing_but_create(one: Front, other:
 }
 
 async fn with_require_password_an_account_without_one_is_not_entered(one: Front, other: Front) {
-    let folder = tempfile::tempdir().unwrap();
-    let store = folder.path().join("store");
-    let server = Harkd::builder().store(&store).start();
+    let place = Place::fresh();
+    let server = Harkd::builder().store(place.clone()).start();
     other.connect(server.address()).await.ok(create("bob", None)).await;
     drop(server);
-    let (_server, mut wire) = start(one, Harkd::builder().store(&store).arg("--require-password")).await;
+    let (_server, mut wire) = start(one, Harkd::builder().store(place).arg("--require-password")).await;
     wire.refused(login("bob", None), Code::Denied).await;
     wire.refused(connect("bob", Some("x")), Code::Denied).await;
     wire.refused(set_password("bob", None, "mine"), Code::Denied).await;
@@ -235,20 +233,19 @@ async fn with_require_password_an_account_without_one_is_not_entered(one: Front,
 
 /// A server with these accounts, by name and password, where `root` and `ann`
 /// are admins.
-fn with_admins(accounts: &[(&str, Option<&str>)], builder: HarkdBuilder) -> (Harkd, tempfile::TempDir) {
-    let folder = tempfile::tempdir().unwrap();
-    let store = folder.path().join("store");
+fn with_admins(accounts: &[(&str, Option<&str>)], builder: HarkdBuilder) -> Harkd {
+    let place = Place::fresh();
     for (name, password) in accounts {
         let without = ["add", name, "--no-password"];
         let words = if password.is_some() { &without[..2] } else { &without };
-        operator_on(&store, words, *password).unwrap();
+        operator_on(&place, words, *password).unwrap();
     }
-    (builder.store(&store).env("HARKD_ADMIN", "root,ann").start(), folder)
+    builder.store(place).env("HARKD_ADMIN", "root,ann").start()
 }
 
 async fn an_admin_creates_and_deletes_anybody_and_sets_anybodys_password(one: Front, other: Front) {
     let builder = Harkd::builder().arg("--registration=closed").arg("--require-password");
-    let (server, _folder) = with_admins(&[("root", Some("toor")), ("eve", Some("e"))], builder);
+    let server = with_admins(&[("root", Some("toor")), ("eve", Some("e"))], builder);
     let mut admin = one.connect(server.address()).await;
     admin.ok(login("root", Some("toor"))).await;
     let mut eve = other.connect(server.address()).await;
@@ -272,7 +269,7 @@ async fn an_admin_creates_and_deletes_anybody_and_sets_anybodys_password(one: Fr
 }
 
 async fn only_the_operator_or_an_admin_makes_an_account_that_is_named_as_admin(one: Front, other: Front) {
-    let (server, _folder) = with_admins(&[("ann", Some("a"))], Harkd::builder());
+    let server = with_admins(&[("ann", Some("a"))], Harkd::builder());
     server.wait_for_log("an admin does not exist");
     let mut nobody = one.connect(server.address()).await;
     nobody.ok(create("eve", Some("e"))).await;
@@ -291,7 +288,7 @@ async fn only_the_operator_or_an_admin_makes_an_account_that_is_named_as_admin(o
 
 async fn who_has_entered_an_admins_account_without_a_password_is_no_admin(one: Front, other: Front) {
     let accounts = [("root", None), ("ann", Some("a")), ("eve", Some("e"))];
-    let (server, _folder) = with_admins(&accounts, Harkd::builder().arg("--list=admin"));
+    let server = with_admins(&accounts, Harkd::builder().arg("--list=admin"));
     server.wait_for_log("an admin has no password");
     let mut anybody = one.connect(server.address()).await;
     anybody.ok(connect("root", None)).await;
@@ -315,7 +312,7 @@ async fn who_has_entered_an_admins_account_without_a_password_is_no_admin(one: F
 
 async fn an_admin_whose_account_has_ended_is_none(one: Front, other: Front) {
     let accounts = [("root", Some("toor")), ("ann", Some("a")), ("eve", Some("e"))];
-    let (server, _folder) = with_admins(&accounts, Harkd::builder());
+    let server = with_admins(&accounts, Harkd::builder());
     let mut root = one.connect(server.address()).await;
     root.ok(login("root", Some("toor"))).await;
     let mut ann = other.connect(server.address()).await;
@@ -331,7 +328,7 @@ async fn a_list_can_be_for_users_or_for_admins_alone(one: Front, other: Front) {
     let accounts = [("root", Some("toor")), ("eve", Some("e"))];
     for (argument, users_may) in [("--list=users", true), ("--list=admin", false)] {
         for builder in [Harkd::builder(), Harkd::builder().arg("--require-password")] {
-            let (server, _folder) = with_admins(&accounts, builder.arg(argument));
+            let server = with_admins(&accounts, builder.arg(argument));
             let mut client = one.connect(server.address()).await;
             client.refused(list(""), Code::Denied).await;
             client.ok(login("eve", Some("e"))).await;
@@ -417,12 +414,12 @@ async fn connections_of_one_address_have_a_limit_that_says_so() {
 
 /// `harkd user …` on this store, with this password; its output if it succeeds.
 fn operator(server: &Harkd, arguments: &[&str], password: Option<&str>) -> Result<String, String> {
-    operator_on(server.store(), arguments, password)
+    operator_on(server.place(), arguments, password)
 }
 
-fn operator_on(store: &Path, arguments: &[&str], password: Option<&str>) -> Result<String, String> {
+fn operator_on(place: &Place, arguments: &[&str], password: Option<&str>) -> Result<String, String> {
     let mut command = Command::new(hark_tests::binary("harkd"));
-    command.arg("--store").arg(store).arg("user").args(arguments).stdin(Stdio::null());
+    command.args(place.args()).arg("user").args(arguments).stdin(Stdio::null());
     if let Some(password) = password {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         writeln!(file, "{password}").unwrap();

@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_nats::jetstream::context::{CreateStreamError, CreateStreamErrorKind, GetStreamErrorKind};
 use async_nats::jetstream::stream::{Config, DiscardPolicy, Republish, StorageType};
 use async_nats::jetstream::{self, Context, ErrorCode};
-use async_nats::{Client, ConnectOptions, Event, ServerInfo};
+use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event, ServerInfo};
 use futures::{StreamExt, TryStreamExt, stream};
 use hark_protocol::limits::OUTCOME_SECONDS_MIN;
 use tokio::sync::watch;
@@ -95,11 +95,6 @@ pub struct ClusterConfig {
     pub queued_bytes_max: u64,
 }
 
-impl ClusterConfig {
-    /// Over how many streams a chat is spread unless its maker says otherwise.
-    pub const SHARDS: u64 = 32;
-}
-
 /// What is shown to the engine.
 #[derive(Clone, Default)]
 pub enum Credentials {
@@ -124,7 +119,7 @@ impl std::fmt::Debug for Credentials {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// It is not reached, or does not let us in.
-    #[error("cannot connect to the cluster at {nodes}: {source}")]
+    #[error("cannot connect to the cluster at {nodes}: {source}; {}", remedy(source.kind()))]
     Connect {
         /// Which was tried.
         nodes: String,
@@ -232,6 +227,19 @@ fn connect_pause(tries: usize) -> Duration {
     let doublings = u32::try_from(tries.saturating_sub(1)).unwrap_or(u32::MAX);
     let pause = Duration::from_millis(2_u64.saturating_pow(doublings));
     if doublings == 0 { Duration::ZERO } else { pause.min(CONNECT_PAUSE_MAX) }
+}
+
+/// What to do where the connection fails.
+const fn remedy(kind: ConnectErrorKind) -> &'static str {
+    match kind {
+        ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
+            "say who you are with --nats-user, --nats-token-file or --nats-creds, as the nodes expect it"
+        }
+        ConnectErrorKind::Tls => {
+            "is its certificate of an authority that the system trusts, or that --nats-ca names?"
+        }
+        _ => "is it running, and reached from here at these addresses?",
+    }
 }
 
 fn authenticated(credentials: &Credentials) -> Result<ConnectOptions, OpenError> {
