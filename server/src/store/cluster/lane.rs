@@ -24,7 +24,8 @@ use super::reception::{Claim, Reception};
 use super::record::{AccountRecord, AliveRecord, Letter, State, Told, decode_message};
 use super::setup::ENDED_KEPT;
 use crate::store::{
-    Account, Append, Created, Decide, End, Outcome, PasswordHash, Position, Receiver, SendId, Unavailable,
+    Account, Append, Created, Decide, End, Feed, Outcome, PasswordHash, Position, Receiver, SendId,
+    Unavailable,
 };
 
 /// How long something is tried before it ends as unavailable.
@@ -132,6 +133,8 @@ pub(super) struct Lane {
     tail: Option<Tail>,
     written: Option<Written>,
     reception: Option<Reception>,
+    /// Who received here until now, and has not been told that it does no more.
+    former: Option<Feed>,
     /// When acknowledgements are to be written, for the account of this number.
     save: Option<(Instant, Account)>,
     pause: Duration,
@@ -147,6 +150,7 @@ impl Lane {
             tail: None,
             written: None,
             reception: None,
+            former: None,
             save: None,
             pause: PAUSE_MIN,
         }
@@ -197,6 +201,11 @@ impl Lane {
             Command::Delete(account, decide) => self.delete(&account, decide, deadline).await,
             Command::Receive { account, takes_over, decide } => {
                 decide.decide(self.receive(&account, takes_over, deadline).await);
+                // Not before, since the connection may be the same: by now it
+                // has replaced what has ended.
+                if let Some(former) = self.former.take() {
+                    former.end(End::TakenOver);
+                }
             }
             Command::Acknowledged(account) => self.save_soon(account),
             Command::Released(account) => self.released(&account).await,
@@ -658,7 +667,9 @@ impl Lane {
         if is_here && !takes_over {
             return Ok(None);
         }
-        self.let_go(Some(End::TakenOver)).await;
+        if let Some(reception) = self.reception.take() {
+            self.former = Some(reception.stop().await);
+        }
         if !is_here && self.is_elsewhere(account, takes_over).await? {
             return Ok(None);
         }
@@ -741,7 +752,7 @@ impl Lane {
             if let Some(end) = end {
                 reception.end(end);
             }
-            reception.stop().await;
+            drop(reception.stop().await);
         }
     }
 }

@@ -92,11 +92,13 @@ impl Reception {
     }
 
     /// Stops, and resolves once nothing that is asked from then on comes here.
-    pub(super) async fn stop(self) {
+    /// Yields who was told, who hears nothing more but its end.
+    pub(super) async fn stop(self) -> Feed {
         self.stop.cancel();
         if let Err(error) = self.task.await {
             tracing::error!(%error, "a reception has failed");
         }
+        self.feed
     }
 }
 
