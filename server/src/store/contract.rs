@@ -14,12 +14,6 @@ pub(super) trait Home {
     /// Opens the store that is there; the one opened before has been closed or
     /// dropped.
     fn open(&self, limits: Limits) -> Arc<dyn Store>;
-
-    /// Whether a store that was opened again knows what the one before it has
-    /// refused. If not, such a send is decided anew.
-    fn remembers_refusals(&self) -> bool {
-        true
-    }
 }
 
 /// The limits of a store.
@@ -309,9 +303,7 @@ pub(super) async fn a_repeat_gets_the_same_outcome_and_stores_nothing(home: &dyn
     store.close().await.unwrap();
     let store = home.open(WIDE);
     check(store.append(send("s", 5, "bob", "x")).await, Outcome::Stored);
-    if home.remembers_refusals() {
-        check(store.append(send("s", 6, "amy", "y")).await, unknown);
-    }
+    check(store.append(send("s", 6, "amy", "y")).await, unknown);
     check(store.append(send("s", 7, "amy", "z")).await, Outcome::Stored);
     assert_eq!(texts(&*store, &bob).await, ["x"]);
     assert_eq!(texts(&*store, &amy).await, ["z"]);

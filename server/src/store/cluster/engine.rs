@@ -36,9 +36,6 @@ const REQUESTS_MAX: usize = 4096;
 /// Messages in one atomic batch, at most; the engine takes 1,000.
 pub(super) const BATCH_MESSAGES_MAX: usize = 500;
 
-/// The condition that no stream fulfils.
-const NEVER: u64 = u64::MAX - 1;
-
 const WRONG_LAST_SEQUENCE: [u64; 2] = [10071, 10164];
 const NO_MESSAGE_FOUND: u64 = 10037;
 const DUPLICATE_IN_PROCESS: u64 = 10158;
@@ -155,16 +152,17 @@ impl Engine {
         self.publish_with(subject, condition(Some(id), Some(expected)), payload).await
     }
 
-    /// As [`Self::publish`], and the engine drops the message after `kept`.
+    /// As [`Self::publish`], and the engine drops the message after `kept`;
+    /// without a condition where nothing is `expected`.
     pub(super) async fn publish_for(
         &self,
         kept: Duration,
         subject: &str,
         id: &MessageId,
-        expected: u64,
+        expected: Option<u64>,
         payload: Bytes,
     ) -> Result<Stored, NotStored> {
-        let mut headers = condition(Some(id), Some(expected));
+        let mut headers = condition(Some(id), expected);
         headers.insert("Nats-TTL", kept.as_secs().to_string());
         self.publish_with(subject, headers, payload).await
     }
@@ -177,20 +175,6 @@ impl Engine {
     ) -> Result<Stored, NotStored> {
         let reply = self.request(subject, Some(headers), payload).await.map_err(|Lost| NotStored::Lost)?;
         PublishReply::parse(&reply.payload)
-    }
-
-    /// Whether a message of this `id` is stored, in the stream of `subject`. It
-    /// is asked by a batch that cannot succeed: its second message has a
-    /// condition that nothing fulfils, and a repeat in the first is met before.
-    pub(super) async fn is_stored(&self, subject: &str, id: &MessageId) -> Result<bool, NotStored> {
-        let question =
-            vec![(condition(Some(id), None), Bytes::new()), (condition(None, Some(NEVER)), Bytes::new())];
-        match self.publish_all(subject, question).await {
-            Err(NotStored::HoldsRepeat) => Ok(true),
-            Err(NotStored::Moved) => Ok(false),
-            Ok(_) => Err(NotStored::Busy),
-            Err(error) => Err(error),
-        }
     }
 
     /// Stores all the messages one after the other, or none, if the last one of
@@ -251,6 +235,11 @@ impl Engine {
                 Err(NotStored::Lost)
             }
         }
+    }
+
+    /// The message of this number, as the leader of the stream knows it.
+    pub(super) async fn message(&self, stream: &str, sequence: u64) -> Result<Option<Found>, Lost> {
+        self.fetch(stream, &Fetch { seq: Some(sequence), ..Fetch::default() }).await
     }
 
     /// The last message of a subject, as the leader of the stream knows it.

@@ -8,12 +8,11 @@
 //! in each message are exact, and with them the quota and the count of what is
 //! queued, and a publication that was given up can do no harm later.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use hark_protocol::{Code, Sequence, SessionToken, UserName};
+use hark_protocol::{Code, Sequence, UserName};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -21,8 +20,10 @@ use tokio_util::sync::CancellationToken;
 use super::Shared;
 use super::engine::{ATTEMPT, BATCH_MESSAGES_MAX, Found, Lost, MessageId, NotStored};
 use super::reception::{Claim, Reception};
-use super::record::{AccountRecord, AliveRecord, Letter, State, Told, decode_message};
-use super::setup::ENDED_KEPT;
+use super::record::{
+    AccountRecord, AliveRecord, Letter, State, Told, decode_message, decode_refusal, encode_refusal,
+};
+use super::setup::{ENDED_KEPT, KEPT};
 use crate::store::{
     Account, Append, Created, Decide, End, Feed, Outcome, PasswordHash, Position, Receiver, SendId,
     Unavailable,
@@ -120,7 +121,7 @@ struct Item {
     decide: Decide<Outcome>,
     deadline: Instant,
     id: MessageId,
-    /// It was published, and may be stored: it cannot be refused any more.
+    /// It was published, and may be stored.
     tried: bool,
 }
 
@@ -354,7 +355,7 @@ impl Lane {
         let stored = if record.alive.is_some() {
             engine.publish(&subject, &id, revision, bytes).await
         } else {
-            engine.publish_for(ENDED_KEPT, &subject, &id, revision, bytes).await
+            engine.publish_for(ENDED_KEPT, &subject, &id, Some(revision), bytes).await
         };
         stored.map(|stored| stored.sequence)
     }
@@ -441,7 +442,6 @@ impl Lane {
         let mut position = self.tail(&account).await?.position;
         let expected = self.tail(&account).await?.last;
         let cursor = self.cursor_for(&account, position, items).await?;
-        let mut full = HashSet::new();
         let mut messages = Vec::new();
         let mut at = 0;
         while let Some(item) = items.get(at) {
@@ -450,12 +450,7 @@ impl Lane {
                 messages: position.messages + 1,
                 bytes: position.bytes + item.append.text.len() as u64,
             };
-            if let Some(code) = self.objection(item, cursor, after, &full) {
-                if code == Code::QueueFull
-                    && let Some(SendId { session, .. }) = &item.append.send_id
-                {
-                    full.insert(session.clone());
-                }
+            if let Some(code) = self.objection(item, cursor, after) {
                 self.refuse(items, at, code).await?;
                 continue;
             }
@@ -497,8 +492,9 @@ impl Lane {
         let (last, duplicate) = stored?;
         self.pause = PAUSE_MIN;
         self.tail = (!duplicate).then_some(Tail { incarnation: account.incarnation, last, position });
+        let outcome = if duplicate { self.outcome_at(last).await? } else { Outcome::Stored };
         for item in items.drain(..count) {
-            self.decide(item, Ok(Outcome::Stored));
+            self.decide(item, Ok(outcome));
         }
         Ok(())
     }
@@ -515,18 +511,9 @@ impl Lane {
         .encode()
     }
 
-    /// What speaks against it, unless it may be stored already.
-    fn objection(
-        &self,
-        item: &Item,
-        cursor: Position,
-        after: Position,
-        full: &HashSet<SessionToken>,
-    ) -> Option<Code> {
+    /// What speaks against it, unless it was decided before.
+    fn objection(&self, item: &Item, cursor: Position, after: Position) -> Option<Code> {
         let append = &item.append;
-        if item.tried {
-            return None;
-        }
         if append.refusal.is_some() {
             return append.refusal;
         }
@@ -534,41 +521,47 @@ impl Lane {
         if !has_sender && !append.from_nobody {
             return Some(Code::Denied);
         }
-        // Where one of a session does not fit, those behind it are refused too:
-        // were they stored, and the answer to this one lost with the server, its
-        // repeat would be stored behind them.
-        let is_behind = append.send_id.as_ref().is_some_and(|id| full.contains(&id.session));
-        let fits = self.shared.config.holds(cursor, after);
-        (is_behind || !fits).then_some(Code::QueueFull)
+        (!self.shared.config.holds(cursor, after)).then_some(Code::QueueFull)
     }
 
     async fn refuse_all(&mut self, items: &mut Vec<Item>, code: Code) -> Result<(), NotStored> {
         while let Some(item) = items.first() {
-            if item.tried {
-                // It may be in the inbox of an account that has ended since.
-                let item = items.remove(0);
-                self.decide(item, Err(Unavailable));
-            } else {
-                let code = item.append.refusal.unwrap_or(code);
-                self.refuse(items, 0, code).await?;
-            }
+            let code = item.append.refusal.unwrap_or(code);
+            self.refuse(items, 0, code).await?;
         }
         Ok(())
     }
 
-    /// Refuses the item at this place, unless it is the repeat of one that is
-    /// stored.
+    /// Refuses the item at this place, unless it was decided before. The refusal
+    /// is stored where another try, at whatever server, would have to be: under
+    /// its id. So none of them is stored any more, behind what was sent later.
     async fn refuse(&mut self, items: &mut Vec<Item>, at: usize, code: Code) -> Result<(), NotStored> {
         let Some(item) = items.get(at) else { return Ok(()) };
-        let is_stored = item.append.send_id.is_some() && {
-            let nowhere = Account { name: self.name.clone(), incarnation: 0 };
-            let subject = self.shared.names.inbox(&nowhere);
-            self.shared.engine.is_stored(&subject, &item.id).await?
-        };
-        let outcome = if is_stored { Outcome::Stored } else { Outcome::Refused(code) };
+        let mut outcome = Outcome::Refused(code);
+        if item.append.send_id.is_some() || item.tried {
+            let (subject, bytes) = (self.shared.names.refusals(&self.name), encode_refusal(code));
+            let stored = self.shared.engine.publish_for(KEPT, &subject, &item.id, None, bytes).await?;
+            if stored.duplicate {
+                outcome = self.outcome_at(stored.sequence).await?;
+            }
+        }
         let item = items.remove(at);
         self.decide(item, Ok(outcome));
         Ok(())
+    }
+
+    /// How the send was decided that the message of this number tells of.
+    async fn outcome_at(&self, sequence: u64) -> Result<Outcome, NotStored> {
+        let stream = self.shared.names.inbox_stream_of(&self.name);
+        let found = self.shared.engine.message(&stream, sequence).await.map_err(|Lost| NotStored::Lost)?;
+        let found = found.ok_or(NotStored::Busy)?;
+        if found.subject != self.shared.names.refusals(&self.name) {
+            return Ok(Outcome::Stored);
+        }
+        decode_refusal(&found.payload).map(Outcome::Refused).map_err(|error| {
+            tracing::error!(%error, name = %self.name, sequence, "a refusal cannot be read");
+            NotStored::Busy
+        })
     }
 
     fn decide(&self, item: Item, outcome: Result<Outcome, Unavailable>) {

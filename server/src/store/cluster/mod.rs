@@ -74,9 +74,8 @@ pub use self::setup::{CLIENT_LOG, ClusterConfig, Credentials, OpenError};
 
 /// A store on a cluster.
 ///
-/// Beyond what every store owes: the outcomes of refused sends are known only
-/// to the server that has refused them. Where it is dropped without
-/// [`Store::close`], what is under way ends as [`super::Unavailable`].
+/// Where it is dropped without [`Store::close`], what is under way ends as
+/// [`super::Unavailable`].
 #[derive(Debug)]
 pub struct ClusterStore {
     shared: Arc<Shared>,

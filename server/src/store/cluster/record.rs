@@ -4,6 +4,7 @@
 //! | --- | --- | --- |
 //! | `CHAT.account.NAME` | `CHAT-accounts` | an account, or that it has ended |
 //! | `CHAT.inbox.SHARD.NAME.INCARNATION` | `CHAT-inbox-SHARD` | the messages to it |
+//! | `CHAT.inbox.SHARD.NAME.0` | `CHAT-inbox-SHARD` | which sends to it were refused |
 //! | `CHAT.state.NAME.INCARNATION` | `CHAT-state` | what is acknowledged, and who receives |
 //! | `CHAT.session.SESSION` | none | whoever has this session open is asked for it |
 //! | `CHAT.user.NAME.INCARNATION.EVENT` | none | what a server that receives for it is told |
@@ -17,11 +18,14 @@ use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use bytestring::ByteString;
-use hark_protocol::{Sequence, SessionToken, UserName};
+use hark_protocol::{Code, Sequence, SessionToken, UserName};
 
 use crate::store::{Account, Message, PasswordHash, Position};
 
 const VERSION: u8 = 1;
+
+/// The number of no message, and so of no account.
+const NO_ACCOUNT: u64 = 0;
 
 /// A record that no version of this store has written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -108,13 +112,19 @@ impl Names {
         format!("{}.inbox.{}.{}", self.chat, self.shard(&account.name), key(account))
     }
 
-    /// Whose inbox a subject is.
+    /// Where it is written which sends to a name were refused: in the stream of
+    /// its inboxes, since there an id is known only once.
+    pub(super) fn refusals(&self, name: &UserName) -> String {
+        self.inbox(&Account { name: name.clone(), incarnation: NO_ACCOUNT })
+    }
+
+    /// Whose inbox a subject is. That of refusals is nobody's.
     pub(super) fn parse_inbox(&self, subject: &str) -> Result<Account, Damaged> {
         let rest = subject.strip_prefix(&self.chat).and_then(|rest| rest.strip_prefix(".inbox."));
         let mut tokens = rest.ok_or(Damaged)?.split('.').skip(1);
         let name = parse_token(tokens.next().ok_or(Damaged)?)?;
         let incarnation = tokens.next().and_then(|text| text.parse().ok()).ok_or(Damaged)?;
-        Ok(Account { name, incarnation })
+        if incarnation == NO_ACCOUNT { Err(Damaged) } else { Ok(Account { name, incarnation }) }
     }
 
     /// All that is told to a server which receives for an account.
@@ -272,6 +282,18 @@ impl State {
     }
 }
 
+/// That a send was refused, and why.
+pub(super) fn encode_refusal(code: Code) -> Bytes {
+    [&[VERSION], code.as_str().as_bytes()].concat().into()
+}
+
+/// Why a send was refused.
+pub(super) fn decode_refusal(bytes: &[u8]) -> Result<Code, Damaged> {
+    let (version, code) = bytes.split_first().ok_or(Damaged)?;
+    let code = std::str::from_utf8(code).ok().and_then(Code::parse);
+    code.filter(|_| *version == VERSION).ok_or(Damaged)
+}
+
 /// A message to an inbox, before it has its number.
 #[derive(Debug)]
 pub(super) struct Letter<'a> {
@@ -340,7 +362,10 @@ mod tests {
             let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
             assert!(inbox.chars().all(allowed), "{inbox}");
         }
-        for subject in ["", "hark.inbox", "hark.inbox.1.Ym9i", "hark.inbox.1.!.3", "other.inbox.1.Ym9i.3"] {
+        let refusals = names.refusals(&"bob".parse().unwrap());
+        for subject in
+            [&*refusals, "", "hark.inbox", "hark.inbox.1.Ym9i", "hark.inbox.1.!.3", "other.inbox.1.Ym9i.3"]
+        {
             assert_eq!(names.parse_inbox(subject), Err(Damaged), "{subject}");
         }
     }
@@ -403,6 +428,11 @@ mod tests {
         }
 
         #[test]
+        fn refusals_are_read_as_they_were_written(code in proptest::sample::select(vec![Code::QueueFull, Code::NoSuchUser])) {
+            prop_assert_eq!(decode_refusal(&encode_refusal(code)), Ok(code));
+        }
+
+        #[test]
         fn no_bytes_panic(bytes: Vec<u8>) {
             // What is read is written alike.
             if let Ok(record) = AccountRecord::decode(&bytes) {
@@ -410,6 +440,9 @@ mod tests {
             }
             if let Ok(state) = State::decode(&bytes) {
                 prop_assert_eq!(state.encode(), bytes.clone());
+            }
+            if let Ok(code) = decode_refusal(&bytes) {
+                prop_assert_eq!(encode_refusal(code), bytes.clone());
             }
             if let Ok(message) = decode_message(1, bytes.clone().into()) {
                 prop_assert!(message.text.len() < bytes.len());

@@ -28,7 +28,10 @@ const VERSION_MIN: [u64; 3] = [2, 15, 1];
 pub const CLIENT_LOG: &str = "async_nats=off";
 
 /// How long the engine knows a message that it has stored, by its own clock.
-pub(super) const REMEMBERED: Duration = Duration::from_secs(OUTCOME_SECONDS_MIN);
+const REMEMBERED: Duration = Duration::from_secs(OUTCOME_SECONDS_MIN);
+
+/// How long what tells of a send is kept: longer than a repeat may take.
+pub(super) const KEPT: Duration = REMEMBERED.saturating_add(Duration::from_secs(60));
 
 /// How long the mark of an ended account is kept. A server that has heard
 /// nothing for half of it reads all accounts again.
@@ -368,7 +371,7 @@ fn inbox(names: &Names, shard: u64, replicas: usize) -> Config {
         headers_only: false,
     });
     let config = base(names.inbox_stream(shard), names.inboxes(shard), replicas);
-    Config { republish, allow_atomic_publish: true, ..config }
+    Config { republish, allow_atomic_publish: true, allow_message_ttl: true, ..config }
 }
 
 /// Makes a stream where it is missing, and yields how it is. Tries until it

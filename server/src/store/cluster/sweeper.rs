@@ -15,11 +15,8 @@ use tokio::time::{Instant, sleep};
 
 use super::Shared;
 use super::engine::Lost;
-use super::setup::REMEMBERED;
+use super::setup::KEPT;
 use crate::store::Account;
-
-/// How long an acknowledged message is kept, beyond what a repeat may take.
-const KEPT: Duration = REMEMBERED.saturating_add(Duration::from_secs(60));
 
 /// How often it is seen what is due.
 const ROUND_INTERVAL: Duration = Duration::from_secs(5);

@@ -118,10 +118,6 @@ impl Home for Chat {
             thread::sleep(Duration::from_millis(200));
         }
     }
-
-    fn remembers_refusals(&self) -> bool {
-        false
-    }
 }
 
 mod on_one_node {
