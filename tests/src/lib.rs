@@ -34,7 +34,7 @@ pub use link::{Front, Link, Native, NativeTls};
 pub use nats::{Nats, NatsBuilder};
 pub use network::{FarMachine, own_addresses};
 pub use place::{Place, keeps_acks_in_order, on_cluster, remembers_refusals};
-pub use promise::{Kept, Promise, QUEUED_MAX, Roles, Trial};
+pub use promise::{Kept, Promise, Roles, Trial};
 pub use terminal::Terminal;
 pub use wire::{Client, Wire, name, send};
 

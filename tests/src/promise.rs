@@ -28,9 +28,6 @@ const READERS: usize = 3;
 /// Sends of one sender that are unanswered.
 const IN_FLIGHT: usize = 32;
 
-/// Messages that the queue of one user is to hold: few enough to be full.
-pub const QUEUED_MAX: u64 = 400;
-
 /// How long whoever has lost its connection waits before it tries again.
 const AGAIN: Duration = Duration::from_millis(20);
 

@@ -13,8 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hark_tests::{
-    Authority, FarMachine, Front, Harkd, HarkdBuilder, Kept, Nats, Promise, QUEUED_MAX, Roles, Trial,
-    own_addresses,
+    Authority, FarMachine, Front, Harkd, HarkdBuilder, Kept, Nats, Promise, Roles, Trial, own_addresses,
 };
 use rand::RngExt as _;
 use rand::rngs::StdRng;
@@ -23,6 +22,8 @@ use tokio::time::sleep;
 
 const FRONTS: [Front; 4] = [Front::Native, Front::Tls, Front::Bidi, Front::Calls];
 const NODES: usize = 3;
+/// Messages that the queue of one user holds: few enough to be full soon.
+const QUEUED_MAX: u64 = 100;
 const SERVERS: usize = 2;
 
 /// A server answers within this, whatever happens to NATS: it gives up after

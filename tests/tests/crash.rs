@@ -7,11 +7,13 @@
 
 use std::time::{Duration, Instant};
 
-use hark_tests::{Front, Harkd, PATIENCE, Promise, QUEUED_MAX, Roles, Trial};
+use hark_tests::{Front, Harkd, PATIENCE, Promise, Roles, Trial};
 use rand::RngExt as _;
 use tokio::time::sleep;
 
 const FRONTS: [Front; 4] = [Front::Native, Front::Tls, Front::Bidi, Front::Calls];
+/// Messages that the queue of one user holds: few enough to be full.
+const QUEUED_MAX: u64 = 400;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_answered_is_read_once_and_in_order_whatever_is_killed() {
