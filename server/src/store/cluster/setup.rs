@@ -12,7 +12,7 @@ use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event, ServerInfo};
 use futures::{StreamExt, TryStreamExt, stream};
 use hark_protocol::limits::OUTCOME_SECONDS_MIN;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use zeroize::Zeroizing;
 
 use super::engine::{ATTEMPT, Lost};
@@ -67,7 +67,8 @@ const STREAMS_AT_ONCE: usize = 8;
 const SHARDS: &str = "hark-shards";
 const LAYOUT: &str = "hark-layout";
 const LAYOUT_VERSION: &str = "1";
-const PEERS_MISSING: ErrorCode = ErrorCode(10005);
+/// Too few nodes for the replicas, or none but one.
+const PEERS_MISSING: [ErrorCode; 2] = [ErrorCode(10005), ErrorCode(10074)];
 
 /// Where a cluster is and how to enter it.
 #[derive(Debug, Clone)]
@@ -436,7 +437,7 @@ fn is_passing(error: &jetstream::Error) -> bool {
 
 fn advise(error: &CreateStreamError, replicas: usize) -> String {
     match error.kind() {
-        CreateStreamErrorKind::JetStream(error) if error.error_code() == PEERS_MISSING => {
+        CreateStreamErrorKind::JetStream(error) if PEERS_MISSING.contains(&error.error_code()) => {
             format!("{error}; are {replicas} nodes up? start them, or choose fewer with --replicas")
         }
         _ => error.to_string(),
