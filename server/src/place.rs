@@ -213,6 +213,14 @@ mod tests {
     fn the_store_is_a_folder_or_memory_or_a_cluster() {
         assert_eq!(place("memory:").unwrap(), StorePlace::Memory);
         assert_eq!(place("/srv/hark").unwrap(), StorePlace::Folder("/srv/hark".into()));
+        #[cfg(not(feature = "cluster"))]
+        for url in ["nats://a:4222", "tls://a:4222/team"] {
+            let refused = place(url).unwrap_err().to_string();
+            assert!(
+                refused.contains("without clusters") && refused.contains("--features cluster"),
+                "{refused}"
+            );
+        }
         #[cfg(feature = "cluster")]
         assert_eq!(
             place("nats://a:4222,b:4222/team").unwrap(),
