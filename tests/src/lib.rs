@@ -33,7 +33,7 @@ pub use harkd::{Harkd, HarkdBuilder, Refusal, add_user, binary, hark, harkd};
 pub use link::{Front, Link, Native, NativeTls};
 pub use nats::{Nats, NatsBuilder};
 pub use network::{FarMachine, own_addresses};
-pub use place::{Place, keeps_acks_in_order, on_cluster, remembers_refusals};
+pub use place::{Place, keeps_acks_in_order, on_cluster};
 pub use promise::{Kept, Promise, Roles, Trial};
 pub use terminal::Terminal;
 pub use wire::{Client, Wire, name, send};

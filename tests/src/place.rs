@@ -90,23 +90,11 @@ impl<P: Into<PathBuf>> From<P> for Place {
 }
 
 /// Runs a test whose servers keep their messages on a cluster. What it owes is
-/// the same, but for two things that a crash of the server may do there:
-///
-/// - what was refused is decided anew: the engine knows what it has stored,
-///   and nothing else ([`remembers_refusals`]);
-/// - acknowledgements are lost that are younger than a second, whatever was
-///   answered since ([`keeps_acks_in_order`]).
-///
-/// `docs/PROTOCOL.md` permits both.
+/// the same, but that a crash of the server loses the acknowledgements that are
+/// younger than a second, whatever was answered since
+/// ([`keeps_acks_in_order`]). `docs/PROTOCOL.md` permits that.
 pub async fn on_cluster(test: impl Future<Output = ()>) {
     ON_CLUSTER.scope((), test).await;
-}
-
-/// Whether a server that was killed and started again knows what it has
-/// refused.
-#[must_use]
-pub fn remembers_refusals() -> bool {
-    !is_on_cluster()
 }
 
 /// Whether a kill loses no acknowledgement that is older than something that

@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use hark_protocol::{Code, Frame, Reply, Request};
-use hark_tests::{Front, Harkd, Wire, name, remembers_refusals, send};
+use hark_tests::{Front, Harkd, Wire, name, send};
 
 hark_tests::through_all_fronts_on_all_stores! {
     sessions:
@@ -67,7 +67,7 @@ async fn a_repeat_gets_the_same_answer_and_stores_nothing_new(one: Front, other:
     check_ok(wire.reply_to(15).await);
     drop(wire);
 
-    for (front, is_restarted) in [(other, false), (one, true)] {
+    for front in [other, one] {
         let mut again = front.hello(server.address(), "session").await;
         // The refusal was decided, too: that there is such a user now changes
         // nothing for the repeat.
@@ -76,18 +76,13 @@ async fn a_repeat_gets_the_same_answer_and_stores_nothing_new(one: Front, other:
             .write_all([(10, send("bob", "one")), (12, send("nobody", "lost")), (15, send("bob", "two"))])
             .await;
         check_ok(again.reply_to(10).await);
-        let refused = again.reply_to(12).await;
-        match !is_restarted || remembers_refusals() {
-            true => check_refused(refused, Code::NoSuchUser),
-            false => check_ok(refused),
-        }
+        check_refused(again.reply_to(12).await, Code::NoSuchUser);
         check_ok(again.reply_to(15).await);
         drop(again);
         server = server.kill_and_restart();
     }
     assert_eq!(texts(other, &server, "bob").await, ["one", "two"]);
-    let lost: &[&str] = if remembers_refusals() { &[] } else { &["lost"] };
-    assert_eq!(texts(other, &server, "nobody").await, lost);
+    assert_eq!(texts(other, &server, "nobody").await, [""; 0]);
 }
 
 async fn a_repeat_counts_even_where_a_new_send_would_be_refused(one: Front, other: Front) {
