@@ -1,0 +1,469 @@
+//! The load: senders and receivers on a thread each, over any [`Peer`].
+
+mod connection;
+pub(crate) mod queue;
+pub(crate) mod schedule;
+pub(crate) mod text;
+
+use std::cell::RefCell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow, bail, ensure};
+use hdrhistogram::Histogram;
+use tokio::task::JoinSet;
+
+pub(crate) use connection::Connection;
+use schedule::Schedule;
+use text::{Arrivals, Clock, Faults, Stamp, receiver_of};
+
+use crate::peers::{Peer, Role};
+use crate::server::{Server, own_cpu_seconds};
+
+/// What is still under way when a measurement ends is waited for, as long as
+/// something comes within this time.
+const STALLED_AFTER: Duration = Duration::from_secs(10);
+
+/// How often one looks.
+const LOOK_EVERY: Duration = Duration::from_millis(2);
+
+/// The longest latency that is told from longer ones, in nanoseconds.
+const LATENCY_NS_MAX: u64 = 600_000_000_000;
+
+/// Digits of a latency that count.
+const LATENCY_DIGITS: u8 = 3;
+
+/// Latencies in nanoseconds.
+pub(crate) fn latencies() -> Histogram<u64> {
+    match Histogram::new_with_bounds(1, LATENCY_NS_MAX, LATENCY_DIGITS) {
+        Ok(histogram) => histogram,
+        Err(error) => unreachable!("{error}"),
+    }
+}
+
+/// How the senders go.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Pace {
+    /// Each sender keeps so many sends under way.
+    Closed {
+        /// Sends of one sender that are not accepted yet.
+        in_flight: usize,
+    },
+    /// All of them together send so many messages a second, whatever comes back.
+    Open {
+        /// Messages a second.
+        per_second: f64,
+    },
+}
+
+/// A load of senders and receivers.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Load {
+    pub(crate) senders: usize,
+    pub(crate) receivers: usize,
+    pub(crate) pace: Pace,
+    /// How long it goes before it is measured.
+    pub(crate) warm_up: Duration,
+    /// How long it is measured.
+    pub(crate) measured: Duration,
+}
+
+/// What came of a load, while it was measured.
+#[derive(Debug, Clone)]
+pub(crate) struct Outcome {
+    pub(crate) seconds: f64,
+    pub(crate) accepted: u64,
+    pub(crate) delivered: u64,
+    /// From when a message was due to when it was received.
+    pub(crate) latencies: Histogram<u64>,
+    /// Processor time of the server.
+    pub(crate) server_cpu_seconds: f64,
+    /// Processor time of the load.
+    pub(crate) load_cpu_seconds: f64,
+    /// Resident memory of the server at the end.
+    pub(crate) resident_bytes: u64,
+    /// Messages that were compared with what was sent, over the whole run.
+    pub(crate) compared: u64,
+    pub(crate) faults: Faults,
+}
+
+/// Where a run is, for all of its threads.
+struct Progress {
+    phase: AtomicU64,
+    accepted: AtomicU64,
+    delivered: AtomicU64,
+    clock: Clock,
+}
+
+/// The phases of a run, in this order.
+const WARMING_UP: u64 = 0;
+const MEASURING: u64 = 1;
+const DRAINING: u64 = 2;
+const OVER: u64 = 3;
+
+impl Progress {
+    fn start() -> Self {
+        Self {
+            phase: AtomicU64::new(WARMING_UP),
+            accepted: AtomicU64::new(0),
+            delivered: AtomicU64::new(0),
+            clock: Clock::start(),
+        }
+    }
+
+    fn phase(&self) -> u64 {
+        self.phase.load(Ordering::Acquire)
+    }
+
+    fn enter(&self, phase: u64) {
+        self.phase.store(phase, Ordering::Release);
+    }
+}
+
+impl Load {
+    /// Puts the load on a server that listens and is prepared.
+    ///
+    /// # Errors
+    /// Where the server refuses something, ends, or stalls.
+    pub(crate) fn run(self, peer: &Arc<dyn Peer>, server: &Server) -> anyhow::Result<Outcome> {
+        let progress = Arc::new(Progress::start());
+        let address = server.address();
+        let (ready, is_ready) = mpsc::channel();
+        let receivers = std::thread::spawn({
+            let (peer, progress) = (Arc::clone(peer), Arc::clone(&progress));
+            move || on_a_runtime(self.receive(&*peer, address, &progress, ready))
+        });
+        // A receiver that cannot be opened ends the channel; why is said below.
+        let measured = match is_ready.recv() {
+            Ok(()) => self.measure(peer, server, &progress),
+            Err(_) => Err(anyhow!("the receivers were not opened")),
+        };
+        if measured.is_err() {
+            progress.enter(OVER);
+        }
+        let received = receivers.join().map_err(|_| anyhow!("the receivers have panicked"))?;
+        let (mut outcome, accepted) = match (measured, &received) {
+            (Err(_), Err(error)) => bail!("{}: {error:#}; it says: {}", peer.name(), server.said()),
+            (measured, _) => measured.with_context(|| format!("{} says: {}", peer.name(), server.said()))?,
+        };
+        let received = received.with_context(|| format!("{} says: {}", peer.name(), server.said()))?;
+        outcome.latencies = received.latencies;
+        outcome.compared = received.compared;
+        for arrivals in &received.arrivals {
+            outcome.faults += arrivals.faults(&accepted);
+        }
+        ensure!(outcome.compared > 0, "{} has delivered nothing: {}", peer.name(), server.said());
+        Ok(outcome)
+    }
+
+    /// Runs the senders, and takes the figures. Yields what each sender had
+    /// accepted, too.
+    fn measure(
+        self,
+        peer: &Arc<dyn Peer>,
+        server: &Server,
+        progress: &Arc<Progress>,
+    ) -> anyhow::Result<(Outcome, Vec<u32>)> {
+        let (ready, is_ready) = mpsc::channel();
+        let senders = std::thread::spawn({
+            let (peer, progress, address) = (Arc::clone(peer), Arc::clone(progress), server.address());
+            move || on_a_runtime(self.send(&*peer, address, &progress, ready))
+        });
+        let taken = match is_ready.recv() {
+            Ok(()) => self.take_figures(server, progress),
+            Err(_) => Err(anyhow!("the senders were not opened")),
+        };
+        progress.enter(DRAINING);
+        let accepted = senders.join().map_err(|_| anyhow!("the senders have panicked"))??;
+        let outcome = taken?;
+        progress.accepted.store(accepted.iter().map(|&count| u64::from(count)).sum(), Ordering::Release);
+        progress.enter(OVER);
+        Ok((outcome, accepted))
+    }
+
+    fn take_figures(self, server: &Server, progress: &Progress) -> anyhow::Result<Outcome> {
+        std::thread::sleep(self.warm_up);
+        let figures = || {
+            let counts =
+                (progress.accepted.load(Ordering::Relaxed), progress.delivered.load(Ordering::Relaxed));
+            anyhow::Ok((Instant::now(), counts, server.cpu_seconds()?, own_cpu_seconds()?))
+        };
+        progress.enter(MEASURING);
+        let (start, before, server_before, own_before) = figures()?;
+        std::thread::sleep(self.measured);
+        let (end, after, server_after, own_after) = figures()?;
+        progress.enter(DRAINING);
+        Ok(Outcome {
+            seconds: (end - start).as_secs_f64(),
+            accepted: after.0 - before.0,
+            delivered: after.1 - before.1,
+            latencies: latencies(),
+            server_cpu_seconds: server_after - server_before,
+            load_cpu_seconds: own_after - own_before,
+            resident_bytes: server.resident_bytes()?,
+            compared: 0,
+            faults: Faults::default(),
+        })
+    }
+
+    /// Opens the receivers, and takes what comes until everything that was
+    /// accepted is there.
+    async fn receive(
+        self,
+        peer: &dyn Peer,
+        address: SocketAddr,
+        progress: &Arc<Progress>,
+        ready: mpsc::Sender<()>,
+    ) -> anyhow::Result<Received> {
+        let received = Rc::new(RefCell::new(Received {
+            latencies: latencies(),
+            arrivals: (0..self.receivers)
+                .map(|receiver| Arrivals::expect(receiver, self.receivers, self.senders))
+                .collect(),
+            compared: 0,
+            new: 0,
+        }));
+        let mut tasks = JoinSet::new();
+        for user in 0..self.receivers {
+            let speaker = peer.speaker(Role::Receiver(user));
+            let mut connection = Connection::open(address, user, speaker).await?;
+            let (received, progress) = (Rc::clone(&received), Arc::clone(progress));
+            tasks.spawn_local(async move {
+                loop {
+                    connection.turn().await?;
+                    received.borrow_mut().take(user, &mut connection.taken.delivered, &progress)?;
+                }
+            });
+        }
+        ready.send(()).context("nobody waits")?;
+        let (mut last, mut last_change) = (0, Instant::now());
+        loop {
+            match tokio::time::timeout(LOOK_EVERY, tasks.join_next()).await {
+                Ok(Some(ended)) => return ended?,
+                Ok(None) => bail!("there are no receivers"),
+                Err(_) => {}
+            }
+            let new = received.borrow().new;
+            if new != last || progress.phase() < OVER {
+                (last, last_change) = (new, Instant::now());
+            }
+            let is_complete = new >= progress.accepted.load(Ordering::Acquire);
+            if progress.phase() == OVER && (is_complete || last_change.elapsed() > STALLED_AFTER) {
+                tasks.shutdown().await;
+                return Rc::into_inner(received).map(RefCell::into_inner).context("a receiver goes on");
+            }
+        }
+    }
+
+    /// Opens the senders and lets them send until the measurement is over, and
+    /// what is under way is accepted. How many each had accepted.
+    async fn send(
+        self,
+        peer: &dyn Peer,
+        address: SocketAddr,
+        progress: &Arc<Progress>,
+        ready: mpsc::Sender<()>,
+    ) -> anyhow::Result<Vec<u32>> {
+        let mut senders = Vec::new();
+        for index in 0..self.senders {
+            let speaker = peer.speaker(Role::Sender(index));
+            let connection = Connection::open(address, self.receivers + index, speaker).await?;
+            senders.push(Sender::new(connection, index, self.receivers, u32::MAX));
+        }
+        ready.send(()).context("nobody waits")?;
+        match self.pace {
+            Pace::Closed { in_flight } => keep_in_flight(senders, in_flight, progress).await,
+            Pace::Open { per_second } => keep_schedule(senders, per_second, progress).await,
+        }
+    }
+}
+
+/// What all receivers have got.
+struct Received {
+    latencies: Histogram<u64>,
+    arrivals: Vec<Arrivals>,
+    compared: u64,
+    new: u64,
+}
+
+impl Received {
+    fn take(&mut self, user: usize, stamps: &mut Vec<Stamp>, progress: &Progress) -> anyhow::Result<()> {
+        let now_ns = progress.clock.now_ns();
+        let is_measured = progress.phase() == MEASURING;
+        let arrivals = self.arrivals.get_mut(user).context("no such receiver")?;
+        let mut new = 0;
+        for stamp in stamps.drain(..) {
+            if is_measured {
+                self.latencies.saturating_record(now_ns.saturating_sub(stamp.due_ns));
+            }
+            new += u64::from(arrivals.take(stamp)?);
+            self.compared += 1;
+        }
+        self.new += new;
+        progress.delivered.fetch_add(new, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+struct Sender {
+    connection: Connection,
+    index: usize,
+    receivers: usize,
+    /// It sends so many.
+    sends_max: u32,
+    sent: u32,
+    accepted: u32,
+}
+
+impl Sender {
+    const fn new(connection: Connection, index: usize, receivers: usize, sends_max: u32) -> Self {
+        Self { connection, index, receivers, sends_max, sent: 0, accepted: 0 }
+    }
+
+    fn say(&mut self, due_ns: u64) -> anyhow::Result<()> {
+        let stamp = Stamp { due_ns, sender: u16::try_from(self.index)?, number: self.sent };
+        let to = receiver_of(self.index, self.sent, self.receivers);
+        self.connection.speaker.send(to, &stamp.write(), &mut self.connection.output);
+        self.sent += 1;
+        Ok(())
+    }
+
+    fn said(&mut self) {
+        self.connection.speaker.sent(&mut self.connection.output);
+    }
+
+    fn count(&mut self, progress: &Progress) -> anyhow::Result<()> {
+        let accepted = u32::try_from(std::mem::take(&mut self.connection.taken.accepted))?;
+        self.accepted += accepted;
+        ensure!(self.accepted <= self.sent, "more was accepted than was sent");
+        progress.accepted.fetch_add(u64::from(accepted), Ordering::Relaxed);
+        Ok(())
+    }
+
+    async fn keep_in_flight(
+        mut self,
+        in_flight: u32,
+        progress: Arc<Progress>,
+    ) -> anyhow::Result<(usize, u32)> {
+        loop {
+            let sends_max = if progress.phase() < DRAINING { self.sends_max } else { self.sent };
+            let sends = (in_flight - (self.sent - self.accepted)).min(sends_max - self.sent);
+            if sends > 0 {
+                let now_ns = progress.clock.now_ns();
+                for _ in 0..sends {
+                    self.say(now_ns)?;
+                }
+                self.said();
+            }
+            if self.sent == self.accepted {
+                return Ok((self.index, self.accepted));
+            }
+            let turned = tokio::time::timeout(STALLED_AFTER, self.connection.turn()).await;
+            turned.map_err(|_| anyhow!("sends are not accepted"))??;
+            self.count(&progress)?;
+        }
+    }
+}
+
+async fn keep_in_flight(
+    senders: Vec<Sender>,
+    in_flight: usize,
+    progress: &Arc<Progress>,
+) -> anyhow::Result<Vec<u32>> {
+    let in_flight = u32::try_from(in_flight)?;
+    let mut accepted = vec![0; senders.len()];
+    let mut tasks = JoinSet::new();
+    for sender in senders {
+        tasks.spawn_local(sender.keep_in_flight(in_flight, Arc::clone(progress)));
+    }
+    while let Some(ended) = tasks.join_next().await {
+        let (index, count) = ended??;
+        if let Some(of_sender) = accepted.get_mut(index) {
+            *of_sender = count;
+        }
+    }
+    Ok(accepted)
+}
+
+/// One loop for all senders. It sleeps as exactly as the system can, for which
+/// the runtime's timers, of a millisecond, are too coarse; nothing else runs on
+/// its thread.
+async fn keep_schedule(
+    mut senders: Vec<Sender>,
+    per_second: f64,
+    progress: &Progress,
+) -> anyhow::Result<Vec<u32>> {
+    /// Replies are read at least so often.
+    const LOOK_EVERY_NS: u64 = 1_000_000;
+    let mut schedule = Schedule::new(progress.clock.now_ns(), per_second);
+    let count = senders.len() as u64;
+    let mut last_change = Instant::now();
+    loop {
+        let now_ns = progress.clock.now_ns();
+        if progress.phase() < DRAINING {
+            let due = schedule.due_by(now_ns);
+            for message in due.clone() {
+                let sender = senders.get_mut((message % count) as usize).context("no senders")?;
+                sender.say(schedule.due_ns(message))?;
+            }
+            for message in due.take(senders.len()) {
+                let sender = senders.get_mut((message % count) as usize).context("no senders")?;
+                sender.said();
+            }
+        } else if senders.iter().all(|sender| sender.sent == sender.accepted) {
+            return Ok(senders.iter().map(|sender| sender.accepted).collect());
+        }
+        // The runtime looks which connections can be read.
+        tokio::task::yield_now().await;
+        for sender in &mut senders {
+            sender.connection.write()?;
+            sender.connection.read()?;
+            if sender.connection.taken.accepted > 0 {
+                last_change = Instant::now();
+            }
+            sender.count(progress)?;
+        }
+        ensure!(last_change.elapsed() < STALLED_AFTER, "sends are not accepted");
+        let look_ns = now_ns + LOOK_EVERY_NS;
+        let until_ns =
+            if progress.phase() < DRAINING { schedule.next_due_ns().min(look_ns) } else { look_ns };
+        std::thread::sleep(progress.clock.at(until_ns).saturating_duration_since(Instant::now()));
+    }
+}
+
+/// Opens and closes what a peer needs before so many users can be served.
+///
+/// # Errors
+/// Where the server refuses it.
+pub(crate) fn prepare(peer: &dyn Peer, address: SocketAddr, users: usize) -> anyhow::Result<()> {
+    /// Connections that are opened at a time.
+    const AT_A_TIME: usize = 64;
+    on_a_runtime(async {
+        let mut opening = JoinSet::new();
+        for (index, speaker) in peer.preparations(users).enumerate() {
+            if opening.len() >= AT_A_TIME
+                && let Some(opened) = opening.join_next().await
+            {
+                drop(opened??);
+            }
+            opening.spawn_local(Connection::open(address, index, speaker));
+        }
+        while let Some(opened) = opening.join_next().await {
+            drop(opened??);
+        }
+        Ok(())
+    })
+}
+
+/// Runs something on this thread, with tasks that stay on it.
+///
+/// # Errors
+/// As it does, or where there is no runtime.
+pub(crate) fn on_a_runtime<T>(done: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    tokio::task::LocalSet::new().block_on(&runtime, done)
+}

@@ -1,0 +1,221 @@
+//! Messages for users who are away, and their coming back.
+
+use std::cell::RefCell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow};
+use tokio::task::JoinSet;
+
+use super::text::{Arrivals, Faults};
+use super::{Connection, DRAINING, Progress, STALLED_AFTER, Sender, keep_in_flight, on_a_runtime};
+use crate::peers::{Peer, Role};
+
+/// Messages that are sent to users who are away.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Backlog {
+    pub(crate) users: usize,
+    pub(crate) senders: usize,
+    /// Of all senders together; each has its part of them.
+    pub(crate) messages: usize,
+    /// Sends of one sender that are not accepted yet.
+    pub(crate) in_flight: usize,
+}
+
+/// What was accepted of it.
+#[derive(Debug, Clone)]
+pub(crate) struct Filled {
+    /// By sender.
+    accepted: Arc<Vec<u32>>,
+    pub(crate) seconds: f64,
+}
+
+impl Filled {
+    /// Of all senders together.
+    pub(crate) fn messages(&self) -> u64 {
+        self.accepted.iter().copied().map(u64::from).sum()
+    }
+}
+
+/// What came of receiving it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Drained {
+    pub(crate) seconds: f64,
+    pub(crate) messages: u64,
+    pub(crate) faults: Faults,
+}
+
+impl Backlog {
+    /// How many each sender sends.
+    fn parts(self) -> anyhow::Result<Vec<u32>> {
+        let (each, rest) = (self.messages / self.senders, self.messages % self.senders);
+        (0..self.senders).map(|sender| Ok(u32::try_from(each + usize::from(sender < rest))?)).collect()
+    }
+
+    /// Sends it, or as much of it as there is time for, and waits until what was
+    /// sent is accepted.
+    ///
+    /// # Errors
+    /// Where the server refuses something.
+    pub(crate) fn send(
+        self,
+        peer: &dyn Peer,
+        address: SocketAddr,
+        within: Duration,
+    ) -> anyhow::Result<Filled> {
+        on_a_runtime(async {
+            let mut senders = Vec::new();
+            for (index, part) in self.parts()?.into_iter().enumerate() {
+                let connection = Connection::open(address, index, peer.speaker(Role::Sender(index))).await?;
+                senders.push(Sender::new(connection, index, self.users, part));
+            }
+            let start = Instant::now();
+            let progress = Arc::new(Progress::start());
+            let mut sent = std::pin::pin!(keep_in_flight(senders, self.in_flight, &progress));
+            let accepted = match tokio::time::timeout(within, &mut sent).await {
+                Ok(accepted) => accepted?,
+                Err(_) => {
+                    progress.enter(DRAINING);
+                    sent.await?
+                }
+            };
+            Ok(Filled { accepted: Arc::new(accepted), seconds: start.elapsed().as_secs_f64() })
+        })
+    }
+
+    /// Has every user connect, so many at a time, receive what is there for it,
+    /// and leave.
+    ///
+    /// # Errors
+    /// Where the server refuses something.
+    pub(crate) fn drain(
+        self,
+        filled: &Filled,
+        peer: &Arc<dyn Peer>,
+        address: SocketAddr,
+        at_a_time: usize,
+    ) -> anyhow::Result<Drained> {
+        let parts = Arc::clone(&filled.accepted);
+        on_a_runtime(async {
+            let start = Instant::now();
+            let mut readers = JoinSet::new();
+            let users = Rc::new(RefCell::new(0..self.users));
+            for _ in 0..at_a_time.min(self.users) {
+                let (peer, parts, users) = (Arc::clone(peer), Arc::clone(&parts), Rc::clone(&users));
+                readers.spawn_local(async move {
+                    let mut drained = (0, Faults::default());
+                    loop {
+                        let next = users.borrow_mut().next();
+                        let Some(user) = next else { return anyhow::Ok(drained) };
+                        let mut reader = self.reader(user);
+                        reader.receive(&*peer, address, &parts).await?;
+                        drained.0 += reader.messages;
+                        drained.1 += reader.arrivals.faults(&parts);
+                    }
+                });
+            }
+            let mut drained = Drained { seconds: 0.0, messages: 0, faults: Faults::default() };
+            while let Some(ended) = readers.join_next().await {
+                let (messages, faults) = ended??;
+                drained.messages += messages;
+                drained.faults += faults;
+            }
+            drained.seconds = start.elapsed().as_secs_f64();
+            Ok(drained)
+        })
+    }
+
+    /// Has all users connect at the same time and receive what is there for
+    /// them: when each had it, in seconds from the start, sorted; and what was
+    /// wrong.
+    ///
+    /// # Errors
+    /// Where the server refuses something.
+    pub(crate) async fn storm(
+        self,
+        filled: &Filled,
+        peer: &Arc<dyn Peer>,
+        address: SocketAddr,
+    ) -> anyhow::Result<(Vec<f64>, Faults)> {
+        let parts = Arc::clone(&filled.accepted);
+        let start = Instant::now();
+        let mut readers = JoinSet::new();
+        for user in 0..self.users {
+            let (peer, parts) = (Arc::clone(peer), Arc::clone(&parts));
+            let mut reader = self.reader(user);
+            readers.spawn_local(async move {
+                let connection = reader.receive(&*peer, address, &parts).await?;
+                anyhow::Ok((start.elapsed().as_secs_f64(), reader.arrivals.faults(&parts), connection))
+            });
+        }
+        let (mut times, mut faults, mut connections) = (Vec::new(), Faults::default(), Vec::new());
+        while let Some(ended) = readers.join_next().await {
+            let (time, of_reader, connection) = ended??;
+            times.push(time);
+            faults += of_reader;
+            // They stay, as those who come back do.
+            connections.push(connection);
+        }
+        times.sort_unstable_by(f64::total_cmp);
+        Ok((times, faults))
+    }
+
+    fn reader(self, user: usize) -> Reader {
+        Reader { user, arrivals: Arrivals::expect(user, self.users, self.senders), messages: 0 }
+    }
+}
+
+/// One user who comes back.
+struct Reader {
+    user: usize,
+    arrivals: Arrivals,
+    messages: u64,
+}
+
+impl Reader {
+    /// Receives until everything is there.
+    async fn receive(
+        &mut self,
+        peer: &dyn Peer,
+        address: SocketAddr,
+        parts: &[u32],
+    ) -> anyhow::Result<Connection> {
+        let mut missing = self.arrivals.faults(parts).lost;
+        let speaker = peer.speaker(Role::Receiver(self.user));
+        let mut connection = Connection::open(address, self.user, speaker).await?;
+        loop {
+            for stamp in connection.taken.delivered.drain(..) {
+                missing -= u64::from(self.arrivals.take(stamp)?);
+                self.messages += 1;
+            }
+            if missing == 0 {
+                // What was taken last is acknowledged.
+                connection.flush().await?;
+                return Ok(connection);
+            }
+            let turned = tokio::time::timeout(STALLED_AFTER + PATIENCE, connection.turn()).await;
+            turned
+                .map_err(|_| anyhow!("{missing} messages of user {} did not come", self.user))?
+                .with_context(|| format!("{missing} messages of user {} are missing", self.user))?;
+        }
+    }
+}
+
+/// How much longer one of many may have to wait.
+const PATIENCE: Duration = Duration::from_secs(110);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_message_is_of_one_sender() {
+        let backlog = Backlog { users: 5, senders: 3, messages: 11, in_flight: 1 };
+        assert_eq!(backlog.parts().unwrap(), [4, 4, 3]);
+        let expected: u64 =
+            (0..5).map(|user| backlog.reader(user).arrivals.faults(&backlog.parts().unwrap()).lost).sum();
+        assert_eq!(expected, 11);
+    }
+}

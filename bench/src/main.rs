@@ -1,0 +1,193 @@
+//! `hark-bench`: measures `harkd` beside the limits of the machine in the same
+//! run, and beside other servers. docs/BENCHMARKS.md says how to use it.
+
+mod bench;
+mod load;
+mod peers;
+mod report;
+mod rounds;
+mod server;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, ensure};
+use clap::{Parser, Subcommand};
+
+use bench::Bench;
+use peers::{Hark, Mosquitto, Nats, Ngircd, Peer, PythonServer, Relay, RelayArgs};
+use report::{Report, machine};
+use rounds::idle::IdleArgs;
+use rounds::offline::OfflineArgs;
+use rounds::online::OnlineArgs;
+
+/// Measures harkd beside the limits of this machine, and beside other servers.
+#[derive(Debug, Parser)]
+#[command(name = "hark-bench", version, max_term_width = 100)]
+struct Cli {
+    /// What to measure.
+    #[command(subcommand)]
+    command: Command,
+    /// Where the report goes: `report.md`, plots, and `figures.jsonl`
+    /// [default: target/bench/COMMAND]
+    #[arg(long, global = true)]
+    out: Option<PathBuf>,
+    /// The server to measure [default: the `harkd` beside this program]
+    #[arg(long, global = true)]
+    harkd: Option<PathBuf>,
+    /// Only what has this in its name; repeat it for more
+    #[arg(long, global = true, value_name = "WORDS")]
+    only: Vec<String>,
+    /// Where the servers keep their data; it says which disk is measured
+    /// [default: the folder `data` in that of the report]
+    #[arg(long, global = true)]
+    data: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Everything: harkd, the limits and the other servers
+    All(AllArgs),
+    /// `online`, `offline` and `idle` beside other servers
+    Peers(PeersArgs),
+    /// Senders and receivers who are all there
+    Online(OnlineArgs),
+    /// Messages for users who are away, and their coming back
+    Offline(OfflineArgs),
+    /// Users who are connected and say nothing, and a restart
+    Idle(IdleArgs),
+    /// What hark-bench itself runs as a limit to measure against
+    #[command(hide = true)]
+    Relay(RelayArgs),
+}
+
+/// The settings of the rounds that other servers take part in.
+#[derive(Debug, clap::Args)]
+struct PeersArgs {
+    #[command(flatten)]
+    online: OnlineArgs,
+    #[command(flatten)]
+    offline: OfflineArgs,
+    #[command(flatten)]
+    idle: IdleArgs,
+}
+
+/// The settings of all rounds.
+#[derive(Debug, clap::Args)]
+struct AllArgs {
+    #[command(flatten)]
+    peers: PeersArgs,
+}
+
+impl PeersArgs {
+    fn run(&self, bench: &mut Bench) -> anyhow::Result<()> {
+        self.online.run(bench)?;
+        self.offline.run(bench)?;
+        self.idle.run(bench)
+    }
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("hark-bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    if let Command::Relay(arguments) = &cli.command {
+        return peers::serve_relay(arguments);
+    }
+    rlimit::increase_nofile_limit(u64::MAX).context("cannot raise the limit of open files")?;
+    let out = cli.out.clone().unwrap_or_else(|| PathBuf::from("target/bench").join(cli.command.name()));
+    let harkd = match &cli.harkd {
+        Some(path) => path.clone(),
+        None => std::env::current_exe()?.with_file_name("harkd"),
+    };
+    let mut introduction = String::new();
+    let mut subjects = Vec::new();
+    for peer in cli.command.subjects(&harkd) {
+        let name = peer.name();
+        if !cli.only.is_empty() && !cli.only.iter().any(|words| name.contains(words.as_str())) {
+            continue;
+        }
+        match peer.version() {
+            Ok(version) => {
+                introduction += &format!("- {name}: {version}\n");
+                subjects.push(peer);
+            }
+            Err(error) => {
+                eprintln!("MISSING: {name}: {error:#}");
+                introduction += &format!("- {name}: **missing**, and not measured\n");
+            }
+        }
+    }
+    ensure!(!subjects.is_empty(), "nothing of what was asked for is there to be measured");
+    let report = Report::begin(&out)?;
+    let data = cli.data.clone().unwrap_or_else(|| out.join("data"));
+    std::fs::create_dir_all(&data).with_context(|| format!("cannot make {}", data.display()))?;
+    let introduction = format!("Measured on {}.\n\n{introduction}", machine::description(&data));
+    let mut bench = Bench::new(subjects, report, data);
+    match &cli.command {
+        Command::All(arguments) => arguments.peers.run(&mut bench)?,
+        Command::Peers(arguments) => arguments.run(&mut bench)?,
+        Command::Online(arguments) => arguments.run(&mut bench)?,
+        Command::Offline(arguments) => arguments.run(&mut bench)?,
+        Command::Idle(arguments) => arguments.run(&mut bench)?,
+        Command::Relay(_) => unreachable!("a relay measures nothing"),
+    }
+    bench.end();
+    let page = bench.report.finish(&introduction)?;
+    println!("{}", std::fs::read_to_string(&page)?);
+    println!("the report is {}", page.display());
+    Ok(())
+}
+
+impl Command {
+    const fn name(&self) -> &'static str {
+        match self {
+            Self::All(_) => "all",
+            Self::Peers(_) => "peers",
+            Self::Online(_) => "online",
+            Self::Offline(_) => "offline",
+            Self::Idle(_) => "idle",
+            Self::Relay(_) => "relay",
+        }
+    }
+
+    /// What it measures: `harkd` beside the limits, and the others where they
+    /// are asked for.
+    fn subjects(&self, harkd: &Path) -> Vec<Arc<dyn Peer>> {
+        let mut subjects: Vec<Arc<dyn Peer>> = vec![
+            Arc::new(Hark::durable(harkd)),
+            Arc::new(Hark::memory(harkd)),
+            Arc::new(Relay::BARE),
+            Arc::new(Relay::LOGGED),
+        ];
+        if matches!(self, Self::All(_) | Self::Peers(_)) {
+            subjects.extend([
+                Arc::new(Mosquitto) as Arc<dyn Peer>,
+                Arc::new(Nats::UNSYNCED),
+                Arc::new(Nats::SYNCED),
+                Arc::new(Ngircd),
+                Arc::new(PythonServer),
+            ]);
+        }
+        subjects
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_flags_are_consistent() {
+        Cli::command().debug_assert();
+    }
+}

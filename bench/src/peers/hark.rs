@@ -1,0 +1,290 @@
+//! `harkd`, in its native framing: a session for every sender, and one `ack`
+//! for all that a read has brought.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use anyhow::{Context, bail, ensure};
+use bytes::BytesMut;
+use hark_protocol::framing::native::{ClientCodec, encode};
+use hark_protocol::limits::{
+    COMMAND_BYTES, FRAME_BYTES_DEFAULT, FRAME_BYTES_MIN, ID_BYTES, LENGTH_BYTES, SENDS_UNANSWERED_MAX,
+    VERSION,
+};
+use hark_protocol::{Reply, Request, RequestId, Sequence};
+use tokio_util::codec::Decoder as _;
+
+use super::{Keeps, Peer, Role, Speaker, Taken, user_name};
+use crate::load::text::{Stamp, TEXT_BYTES, Text};
+use crate::server::Server;
+
+/// How `harkd` is run.
+#[derive(Debug, Clone)]
+pub(crate) struct Hark {
+    name: &'static str,
+    program: PathBuf,
+    store: Store,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Store {
+    Folder,
+    Memory,
+}
+
+impl Hark {
+    /// As it is by default: what it accepts is on the disk.
+    pub(crate) fn durable(program: &Path) -> Self {
+        Self { name: "harkd, durable", program: program.to_owned(), store: Store::Folder }
+    }
+
+    /// With `--store memory:`.
+    pub(crate) fn memory(program: &Path) -> Self {
+        Self { name: "harkd, memory", program: program.to_owned(), store: Store::Memory }
+    }
+}
+
+impl Peer for Hark {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn keeps(&self) -> Keeps {
+        match self.store {
+            Store::Folder => Keeps::OnDisk,
+            Store::Memory => Keeps::WhileItRuns,
+        }
+    }
+
+    fn users_max(&self) -> usize {
+        usize::MAX
+    }
+
+    fn version(&self) -> anyhow::Result<String> {
+        crate::server::version(Command::new(&self.program).arg("--version")).with_context(|| {
+            format!(
+                "{} cannot be run: `cargo build --release -p hark-server` makes it, and --harkd names another",
+                self.program.display()
+            )
+        })
+    }
+
+    fn start(&self, port: u16, folder: &Path) -> anyhow::Result<Server> {
+        let mut command = Command::new(&self.program);
+        // The settings of whoever runs this are not what is measured.
+        for (variable, _) in
+            std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"HARKD_"))
+        {
+            command.env_remove(variable);
+        }
+        command.arg("--listen").arg(format!("127.0.0.1:{port}"));
+        match self.store {
+            Store::Memory => command.arg("--store=memory:"),
+            Store::Folder => command.arg("--store").arg(folder.join("store")),
+        };
+        command.args(["--max-queued-messages=1000000000", "--max-queued-bytes=1000000000000"]);
+        command.args(["--max-accounts=20000000", "--log=warn"]);
+        Server::start(self.name, command, port, folder)
+    }
+
+    fn preparations(&self, users: usize) -> Box<dyn Iterator<Item = Box<dyn Speaker>>> {
+        Box::new(std::iter::once(Box::new(Maker { users, asked: 0, made: 0 }) as Box<dyn Speaker>))
+    }
+
+    fn speaker(&self, role: Role) -> Box<dyn Speaker> {
+        Box::new(Native::new(role))
+    }
+}
+
+/// A connection in the native framing, to `harkd` or to a relay of its frames.
+pub(super) struct Native {
+    role: Role,
+    is_ready: bool,
+    /// The id of the next send; a session's ids count up.
+    next_id: u32,
+    frame: BytesMut,
+    /// The frame of a send to each user, with neither its id nor its text.
+    heads: Vec<Vec<u8>>,
+}
+
+impl Native {
+    pub(super) fn new(role: Role) -> Self {
+        Self { role, is_ready: false, next_id: 1, frame: BytesMut::new(), heads: Vec::new() }
+    }
+
+    fn say(&mut self, id: u32, request: &Request, output: &mut Vec<u8>) {
+        self.frame.clear();
+        // A request of a few bytes always fits into a frame.
+        if encode(RequestId::new(id), request, &mut self.frame).is_err() {
+            unreachable!("a small frame is too large");
+        }
+        output.extend_from_slice(&self.frame);
+    }
+
+    /// The frame of a send up to its text, made once.
+    fn head(&mut self, to: usize) -> Vec<u8> {
+        let text = String::from_utf8_lossy(&[b'x'; TEXT_BYTES]).into_owned();
+        let mut frame = Vec::new();
+        self.say(1, &Request::Send { user: name(to), text: text.into() }, &mut frame);
+        frame.truncate(frame.len() - TEXT_BYTES);
+        frame
+    }
+
+    /// What is not of the usual.
+    fn take_rare(&mut self, frame: &[u8], taken: &mut Taken) -> anyhow::Result<()> {
+        self.frame.clear();
+        self.frame.extend_from_slice(frame);
+        let reply =
+            ClientCodec::new(FRAME_BYTES_DEFAULT).decode(&mut self.frame)?.context("half a frame")?.message;
+        match reply {
+            Ok(Reply::Ok(_)) if !self.is_ready => {
+                self.is_ready = true;
+                taken.is_ready = true;
+                Ok(())
+            }
+            other => bail!("the server says {other:?}"),
+        }
+    }
+}
+
+impl Speaker for Native {
+    fn open(&mut self, output: &mut Vec<u8>) {
+        match self.role {
+            Role::Sender(sender) => {
+                // The ids of a session count up, so no connection takes over another's.
+                static SESSIONS: AtomicU64 = AtomicU64::new(0);
+                let session = SESSIONS.fetch_add(1, Ordering::Relaxed);
+                let session = format!("bench-{}-{sender}-{session}", std::process::id());
+                match session.parse() {
+                    Ok(session) => self.say(u32::MAX, &Request::Hello { version: VERSION, session }, output),
+                    Err(error) => unreachable!("{session}: {error}"),
+                }
+            }
+            Role::Receiver(user) => {
+                self.say(u32::MAX, &Request::Connect { user: name(user), password: None }, output);
+            }
+        }
+    }
+
+    fn send(&mut self, to: usize, text: &Text, output: &mut Vec<u8>) {
+        if self.heads.len() <= to && to < HEADS_MAX {
+            for user in self.heads.len()..=to {
+                let head = self.head(user);
+                self.heads.push(head);
+            }
+        }
+        let start = output.len();
+        match self.heads.get(to) {
+            Some(head) => output.extend_from_slice(head),
+            None => output.extend(self.head(to)),
+        }
+        if let Some(id) = output.get_mut(start + LENGTH_BYTES..start + LENGTH_BYTES + ID_BYTES) {
+            id.copy_from_slice(&self.next_id.to_be_bytes());
+        }
+        self.next_id += 1;
+        output.extend_from_slice(text);
+    }
+
+    fn take(&mut self, input: &[u8], output: &mut Vec<u8>, taken: &mut Taken) -> anyhow::Result<usize> {
+        let (mut done, mut last) = (0, None);
+        while let Some(rest) = input.get(done..)
+            && let Some(frame) = whole_frame(rest)?
+        {
+            match frame.get(LENGTH_BYTES + ID_BYTES..).and_then(<[u8]>::first_chunk) {
+                Some(OK) if self.is_ready => taken.accepted += 1,
+                Some(STRING) => {
+                    let payload = frame.get(LENGTH_BYTES + FRAME_BYTES_MIN..).unwrap_or_default();
+                    let (sequence, stamp) = delivery(payload)?;
+                    taken.delivered.push(stamp);
+                    last = Some(sequence);
+                }
+                _ => self.take_rare(frame, taken)?,
+            }
+            done += frame.len();
+        }
+        if let Some(sequence) = last {
+            self.say(0, &Request::Ack { sequence }, output);
+        }
+        Ok(done)
+    }
+}
+
+/// The heads of sends are kept for so many users; beyond that they are made anew.
+const HEADS_MAX: usize = 10_000;
+
+const OK: &[u8; COMMAND_BYTES] = b"ok\0\0\0\0\0\0\0\0\0\0\0\0\0";
+const STRING: &[u8; COMMAND_BYTES] = b"string\0\0\0\0\0\0\0\0\0";
+
+/// The first frame of the input with its length, once it is whole.
+pub(super) fn whole_frame(input: &[u8]) -> anyhow::Result<Option<&[u8]>> {
+    let Some(length) = input.first_chunk::<LENGTH_BYTES>() else { return Ok(None) };
+    let length = u32::from_be_bytes(*length) as usize;
+    ensure!((FRAME_BYTES_MIN..=2 * FRAME_BYTES_DEFAULT).contains(&length), "a frame of {length} bytes");
+    Ok(input.get(..LENGTH_BYTES + length))
+}
+
+/// The number and the stamp of a `string`.
+fn delivery(payload: &[u8]) -> anyhow::Result<(Sequence, Stamp)> {
+    let (fields, text) =
+        payload.split_at_checked(payload.len().saturating_sub(TEXT_BYTES)).context("no text")?;
+    let digits = fields.split(|&byte| byte == b',').next().unwrap_or_default();
+    let sequence = digits.iter().try_fold(0u64, |number, digit| {
+        ensure!(digit.is_ascii_digit(), "a sequence number that is no number");
+        Ok(number * 10 + u64::from(digit - b'0'))
+    })?;
+    Ok((Sequence(sequence), Stamp::read(text)?))
+}
+
+fn name(user: usize) -> hark_protocol::UserName {
+    match user_name(user).parse() {
+        Ok(name) => name,
+        Err(error) => unreachable!("{error}"),
+    }
+}
+
+/// Makes the accounts.
+struct Maker {
+    users: usize,
+    asked: usize,
+    made: usize,
+}
+
+impl Maker {
+    fn ask(&mut self, output: &mut Vec<u8>) {
+        let mut frame = BytesMut::new();
+        while self.asked < self.users && self.asked - self.made < SENDS_UNANSWERED_MAX {
+            let request = Request::Create { user: name(self.asked), password: None };
+            if encode(RequestId::new(1), &request, &mut frame).is_err() {
+                unreachable!("a small frame is too large");
+            }
+            self.asked += 1;
+        }
+        output.extend_from_slice(&frame);
+    }
+}
+
+impl Speaker for Maker {
+    fn open(&mut self, output: &mut Vec<u8>) {
+        self.ask(output);
+    }
+
+    fn send(&mut self, _to: usize, _text: &Text, _output: &mut Vec<u8>) {}
+
+    fn take(&mut self, input: &[u8], output: &mut Vec<u8>, taken: &mut Taken) -> anyhow::Result<usize> {
+        let mut done = 0;
+        while let Some(rest) = input.get(done..)
+            && let Some(frame) = whole_frame(rest)?
+        {
+            let mut bytes = BytesMut::from(frame);
+            let reply =
+                ClientCodec::new(FRAME_BYTES_DEFAULT).decode(&mut bytes)?.context("half a frame")?.message;
+            ensure!(matches!(reply, Ok(Reply::Ok(_))), "no account was made: {reply:?}");
+            self.made += 1;
+            done += frame.len();
+        }
+        self.ask(output);
+        taken.is_ready = self.made == self.users;
+        Ok(done)
+    }
+}

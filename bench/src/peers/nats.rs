@@ -1,0 +1,300 @@
+//! NATS JetStream: one stream in files, published to without waiting for each
+//! acknowledgement, and a durable consumer for each user, who acknowledges each
+//! message. A send is accepted with the acknowledgement of the stream.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, bail, ensure};
+
+use super::{Peer, Role, Speaker, Taken, user_name};
+use crate::load::text::{Stamp, TEXT_BYTES, Text};
+use crate::server::{Server, version, write_settings};
+
+/// NATS with JetStream.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Nats {
+    is_synced: bool,
+}
+
+impl Nats {
+    /// As it is by default: synced every two minutes.
+    pub(crate) const UNSYNCED: Self = Self { is_synced: false };
+    /// With `sync_interval: always`.
+    pub(crate) const SYNCED: Self = Self { is_synced: true };
+}
+
+/// What a client says first. The options are what good clients set.
+const CONNECT: &str = "CONNECT {\"verbose\":false,\"pedantic\":false,\"lang\":\"rust\",\"version\":\"1\",\
+                       \"protocol\":1,\"headers\":true,\"no_responders\":true}\r\nPING\r\n";
+
+/// Messages that one consumer has been given and not acknowledged: the default.
+const ACKS_PENDING_MAX: usize = 1_000;
+
+impl Peer for Nats {
+    fn name(&self) -> &'static str {
+        if self.is_synced { "NATS JetStream, synced" } else { "NATS JetStream" }
+    }
+
+    fn version(&self) -> anyhow::Result<String> {
+        version(Command::new(program()).arg("--version")).context(
+            "nats-server is neither in .venv/bin nor in the PATH: run `python3 -m venv .venv` and `.venv/bin/pip \
+             install --require-hashes --requirement bench/peers/requirements.txt`",
+        )
+    }
+
+    fn start(&self, port: u16, folder: &Path) -> anyhow::Result<Server> {
+        let sync = if self.is_synced { "  sync_interval: always\n" } else { "" };
+        let settings = format!(
+            "listen: 127.0.0.1:{port}\n\
+             max_connections: 1000000\n\
+             jetstream {{\n  store_dir: \"{}\"\n  max_file_store: 100GB\n{sync}}}\n",
+            folder.display()
+        );
+        let mut command = Command::new(program());
+        command.arg("-c").arg(write_settings(folder, "nats.conf", &settings)?);
+        Server::start(self.name(), command, port, folder)
+    }
+
+    fn preparations(&self, users: usize) -> Box<dyn Iterator<Item = Box<dyn Speaker>>> {
+        Box::new(std::iter::once(Box::new(Maker { users, asked: 0, made: 0 }) as Box<dyn Speaker>))
+    }
+
+    fn speaker(&self, role: Role) -> Box<dyn Speaker> {
+        Box::new(Client { role, last_reply: 0, inbox: Vec::new() })
+    }
+}
+
+/// The one beside our other Python packages, or that of the system.
+fn program() -> PathBuf {
+    let ours = PathBuf::from(".venv/bin/nats-server");
+    if ours.exists() { ours } else { PathBuf::from("nats-server") }
+}
+
+/// One connection.
+struct Client {
+    role: Role,
+    last_reply: u64,
+    /// Where the acknowledgements of the stream go, with a full stop.
+    inbox: Vec<u8>,
+}
+
+impl Speaker for Client {
+    fn open(&mut self, output: &mut Vec<u8>) {
+        output.extend_from_slice(CONNECT.as_bytes());
+        match self.role {
+            Role::Sender(sender) => {
+                self.inbox = format!("_INBOX.s{sender}.").into_bytes();
+                output.extend_from_slice(format!("SUB _INBOX.s{sender}.* 1\r\n").as_bytes());
+            }
+            Role::Receiver(user) => output.extend_from_slice(format!("SUB d.{user} 1\r\n").as_bytes()),
+        }
+        // The answer to the second says that the subscription is there.
+        output.extend_from_slice(b"PING\r\n");
+    }
+
+    fn send(&mut self, to: usize, text: &Text, output: &mut Vec<u8>) {
+        self.last_reply += 1;
+        output.extend_from_slice(b"PUB b.");
+        output.extend_from_slice(user_name(to).as_bytes());
+        output.push(b' ');
+        output.extend_from_slice(&self.inbox);
+        output.extend_from_slice(format!("{} {TEXT_BYTES}\r\n", self.last_reply).as_bytes());
+        output.extend_from_slice(text);
+        output.extend_from_slice(b"\r\n");
+    }
+
+    fn take(&mut self, input: &[u8], output: &mut Vec<u8>, taken: &mut Taken) -> anyhow::Result<usize> {
+        let mut done = 0;
+        while let Some((operation, bytes)) = operation(input.get(done..).unwrap_or_default())? {
+            match (operation, self.role) {
+                (Operation::Pong, _) => taken.is_ready = true,
+                (Operation::Message { payload, .. }, Role::Sender(_)) => {
+                    check_answer(payload)?;
+                    taken.accepted += 1;
+                }
+                (Operation::Message { reply, payload }, Role::Receiver(_)) => {
+                    taken.delivered.push(Stamp::read(payload)?);
+                    output.extend_from_slice(b"PUB ");
+                    output.extend_from_slice(reply);
+                    output.extend_from_slice(b" 0\r\n\r\n");
+                }
+                (Operation::Ping, _) => output.extend_from_slice(b"PONG\r\n"),
+                (Operation::Other, _) => {}
+            }
+            done += bytes;
+        }
+        Ok(done)
+    }
+}
+
+/// Makes the stream, and a consumer for each user.
+struct Maker {
+    users: usize,
+    /// Consumers.
+    asked: usize,
+    /// Consumers, and the stream.
+    made: usize,
+}
+
+impl Maker {
+    /// Consumers that are being made at a time.
+    const AT_A_TIME: usize = 64;
+
+    fn ask(&mut self, output: &mut Vec<u8>) {
+        while self.made > 0 && self.asked < self.users && self.asked + 1 - self.made < Self::AT_A_TIME {
+            let user = self.asked;
+            let settings = format!(
+                "{{\"stream_name\":\"BENCH\",\"config\":{{\"durable_name\":\"c{user}\",\"deliver_subject\":\"d.{user}\",\
+                 \"filter_subject\":\"b.{}\",\"ack_policy\":\"explicit\",\"deliver_policy\":\"all\",\
+                 \"max_ack_pending\":{ACKS_PENDING_MAX}}}}}",
+                user_name(user)
+            );
+            ask(output, &format!("$JS.API.CONSUMER.DURABLE.CREATE.BENCH.c{user}"), &settings);
+            self.asked += 1;
+        }
+    }
+}
+
+impl Speaker for Maker {
+    fn open(&mut self, output: &mut Vec<u8>) {
+        output.extend_from_slice(CONNECT.as_bytes());
+        output.extend_from_slice(b"SUB _INBOX.m 1\r\n");
+        let settings = "{\"name\":\"BENCH\",\"subjects\":[\"b.*\"],\"storage\":\"file\",\"retention\":\"limits\",\
+                        \"num_replicas\":1,\"max_age\":0,\"max_msgs\":-1,\"max_bytes\":-1}";
+        ask(output, "$JS.API.STREAM.CREATE.BENCH", settings);
+    }
+
+    fn send(&mut self, _to: usize, _text: &Text, _output: &mut Vec<u8>) {}
+
+    fn take(&mut self, input: &[u8], output: &mut Vec<u8>, taken: &mut Taken) -> anyhow::Result<usize> {
+        let mut done = 0;
+        while let Some((operation, bytes)) = operation(input.get(done..).unwrap_or_default())? {
+            match operation {
+                Operation::Message { payload, .. } => {
+                    check_answer(payload)?;
+                    self.made += 1;
+                }
+                Operation::Ping => output.extend_from_slice(b"PONG\r\n"),
+                Operation::Pong | Operation::Other => {}
+            }
+            done += bytes;
+        }
+        self.ask(output);
+        taken.is_ready = self.made == self.users + 1;
+        Ok(done)
+    }
+}
+
+fn ask(output: &mut Vec<u8>, subject: &str, settings: &str) {
+    output
+        .extend_from_slice(format!("PUB {subject} _INBOX.m {}\r\n{settings}\r\n", settings.len()).as_bytes());
+}
+
+/// What the server says.
+#[derive(Debug, PartialEq, Eq)]
+enum Operation<'a> {
+    /// A message, and where its acknowledgement goes.
+    Message {
+        reply: &'a [u8],
+        payload: &'a [u8],
+    },
+    Ping,
+    Pong,
+    /// What needs no answer: `INFO`, `+OK`.
+    Other,
+}
+
+/// The first operation of the input, once it is whole, and how long it is.
+fn operation(input: &[u8]) -> anyhow::Result<Option<(Operation<'_>, usize)>> {
+    let Some(end) = input.windows(2).position(|two| two == b"\r\n") else { return Ok(None) };
+    let (line, bytes) = (input.get(..end).unwrap_or_default(), end + 2);
+    let is = |name: &[u8]| line.starts_with(name);
+    let operation = if is(b"MSG ") || is(b"HMSG ") {
+        return message(line, input.get(bytes..).unwrap_or_default(), bytes);
+    } else if is(b"PING") {
+        Operation::Ping
+    } else if is(b"PONG") {
+        Operation::Pong
+    } else if is(b"INFO") || is(b"+OK") {
+        Operation::Other
+    } else {
+        bail!("the server says {}", String::from_utf8_lossy(line));
+    };
+    Ok(Some((operation, bytes)))
+}
+
+/// `MSG subject sid [reply] bytes`, with the payload and a line end; with
+/// headers, their bytes come before those of all.
+fn message<'a>(
+    line: &'a [u8],
+    rest: &'a [u8],
+    head: usize,
+) -> anyhow::Result<Option<(Operation<'a>, usize)>> {
+    let mut words = line.split(|&byte| byte == b' ');
+    let has_headers = words.next() == Some(b"HMSG");
+    let mut words = words.skip(2);
+    let mut numbers = words.by_ref().peekable();
+    let mut reply: &[u8] = &[];
+    if let Some(word) = numbers.next_if(|word| !word.first().is_some_and(u8::is_ascii_digit)) {
+        reply = word;
+    }
+    let mut number = || {
+        let word = numbers.next().context("no length in a message")?;
+        std::str::from_utf8(word)
+            .ok()
+            .and_then(|word| word.parse::<usize>().ok())
+            .context("no length in a message")
+    };
+    let headers = if has_headers { number()? } else { 0 };
+    let all = number()?;
+    let Some(_) = rest.get(..all + 2) else { return Ok(None) };
+    let payload = rest.get(headers..all).context("headers longer than the message")?;
+    Ok(Some((Operation::Message { reply, payload }, head + all + 2)))
+}
+
+/// An answer of the stream, without reading all of it: an error has its name.
+fn check_answer(payload: &[u8]) -> anyhow::Result<()> {
+    let is_refused = payload.is_empty() || payload.windows(8).any(|word| word == b"\"error\":");
+    ensure!(!is_refused, "the stream refuses: {}", String::from_utf8_lossy(payload));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn operations_are_read_once_they_are_whole() {
+        let message = |reply: &'static [u8], payload: &'static [u8]| Operation::Message { reply, payload };
+        for (text, expected) in [
+            ("INFO {\"a\":1}\r\n", Operation::Other),
+            ("PING\r\n", Operation::Ping),
+            ("MSG d.1 1 5\r\nhello\r\n", message(b"", b"hello")),
+            ("MSG d.1 1 $JS.ACK.x.1 2\r\n\r\n\r\n", message(b"$JS.ACK.x.1", b"\r\n")),
+            ("HMSG d.1 1 re 12 14\r\nNATS/1.0\r\n\r\nhi\r\n", message(b"re", b"hi")),
+        ] {
+            assert_eq!(operation(text.as_bytes()).unwrap(), Some((expected, text.len())), "{text}");
+            assert_eq!(operation(&text.as_bytes()[..text.len() - 1]).unwrap(), None, "{text}");
+        }
+        operation(b"-ERR 'no'\r\n").unwrap_err();
+    }
+
+    #[test]
+    fn a_refusal_of_the_stream_is_no_acceptance() {
+        check_answer(b"{\"stream\":\"BENCH\",\"seq\":7}").unwrap();
+        check_answer(b"{\"error\":{\"code\":503}}").unwrap_err();
+        check_answer(b"").unwrap_err();
+    }
+
+    #[test]
+    fn a_message_is_taken_and_acknowledged() {
+        let stamp = Stamp { due_ns: 5, sender: 1, number: 2 };
+        let text = String::from_utf8(stamp.write().to_vec()).unwrap();
+        let (mut answer, mut taken) = (Vec::new(), Taken::default());
+        let input = format!("MSG d.3 1 $JS.ACK.1 {TEXT_BYTES}\r\n{text}\r\n");
+        let mut receiver = Nats::SYNCED.speaker(Role::Receiver(3));
+        assert_eq!(receiver.take(input.as_bytes(), &mut answer, &mut taken).unwrap(), input.len());
+        assert_eq!((taken.delivered, answer), (vec![stamp], b"PUB $JS.ACK.1 0\r\n\r\n".to_vec()));
+    }
+}

@@ -1,0 +1,408 @@
+//! The limits of this machine: a relay of Hark's frames over the loopback that
+//! stores nothing, and one that appends them to a plain file and syncs it once
+//! for all that has come in the meantime. Neither has accounts, sessions, acks,
+//! a bound on what waits for an absent reader, or a way to read its file again.
+//!
+//! It runs as a process of its own, on one thread (and one for the file): on
+//! two processors that is faster than on two.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::rc::Rc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::Context;
+use hark_protocol::limits::{FRAME_BYTES_MIN, ID_BYTES, LENGTH_BYTES};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
+use tokio::task::{LocalSet, spawn_blocking, spawn_local};
+
+use super::hark::{Native, whole_frame};
+use super::{Keeps, Peer, Role, Speaker};
+use crate::server::Server;
+
+/// Bytes of one read.
+const READ_BYTES: usize = 256 * 1024;
+
+/// As long as a reader who is there owes so many bytes, nobody is read.
+const UNREAD_BYTES_MAX: usize = 64 * 1024;
+
+/// A limit of the machine.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Relay {
+    has_log: bool,
+}
+
+impl Relay {
+    /// Without a store.
+    pub(crate) const BARE: Self = Self { has_log: false };
+    /// With a plain file that is synced once a group.
+    pub(crate) const LOGGED: Self = Self { has_log: true };
+}
+
+impl Peer for Relay {
+    fn name(&self) -> &'static str {
+        if self.has_log { "limit: relay, synced file" } else { "limit: relay" }
+    }
+
+    fn keeps(&self) -> Keeps {
+        Keeps::WhileItRuns
+    }
+
+    fn users_max(&self) -> usize {
+        usize::MAX
+    }
+
+    fn version(&self) -> anyhow::Result<String> {
+        Ok(format!("hark-bench {}", env!("CARGO_PKG_VERSION")))
+    }
+
+    fn start(&self, port: u16, folder: &Path) -> anyhow::Result<Server> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg("relay").arg(format!("--port={port}"));
+        if self.has_log {
+            command.arg("--log").arg(folder.join("log"));
+        }
+        Server::start(self.name(), command, port, folder)
+    }
+
+    fn preparations(&self, _users: usize) -> Box<dyn Iterator<Item = Box<dyn Speaker>>> {
+        Box::new(std::iter::empty())
+    }
+
+    fn speaker(&self, role: Role) -> Box<dyn Speaker> {
+        Box::new(Native::new(role))
+    }
+}
+
+/// How the process of a relay is started.
+#[derive(Debug, clap::Args)]
+pub(crate) struct RelayArgs {
+    /// The port to listen on
+    #[arg(long)]
+    port: u16,
+    /// The file to append to
+    #[arg(long)]
+    log: Option<PathBuf>,
+}
+
+/// Relays until it is killed.
+///
+/// # Errors
+/// Where it cannot listen, or cannot write its file.
+pub(crate) fn serve(arguments: &RelayArgs) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    LocalSet::new().block_on(&runtime, async {
+        let state = Rc::new(State::default());
+        spawn_local(Rc::clone(&state).keep_flushing());
+        if let Some(log) = &arguments.log {
+            let file = File::options().create(true).append(true).open(log).context("no log")?;
+            state.has_log.set(true);
+            let committed = Rc::clone(&state).commit(file);
+            spawn_local(async move {
+                if let Err(error) = committed.await {
+                    eprintln!("the file cannot be written: {error:#}");
+                    std::process::exit(1);
+                }
+            });
+        }
+        let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], arguments.port))).await?;
+        loop {
+            let (stream, _) = listener.accept().await?;
+            stream.set_nodelay(true)?;
+            let state = Rc::clone(&state);
+            spawn_local(async move {
+                // A client that goes is the end of its connection, and of nothing else.
+                if let Err(error) = state.connection(stream).await {
+                    eprintln!("a connection has ended: {error:#}");
+                }
+            });
+        }
+    })
+}
+
+#[derive(Default)]
+struct State {
+    users: RefCell<HashMap<Vec<u8>, Rc<Output>>>,
+    last_sequence: Cell<u64>,
+    has_log: Cell<bool>,
+    group: RefCell<Group>,
+    grown: Notify,
+    /// What has something new to write.
+    touched: RefCell<Vec<Rc<Output>>>,
+    touches: Notify,
+    /// Outputs that owe too much.
+    congested: Rc<Cell<usize>>,
+    relieved: Rc<Notify>,
+}
+
+/// What waits to be synced, and what follows from it.
+#[derive(Default)]
+struct Group {
+    /// The frames of the messages, one after the other.
+    frames: Vec<u8>,
+    sends: Vec<Sent>,
+}
+
+/// A send: its frame in the group ends at `end`.
+struct Sent {
+    end: usize,
+    to: Rc<Output>,
+    from: Rc<Output>,
+    id: [u8; ID_BYTES],
+}
+
+/// What is on its way to a connection, or waits for one.
+#[derive(Default)]
+struct Output {
+    bytes: RefCell<Vec<u8>>,
+    stream: RefCell<Option<Rc<TcpStream>>>,
+    /// The stream takes no more for now; its writer goes on when it does.
+    is_blocked: Cell<bool>,
+    blocked: Notify,
+    is_touched: Cell<bool>,
+    is_congested: Cell<bool>,
+    congested: Rc<Cell<usize>>,
+    relieved: Rc<Notify>,
+}
+
+impl State {
+    async fn connection(&self, stream: TcpStream) -> anyhow::Result<()> {
+        let stream = Rc::new(stream);
+        let own = self.output();
+        own.attach(&stream);
+        let mut receives = None;
+        let mut input = Vec::with_capacity(READ_BYTES);
+        loop {
+            while self.congested.get() > 0 {
+                self.relieved.notified().await;
+            }
+            stream.readable().await?;
+            match stream.try_read_buf(&mut input) {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => continue,
+                Err(error) => return Err(error.into()),
+            }
+            let mut done = 0;
+            while let Some(frame) = whole_frame(input.get(done..).unwrap_or_default())? {
+                self.take(frame, &own, &stream, &mut receives);
+                done += frame.len();
+            }
+            input.drain(..done);
+            input.reserve(READ_BYTES / 2);
+        }
+        own.close();
+        if let Some(receiving) = receives {
+            receiving.close();
+        }
+        Ok(())
+    }
+
+    fn take(
+        &self,
+        frame: &[u8],
+        own: &Rc<Output>,
+        stream: &Rc<TcpStream>,
+        receives: &mut Option<Rc<Output>>,
+    ) {
+        let (head, payload) = frame.split_at(LENGTH_BYTES + FRAME_BYTES_MIN);
+        let (_, head) = head.split_at(LENGTH_BYTES);
+        let Some((id, command)) = head.split_first_chunk::<ID_BYTES>() else { return };
+        match command {
+            b"send\0\0\0\0\0\0\0\0\0\0\0" => {
+                let comma = payload.iter().position(|&byte| byte == b',').unwrap_or(payload.len());
+                let (user, text) = payload.split_at(comma);
+                self.send(text.get(1..).unwrap_or_default(), *id, own, &self.user(user));
+            }
+            b"ack\0\0\0\0\0\0\0\0\0\0\0\0" => {}
+            b"connect\0\0\0\0\0\0\0\0" => {
+                // What it receives comes after this, over an output of its own.
+                own.push_ok(*id);
+                own.flush();
+                let user = self.user(payload);
+                user.attach(stream);
+                self.touch(&user);
+                *receives = Some(user);
+            }
+            _ => {
+                own.push_ok(*id);
+                self.touch(own);
+            }
+        }
+    }
+
+    fn output(&self) -> Rc<Output> {
+        Rc::new(Output {
+            congested: Rc::clone(&self.congested),
+            relieved: Rc::clone(&self.relieved),
+            ..Output::default()
+        })
+    }
+
+    fn user(&self, name: &[u8]) -> Rc<Output> {
+        let mut users = self.users.borrow_mut();
+        if let Some(user) = users.get(name) {
+            return Rc::clone(user);
+        }
+        Rc::clone(users.entry(name.to_owned()).or_insert_with(|| self.output()))
+    }
+
+    fn send(&self, text: &[u8], id: [u8; ID_BYTES], own: &Rc<Output>, to: &Rc<Output>) {
+        let sequence = self.last_sequence.get() + 1;
+        self.last_sequence.set(sequence);
+        if self.has_log.get() {
+            let mut group = self.group.borrow_mut();
+            push_string(&mut group.frames, sequence, text);
+            let end = group.frames.len();
+            group.sends.push(Sent { end, to: Rc::clone(to), from: Rc::clone(own), id });
+            self.grown.notify_one();
+        } else {
+            push_string(&mut to.bytes.borrow_mut(), sequence, text);
+            self.touch(to);
+            own.push_ok(id);
+            self.touch(own);
+        }
+    }
+
+    fn touch(&self, output: &Rc<Output>) {
+        if !output.is_touched.replace(true) {
+            self.touched.borrow_mut().push(Rc::clone(output));
+            self.touches.notify_one();
+        }
+    }
+
+    /// Writes once for all that has come from those who could be read.
+    async fn keep_flushing(self: Rc<Self>) {
+        loop {
+            self.touches.notified().await;
+            tokio::task::yield_now().await;
+            for output in self.touched.take() {
+                output.is_touched.set(false);
+                output.flush();
+            }
+        }
+    }
+
+    /// Appends what there is to the file and syncs it, again and again; only
+    /// then it is accepted and delivered.
+    async fn commit(self: Rc<Self>, mut file: File) -> anyhow::Result<()> {
+        loop {
+            let group = self.group.take();
+            if group.sends.is_empty() {
+                self.grown.notified().await;
+                continue;
+            }
+            let frames = group.frames;
+            let (file_again, frames) = spawn_blocking(move || {
+                file.write_all(&frames)?;
+                file.sync_data()?;
+                anyhow::Ok((file, frames))
+            })
+            .await??;
+            file = file_again;
+            let mut start = 0;
+            for sent in group.sends {
+                sent.to.bytes.borrow_mut().extend_from_slice(frames.get(start..sent.end).unwrap_or_default());
+                self.touch(&sent.to);
+                sent.from.push_ok(sent.id);
+                self.touch(&sent.from);
+                start = sent.end;
+            }
+        }
+    }
+}
+
+impl Output {
+    /// Goes on over this stream, with a task that writes what the stream does
+    /// not take at once.
+    fn attach(self: &Rc<Self>, stream: &Rc<TcpStream>) {
+        self.stream.replace(Some(Rc::clone(stream)));
+        self.is_blocked.set(false);
+        let (output, stream) = (Rc::clone(self), Rc::clone(stream));
+        spawn_local(async move {
+            while output.is_over(&stream) {
+                output.blocked.notified().await;
+                while output.is_blocked.get() && output.is_over(&stream) && stream.writable().await.is_ok() {
+                    output.is_blocked.set(false);
+                    output.flush();
+                }
+            }
+        });
+    }
+
+    fn is_over(&self, stream: &Rc<TcpStream>) -> bool {
+        self.stream.borrow().as_ref().is_some_and(|other| Rc::ptr_eq(other, stream))
+    }
+
+    fn close(&self) {
+        self.stream.replace(None);
+        self.blocked.notify_one();
+        self.set_congested(false);
+    }
+
+    fn push_ok(&self, id: [u8; ID_BYTES]) {
+        let mut bytes = self.bytes.borrow_mut();
+        bytes.extend_from_slice(&OK_LENGTH);
+        bytes.extend_from_slice(&id);
+        bytes.extend_from_slice(b"ok\0\0\0\0\0\0\0\0\0\0\0\0\0");
+    }
+
+    /// Writes what the stream takes.
+    fn flush(&self) {
+        if self.is_blocked.get() {
+            return;
+        }
+        let mut bytes = self.bytes.borrow_mut();
+        let stream = self.stream.borrow();
+        let Some(stream) = stream.as_ref() else { return };
+        let mut done = 0;
+        while done < bytes.len() {
+            match stream.try_write(bytes.get(done..).unwrap_or_default()) {
+                Ok(count) => done += count,
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    self.is_blocked.set(true);
+                    self.blocked.notify_one();
+                    break;
+                }
+                // Its reader sees the end.
+                Err(_) => done = bytes.len(),
+            }
+        }
+        bytes.drain(..done);
+        self.set_congested(bytes.len() >= UNREAD_BYTES_MAX);
+    }
+
+    fn set_congested(&self, is_congested: bool) {
+        let was_congested = self.is_congested.replace(is_congested);
+        self.congested.set(self.congested.get() + usize::from(is_congested) - usize::from(was_congested));
+        if self.congested.get() == 0 {
+            self.relieved.notify_waiters();
+        }
+    }
+}
+
+/// The length of an `ok` without fields.
+const OK_LENGTH: [u8; LENGTH_BYTES] = [0, 0, 0, FRAME_BYTES_MIN as u8];
+
+/// Appends a message as a frame.
+fn push_string(to: &mut Vec<u8>, sequence: u64, text: &[u8]) {
+    let start = to.len();
+    to.extend_from_slice(&[0; LENGTH_BYTES + ID_BYTES]);
+    to.extend_from_slice(b"string\0\0\0\0\0\0\0\0\0");
+    let time_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis());
+    // What is written to memory arrives there.
+    if write!(to, "{sequence},,{time_ms},").is_err() {
+        unreachable!("memory takes what is written to it");
+    }
+    to.extend_from_slice(text);
+    let length = u32::try_from(to.len() - start - LENGTH_BYTES).unwrap_or(u32::MAX);
+    if let Some(field) = to.get_mut(start..start + LENGTH_BYTES) {
+        field.copy_from_slice(&length.to_be_bytes());
+    }
+}

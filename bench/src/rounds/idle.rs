@@ -1,0 +1,257 @@
+//! Users who are connected and say nothing: what memory they take, how long it
+//! takes to connect them, and to have them all back after a restart.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
+use tokio::task::JoinSet;
+
+use crate::bench::{Bench, Running};
+use crate::load::queue::Backlog;
+use crate::load::{Connection, on_a_runtime, prepare};
+use crate::peers::{Keeps, Peer, Role};
+use crate::report::Section;
+use crate::report::plot::{Axis, Line, Plot};
+use crate::report::record::{Record, medians};
+use crate::report::table::{Table, count, number};
+use crate::rounds::{by_setting, subjects};
+use crate::server::Server;
+
+/// The round of memory.
+const IDLE: &str = "idle";
+
+/// The round of the restart.
+const STORM: &str = "idle, restart";
+
+/// Files of this process, and of a server, beside its connections.
+const OTHER_FILES: usize = 500;
+
+/// How long a server has until its memory is looked at.
+const SETTLED_AFTER: Duration = Duration::from_secs(1);
+
+/// How it is measured.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct IdleArgs {
+    /// Connected users, upwards; repeat it for more. As many are measured as there may be open
+    /// files [default: 100, 1000, 10000, 18000]
+    #[arg(long = "connections", default_values_t = [100, 1_000, 10_000, 18_000])]
+    connections: Vec<usize>,
+    /// Unread messages of each user at the restart
+    #[arg(long, default_value_t = 10)]
+    backlog: usize,
+    /// Users who connect at the same time, before the restart
+    #[arg(long, default_value_t = 64)]
+    connecting: usize,
+}
+
+impl IdleArgs {
+    /// Measures, and adds to the report.
+    ///
+    /// # Errors
+    /// Where the report cannot be written.
+    pub(crate) fn run(&self, bench: &mut Bench) -> anyhow::Result<()> {
+        let subjects = bench.subjects.clone();
+        let counts = self.counts()?;
+        bench.begin(IDLE, subjects.len());
+        for peer in &subjects {
+            bench.step(peer.name().to_owned());
+            if let Err(error) = self.measure(bench, peer, &counts) {
+                bench.say(&format!("{} was not measured to the end: {error:#}", peer.name()));
+            }
+        }
+        let idle = medians(&bench.report.records(IDLE));
+        let storm = medians(&bench.report.records(STORM));
+        bench.report.conclude(self.section(&idle, &storm)?);
+        Ok(())
+    }
+
+    /// So many connections as there may be open files.
+    fn counts(&self) -> anyhow::Result<Vec<usize>> {
+        let files = usize::try_from(rlimit::getrlimit(rlimit::Resource::NOFILE)?.0)?;
+        let most = files.saturating_sub(OTHER_FILES);
+        let mut counts: Vec<usize> = self.connections.iter().map(|&count| count.min(most)).collect();
+        counts.sort_unstable();
+        counts.dedup();
+        counts.retain(|&count| count > 0);
+        ensure!(!counts.is_empty(), "no number of connections, or no open files: raise `ulimit -n`");
+        Ok(counts)
+    }
+
+    fn measure(&self, bench: &mut Bench, peer: &Arc<dyn Peer>, counts: &[usize]) -> anyhow::Result<()> {
+        let users = counts.last().copied().unwrap_or_default();
+        let mut running = bench.start(peer, users)?;
+        for record in on_a_runtime(self.connect(peer, &running.server, counts))? {
+            bench.report.add(record)?;
+        }
+        let record = self.storm(peer, &mut running, users);
+        bench.take(peer.name(), record)
+    }
+
+    /// Connects more and more users.
+    async fn connect(
+        &self,
+        peer: &Arc<dyn Peer>,
+        server: &Server,
+        counts: &[usize],
+    ) -> anyhow::Result<Vec<Record>> {
+        tokio::time::sleep(SETTLED_AFTER).await;
+        let (before, mut records) = (server.resident_bytes()?, Vec::new());
+        let (mut connections, mut seconds) = (Vec::new(), 0.0);
+        for &count in counts {
+            let start = Instant::now();
+            let mut connecting = JoinSet::new();
+            for user in connections.len()..count {
+                if connecting.len() >= self.connecting
+                    && let Some(connected) = connecting.join_next().await
+                {
+                    connections.push(connected??);
+                }
+                let speaker = peer.speaker(Role::Receiver(user));
+                connecting.spawn_local(Connection::open(server.address(), user, speaker));
+            }
+            while let Some(connected) = connecting.join_next().await {
+                connections.push(connected??);
+            }
+            seconds += start.elapsed().as_secs_f64();
+            connections.iter_mut().for_each(Connection::shrink);
+            tokio::time::sleep(SETTLED_AFTER).await;
+            let now = server.resident_bytes()?;
+            let record = Record::new(IDLE, peer.name(), &[("connections", count as f64)])
+                .with("resident_bytes", now as f64)
+                .with("bytes_per_connection", (now as f64 - before as f64) / count as f64)
+                .with("connected_seconds", seconds)
+                .with("connected_per_second", count as f64 / seconds);
+            records.push(record);
+        }
+        Ok(records)
+    }
+
+    /// Stops and starts the server, and has everybody come back at once.
+    fn storm(&self, peer: &Arc<dyn Peer>, running: &mut Running, users: usize) -> anyhow::Result<Record> {
+        let each = if peer.keeps() == Keeps::OnDisk { self.backlog } else { 0 };
+        let backlog = Backlog { users, senders: 8, messages: each * users, in_flight: 64 };
+        let filled = backlog.send(&**peer, running.server.address(), Duration::MAX)?;
+        running.restart(Server::stop)?;
+        running.server.wait_until_it_listens()?;
+        if each == 0 {
+            prepare(&**peer, running.server.address(), users)?;
+        }
+        let (times, faults) = on_a_runtime(backlog.storm(&filled, peer, running.server.address()))?;
+        let at =
+            |share: f64| times.get(((times.len() - 1) as f64 * share) as usize).copied().unwrap_or(f64::NAN);
+        let setting = [("connections", users as f64), ("backlog", each as f64)];
+        Ok(Record::new(STORM, peer.name(), &setting)
+            .with("p50_seconds", at(0.5))
+            .with("p99_seconds", at(0.99))
+            .with("all_seconds", at(1.0))
+            .with("fairness", fairness(&times))
+            .with("lost", faults.lost as f64)
+            .with("repeated", faults.repeated as f64))
+    }
+
+    fn section(&self, idle: &[Record], storm: &[Record]) -> anyhow::Result<Section> {
+        let most = self.counts()?.last().copied().unwrap_or_default();
+        let files = rlimit::getrlimit(rlimit::Resource::NOFILE)?.0;
+        let mut tables: Vec<Table> = by_setting(idle).iter().map(|records| idle_table(records)).collect();
+        tables.extend((!storm.is_empty()).then(|| storm_table(storm)));
+        let memory = |record: &Record| Some(record.figure("resident_bytes")? / f64::from(1 << 20));
+        let time = |record: &Record| record.figure("connected_seconds");
+        Ok(Section {
+            title: "Idle",
+            text: format!(
+                "Users are connected, {} at a time, and say nothing. Resident memory is that of the process, without \
+                 what the kernel has for its sockets; what each user takes is what was added to the server that was \
+                 prepared for {} users. A process may have {files} open files here. After a restart, by SIGTERM, all \
+                 users come back at once; a user is back when it has its backlog, where the server keeps one on its disk. Fairness is 1 where all had waited \
+                 as long (Jain's index).",
+                self.connecting,
+                count(Some(most as f64)),
+            ),
+            tables,
+            plots: vec![
+                plot("idle-memory", "Memory over connections", "MiB", idle, memory),
+                plot("idle-connect", "Time to connect them all", "seconds", idle, time),
+            ],
+        })
+    }
+}
+
+/// Jain's index of fairness.
+fn fairness(times: &[f64]) -> f64 {
+    let (sum, squares) =
+        times.iter().fold((0.0, 0.0), |(sum, squares), time| (sum + time, squares + time * time));
+    sum * sum / (times.len() as f64 * squares)
+}
+
+fn idle_table(records: &[&Record]) -> Table {
+    let connections = count(records.first().and_then(|record| record.with_what("connections")));
+    let mut table = Table::new(
+        format!("{connections} connected users"),
+        &["server", "resident MiB", "KiB/user", "seconds to connect them", "connected/s"],
+    );
+    for record in records {
+        let scaled = |name, by: u32| number(record.figure(name).map(|bytes| bytes / f64::from(by)));
+        table.push(vec![
+            record.subject.clone(),
+            scaled("resident_bytes", 1 << 20),
+            scaled("bytes_per_connection", 1 << 10),
+            number(record.figure("connected_seconds")),
+            number(record.figure("connected_per_second")),
+        ]);
+    }
+    table
+}
+
+fn storm_table(records: &[Record]) -> Table {
+    let connections = count(records.first().and_then(|record| record.with_what("connections")));
+    let mut table = Table::new(
+        format!("{connections} users back after a restart"),
+        &["server", "backlog each", "half s", "99 of 100 s", "all s", "fairness", "lost", "repeated"],
+    );
+    for record in records {
+        table.push(vec![
+            record.subject.clone(),
+            count(record.with_what("backlog")),
+            number(record.figure("p50_seconds")),
+            number(record.figure("p99_seconds")),
+            number(record.figure("all_seconds")),
+            number(record.figure("fairness")),
+            count(record.figure("lost")),
+            count(record.figure("repeated")),
+        ]);
+    }
+    table
+}
+
+fn plot(
+    name: &'static str,
+    title: &str,
+    unit: &'static str,
+    records: &[Record],
+    value: impl Fn(&Record) -> Option<f64>,
+) -> Plot {
+    let line = |subject: String| {
+        let of_subject = records.iter().filter(|record| record.subject == subject);
+        let points = of_subject.filter_map(|record| Some((record.with_what("connections")?, value(record)?)));
+        Line { points: points.collect(), name: subject }
+    };
+    Plot {
+        name,
+        title: title.to_owned(),
+        x: ("connected users", Axis::Log),
+        y: (unit, Axis::Log),
+        lines: subjects(records).into_iter().map(line).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_fair_where_all_wait_as_long() {
+        assert!((fairness(&[2.0; 10]) - 1.0).abs() < 1e-9);
+        assert!((fairness(&[0.0, 0.0, 0.0, 4.0]) - 0.25).abs() < 1e-9, "one waited for all");
+    }
+}

@@ -1,0 +1,210 @@
+//! Messages for users who are away: how fast they are accepted, and how fast
+//! they are received when the users come.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
+
+use crate::bench::Bench;
+use crate::load::queue::Backlog;
+use crate::load::text::TEXT_BYTES;
+use crate::peers::{Keeps, Peer};
+use crate::report::Section;
+use crate::report::plot::{Axis, Line, Plot};
+use crate::report::record::{Record, medians};
+use crate::report::table::{Table, count, number, ratio};
+use crate::rounds::{Limits, by_setting, seconds, subjects};
+
+const ROUND: &str = "offline";
+
+/// The plain file by itself.
+const PLAIN_FILE: &str = "limit: plain file";
+
+/// How it is measured.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct OfflineArgs {
+    /// Messages in all
+    #[arg(long, default_value_t = 1_000_000)]
+    messages: usize,
+    /// Users whom they go to; repeat it for more. Peers that need a connection or a consumer for
+    /// each user beforehand are measured with 10,000 at most
+    #[arg(long = "users", default_values_t = [1, 1_000, 1_000_000])]
+    users: Vec<usize>,
+    /// Senders to those who are away
+    #[arg(long, default_value_t = 8)]
+    senders: usize,
+    /// Sends in flight for each sender to those who are away
+    #[arg(long, default_value_t = 256)]
+    in_flight: usize,
+    /// How long is sent at most, in seconds; who is slow has fewer messages then
+    #[arg(long, default_value_t = 8.0, value_parser = seconds)]
+    fill_seconds: f64,
+    /// Users who come and receive at the same time
+    #[arg(long, default_value_t = 64)]
+    at_a_time: usize,
+    /// Rounds in turn of which the median is taken
+    #[arg(long, default_value_t = 1)]
+    offline_rounds: usize,
+}
+
+impl OfflineArgs {
+    /// Measures, and adds to the report.
+    ///
+    /// # Errors
+    /// Where the report cannot be written.
+    pub(crate) fn run(&self, bench: &mut Bench) -> anyhow::Result<()> {
+        let subjects = bench.subjects.clone();
+        bench.begin(ROUND, self.offline_rounds * self.users.len() * subjects.len());
+        for _ in 0..self.offline_rounds {
+            for &users in &self.users {
+                for peer in &subjects {
+                    bench.step(format!("{}, {users} users", peer.name()));
+                    if peer.keeps() != Keeps::Nothing && users <= peer.users_max() {
+                        let taken = self.measure(bench, peer, users);
+                        bench.take(peer.name(), taken)?;
+                    }
+                }
+                let taken = self.plain_file(bench.folder(), users);
+                bench.take(PLAIN_FILE, taken)?;
+            }
+        }
+        let records = medians(&bench.report.records(ROUND));
+        bench.report.conclude(self.section(&records));
+        Ok(())
+    }
+
+    fn setting(&self, users: usize) -> [(&'static str, f64); 4] {
+        [
+            ("users", users as f64),
+            ("messages", self.messages as f64),
+            ("senders", self.senders as f64),
+            ("in flight", self.in_flight as f64),
+        ]
+    }
+
+    fn measure(&self, bench: &mut Bench, peer: &Arc<dyn Peer>, users: usize) -> anyhow::Result<Record> {
+        let running = bench.start(peer, users)?;
+        let server = &running.server;
+        let backlog =
+            Backlog { users, senders: self.senders, messages: self.messages, in_flight: self.in_flight };
+        let (cpu, written) = (server.cpu_seconds()?, server.written_bytes()?);
+        let within = Duration::from_secs_f64(self.fill_seconds);
+        let filled = backlog.send(&**peer, server.address(), within)?;
+        let (cpu_filled, written_filled) = (server.cpu_seconds()?, server.written_bytes()?);
+        let resident_bytes = server.resident_bytes()?;
+        let drained = backlog.drain(&filled, peer, server.address(), self.at_a_time)?;
+        let cpu_drained = server.cpu_seconds()?;
+        let messages = filled.messages() as f64;
+        ensure!(messages > 0.0, "{} has accepted nothing", peer.name());
+        let per_100k = 100_000.0 / messages;
+        Ok(Record::new(ROUND, peer.name(), &self.setting(users))
+            .with("accepted", messages)
+            .with("accepted_per_second", messages / filled.seconds)
+            .with("drained_per_second", drained.messages as f64 / drained.seconds)
+            .with("users_per_second", users as f64 / drained.seconds)
+            .with("fill_cpu_seconds_per_100k", (cpu_filled - cpu) * per_100k)
+            .with("drain_cpu_seconds_per_100k", (cpu_drained - cpu_filled) * per_100k)
+            .with(
+                "written_bytes_per_text_byte",
+                (written_filled - written) as f64 / messages / TEXT_BYTES as f64,
+            )
+            .with("resident_bytes", resident_bytes as f64)
+            .with("lost", drained.faults.lost as f64)
+            .with("repeated", drained.faults.repeated as f64))
+    }
+
+    /// Texts appended to a file, which is synced once for as many as all senders
+    /// have under way.
+    fn plain_file(&self, folder: &Path, users: usize) -> anyhow::Result<Record> {
+        const MEASURED: Duration = Duration::from_secs(1);
+        let path = folder.join("plain");
+        let mut file = File::create(&path)?;
+        let group = self.senders * self.in_flight;
+        let texts = vec![b'x'; group * TEXT_BYTES];
+        let (start, mut written) = (Instant::now(), 0);
+        while start.elapsed() < MEASURED {
+            file.write_all(&texts)?;
+            file.sync_data()?;
+            written += group;
+        }
+        let seconds = start.elapsed().as_secs_f64();
+        std::fs::remove_file(path)?;
+        let record = Record::new(ROUND, PLAIN_FILE, &self.setting(users));
+        Ok(record.with("accepted_per_second", written as f64 / seconds))
+    }
+
+    fn section(&self, records: &[Record]) -> Section {
+        Section {
+            title: "Offline",
+            text: format!(
+                "{} senders with {} in flight each fill the queues of users who are away; then the users come, {} at \
+                 a time, each over a connection of its own, receive what there is and acknowledge it. The plain file \
+                 is synced once for as many texts as all senders have in flight.",
+                self.senders, self.in_flight, self.at_a_time
+            ),
+            tables: by_setting(records).iter().map(|records| table(records)).collect(),
+            plots: vec![
+                plot("offline-fill", "Accepted for users who are away", records, "accepted_per_second"),
+                plot("offline-drain", "Received when they come", records, "drained_per_second"),
+            ],
+        }
+    }
+}
+
+fn table(records: &[&Record]) -> Table {
+    let setting = |name| count(records.first().and_then(|record| record.with_what(name)));
+    let mut table = Table::new(
+        format!("Up to {} messages for {} users", setting("messages"), setting("users")),
+        &[
+            "server",
+            "accepted",
+            "accepted/s",
+            "of relay, synced",
+            "drained/s",
+            "of relay",
+            "fill: CPU s/100 000",
+            "drain: CPU s/100 000",
+            "written/text",
+            "lost",
+            "repeated",
+        ],
+    );
+    let limits = Limits::among(records);
+    for record in records {
+        let figure = |name| number(record.figure(name));
+        table.push(vec![
+            record.subject.clone(),
+            count(record.figure("accepted")),
+            figure("accepted_per_second"),
+            ratio(record.figure("accepted_per_second"), limits.logged("accepted_per_second")),
+            figure("drained_per_second"),
+            ratio(record.figure("drained_per_second"), limits.bare("drained_per_second")),
+            figure("fill_cpu_seconds_per_100k"),
+            figure("drain_cpu_seconds_per_100k"),
+            figure("written_bytes_per_text_byte"),
+            count(record.figure("lost")),
+            count(record.figure("repeated")),
+        ]);
+    }
+    table
+}
+
+fn plot(name: &'static str, title: &str, records: &[Record], figure: &'static str) -> Plot {
+    let line = |subject: String| {
+        let of_subject = records.iter().filter(|record| record.subject == subject);
+        let points =
+            of_subject.filter_map(|record| Some((record.with_what("users")?, record.figure(figure)?)));
+        Line { points: points.collect(), name: subject }
+    };
+    Plot {
+        name,
+        title: title.to_owned(),
+        x: ("users", Axis::Log),
+        y: ("messages a second", Axis::Log),
+        lines: subjects(records).into_iter().map(line).collect(),
+    }
+}

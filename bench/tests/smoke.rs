@@ -1,0 +1,91 @@
+//! The benchmark runs against the real server, compares what arrives with what
+//! was sent, and writes its report.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+/// Runs `hark-bench` with the server of this build, on it and the relays alone.
+fn bench(out: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hark-bench"));
+    command.args(arguments).arg("--harkd").arg(hark_tests::binary("harkd")).arg("--out").arg(out);
+    command.args(["--only=harkd", "--only=relay"]).output().unwrap()
+}
+
+/// The figures of a run that has to succeed, and its page.
+fn measured(arguments: &[&str]) -> (Vec<Value>, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let output = bench(folder.path(), arguments);
+    assert!(output.status.success(), "{output:?}");
+    assert!(!folder.path().join("data").join("1").exists(), "a server's data stays behind");
+    let figures = fs::read_to_string(folder.path().join("figures.jsonl")).unwrap();
+    let figures = figures.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let page = fs::read_to_string(folder.path().join("report.md")).unwrap();
+    for plot in page.lines().filter_map(|line| line.split_once("](benchmarks/")) {
+        let file = folder.path().join(plot.1.trim_end_matches(')'));
+        assert!(fs::read_to_string(&file).unwrap().contains("<svg"), "{file:?}");
+    }
+    (figures, page)
+}
+
+/// The subjects of [`bench`].
+const SUBJECTS: [&str; 4] = ["harkd, durable", "harkd, memory", "limit: relay", "limit: relay, synced file"];
+
+#[track_caller]
+fn check_all(figures: &[Value], round: &str, check: impl Fn(&Value) -> bool) {
+    for subject in SUBJECTS {
+        let of_subject = |line: &&Value| line["round"] == round && line["subject"] == subject;
+        let line =
+            figures.iter().find(of_subject).unwrap_or_else(|| panic!("{subject} is not in {figures:?}"));
+        assert!(check(&line["figures"]), "{line}");
+    }
+}
+
+#[test]
+fn online_compares_messages_and_writes_a_report() {
+    let arguments =
+        ["online", "--seconds=0.2", "--warm-up=0.05", "--rounds=1", "--shape=2x3x16", "--rate=200"];
+    let (figures, page) = measured(&arguments);
+    let is_whole = |figures: &Value| {
+        figures["compared"].as_f64() > Some(0.0) && figures["lost"] == 0.0 && figures["repeated"] == 0.0
+    };
+    check_all(&figures, "online", is_whole);
+    check_all(&figures, "online, paced", is_whole);
+    assert!(page.contains("**2 senders, 3 receivers, 16 in flight each**"), "{page}");
+    assert!(page.contains("](benchmarks/latency-p50.svg)"), "{page}");
+}
+
+#[test]
+fn offline_receives_all_that_was_accepted() {
+    let (figures, _) = measured(&["offline", "--messages=3000", "--users=1", "--users=100"]);
+    check_all(&figures, "offline", |figures| {
+        figures["drained_per_second"].as_f64() > Some(0.0)
+            && figures["lost"] == 0.0
+            && figures["repeated"] == 0.0
+    });
+}
+
+#[test]
+fn idle_has_everybody_back_after_a_restart() {
+    let (figures, _) = measured(&["idle", "--connections=20", "--backlog=3"]);
+    check_all(&figures, "idle", |figures| figures["resident_bytes"].as_f64() > Some(0.0));
+    let back = figures.iter().find(|line| line["round"] == "idle, restart" && line["subject"] == SUBJECTS[0]);
+    let back = &back.unwrap()["figures"];
+    assert!(back["lost"] == 0.0 && back["all_seconds"].as_f64() > Some(0.0), "{back}");
+}
+
+#[test]
+fn a_server_that_is_missing_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_hark-bench"))
+        .args(["online", "--only=harkd", "--harkd=/nowhere/harkd", "--out"])
+        .arg(folder.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success(), "{said}");
+    assert!(said.contains("MISSING: harkd, durable: /nowhere/harkd cannot be run"), "{said}");
+}
