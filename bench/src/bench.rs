@@ -113,6 +113,11 @@ impl Bench {
 }
 
 impl Running {
+    /// Where it keeps what it keeps.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// Ends it by `end`, and starts it anew with what it has kept. Whether it
     /// listens again is not waited for.
     ///

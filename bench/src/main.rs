@@ -21,6 +21,8 @@ use report::{Report, machine};
 use rounds::idle::IdleArgs;
 use rounds::offline::OfflineArgs;
 use rounds::online::OnlineArgs;
+use rounds::soak::SoakArgs;
+use rounds::start::StartArgs;
 
 /// Measures harkd beside the limits of this machine, and beside other servers.
 #[derive(Debug, Parser)]
@@ -57,6 +59,10 @@ enum Command {
     Offline(OfflineArgs),
     /// Users who are connected and say nothing, and a restart
     Idle(IdleArgs),
+    /// How soon harkd serves again, and what a compaction takes
+    Start(StartArgs),
+    /// A mix for longer, under which memory has to be flat
+    Soak(SoakArgs),
     /// What hark-bench itself runs as a limit to measure against
     #[command(hide = true)]
     Relay(RelayArgs),
@@ -78,6 +84,18 @@ struct PeersArgs {
 struct AllArgs {
     #[command(flatten)]
     peers: PeersArgs,
+    #[command(flatten)]
+    start: StartArgs,
+    #[command(flatten)]
+    soak: SoakArgs,
+}
+
+impl AllArgs {
+    fn run(&self, bench: &mut Bench) -> anyhow::Result<()> {
+        self.peers.run(bench)?;
+        self.start.run(bench)?;
+        self.soak.run(bench)
+    }
 }
 
 impl PeersArgs {
@@ -133,11 +151,13 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     let introduction = format!("Measured on {}.\n\n{introduction}", machine::description(&data));
     let mut bench = Bench::new(subjects, report, data);
     match &cli.command {
-        Command::All(arguments) => arguments.peers.run(&mut bench)?,
+        Command::All(arguments) => arguments.run(&mut bench)?,
         Command::Peers(arguments) => arguments.run(&mut bench)?,
         Command::Online(arguments) => arguments.run(&mut bench)?,
         Command::Offline(arguments) => arguments.run(&mut bench)?,
         Command::Idle(arguments) => arguments.run(&mut bench)?,
+        Command::Start(arguments) => arguments.run(&mut bench)?,
+        Command::Soak(arguments) => arguments.run(&mut bench)?,
         Command::Relay(_) => unreachable!("a relay measures nothing"),
     }
     bench.end();
@@ -155,6 +175,8 @@ impl Command {
             Self::Online(_) => "online",
             Self::Offline(_) => "offline",
             Self::Idle(_) => "idle",
+            Self::Start(_) => "start",
+            Self::Soak(_) => "soak",
             Self::Relay(_) => "relay",
         }
     }

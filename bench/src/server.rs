@@ -200,6 +200,20 @@ pub(crate) fn version(command: &mut Command) -> anyhow::Result<String> {
     Ok(line)
 }
 
+/// Bytes of all files in a folder.
+///
+/// # Errors
+/// Where it cannot be read.
+pub(crate) fn folder_bytes(folder: &Path) -> anyhow::Result<u64> {
+    let mut bytes = 0;
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let metadata = entry.metadata()?;
+        bytes += if metadata.is_dir() { folder_bytes(&entry.path())? } else { metadata.len() };
+    }
+    Ok(bytes)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -78,6 +78,33 @@ fn idle_has_everybody_back_after_a_restart() {
 }
 
 #[test]
+fn a_killed_server_serves_again_and_what_it_writes_is_counted() {
+    let arguments =
+        ["start", "--queued=0", "--queued=5000", "--accounts=100", "--starts=1", "--compacted=5000"];
+    let (figures, page) = measured(&arguments);
+    let starts: Vec<_> = figures.iter().filter(|line| line["round"] == "start").collect();
+    assert_eq!(starts.len(), 3, "{figures:?}");
+    assert!(starts.iter().all(|line| line["figures"]["serving_after_seconds"].as_f64() > Some(0.0)));
+    let compaction = figures.iter().find(|line| line["round"] == "compaction").unwrap();
+    assert!(compaction["figures"]["fill_written_per_text"].as_f64() > Some(1.0), "{compaction}");
+    assert!(page.contains("](benchmarks/start-messages.svg)"), "{page}");
+}
+
+#[test]
+fn a_soak_looks_at_the_memory_and_loses_nothing() {
+    let (figures, page) = measured(&["soak", "--soak-seconds=2", "--soak-rate=500"]);
+    for subject in ["harkd, durable", "harkd, memory"] {
+        let of =
+            |round| figures.iter().filter(move |line| line["round"] == round && line["subject"] == subject);
+        let soak = &of("soak").next().unwrap()["figures"];
+        assert!(soak["lost"] == 0.0 && soak["repeated"] == 0.0, "{soak}");
+        assert!(soak["passed"].as_f64() > Some(0.0) && soak["lists"].as_f64() > Some(0.0), "{soak}");
+        assert!(of("soak, memory").count() >= 2, "{figures:?}");
+    }
+    assert!(page.contains("](benchmarks/soak-memory.svg)"), "{page}");
+}
+
+#[test]
 fn a_server_that_is_missing_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let output = Command::new(env!("CARGO_BIN_EXE_hark-bench"))

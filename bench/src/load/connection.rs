@@ -129,6 +129,11 @@ impl Connection {
         Ok(())
     }
 
+    /// Has the speaker say what it says at the end of what it sends.
+    pub(crate) fn ask_again(&mut self) {
+        self.speaker.sent(&mut self.output);
+    }
+
     /// Gives the memory of the buffers back, for a connection that will say
     /// little.
     pub(crate) fn shrink(&mut self) {

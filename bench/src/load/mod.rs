@@ -28,6 +28,9 @@ use crate::server::{Server, own_cpu_seconds};
 /// something comes within this time.
 const STALLED_AFTER: Duration = Duration::from_secs(10);
 
+/// How often a slow receiver reads.
+const SLOW_EVERY: Duration = Duration::from_millis(500);
+
 /// How often one looks.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 
@@ -65,6 +68,8 @@ pub(crate) enum Pace {
 pub(crate) struct Load {
     pub(crate) senders: usize,
     pub(crate) receivers: usize,
+    /// The first so many receivers read only twice a second.
+    pub(crate) slow_receivers: usize,
     pub(crate) pace: Pace,
     /// How long it goes before it is measured.
     pub(crate) warm_up: Duration,
@@ -234,6 +239,9 @@ impl Load {
             let (received, progress) = (Rc::clone(&received), Arc::clone(progress));
             tasks.spawn_local(async move {
                 loop {
+                    if user < self.slow_receivers {
+                        tokio::time::sleep(SLOW_EVERY).await;
+                    }
                     connection.turn().await?;
                     received.borrow_mut().take(user, &mut connection.taken.delivered, &progress)?;
                 }

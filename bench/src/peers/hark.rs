@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use bytes::BytesMut;
 use hark_protocol::framing::native::{ClientCodec, encode};
 use hark_protocol::limits::{
-    COMMAND_BYTES, FRAME_BYTES_DEFAULT, FRAME_BYTES_MIN, ID_BYTES, LENGTH_BYTES, SENDS_UNANSWERED_MAX,
-    VERSION,
+    COMMAND_BYTES, FRAME_BYTES_DEFAULT, FRAME_BYTES_MAX, FRAME_BYTES_MIN, ID_BYTES, LENGTH_BYTES,
+    SENDS_UNANSWERED_MAX, VERSION,
 };
 use hark_protocol::{Reply, Request, RequestId, Sequence};
 use tokio_util::codec::Decoder as _;
@@ -42,6 +42,14 @@ impl Hark {
     /// With `--store memory:`.
     pub(crate) fn memory(program: &Path) -> Self {
         Self { name: "harkd, memory", program: program.to_owned(), store: Store::Memory }
+    }
+}
+
+impl Hark {
+    /// A connection that lists so many accounts, again and again: the end of
+    /// each list counts as accepted.
+    pub(crate) fn lister(accounts: usize) -> Box<dyn Speaker> {
+        Box::new(Lister { accounts })
     }
 }
 
@@ -84,7 +92,7 @@ impl Peer for Hark {
             Store::Folder => command.arg("--store").arg(folder.join("store")),
         };
         command.args(["--max-queued-messages=1000000000", "--max-queued-bytes=1000000000000"]);
-        command.args(["--max-accounts=20000000", "--log=warn"]);
+        command.args(["--max-accounts=20000000", "--max-list=1000000", "--log=warn"]);
         Server::start(self.name, command, port, folder)
     }
 
@@ -133,12 +141,8 @@ impl Native {
 
     /// What is not of the usual.
     fn take_rare(&mut self, frame: &[u8], taken: &mut Taken) -> anyhow::Result<()> {
-        self.frame.clear();
-        self.frame.extend_from_slice(frame);
-        let reply =
-            ClientCodec::new(FRAME_BYTES_DEFAULT).decode(&mut self.frame)?.context("half a frame")?.message;
-        match reply {
-            Ok(Reply::Ok(_)) if !self.is_ready => {
+        match reply(frame)? {
+            Some((Reply::Ok(_), _)) if !self.is_ready => {
                 self.is_ready = true;
                 taken.is_ready = true;
                 Ok(())
@@ -252,15 +256,11 @@ struct Maker {
 
 impl Maker {
     fn ask(&mut self, output: &mut Vec<u8>) {
-        let mut frame = BytesMut::new();
         while self.asked < self.users && self.asked - self.made < SENDS_UNANSWERED_MAX {
             let request = Request::Create { user: name(self.asked), password: None };
-            if encode(RequestId::new(1), &request, &mut frame).is_err() {
-                unreachable!("a small frame is too large");
-            }
+            output.extend_from_slice(&frame(&request));
             self.asked += 1;
         }
-        output.extend_from_slice(&frame);
     }
 }
 
@@ -273,18 +273,66 @@ impl Speaker for Maker {
 
     fn take(&mut self, input: &[u8], output: &mut Vec<u8>, taken: &mut Taken) -> anyhow::Result<usize> {
         let mut done = 0;
-        while let Some(rest) = input.get(done..)
-            && let Some(frame) = whole_frame(rest)?
-        {
-            let mut bytes = BytesMut::from(frame);
-            let reply =
-                ClientCodec::new(FRAME_BYTES_DEFAULT).decode(&mut bytes)?.context("half a frame")?.message;
-            ensure!(matches!(reply, Ok(Reply::Ok(_))), "no account was made: {reply:?}");
+        while let Some((reply, bytes)) = reply(input.get(done..).unwrap_or_default())? {
+            ensure!(matches!(reply, Reply::Ok(_)), "no account was made: {reply:?}");
             self.made += 1;
-            done += frame.len();
+            done += bytes;
         }
         self.ask(output);
         taken.is_ready = self.made == self.users;
         Ok(done)
     }
+}
+
+/// Asks for all accounts.
+struct Lister {
+    accounts: usize,
+}
+
+impl Speaker for Lister {
+    fn open(&mut self, output: &mut Vec<u8>) {
+        self.sent(output);
+    }
+
+    fn send(&mut self, _to: usize, _text: &Text, _output: &mut Vec<u8>) {}
+
+    /// Asks once more.
+    fn sent(&mut self, output: &mut Vec<u8>) {
+        output.extend_from_slice(&frame(&Request::List { pattern: None }));
+    }
+
+    fn take(&mut self, input: &[u8], _output: &mut Vec<u8>, taken: &mut Taken) -> anyhow::Result<usize> {
+        let mut done = 0;
+        while let Some((reply, bytes)) = reply(input.get(done..).unwrap_or_default())? {
+            match reply {
+                Reply::List(_) => {}
+                Reply::Ok(fields) => {
+                    let (names, is_cut) = fields.as_listed().context("no number of names")?;
+                    ensure!(names >= self.accounts && !is_cut, "a list of {names} names");
+                    taken.accepted += 1;
+                    taken.is_ready = true;
+                }
+                other => bail!("the server says {other:?}"),
+            }
+            done += bytes;
+        }
+        Ok(done)
+    }
+}
+
+/// A request as a frame, with an id that is of no interest.
+fn frame(request: &Request) -> BytesMut {
+    let mut frame = BytesMut::new();
+    if encode(RequestId::new(1), request, &mut frame).is_err() {
+        unreachable!("a small frame is too large");
+    }
+    frame
+}
+
+/// The first reply of the input, once it is whole, and how long it is.
+fn reply(input: &[u8]) -> anyhow::Result<Option<(Reply, usize)>> {
+    let Some(frame) = whole_frame(input)? else { return Ok(None) };
+    let decoded = ClientCodec::new(FRAME_BYTES_MAX).decode(&mut BytesMut::from(frame))?;
+    let reply = decoded.context("half a frame")?.message.map_err(|refusal| anyhow!("{refusal:?}"))?;
+    Ok(Some((reply, frame.len())))
 }

@@ -3,6 +3,8 @@
 pub(crate) mod idle;
 pub(crate) mod offline;
 pub(crate) mod online;
+pub(crate) mod soak;
+pub(crate) mod start;
 
 use crate::report::record::Record;
 

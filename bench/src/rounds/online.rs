@@ -136,6 +136,7 @@ impl OnlineArgs {
         let load = Load {
             senders,
             receivers,
+            slow_receivers: 0,
             pace,
             warm_up: Duration::from_secs_f64(self.warm_up),
             measured: Duration::from_secs_f64(self.seconds),

@@ -1,0 +1,243 @@
+//! A mix for longer: senders at a pace, readers of whom some are slow, users who
+//! come and go, and big lists. Memory has to be flat.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow};
+use tokio::task::JoinSet;
+
+use crate::bench::Bench;
+use crate::load::{Connection, Load, Outcome, Pace, on_a_runtime};
+use crate::peers::{Hark, Peer, Role};
+use crate::report::Section;
+use crate::report::plot::{Axis, Line, Plot};
+use crate::report::record::{Record, median};
+use crate::report::table::{Table, count, number, ratio};
+use crate::rounds::{seconds, subjects};
+use crate::server::Server;
+
+/// The round, with a record for each look at the memory.
+const SAMPLES: &str = "soak, memory";
+
+/// What came of it as a whole.
+const SOAK: &str = "soak";
+
+/// Senders, and receivers.
+const SENDERS: usize = 16;
+
+/// Receivers who read only now and then.
+const SLOW: usize = 8;
+
+/// Users who come and go, after the receivers.
+const PASSERS: usize = 1_000;
+
+/// Accounts that are listed.
+const ACCOUNTS: usize = 20_000;
+
+/// How often somebody comes and goes.
+const CHURN_EVERY: Duration = Duration::from_millis(5);
+
+/// How often all accounts are listed.
+const LIST_EVERY: Duration = Duration::from_millis(200);
+
+/// How often one looks at the memory.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// How it is measured.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct SoakArgs {
+    /// How long it takes, in seconds
+    #[arg(long, default_value_t = 60.0, value_parser = seconds)]
+    soak_seconds: f64,
+    /// Messages a second
+    #[arg(long, default_value_t = 5_000.0)]
+    soak_rate: f64,
+}
+
+/// What happened beside the messages.
+#[derive(Debug, Default)]
+struct Beside {
+    is_over: AtomicBool,
+    passed: AtomicU64,
+    lists: AtomicU64,
+}
+
+impl SoakArgs {
+    /// Measures, and adds to the report.
+    ///
+    /// # Errors
+    /// Where the report cannot be written.
+    pub(crate) fn run(&self, bench: &mut Bench) -> anyhow::Result<()> {
+        let subjects: Vec<_> =
+            bench.subjects.iter().filter(|peer| peer.name().starts_with("harkd")).cloned().collect();
+        bench.begin(SOAK, subjects.len());
+        for peer in &subjects {
+            bench.step(format!("{}, {} s", peer.name(), self.soak_seconds));
+            match self.measure(bench, peer) {
+                Ok(records) => records.into_iter().try_for_each(|record| bench.report.add(record))?,
+                Err(error) => bench.say(&format!("{} was not measured: {error:#}", peer.name())),
+            }
+        }
+        bench.report.conclude(self.section(&bench.report.records(SOAK), &bench.report.records(SAMPLES)));
+        Ok(())
+    }
+
+    fn measure(&self, bench: &mut Bench, peer: &Arc<dyn Peer>) -> anyhow::Result<Vec<Record>> {
+        let running = bench.start(peer, ACCOUNTS)?;
+        let server = &running.server;
+        let load = Load {
+            senders: SENDERS,
+            receivers: SENDERS,
+            slow_receivers: SLOW,
+            pace: Pace::Open { per_second: self.soak_rate },
+            warm_up: Duration::from_secs(1),
+            measured: Duration::from_secs_f64(self.soak_seconds),
+        };
+        let beside = Beside::default();
+        let (outcome, samples) = std::thread::scope(|scope| {
+            let samples = scope.spawn(|| look_at_memory(peer, server, &beside));
+            let others = scope.spawn(|| on_a_runtime(others(peer, server, &beside)));
+            let outcome = load.run(peer, server);
+            beside.is_over.store(true, Ordering::Release);
+            let samples = samples.join().map_err(|_| anyhow!("looking at the memory has panicked"))?;
+            others.join().map_err(|_| anyhow!("those who come and go have panicked"))?.context("beside")?;
+            anyhow::Ok((outcome?, samples?))
+        })?;
+        let mut records = samples;
+        records.push(summary(peer, &outcome, &records, &beside));
+        Ok(records)
+    }
+
+    fn section(&self, soaks: &[Record], samples: &[Record]) -> Section {
+        let line = |subject: String| {
+            let of_subject = samples.iter().filter(|record| record.subject == subject);
+            let point = |record: &Record| {
+                Some((record.with_what("second")?, record.figure("resident_bytes")? / f64::from(1 << 20)))
+            };
+            Line { points: of_subject.filter_map(point).collect(), name: subject }
+        };
+        Section {
+            title: "Soak",
+            text: format!(
+                "{} messages a second from {SENDERS} senders to {SENDERS} receivers, of whom {SLOW} read only twice a \
+                 second; every {} ms one of {PASSERS} users comes and goes, and every {} ms all {ACCOUNTS} accounts \
+                 are listed. Growth compares the last quarter of the time with the second.",
+                count(Some(self.soak_rate)),
+                CHURN_EVERY.as_millis(),
+                LIST_EVERY.as_millis(),
+            ),
+            tables: vec![table(soaks)],
+            plots: vec![Plot {
+                name: "soak-memory",
+                title: "Memory over time under a mix".to_owned(),
+                x: ("seconds", Axis::Linear),
+                y: ("MiB", Axis::Linear),
+                lines: subjects(samples).into_iter().map(line).collect(),
+            }],
+        }
+    }
+}
+
+fn look_at_memory(peer: &Arc<dyn Peer>, server: &Server, beside: &Beside) -> anyhow::Result<Vec<Record>> {
+    let (start, mut samples) = (Instant::now(), Vec::new());
+    while !beside.is_over.load(Ordering::Acquire) {
+        let setting = [("second", start.elapsed().as_secs_f64())];
+        let record = Record::new(SAMPLES, peer.name(), &setting);
+        samples.push(record.with("resident_bytes", server.resident_bytes()? as f64));
+        std::thread::sleep(LOOK_EVERY);
+    }
+    Ok(samples)
+}
+
+/// Those who come and go, and those who list.
+async fn others(peer: &Arc<dyn Peer>, server: &Server, beside: &Beside) -> anyhow::Result<()> {
+    let address = server.address();
+    let mut lister = Connection::open(address, 0, Hark::lister(ACCOUNTS)).await?;
+    let mut passing = JoinSet::new();
+    let (mut next, mut last_passer, mut last_list) = (0, Instant::now(), Instant::now());
+    let mut is_listing = false;
+    while !beside.is_over.load(Ordering::Acquire) {
+        if last_passer.elapsed() >= CHURN_EVERY {
+            last_passer = Instant::now();
+            let speaker = peer.speaker(Role::Receiver(SENDERS + next % PASSERS));
+            passing.spawn_local(Connection::open(address, next, speaker));
+            next += 1;
+        }
+        while let Some(passed) = passing.try_join_next() {
+            drop(passed??);
+            beside.passed.fetch_add(1, Ordering::Relaxed);
+        }
+        if !is_listing && last_list.elapsed() >= LIST_EVERY {
+            (is_listing, last_list) = (true, Instant::now());
+            lister.ask_again();
+        }
+        // Whether something has come or it is time for the next one.
+        if let Ok(turned) = tokio::time::timeout(CHURN_EVERY, lister.turn()).await {
+            turned?;
+        }
+        if std::mem::take(&mut lister.taken.accepted) > 0 && std::mem::take(&mut is_listing) {
+            beside.lists.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    Ok(())
+}
+
+fn summary(peer: &Arc<dyn Peer>, outcome: &Outcome, samples: &[Record], beside: &Beside) -> Record {
+    let quarter = |number: usize| {
+        let each = samples.len() / 4;
+        let part = samples.iter().skip(number * each).take(each);
+        median(part.filter_map(|sample| sample.figure("resident_bytes")).collect())
+    };
+    let ms = |quantile| outcome.latencies.value_at_quantile(quantile) as f64 / 1e6;
+    let mut record = Record::new(SOAK, peer.name(), &[])
+        .with("delivered_per_second", outcome.delivered as f64 / outcome.seconds)
+        .with("p50_ms", ms(0.5))
+        .with("passed", beside.passed.load(Ordering::Relaxed) as f64)
+        .with("lists", beside.lists.load(Ordering::Relaxed) as f64)
+        .with("lost", outcome.faults.lost as f64)
+        .with("repeated", outcome.faults.repeated as f64);
+    // A run that is too short has no quarters.
+    for (name, number) in [("second_quarter_bytes", 1), ("last_quarter_bytes", 3)] {
+        if let Some(bytes) = quarter(number) {
+            record = record.with(name, bytes);
+        }
+    }
+    record
+}
+
+fn table(records: &[Record]) -> Table {
+    let mut table = Table::new(
+        "The mix as a whole",
+        &[
+            "server",
+            "delivered/s",
+            "p50 ms",
+            "came and went",
+            "lists",
+            "second quarter MiB",
+            "last quarter MiB",
+            "growth",
+            "lost",
+            "repeated",
+        ],
+    );
+    for record in records {
+        let figure = |name| record.figure(name);
+        let mib = |name| number(figure(name).map(|bytes| bytes / f64::from(1 << 20)));
+        table.push(vec![
+            record.subject.clone(),
+            number(figure("delivered_per_second")),
+            number(figure("p50_ms")),
+            count(figure("passed")),
+            count(figure("lists")),
+            mib("second_quarter_bytes"),
+            mib("last_quarter_bytes"),
+            ratio(figure("last_quarter_bytes"), figure("second_quarter_bytes")),
+            count(figure("lost")),
+            count(figure("repeated")),
+        ]);
+    }
+    table
+}
