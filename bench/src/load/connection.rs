@@ -3,6 +3,7 @@
 
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -14,8 +15,16 @@ use crate::peers::{Speaker, Taken};
 /// Room for each read.
 const READ_BYTES: usize = 64 * 1024;
 
-/// Connections from one address of the loopback, so that there are ports enough.
-const CONNECTIONS_PER_ADDRESS: usize = 8_000;
+/// The ports of each address of the loopback that connections come from. The
+/// system would look for a free one each time, which takes longer than to
+/// connect.
+const PORTS: std::ops::Range<u32> = 10_000..60_000;
+
+/// The addresses that they come from, as the last part of `127.0.1.0`.
+const ADDRESSES: std::ops::Range<u32> = 1..251;
+
+/// Ports that are tried for a connection; some are taken, or were lately.
+const TRIES: usize = 1_000;
 
 /// How long one connection may take to be opened.
 const OPENED_WITHIN: Duration = Duration::from_secs(120);
@@ -30,17 +39,13 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// Connects, as the `index`-th of many, and waits until the server is ready.
+    /// Connects, and waits until the server is ready.
     ///
     /// # Errors
     /// Where the server refuses it, or takes too long.
-    pub(crate) async fn open(
-        address: SocketAddr,
-        index: usize,
-        speaker: Box<dyn Speaker>,
-    ) -> anyhow::Result<Self> {
+    pub(crate) async fn open(address: SocketAddr, speaker: Box<dyn Speaker>) -> anyhow::Result<Self> {
         let opened = async {
-            let mut connection = Self::connect(address, index, speaker).await?;
+            let mut connection = Self::connect(address, speaker).await?;
             while !connection.taken.is_ready {
                 connection.turn().await?;
             }
@@ -49,15 +54,8 @@ impl Connection {
         tokio::time::timeout(OPENED_WITHIN, opened).await.context("the server does not answer")?
     }
 
-    async fn connect(
-        address: SocketAddr,
-        index: usize,
-        mut speaker: Box<dyn Speaker>,
-    ) -> anyhow::Result<Self> {
-        let socket = TcpSocket::new_v4()?;
-        let from = u8::try_from(1 + index / CONNECTIONS_PER_ADDRESS % 250)?;
-        socket.bind(SocketAddr::from((Ipv4Addr::new(127, 0, 1, from), 0)))?;
-        let stream = socket.connect(address).await?;
+    async fn connect(address: SocketAddr, mut speaker: Box<dyn Speaker>) -> anyhow::Result<Self> {
+        let stream = socket()?.connect(address).await?;
         stream.set_nodelay(true)?;
         let mut output = Vec::new();
         speaker.open(&mut output);
@@ -133,11 +131,24 @@ impl Connection {
     pub(crate) fn ask_again(&mut self) {
         self.speaker.sent(&mut self.output);
     }
+}
 
-    /// Gives the memory of the buffers back, for a connection that will say
-    /// little.
-    pub(crate) fn shrink(&mut self) {
-        self.input.shrink_to_fit();
-        self.output.shrink_to_fit();
+/// A socket that comes from a port of its own.
+fn socket() -> anyhow::Result<TcpSocket> {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let (ports, addresses) = (PORTS.end - PORTS.start, ADDRESSES.end - ADDRESSES.start);
+    for _ in 0..TRIES {
+        // Another run begins elsewhere, so that it does not meet the ports of this.
+        let next = NEXT.fetch_add(1, Ordering::Relaxed).wrapping_add(std::process::id().wrapping_mul(7_919));
+        let port = u16::try_from(PORTS.start + next % ports)?;
+        let last = u8::try_from(ADDRESSES.start + next / ports % addresses)?;
+        let socket = TcpSocket::new_v4()?;
+        socket.set_reuseaddr(true)?;
+        match socket.bind(SocketAddr::from((Ipv4Addr::new(127, 0, 1, last), port))) {
+            Ok(()) => return Ok(socket),
+            Err(error) if error.kind() == ErrorKind::AddrInUse => {}
+            Err(error) => return Err(error.into()),
+        }
     }
+    bail!("no port is free on the loopback")
 }

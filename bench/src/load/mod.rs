@@ -235,7 +235,7 @@ impl Load {
         let mut tasks = JoinSet::new();
         for user in 0..self.receivers {
             let speaker = peer.speaker(Role::Receiver(user));
-            let mut connection = Connection::open(address, user, speaker).await?;
+            let mut connection = Connection::open(address, speaker).await?;
             let (received, progress) = (Rc::clone(&received), Arc::clone(progress));
             tasks.spawn_local(async move {
                 loop {
@@ -279,7 +279,7 @@ impl Load {
         let mut senders = Vec::new();
         for index in 0..self.senders {
             let speaker = peer.speaker(Role::Sender(index));
-            let connection = Connection::open(address, self.receivers + index, speaker).await?;
+            let connection = Connection::open(address, speaker).await?;
             senders.push(Sender::new(connection, index, self.receivers, u32::MAX));
         }
         ready.send(()).context("nobody waits")?;
@@ -449,16 +449,19 @@ async fn keep_schedule(
 /// Where the server refuses it.
 pub(crate) fn prepare(peer: &dyn Peer, address: SocketAddr, users: usize) -> anyhow::Result<()> {
     /// Connections that are opened at a time.
-    const AT_A_TIME: usize = 64;
+    const AT_A_TIME: usize = 8;
+    if users == 0 {
+        return Ok(());
+    }
     on_a_runtime(async {
         let mut opening = JoinSet::new();
-        for (index, speaker) in peer.preparations(users).enumerate() {
+        for speaker in peer.preparations(users) {
             if opening.len() >= AT_A_TIME
                 && let Some(opened) = opening.join_next().await
             {
                 drop(opened??);
             }
-            opening.spawn_local(Connection::open(address, index, speaker));
+            opening.spawn_local(Connection::open(address, speaker));
         }
         while let Some(opened) = opening.join_next().await {
             drop(opened??);

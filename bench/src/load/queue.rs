@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, ensure};
 use tokio::task::JoinSet;
 
 use super::text::{Arrivals, Faults};
@@ -47,6 +47,16 @@ pub(crate) struct Drained {
     pub(crate) faults: Faults,
 }
 
+/// What came of having all users back at the same time.
+#[derive(Debug, Default)]
+pub(crate) struct Storm {
+    /// When each was back, in seconds from the start, sorted.
+    pub(crate) seconds: Vec<f64>,
+    /// Who was not back in time.
+    pub(crate) left_behind: usize,
+    pub(crate) faults: Faults,
+}
+
 impl Backlog {
     /// How many each sender sends.
     fn parts(self) -> anyhow::Result<Vec<u32>> {
@@ -68,7 +78,7 @@ impl Backlog {
         on_a_runtime(async {
             let mut senders = Vec::new();
             for (index, part) in self.parts()?.into_iter().enumerate() {
-                let connection = Connection::open(address, index, peer.speaker(Role::Sender(index))).await?;
+                let connection = Connection::open(address, peer.speaker(Role::Sender(index))).await?;
                 senders.push(Sender::new(connection, index, self.users, part));
             }
             let start = Instant::now();
@@ -128,38 +138,47 @@ impl Backlog {
     }
 
     /// Has all users connect at the same time and receive what is there for
-    /// them: when each had it, in seconds from the start, sorted; and what was
-    /// wrong.
+    /// them. Whose connection fails tries again; who is not back in time is
+    /// left behind.
     ///
     /// # Errors
-    /// Where the server refuses something.
+    /// Where nobody is back in time.
     pub(crate) async fn storm(
         self,
         filled: &Filled,
         peer: &Arc<dyn Peer>,
         address: SocketAddr,
-    ) -> anyhow::Result<(Vec<f64>, Faults)> {
-        let parts = Arc::clone(&filled.accepted);
+    ) -> anyhow::Result<Storm> {
         let start = Instant::now();
         let mut readers = JoinSet::new();
         for user in 0..self.users {
-            let (peer, parts) = (Arc::clone(peer), Arc::clone(&parts));
-            let mut reader = self.reader(user);
+            let (peer, parts) = (Arc::clone(peer), Arc::clone(&filled.accepted));
             readers.spawn_local(async move {
-                let connection = reader.receive(&*peer, address, &parts).await?;
-                anyhow::Ok((start.elapsed().as_secs_f64(), reader.arrivals.faults(&parts), connection))
+                loop {
+                    let mut reader = self.reader(user);
+                    match reader.receive(&*peer, address, &parts).await {
+                        Ok(connection) => {
+                            let faults = reader.arrivals.faults(&parts);
+                            return (start.elapsed().as_secs_f64(), faults, connection);
+                        }
+                        Err(_) => tokio::time::sleep(TRY_AGAIN_AFTER).await,
+                    }
+                }
             });
         }
-        let (mut times, mut faults, mut connections) = (Vec::new(), Faults::default(), Vec::new());
-        while let Some(ended) = readers.join_next().await {
-            let (time, of_reader, connection) = ended??;
-            times.push(time);
-            faults += of_reader;
+        let (mut storm, mut connections) = (Storm::default(), Vec::new());
+        let until = tokio::time::Instant::now() + BACK_WITHIN;
+        while let Ok(Some(ended)) = tokio::time::timeout_at(until, readers.join_next()).await {
+            let (seconds, faults, connection) = ended?;
+            storm.seconds.push(seconds);
+            storm.faults += faults;
             // They stay, as those who come back do.
             connections.push(connection);
         }
-        times.sort_unstable_by(f64::total_cmp);
-        Ok((times, faults))
+        ensure!(!storm.seconds.is_empty(), "nobody was back in {} s", BACK_WITHIN.as_secs());
+        storm.left_behind = self.users - storm.seconds.len();
+        storm.seconds.sort_unstable_by(f64::total_cmp);
+        Ok(storm)
     }
 
     fn reader(self, user: usize) -> Reader {
@@ -184,7 +203,7 @@ impl Reader {
     ) -> anyhow::Result<Connection> {
         let mut missing = self.arrivals.faults(parts).lost;
         let speaker = peer.speaker(Role::Receiver(self.user));
-        let mut connection = Connection::open(address, self.user, speaker).await?;
+        let mut connection = Connection::open(address, speaker).await?;
         loop {
             for stamp in connection.taken.delivered.drain(..) {
                 missing -= u64::from(self.arrivals.take(stamp)?);
@@ -202,6 +221,12 @@ impl Reader {
         }
     }
 }
+
+/// How long users have to be back.
+const BACK_WITHIN: Duration = Duration::from_secs(60);
+
+/// How long a user waits whose connection has failed.
+const TRY_AGAIN_AFTER: Duration = Duration::from_millis(200);
 
 /// How much longer one of many may have to wait.
 const PATIENCE: Duration = Duration::from_secs(110);

@@ -55,7 +55,7 @@ pub(crate) trait Peer: Send + Sync {
     /// or a consumer of its own beforehand, more would take longer than all the
     /// rest.
     fn users_max(&self) -> usize {
-        10_000
+        20_000
     }
 
     /// Its version, as it says.

@@ -1,7 +1,9 @@
-//! NATS JetStream: one stream in files, published to without waiting for each
-//! acknowledgement, and a durable consumer for each user, who acknowledges each
-//! message. A send is accepted with the acknowledgement of the stream.
+//! NATS JetStream: streams in files for a hundred users each, published to
+//! without waiting for each acknowledgement, and a durable consumer for each
+//! user, who acknowledges each message. A send is accepted with the
+//! acknowledgement of the stream.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -28,12 +30,21 @@ impl Nats {
 const CONNECT: &str = "CONNECT {\"verbose\":false,\"pedantic\":false,\"lang\":\"rust\",\"version\":\"1\",\
                        \"protocol\":1,\"headers\":true,\"no_responders\":true}\r\nPING\r\n";
 
+/// Users of one stream: what a consumer costs grows with what is in its stream
+/// for others, and a stream bears a thousand of them.
+const USERS_PER_STREAM: usize = 100;
+
 /// Messages that one consumer has been given and not acknowledged: the default.
 const ACKS_PENDING_MAX: usize = 1_000;
 
 impl Peer for Nats {
     fn name(&self) -> &'static str {
         if self.is_synced { "NATS JetStream, synced" } else { "NATS JetStream" }
+    }
+
+    /// Ten thousand consumers take minutes to make and to find again.
+    fn users_max(&self) -> usize {
+        1_000
     }
 
     fn version(&self) -> anyhow::Result<String> {
@@ -57,7 +68,11 @@ impl Peer for Nats {
     }
 
     fn preparations(&self, users: usize) -> Box<dyn Iterator<Item = Box<dyn Speaker>>> {
-        Box::new(std::iter::once(Box::new(Maker { users, asked: 0, made: 0 }) as Box<dyn Speaker>))
+        let makers = (0..users).step_by(USERS_PER_STREAM).map(move |first| {
+            let users = first..users.min(first + USERS_PER_STREAM);
+            Box::new(Maker { left: users.len() + 1, users }) as Box<dyn Speaker>
+        });
+        Box::new(makers)
     }
 
     fn speaker(&self, role: Role) -> Box<dyn Speaker> {
@@ -95,9 +110,7 @@ impl Speaker for Client {
 
     fn send(&mut self, to: usize, text: &Text, output: &mut Vec<u8>) {
         self.last_reply += 1;
-        output.extend_from_slice(b"PUB b.");
-        output.extend_from_slice(user_name(to).as_bytes());
-        output.push(b' ');
+        output.extend_from_slice(format!("PUB {} ", subject(to)).as_bytes());
         output.extend_from_slice(&self.inbox);
         output.extend_from_slice(format!("{} {TEXT_BYTES}\r\n", self.last_reply).as_bytes());
         output.extend_from_slice(text);
@@ -128,30 +141,34 @@ impl Speaker for Client {
     }
 }
 
-/// Makes the stream, and a consumer for each user.
+/// Makes a stream, and a consumer for each of its users.
 struct Maker {
-    users: usize,
-    /// Consumers.
-    asked: usize,
-    /// Consumers, and the stream.
-    made: usize,
+    users: Range<usize>,
+    /// Answers that are waited for.
+    left: usize,
 }
 
 impl Maker {
-    /// Consumers that are being made at a time.
-    const AT_A_TIME: usize = 64;
+    fn stream(&self) -> usize {
+        self.users.start / USERS_PER_STREAM
+    }
 
-    fn ask(&mut self, output: &mut Vec<u8>) {
-        while self.made > 0 && self.asked < self.users && self.asked + 1 - self.made < Self::AT_A_TIME {
-            let user = self.asked;
+    fn ask(&self, subject: &str, settings: &str, output: &mut Vec<u8>) {
+        let (stream, length) = (self.stream(), settings.len());
+        let asked = format!("PUB $JS.API.{subject} _INBOX.m{stream} {length}\r\n{settings}\r\n");
+        output.extend_from_slice(asked.as_bytes());
+    }
+
+    fn ask_for_consumers(&self, output: &mut Vec<u8>) {
+        let stream = self.stream();
+        for user in self.users.clone() {
             let settings = format!(
-                "{{\"stream_name\":\"BENCH\",\"config\":{{\"durable_name\":\"c{user}\",\"deliver_subject\":\"d.{user}\",\
-                 \"filter_subject\":\"b.{}\",\"ack_policy\":\"explicit\",\"deliver_policy\":\"all\",\
-                 \"max_ack_pending\":{ACKS_PENDING_MAX}}}}}",
-                user_name(user)
+                "{{\"stream_name\":\"BENCH{stream}\",\"config\":{{\"durable_name\":\"c{user}\",\
+                 \"deliver_subject\":\"d.{user}\",\"filter_subject\":\"{}\",\"ack_policy\":\"explicit\",\
+                 \"deliver_policy\":\"all\",\"max_ack_pending\":{ACKS_PENDING_MAX}}}}}",
+                subject(user)
             );
-            ask(output, &format!("$JS.API.CONSUMER.DURABLE.CREATE.BENCH.c{user}"), &settings);
-            self.asked += 1;
+            self.ask(&format!("CONSUMER.DURABLE.CREATE.BENCH{stream}.c{user}"), &settings, output);
         }
     }
 }
@@ -159,10 +176,13 @@ impl Maker {
 impl Speaker for Maker {
     fn open(&mut self, output: &mut Vec<u8>) {
         output.extend_from_slice(CONNECT.as_bytes());
-        output.extend_from_slice(b"SUB _INBOX.m 1\r\n");
-        let settings = "{\"name\":\"BENCH\",\"subjects\":[\"b.*\"],\"storage\":\"file\",\"retention\":\"limits\",\
-                        \"num_replicas\":1,\"max_age\":0,\"max_msgs\":-1,\"max_bytes\":-1}";
-        ask(output, "$JS.API.STREAM.CREATE.BENCH", settings);
+        let stream = self.stream();
+        output.extend_from_slice(format!("SUB _INBOX.m{stream} 1\r\n").as_bytes());
+        let settings = format!(
+            "{{\"name\":\"BENCH{stream}\",\"subjects\":[\"b.{stream}.*\"],\"storage\":\"file\",\
+             \"retention\":\"limits\",\"num_replicas\":1,\"max_age\":0,\"max_msgs\":-1,\"max_bytes\":-1}}"
+        );
+        self.ask(&format!("STREAM.CREATE.BENCH{stream}"), &settings, output);
     }
 
     fn send(&mut self, _to: usize, _text: &Text, _output: &mut Vec<u8>) {}
@@ -173,22 +193,24 @@ impl Speaker for Maker {
             match operation {
                 Operation::Message { payload, .. } => {
                     check_answer(payload)?;
-                    self.made += 1;
+                    if self.left > self.users.len() {
+                        self.ask_for_consumers(output);
+                    }
+                    self.left -= 1;
+                    taken.is_ready = self.left == 0;
                 }
                 Operation::Ping => output.extend_from_slice(b"PONG\r\n"),
                 Operation::Pong | Operation::Other => {}
             }
             done += bytes;
         }
-        self.ask(output);
-        taken.is_ready = self.made == self.users + 1;
         Ok(done)
     }
 }
 
-fn ask(output: &mut Vec<u8>, subject: &str, settings: &str) {
-    output
-        .extend_from_slice(format!("PUB {subject} _INBOX.m {}\r\n{settings}\r\n", settings.len()).as_bytes());
+/// Where the messages for a user are published.
+fn subject(user: usize) -> String {
+    format!("b.{}.{}", user / USERS_PER_STREAM, user_name(user))
 }
 
 /// What the server says.

@@ -41,7 +41,7 @@ pub(crate) struct IdleArgs {
     #[arg(long, default_value_t = 10)]
     backlog: usize,
     /// Users who connect at the same time, before the restart
-    #[arg(long, default_value_t = 64)]
+    #[arg(long, default_value_t = 8)]
     connecting: usize,
 }
 
@@ -78,53 +78,57 @@ impl IdleArgs {
         Ok(counts)
     }
 
+    /// A server for each number of users: what it has before there are any is
+    /// not theirs.
     fn measure(&self, bench: &mut Bench, peer: &Arc<dyn Peer>, counts: &[usize]) -> anyhow::Result<()> {
-        let users = counts.last().copied().unwrap_or_default();
-        let mut running = bench.start(peer, users)?;
-        for record in on_a_runtime(self.connect(peer, &running.server, counts))? {
+        for &users in counts.iter().filter(|&&users| users <= peer.users_max()) {
+            let mut running = bench.start(peer, 0)?;
+            std::thread::sleep(SETTLED_AFTER);
+            let empty_bytes = running.server.resident_bytes()? as f64;
+            prepare(&**peer, running.server.address(), users)?;
+            std::thread::sleep(SETTLED_AFTER);
+            let prepared_bytes = running.server.resident_bytes()? as f64;
+            let (seconds, resident_bytes) = on_a_runtime(self.connect(peer, &running.server, users))?;
+            let record = Record::new(IDLE, peer.name(), &[("connections", users as f64)])
+                .with("resident_bytes", resident_bytes)
+                .with("bytes_per_user", (resident_bytes - empty_bytes) / users as f64)
+                .with("bytes_per_connection", (resident_bytes - prepared_bytes) / users as f64)
+                .with("connected_seconds", seconds)
+                .with("connected_per_second", users as f64 / seconds);
             bench.report.add(record)?;
+            if counts.iter().all(|&more| more <= users || more > peer.users_max()) {
+                let record = self.storm(peer, &mut running, users);
+                bench.take(peer.name(), record)?;
+            }
         }
-        let record = self.storm(peer, &mut running, users);
-        bench.take(peer.name(), record)
+        Ok(())
     }
 
-    /// Connects more and more users.
+    /// Connects users: how long that took, in seconds, and what memory the
+    /// server has then, in bytes.
     async fn connect(
         &self,
         peer: &Arc<dyn Peer>,
         server: &Server,
-        counts: &[usize],
-    ) -> anyhow::Result<Vec<Record>> {
-        tokio::time::sleep(SETTLED_AFTER).await;
-        let (before, mut records) = (server.resident_bytes()?, Vec::new());
-        let (mut connections, mut seconds) = (Vec::new(), 0.0);
-        for &count in counts {
-            let start = Instant::now();
-            let mut connecting = JoinSet::new();
-            for user in connections.len()..count {
-                if connecting.len() >= self.connecting
-                    && let Some(connected) = connecting.join_next().await
-                {
-                    connections.push(connected??);
-                }
-                let speaker = peer.speaker(Role::Receiver(user));
-                connecting.spawn_local(Connection::open(server.address(), user, speaker));
-            }
-            while let Some(connected) = connecting.join_next().await {
+        users: usize,
+    ) -> anyhow::Result<(f64, f64)> {
+        let (start, mut connections) = (Instant::now(), Vec::new());
+        let mut connecting = JoinSet::new();
+        for user in 0..users {
+            if connecting.len() >= self.connecting
+                && let Some(connected) = connecting.join_next().await
+            {
                 connections.push(connected??);
             }
-            seconds += start.elapsed().as_secs_f64();
-            connections.iter_mut().for_each(Connection::shrink);
-            tokio::time::sleep(SETTLED_AFTER).await;
-            let now = server.resident_bytes()?;
-            let record = Record::new(IDLE, peer.name(), &[("connections", count as f64)])
-                .with("resident_bytes", now as f64)
-                .with("bytes_per_connection", (now as f64 - before as f64) / count as f64)
-                .with("connected_seconds", seconds)
-                .with("connected_per_second", count as f64 / seconds);
-            records.push(record);
+            let speaker = peer.speaker(Role::Receiver(user));
+            connecting.spawn_local(Connection::open(server.address(), speaker));
         }
-        Ok(records)
+        while let Some(connected) = connecting.join_next().await {
+            connections.push(connected??);
+        }
+        let seconds = start.elapsed().as_secs_f64();
+        tokio::time::sleep(SETTLED_AFTER).await;
+        Ok((seconds, server.resident_bytes()? as f64))
     }
 
     /// Stops and starts the server, and has everybody come back at once.
@@ -137,7 +141,8 @@ impl IdleArgs {
         if each == 0 {
             prepare(&**peer, running.server.address(), users)?;
         }
-        let (times, faults) = on_a_runtime(backlog.storm(&filled, peer, running.server.address()))?;
+        let storm = on_a_runtime(backlog.storm(&filled, peer, running.server.address()))?;
+        let times = &storm.seconds;
         let at =
             |share: f64| times.get(((times.len() - 1) as f64 * share) as usize).copied().unwrap_or(f64::NAN);
         let setting = [("connections", users as f64), ("backlog", each as f64)];
@@ -145,13 +150,13 @@ impl IdleArgs {
             .with("p50_seconds", at(0.5))
             .with("p99_seconds", at(0.99))
             .with("all_seconds", at(1.0))
-            .with("fairness", fairness(&times))
-            .with("lost", faults.lost as f64)
-            .with("repeated", faults.repeated as f64))
+            .with("fairness", fairness(times))
+            .with("left_behind", storm.left_behind as f64)
+            .with("lost", storm.faults.lost as f64)
+            .with("repeated", storm.faults.repeated as f64))
     }
 
     fn section(&self, idle: &[Record], storm: &[Record]) -> anyhow::Result<Section> {
-        let most = self.counts()?.last().copied().unwrap_or_default();
         let files = rlimit::getrlimit(rlimit::Resource::NOFILE)?.0;
         let mut tables: Vec<Table> = by_setting(idle).iter().map(|records| idle_table(records)).collect();
         tables.extend((!storm.is_empty()).then(|| storm_table(storm)));
@@ -161,12 +166,12 @@ impl IdleArgs {
             title: "Idle",
             text: format!(
                 "Users are connected, {} at a time, and say nothing. Resident memory is that of the process, without \
-                 what the kernel has for its sockets; what each user takes is what was added to the server that was \
-                 prepared for {} users. A process may have {files} open files here. After a restart, by SIGTERM, all \
-                 users come back at once; a user is back when it has its backlog, where the server keeps one on its disk. Fairness is 1 where all had waited \
-                 as long (Jain's index).",
+                 what the kernel has for its sockets. What a user takes is what has come to the server since it was \
+                 empty: its account or session, and its connection. A process may have {files} open files here. After \
+                 a restart, by SIGTERM, all users come back at once; a user is back when it has its backlog, where \
+                 the server keeps one on its disk, and left behind when it is not after a minute. Fairness is 1 where \
+                 all had waited as long (Jain's index).",
                 self.connecting,
-                count(Some(most as f64)),
             ),
             tables,
             plots: vec![
@@ -188,13 +193,21 @@ fn idle_table(records: &[&Record]) -> Table {
     let connections = count(records.first().and_then(|record| record.with_what("connections")));
     let mut table = Table::new(
         format!("{connections} connected users"),
-        &["server", "resident MiB", "KiB/user", "seconds to connect them", "connected/s"],
+        &[
+            "server",
+            "resident MiB",
+            "KiB/user",
+            "of that for the connection",
+            "seconds to connect them",
+            "connected/s",
+        ],
     );
     for record in records {
         let scaled = |name, by: u32| number(record.figure(name).map(|bytes| bytes / f64::from(by)));
         table.push(vec![
             record.subject.clone(),
             scaled("resident_bytes", 1 << 20),
+            scaled("bytes_per_user", 1 << 10),
             scaled("bytes_per_connection", 1 << 10),
             number(record.figure("connected_seconds")),
             number(record.figure("connected_per_second")),
@@ -207,7 +220,17 @@ fn storm_table(records: &[Record]) -> Table {
     let connections = count(records.first().and_then(|record| record.with_what("connections")));
     let mut table = Table::new(
         format!("{connections} users back after a restart"),
-        &["server", "backlog each", "half s", "99 of 100 s", "all s", "fairness", "lost", "repeated"],
+        &[
+            "server",
+            "backlog each",
+            "half s",
+            "99 of 100 s",
+            "all s",
+            "left behind",
+            "fairness",
+            "lost",
+            "repeated",
+        ],
     );
     for record in records {
         table.push(vec![
@@ -216,6 +239,7 @@ fn storm_table(records: &[Record]) -> Table {
             number(record.figure("p50_seconds")),
             number(record.figure("p99_seconds")),
             number(record.figure("all_seconds")),
+            count(record.figure("left_behind")),
             number(record.figure("fairness")),
             count(record.figure("lost")),
             count(record.figure("repeated")),

@@ -31,7 +31,7 @@ pub(crate) struct OfflineArgs {
     #[arg(long, default_value_t = 1_000_000)]
     messages: usize,
     /// Users whom they go to; repeat it for more. Peers that need a connection or a consumer for
-    /// each user beforehand are measured with 10,000 at most
+    /// each user beforehand are left out where there are too many
     #[arg(long = "users", default_values_t = [1, 1_000, 1_000_000])]
     users: Vec<usize>,
     /// Senders to those who are away

@@ -154,7 +154,7 @@ fn look_at_memory(peer: &Arc<dyn Peer>, server: &Server, beside: &Beside) -> any
 /// Those who come and go, and those who list.
 async fn others(peer: &Arc<dyn Peer>, server: &Server, beside: &Beside) -> anyhow::Result<()> {
     let address = server.address();
-    let mut lister = Connection::open(address, 0, Hark::lister(ACCOUNTS)).await?;
+    let mut lister = Connection::open(address, Hark::lister(ACCOUNTS)).await?;
     let mut passing = JoinSet::new();
     let (mut next, mut last_passer, mut last_list) = (0, Instant::now(), Instant::now());
     let mut is_listing = false;
@@ -162,7 +162,7 @@ async fn others(peer: &Arc<dyn Peer>, server: &Server, beside: &Beside) -> anyho
         if last_passer.elapsed() >= CHURN_EVERY {
             last_passer = Instant::now();
             let speaker = peer.speaker(Role::Receiver(SENDERS + next % PASSERS));
-            passing.spawn_local(Connection::open(address, next, speaker));
+            passing.spawn_local(Connection::open(address, speaker));
             next += 1;
         }
         while let Some(passed) = passing.try_join_next() {

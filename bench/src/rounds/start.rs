@@ -98,7 +98,7 @@ impl StartArgs {
             // it is next to nothing, and there is no port to be had before.
             running.server.wait_until_it_listens()?;
             let address = running.server.address();
-            on_a_runtime(Connection::open(address, 0, peer.speaker(Role::Sender(0))))?;
+            on_a_runtime(Connection::open(address, peer.speaker(Role::Sender(0))))?;
             let seconds = start.elapsed().as_secs_f64();
             let setting = [("messages", messages as f64), ("accounts", accounts as f64)];
             let record = Record::new(START, peer.name(), &setting)
