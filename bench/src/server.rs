@@ -92,6 +92,14 @@ impl Server {
         Ok(1024 * field(&self.proc("smaps_rollup")?, "Rss:")?)
     }
 
+    /// The most memory that it has had, in bytes.
+    ///
+    /// # Errors
+    /// Where the system does not say.
+    pub(crate) fn peak_resident_bytes(&self) -> anyhow::Result<u64> {
+        Ok(1024 * field(&self.proc("status")?, "VmHWM:")?)
+    }
+
     /// Bytes that it has given to the disk.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 //! What the server does a second and what that costs, measured on the real one
 //! over the loopback, beside the limit of this machine in the same run:
-//! `cargo bench -p hark-tests --bench figures [-- sends|grpc|idle|drain|list]`.
+//! `cargo bench -p hark-tests --bench figures [-- sends|grpc|list]`.
+//! `hark-bench` measures the rest.
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -22,7 +23,7 @@ use hark_grpc::v1::chat_client::ChatClient;
 use hark_grpc::v1::chat_reply;
 use hark_protocol::framing::native::{self, ClientCodec};
 use hark_protocol::limits::FRAME_BYTES_MAX;
-use hark_protocol::{OkFields, Reply, Request, RequestId, Sequence};
+use hark_protocol::{OkFields, Reply, Request, RequestId};
 use hark_tests::{Harkd, name, send};
 use tokio_util::codec::Decoder;
 use tonic::transport::Endpoint;
@@ -46,12 +47,6 @@ fn main() {
     }
     if is_wanted("grpc") {
         grpc();
-    }
-    if is_wanted("idle") {
-        idle();
-    }
-    if is_wanted("drain") {
-        drain();
     }
     if is_wanted("list") {
         list();
@@ -166,69 +161,6 @@ fn plain_rate(folder: &std::path::Path, group: usize) -> f64 {
         written += group;
     }
     written as f64 / start.elapsed().as_secs_f64()
-}
-
-/// Resident memory of the server for each user who is connected and idle.
-fn idle() {
-    println!("\nresident memory of the server");
-    let server = Harkd::start();
-    let mut links = Vec::new();
-    let mut before = 0;
-    for (count, report) in [(1_000, false), (10_000, true)] {
-        for user in links.len()..count {
-            let mut link = Link::connect(server.address());
-            let user = name(&format!("user{user}"));
-            link.ok(Request::Create { user: user.clone(), password: None });
-            link.ok(Request::Connect { user, password: None });
-            links.push(link);
-        }
-        std::thread::sleep(Duration::from_secs(1));
-        let now = server.resident_bytes();
-        println!("{count:>9} connected users: {:>7.1} MiB", mebibytes(now));
-        if report {
-            println!("{:>9.2} KiB for each idle connected user", (now - before) as f64 / 1024.0 / 9_000.0);
-        }
-        before = now;
-    }
-}
-
-/// How fast a reader empties a long queue, and what that costs the server.
-fn drain() {
-    const QUEUED: u64 = 100_000;
-    println!("\na reader that drains {QUEUED} queued messages");
-    let server = Harkd::start();
-    let mut link = Link::connect(server.address());
-    link.ok(Request::Create { user: name("bob"), password: None });
-    for _ in 0..ROUNDS {
-        let text = "x".repeat(TEXT_BYTES);
-        let mut sent = 0;
-        link.keep_in_flight(1024, |_| {
-            sent += 1;
-            (sent <= QUEUED).then(|| send("bob", &text))
-        });
-        let before = server.resident_bytes();
-        let mut reader = Link::connect(server.address());
-        let start = Instant::now();
-        let ok = reader.ok(Request::Connect { user: name("bob"), password: None });
-        assert!(ok.as_queued().unwrap() >= QUEUED);
-        let (mut peak, mut received) = (before, 0);
-        while received < QUEUED {
-            let (messages, last) = reader.messages();
-            received += messages;
-            reader.write(0, &Request::Ack { sequence: last });
-            reader.flush();
-            if received % 16_384 < messages {
-                peak = peak.max(server.resident_bytes());
-            }
-        }
-        let rate = received as f64 / start.elapsed().as_secs_f64();
-        reader.ok(Request::Ping);
-        println!(
-            "{rate:>9.0} messages a second; memory {:.1} MiB, at most {:.1} MiB while draining",
-            mebibytes(before),
-            mebibytes(peak)
-        );
-    }
 }
 
 /// What a pattern over a million accounts does to the sends of others.
@@ -388,22 +320,6 @@ impl Link {
             }
         }
         next(answered);
-    }
-
-    /// The messages that one read brings: how many, and the number of the last.
-    fn messages(&mut self) -> (u64, Sequence) {
-        loop {
-            let (mut count, mut last) = (0, Sequence(0));
-            while let Some(reply) = self.next() {
-                let Reply::String(delivery) = reply else { panic!("{reply:?}") };
-                assert!(delivery.sequence > last, "out of order");
-                (count, last) = (count + 1, delivery.sequence);
-            }
-            if count > 0 {
-                return (count, last);
-            }
-            self.read();
-        }
     }
 }
 

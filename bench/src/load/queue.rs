@@ -40,9 +40,10 @@ impl Filled {
 }
 
 /// What came of receiving it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Drained {
     pub(crate) seconds: f64,
+    pub(crate) users: u64,
     pub(crate) messages: u64,
     pub(crate) faults: Faults,
 }
@@ -95,8 +96,8 @@ impl Backlog {
         })
     }
 
-    /// Has every user connect, so many at a time, receive what is there for it,
-    /// and leave.
+    /// Has one user after the other connect, so many at a time, receive what is
+    /// there for it, and leave; as many users as there is time for.
     ///
     /// # Errors
     /// Where the server refuses something.
@@ -106,6 +107,7 @@ impl Backlog {
         peer: &Arc<dyn Peer>,
         address: SocketAddr,
         at_a_time: usize,
+        within: Duration,
     ) -> anyhow::Result<Drained> {
         let parts = Arc::clone(&filled.accepted);
         on_a_runtime(async {
@@ -115,22 +117,25 @@ impl Backlog {
             for _ in 0..at_a_time.min(self.users) {
                 let (peer, parts, users) = (Arc::clone(peer), Arc::clone(&parts), Rc::clone(&users));
                 readers.spawn_local(async move {
-                    let mut drained = (0, Faults::default());
-                    loop {
+                    let mut drained = Drained::default();
+                    while start.elapsed() < within {
                         let next = users.borrow_mut().next();
-                        let Some(user) = next else { return anyhow::Ok(drained) };
+                        let Some(user) = next else { break };
                         let mut reader = self.reader(user);
                         reader.receive(&*peer, address, &parts).await?;
-                        drained.0 += reader.messages;
-                        drained.1 += reader.arrivals.faults(&parts);
+                        drained.users += 1;
+                        drained.messages += reader.messages;
+                        drained.faults += reader.arrivals.faults(&parts);
                     }
+                    anyhow::Ok(drained)
                 });
             }
-            let mut drained = Drained { seconds: 0.0, messages: 0, faults: Faults::default() };
+            let mut drained = Drained::default();
             while let Some(ended) = readers.join_next().await {
-                let (messages, faults) = ended??;
-                drained.messages += messages;
-                drained.faults += faults;
+                let part = ended??;
+                drained.users += part.users;
+                drained.messages += part.messages;
+                drained.faults += part.faults;
             }
             drained.seconds = start.elapsed().as_secs_f64();
             Ok(drained)
@@ -223,7 +228,7 @@ impl Reader {
 }
 
 /// How long users have to be back.
-const BACK_WITHIN: Duration = Duration::from_secs(60);
+const BACK_WITHIN: Duration = Duration::from_secs(30);
 
 /// How long a user waits whose connection has failed.
 const TRY_AGAIN_AFTER: Duration = Duration::from_millis(200);

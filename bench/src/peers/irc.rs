@@ -27,6 +27,12 @@ impl Peer for Ngircd {
         Keeps::Nothing
     }
 
+    /// It lets ten connections wait to be accepted, so that many at a time try
+    /// again and again.
+    fn users_max(&self) -> usize {
+        10_000
+    }
+
     fn version(&self) -> anyhow::Result<String> {
         version(Command::new(PROGRAM).arg("--version")).with_context(|| missing_package("ngircd"))
     }

@@ -28,13 +28,13 @@ const STORM: &str = "idle, restart";
 const OTHER_FILES: usize = 500;
 
 /// How long a server has until its memory is looked at.
-const SETTLED_AFTER: Duration = Duration::from_secs(1);
+const SETTLED_AFTER: Duration = Duration::from_millis(500);
 
 /// How it is measured.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct IdleArgs {
     /// Connected users, upwards; repeat it for more. As many are measured as there may be open
-    /// files [default: 100, 1000, 10000, 18000]
+    /// files
     #[arg(long = "connections", default_values_t = [100, 1_000, 10_000, 18_000])]
     connections: Vec<usize>,
     /// Unread messages of each user at the restart
@@ -169,7 +169,7 @@ impl IdleArgs {
                  what the kernel has for its sockets. What a user takes is what has come to the server since it was \
                  empty: its account or session, and its connection. A process may have {files} open files here. After \
                  a restart, by SIGTERM, all users come back at once; a user is back when it has its backlog, where \
-                 the server keeps one on its disk, and left behind when it is not after a minute. Fairness is 1 where \
+                 the server keeps one on its disk, and left behind when it is not after 30 s. Fairness is 1 where \
                  all had waited as long (Jain's index).",
                 self.connecting,
             ),

@@ -43,6 +43,9 @@ pub(crate) struct OfflineArgs {
     /// How long is sent at most, in seconds; who is slow has fewer messages then
     #[arg(long, default_value_t = 8.0, value_parser = seconds)]
     fill_seconds: f64,
+    /// How long is received at most, in seconds; of many users who are slow not all come then
+    #[arg(long, default_value_t = 10.0, value_parser = seconds)]
+    drain_seconds: f64,
     /// Users who come and receive at the same time
     #[arg(long, default_value_t = 64)]
     at_a_time: usize,
@@ -96,23 +99,28 @@ impl OfflineArgs {
         let filled = backlog.send(&**peer, server.address(), within)?;
         let (cpu_filled, written_filled) = (server.cpu_seconds()?, server.written_bytes()?);
         let resident_bytes = server.resident_bytes()?;
-        let drained = backlog.drain(&filled, peer, server.address(), self.at_a_time)?;
+        let within = Duration::from_secs_f64(self.drain_seconds);
+        let drained = backlog.drain(&filled, peer, server.address(), self.at_a_time, within)?;
         let cpu_drained = server.cpu_seconds()?;
         let messages = filled.messages() as f64;
         ensure!(messages > 0.0, "{} has accepted nothing", peer.name());
-        let per_100k = 100_000.0 / messages;
+        ensure!(drained.messages > 0, "{} has delivered nothing", peer.name());
         Ok(Record::new(ROUND, peer.name(), &self.setting(users))
             .with("accepted", messages)
             .with("accepted_per_second", messages / filled.seconds)
             .with("drained_per_second", drained.messages as f64 / drained.seconds)
-            .with("users_per_second", users as f64 / drained.seconds)
-            .with("fill_cpu_seconds_per_100k", (cpu_filled - cpu) * per_100k)
-            .with("drain_cpu_seconds_per_100k", (cpu_drained - cpu_filled) * per_100k)
+            .with("users_per_second", drained.users as f64 / drained.seconds)
+            .with("fill_cpu_seconds_per_100k", (cpu_filled - cpu) * 100_000.0 / messages)
+            .with(
+                "drain_cpu_seconds_per_100k",
+                (cpu_drained - cpu_filled) * 100_000.0 / drained.messages as f64,
+            )
             .with(
                 "written_bytes_per_text_byte",
                 (written_filled - written) as f64 / messages / TEXT_BYTES as f64,
             )
             .with("resident_bytes", resident_bytes as f64)
+            .with("peak_resident_bytes", server.peak_resident_bytes()? as f64)
             .with("lost", drained.faults.lost as f64)
             .with("repeated", drained.faults.repeated as f64))
     }
@@ -142,9 +150,10 @@ impl OfflineArgs {
             title: "Offline",
             text: format!(
                 "{} senders with {} in flight each fill the queues of users who are away; then the users come, {} at \
-                 a time, each over a connection of its own, receive what there is and acknowledge it. The plain file \
+                 a time, each over a connection of its own, receive what there is and acknowledge it, for {} s at most. Memory is looked at before they come, and its peak \
+                 after. The plain file \
                  is synced once for as many texts as all senders have in flight.",
-                self.senders, self.in_flight, self.at_a_time
+                self.senders, self.in_flight, self.at_a_time, self.drain_seconds
             ),
             tables: by_setting(records).iter().map(|records| table(records)).collect(),
             plots: vec![
@@ -169,6 +178,8 @@ fn table(records: &[&Record]) -> Table {
             "fill: CPU s/100 000",
             "drain: CPU s/100 000",
             "written/text",
+            "full MiB",
+            "peak MiB",
             "lost",
             "repeated",
         ],
@@ -176,6 +187,7 @@ fn table(records: &[&Record]) -> Table {
     let limits = Limits::among(records);
     for record in records {
         let figure = |name| number(record.figure(name));
+        let mib = |name| number(record.figure(name).map(|bytes| bytes / f64::from(1 << 20)));
         table.push(vec![
             record.subject.clone(),
             count(record.figure("accepted")),
@@ -186,6 +198,8 @@ fn table(records: &[&Record]) -> Table {
             figure("fill_cpu_seconds_per_100k"),
             figure("drain_cpu_seconds_per_100k"),
             figure("written_bytes_per_text_byte"),
+            mib("resident_bytes"),
+            mib("peak_resident_bytes"),
             count(record.figure("lost")),
             count(record.figure("repeated")),
         ]);

@@ -29,10 +29,10 @@ const COMPARED_PER_SECOND: f64 = 2_000.0;
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct OnlineArgs {
     /// How long each measurement takes, in seconds
-    #[arg(long, default_value_t = 2.0, value_parser = seconds)]
+    #[arg(long, default_value_t = 1.5, value_parser = seconds)]
     seconds: f64,
     /// How long a load goes before it is measured, in seconds
-    #[arg(long, default_value_t = 0.5, value_parser = seconds)]
+    #[arg(long, default_value_t = 0.4, value_parser = seconds)]
     warm_up: f64,
     /// Rounds in turn of which the median is taken
     #[arg(long, default_value_t = 3)]
@@ -41,7 +41,7 @@ pub(crate) struct OnlineArgs {
     #[arg(long = "shape", default_values = ["8x8x64", "64x64x64", "1x1x1"])]
     shapes: Vec<Shape>,
     /// Messages a second of all senders together in the open loop; repeat it for more
-    #[arg(long = "rate", default_values_t = [2_000.0, 10_000.0, 30_000.0, 100_000.0, 200_000.0, 400_000.0])]
+    #[arg(long = "rate", default_values_t = [2_000.0, 20_000.0, 60_000.0, 150_000.0, 400_000.0])]
     rates: Vec<f64>,
     /// Senders, and receivers, in the open loop
     #[arg(long, default_value_t = 8)]

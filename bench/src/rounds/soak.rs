@@ -49,7 +49,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct SoakArgs {
     /// How long it takes, in seconds
-    #[arg(long, default_value_t = 60.0, value_parser = seconds)]
+    #[arg(long, default_value_t = 45.0, value_parser = seconds)]
     soak_seconds: f64,
     /// Messages a second
     #[arg(long, default_value_t = 5_000.0)]
