@@ -93,7 +93,8 @@ impl Fronts {
             Some(tls::HANDSHAKE) => Box::pin(self.serve_tls(stream, address, control)).await,
             Some(first) if self.settings.tls_only => {
                 tracing::warn!(%address, "refusing a connection: it is not encrypted, and --allow-plaintext is not set");
-                refuse_as(stream, first, address, &Refusal::new(Code::Denied, TLS_ONLY)).await
+                let refusal = Refusal::new(Code::Denied, TLS_ONLY);
+                Box::pin(refuse_as(stream, first, address, &refusal)).await
             }
             Some(first) => self.speak(stream, first, address, control).await,
         }

@@ -130,12 +130,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         }
     }
 
-    /// Serves the connection to its end.
+    /// Serves the connection to its end. Not an `async fn`, which would have
+    /// room for itself twice: as what it is given, and as what it works on.
     ///
     /// # Errors
     /// What the socket says.
-    pub async fn run(mut self) -> io::Result<()> {
-        poll_fn(|cx| self.poll(cx)).await
+    pub fn run(mut self) -> impl Future<Output = io::Result<()>> {
+        poll_fn(move |cx| self.poll(cx))
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
