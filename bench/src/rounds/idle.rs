@@ -27,8 +27,9 @@ const STORM: &str = "idle, restart";
 /// Files of this process, and of a server, beside its connections.
 const OTHER_FILES: usize = 500;
 
-/// How long a server has until its memory is looked at.
-const SETTLED_AFTER: Duration = Duration::from_millis(500);
+/// How long a server has until its memory is looked at. One that has just begun
+/// to serve takes more for a moment.
+const SETTLED_AFTER: Duration = Duration::from_secs(1);
 
 /// How it is measured.
 #[derive(Debug, Clone, clap::Args)]
