@@ -218,11 +218,11 @@ fn idle_table(records: &[&Record]) -> Table {
 }
 
 fn storm_table(records: &[Record]) -> Table {
-    let connections = count(records.first().and_then(|record| record.with_what("connections")));
     let mut table = Table::new(
-        format!("{connections} users back after a restart"),
+        "All users back after a restart",
         &[
             "server",
+            "users",
             "backlog each",
             "half s",
             "99 of 100 s",
@@ -236,6 +236,7 @@ fn storm_table(records: &[Record]) -> Table {
     for record in records {
         table.push(vec![
             record.subject.clone(),
+            count(record.with_what("connections")),
             count(record.with_what("backlog")),
             number(record.figure("p50_seconds")),
             number(record.figure("p99_seconds")),
