@@ -5,15 +5,16 @@
 //!
 //! Each run prints its seed; `HARK_SEED` and `HARK_CLUSTER_SECONDS` run it
 //! again, or for longer.
-#![expect(clippy::expect_used, reason = "a test fails by panicking")]
+#![expect(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use hark_protocol::{Failure, Reply};
 use hark_tests::{
-    Authority, FarMachine, Front, Harkd, HarkdBuilder, Kept, Nats, Promise, Roles, Trial, own_addresses,
+    Authority, FarMachine, Front, Harkd, HarkdBuilder, Kept, Nats, Promise, Roles, Trial, own_addresses, send,
 };
 use rand::RngExt as _;
 use rand::rngs::StdRng;
@@ -180,6 +181,19 @@ async fn cut(mut trial: Trial, far: &FarMachine, cluster: Cluster, first_ms: u64
     kept
 }
 
+/// Sends to this server until it says that it cannot tell what became of it.
+async fn until_unavailable(server: SocketAddr) {
+    let mut link = Front::Native.link(server).await.expect("a server");
+    for id in 1.. {
+        link.write_all(vec![(id, send("reader0", "from nobody who counts"))]).await.expect("a server");
+        match link.next().await.expect("an answer").message {
+            Reply::Error { failure: Failure::Unavailable, .. } => return,
+            Reply::Ok(_) | Reply::NotOk(_) => sleep(Duration::from_millis(100)).await,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
 fn tell(start: Instant, promise: &Promise, what: std::fmt::Arguments<'_>) {
     println!("{:6.1} s, {} answers: {what}", start.elapsed().as_secs_f64(), promise.answers());
 }
@@ -212,8 +226,11 @@ async fn what_was_answered_is_read_once_and_in_order_though_a_server_is_cut_off_
     let test = "what_was_answered_is_read_once_and_in_order_though_a_server_is_cut_off_from_the_nodes";
     let Some(far) = FarMachine::of_test(test) else { return };
     let cluster = block_in_place(|| Cluster::with_far(&far, &[], true));
-    let kept = cut(Trial::of(SECONDS, 40), &far, cluster, LONG_MS).await;
-    assert!(kept.unavailable > 0, "whoever could not be served was not told");
+    let server = cluster.servers.iter().flatten().next_back().expect("a server").address();
+    let told = tokio::spawn(until_unavailable(server));
+    cut(Trial::of(SECONDS, 40), &far, cluster, LONG_MS).await;
+    assert!(told.is_finished(), "whoever could not be served was not told");
+    told.await.expect("no other answer");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
