@@ -17,8 +17,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use async_nats::jetstream;
 use async_nats::jetstream::stream::{Config, StorageType};
+use async_nats::{HeaderMap, jetstream};
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt as _;
 use futures::future::join_all;
@@ -117,12 +117,15 @@ impl Bench {
         for pairs in [1, 256, 2_000] {
             println!("\n{pairs} pairs, one send of each under way");
             self.users(pairs).await;
-            let [mut bare, mut hark] = [Vec::new(), Vec::new()];
+            let [mut bare, mut careful, mut hark] = [Vec::new(), Vec::new(), Vec::new()];
             for _ in 0..ROUNDS {
                 bare.push(self.bare_rate(pairs, 1).await);
+                careful.push(self.careful_rate(pairs).await);
                 hark.push(hark_rate(&[self.servers[0].address()], pairs, 1).await);
             }
-            compare(("bare", bare), ("hark", hark));
+            compare(("bare", bare), ("hark", hark.clone()));
+            println!("beside a publisher that names each message and the one before it, as hark does:");
+            compare(("careful", careful), ("hark", hark));
         }
     }
 
@@ -249,6 +252,37 @@ impl Bench {
                 while clock.goes_on() {
                     context.publish(subject.clone(), payload.clone()).await.unwrap().await.unwrap();
                     clock.count();
+                }
+            })
+        });
+        join_all(publishers).await.into_iter().for_each(Result::unwrap);
+        clock.rate()
+    }
+}
+
+impl Bench {
+    /// As [`Self::bare_rate`] with one under way on each subject, each known by
+    /// an id of its own and on the condition that it follows the one before.
+    async fn careful_rate(&self, subjects: usize) -> f64 {
+        static ROUND: AtomicU64 = AtomicU64::new(0);
+        let round = ROUND.fetch_add(1, Ordering::Relaxed);
+        let payload = Bytes::from(vec![b'x'; BESIDE_BYTES + TEXT_BYTES]);
+        let clock = Clock::start();
+        let publishers = (0..subjects).map(|n| {
+            let (context, clock, payload) = (self.bare.clone(), clock.clone(), payload.clone());
+            tokio::spawn(async move {
+                let subject = format!("bare.{}.{round}.{n}", n % STREAMS);
+                let mut last = 0;
+                for count in 0_u64.. {
+                    let mut headers = HeaderMap::new();
+                    headers.insert("Nats-Msg-Id", format!("{round}.{n}.{count}"));
+                    headers.insert("Nats-Expected-Last-Subject-Sequence", last.to_string());
+                    let publication = context.publish_with_headers(subject.clone(), headers, payload.clone());
+                    last = publication.await.unwrap().await.unwrap().sequence;
+                    clock.count();
+                    if !clock.goes_on() {
+                        break;
+                    }
                 }
             })
         });
