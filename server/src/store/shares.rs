@@ -32,6 +32,12 @@ impl Shares {
         true
     }
 
+    /// Whether this network has one.
+    #[cfg(test)]
+    pub(super) fn knows(&self, origin: IpAddr) -> bool {
+        self.taken.contains_key(&origin)
+    }
+
     /// Gives one back that was taken.
     pub(super) fn give_back(&mut self, origin: Option<IpAddr>) {
         let Some(origin) = origin else { return };

@@ -10,9 +10,9 @@ use hark_protocol::{SessionToken, UserName};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::Shared;
 use super::engine::{ATTEMPT, Lost};
 use super::lane::{Command, PATIENCE};
-use super::{Shared, holds};
 use crate::store::{AccountEntry, Append, Decide, Outcome, Unavailable};
 
 /// How often the accounts are brought up to date while nothing is asked.
@@ -109,9 +109,7 @@ impl Intake {
             Asked::Names(after, limit, decide) => {
                 decide.decide(Ok(shared.directory.names(after.as_ref(), limit)));
             }
-            Asked::OpenSession(token, from, decide) => {
-                shared.tasks.spawn(holds::open(Arc::clone(shared), token, from, decide));
-            }
+            Asked::OpenSession(token, from, decide) => shared.sends.open(&token, from, decide),
             Asked::Lane(name, command) => shared.push(&name, command),
             Asked::Append(append, decide) => self.append(append, decide),
             Asked::Close(_) => {}
@@ -122,7 +120,7 @@ impl Intake {
         let name = append.to.clone();
         let decide = match &append.send_id {
             Some(_) if append.fence.is_closed() => return decide.decide(Err(Unavailable)),
-            Some(id) => self.shared.sends.take(id, &append.fence, decide),
+            Some(id) => self.shared.sends.take(id, decide),
             None => Some(decide),
         };
         if let Some(decide) = decide {
@@ -156,7 +154,6 @@ impl Intake {
         }
         let shared = &self.shared;
         shared.close_lanes();
-        shared.closing.cancel();
         shared.tasks.close();
         let all_done = timeout(PATIENCE, shared.tasks.wait()).await.is_ok();
         let flushed = timeout(ATTEMPT, shared.engine.client().flush()).await;

@@ -12,7 +12,6 @@
 //! | `directory` | the accounts, as they are known here |
 //! | `intake` | what is asked for, in the order of the calls |
 //! | `sends` | which sends of a session are under way, and how others ended |
-//! | `holds` | at which server a session is open |
 //! | `lane` | what is done with one name, in order |
 //! | `cursors` | what was acknowledged here |
 //! | `reception` | what a user who is connected here is told |
@@ -28,7 +27,6 @@
 mod cursors;
 mod directory;
 mod engine;
-mod holds;
 mod intake;
 mod lane;
 mod monitor;
@@ -99,8 +97,6 @@ struct Shared {
     lanes: Mutex<Option<HashMap<UserName, mpsc::UnboundedSender<Job>>>>,
     /// What is waited for when the store closes.
     tasks: TaskTracker,
-    /// It closes: what only waits ends.
-    closing: CancellationToken,
     /// It ends: everything does, wherever it is.
     stop: CancellationToken,
 }
@@ -133,7 +129,6 @@ impl ClusterStore {
             sweeper: Sweeper::default(),
             lanes: Mutex::new(Some(HashMap::new())),
             tasks: TaskTracker::new(),
-            closing: CancellationToken::new(),
             stop: CancellationToken::new(),
         });
         let (asked, intake) = Intake::new(Arc::clone(&shared));

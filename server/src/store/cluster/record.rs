@@ -6,7 +6,6 @@
 //! | `CHAT.inbox.SHARD.NAME.INCARNATION` | `CHAT-inbox-SHARD` | the messages to it |
 //! | `CHAT.inbox.SHARD.NAME.0` | `CHAT-inbox-SHARD` | which sends to it were refused |
 //! | `CHAT.state.NAME.INCARNATION` | `CHAT-state` | what is acknowledged, and who receives |
-//! | `CHAT.session.SESSION` | none | whoever has this session open is asked for it |
 //! | `CHAT.user.NAME.INCARNATION.EVENT` | none | what a server that receives for it is told |
 //!
 //! NAME is the name in base64 with the alphabet for URLs and no padding, since
@@ -18,7 +17,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use bytestring::ByteString;
-use hark_protocol::{Code, Sequence, SessionToken, UserName};
+use hark_protocol::{Code, Sequence, UserName};
 
 use crate::store::{Account, Message, PasswordHash, Position};
 
@@ -134,11 +133,6 @@ impl Names {
 
     pub(super) fn tell(&self, account: &Account, told: Told) -> String {
         format!("{}.user.{}.{}", self.chat, key(account), told.as_str())
-    }
-
-    /// Where whoever has a session open is asked for it.
-    pub(super) fn session(&self, token: &SessionToken) -> String {
-        format!("{}.session.{}", self.chat, token.as_str())
     }
 
     /// Where the engine tells of what it has stored, as a template of it.

@@ -10,11 +10,10 @@ use std::time::Duration;
 use hark_protocol::limits::{OUTCOME_SECONDS_MIN, OUTCOMES_REMEMBERED};
 use hark_protocol::{Code, SessionToken};
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
 use crate::store::outcomes::{Known, Outcomes};
 use crate::store::shares::Shares;
-use crate::store::{Decide, Fence, Outcome, SendId, Unavailable};
+use crate::store::{Decide, Outcome, SendId, Unavailable};
 
 const KEPT: Duration = Duration::from_secs(OUTCOME_SECONDS_MIN);
 
@@ -47,23 +46,12 @@ struct Session {
     outcomes: Outcomes,
     /// The highest id that was taken on.
     taken: u32,
-    under_way: HashMap<u32, UnderWay>,
+    /// With those who have repeated it meanwhile.
+    under_way: HashMap<u32, Vec<Decide<Outcome>>>,
     /// Ids below `taken` of which it is unknown what became.
     undecided: BTreeSet<u32>,
-    /// Who waits until nothing is under way: those who open it, and another
-    /// server.
+    /// Who waits until nothing is under way.
     openers: Vec<Decide<bool>>,
-    takers: Vec<Decide<()>>,
-    /// Where it is open here and another server may ask for it.
-    held: Option<CancellationToken>,
-    /// Another server has asked for it, and nothing more of it is begun.
-    gone: bool,
-}
-
-#[derive(Debug, Default)]
-struct UnderWay {
-    fence: Fence,
-    repeats: Vec<Decide<Outcome>>,
 }
 
 impl Sends {
@@ -90,54 +78,12 @@ impl Sends {
         }
     }
 
-    /// Whether another server that wants the session asks here.
-    pub(super) fn is_held(&self, token: &SessionToken) -> bool {
-        self.lock().sessions.get(token).is_some_and(|session| session.held.is_some())
-    }
-
-    /// From now on another server that wants the session asks here, until
-    /// `released` is cancelled. False where that is so already, or there is no
-    /// room for the session.
-    pub(super) fn hold(
-        &self,
-        token: &SessionToken,
-        from: Option<IpAddr>,
-        released: CancellationToken,
-    ) -> bool {
-        let mut state = self.lock();
-        let Some(session) = state.admit(token, from) else { return false };
-        session.gone = false;
-        let is_new = session.held.is_none();
-        session.held.get_or_insert(released);
-        is_new
-    }
-
-    /// Another server has the session from now on: what has not begun does not
-    /// begin. Decided once nothing is under way.
-    pub(super) fn let_go(&self, token: &SessionToken, decide: Decide<()>) {
-        let mut state = self.lock();
-        let Some(session) = state.sessions.get_mut(token) else {
-            drop(state);
-            return decide.decide(Ok(()));
-        };
-        session.held = None;
-        session.gone = true;
-        session.under_way.values().for_each(|under_way| under_way.fence.close());
-        if session.under_way.is_empty() {
-            drop(state);
-            decide.decide(Ok(()));
-        } else {
-            session.takers.push(decide);
-        }
-    }
-
     /// Counts one connection less.
     pub(super) fn close(&self, token: &SessionToken) {
         let mut state = self.lock();
         let Some(session) = state.sessions.get_mut(token) else { return };
         session.open = session.open.saturating_sub(1);
         session.used_at = Instant::now();
-        session.release_if_idle();
         if session.open == 0 && session.taken == 0 {
             let origin = session.origin;
             state.sessions.remove(token);
@@ -148,12 +94,7 @@ impl Sends {
     /// Takes a send on: yields its `decide` where it is to be carried out, and
     /// [`Self::decided`] is to be called. Otherwise it was decided before, or it
     /// waits for the one under way, or it is refused.
-    pub(super) fn take(
-        &self,
-        id: &SendId,
-        fence: &Fence,
-        decide: Decide<Outcome>,
-    ) -> Option<Decide<Outcome>> {
+    pub(super) fn take(&self, id: &SendId, decide: Decide<Outcome>) -> Option<Decide<Outcome>> {
         let number = id.id.value();
         let refuse = |decide: Decide<Outcome>, code| {
             decide.decide(Ok(Outcome::Refused(code)));
@@ -164,14 +105,8 @@ impl Sends {
             drop(state);
             return refuse(decide, Code::TooMany);
         };
-        if session.gone {
-            drop(state);
-            fence.close();
-            decide.decide(Err(Unavailable));
-            return None;
-        }
-        if let Some(under_way) = session.under_way.get_mut(&number) {
-            under_way.repeats.push(decide);
+        if let Some(repeats) = session.under_way.get_mut(&number) {
+            repeats.push(decide);
             return None;
         }
         let known = session.outcomes.look_up(number);
@@ -187,7 +122,7 @@ impl Sends {
         }
         session.taken = session.taken.max(number);
         session.undecided.remove(&number);
-        session.under_way.insert(number, UnderWay { fence: fence.clone(), repeats: Vec::new() });
+        session.under_way.insert(number, Vec::new());
         Some(decide)
     }
 
@@ -201,17 +136,14 @@ impl Sends {
             Ok(outcome) => session.outcomes.record(number, outcome),
             Err(Unavailable) => session.leave_undecided(number),
         }
-        let repeats = session.under_way.remove(&number).unwrap_or_default().repeats;
-        let (mut openers, mut takers) = (Vec::new(), Vec::new());
+        let repeats = session.under_way.remove(&number).unwrap_or_default();
+        let mut openers = Vec::new();
         if session.under_way.is_empty() {
             std::mem::swap(&mut openers, &mut session.openers);
-            std::mem::swap(&mut takers, &mut session.takers);
-            session.release_if_idle();
         }
         drop(state);
         repeats.into_iter().for_each(|repeat| repeat.decide(outcome));
         openers.into_iter().for_each(|opener| opener.decide(Ok(true)));
-        takers.into_iter().for_each(|taker| taker.decide(Ok(())));
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -268,19 +200,6 @@ impl Session {
             under_way: HashMap::new(),
             undecided: BTreeSet::new(),
             openers: Vec::new(),
-            takers: Vec::new(),
-            held: None,
-            gone: false,
-        }
-    }
-
-    /// Where nothing is under way and no connection has it, nobody need ask.
-    fn release_if_idle(&mut self) {
-        if self.open == 0
-            && self.under_way.is_empty()
-            && let Some(held) = self.held.take()
-        {
-            held.cancel();
         }
     }
 }
@@ -303,7 +222,7 @@ mod tests {
 
     fn take(sends: &Sends, number: u32) -> (bool, Pending<Outcome>) {
         let (decide, pending) = Pending::new();
-        let taken = sends.take(&id(number), &Fence::default(), decide);
+        let taken = sends.take(&id(number), decide);
         let is_taken = taken.is_some();
         // What is taken on is decided by the test.
         std::mem::forget(taken);
@@ -353,39 +272,6 @@ mod tests {
         let (decide, other) = Pending::new();
         sends.open(&"other".parse().unwrap(), None, decide);
         assert_eq!(other.await, Ok(false), "there is room for one");
-    }
-
-    #[tokio::test]
-    async fn a_session_that_another_server_wants_is_let_go_once_nothing_is_under_way() {
-        let sends = Sends::new(1);
-        let token: SessionToken = "s".parse().unwrap();
-        assert!(sends.hold(&token, None, CancellationToken::new()) && sends.is_held(&token));
-        let (fence, (decide, _pending)) = (Fence::default(), Pending::new());
-        std::mem::forget(sends.take(&id(1), &fence, decide));
-        let (decide, mut gone) = Pending::new();
-        sends.let_go(&token, decide);
-        assert!(futures::poll!(&mut gone).is_pending() && fence.is_closed());
-        assert_eq!(take(&sends, 2).1.await, Err(Unavailable));
-        sends.decided(&id(1), Err(Unavailable));
-        assert_eq!(gone.await, Ok(()));
-        assert!(!sends.is_held(&token));
-        // It comes back.
-        assert!(sends.hold(&token, None, CancellationToken::new()) && take(&sends, 1).0);
-    }
-
-    #[tokio::test]
-    async fn a_session_is_released_when_its_connection_has_gone_and_nothing_is_under_way() {
-        let sends = Sends::new(1);
-        let (token, released): (SessionToken, _) = ("s".parse().unwrap(), CancellationToken::new());
-        assert!(sends.hold(&token, None, released.clone()));
-        let (decide, opened) = Pending::new();
-        sends.open(&token, None, decide);
-        assert_eq!(opened.await, Ok(true));
-        assert!(take(&sends, 1).0);
-        sends.close(&token);
-        assert!(!released.is_cancelled());
-        sends.decided(&id(1), Ok(Outcome::Stored));
-        assert!(released.is_cancelled());
     }
 
     #[tokio::test(start_paused = true)]

@@ -12,7 +12,7 @@ use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event, ServerInfo};
 use futures::{StreamExt, TryStreamExt, stream};
 use hark_protocol::limits::OUTCOME_SECONDS_MIN;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 use zeroize::Zeroizing;
 
 use super::engine::{ATTEMPT, Lost};
