@@ -86,8 +86,9 @@ pub(crate) fn classic(data: &[u8]) {
         let head = u16::from_le_bytes(*head);
         let (bytes, after) = after.split_at(usize::from(head & READ_BYTES).min(after.len()));
         rest = after;
+        let known = reader.buffer.len() + bytes.len();
         let items = reader.read(bytes).unwrap();
-        assert!(items.len() <= bytes.len());
+        assert!(items.len() <= known);
         // What is kept is what the next call looks at again.
         assert!(reader.buffer.len() < CLASSIC_BLOCK_BYTES + COMMAND_BYTES);
         assert!(bytes.is_empty() || reader.buffer.capacity() - reader.buffer.len() > CLASSIC_BLOCK_BYTES);

@@ -25,6 +25,11 @@ use crate::store::{Account, End, Feed};
 /// After so long without a message it is seen whether there is one.
 const SILENCE: Duration = Duration::from_secs(30);
 
+/// So long after the beginning it is seen whether something was missed: that
+/// somebody subscribes goes from node to node on another way than what is asked
+/// of a leader, and may come later.
+const FIRST_LOOKS: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(2)];
+
 /// How long after a failure it is tried again.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -104,8 +109,11 @@ impl Reception {
 
 impl Task {
     async fn run(mut self, stop: CancellationToken, released: CancellationToken) {
+        let looks_from_now = || FIRST_LOOKS.map(|after| Instant::now() + after).into_iter().peekable();
+        let mut first_looks = looks_from_now();
         let mut silent_until = Instant::now() + SILENCE;
         loop {
+            let look_at = first_looks.peek().copied().unwrap_or(silent_until);
             tokio::select! {
                 () = stop.cancelled() => break,
                 () = released.cancelled() => {
@@ -126,9 +134,10 @@ impl Task {
                     }
                     // Something may have been missed.
                     self.feed.lagged();
-                    silent_until = Instant::now();
+                    first_looks = looks_from_now();
                 }
-                () = sleep_until(silent_until) => {
+                () = sleep_until(look_at) => {
+                    first_looks.next();
                     let pause = if self.look().await { SILENCE } else { LOOK_AGAIN };
                     // Not all at the same time.
                     silent_until = Instant::now() + pause.mul_f64(rand::random_range(0.8..1.2));
