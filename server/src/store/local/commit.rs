@@ -24,9 +24,6 @@ const COMMANDS_MAX: usize = 4096;
 /// Bytes of text that are written in one commit, at most, but for the last.
 const TEXT_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// How often an engine that owes something is asked to go on, at the least.
-const RESUME_INTERVAL: Duration = Duration::from_millis(100);
-
 /// The state of the commit thread.
 #[derive(Debug)]
 pub(super) struct Committer {
@@ -136,9 +133,7 @@ impl Committer {
     pub(super) fn run(mut self) -> Option<Closed> {
         let mut taken = Vec::new();
         loop {
-            let wait = self.wait();
-            let until = self.resume_at();
-            let acks = self.shared.queue.take(wait, until, &mut taken)?;
+            let acks = self.shared.queue.take(self.wait(), &mut taken)?;
             self.backlog.extend(taken.drain(..));
             let closing = if self.engine.is_some() { self.commit(acks) } else { self.refuse() };
             if let Some(decide) = closing {
@@ -146,13 +141,6 @@ impl Committer {
                 return Some(Closed { decide, outcome });
             }
         }
-    }
-
-    /// Has the engine go on with what it owes; when to do so again, if it still
-    /// owes something.
-    fn resume_at(&mut self) -> Option<Instant> {
-        let owes = self.engine.as_mut().is_some_and(|engine| engine.resume());
-        owes.then(|| Instant::now() + RESUME_INTERVAL)
     }
 
     fn wait(&self) -> Wait {

@@ -163,14 +163,9 @@ impl Queue {
         commands.into_iter().for_each(Command::refuse);
     }
 
-    /// Takes everything that is there, once something is, or it is `until`.
-    /// `commands` is empty, and lends its memory. `None` where the thread is to end.
-    pub(super) fn take(
-        &self,
-        wait: Wait,
-        until: Option<Instant>,
-        commands: &mut Vec<Command>,
-    ) -> Option<Acks> {
+    /// Takes everything that is there, once something is. `commands` is empty,
+    /// and lends its memory. `None` where the thread is to end.
+    pub(super) fn take(&self, wait: Wait, commands: &mut Vec<Command>) -> Option<Acks> {
         let mut state = self.lock();
         loop {
             if state.stopped {
@@ -184,8 +179,6 @@ impl Queue {
                 }
                 Wait::ForAcksSince(_) | Wait::ForCommands => None,
             };
-            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
-            let limit = limit.into_iter().chain(left).min();
             if limit.is_some_and(|limit| limit.is_zero()) {
                 break;
             }

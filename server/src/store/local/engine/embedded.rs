@@ -80,7 +80,7 @@ pub(in crate::store::local) struct EmbeddedOpener {
 struct FjallEngine {
     // Before the tables, which it uses: fields are dropped in this order.
     compaction: Compaction,
-    /// A merge is to begin: one was asked for, or was ended early.
+    /// A merge was ended early, and is to begin again.
     merge_owed: bool,
     tables: Tables,
     commits: u64,
@@ -276,20 +276,6 @@ fn keyspace(keyspaces: &[Keyspace; Table::ALL.len()], table: Table) -> &Keyspace
 }
 
 impl FjallEngine {
-    /// Merges all messages.
-    fn merge(&mut self) {
-        self.compaction.start(self.tables.keyspace(Table::Messages));
-    }
-
-    /// Lets go of the files that were merged. They are kept for readers who may
-    /// have begun before, and looked through when any table is written out: a small
-    /// one, that has something in it, from after the merge.
-    fn let_go_of_merged(&mut self) -> Result<(), EngineError> {
-        self.commit(Batch::default(), Durability::Process)?;
-        self.tables.keyspace(Table::Meta).rotate_memtable().map_err(EngineError::new)?;
-        Ok(())
-    }
-
     /// Waits until the engine's workers keep up, or are known to have died.
     ///
     /// A commit that finds too many tables unwritten waits inside the engine
@@ -302,6 +288,10 @@ impl FjallEngine {
             self.merge_owed |= self.compaction.stop();
             self.tables.database.persist(PersistMode::Buffer).map_err(EngineError::new)?;
             thread::sleep(CATCH_UP_INTERVAL);
+        }
+        // What gave way begins again when nothing is waiting to be written out.
+        if self.merge_owed && self.tables.keyspaces.iter().all(|k| k.sealed_memtable_count() == 0) {
+            self.compact();
         }
         Ok(())
     }
@@ -352,23 +342,9 @@ impl Engine for FjallEngine {
     }
 
     fn compact(&mut self) {
-        self.merge_owed = true;
-        self.resume();
-    }
-
-    fn resume(&mut self) -> bool {
-        // Where this fails the next commit does, too, and says so.
-        if self.compaction.has_ended() && self.let_go_of_merged().is_err() {
-            return false;
-        }
-        // What is not written out yet would be passed by, and one that is running
-        // may have passed by what is dead now.
-        let is_written = || self.tables.keyspaces.iter().all(|k| k.sealed_memtable_count() == 0);
-        if self.merge_owed && !self.compaction.is_running() && is_written() {
-            self.merge_owed = false;
-            self.merge();
-        }
-        self.merge_owed || self.compaction.is_running()
+        self.merge_owed = false;
+        let keyspace = |table| self.tables.keyspace(table);
+        self.compaction.start(keyspace(Table::Messages), keyspace(Table::Meta));
     }
 
     fn close(mut self: Box<Self>) -> Result<(), EngineError> {

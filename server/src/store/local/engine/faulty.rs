@@ -34,8 +34,6 @@ struct State {
     opens_fail: bool,
     failed_opens: usize,
     commits: Vec<Durability>,
-    /// How often it is to be resumed.
-    owed: usize,
 }
 
 impl Faults {
@@ -76,17 +74,6 @@ impl Faults {
     pub(in crate::store::local) fn wait_for_failed_opens(&self, count: usize) {
         let state = self.state.lock().unwrap();
         drop(self.changed.wait_while(state, |state| state.failed_opens < count).unwrap());
-    }
-
-    /// The engine wants to be resumed so often.
-    pub(in crate::store::local) fn owe(&self, times: usize) {
-        self.state.lock().unwrap().owed = times;
-    }
-
-    /// Waits until it was.
-    pub(in crate::store::local) fn wait_until_resumed(&self) {
-        let state = self.state.lock().unwrap();
-        drop(self.changed.wait_while(state, |state| state.owed > 0).unwrap());
     }
 
     /// How durable the commits were asked to be, until now.
@@ -180,13 +167,6 @@ impl Engine for FaultyEngine {
 
     fn compact(&mut self) {
         self.inner.compact();
-    }
-
-    fn resume(&mut self) -> bool {
-        let mut state = self.faults.state.lock().unwrap();
-        state.owed = state.owed.saturating_sub(1);
-        self.faults.changed.notify_all();
-        self.inner.resume() || state.owed > 0
     }
 
     fn close(self: Box<Self>) -> Result<(), EngineError> {

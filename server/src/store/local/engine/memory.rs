@@ -83,10 +83,6 @@ impl Engine for MemoryEngine {
         table(&maps, Table::Messages).iter().map(|(key, value)| (key.len() + value.len()) as u64).sum()
     }
 
-    fn resume(&mut self) -> bool {
-        false
-    }
-
     fn compact(&mut self) {
         let live = &self.live;
         let mut maps = self.tables.write();

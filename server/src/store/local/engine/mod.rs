@@ -122,14 +122,8 @@ pub(super) trait Engine: Send + fmt::Debug {
     /// The bytes that its messages take, dead ones included, more or less.
     fn message_bytes(&self) -> u64;
 
-    /// Begins to give back the space of messages that are not live, at once or when
-    /// it is resumed.
+    /// Begins to give back the space of messages that are not live.
     fn compact(&mut self);
-
-    /// Begins that where it could not begin before, or gave way to commits. Whether
-    /// it is still to begin: then this is to be called again, also while nothing is
-    /// committed.
-    fn resume(&mut self) -> bool;
 
     /// Makes everything durable and notes that nothing needs to be recovered.
     fn close(self: Box<Self>) -> Result<(), EngineError>;

@@ -10,9 +10,7 @@ use std::time::{Duration, Instant};
 use hark_protocol::Sequence;
 use tempfile::TempDir;
 
-use super::super::engine::{
-    Batch, Durability, EmbeddedOpener, Engine, Fate, Live, MemoryOpener, Opener, Table,
-};
+use super::super::engine::{Batch, Durability, EmbeddedOpener, Fate, Live, MemoryOpener, Opener, Table};
 use super::super::{LocalConfig, LocalStore, OpenError, folder, record};
 use super::{Memory, config};
 use crate::store::contract::{ALL, Home, WIDE, create, name, queued, read, stored, text, texts};
@@ -503,33 +501,6 @@ async fn the_space_of_messages_that_were_dead_before_a_start_is_given_back_after
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert_eq!(texts(&store, &bob).await, ["kept"]);
-}
-
-#[test]
-fn what_dies_while_a_merge_is_under_way_is_given_back_by_another() {
-    const MESSAGES: u64 = 40;
-    let home = tempfile::tempdir().unwrap();
-    let live = Arc::<Live>::default();
-    live.load([(1, 0)].into());
-    let folder = folder::Folder::open(home.path()).unwrap();
-    let mut engine = EmbeddedOpener::new(folder, Arc::clone(&live), false).open().unwrap();
-    for sequence in 1..=MESSAGES {
-        let mut batch = Batch::default();
-        batch.put(Table::Messages, record::message_key(1, sequence), vec![0; 1024 * 1024]);
-        engine.commit(batch, Durability::Process).unwrap();
-    }
-    let is_behind = |engine: &mut dyn Engine| {
-        std::thread::sleep(Duration::from_millis(5));
-        engine.resume()
-    };
-    engine.compact();
-    live.advance([(1, MESSAGES)].into_iter(), &[]);
-    engine.compact();
-    let begun = Instant::now();
-    let tables = home.path().join("engine").join("keyspaces");
-    while is_behind(&mut *engine) || folder_bytes(&tables) > 8 * 1024 * 1024 {
-        assert!(begun.elapsed() < Duration::from_secs(60), "{} bytes are left", folder_bytes(&tables));
-    }
 }
 
 fn folder_bytes(path: &Path) -> u64 {

@@ -32,23 +32,6 @@ async fn recovered(store: &LocalStore) {
 }
 
 #[tokio::test]
-async fn an_engine_that_gave_way_is_resumed_while_nothing_is_committed() {
-    let (store, faults) = faulty(config(WIDE));
-    create(&store, "bob").await;
-    let commits = faults.commits().len();
-    faults.owe(3);
-    // A command that commits nothing shows the thread that something is owed.
-    store.close_session(&token("none"));
-    tokio::task::spawn_blocking({
-        let faults = Arc::clone(&faults);
-        move || faults.wait_until_resumed()
-    })
-    .await
-    .unwrap();
-    assert_eq!(faults.commits().len(), commits);
-}
-
-#[tokio::test]
 async fn nothing_is_answered_or_seen_before_its_sync_has_returned() {
     let (store, faults) = faulty(config(WIDE));
     let bob = create(&store, "bob").await;

@@ -31,26 +31,19 @@ impl Compaction {
         Arc::clone(&self.stopping)
     }
 
-    /// Whether a merge is running. It may have passed by what is dead now.
-    pub(super) fn is_running(&self) -> bool {
-        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
-    }
-
-    /// Whether a merge has ended by itself, once for each.
-    pub(super) fn has_ended(&mut self) -> bool {
-        self.thread.as_ref().is_some_and(JoinHandle::is_finished) && {
-            self.stop();
-            true
+    /// Starts a merge, unless one is still running. `small` is a keyspace that
+    /// costs little to be written out.
+    pub(super) fn start(&mut self, messages: &Keyspace, small: &Keyspace) {
+        if self.thread.as_ref().is_some_and(|thread| !thread.is_finished()) {
+            return;
         }
-    }
-
-    /// Starts a merge; one that is still running ends.
-    pub(super) fn start(&mut self, messages: &Keyspace) {
         self.stop();
         self.stopping.store(false, Ordering::Relaxed);
-        let messages = messages.clone();
+        let (messages, small) = (messages.clone(), small.clone());
         let stopping = self.stopping();
-        let merge = move || match messages.major_compact() {
+        // The files that were merged are kept for readers who may have begun
+        // before. They are looked through when any table is written out.
+        let merge = move || match messages.major_compact().and_then(|()| small.rotate_memtable()) {
             Err(error) if !stopping.load(Ordering::Relaxed) => {
                 tracing::warn!(%error, "the space of forgotten messages could not be given back");
             }
