@@ -37,6 +37,8 @@ pub struct Session {
     /// The highest number that has been pushed, or that was acknowledged
     /// before this session began.
     pushed: Sequence,
+    /// The window is being filled, page by page, until something does not fit.
+    filling: bool,
     phase: Phase,
 }
 
@@ -87,6 +89,7 @@ impl Session {
             window_bytes: 0,
             backlog: VecDeque::new(),
             pushed: cursor.sequence,
+            filling: false,
             phase: Phase::Lagging,
         }
     }
@@ -101,8 +104,10 @@ impl Session {
             Phase::Failed { retry_at } => now >= retry_at,
             Phase::Reading | Phase::CaughtUp | Phase::Ended => false,
         };
-        match self.room() {
-            Some(limit) if due && self.backlog.is_empty() => {
+        let room = self.room();
+        self.filling = room.is_some() && self.backlog.is_empty();
+        match room {
+            Some(limit) if due && self.filling => {
                 self.phase = Phase::Reading;
                 Step::Read { after: self.pushed, limit }
             }
@@ -216,11 +221,13 @@ impl Session {
         Some(message)
     }
 
-    /// How much there is room for, where it is worth a read.
+    /// How much there is room for, where it is worth a read: where a share of
+    /// the window is free, or it is being filled.
     fn room(&self) -> Option<ReadLimit> {
         let messages = WINDOW_MESSAGES_MAX - self.window.len();
         let bytes = WINDOW_BYTES_MAX.saturating_sub(self.window_bytes);
-        let worth_it = messages >= WINDOW_MESSAGES_MAX / READ_SHARE && bytes >= WINDOW_BYTES_MAX / READ_SHARE;
+        let is_wide = messages >= WINDOW_MESSAGES_MAX / READ_SHARE && bytes >= WINDOW_BYTES_MAX / READ_SHARE;
+        let worth_it = is_wide || (self.filling && messages > 0 && bytes > 0);
         worth_it.then_some(ReadLimit { messages, bytes: bytes.min(READ_BYTES_MAX) })
     }
 }
@@ -364,6 +371,24 @@ mod tests {
         assert!(matches!(session.step(now), Step::Push(_)));
         let Step::Read { after, limit } = session.step(now) else { panic!("no read") };
         assert_eq!((after, limit.bytes), (Sequence(1), 64 * 1024), "the window has room for more");
+    }
+
+    #[test]
+    fn a_window_is_filled_page_by_page_to_its_last_byte() {
+        let now = Instant::now();
+        let mut session = Session::new(Position::default());
+        let mut fill = |texts: &[(u64, usize)]| {
+            assert!(matches!(session.step(now), Step::Read { .. }));
+            let messages = texts.iter().map(|(sequence, bytes)| message(*sequence, *bytes)).collect();
+            session.handle_page(Ok(Page { messages, complete: false }), now);
+            pushes(&mut session, now)
+        };
+        assert_eq!(fill(&[(1, WINDOW_BYTES_MAX - 10)]), [1]);
+        session.phase = Phase::Lagging;
+        assert!(matches!(session.step(now), Step::Read { limit, .. } if limit.bytes == 10));
+        session.handle_page(Ok(Page { messages: vec![message(2, 10)], complete: false }), now);
+        assert_eq!(pushes(&mut session, now), [2]);
+        assert_eq!(session.step(now), Step::Wait, "it is full");
     }
 
     #[test]
