@@ -68,7 +68,8 @@ const SHARDS: &str = "hark-shards";
 const LAYOUT: &str = "hark-layout";
 const LAYOUT_VERSION: &str = "1";
 /// Too few nodes for the replicas, or none but one.
-const PEERS_MISSING: [ErrorCode; 2] = [ErrorCode(10005), ErrorCode(10074)];
+const PEER_OFFLINE: ErrorCode = ErrorCode(10005);
+const PEERS_MISSING: [ErrorCode; 2] = [PEER_OFFLINE, ErrorCode(10074)];
 
 /// Where a cluster is and how to enter it.
 #[derive(Debug, Clone)]
@@ -424,7 +425,12 @@ async fn find_or_make(context: &Context, wanted: &Config) -> Result<Config, NotH
             CreateStreamErrorKind::TimedOut | CreateStreamErrorKind::Response => {
                 NotHad::Lost(format!("{error}; is a majority of the nodes up?"))
             }
-            CreateStreamErrorKind::JetStream(said) if is_passing(&said) => NotHad::Lost(said.to_string()),
+            // A node that is slow counts as gone for a while.
+            CreateStreamErrorKind::JetStream(said)
+                if is_passing(&said) || said.error_code() == PEER_OFFLINE =>
+            {
+                NotHad::Lost(advise(&error, wanted.num_replicas))
+            }
             _ => NotHad::Refused(advise(&error, wanted.num_replicas)),
         }),
     }
