@@ -1,0 +1,132 @@
+//! Who receives for a name at this server, and how that begins and ends.
+
+use bytes::Bytes;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::{Lane, latest};
+use crate::store::cluster::engine::{ATTEMPT, Lost, NotStored};
+use crate::store::cluster::reception::{Claim, Reception};
+use crate::store::cluster::record::{State, Told};
+use crate::store::{Account, End, Receiver, Unavailable};
+
+impl Lane {
+    pub(super) async fn receive(
+        &mut self,
+        account: &Account,
+        takes_over: bool,
+        deadline: Instant,
+    ) -> Result<Option<Receiver>, Unavailable> {
+        loop {
+            if !self.shared.directory.is_alive(account) {
+                return Ok(None);
+            }
+            match self.try_receive(account, takes_over).await {
+                Ok(receiver) => return Ok(receiver),
+                Err(NotStored::Moved) => {}
+                Err(_) => {
+                    self.tail = None;
+                    self.pause(deadline).await?;
+                }
+            }
+        }
+    }
+
+    async fn try_receive(
+        &mut self,
+        account: &Account,
+        takes_over: bool,
+    ) -> Result<Option<Receiver>, NotStored> {
+        let is_here = self.reception.as_ref().is_some_and(|reception| !reception.is_ended());
+        if is_here && !takes_over {
+            return Ok(None);
+        }
+        if let Some(reception) = self.reception.take() {
+            self.former = Some(reception.stop().await);
+        }
+        if !is_here && self.is_elsewhere(account, takes_over).await? {
+            return Ok(None);
+        }
+        // Whoever received at another server has written what was acknowledged.
+        self.written = None;
+        let written = self.written(account).await?;
+        let cursor = latest(self.shared.cursors.of(account), written.state.cursor);
+        let claim = State { cursor, reception: rand::random() };
+        self.write_state(account, written, claim).await?;
+        let claimed = self.written(account).await?.revision;
+        let subscription = self.shared.subscribe(account).await.map_err(|Lost| NotStored::Lost)?;
+        // What is read from here on comes after the subscription, which no event
+        // from then on passes by.
+        self.written = None;
+        let is_still_ours = self.written(account).await?.state.reception == claim.reception;
+        self.tail = None;
+        let tail = self.tail(account).await?;
+        let queued = tail.position.messages.saturating_sub(cursor.messages);
+        let (feed, receiver) = Receiver::new(account.clone(), queued, cursor);
+        let guard = CancellationToken::new();
+        let receiver = receiver.releasing(guard.clone().drop_guard());
+        if !is_still_ours {
+            feed.end(End::TakenOver);
+        }
+        let claim = Claim { account: account.clone(), reception: claim.reception, revision: claimed };
+        self.reception = Some(Reception::begin(&self.shared, claim, subscription, feed, guard, tail.last));
+        Ok(Some(receiver))
+    }
+
+    /// Whether somebody receives at another server, and goes on to.
+    async fn is_elsewhere(&self, account: &Account, takes_over: bool) -> Result<bool, NotStored> {
+        let told = if takes_over { Told::Yield } else { Told::Probe };
+        let subject = self.shared.names.tell(account, told);
+        match self.shared.engine.ask(&subject, Bytes::new()).await {
+            Ok(None) => Ok(false),
+            Ok(Some(_)) => Ok(!takes_over),
+            // It will see the claim once it can.
+            Err(Lost) if takes_over => Ok(false),
+            Err(Lost) => Err(NotStored::Lost),
+        }
+    }
+
+    pub(super) async fn released(&mut self, account: &Account) {
+        if self.receives_for(account) && self.reception.as_ref().is_some_and(Reception::is_ended) {
+            self.let_go(None).await;
+        }
+        self.save(account).await;
+    }
+
+    pub(super) async fn yield_reception(&mut self, account: &Account, reply: String) {
+        if self.receives_for(account) {
+            if let Some(reception) = &self.reception {
+                reception.end(End::TakenOver);
+            }
+            self.save_until(account, Instant::now() + ATTEMPT / 2).await;
+            self.let_go(None).await;
+        }
+        self.shared.publish(reply).await;
+    }
+
+    pub(super) async fn ended(&mut self, account: &Account) {
+        if self.receives_for(account) {
+            self.let_go(Some(End::Deleted)).await;
+        }
+        self.tail = self.tail.filter(|tail| tail.incarnation != account.incarnation);
+        self.written = self.written.filter(|written| written.incarnation != account.incarnation);
+        self.save.take_if(|(_, of)| of == account);
+        self.shared.cursors.forget(account);
+        self.shared.sweeper.ended(account);
+    }
+
+    fn receives_for(&self, account: &Account) -> bool {
+        self.reception.as_ref().is_some_and(|reception| reception.account() == account)
+    }
+
+    /// Ends the reception here, if there is one, and waits until the cluster
+    /// has been told.
+    pub(super) async fn let_go(&mut self, end: Option<End>) {
+        if let Some(reception) = self.reception.take() {
+            if let Some(end) = end {
+                reception.end(end);
+            }
+            drop(reception.stop().await);
+        }
+    }
+}

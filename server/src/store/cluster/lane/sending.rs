@@ -1,0 +1,295 @@
+//! Storing and refusing the messages to a name.
+
+use bytes::Bytes;
+use hark_protocol::{Code, Sequence};
+use tokio::time::Instant;
+
+use super::{Command, Job, Lane, PAUSE_MIN, Tail, latest, random_id};
+use crate::store::cluster::engine::{BATCH_MESSAGES_MAX, Found, Lost, MessageId, NotStored};
+use crate::store::cluster::record::{Letter, Told, decode_message, decode_refusal, encode_refusal};
+use crate::store::cluster::setup::KEPT;
+use crate::store::{Account, Append, Decide, Outcome, Position, SendId, Unavailable};
+
+/// Bytes of text in one batch, at most, but at least one message.
+const BATCH_BYTES_MAX: usize = 512 * 1024;
+
+/// A message that is to be stored.
+struct Item {
+    append: Append,
+    decide: Decide<Outcome>,
+    deadline: Instant,
+    id: MessageId,
+    /// It was published, and may be stored.
+    tried: bool,
+}
+
+impl Lane {
+    pub(super) async fn append(&mut self, append: Append, decide: Decide<Outcome>, deadline: Instant) {
+        let mut items = vec![Item::new(append, decide, deadline)];
+        self.gather(&mut items);
+        let mut one_by_one = false;
+        let mut was_lost = false;
+        loop {
+            items = self.without_hopeless(items);
+            if items.is_empty() {
+                return;
+            }
+            match self.store(&mut items, one_by_one).await {
+                Ok(()) if was_lost => {
+                    // The one who told of it may have failed before it did.
+                    if let Some(entry) = self.shared.directory.account(&self.name) {
+                        self.shared.tell(&entry.account, Told::Stored).await;
+                    }
+                }
+                Ok(()) => {}
+                Err(NotStored::Moved) => self.tail = None,
+                Err(NotStored::HoldsRepeat) => one_by_one = true,
+                Err(error) => {
+                    self.tail = None;
+                    was_lost |= error == NotStored::Lost;
+                    // What a full engine does not take as a batch it may take alone.
+                    one_by_one |= error == NotStored::Busy;
+                    self.pause_once().await;
+                }
+            }
+        }
+    }
+
+    /// Takes along what waits behind it, as far as it fits into one batch.
+    fn gather(&mut self, items: &mut Vec<Item>) {
+        let mut bytes: usize = items.iter().map(|item| item.append.text.len()).sum();
+        while items.len() < BATCH_MESSAGES_MAX && bytes < BATCH_BYTES_MAX && self.next.is_none() {
+            match self.jobs.try_recv() {
+                Ok(Job { command: Command::Append(append, decide), deadline }) => {
+                    bytes += append.text.len();
+                    items.push(Item::new(append, decide, deadline));
+                }
+                Ok(other) => self.next = Some(other),
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Decides those that were tried for too long, and those whose connection
+    /// stores nothing more.
+    fn without_hopeless(&self, items: Vec<Item>) -> Vec<Item> {
+        let now = Instant::now();
+        let (hopeless, rest): (Vec<_>, Vec<_>) =
+            items.into_iter().partition(|item| item.deadline <= now || item.is_fenced());
+        for item in hopeless {
+            self.decide(item, Err(Unavailable));
+        }
+        rest
+    }
+
+    /// Decides as many of the items as it can: those to be refused, and either
+    /// all the others or the first of them.
+    async fn store(&mut self, items: &mut Vec<Item>, one_by_one: bool) -> Result<(), NotStored> {
+        let Some(entry) = self.shared.directory.account(&self.name) else {
+            return self.refuse_all(items, Code::NoSuchUser).await;
+        };
+        let account = entry.account;
+        let mut position = self.tail(&account).await?.position;
+        let expected = self.tail(&account).await?.last;
+        let cursor = self.cursor_for(&account, position, items).await?;
+        let mut messages = Vec::new();
+        let mut at = 0;
+        while let Some(item) = items.get(at) {
+            let after = Position {
+                sequence: Sequence(0),
+                messages: position.messages + 1,
+                bytes: position.bytes + item.append.text.len() as u64,
+            };
+            if let Some(code) = self.objection(item, cursor, after) {
+                self.refuse(items, at, code).await?;
+                continue;
+            }
+            if one_by_one && at > 0 {
+                break;
+            }
+            messages.push((item.id.clone(), self.letter(&item.append, after)));
+            position = after;
+            at += 1;
+        }
+        self.publish(items, &account, expected, messages, position).await
+    }
+
+    async fn publish(
+        &mut self,
+        items: &mut Vec<Item>,
+        account: &Account,
+        expected: u64,
+        mut messages: Vec<(MessageId, Bytes)>,
+        position: Position,
+    ) -> Result<(), NotStored> {
+        let count = messages.len();
+        let subject = self.shared.names.inbox(account);
+        let stored = match (messages.pop(), count) {
+            (None, _) => return Ok(()),
+            (Some((id, bytes)), 1) => {
+                let stored = self.shared.engine.publish(&subject, &id, expected, bytes).await;
+                stored.map(|stored| (stored.sequence, stored.duplicate))
+            }
+            (Some(last), _) => {
+                messages.push(last);
+                let stored = self.shared.engine.publish_batch(&subject, expected, messages).await;
+                stored.map(|sequence| (sequence, false))
+            }
+        };
+        if stored == Err(NotStored::Lost) {
+            items.iter_mut().take(count).for_each(|item| item.tried = true);
+        }
+        let (last, duplicate) = stored?;
+        self.pause = PAUSE_MIN;
+        self.tail = (!duplicate).then_some(Tail { incarnation: account.incarnation, last, position });
+        let outcome = if duplicate { self.outcome_at(last).await? } else { Outcome::Stored };
+        for item in items.drain(..count) {
+            self.decide(item, Ok(outcome));
+        }
+        Ok(())
+    }
+
+    fn letter(&self, append: &Append, after: Position) -> Bytes {
+        let sender = append.sender.as_ref().filter(|sender| self.shared.directory.is_alive(sender));
+        Letter {
+            messages: after.messages,
+            bytes: after.bytes,
+            time_ms: append.time_ms,
+            sender: sender.map(|sender| &sender.name),
+            text: &append.text,
+        }
+        .encode()
+    }
+
+    /// What speaks against it, unless it was decided before.
+    fn objection(&self, item: &Item, cursor: Position, after: Position) -> Option<Code> {
+        let append = &item.append;
+        if append.refusal.is_some() {
+            return append.refusal;
+        }
+        let has_sender = append.sender.as_ref().is_some_and(|sender| self.shared.directory.is_alive(sender));
+        if !has_sender && !append.from_nobody {
+            return Some(Code::Denied);
+        }
+        (!self.shared.config.holds(cursor, after)).then_some(Code::QueueFull)
+    }
+
+    async fn refuse_all(&mut self, items: &mut Vec<Item>, code: Code) -> Result<(), NotStored> {
+        while let Some(item) = items.first() {
+            let code = item.append.refusal.unwrap_or(code);
+            self.refuse(items, 0, code).await?;
+        }
+        Ok(())
+    }
+
+    /// Refuses the item at this place, unless it was decided before. The refusal
+    /// is stored where another try, at whatever server, would have to be: under
+    /// its id. So none of them is stored any more, behind what was sent later.
+    async fn refuse(&mut self, items: &mut Vec<Item>, at: usize, code: Code) -> Result<(), NotStored> {
+        let Some(item) = items.get(at) else { return Ok(()) };
+        let mut outcome = Outcome::Refused(code);
+        if item.append.send_id.is_some() || item.tried {
+            let (subject, bytes) = (self.shared.names.refusals(&self.name), encode_refusal(code));
+            let stored = self.shared.engine.publish_for(KEPT, &subject, &item.id, None, bytes).await?;
+            if stored.duplicate {
+                outcome = self.outcome_at(stored.sequence).await?;
+            }
+        }
+        let item = items.remove(at);
+        self.decide(item, Ok(outcome));
+        Ok(())
+    }
+
+    /// How the send was decided that the message of this number tells of.
+    async fn outcome_at(&self, sequence: u64) -> Result<Outcome, NotStored> {
+        let stream = self.shared.names.inbox_stream_of(&self.name);
+        let found = self.shared.engine.message(&stream, sequence).await.map_err(|Lost| NotStored::Lost)?;
+        let found = found.ok_or(NotStored::Busy)?;
+        if found.subject != self.shared.names.refusals(&self.name) {
+            return Ok(Outcome::Stored);
+        }
+        decode_refusal(&found.payload).map(Outcome::Refused).map_err(|error| {
+            tracing::error!(%error, name = %self.name, sequence, "a refusal cannot be read");
+            NotStored::Busy
+        })
+    }
+
+    fn decide(&self, item: Item, outcome: Result<Outcome, Unavailable>) {
+        let Item { append, decide, .. } = item;
+        if outcome.is_err() && append.send_id.is_some() {
+            append.fence.close();
+        }
+        // First whoever sent it, then whoever waits for it.
+        decide.decide(outcome);
+        if let Some(id) = &append.send_id {
+            self.shared.sends.decided(id, outcome);
+        }
+    }
+
+    /// The last message of the inbox, from the leader where it is not known.
+    pub(super) async fn tail(&mut self, account: &Account) -> Result<Tail, NotStored> {
+        if let Some(tail) = self.tail.filter(|tail| tail.incarnation == account.incarnation) {
+            return Ok(tail);
+        }
+        let stream = self.shared.names.inbox_stream_of(&account.name);
+        let subject = self.shared.names.inbox(account);
+        let last = self.shared.engine.last(&stream, &subject).await.map_err(|Lost| NotStored::Lost)?;
+        let incarnation = account.incarnation;
+        let tail = match last {
+            Some(Found { sequence, payload, .. }) => {
+                let message = decode_message(sequence, payload).map_err(|error| {
+                    tracing::error!(%error, name = %self.name, sequence, "a message cannot be read");
+                    NotStored::Busy
+                })?;
+                Tail { incarnation, last: sequence, position: message.position }
+            }
+            None => {
+                // All that there was is acknowledged and gone: the sums go on from there.
+                self.written = None;
+                Tail { incarnation, last: 0, position: self.written(account).await?.state.cursor }
+            }
+        };
+        self.tail = Some(tail);
+        Ok(tail)
+    }
+
+    /// What is acknowledged, as exactly as it matters for these items.
+    async fn cursor_for(
+        &mut self,
+        account: &Account,
+        tail: Position,
+        items: &[Item],
+    ) -> Result<Position, NotStored> {
+        let here = self.shared.cursors.of(account);
+        let written = self.written.filter(|written| written.incarnation == account.incarnation);
+        let known = latest(here, written.map(|written| written.state.cursor).unwrap_or_default());
+        let bytes: usize = items.iter().map(|item| item.append.text.len()).sum();
+        let after = Position {
+            messages: tail.messages + items.len() as u64,
+            bytes: tail.bytes + bytes as u64,
+            ..tail
+        };
+        if self.shared.config.holds(known, after) {
+            return Ok(known);
+        }
+        // The reader may be at another server.
+        self.written = None;
+        Ok(latest(here, self.written(account).await?.state.cursor))
+    }
+}
+
+impl Item {
+    fn new(append: Append, decide: Decide<Outcome>, deadline: Instant) -> Self {
+        let id = append.send_id.as_ref().map_or_else(random_id, session_id);
+        Self { append, decide, deadline, id, tried: false }
+    }
+
+    fn is_fenced(&self) -> bool {
+        self.append.send_id.is_some() && self.append.fence.is_closed()
+    }
+}
+
+/// The same for every try of a send, at every server.
+fn session_id(id: &SendId) -> MessageId {
+    format!("s.{}.{}", id.session.as_str(), id.id.value())
+}
