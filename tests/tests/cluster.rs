@@ -12,6 +12,7 @@ use hark_tests::{Client, Front, Harkd, Link, Nats, PATIENCE, Place, Wire, name, 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 /// How often a race is run.
 const ROUNDS: u32 = 40;
@@ -19,6 +20,9 @@ const ROUNDS: u32 = 40;
 /// Less than a server waits before it looks by itself whether something was
 /// stored that it was not told of.
 const UNTOLD: Duration = Duration::from_secs(24);
+
+/// How long nothing is said that cannot be known.
+const LONGER_THAN_A_MOMENT: Duration = Duration::from_secs(3);
 
 const BYE_TAKEN_OVER: Frame<Reply> = Frame::new(None, Reply::Bye(ByeReason::TakenOver));
 const BYE_DELETED: Frame<Reply> = Frame::new(None, Reply::Bye(ByeReason::Deleted));
@@ -340,6 +344,24 @@ async fn pipelined_sends_keep_their_order_across_changes_of_leader() {
         let expected: Vec<String> = (1..=COUNT).map(|n| n.to_string()).collect();
         assert!(texts.iter().map(|message| &*message.text).eq(&expected), "round {round}: {texts:?}");
     }
+}
+
+#[tokio::test]
+async fn who_connects_while_nobody_answers_for_its_messages_waits_until_somebody_does() {
+    let nats = Nats::shared();
+    let place = Place::on(nats);
+    let server = Harkd::builder().store(place.clone()).start();
+    let mut bob = Wire::connect(server.address()).await;
+    bob.create("bob").await;
+    let engine = async_nats::jetstream::new(async_nats::connect(nats.url_of(0)).await.unwrap());
+    let stream = format!("{}-inbox-0", place.chat());
+    let config = engine.get_stream(&stream).await.unwrap().cached_info().config.clone();
+    engine.delete_stream(&stream).await.unwrap();
+    bob.write(7, connect("bob")).await;
+    let answer = timeout(LONGER_THAN_A_MOMENT, bob.next()).await;
+    assert!(answer.is_err(), "it was {answer:?} while nobody could know");
+    engine.create_stream(config).await.unwrap();
+    assert!(matches!(bob.reply_to(7).await, Reply::Ok(_)));
 }
 
 /// An address that leads to a node, on which the client hears nothing any more

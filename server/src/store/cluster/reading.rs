@@ -4,10 +4,11 @@
 use std::time::Duration;
 
 use hark_protocol::Sequence;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::Shared;
 use super::engine::{Found, Lost};
+use super::lane::PATIENCE;
 use super::record::decode_message;
 use crate::store::{Account, Page, ReadLimit, Unavailable};
 
@@ -20,8 +21,7 @@ const BATCH_BYTES: usize = 1024 * 1024;
 /// What headers and subject of a message take, about.
 const MESSAGE_BYTES: usize = 512;
 
-/// How often a page is asked for that does not come, and the pause between.
-const TRIES: usize = 3;
+/// The pause before a page that has not come is asked for again.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Reads a page of what is not acknowledged, after `after`.
@@ -32,15 +32,29 @@ pub(super) async fn read(
     limit: ReadLimit,
 ) -> Result<Page, Unavailable> {
     let mut scan = Scan { limit, bytes: 0, last: after.0, page: Page::default() };
-    for _ in 0..TRIES {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
         match scan.run(shared, account).await {
             Ok(()) => return Ok(scan.page),
             // What was read before it failed can be had.
             Err(_) if !scan.page.messages.is_empty() => return Ok(Page { complete: false, ..scan.page }),
-            Err(Lost) => sleep(PAUSE).await,
+            Err(NoPage::Lost) if Instant::now() < deadline => sleep(PAUSE).await,
+            Err(_) => return Err(Unavailable),
         }
     }
-    Err(Unavailable)
+}
+
+/// Why a page could not be read.
+enum NoPage {
+    Lost,
+    /// A message in it is damaged, and will be the next time.
+    Unreadable,
+}
+
+impl From<Lost> for NoPage {
+    fn from(Lost: Lost) -> Self {
+        Self::Lost
+    }
 }
 
 struct Scan {
@@ -51,7 +65,7 @@ struct Scan {
 }
 
 impl Scan {
-    async fn run(&mut self, shared: &Shared, account: &Account) -> Result<(), Lost> {
+    async fn run(&mut self, shared: &Shared, account: &Account) -> Result<(), NoPage> {
         if !shared.directory.is_alive(account) {
             self.page.complete = true;
             return Ok(());
@@ -96,10 +110,10 @@ impl Scan {
     }
 
     /// False where there is no room for it.
-    fn take(&mut self, account: &Account, found: Found) -> Result<bool, Lost> {
+    fn take(&mut self, account: &Account, found: Found) -> Result<bool, NoPage> {
         let message = decode_message(found.sequence, found.payload).map_err(|error| {
             tracing::error!(%error, name = %account.name, sequence = found.sequence, "a message cannot be read");
-            Lost
+            NoPage::Unreadable
         })?;
         let bytes = self.bytes.saturating_add(message.text.len());
         let has_some = !self.page.messages.is_empty();
