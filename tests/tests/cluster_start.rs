@@ -12,8 +12,11 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use hark_protocol::{ByeReason, Reply, Request};
-use hark_tests::{Harkd, HarkdBuilder, Nats, Place, Wire, name};
+use hark_tests::{Authority, Harkd, HarkdBuilder, Nats, Place, Wire, name};
+use nkeys::KeyPair;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -159,6 +162,88 @@ fn a_token_comes_from_a_file() {
             check_refused(builder, &["cannot connect to the cluster", "authorization", "--nats-"]);
         }
     }
+}
+
+/// A token that says this of `subject`, as NATS wants it: a JWT, signed by an
+/// nkey (its decision record ADR-14).
+fn jwt(signer: &KeyPair, subject: &KeyPair, nats: &Value) -> String {
+    let claims = json!({
+        "iss": signer.public_key(), "sub": subject.public_key(), "iat": 1_700_000_000,
+        "name": "hark", "nats": nats,
+    });
+    let encode = |bytes: &[u8]| BASE64_URL_SAFE_NO_PAD.encode(bytes);
+    let header = json!({"typ": "JWT", "alg": "ed25519-nkey"});
+    let signed =
+        format!("{}.{}", encode(header.to_string().as_bytes()), encode(claims.to_string().as_bytes()));
+    let signature = signer.sign(signed.as_bytes()).unwrap();
+    format!("{signed}.{}", encode(&signature))
+}
+
+#[test]
+fn credentials_come_from_a_file_as_nats_makes_it() {
+    let [operator, system] = [KeyPair::new_operator(), KeyPair::new_account()];
+    let [account, stranger] = [KeyPair::new_account(), KeyPair::new_account()];
+    let unlimited = json!({
+        "subs": -1, "data": -1, "payload": -1, "imports": -1, "exports": -1, "wildcards": true, "conn": -1,
+        "leaf": -1, "mem_storage": -1, "disk_storage": -1, "streams": -1, "consumer": -1,
+    });
+    let of_account = json!({"type": "account", "version": 2, "limits": unlimited});
+    let of_system = json!({"type": "account", "version": 2});
+    let nats = Nats::builder(1)
+        .config(&format!(
+            "operator: {}\nsystem_account: {}\nresolver: MEMORY\nresolver_preload {{ {}: {}, {}: {} }}",
+            jwt(&operator, &operator, &json!({"type": "operator", "version": 2})),
+            system.public_key(),
+            system.public_key(),
+            jwt(&operator, &system, &of_system),
+            account.public_key(),
+            jwt(&operator, &account, &of_account),
+        ))
+        .start();
+    let place = Place::on(&nats);
+    let with = |account: &KeyPair| {
+        let user = KeyPair::new_user();
+        let rights = json!({"type": "user", "version": 2, "subs": -1, "data": -1, "payload": -1});
+        let (file, folder) = secret(&format!(
+            "-----BEGIN NATS USER JWT-----\n{}\n------END NATS USER JWT------\n\n\
+             -----BEGIN USER NKEY SEED-----\n{}\n------END USER NKEY SEED------",
+            jwt(account, &user, &rights),
+            user.seed().unwrap(),
+        ));
+        let file = file.display().to_string();
+        (Harkd::builder().store(place.clone()).args(["--nats-creds", &file]), folder)
+    };
+    let (right, _right) = with(&account);
+    drop(right.start());
+    let (wrong, _wrong) = with(&stranger);
+    check_refused(wrong, &["cannot connect to the cluster", "authorization", "--nats-"]);
+}
+
+#[test]
+fn nodes_that_speak_tls_are_believed_where_their_authority_is_named() {
+    // Where the node listens is known once it does.
+    let certificate = Authority::trusted().sign(&["localhost"]);
+    let (file, key) = (certificate.path(), certificate.key());
+    let tls = format!("tls {{ cert_file: {file:?}, key_file: {key:?} }}");
+    let mut nats = Nats::builder(1).config(&tls).start();
+    let address = nats.address_of(0);
+    certificate.replace(Authority::trusted(), &[&address.ip().to_string()]);
+    nats.kill(0);
+    nats.restart(0);
+    nats.wait_until_current();
+    let place = Place::on(&nats);
+    for scheme in ["tls", "nats"] {
+        let builder = || Harkd::builder().store(place.reached_by(&format!("{scheme}://{address}")));
+        let authority = certificate.authority().display().to_string();
+        drop(builder().args(["--nats-ca", &authority]).start());
+        check_refused(builder(), &["cannot connect to the cluster", "certificate", "--nats-ca"]);
+    }
+    let other = Authority::new().sign(&["localhost"]).authority().display().to_string();
+    let builder = Harkd::builder().store(place.reached_by(&format!("tls://{address}")));
+    check_refused(
+        builder.args(["--nats-ca", &other]),
+        &["cannot connect to the cluster", "certificate", "--nats-ca"],
+    );
 }
 
 #[test]

@@ -2,6 +2,8 @@
 //! where they are missing and checked where they are there.
 
 use std::collections::{HashMap, HashSet};
+use std::error::Error as _;
+use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -124,20 +126,20 @@ impl std::fmt::Debug for Credentials {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// It is not reached, or does not let us in.
-    #[error("cannot connect to the cluster at {nodes}: {source}; {}", remedy(source.kind()))]
+    #[error("cannot connect to the cluster at {nodes}: {error}; {}", remedy(error))]
     Connect {
         /// Which was tried.
         nodes: String,
         /// What went wrong.
-        source: async_nats::ConnectError,
+        error: async_nats::ConnectError,
     },
     /// A file of credentials cannot be read.
-    #[error("cannot read the credentials in {}: {source}", path.display())]
+    #[error("cannot read the credentials in {}: {error}", path.display())]
     Credentials {
         /// The file.
         path: PathBuf,
         /// What went wrong.
-        source: std::io::Error,
+        error: io::Error,
     },
     /// It is of a version that is known to lose messages, or was never tried.
     #[error("the NATS server {node} has version {found}; upgrade it to 2.15.1 or later")]
@@ -217,7 +219,7 @@ pub(super) async fn connect(config: &ClusterConfig) -> Result<(Client, watch::Re
     let client = options
         .connect(config.nodes.urls())
         .await
-        .map_err(|source| OpenError::Connect { nodes: config.nodes.to_string(), source })?;
+        .map_err(|error| OpenError::Connect { nodes: config.nodes.to_string(), error })?;
     let info = client.server_info();
     check_node(&info)?;
     if config.text_bytes_max + MESSAGE_OVERHEAD > info.max_payload {
@@ -235,12 +237,15 @@ fn connect_pause(tries: usize) -> Duration {
 }
 
 /// What to do where the connection fails.
-const fn remedy(kind: ConnectErrorKind) -> &'static str {
-    match kind {
+fn remedy(error: &async_nats::ConnectError) -> &'static str {
+    // What TLS says comes as an error of the socket.
+    let io = error.source().and_then(|source| source.downcast_ref::<io::Error>());
+    let is_tls = io.and_then(io::Error::get_ref).is_some_and(|inner| inner.is::<rustls::Error>());
+    match error.kind() {
         ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
             "say who you are with --nats-user, --nats-token-file or --nats-creds, as the nodes expect it"
         }
-        ConnectErrorKind::Tls => {
+        kind if is_tls || kind == ConnectErrorKind::Tls => {
             "is its certificate of an authority that the system trusts, or that --nats-ca names?"
         }
         _ => "is it running, and reached from here at these addresses?",
@@ -258,7 +263,7 @@ fn authenticated(credentials: &Credentials) -> Result<ConnectOptions, OpenError>
         Credentials::File(path) => std::fs::read_to_string(path)
             .map(Zeroizing::new)
             .and_then(|text| options.credentials(&text))
-            .map_err(|source| OpenError::Credentials { path: path.clone(), source })?,
+            .map_err(|error| OpenError::Credentials { path: path.clone(), error })?,
     })
 }
 
