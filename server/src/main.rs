@@ -15,10 +15,16 @@ use hark_server::log::{Bound, Watchers};
 use hark_server::server::{self, Limits};
 use hark_server::store::local::OPEN_FILES_MAX;
 use hark_server::store::{ENGINE_LOGS, Store};
+use mimalloc::MiMalloc;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::prelude::*;
 use tracing_subscriber::{EnvFilter, Layer};
+
+/// Messages are made on one thread and end on another, for which the system's
+/// allocator takes a lock each time.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// Threads for what blocks: reads of the disk, passwords, patterns. Each of
 /// these is bounded by itself as well.
