@@ -1,7 +1,8 @@
 //! `harkd`, the Hark chat server.
 
 use std::convert::Infallible;
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal};
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -16,10 +17,15 @@ use hark_server::server::{self, Limits};
 use hark_server::store::local::OPEN_FILES_MAX;
 use hark_server::store::{ENGINE_LOGS, Store};
 use mimalloc::MiMalloc;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::prelude::*;
 use tracing_subscriber::{EnvFilter, Layer};
+
+/// Connections that wait to be accepted, at most, where the system has so many
+/// (`net.core.somaxconn`). When all come back after a restart, those for whom
+/// there is no room try again after 1 s, then 3 s, 7 s, 15 s and so on.
+const UNACCEPTED_MAX: u32 = 65_535;
 
 /// Messages are made on one thread and end on another, for which the system's
 /// allocator takes a lock each time.
@@ -67,7 +73,7 @@ async fn run(arguments: &ServeArgs, watchers: &Watchers) -> anyhow::Result<()> {
     arguments.exposure.check(arguments.listen, arguments.require_password)?;
     let tls = arguments.exposure.tls()?;
     let limits = within_files(arguments.limits(), raise_file_limit()?);
-    let listener = TcpListener::bind(arguments.listen).await.with_context(|| {
+    let listener = listen(arguments.listen).with_context(|| {
         format!(
             "cannot listen on {}; is another server there? choose another with --listen",
             arguments.listen
@@ -91,6 +97,14 @@ async fn run(arguments: &ServeArgs, watchers: &Watchers) -> anyhow::Result<()> {
     store.close().await.context("what was acknowledged lately may come again")?;
     tracing::info!("stopped");
     Ok(())
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // Where another server has just ended, its connections may not be over.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(UNACCEPTED_MAX)
 }
 
 /// Who may watch the log proves it by a password.
