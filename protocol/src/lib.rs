@@ -39,5 +39,5 @@ pub mod name;
 
 pub use code::{ByeReason, Code, Failure, Refusal};
 pub use framing::{Frame, Incoming, ProtocolError};
-pub use message::{Delivery, OkFields, Reply, Request};
+pub use message::{Delivery, OkFields, Push, Reply, Request};
 pub use name::{Password, RequestId, Sequence, SessionToken, UserName};

@@ -3,7 +3,6 @@
 //! Knows nothing of how a message is enveloped; that is [`crate::framing`].
 
 use std::borrow::Cow;
-use std::fmt::Write as _;
 use std::str::FromStr;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -134,6 +133,38 @@ pub struct Delivery {
     pub time_ms: u64,
     /// The text.
     pub text: ByteString,
+}
+
+/// The same, borrowed: to be written where it lies.
+#[derive(Debug, Clone, Copy)]
+pub struct Push<'a> {
+    /// Its number in the inbox.
+    pub sequence: Sequence,
+    /// Who sent it; `None` where the sending connection was nobody.
+    pub sender: Option<&'a UserName>,
+    /// When the server took it, in milliseconds since 1970.
+    pub time_ms: u64,
+    /// The text.
+    pub text: &'a str,
+}
+
+impl Push<'_> {
+    pub(crate) const COMMAND: &'static str = "string";
+
+    pub(crate) fn write_payload(&self, to: &mut BytesMut) {
+        put_number(to, self.sequence.0);
+        to.put_u8(b',');
+        to.put_slice(self.sender.map_or("", UserName::as_str).as_bytes());
+        to.put_u8(b',');
+        put_number_then(to, self.time_ms, self.text);
+    }
+}
+
+impl Delivery {
+    fn borrow(&self) -> Push<'_> {
+        let Self { sequence, sender, time_ms, text } = self;
+        Push { sequence: *sequence, sender: sender.as_ref(), time_ms: *time_ms, text }
+    }
 }
 
 /// The fields of an `ok`. What they mean depends on the request, which the
@@ -298,7 +329,7 @@ impl Message for Reply {
         match self {
             Self::Ok(_) => "ok",
             Self::List(_) => "list",
-            Self::String(_) => "string",
+            Self::String(_) => Push::COMMAND,
             Self::Bye(_) => "bye",
             Self::NotOk(_) => "notok",
             Self::Error { .. } => "error",
@@ -309,13 +340,7 @@ impl Message for Reply {
         match self {
             Self::Ok(fields) => to.put_slice(fields.0.as_bytes()),
             Self::List(names) => write_names(names, to),
-            Self::String(delivery) => {
-                put_number(to, delivery.sequence.0);
-                to.put_u8(b',');
-                to.put_slice(delivery.sender.as_ref().map_or("", UserName::as_str).as_bytes());
-                to.put_u8(b',');
-                put_number_then(to, delivery.time_ms, &delivery.text);
-            }
+            Self::String(delivery) => delivery.borrow().write_payload(to),
             Self::Bye(reason) => to.put_slice(reason.as_str().as_bytes()),
             Self::NotOk(refusal) => put_code(to, refusal.code.as_str(), &refusal.explanation),
             Self::Error { failure, explanation } => put_code(to, failure.as_str(), explanation),
@@ -502,11 +527,19 @@ pub(crate) fn write_names(names: &[UserName], to: &mut BytesMut) {
     }
 }
 
-fn put_number(to: &mut BytesMut, number: u64) {
-    // Writing to a `BytesMut` reserves what it needs; it cannot fail.
-    if write!(to, "{number}").is_err() {
-        unreachable!("a buffer in memory takes what is written to it");
+fn put_number(to: &mut BytesMut, mut number: u64) {
+    /// Digits of the largest number.
+    const DIGITS_MAX: usize = 20;
+    let mut digits = [b'0'; DIGITS_MAX];
+    let mut first = DIGITS_MAX;
+    for (place, digit) in digits.iter_mut().enumerate().rev() {
+        *digit = b'0' + (number % 10) as u8;
+        (number, first) = (number / 10, place);
+        if number == 0 {
+            break;
+        }
     }
+    to.put_slice(digits.get(first..).unwrap_or_default());
 }
 
 fn put_number_then(to: &mut BytesMut, number: u64, text: &str) {

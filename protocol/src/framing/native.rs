@@ -13,7 +13,7 @@ use tokio_util::codec::{Decoder, Encoder};
 
 use super::{Frame, Incoming, ProtocolError};
 use crate::limits::{FRAME_BYTES_MAX, FRAME_BYTES_MIN, LENGTH_BYTES, USER_NAME_BYTES_MAX};
-use crate::message::{self, Message};
+use crate::message::{self, Message, Push};
 use crate::name::RequestId;
 use crate::{Refusal, Reply, Request};
 
@@ -100,11 +100,28 @@ pub fn encode(
     message: &impl Message,
     dst: &mut BytesMut,
 ) -> Result<(), ProtocolError> {
+    frame(id, message.command(), dst, |dst| message.write_payload(dst))
+}
+
+/// Appends a message for the user who is connected, as [`encode`] does.
+///
+/// # Errors
+/// As [`encode`].
+pub fn encode_push(push: &Push<'_>, dst: &mut BytesMut) -> Result<(), ProtocolError> {
+    frame(None, Push::COMMAND, dst, |dst| push.write_payload(dst))
+}
+
+fn frame(
+    id: Option<RequestId>,
+    command: &str,
+    dst: &mut BytesMut,
+    write_payload: impl FnOnce(&mut BytesMut),
+) -> Result<(), ProtocolError> {
     let start = dst.len();
     dst.put_u32(0);
     dst.put_u32(id.map_or(0, RequestId::value));
-    message::write_command(message.command(), dst);
-    message.write_payload(dst);
+    message::write_command(command, dst);
+    write_payload(dst);
     let bytes = dst.len() - start - LENGTH_BYTES;
     let fits = bytes <= FRAME_BYTES_MAX;
     match (u32::try_from(bytes), dst.get_mut(start..start + LENGTH_BYTES)) {

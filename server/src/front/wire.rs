@@ -15,7 +15,9 @@ use std::time::Duration;
 use bytes::{Buf, BytesMut};
 use hark_protocol::framing::classic::{self, ClassicServerCodec, FIELDS_WAIT_MS};
 use hark_protocol::framing::native::{self, ServerCodec};
-use hark_protocol::{Code, Failure, Frame, Incoming, ProtocolError, Refusal, Reply, Request, RequestId};
+use hark_protocol::{
+    Code, Failure, Frame, Incoming, ProtocolError, Push, Refusal, Reply, Request, RequestId,
+};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 use tokio_util::codec::Decoder;
@@ -28,6 +30,9 @@ use crate::store::Message;
 /// No more is written into the output than this and one message, in bytes. What
 /// the peer does not take stays in the store.
 const OUTPUT_BYTES_MAX: usize = 64 * 1024;
+
+/// Room that the output has at first, in bytes.
+const OUTPUT_BYTES_FIRST: usize = 2048;
 
 /// How long the fields of a command are waited for (classic).
 const FIELDS_WAIT: Duration = Duration::from_millis(FIELDS_WAIT_MS);
@@ -200,15 +205,25 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     }
 
     fn push(&mut self, message: &Message) {
-        self.owes_ack |= matches!(self.framing, Framing::Classic(_));
         self.owing_since.get_or_insert(self.now);
-        self.encode(None, &Reply::String(delivery(message)));
+        match &self.framing {
+            Framing::Classic(_) => {
+                self.owes_ack = true;
+                self.encode(None, &Reply::String(delivery(message)));
+            }
+            Framing::Native(_) => {
+                self.begin_output();
+                let Message { position, sender, time_ms, text } = message;
+                let (sequence, sender) = (position.sequence, sender.as_ref());
+                let push = Push { sequence, sender, time_ms: *time_ms, text };
+                let encoded = native::encode_push(&push, &mut self.output);
+                self.check(encoded);
+            }
+        }
     }
 
     fn encode(&mut self, id: Option<RequestId>, reply: &Reply) {
-        if self.is_written() {
-            self.written_at = self.now;
-        }
+        self.begin_output();
         match &self.framing {
             // The old clients know no `ok` after a list.
             Framing::Classic(_) if matches!(reply, Reply::Ok(_)) && self.in_list => self.in_list = false,
@@ -219,13 +234,25 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             // The end of the list says that there were none.
             Framing::Native(_) if matches!(reply, Reply::List(names) if names.is_empty()) => {}
             Framing::Native(_) => {
-                // A text that was accepted fits in a push, and all the rest is
-                // short: this is a bug of ours if it happens.
-                if let Err(error) = native::encode(id, reply, &mut self.output) {
-                    tracing::error!(peer = ?self.peer, %error, "a reply does not fit in a frame");
-                    self.peer.end();
-                }
+                let encoded = native::encode(id, reply, &mut self.output);
+                self.check(encoded);
             }
+        }
+    }
+
+    fn begin_output(&mut self) {
+        if self.is_written() {
+            self.written_at = self.now;
+            self.output.reserve(OUTPUT_BYTES_FIRST);
+        }
+    }
+
+    fn check(&mut self, encoded: Result<(), ProtocolError>) {
+        // A text that was accepted fits in a push, and all the rest is short:
+        // this is a bug of ours if it happens.
+        if let Err(error) = encoded {
+            tracing::error!(peer = ?self.peer, %error, "a reply does not fit in a frame");
+            self.peer.end();
         }
     }
 
