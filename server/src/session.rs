@@ -149,9 +149,9 @@ impl Session {
         }
     }
 
-    /// A message has been stored. One that is known already is dropped.
-    pub fn handle_appended(&mut self, message: Arc<Message>) {
-        self.take(message);
+    /// Messages have been stored. Those that are known already are dropped.
+    pub fn handle_appended(&mut self, messages: impl IntoIterator<Item = Arc<Message>>) {
+        messages.into_iter().for_each(|message| self.take(message));
     }
 
     /// Messages have been stored that will not come as events.
@@ -294,7 +294,7 @@ mod tests {
         assert_eq!(pushes(&mut session, now), [3, 5]);
         assert!(session.wants_messages());
         for sequence in [3, 5, 8] {
-            session.handle_appended(message(sequence, 1));
+            session.handle_appended([message(sequence, 1)]);
         }
         assert_eq!(pushes(&mut session, now), [8]);
     }
@@ -303,7 +303,7 @@ mod tests {
     fn the_window_holds_256_messages_and_acks_make_room() {
         let (mut session, now) = caught_up();
         for sequence in 1..=300 {
-            session.handle_appended(message(sequence, 1));
+            session.handle_appended([message(sequence, 1)]);
         }
         assert_eq!(pushes(&mut session, now).len(), 256);
         assert!(!session.wants_messages(), "what does not fit stays in the inbox's buffer");
@@ -315,18 +315,18 @@ mod tests {
     #[test]
     fn the_window_holds_a_mebibyte_but_at_least_one_message() {
         let (mut session, now) = caught_up();
-        session.handle_appended(message(1, WINDOW_BYTES_MAX + 1));
-        session.handle_appended(message(2, 1));
+        session.handle_appended([message(1, WINDOW_BYTES_MAX + 1)]);
+        session.handle_appended([message(2, 1)]);
         assert_eq!(pushes(&mut session, now), [1]);
         session.handle_ack(Sequence(1)).unwrap();
-        session.handle_appended(message(3, WINDOW_BYTES_MAX));
+        session.handle_appended([message(3, WINDOW_BYTES_MAX)]);
         assert_eq!(pushes(&mut session, now), [2], "3 would make it over a mebibyte");
     }
 
     #[test]
     fn an_ack_above_what_was_pushed_counts_for_nothing() {
         let (mut session, now) = caught_up();
-        session.handle_appended(message(7, 1));
+        session.handle_appended([message(7, 1)]);
         pushes(&mut session, now);
         assert_eq!(session.handle_ack(Sequence(8)), Err(NeverPushed { highest: Sequence(7) }));
         assert!(session.awaits_ack());
@@ -352,7 +352,7 @@ mod tests {
     #[test]
     fn what_comes_while_it_lags_is_left_to_the_next_read() {
         let (mut session, now) = caught_up();
-        session.handle_appended(message(1, 1));
+        session.handle_appended([message(1, 1)]);
         assert_eq!(pushes(&mut session, now), [1]);
         session.handle_lagged();
         assert!(!session.wants_messages());
@@ -406,12 +406,12 @@ mod tests {
     #[test]
     fn after_its_end_it_pushes_nothing_but_takes_acks() {
         let (mut session, now) = caught_up();
-        session.handle_appended(message(1, 1));
+        session.handle_appended([message(1, 1)]);
         assert_eq!(pushes(&mut session, now), [1]);
-        session.handle_appended(message(2, 1));
+        session.handle_appended([message(2, 1)]);
         session.end();
         assert_eq!(session.step(now), Step::Wait);
-        session.handle_appended(message(3, 1));
+        session.handle_appended([message(3, 1)]);
         session.handle_page(page([4], true), now);
         assert_eq!(session.step(now), Step::Wait);
         assert_eq!(session.handle_ack(Sequence(1)).unwrap().unwrap().sequence, Sequence(1));

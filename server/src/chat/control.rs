@@ -43,6 +43,11 @@ impl Control {
         }
     }
 
+    /// Whether the connection has been told anything.
+    pub(super) fn is_told(&self) -> bool {
+        self.wish.load(Ordering::Acquire) != 0
+    }
+
     /// Ready once the connection has been told [`Wish::Close`]: for a second
     /// task, beside the one that calls [`Self::poll`].
     pub fn poll_close(&self, cx: &mut Context<'_>) -> Poll<()> {

@@ -31,7 +31,7 @@ use super::{Chat, Fault, ROOM_UNITS, UNIT_BYTES, now_ms};
 use crate::limit::network;
 use crate::session::NeverPushed;
 use crate::store::{
-    Account, Append, Created, End, Fence, Message, Outcome, Pending, Receiver, SendId, Unavailable,
+    Account, Append, Created, Decide, End, Fence, Message, Outcome, Pending, Receiver, SendId, Unavailable,
 };
 
 /// What goes out to the peer.
@@ -63,6 +63,8 @@ pub struct Peer {
     undecided: bool,
     /// Nothing has been asked yet: `hello` is welcome.
     fresh: bool,
+    /// Sends of this burst, which the store gets all at once.
+    sends: Vec<(Append, Decide<Outcome>)>,
     /// Decided in this order.
     answers: VecDeque<(Option<RequestId>, Answer)>,
     /// A request that waits until `answers` is empty.
@@ -137,6 +139,7 @@ impl Peer {
             fence: Fence::default(),
             undecided: false,
             fresh: true,
+            sends: Vec::new(),
             answers: VecDeque::new(),
             waiting: None,
             operation: None,
@@ -203,10 +206,14 @@ impl Peer {
     }
 
     /// Takes a request, or what was wrong with one. Only while
-    /// [`Self::is_ready`], but for [`Request::Ack`], which is always taken.
+    /// [`Self::is_ready`], but for [`Request::Ack`], which is always taken. What
+    /// is sent gets to the store at the next [`Self::poll`] or other request.
     pub fn handle(&mut self, id: Option<RequestId>, request: Result<Request, Refusal>) {
         let fresh = std::mem::replace(&mut self.fresh, false);
         self.count(&request);
+        if !matches!(request, Ok(Request::Send { .. })) {
+            self.pass_sends_on();
+        }
         match request {
             Err(refusal) => self.answer(id, Answer::Reply(Reply::NotOk(refusal))),
             Ok(Request::Ack { sequence }) => self.handle_ack(sequence),
@@ -251,8 +258,9 @@ impl Peer {
     }
 
     /// Ready when the connection has to end at once: it is dropped, whatever it
-    /// still has to say. To be polled even while nothing can be written, since
-    /// another connection may wait for it.
+    /// still has to say. To be polled first, each time that its task is: this is
+    /// what wakes it when it is told to end. And even while nothing can be
+    /// written, since another connection may wait for it.
     pub fn poll_cut(&self, cx: &mut Context<'_>) -> Poll<()> {
         match self.control.poll(cx) {
             Poll::Ready(Wish::Close) => Poll::Ready(()),
@@ -266,7 +274,7 @@ impl Peer {
             return Poll::Pending;
         }
         self.turn.come(now);
-        if self.end == Stage::Open && self.control.poll(cx).is_ready() {
+        if self.end == Stage::Open && self.control.is_told() {
             self.end = Stage::Ending { bye: true };
         }
         loop {
@@ -372,6 +380,7 @@ impl Peer {
         if self.answers.is_empty() {
             // A burst is over; an idle connection holds no memory for it.
             self.answers = VecDeque::new();
+            self.sends = Vec::new();
         }
         Poll::Ready((id, reply))
     }
@@ -382,6 +391,12 @@ impl Peer {
             self.undecided = true;
             self.fence.close();
             self.end();
+        }
+    }
+
+    fn pass_sends_on(&mut self) {
+        if !self.sends.is_empty() {
+            self.chat.store.append_all(&mut self.sends);
         }
     }
 
@@ -407,6 +422,7 @@ impl Peer {
     /// The next reply to a request.
     fn poll_requests(&mut self, cx: &mut Context<'_>) -> Poll<(Option<RequestId>, Reply)> {
         loop {
+            self.pass_sends_on();
             if !self.answers.is_empty() {
                 return self.poll_answers(cx);
             }
@@ -598,27 +614,31 @@ impl Peer {
             to,
             sender: self.account().cloned(),
             from_nobody: !rules.require_password,
-            time_ms: now_ms(),
+            // Those of a burst come at the same time.
+            time_ms: self.sends.last().map_or_else(now_ms, |(send, _)| send.time_ms),
             send_id,
             refusal,
             fence: self.fence.clone(),
             permit: None,
             text,
         };
-        let room = Arc::clone(&self.chat.room);
         let units = units(&append.text);
-        match Arc::clone(&room).try_acquire_many_owned(units) {
+        match Arc::clone(&self.chat.room).try_acquire_many_owned(units) {
             Ok(permit) => self.append(id, Append { permit: Some(permit), ..append }),
-            Err(_) => self.begin(id, async move {
-                let permit = room.acquire_many_owned(units).await.map_err(|_| Unavailable)?;
-                Ok(Done::RoomFor(Box::new(Append { permit: Some(permit), ..append })))
-            }),
+            Err(_) => {
+                let room = Arc::clone(&self.chat.room);
+                self.begin(id, async move {
+                    let permit = room.acquire_many_owned(units).await.map_err(|_| Unavailable)?;
+                    Ok(Done::RoomFor(Box::new(Append { permit: Some(permit), ..append })))
+                });
+            }
         }
     }
 
     fn append(&mut self, id: Option<RequestId>, append: Append) {
         let to = append.to.clone();
-        let outcome = self.chat.store.append(append);
+        let (decide, outcome) = Pending::new();
+        self.sends.push((append, decide));
         self.answer(id, Answer::Sent { to, outcome });
     }
 }

@@ -54,7 +54,7 @@ impl Reception {
             let Some(receiver) = &mut self.receiver else {
                 return Poll::Pending;
             };
-            if let Poll::Ready(end) = receiver.poll_end(cx) {
+            if let Some(end) = receiver.end() {
                 self.end();
                 return Poll::Ready(Received::End(end));
             }
@@ -66,19 +66,25 @@ impl Reception {
                 }
                 Step::Wait => {}
             }
+            // From here on it is woken, whatever it waits for.
+            if receiver.poll_end(cx).is_ready() {
+                continue;
+            }
             if let Some(read) = &mut self.read {
                 let page = ready!(Pin::new(read).poll(cx));
                 self.read = None;
                 self.session.handle_page(page, now);
-            } else if self.session.wants_messages() {
-                match ready!(receiver.poll_event(cx)) {
-                    Event::Appended(message) => self.session.handle_appended(message),
-                    Event::Lagged => self.session.handle_lagged(),
-                    // The next turn takes it.
-                    Event::Ended(_) => {}
-                }
-            } else {
+                continue;
+            }
+            if !self.session.wants_messages() {
                 return Poll::Pending;
+            }
+            match receiver.next_event() {
+                Some(Event::Appended(messages)) => self.session.handle_appended(messages),
+                Some(Event::Lagged) => self.session.handle_lagged(),
+                // The next turn takes it.
+                Some(Event::Ended(_)) => {}
+                None => return Poll::Pending,
             }
         }
     }

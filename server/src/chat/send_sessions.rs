@@ -166,8 +166,8 @@ mod tests {
             Pending::ready(Err(Unavailable))
         }
 
-        fn append(&self, _: Append) -> Pending<Outcome> {
-            Pending::ready(Err(Unavailable))
+        fn append_all(&self, appends: &mut Vec<(Append, Decide<Outcome>)>) {
+            appends.clear();
         }
 
         fn receive(&self, _: &Account) -> Pending<Option<Receiver>> {

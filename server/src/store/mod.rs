@@ -69,7 +69,15 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     fn names(&self, after: Option<&UserName>, limit: usize) -> Pending<Vec<UserName>>;
 
     /// Stores a message, or refuses it: the commit decides.
-    fn append(&self, append: Append) -> Pending<Outcome>;
+    fn append(&self, append: Append) -> Pending<Outcome> {
+        let (decide, pending) = Pending::new();
+        self.append_all(&mut vec![(append, decide)]);
+        pending
+    }
+
+    /// As [`Self::append`] for each of these, in their order; it takes them out.
+    /// Many at a time cost less than one by one.
+    fn append_all(&self, appends: &mut Vec<(Append, Decide<Outcome>)>);
 
     /// Begins to receive for an account; whoever did before gets
     /// [`End::TakenOver`]. `None` where the account has ended.

@@ -95,15 +95,25 @@ impl Outcomes {
     /// Remembers the outcome of an id that is new, or was left out.
     pub(super) fn record(&mut self, id: u32, outcome: Outcome) {
         let is_next = id > self.highest;
+        match self.runs.back_mut() {
+            // As nearly always.
+            Some(last) if is_next && last.end() == u64::from(id) && last.outcome == outcome => {
+                (last.length, self.highest) = (last.length + 1, id);
+            }
+            _ => self.insert(id, outcome, is_next),
+        }
+        self.remembered += 1;
+        if self.remembered > OUTCOMES_REMEMBERED {
+            self.forget_oldest();
+        }
+    }
+
+    fn insert(&mut self, id: u32, outcome: Outcome, is_next: bool) {
         let at = if is_next { self.runs.len() } else { self.runs.partition_point(|run| run.first < id) };
         self.highest = self.highest.max(id);
         self.runs.insert(at, Run { first: id, length: 1, outcome });
         self.join(at + 1);
         self.join(at);
-        self.remembered += 1;
-        if self.remembered > OUTCOMES_REMEMBERED {
-            self.forget_oldest();
-        }
     }
 
     /// Makes one of the run at this place and the one before, where they follow

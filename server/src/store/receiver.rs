@@ -7,6 +7,7 @@
 //! A message can so come both ways; its sequence number tells.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
@@ -21,11 +22,19 @@ pub const BUFFERED_MESSAGES_MAX: usize = 256;
 /// Bytes of text that are buffered for one session, at most.
 pub const BUFFERED_BYTES_MAX: usize = 256 * 1024;
 
+/// Messages that a session takes at once, at most.
+pub(super) const TAKEN_MESSAGES_MAX: usize = 32;
+
+/// Bytes of text that a session takes at once, at most, but for a longer first
+/// message.
+pub(super) const TAKEN_BYTES_MAX: usize = 16 * 1024;
+
 /// What a session is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// A message has been stored. They come in the order of their numbers.
-    Appended(Arc<Message>),
+    /// Messages have been stored, a bounded number at a time. They
+    /// come in the order of their numbers.
+    Appended(Vec<Arc<Message>>),
     /// There are messages that will not come as [`Event::Appended`].
     Lagged,
     /// It receives no more.
@@ -60,6 +69,8 @@ pub struct Feed {
 
 #[derive(Debug, Default)]
 struct Buffer {
+    /// There is an end in the state.
+    ended: AtomicBool,
     // A lock, since a store's thread writes what a session's task reads. It is
     // held for one operation on the queue, never over a wait.
     state: Mutex<State>,
@@ -119,9 +130,8 @@ impl Receiver {
         if let Some(end) = state.end {
             return Some(Event::Ended(end));
         }
-        if let Some(message) = state.messages.pop_front() {
-            state.bytes = state.bytes.saturating_sub(message.text.len());
-            return Some(Event::Appended(message));
+        if !state.messages.is_empty() {
+            return Some(Event::Appended(state.take()));
         }
         if state.following || state.told {
             return None;
@@ -146,40 +156,48 @@ impl Receiver {
     }
 
     /// Waits for the next event; the task is woken when there is one.
-    pub fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+    #[cfg(test)]
+    pub(super) fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
         self.buffer.changed.register(cx.waker());
         self.next_event().map_or(Poll::Pending, Poll::Ready)
     }
 
-    /// Waits for the end alone and leaves the messages where they are.
+    /// Waits for the end alone and leaves the messages where they are. The task
+    /// is woken by the next event, too.
     pub fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         self.buffer.changed.register(cx.waker());
-        self.buffer.lock().end.map_or(Poll::Pending, Poll::Ready)
+        self.end().map_or(Poll::Pending, Poll::Ready)
+    }
+
+    /// The end, where it has come. Costs next to nothing.
+    #[must_use]
+    pub fn end(&self) -> Option<End> {
+        if self.buffer.is_ended() { self.buffer.lock().end } else { None }
     }
 }
 
 impl Drop for Receiver {
     fn drop(&mut self) {
-        let mut state = self.buffer.lock();
-        state.end.get_or_insert(End::TakenOver);
-        state.forget();
+        self.buffer.end(End::TakenOver);
     }
 }
 
 impl Feed {
-    /// Tells of a message that has been stored.
-    pub fn appended(&self, message: &Arc<Message>) {
+    /// Tells of messages that have been stored, in the order of their numbers.
+    pub fn appended(&self, messages: impl IntoIterator<Item = Arc<Message>>) {
         let mut state = self.buffer.lock();
         if state.end.is_some() || !state.following {
             return;
         }
-        let full = state.messages.len() >= BUFFERED_MESSAGES_MAX
-            || (!state.messages.is_empty() && state.bytes + message.text.len() > BUFFERED_BYTES_MAX);
-        if full {
-            state.forget();
-        } else {
+        for message in messages {
+            let full = state.messages.len() >= BUFFERED_MESSAGES_MAX
+                || (!state.messages.is_empty() && state.bytes + message.text.len() > BUFFERED_BYTES_MAX);
+            if full {
+                state.forget();
+                break;
+            }
             state.bytes += message.text.len();
-            state.messages.push_back(Arc::clone(message));
+            state.messages.push_back(message);
         }
         drop(state);
         self.buffer.changed.wake();
@@ -196,17 +214,14 @@ impl Feed {
 
     /// Ends the reception. The first end counts.
     pub fn end(&self, end: End) {
-        let mut state = self.buffer.lock();
-        state.end.get_or_insert(end);
-        state.forget();
-        drop(state);
+        self.buffer.end(end);
         self.buffer.changed.wake();
     }
 
     /// Whether the session has gone or was ended: there is nobody to feed.
     #[must_use]
     pub fn is_ended(&self) -> bool {
-        self.buffer.lock().end.is_some()
+        self.buffer.is_ended()
     }
 
     /// Whether this feeds `receiver`.
@@ -221,9 +236,35 @@ impl Buffer {
         // Nothing panics while the lock is held.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// The first end counts.
+    fn end(&self, end: End) {
+        let mut state = self.lock();
+        state.end.get_or_insert(end);
+        state.forget();
+        self.ended.store(true, Ordering::Release);
+    }
+
+    fn is_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
+    }
 }
 
 impl State {
+    /// The first messages that there are.
+    fn take(&mut self) -> Vec<Arc<Message>> {
+        let (mut count, mut bytes) = (0, 0);
+        for message in self.messages.iter().take(TAKEN_MESSAGES_MAX) {
+            if count > 0 && bytes + message.text.len() > TAKEN_BYTES_MAX {
+                break;
+            }
+            count += 1;
+            bytes += message.text.len();
+        }
+        self.bytes = self.bytes.saturating_sub(bytes);
+        self.messages.drain(..count).collect()
+    }
+
     /// Empties the buffer and gives its memory back.
     fn forget(&mut self) {
         self.messages = VecDeque::new();

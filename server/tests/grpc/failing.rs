@@ -10,8 +10,8 @@ use hark_grpc::v1::{Error, Hello, Idempotency, Ok, SendRequest};
 use hark_protocol::{Sequence, SessionToken, UserName};
 use hark_server::store::local::{LocalConfig, LocalStore};
 use hark_server::store::{
-    Account, AccountEntry, Append, Created, Outcome, Page, PasswordHash, Pending, Position, ReadLimit,
-    Receiver, Store, Unavailable,
+    Account, AccountEntry, Append, Created, Decide, Outcome, Page, PasswordHash, Pending, Position,
+    ReadLimit, Receiver, Store, Unavailable,
 };
 use tonic::Code;
 use tonic_health::pb::HealthCheckRequest;
@@ -59,12 +59,14 @@ impl Store for Failing {
         self.store.names(after, limit)
     }
 
-    fn append(&self, append: Append) -> Pending<Outcome> {
-        if self.fails.load(Ordering::SeqCst) {
-            append.fence.close();
-            return Pending::ready(Err(Unavailable));
+    fn append_all(&self, appends: &mut Vec<(Append, Decide<Outcome>)>) {
+        if !self.fails.load(Ordering::SeqCst) {
+            return self.store.append_all(appends);
         }
-        self.store.append(append)
+        for (append, decide) in appends.drain(..) {
+            append.fence.close();
+            decide.decide(Err(Unavailable));
+        }
     }
 
     fn receive(&self, account: &Account) -> Pending<Option<Receiver>> {

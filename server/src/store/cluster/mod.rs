@@ -63,8 +63,8 @@ use self::sends::Sends;
 use self::setup::Link;
 use self::sweeper::Sweeper;
 use super::{
-    Account, AccountEntry, Append, Created, Outcome, Page, PasswordHash, Pending, Position, ReadLimit,
-    Receiver, Store,
+    Account, AccountEntry, Append, Created, Decide, Outcome, Page, PasswordHash, Pending, Position,
+    ReadLimit, Receiver, Store,
 };
 
 pub use self::nodes::{BadNodes, Nodes};
@@ -140,16 +140,20 @@ impl ClusterStore {
         Ok(Self { shared, asked, runtime: Handle::current() })
     }
 
-    fn ask<T>(&self, asked: impl FnOnce(super::Decide<T>) -> Asked) -> Pending<T> {
+    fn ask<T>(&self, asked: impl FnOnce(Decide<T>) -> Asked) -> Pending<T> {
         let (decide, pending) = Pending::new();
-        // Where nothing is taken any more it is dropped, and so unavailable.
-        if let Err(late) = self.asked.send(asked(decide)) {
-            late.0.refuse();
-        }
+        self.push(asked(decide));
         pending
     }
 
-    fn ask_lane<T>(&self, name: &UserName, command: impl FnOnce(super::Decide<T>) -> Command) -> Pending<T> {
+    fn push(&self, asked: Asked) {
+        // Where nothing is taken any more it is dropped, and so unavailable.
+        if let Err(late) = self.asked.send(asked) {
+            late.0.refuse();
+        }
+    }
+
+    fn ask_lane<T>(&self, name: &UserName, command: impl FnOnce(Decide<T>) -> Command) -> Pending<T> {
         self.ask(|decide| Asked::Lane(name.clone(), command(decide)))
     }
 }
@@ -176,8 +180,10 @@ impl Store for ClusterStore {
         self.ask(|decide| Asked::Names(after.cloned(), limit, decide))
     }
 
-    fn append(&self, append: Append) -> Pending<Outcome> {
-        self.ask(|decide| Asked::Append(append, decide))
+    fn append_all(&self, appends: &mut Vec<(Append, Decide<Outcome>)>) {
+        for (append, decide) in appends.drain(..) {
+            self.push(Asked::Append(append, decide));
+        }
     }
 
     fn receive(&self, account: &Account) -> Pending<Option<Receiver>> {

@@ -182,7 +182,7 @@ impl Task {
         let follows = number(told, "Nats-Last-Sequence") == Some(self.last);
         self.last = sequence;
         match decode_message(sequence, told.payload.clone()) {
-            Ok(message) if follows => self.feed.appended(&Arc::new(message)),
+            Ok(message) if follows => self.feed.appended([Arc::new(message)]),
             // Something is missing before it, or it cannot be read: reading tells.
             _ => self.feed.lagged(),
         }

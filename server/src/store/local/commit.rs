@@ -36,8 +36,13 @@ pub(super) struct Committer {
     ledger: Ledger,
     /// Notices of the commit that has failed.
     failed: Vec<Notice>,
-    /// Changes that go into the next commit, whatever it decides.
-    carried: Changes,
+    /// Changes of the next commit; empty but after a recovery, which has some
+    /// of its own.
+    changes: Changes,
+    /// Decisions of the commit; empty between two.
+    verdicts: Vec<Verdict>,
+    /// The room of its messages, which are under way; empty between two.
+    permits: Vec<OwnedSemaphorePermit>,
     /// Commands that are taken and not yet decided.
     backlog: VecDeque<Command>,
     /// Cursors that have been written, and that no sync has covered.
@@ -47,14 +52,9 @@ pub(super) struct Committer {
 }
 
 /// A decision that waits for its commit.
+#[derive(Debug)]
 enum Verdict {
-    Append {
-        decide: Decide<Outcome>,
-        outcome: Result<Outcome, Unavailable>,
-        fence: Option<Fence>,
-        /// Held for as long as the message is under way.
-        _permit: Option<OwnedSemaphorePermit>,
-    },
+    Append { decide: Decide<Outcome>, outcome: Result<Outcome, Unavailable>, fence: Option<Fence> },
     Created(Decide<Created>, Created),
     Flag(Decide<bool>, bool),
     Receiver(Decide<Option<Receiver>>, Option<Receiver>),
@@ -118,7 +118,9 @@ impl Committer {
             recovery: None,
             ledger,
             failed: Vec::new(),
-            carried: Changes::default(),
+            changes: Changes::default(),
+            verdicts: Vec::new(),
+            permits: Vec::new(),
             backlog: VecDeque::new(),
             cursors: HashMap::new(),
             acks_written: now,
@@ -154,7 +156,8 @@ impl Committer {
     /// Decides what waits and commits it; yields who wants it closed next.
     fn commit(&mut self, acks: Acks) -> Option<Decide<()>> {
         let now = self.now();
-        let mut changes = std::mem::take(&mut self.carried);
+        let mut changes = std::mem::take(&mut self.changes);
+        let mut verdicts = std::mem::take(&mut self.verdicts);
         self.ledger.forget_sessions(now, &mut changes);
         if !acks.is_empty() {
             self.acks_written = Instant::now();
@@ -162,7 +165,6 @@ impl Committer {
         for (account, position) in acks {
             self.ledger.acknowledge(&account, position, &mut changes);
         }
-        let mut verdicts = Vec::with_capacity(self.backlog.len().min(COMMANDS_MAX));
         let mut text_bytes = 0;
         let mut closing = None;
         while verdicts.len() < COMMANDS_MAX && text_bytes < TEXT_BYTES_MAX && closing.is_none() {
@@ -175,7 +177,7 @@ impl Committer {
                 }
             }
         }
-        self.ledger.write_sessions(&mut changes);
+        self.ledger.write_gathered(&mut changes);
         self.finish(changes, verdicts);
         closing
     }
@@ -183,10 +185,13 @@ impl Committer {
     fn decide(&mut self, command: Command, now: Duration, changes: &mut Changes) -> Option<Verdict> {
         let ledger = &mut self.ledger;
         Some(match command {
-            Command::Append(append, decide) => {
-                let outcome = ledger.append(&append, now, changes);
-                let fence = append.send_id.is_some().then_some(append.fence);
-                Verdict::Append { decide, outcome, fence, _permit: append.permit }
+            Command::Append(mut append, decide) => {
+                let fence = append.send_id.is_some().then(|| append.fence.clone());
+                if let Some(permit) = append.permit.take() {
+                    hold(&mut self.permits, permit);
+                }
+                let outcome = ledger.append(append, now, changes);
+                Verdict::Append { decide, outcome, fence }
             }
             Command::Create(name, password, decide) => {
                 Verdict::Created(decide, ledger.create(&name, password, changes))
@@ -221,17 +226,23 @@ impl Committer {
 
     /// Writes what was decided, and then says it. In this order: whoever hears
     /// of a change finds it, and whoever made it hears of it first.
-    fn finish(&mut self, mut changes: Changes, verdicts: Vec<Verdict>) {
+    ///
+    /// The decisions are said from the last to the first: a connection waits for
+    /// its first one, and so wakes when it has them all.
+    fn finish(&mut self, mut changes: Changes, mut verdicts: Vec<Verdict>) {
         self.shared.live.begin(&changes.begun);
         if let Err(error) = self.write(&mut changes) {
             return self.fail(&error, changes, verdicts);
         }
-        self.shared.directory.change(changes.directory);
-        verdicts.into_iter().for_each(Verdict::pronounce);
-        changes.notices.into_iter().for_each(Notice::deliver);
-        if self.ledger.is_merge_due()
+        self.shared.directory.change(&mut changes.directory);
+        verdicts.drain(..).rev().for_each(Verdict::pronounce);
+        self.permits.clear();
+        changes.tell();
+        changes.clear();
+        (self.changes, self.verdicts) = (changes, verdicts);
+        if let Some(engine) = &mut self.engine
+            && self.ledger.is_merge_due(engine.dead_bytes_min())
             && self.cursors.is_empty()
-            && let Some(engine) = &mut self.engine
         {
             engine.compact();
             self.ledger.merge_began();
@@ -239,12 +250,12 @@ impl Committer {
     }
 
     fn write(&mut self, changes: &mut Changes) -> Result<(), EngineError> {
-        let batch = std::mem::take(&mut changes.batch);
+        let batch = &mut changes.batch;
         let Some(engine) = self.engine.as_mut().filter(|_| !batch.changes.is_empty()) else { return Ok(()) };
         let synced = match self.config.sync {
             // A merge must not drop what an acknowledgement that could still be
             // lost has freed, so it waits for a sync.
-            Sync::Always => changes.awaited || self.ledger.is_merge_due(),
+            Sync::Always => changes.awaited || self.ledger.is_merge_due(engine.dead_bytes_min()),
             Sync::Os => changes.reserved,
         };
         let durability = if synced { Durability::Machine } else { Durability::Process };
@@ -267,6 +278,7 @@ impl Committer {
             }
             verdict.withdraw();
         }
+        self.permits.clear();
         self.failed = changes.notices;
         self.cursors.clear();
         self.shared.live.forget();
@@ -298,13 +310,13 @@ impl Committer {
     /// Begins to serve what was loaded.
     fn serve(&mut self, engine: Box<dyn Engine>, loaded: Loaded) {
         let now = self.now();
+        self.shared.directory.replace(loaded.directory());
         let former = std::mem::replace(&mut self.ledger, Ledger::new(self.config.clone(), loaded, now));
         let failed = std::mem::take(&mut self.failed);
         self.shared.live.load(self.ledger.cursors());
-        self.shared.directory.replace(self.ledger.directory());
         self.shared.readers.set(Some(engine.reader()));
-        self.carried = Changes::default();
-        self.ledger.succeed(former, failed, now, &mut self.carried);
+        self.changes = Changes::default();
+        self.ledger.succeed(former, failed, now, &mut self.changes);
         self.engine = Some(engine);
     }
 
@@ -320,6 +332,15 @@ impl Committer {
     /// The time that the store has been running.
     fn now(&self) -> Duration {
         self.started.elapsed()
+    }
+}
+
+/// Adds a permit to those of its kind: to give back many at once costs as much
+/// as to give back one.
+fn hold(permits: &mut Vec<OwnedSemaphorePermit>, permit: OwnedSemaphorePermit) {
+    match permits.last_mut() {
+        Some(last) if Arc::ptr_eq(last.semaphore(), permit.semaphore()) => last.merge(permit),
+        _ => permits.push(permit),
     }
 }
 

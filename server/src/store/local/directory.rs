@@ -47,14 +47,14 @@ impl Directory {
         Ok(range.take(limit).map(|(name, _)| name.clone()).collect())
     }
 
-    /// Makes changes; `None` for a name that leaves.
-    pub(super) fn change(&self, changes: Vec<(UserName, Option<Entry>)>) {
+    /// Makes changes, and takes them out; `None` for a name that leaves.
+    pub(super) fn change(&self, changes: &mut Vec<(UserName, Option<Entry>)>) {
         if changes.is_empty() {
             return;
         }
         let mut entries = self.write();
         let Some(entries) = &mut *entries else { return };
-        for (name, entry) in changes {
+        for (name, entry) in changes.drain(..) {
             match entry {
                 Some(entry) => entries.insert(name, entry),
                 None => entries.remove(&name),
@@ -62,7 +62,8 @@ impl Directory {
         }
     }
 
-    /// Begins anew with these.
+    /// Begins anew with these. Those that come in the order of their names cost
+    /// the least.
     pub(super) fn replace(&self, entries: impl Iterator<Item = (UserName, Entry)>) {
         // Outside of the lock, since it takes a while.
         let entries = Some(entries.collect());

@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use hark_protocol::{Code, Sequence, SessionToken, UserName};
 
-use super::changes::{Changes, News, Notice};
+use super::changes::{Appended, Changes, Notice};
 use super::engine::Table;
 use super::load::Loaded;
-use super::record::{self, RESERVED_KEY};
+use super::record::{self, Block, RESERVED_KEY};
 use super::sessions::Sessions;
 use super::{Entry, LocalConfig};
 use crate::store::outcomes::Known;
@@ -26,10 +26,10 @@ use crate::store::{
 const RESERVED_NUMBERS: u64 = 65_536;
 
 /// What a message costs beside its text, in bytes, about.
-const MESSAGE_BYTES: u64 = 64;
+const MESSAGE_BYTES: u64 = 24;
 
-/// Bytes of dead messages below which it is not worth while to merge.
-const DEAD_BYTES_MIN: u64 = 32 * 1024 * 1024;
+/// Where nothing is gathered.
+const NOWHERE: usize = usize::MAX;
 
 /// Accounts, inboxes, sessions and the counter, as they are after everything
 /// that has been decided.
@@ -52,6 +52,8 @@ struct Inbox {
     /// The last message.
     tail: Position,
     feed: Option<Feed>,
+    /// Where its messages of this commit are gathered, if those are its own.
+    gathered_at: usize,
 }
 
 /// The one counter of the store, for sequence numbers and incarnations.
@@ -73,7 +75,7 @@ impl Ledger {
             .into_iter()
             .map(|a| {
                 let (incarnation, password) = (a.incarnation, a.password);
-                (a.name, Inbox { incarnation, password, head: a.head, tail: a.tail, feed: None })
+                (a.name, Inbox::new(incarnation, password, a.head, a.tail))
             })
             .collect();
         let living_bytes = inboxes.values().map(|inbox| inbox.cost_between(inbox.head, inbox.tail)).sum();
@@ -85,11 +87,6 @@ impl Ledger {
             sessions,
             numbers: Numbers { next: loaded.reserved, reserved: loaded.reserved },
         }
-    }
-
-    /// The directory, as it is after everything that has been decided.
-    pub(super) fn directory(&self) -> impl Iterator<Item = (UserName, Entry)> {
-        self.inboxes.iter().map(|(name, inbox)| (name.clone(), inbox.entry()))
     }
 
     /// The accounts and their cursors.
@@ -111,8 +108,7 @@ impl Ledger {
             return Created::TooMany;
         }
         let incarnation = self.numbers.next(changes);
-        let (head, tail) = Default::default();
-        let inbox = Inbox { incarnation, password, head, tail, feed: None };
+        let inbox = Inbox::new(incarnation, password, Position::default(), Position::default());
         inbox.write_account(name, changes);
         changes.begun.push(incarnation);
         self.inboxes.insert(name.clone(), inbox);
@@ -149,7 +145,7 @@ impl Ledger {
         changes.ended.push(account.incarnation);
         changes.awaited = true;
         if let Some(feed) = inbox.feed {
-            changes.tell(account, feed, News::Ended(End::Deleted));
+            changes.end(account, feed, End::Deleted);
         }
         true
     }
@@ -157,14 +153,14 @@ impl Ledger {
     /// Stores a message, or refuses it, or yields what was decided before.
     pub(super) fn append(
         &mut self,
-        append: &Append,
+        mut append: Append,
         now: Duration,
         changes: &mut Changes,
     ) -> Result<Outcome, Unavailable> {
         if append.fence.is_closed() {
             return Err(Unavailable);
         }
-        let Some(send) = &append.send_id else { return Ok(self.decide(append, changes)) };
+        let Some(send) = append.send_id.take() else { return Ok(self.decide(append, changes)) };
         let known = self.sessions.look_up(&send.session, send.id.value(), send.from, now);
         Ok(match known {
             None => Outcome::Refused(Code::TooMany),
@@ -180,8 +176,8 @@ impl Ledger {
         })
     }
 
-    fn decide(&mut self, append: &Append, changes: &mut Changes) -> Outcome {
-        match self.check(append) {
+    fn decide(&mut self, append: Append, changes: &mut Changes) -> Outcome {
+        match self.check(&append) {
             Err(code) => Outcome::Refused(code),
             Ok(sender) => {
                 self.store(append, sender, changes);
@@ -208,7 +204,7 @@ impl Ledger {
         Ok(sender.map(|sender| sender.name.clone()))
     }
 
-    fn store(&mut self, append: &Append, sender: Option<UserName>, changes: &mut Changes) {
+    fn store(&mut self, append: Append, sender: Option<UserName>, changes: &mut Changes) {
         let Some(inbox) = self.inboxes.get_mut(&append.to) else { return };
         let position = Position {
             sequence: Sequence(self.numbers.next(changes)),
@@ -216,16 +212,9 @@ impl Ledger {
             bytes: inbox.tail.bytes + append.text.len() as u64,
         };
         self.living_bytes += inbox.cost_between(inbox.tail, position);
-        inbox.tail = position;
-        let message = Message { position, sender, time_ms: append.time_ms, text: append.text.clone() };
-        let key = record::message_key(inbox.incarnation, position.sequence.0);
-        changes.batch.put(Table::Messages, key, record::encode_message(&key, &message));
+        let message = Message { position, sender, time_ms: append.time_ms, text: append.text };
+        inbox.gather(message, changes);
         changes.awaited = true;
-        inbox.feed.take_if(|feed| feed.is_ended());
-        if let Some(feed) = &inbox.feed {
-            let account = Account { name: append.to.clone(), incarnation: inbox.incarnation };
-            changes.tell(&account, feed.clone(), News::Appended(Arc::new(message)));
-        }
     }
 
     /// Whether nobody receives.
@@ -237,8 +226,10 @@ impl Ledger {
     pub(super) fn receive(&mut self, account: &Account, changes: &mut Changes) -> Option<Receiver> {
         let inbox = self.inbox(account)?;
         let (feed, receiver) = Receiver::new(account.clone(), inbox.queued_messages(), inbox.head);
+        // What comes from here on is for another.
+        inbox.gathered_at = NOWHERE;
         if let Some(former) = inbox.feed.replace(feed) {
-            changes.tell(account, former, News::Ended(End::TakenOver));
+            changes.end(account, former, End::TakenOver);
         }
         Some(receiver)
     }
@@ -281,17 +272,22 @@ impl Ledger {
         }
     }
 
-    /// Adds what is written once for all decisions: the sessions' outcomes.
-    pub(super) fn write_sessions(&mut self, changes: &mut Changes) {
+    /// Adds what is written once for all decisions: the messages of each inbox,
+    /// and the sessions' outcomes.
+    pub(super) fn write_gathered(&mut self, changes: &mut Changes) {
+        for block in changes.appended.iter_mut().filter_map(|appended| appended.block.take()) {
+            let (key, value) = block.finish();
+            changes.batch.put(Table::Messages, key, value);
+        }
         self.sessions.write_changed(|token, outcomes| {
             let key = token.as_str();
             changes.batch.put(Table::Sessions, key, record::encode_session(key.as_bytes(), outcomes));
         });
     }
 
-    /// Whether the dead messages outweigh the living ones.
-    pub(super) const fn is_merge_due(&self) -> bool {
-        self.dead_bytes >= DEAD_BYTES_MIN && self.dead_bytes > self.living_bytes
+    /// Whether the dead messages outweigh the living ones, and are so many bytes.
+    pub(super) const fn is_merge_due(&self, dead_bytes_min: u64) -> bool {
+        self.dead_bytes >= dead_bytes_min && self.dead_bytes > self.living_bytes
     }
 
     /// The dead messages are being cleared away.
@@ -322,9 +318,7 @@ impl Ledger {
         }
         // The first to be replaced, or to be ended, was the one that received.
         for notice in failed.into_iter().rev() {
-            if let News::Ended(_) = notice.news {
-                feeds.insert(notice.account, notice.feed);
-            }
+            feeds.insert(notice.account, notice.feed);
         }
         for (account, feed) in feeds {
             self.reattach(&account, feed);
@@ -353,6 +347,30 @@ impl Ledger {
 }
 
 impl Inbox {
+    const fn new(incarnation: u64, password: Option<PasswordHash>, head: Position, tail: Position) -> Self {
+        Self { incarnation, password, head, tail, feed: None, gathered_at: NOWHERE }
+    }
+
+    /// Adds the next message to those of this commit.
+    fn gather(&mut self, message: Message, changes: &mut Changes) {
+        let takes =
+            |appended: &Appended| appended.block.as_ref().is_some_and(|block| block.takes(self.incarnation));
+        if !changes.appended.get(self.gathered_at).is_some_and(takes) {
+            self.gathered_at = changes.appended.len();
+            self.feed.take_if(|feed| feed.is_ended());
+            let news = self.feed.clone().map(|feed| (feed, Vec::new()));
+            changes.appended.push(Appended { block: Some(Block::after(self.tail, self.incarnation)), news });
+        }
+        self.tail = message.position;
+        let Some(Appended { block, news }) = changes.appended.get_mut(self.gathered_at) else { return };
+        if let Some(block) = block {
+            block.push(&message);
+        }
+        if let Some((_, messages)) = news {
+            messages.push(Arc::new(message));
+        }
+    }
+
     const fn queued_messages(&self) -> u64 {
         self.tail.messages.saturating_sub(self.head.messages)
     }

@@ -6,16 +6,16 @@ use std::ops::ControlFlow;
 
 use hark_protocol::{Sequence, SessionToken, UserName};
 
-use super::OpenError;
 use super::engine::{Engine, EngineError, Opener, Reader, Table};
 use super::record::{self, Damaged, RESERVED_KEY};
+use super::{Entry, OpenError};
 use crate::store::outcomes::Outcomes;
 use crate::store::{PasswordHash, Position};
 
 /// The state of a store that has just been opened.
 #[derive(Debug, Default)]
 pub(super) struct Loaded {
-    /// Every account.
+    /// Every account, in the order of the names.
     pub(super) accounts: Vec<LoadedAccount>,
     /// Every session, with its outcomes.
     pub(super) sessions: Vec<(SessionToken, Outcomes)>,
@@ -23,6 +23,16 @@ pub(super) struct Loaded {
     pub(super) reserved: u64,
     /// Bytes of the messages in the engine, dead ones included, more or less.
     pub(super) message_bytes: u64,
+}
+
+impl Loaded {
+    /// The directory, in the order of the names.
+    pub(super) fn directory(&self) -> impl Iterator<Item = (UserName, Entry)> {
+        self.accounts.iter().map(|account| {
+            let entry = Entry { incarnation: account.incarnation, password: account.password.clone() };
+            (account.name.clone(), entry)
+        })
+    }
 }
 
 /// An account and its inbox.
@@ -149,8 +159,8 @@ impl Loader<'_> {
         Ok(found)
     }
 
-    /// The position of the last message. Where the last ones are damaged, their
-    /// numbers count all the same, since nobody may get them again.
+    /// The position of the last message. Where the last records are damaged,
+    /// their numbers count all the same, since nobody may get them again.
     fn tail(&self, account: u64) -> Result<Position, EngineError> {
         let mut tail: Option<Position> = None;
         let mut damaged = Vec::new();
@@ -162,13 +172,13 @@ impl Loader<'_> {
             if incarnation != account {
                 return ControlFlow::Break(());
             }
-            match record::decode_message(key, value) {
-                Ok(message) => {
-                    tail = Some(message.position);
+            match last_position(key, value) {
+                Ok(position) => {
+                    tail = Some(position);
                     ControlFlow::Break(())
                 }
                 Err(Damaged) => {
-                    tracing::error!(account, sequence, "a message is damaged");
+                    tracing::error!(account, sequence, "messages are damaged, up to this one");
                     damaged.push(sequence);
                     ControlFlow::Continue(())
                 }
@@ -185,4 +195,13 @@ impl Loader<'_> {
     fn failed(&self, error: EngineError) -> OpenError {
         OpenError::Engine { path: self.opener.path().to_owned(), source: error.into() }
     }
+}
+
+/// The position of the last message of a record.
+fn last_position(key: &[u8], value: &[u8]) -> Result<Position, Damaged> {
+    let mut last = Err(Damaged);
+    for stored in record::decode_messages(key, value)? {
+        last = Ok(stored?.position);
+    }
+    last
 }

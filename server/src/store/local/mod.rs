@@ -44,8 +44,8 @@ use self::folder::Folder;
 use self::queue::{Command, Queue};
 use self::readers::Readers;
 use super::{
-    Account, AccountEntry, Append, Created, Outcome, Page, PasswordHash, Pending, Position, ReadLimit,
-    Receiver, Store,
+    Account, AccountEntry, Append, Created, Decide, Outcome, Page, PasswordHash, Pending, Position,
+    ReadLimit, Receiver, Store,
 };
 
 pub use self::engine::{ENGINE_LOG, OPEN_FILES_MAX};
@@ -169,7 +169,7 @@ impl LocalStore {
         Ok(Self { shared, thread: Mutex::new(Some(thread)) })
     }
 
-    fn ask<T>(&self, command: impl FnOnce(super::Decide<T>) -> Command) -> Pending<T> {
+    fn ask<T>(&self, command: impl FnOnce(Decide<T>) -> Command) -> Pending<T> {
         let (decide, pending) = Pending::new();
         self.shared.queue.push(command(decide));
         pending
@@ -197,8 +197,8 @@ impl Store for LocalStore {
         Pending::ready(self.shared.directory.names(after, limit))
     }
 
-    fn append(&self, append: Append) -> Pending<Outcome> {
-        self.ask(|decide| Command::Append(append, decide))
+    fn append_all(&self, appends: &mut Vec<(Append, Decide<Outcome>)>) {
+        self.shared.queue.push_all(appends.drain(..).map(|(append, decide)| Command::Append(append, decide)));
     }
 
     fn receive(&self, account: &Account) -> Pending<Option<Receiver>> {

@@ -111,12 +111,17 @@ pub(super) enum Wait {
 impl Queue {
     /// Adds a command; after the end it is refused at once.
     pub(super) fn push(&self, command: Command) {
+        self.push_all(std::iter::once(command));
+    }
+
+    /// Adds commands, with nothing between them.
+    pub(super) fn push_all(&self, commands: impl Iterator<Item = Command>) {
         let mut state = self.lock();
         if state.closed {
             drop(state);
-            return command.refuse();
+            return commands.for_each(Command::refuse);
         }
-        state.commands.push(command);
+        state.commands.extend(commands);
         self.wake(state);
     }
 

@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use bytes::Bytes;
 use hark_protocol::Sequence;
 
 use super::engine::{EngineError, Fate, Live, Reader, Table};
@@ -47,7 +48,7 @@ impl Readers {
             Fate::After(cursor) => cursor,
         };
         let mut scan =
-            Scan { account, limit, accept_data_loss: self.accept_data_loss, page: Page::default() };
+            Scan { account, limit, accept_data_loss: self.accept_data_loss, page: Page::default(), bytes: 0 };
         let read = scan.read(reader, after.0.max(cursor));
         let page = scan.page;
         match read {
@@ -68,38 +69,55 @@ struct Scan<'a> {
     limit: ReadLimit,
     accept_data_loss: bool,
     page: Page,
+    /// Bytes of its texts.
+    bytes: usize,
 }
 
 impl Scan<'_> {
     fn read(&mut self, reader: &dyn Reader, after: u64) -> Result<(), EngineError> {
+        // A record stands under the number of its last message, so the first one
+        // may begin before this.
         let from = record::message_key(self.account.incarnation, after.saturating_add(1));
-        let (mut bytes, mut damaged) = (0, None);
+        let mut damaged = None;
         self.page.complete = true;
         reader.ascend(Table::Messages, &from, &mut |key, value| {
             if !is_of(self.account, key) {
                 return ControlFlow::Break(());
             }
-            let message = match record::decode_message(key, value) {
-                Ok(message) => message,
-                Err(error) => return self.meet(error, key, &mut damaged),
-            };
-            bytes += message.text.len();
-            let is_full = self.page.messages.len() >= self.limit.messages
-                || (bytes > self.limit.bytes && !self.page.messages.is_empty());
-            if is_full {
-                self.page.complete = false;
-                return ControlFlow::Break(());
+            match self.take(key, value, after) {
+                Ok(flow) => flow,
+                Err(error) => self.meet(error, key, &mut damaged),
             }
-            self.page.messages.push(Arc::new(message));
-            ControlFlow::Continue(())
         })?;
         damaged.map_or(Ok(()), |error| Err(EngineError::new(error)))
     }
 
-    /// A damaged message is left out, or nothing after it can be had.
+    /// Takes the messages of a record, up to where the page is full.
+    fn take(&mut self, key: &[u8], value: &[u8], after: u64) -> Result<ControlFlow<()>, Damaged> {
+        let value = Bytes::copy_from_slice(value);
+        for stored in record::decode_messages(key, &value)? {
+            let stored = stored?;
+            if stored.position.sequence.0 <= after {
+                continue;
+            }
+            self.bytes += stored.text.len();
+            let is_full = self.page.messages.len() >= self.limit.messages
+                || (self.bytes > self.limit.bytes && !self.page.messages.is_empty());
+            if is_full {
+                self.page.complete = false;
+                return Ok(ControlFlow::Break(()));
+            }
+            let former = self.page.messages.last().and_then(|message| message.sender.as_ref());
+            let message = stored.message(&value, former)?;
+            self.page.messages.push(Arc::new(message));
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// What is damaged is left out, or nothing after it can be had.
     fn meet(&self, error: Damaged, key: &[u8], damaged: &mut Option<Damaged>) -> ControlFlow<()> {
         let sequence = record::parse_message_key(key).map_or(0, |(_, sequence)| sequence);
-        tracing::error!(account = %self.account.name, sequence, "a message is damaged");
+        tracing::error!(account = %self.account.name, sequence, "messages are damaged, up to this one");
         if self.accept_data_loss {
             return ControlFlow::Continue(());
         }

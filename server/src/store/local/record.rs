@@ -7,7 +7,7 @@
 //!
 //! | table | key | value, before the CRC-32 (big endian) |
 //! | --- | --- | --- |
-//! | messages | incarnation u64, sequence u64, both big endian | time in ms, messages, bytes (the sums of [`Position`]), sender's length as u8 (0: nobody), sender, text |
+//! | messages | incarnation u64, sequence u64 of the last of them, both big endian | messages, bytes (the sums of [`Position`]) before the first; then for each: its number less that of the one before (at first, less 0), time in ms, sender's length as u8 (0: nobody), sender, text's length, text |
 //! | accounts | the name | incarnation, then the password hash as text, where there is one |
 //! | cursors | incarnation u64 big endian | sequence, messages, bytes: everything up to there is forgotten |
 //! | sessions | the token | highest id, then for each run of ids with one outcome: ids between the run before and this one, length, outcome as u8 (0: stored, else 1 + the place in [`Code::ALL`]) |
@@ -15,6 +15,7 @@
 //!
 //! Numbers without a type are LEB128: seven bits a byte, the lowest first.
 
+use bytes::Bytes;
 use bytestring::ByteString;
 use hark_protocol::{Code, Sequence, UserName};
 
@@ -32,6 +33,13 @@ pub(super) const NUMBER_KEY: &[u8] = b"number";
 
 const CRC_BYTES: usize = 4;
 
+/// Bytes of a record of messages up to which another may follow. What is read
+/// of one keeps all of it in memory, and what is damaged is lost with all of it.
+const BLOCK_BYTES_MAX: usize = 16 * 1024;
+
+/// Bytes that a record of messages has room for at first.
+const BLOCK_BYTES_FIRST: usize = 256;
+
 /// A key or a value is not what was once written there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a record is damaged")]
@@ -48,37 +56,140 @@ pub(super) fn parse_message_key(key: &[u8]) -> Result<(u64, u64), Damaged> {
     Ok(((key >> 64) as u64, key as u64))
 }
 
-/// A message as a value.
-pub(super) fn encode_message(key: &[u8], message: &Message) -> Vec<u8> {
-    let sender = message.sender.as_ref().map_or("", UserName::as_str);
-    let mut value = Vec::with_capacity(32 + sender.len() + message.text.len());
-    put_number(&mut value, message.time_ms);
-    put_number(&mut value, message.position.messages);
-    put_number(&mut value, message.position.bytes);
-    // A name has at most 64 bytes.
-    value.push(sender.len() as u8);
-    value.extend_from_slice(sender.as_bytes());
-    value.extend_from_slice(message.text.as_bytes());
-    seal(key, value)
+/// Messages that follow each other in one inbox, on the way to becoming one
+/// record. One record for many costs an engine about as much as for one.
+#[derive(Debug)]
+pub(super) struct Block {
+    incarnation: u64,
+    last: Sequence,
+    value: Vec<u8>,
 }
 
-/// The message that is stored under a key.
-pub(super) fn decode_message(key: &[u8], value: &[u8]) -> Result<Message, Damaged> {
-    let (_, sequence) = parse_message_key(key)?;
+impl Block {
+    /// No messages yet, after this place in the inbox of this account.
+    pub(super) fn after(position: Position, incarnation: u64) -> Self {
+        let mut value = Vec::with_capacity(BLOCK_BYTES_FIRST);
+        put_number(&mut value, position.messages);
+        put_number(&mut value, position.bytes);
+        Self { incarnation, last: Sequence(0), value }
+    }
+
+    /// Whether a message of this account may follow.
+    pub(super) const fn takes(&self, incarnation: u64) -> bool {
+        self.incarnation == incarnation && self.value.len() < BLOCK_BYTES_MAX
+    }
+
+    /// Adds the next message of the inbox.
+    pub(super) fn push(&mut self, message: &Message) {
+        let sender = message.sender.as_ref().map_or("", UserName::as_str);
+        let (value, sequence) = (&mut self.value, message.position.sequence);
+        put_number(value, sequence.0 - self.last.0);
+        self.last = sequence;
+        put_number(value, message.time_ms);
+        // A name has at most 64 bytes.
+        value.push(sender.len() as u8);
+        value.extend_from_slice(sender.as_bytes());
+        put_number(value, message.text.len() as u64);
+        value.extend_from_slice(message.text.as_bytes());
+    }
+
+    /// The key and the value. There is a message.
+    pub(super) fn finish(self) -> ([u8; 16], Vec<u8>) {
+        let key = message_key(self.incarnation, self.last.0);
+        (key, seal(&key, self.value))
+    }
+}
+
+/// A message in a record, borrowed from it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Stored<'v> {
+    /// Its number, and where it stands in its inbox.
+    pub(super) position: Position,
+    /// When the server took it, in milliseconds since 1970.
+    pub(super) time_ms: u64,
+    sender: &'v [u8],
+    /// The text.
+    pub(super) text: &'v [u8],
+}
+
+/// The messages of a record, in the order of their numbers.
+#[derive(Debug)]
+pub(super) struct Messages<'v> {
+    rest: &'v [u8],
+    /// Of the message before.
+    position: Position,
+    /// Of the last message.
+    last: Sequence,
+}
+
+/// The messages that are stored under a key.
+pub(super) fn decode_messages<'v>(key: &[u8], value: &'v [u8]) -> Result<Messages<'v>, Damaged> {
+    let (_, last) = parse_message_key(key)?;
     let mut rest = open(key, value)?;
-    let time_ms = take_number(&mut rest)?;
     let messages = take_number(&mut rest)?;
     let bytes = take_number(&mut rest)?;
-    let length = usize::from(take_byte(&mut rest)?);
-    let (sender, text) = rest.split_at_checked(length).ok_or(Damaged)?;
-    let sender = if sender.is_empty() { None } else { Some(name(sender)?) };
-    let text = ByteString::from(utf8(text)?);
-    Ok(Message {
-        position: Position { sequence: Sequence(sequence), messages, bytes },
-        sender,
-        time_ms,
-        text,
-    })
+    // There is one at least.
+    if rest.is_empty() {
+        return Err(Damaged);
+    }
+    let position = Position { sequence: Sequence(0), messages, bytes };
+    Ok(Messages { rest, position, last: Sequence(last) })
+}
+
+impl<'v> Iterator for Messages<'v> {
+    type Item = Result<Stored<'v>, Damaged>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.rest.is_empty() {
+            return None;
+        }
+        let stored = self.take_one();
+        if stored.is_err() {
+            self.rest = &[];
+        }
+        Some(stored)
+    }
+}
+
+impl<'v> Messages<'v> {
+    fn take_one(&mut self) -> Result<Stored<'v>, Damaged> {
+        let rest = &mut self.rest;
+        let step = take_number(rest)?;
+        let time_ms = take_number(rest)?;
+        let sender_bytes = usize::from(take_byte(rest)?);
+        let sender = take_slice(rest, sender_bytes)?;
+        let text_bytes = take_number(rest)?;
+        let text = take_slice(rest, usize::try_from(text_bytes).map_err(|_| Damaged)?)?;
+        let Position { sequence, messages, bytes } = self.position;
+        let sequence = sequence.0.checked_add(step).filter(|_| step > 0).ok_or(Damaged)?;
+        self.position = Position {
+            sequence: Sequence(sequence),
+            messages: messages.checked_add(1).ok_or(Damaged)?,
+            bytes: bytes.checked_add(text_bytes).ok_or(Damaged)?,
+        };
+        // The key has the number of the last one.
+        if rest.is_empty() != (self.position.sequence == self.last) {
+            return Err(Damaged);
+        }
+        Ok(Stored { position: self.position, time_ms, sender, text })
+    }
+}
+
+impl Stored<'_> {
+    /// Who sent it; `former` is shared where it is the same.
+    pub(super) fn sender(&self, former: Option<&UserName>) -> Result<Option<UserName>, Damaged> {
+        match former {
+            _ if self.sender.is_empty() => Ok(None),
+            Some(former) if former.as_str().as_bytes() == self.sender => Ok(Some(former.clone())),
+            _ => name(self.sender).map(Some),
+        }
+    }
+
+    /// The message, whose text is a slice of `value`, which this was read from.
+    pub(super) fn message(self, value: &Bytes, former: Option<&UserName>) -> Result<Message, Damaged> {
+        let text = ByteString::try_from(value.slice_ref(self.text)).map_err(|_| Damaged)?;
+        Ok(Message { position: self.position, sender: self.sender(former)?, time_ms: self.time_ms, text })
+    }
 }
 
 /// An account as a value.
@@ -227,6 +338,12 @@ fn take_u32(rest: &mut &[u8]) -> Result<u32, Damaged> {
     u32::try_from(take_number(rest)?).map_err(|_| Damaged)
 }
 
+fn take_slice<'v>(rest: &mut &'v [u8], bytes: usize) -> Result<&'v [u8], Damaged> {
+    let (taken, left) = rest.split_at_checked(bytes).ok_or(Damaged)?;
+    *rest = left;
+    Ok(taken)
+}
+
 fn take_byte(rest: &mut &[u8]) -> Result<u8, Damaged> {
     let (byte, tail) = rest.split_first().ok_or(Damaged)?;
     *rest = tail;
@@ -249,8 +366,19 @@ fn name(bytes: &[u8]) -> Result<UserName, Damaged> {
 /// something that is written so that it is read again as the same.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(super) fn check_any(key: &[u8], value: &[u8]) {
-    if let Ok(message) = decode_message(key, value) {
-        assert_eq!(decode_message(key, &encode_message(key, &message)), Ok(message));
+    if let Ok(messages) = decode_all(key, value)
+        && let (Some(first), Ok((incarnation, _))) = (messages.first(), parse_message_key(key))
+    {
+        let before = Position {
+            sequence: Sequence(0),
+            messages: first.position.messages - 1,
+            bytes: first.position.bytes - first.text.len() as u64,
+        };
+        let mut block = Block::after(before, incarnation);
+        messages.iter().for_each(|message| block.push(message));
+        let (again, value) = block.finish();
+        assert_eq!(again, key);
+        assert_eq!(decode_all(key, &value), Ok(messages));
     }
     if let Ok((name, incarnation, password)) = decode_account(key, value) {
         let again = encode_account(name.as_str().as_bytes(), incarnation, password.as_ref());
@@ -268,6 +396,12 @@ pub(super) fn check_any(key: &[u8], value: &[u8]) {
     }
 }
 
+#[cfg(any(test, feature = "fuzzing"))]
+fn decode_all(key: &[u8], value: &[u8]) -> Result<Vec<Message>, Damaged> {
+    let value = Bytes::copy_from_slice(value);
+    decode_messages(key, &value)?.map(|stored| stored?.message(&value, None)).collect()
+}
+
 /// The same of a value whose checksum is right.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(super) fn check_any_sealed(key: &[u8], body: &[u8]) {
@@ -278,24 +412,55 @@ pub(super) fn check_any_sealed(key: &[u8], body: &[u8]) {
 mod tests {
     use super::*;
 
-    fn message(sequence: u64, sender: Option<&str>, text: &str) -> Message {
-        Message {
-            position: Position { sequence: Sequence(sequence), messages: 3, bytes: 1 << 40 },
-            sender: sender.map(|name| name.parse().unwrap()),
-            time_ms: 1_700_000_000_000,
-            text: ByteString::from(text),
+    /// Messages with these numbers, after two others of 40 bytes.
+    fn messages(of: &[(u64, Option<&str>, &str)]) -> Vec<Message> {
+        let mut position = Position { sequence: Sequence(0), messages: 2, bytes: 40 };
+        let of = of.iter().map(|(sequence, sender, text)| {
+            position = Position {
+                sequence: Sequence(*sequence),
+                messages: position.messages + 1,
+                bytes: position.bytes + text.len() as u64,
+            };
+            Message {
+                position,
+                sender: sender.map(|name| name.parse().unwrap()),
+                time_ms: 1_700_000_000_000 - sequence % 100,
+                text: ByteString::from(*text),
+            }
+        });
+        of.collect()
+    }
+
+    fn encode(messages: &[Message]) -> ([u8; 16], Vec<u8>) {
+        let before = Position { sequence: Sequence(7), messages: 2, bytes: 40 };
+        let mut block = Block::after(before, 7);
+        messages.iter().for_each(|message| block.push(message));
+        block.finish()
+    }
+
+    #[test]
+    fn messages_come_back_as_they_were() {
+        let long = "x".repeat(70_000);
+        let all = messages(&[
+            (9, None, ""),
+            (10, Some("bob"), "hello, again\n"),
+            (500, Some("bob"), "🦀"),
+            (501, Some("amy"), &long),
+            (u64::MAX, None, "last"),
+        ]);
+        for count in 1..=all.len() {
+            let (key, value) = encode(&all[..count]);
+            assert_eq!(parse_message_key(&key), Ok((7, all[count - 1].position.sequence.0)));
+            assert_eq!(decode_all(&key, &value).as_deref(), Ok(&all[..count]));
         }
     }
 
     #[test]
-    fn a_message_comes_back_as_it_was() {
-        for sender in [None, Some("bob")] {
-            for text in ["", "hello, again\n", "🦀"] {
-                let key = message_key(7, 9);
-                let message = message(9, sender, text);
-                assert_eq!(decode_message(&key, &encode_message(&key, &message)), Ok(message));
-            }
-        }
+    fn a_record_takes_no_more_once_it_is_full_nor_those_of_another() {
+        let mut block = Block::after(Position::default(), 7);
+        assert!(block.takes(7) && !block.takes(8));
+        messages(&[(9, None, &"x".repeat(BLOCK_BYTES_MAX))]).iter().for_each(|message| block.push(message));
+        assert!(!block.takes(7));
     }
 
     #[test]
@@ -308,13 +473,12 @@ mod tests {
 
     #[test]
     fn a_flipped_bit_and_another_key_are_noticed() {
-        let key = message_key(7, 9);
-        let value = encode_message(&key, &message(9, Some("bob"), "hello"));
-        assert_eq!(decode_message(&message_key(7, 10), &value), Err(Damaged));
+        let (key, value) = encode(&messages(&[(8, None, "so"), (9, Some("bob"), "hello")]));
+        assert_eq!(decode_all(&message_key(7, 10), &value), Err(Damaged));
         for bit in 0..value.len() * 8 {
             let mut flipped = value.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(decode_message(&key, &flipped), Err(Damaged), "bit {bit}");
+            assert_eq!(decode_all(&key, &flipped), Err(Damaged), "bit {bit}");
         }
     }
 

@@ -54,6 +54,9 @@ const CACHE_BYTES: u64 = 8 * 1024 * 1024;
 /// Files that are held open, at most, but for a few.
 pub const OPEN_FILES_MAX: usize = 256;
 
+/// Bytes of dead messages below which it is not worth while to merge files.
+const DEAD_BYTES_MIN: u64 = 32 * 1024 * 1024;
+
 /// Threads that write tables out and merge them. Of two, one would spin while
 /// the other merges.
 const WORKERS: usize = 1;
@@ -302,7 +305,7 @@ fn is_behind(keyspace: &Keyspace) -> bool {
 }
 
 impl Engine for FjallEngine {
-    fn commit(&mut self, batch: Batch, durability: Durability) -> Result<(), EngineError> {
+    fn commit(&mut self, batch: &mut Batch, durability: Durability) -> Result<(), EngineError> {
         self.catch_up()?;
         let mode = match durability {
             Durability::Process => PersistMode::Buffer,
@@ -311,7 +314,7 @@ impl Engine for FjallEngine {
         let database = self.tables.database.clone();
         let mut writes =
             OwnedWriteBatch::with_capacity(database, batch.changes.len() + 2).durability(Some(mode));
-        for change in batch.changes {
+        for change in batch.changes.drain(..) {
             let keyspace = self.tables.keyspace(change.table);
             match change.value {
                 Some(value) => writes.insert(keyspace, change.key, value),
@@ -339,6 +342,10 @@ impl Engine for FjallEngine {
     fn message_bytes(&self) -> u64 {
         // What is not in a file yet is hardly anything but messages.
         self.tables.keyspace(Table::Messages).disk_space() + self.tables.database.write_buffer_size()
+    }
+
+    fn dead_bytes_min(&self) -> u64 {
+        DEAD_BYTES_MIN
     }
 
     fn compact(&mut self) {

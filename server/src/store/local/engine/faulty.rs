@@ -127,7 +127,7 @@ struct FaultyEngine {
 }
 
 impl Engine for FaultyEngine {
-    fn commit(&mut self, batch: Batch, durability: Durability) -> Result<(), EngineError> {
+    fn commit(&mut self, batch: &mut Batch, durability: Durability) -> Result<(), EngineError> {
         let mut state = self.faults.state.lock().unwrap();
         state.commits.push(durability);
         state.held = true;
@@ -163,6 +163,10 @@ impl Engine for FaultyEngine {
 
     fn message_bytes(&self) -> u64 {
         self.inner.message_bytes()
+    }
+
+    fn dead_bytes_min(&self) -> u64 {
+        self.inner.dead_bytes_min()
     }
 
     fn compact(&mut self) {

@@ -66,6 +66,9 @@ impl Live {
 
     /// Accounts that are about to begin.
     pub(in crate::store::local) fn begin(&self, incarnations: &[u64]) {
+        if incarnations.is_empty() {
+            return;
+        }
         if let Some(cursors) = &mut *self.write() {
             cursors.extend(incarnations.iter().map(|incarnation| (*incarnation, 0)));
         }

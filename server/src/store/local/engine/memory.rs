@@ -10,6 +10,10 @@ use super::{Batch, Durability, Engine, EngineError, Live, Opener, Reader, Table,
 use crate::store::local::OpenError;
 use crate::store::local::record::parse_message_key;
 
+/// Bytes of dead messages that are kept at least. Few, since going through all
+/// messages costs little, and memory that was in use lately is the fastest.
+const DEAD_BYTES_MIN: u64 = 1024 * 1024;
+
 /// Opens the same memory again and again.
 #[derive(Debug)]
 pub(in crate::store::local) struct MemoryOpener {
@@ -62,9 +66,9 @@ impl Opener for MemoryOpener {
 }
 
 impl Engine for MemoryEngine {
-    fn commit(&mut self, batch: Batch, _durability: Durability) -> Result<(), EngineError> {
+    fn commit(&mut self, batch: &mut Batch, _durability: Durability) -> Result<(), EngineError> {
         let mut maps = self.tables.write();
-        for change in batch.changes {
+        for change in batch.changes.drain(..) {
             let map = table_mut(&mut maps, change.table);
             match change.value {
                 Some(value) => map.insert(change.key, value),
@@ -81,6 +85,10 @@ impl Engine for MemoryEngine {
     fn message_bytes(&self) -> u64 {
         let maps = self.tables.read();
         table(&maps, Table::Messages).iter().map(|(key, value)| (key.len() + value.len()) as u64).sum()
+    }
+
+    fn dead_bytes_min(&self) -> u64 {
+        DEAD_BYTES_MIN
     }
 
     fn compact(&mut self) {

@@ -112,15 +112,20 @@ pub(super) trait Opener: Send + Sync + fmt::Debug {
 
 /// An engine that is open. Dropping it lets go of everything it holds.
 pub(super) trait Engine: Send + fmt::Debug {
-    /// Makes the changes of a batch; returns when they are as durable as asked
-    /// for, and so is every batch before. Changes are not read earlier.
-    fn commit(&mut self, batch: Batch, durability: Durability) -> Result<(), EngineError>;
+    /// Makes the changes of a batch, and takes them out of it; returns when they
+    /// are as durable as asked for, and so is every batch before. Changes are not
+    /// read earlier.
+    fn commit(&mut self, batch: &mut Batch, durability: Durability) -> Result<(), EngineError>;
 
     /// What reads it, beside the commits.
     fn reader(&self) -> Box<dyn Reader>;
 
     /// The bytes that its messages take, dead ones included, more or less.
     fn message_bytes(&self) -> u64;
+
+    /// Bytes of dead messages from which on it is worth while to give back their
+    /// space.
+    fn dead_bytes_min(&self) -> u64;
 
     /// Begins to give back the space of messages that are not live.
     fn compact(&mut self);

@@ -322,7 +322,7 @@ async fn a_bound_of_the_numbers_that_has_gone_is_noticed_and_no_number_is_given_
     let mut batch = Batch::default();
     batch.remove(Table::Meta, record::RESERVED_KEY);
     let opener = EmbeddedOpener::new(folder, Arc::<Live>::default(), false);
-    opener.open().unwrap().commit(batch, Durability::Machine).unwrap();
+    opener.open().unwrap().commit(&mut batch, Durability::Machine).unwrap();
     drop(opener);
     let error = open(home.path()).unwrap_err();
     assert!(matches!(error, OpenError::Damaged { .. }), "{error:?}");
@@ -353,7 +353,7 @@ fn what_is_stored_is_for_its_owner_alone() {
 fn put(opener: &dyn Opener, table: Table, key: &[u8], value: Vec<u8>) {
     let mut batch = Batch::default();
     batch.put(table, key, value);
-    opener.open().unwrap().commit(batch, Durability::Machine).unwrap();
+    opener.open().unwrap().commit(&mut batch, Durability::Machine).unwrap();
 }
 
 #[tokio::test]

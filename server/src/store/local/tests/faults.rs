@@ -13,7 +13,7 @@ use super::{Folder, Memory, config};
 use crate::store::contract::{
     ALL, WIDE, create, name, next_event, queued, read, send, stored, text, texts, token,
 };
-use crate::store::{Append, Created, End, Event, Fence, Outcome, Pending, Store, Unavailable};
+use crate::store::{Append, Created, End, Event, Fence, Outcome, Pending, ReadLimit, Store, Unavailable};
 
 /// A store over memory that is subject to faults.
 fn faulty(config: LocalConfig) -> (LocalStore, Arc<Faults>) {
@@ -63,6 +63,37 @@ async fn nothing_is_answered_or_seen_before_its_sync_has_returned() {
     assert_eq!(sent.await, Ok(Outcome::Stored));
     assert_eq!(deleted.await, Ok(true));
     assert!(store.account(&name("bob")).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn messages_of_one_commit_are_read_and_acknowledged_from_any_place_among_them() {
+    let (store, faults) = faulty(config(WIDE));
+    let bob = create(&store, "bob").await;
+    faults.hold();
+    let held = store.append(text("bob", "held"));
+    faults.wait_until_held();
+    let expected: Vec<_> = (0..300).map(|n| format!("{n}: {}", "x".repeat(n))).collect();
+    let sends: Vec<_> = expected.iter().map(|content| store.append(text("bob", content))).collect();
+    faults.release();
+    assert_eq!(held.await, Ok(Outcome::Stored));
+    for sent in sends {
+        assert_eq!(sent.await, Ok(Outcome::Stored));
+    }
+    assert_eq!(faults.commits().len(), 3, "they were written together");
+    let all = read(&store, &bob).await;
+    assert!(all[1..].iter().map(|message| message.text.to_string()).eq(expected));
+    for (place, message) in all.iter().enumerate() {
+        assert_eq!(message.position.messages, place as u64 + 1);
+        let limit = ReadLimit { messages: 7, bytes: usize::MAX };
+        let page = store.read(&bob, message.position.sequence, limit).await.unwrap();
+        assert!(page.messages.iter().eq(all[place + 1..].iter().take(7)), "after {place}");
+        assert_eq!(page.complete, place + 1 + 7 >= all.len());
+    }
+    store.acknowledge(&bob, all[150].position);
+    assert_eq!(queued(&store, &bob).await, 150);
+    stored(&store, text("bob", "more")).await;
+    let left = read(&store, &bob).await;
+    assert!(left.len() == 151 && left[..150] == all[151..], "{} are left", left.len());
 }
 
 #[tokio::test]
