@@ -44,6 +44,10 @@ pub const ENGINE_LOG: &str = "fjall=off,lsm_tree=off";
 /// what is in memory is read back from the journal at the next start.
 const MEMTABLE_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
+/// The same of tables of which each commit writes a part anew, while all that
+/// was written stays in memory until then.
+const SMALL_MEMTABLE_BYTES_MAX: u64 = 4 * 1024 * 1024;
+
 /// Bytes of journals before the tables that hold them back are written out. It
 /// is the least that the engine takes, and bounds the time that a start takes.
 const JOURNAL_BYTES_MAX: u64 = 64 * 1024 * 1024;
@@ -243,7 +247,7 @@ fn open_tables(path: &Path, live: &Arc<Live>, compaction: &Compaction) -> Result
     // It panics where it meets a file that it cannot have written.
     let opened = catch_unwind(AssertUnwindSafe(|| {
         let database = builder.open()?;
-        let open = |table| database.keyspace(keyspace_name(table), options);
+        let open = |table| database.keyspace(keyspace_name(table), || options(table));
         let [messages, accounts, cursors, sessions, meta] = Table::ALL.map(open);
         Ok(Tables { keyspaces: [messages?, accounts?, cursors?, sessions?, meta?], database })
     }));
@@ -253,8 +257,12 @@ fn open_tables(path: &Path, live: &Arc<Live>, compaction: &Compaction) -> Result
     }
 }
 
-fn options() -> KeyspaceCreateOptions {
-    KeyspaceCreateOptions::default().manual_journal_persist(true).max_memtable_size(MEMTABLE_BYTES_MAX)
+fn options(table: Table) -> KeyspaceCreateOptions {
+    let memtable_bytes_max = match table {
+        Table::Messages | Table::Accounts => MEMTABLE_BYTES_MAX,
+        Table::Cursors | Table::Sessions | Table::Meta => SMALL_MEMTABLE_BYTES_MAX,
+    };
+    KeyspaceCreateOptions::default().manual_journal_persist(true).max_memtable_size(memtable_bytes_max)
 }
 
 const fn keyspace_name(table: Table) -> &'static str {
