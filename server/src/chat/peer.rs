@@ -34,6 +34,9 @@ use crate::store::{
     Account, Append, Created, Decide, End, Fence, Message, Outcome, Pending, Receiver, SendId, Unavailable,
 };
 
+/// Sends of a burst that there is room for at first.
+const BURST_SENDS: usize = 8;
+
 /// What goes out to the peer.
 #[derive(Debug)]
 pub enum Output {
@@ -229,6 +232,15 @@ impl Peer {
         }
     }
 
+    /// What was sent gets to the store now, and not only at the next
+    /// [`Self::poll`].
+    pub fn pass_sends_on(&mut self) {
+        if !self.sends.is_empty() {
+            self.chat.store.append_all(&mut self.sends);
+            self.sends = Vec::new();
+        }
+    }
+
     /// The reader has everything up to the last push; it has no acknowledgements
     /// of its own (the classic framing).
     pub fn acknowledge_all(&mut self) {
@@ -380,7 +392,6 @@ impl Peer {
         if self.answers.is_empty() {
             // A burst is over; an idle connection holds no memory for it.
             self.answers = VecDeque::new();
-            self.sends = Vec::new();
         }
         Poll::Ready((id, reply))
     }
@@ -391,12 +402,6 @@ impl Peer {
             self.undecided = true;
             self.fence.close();
             self.end();
-        }
-    }
-
-    fn pass_sends_on(&mut self) {
-        if !self.sends.is_empty() {
-            self.chat.store.append_all(&mut self.sends);
         }
     }
 
@@ -638,6 +643,9 @@ impl Peer {
     fn append(&mut self, id: Option<RequestId>, append: Append) {
         let to = append.to.clone();
         let (decide, outcome) = Pending::new();
+        if self.sends.is_empty() {
+            self.sends.reserve(BURST_SENDS);
+        }
         self.sends.push((append, decide));
         self.answer(id, Answer::Sent { to, outcome });
     }

@@ -130,6 +130,8 @@ impl Connection {
         self.sends.insert(id, place);
         self.unanswered += 1;
         peer.handle(Some(id), Ok(Request::Send { user, text }));
+        // The model has one order of all that is asked.
+        peer.pass_sends_on();
     }
 
     /// Ready when something has happened.

@@ -16,7 +16,7 @@ use super::load::Loaded;
 use super::queue::{Acks, Command, Wait};
 use super::recovery::{Recovered, Recovery};
 use super::{LocalConfig, Shared, Sync};
-use crate::store::{Created, Decide, Fence, Outcome, Receiver, Unavailable};
+use crate::store::{Append, Created, Decide, Fence, Outcome, Receiver, Unavailable};
 
 /// Commands that are decided in one commit, at most.
 const COMMANDS_MAX: usize = 4096;
@@ -39,7 +39,8 @@ pub(super) struct Committer {
     /// Changes of the next commit; empty but after a recovery, which has some
     /// of its own.
     changes: Changes,
-    /// Decisions of the commit; empty between two.
+    /// Decisions of the commit, empty between two: of sends, and all others.
+    sent: Vec<Sent>,
     verdicts: Vec<Verdict>,
     /// The room of its messages, which are under way; empty between two.
     permits: Vec<OwnedSemaphorePermit>,
@@ -51,10 +52,30 @@ pub(super) struct Committer {
     started: Instant,
 }
 
-/// A decision that waits for its commit.
+/// The decision of a send, which waits for its commit.
+#[derive(Debug)]
+struct Sent {
+    decide: Decide<Outcome>,
+    outcome: Result<Outcome, Unavailable>,
+    fence: Option<Fence>,
+}
+
+impl Sent {
+    fn pronounce(self) {
+        self.decide.decide(self.outcome);
+    }
+
+    fn withdraw(self) {
+        if let Some(fence) = self.fence {
+            fence.close();
+        }
+        self.decide.decide(Err(Unavailable));
+    }
+}
+
+/// Any other decision that waits for its commit.
 #[derive(Debug)]
 enum Verdict {
-    Append { decide: Decide<Outcome>, outcome: Result<Outcome, Unavailable>, fence: Option<Fence> },
     Created(Decide<Created>, Created),
     Flag(Decide<bool>, bool),
     Receiver(Decide<Option<Receiver>>, Option<Receiver>),
@@ -64,7 +85,6 @@ enum Verdict {
 impl Verdict {
     fn pronounce(self) {
         match self {
-            Self::Append { decide, outcome, .. } => decide.decide(outcome),
             Self::Created(decide, created) => decide.decide(Ok(created)),
             Self::Flag(decide, flag) | Self::Opened(_, decide, flag) => decide.decide(Ok(flag)),
             Self::Receiver(decide, receiver) => decide.decide(Ok(receiver)),
@@ -73,12 +93,6 @@ impl Verdict {
 
     fn withdraw(self) {
         match self {
-            Self::Append { decide, fence, .. } => {
-                if let Some(fence) = fence {
-                    fence.close();
-                }
-                decide.decide(Err(Unavailable));
-            }
             Self::Created(decide, _) => decide.decide(Err(Unavailable)),
             Self::Flag(decide, _) | Self::Opened(_, decide, _) => decide.decide(Err(Unavailable)),
             Self::Receiver(decide, _) => decide.decide(Err(Unavailable)),
@@ -119,6 +133,7 @@ impl Committer {
             ledger,
             failed: Vec::new(),
             changes: Changes::default(),
+            sent: Vec::new(),
             verdicts: Vec::new(),
             permits: Vec::new(),
             backlog: VecDeque::new(),
@@ -157,7 +172,6 @@ impl Committer {
     fn commit(&mut self, acks: Acks) -> Option<Decide<()>> {
         let now = self.now();
         let mut changes = std::mem::take(&mut self.changes);
-        let mut verdicts = std::mem::take(&mut self.verdicts);
         self.ledger.forget_sessions(now, &mut changes);
         if !acks.is_empty() {
             self.acks_written = Instant::now();
@@ -167,32 +181,48 @@ impl Committer {
         }
         let mut text_bytes = 0;
         let mut closing = None;
-        while verdicts.len() < COMMANDS_MAX && text_bytes < TEXT_BYTES_MAX && closing.is_none() {
+        while self.decided() < COMMANDS_MAX && text_bytes < TEXT_BYTES_MAX && closing.is_none() {
             match self.backlog.pop_front() {
                 None => break,
                 Some(Command::Close(decide)) => closing = Some(decide),
+                Some(Command::Appends(mut appends)) => {
+                    while self.decided() < COMMANDS_MAX && text_bytes < TEXT_BYTES_MAX {
+                        let Some((append, decide)) = appends.next() else { break };
+                        text_bytes += append.text.len();
+                        self.append(append, decide, now, &mut changes);
+                    }
+                    if appends.len() > 0 {
+                        self.backlog.push_front(Command::Appends(appends));
+                    }
+                }
                 Some(command) => {
-                    text_bytes += command.text_bytes();
-                    verdicts.extend(self.decide(command, now, &mut changes));
+                    let verdict = self.decide(command, now, &mut changes);
+                    self.verdicts.extend(verdict);
                 }
             }
         }
         self.ledger.write_gathered(&mut changes);
-        self.finish(changes, verdicts);
+        self.finish(changes);
         closing
+    }
+
+    /// What is decided in this commit, in commands.
+    fn decided(&self) -> usize {
+        self.sent.len() + self.verdicts.len()
+    }
+
+    fn append(&mut self, mut append: Append, decide: Decide<Outcome>, now: Duration, changes: &mut Changes) {
+        let is_of_session = append.send_id.is_some();
+        let outcome = self.ledger.append(&mut append, now, changes);
+        if let Some(permit) = append.permit {
+            hold(&mut self.permits, permit);
+        }
+        self.sent.push(Sent { decide, outcome, fence: is_of_session.then_some(append.fence) });
     }
 
     fn decide(&mut self, command: Command, now: Duration, changes: &mut Changes) -> Option<Verdict> {
         let ledger = &mut self.ledger;
         Some(match command {
-            Command::Append(mut append, decide) => {
-                let fence = append.send_id.is_some().then(|| append.fence.clone());
-                if let Some(permit) = append.permit.take() {
-                    hold(&mut self.permits, permit);
-                }
-                let outcome = ledger.append(append, now, changes);
-                Verdict::Append { decide, outcome, fence }
-            }
             Command::Create(name, password, decide) => {
                 Verdict::Created(decide, ledger.create(&name, password, changes))
             }
@@ -217,7 +247,7 @@ impl Committer {
                 ledger.close_session(&token, now);
                 return None;
             }
-            Command::Recovered(_) | Command::Close(_) => {
+            Command::Appends(_) | Command::Recovered(_) | Command::Close(_) => {
                 command.refuse();
                 return None;
             }
@@ -227,19 +257,20 @@ impl Committer {
     /// Writes what was decided, and then says it. In this order: whoever hears
     /// of a change finds it, and whoever made it hears of it first.
     ///
-    /// The decisions are said from the last to the first: a connection waits for
-    /// its first one, and so wakes when it has them all.
-    fn finish(&mut self, mut changes: Changes, mut verdicts: Vec<Verdict>) {
+    /// Of the sends the last comes first: a connection waits for its first one,
+    /// and so wakes when it has them all.
+    fn finish(&mut self, mut changes: Changes) {
         self.shared.live.begin(&changes.begun);
         if let Err(error) = self.write(&mut changes) {
-            return self.fail(&error, changes, verdicts);
+            return self.fail(&error, changes);
         }
         self.shared.directory.change(&mut changes.directory);
-        verdicts.drain(..).rev().for_each(Verdict::pronounce);
+        self.sent.drain(..).rev().for_each(Sent::pronounce);
+        self.verdicts.drain(..).for_each(Verdict::pronounce);
         self.permits.clear();
         changes.tell();
         changes.clear();
-        (self.changes, self.verdicts) = (changes, verdicts);
+        self.changes = changes;
         if let Some(engine) = &mut self.engine
             && self.ledger.is_merge_due(engine.dead_bytes_min())
             && self.cursors.is_empty()
@@ -269,10 +300,11 @@ impl Committer {
 
     /// The engine has failed: nobody knows what has become of this commit, nor
     /// is anything decided before it is known.
-    fn fail(&mut self, error: &EngineError, changes: Changes, verdicts: Vec<Verdict>) {
+    fn fail(&mut self, error: &EngineError, changes: Changes) {
         tracing::error!(%error, "the store has failed; it is being recovered");
         let now = self.now();
-        for verdict in verdicts {
+        self.sent.drain(..).for_each(Sent::withdraw);
+        for verdict in self.verdicts.drain(..) {
             if let Verdict::Opened(token, _, true) = &verdict {
                 self.ledger.close_session(token, now);
             }

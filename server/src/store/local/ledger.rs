@@ -153,7 +153,7 @@ impl Ledger {
     /// Stores a message, or refuses it, or yields what was decided before.
     pub(super) fn append(
         &mut self,
-        mut append: Append,
+        append: &mut Append,
         now: Duration,
         changes: &mut Changes,
     ) -> Result<Outcome, Unavailable> {
@@ -176,45 +176,37 @@ impl Ledger {
         })
     }
 
-    fn decide(&mut self, append: Append, changes: &mut Changes) -> Outcome {
-        match self.check(&append) {
-            Err(code) => Outcome::Refused(code),
-            Ok(sender) => {
-                self.store(append, sender, changes);
-                Outcome::Stored
-            }
-        }
+    fn decide(&mut self, append: &mut Append, changes: &mut Changes) -> Outcome {
+        self.store(append, changes).map_or_else(Outcome::Refused, |()| Outcome::Stored)
     }
 
-    /// Who sends it, unless there is something against it.
-    fn check(&self, append: &Append) -> Result<Option<UserName>, Code> {
+    /// Stores a message, whose text it takes, unless there is something against
+    /// it.
+    fn store(&mut self, append: &mut Append, changes: &mut Changes) -> Result<(), Code> {
         if let Some(code) = append.refusal {
             return Err(code);
         }
-        let inbox = self.inboxes.get(&append.to).ok_or(Code::NoSuchUser)?;
-        let sender = append.sender.as_ref().filter(|sender| self.is_alive(sender));
+        let sender = append.sender.take().filter(|sender| self.is_alive(sender));
+        let inbox = self.inboxes.get_mut(&append.to).ok_or(Code::NoSuchUser)?;
         if sender.is_none() && !append.from_nobody {
             return Err(Code::Denied);
         }
-        let bytes = inbox.queued_bytes().saturating_add(append.text.len() as u64);
-        if inbox.queued_messages() >= self.config.queued_messages_max || bytes > self.config.queued_bytes_max
+        let bytes = append.text.len() as u64;
+        if inbox.queued_messages() >= self.config.queued_messages_max
+            || inbox.queued_bytes().saturating_add(bytes) > self.config.queued_bytes_max
         {
             return Err(Code::QueueFull);
         }
-        Ok(sender.map(|sender| sender.name.clone()))
-    }
-
-    fn store(&mut self, append: Append, sender: Option<UserName>, changes: &mut Changes) {
-        let Some(inbox) = self.inboxes.get_mut(&append.to) else { return };
         let position = Position {
             sequence: Sequence(self.numbers.next(changes)),
             messages: inbox.tail.messages + 1,
-            bytes: inbox.tail.bytes + append.text.len() as u64,
+            bytes: inbox.tail.bytes + bytes,
         };
         self.living_bytes += inbox.cost_between(inbox.tail, position);
-        let message = Message { position, sender, time_ms: append.time_ms, text: append.text };
-        inbox.gather(message, changes);
+        let (sender, text) = (sender.map(|sender| sender.name), std::mem::take(&mut append.text));
+        inbox.gather(Message { position, sender, time_ms: append.time_ms, text }, changes);
         changes.awaited = true;
+        Ok(())
     }
 
     /// Whether nobody receives.

@@ -198,7 +198,7 @@ impl Store for LocalStore {
     }
 
     fn append_all(&self, appends: &mut Vec<(Append, Decide<Outcome>)>) {
-        self.shared.queue.push_all(appends.drain(..).map(|(append, decide)| Command::Append(append, decide)));
+        self.shared.queue.push(Command::Appends(std::mem::take(appends).into_iter()));
     }
 
     fn receive(&self, account: &Account) -> Pending<Option<Receiver>> {

@@ -17,10 +17,14 @@ use crate::store::{
 /// How long acknowledgements wait for company before they are written.
 const ACKS_INTERVAL: Duration = Duration::from_millis(20);
 
+/// What one caller appends at a time, and is not decided yet.
+pub(super) type Appends = std::vec::IntoIter<(Append, Decide<Outcome>)>;
+
 /// Something for the commit thread to decide.
 #[derive(Debug)]
 pub(super) enum Command {
-    Append(Append, Decide<Outcome>),
+    /// In this order, with nothing between them.
+    Appends(Appends),
     Create(UserName, Option<PasswordHash>, Decide<Created>),
     SetPassword {
         account: Account,
@@ -42,24 +46,16 @@ pub(super) enum Command {
 }
 
 impl Command {
-    /// The bytes of text that it brings.
-    pub(super) fn text_bytes(&self) -> usize {
-        match self {
-            Self::Append(append, _) => append.text.len(),
-            _ => 0,
-        }
-    }
-
     /// Decides that it is unknown what becomes of it. Where it is a send of a
     /// session, no later one gets through.
     pub(super) fn refuse(self) {
         match self {
-            Self::Append(append, decide) => {
+            Self::Appends(appends) => appends.for_each(|(append, decide)| {
                 if append.send_id.is_some() {
                     append.fence.close();
                 }
                 decide.decide(Err(Unavailable));
-            }
+            }),
             Self::Create(_, _, decide) => decide.decide(Err(Unavailable)),
             Self::SetPassword { decide, .. } | Self::Delete(_, decide) | Self::OpenSession(_, _, decide) => {
                 decide.decide(Err(Unavailable));
@@ -111,17 +107,12 @@ pub(super) enum Wait {
 impl Queue {
     /// Adds a command; after the end it is refused at once.
     pub(super) fn push(&self, command: Command) {
-        self.push_all(std::iter::once(command));
-    }
-
-    /// Adds commands, with nothing between them.
-    pub(super) fn push_all(&self, commands: impl Iterator<Item = Command>) {
         let mut state = self.lock();
         if state.closed {
             drop(state);
-            return commands.for_each(Command::refuse);
+            return command.refuse();
         }
-        state.commands.extend(commands);
+        state.commands.push(command);
         self.wake(state);
     }
 
