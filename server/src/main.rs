@@ -28,7 +28,8 @@ use tracing_subscriber::{EnvFilter, Layer};
 const UNACCEPTED_MAX: u32 = 65_535;
 
 /// Messages are made on one thread and end on another, for which the system's
-/// allocator takes a lock each time.
+/// allocator takes a lock each time. Without huge pages (`no_thp`), of which idle
+/// connections would fill a few and leave many half empty.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 

@@ -32,8 +32,8 @@ pub(super) const TAKEN_BYTES_MAX: usize = 16 * 1024;
 /// What a session is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// Messages have been stored, a bounded number at a time. They
-    /// come in the order of their numbers.
+    /// Messages have been stored. They come in the order of their numbers, and a
+    /// bounded number at a time.
     Appended(Vec<Arc<Message>>),
     /// There are messages that will not come as [`Event::Appended`].
     Lagged,

@@ -22,7 +22,7 @@
 //! than the number of the batch before, and hardly less than its own.
 
 use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use xxhash_rust::xxh3::xxh3_64;
@@ -36,6 +36,8 @@ const ITEM: u8 = 2;
 const END: u8 = 3;
 /// What comes after the last batch, compared piece by piece.
 const ZEROS: &[u8] = &[0; 4096];
+/// Bytes of a journal that are read at a time.
+const PIECE_BYTES: u64 = 64 * 1024;
 /// Numbers that the engine takes for purposes of its own between two batches,
 /// at most.
 const NUMBERS_MAX: u64 = 1 << 20;
@@ -79,11 +81,31 @@ pub(super) fn write_anew(folder: &Path) -> Result<(), OpenError> {
     sync_folder(folder).map_err(|source| io_error(folder, source))
 }
 
-/// A journal, and how many bytes of it are whole batches.
+/// A journal but for the zeros at its end, and how many bytes of it are whole
+/// batches.
 fn read(path: &Path) -> Result<(Vec<u8>, usize), OpenError> {
-    let bytes = fs::read(path).map_err(|source| io_error(path, source))?;
+    let bytes = read_content(path).map_err(|source| io_error(path, source))?;
     let sound = sound_length(&bytes);
     Ok((bytes, sound))
+}
+
+/// A file up to the last piece of it that has anything but zeros: the engine
+/// makes journals as long as they may become, and memory is not filled with what
+/// is not there.
+fn read_content(path: &Path) -> io::Result<Vec<u8>> {
+    let file = File::open(path)?;
+    let (mut content, mut piece, mut zeros) = (Vec::new(), Vec::new(), 0);
+    while (&file).take(PIECE_BYTES).read_to_end(&mut piece)? > 0 {
+        if piece.iter().all(|byte| *byte == 0) {
+            zeros += piece.len();
+        } else {
+            content.resize(content.len() + zeros, 0);
+            content.append(&mut piece);
+            zeros = 0;
+        }
+        piece.clear();
+    }
+    Ok(content)
 }
 
 /// Whether something else comes after the batches than zeros.
