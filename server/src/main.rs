@@ -16,7 +16,7 @@ use hark_server::log::{Bound, Watchers};
 use hark_server::server::{self, Limits};
 use hark_server::store::local::OPEN_FILES_MAX;
 use hark_server::store::{ENGINE_LOGS, Store};
-use mimalloc::MiMalloc;
+use tikv_jemallocator::Jemalloc;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::prelude::*;
@@ -28,10 +28,9 @@ use tracing_subscriber::{EnvFilter, Layer};
 const UNACCEPTED_MAX: u32 = 65_535;
 
 /// Messages are made on one thread and end on another, for which the system's
-/// allocator takes a lock each time. Without huge pages (`no_thp`), of which idle
-/// connections would fill a few and leave many half empty.
+/// allocator takes a lock each time. A thread of its own gives memory back.
 #[global_allocator]
-static ALLOCATOR: MiMalloc = MiMalloc;
+static ALLOCATOR: Jemalloc = Jemalloc;
 
 /// Threads for what blocks: reads of the disk, passwords, patterns. Each of
 /// these is bounded by itself as well.
