@@ -33,7 +33,7 @@ pub struct Cli {
 /// What `harkd` does beside serving.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Look after the accounts of a server that is stopped
+    /// Look after the accounts: of a cluster at any time, of a store on disk while its server is stopped
     User(UserArgs),
 }
 
