@@ -252,7 +252,10 @@ fn a_store_of_a_newer_format_is_refused() {
     server.signal("TERM");
     assert!(server.wait().success());
     fs::write(server.store().join("FORMAT"), "hark store 99\n").unwrap();
-    check_refusal(&mut harkd_on(server.store()), &["the format 99", "none above 1", "newer version"]);
+    check_refusal(
+        &mut harkd_on(server.store()),
+        &["the format 99", "the format 2 alone", "version that wrote it"],
+    );
 }
 
 #[test]

@@ -15,10 +15,10 @@ use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _, P
 use std::path::{Path, PathBuf};
 
 const FORMAT: &str = "FORMAT";
-const FORMAT_LINE: &str = "hark store 1\n";
+const FORMAT_LINE: &str = "hark store 2\n";
 const FORMAT_NAME: &str = "hark store ";
 /// The version in [`FORMAT_LINE`].
-const FORMAT_VERSION: u32 = 1;
+const FORMAT_VERSION: u32 = 2;
 const LOCK: &str = "LOCK";
 const COMMITS: &str = "COMMITS";
 const ENGINE: &str = "engine";
@@ -39,9 +39,9 @@ pub enum OpenError {
     /// There are files in the folder, and they are no store.
     #[error("the folder {} is not empty and holds no store; choose an empty or a new folder", .0.display())]
     NotAStore(PathBuf),
-    /// The store was written by a newer version of the program.
-    #[error("the store {} has the format {found}, and this version knows none above {FORMAT_VERSION}; open it with the newer version that wrote it", path.display())]
-    NewerFormat {
+    /// The store was written by another version of the program.
+    #[error("the store {} has the format {found}, and this version knows the format {FORMAT_VERSION} alone; open it with the version that wrote it", path.display())]
+    OtherFormat {
         /// The folder.
         path: PathBuf,
         /// The version of its format.
@@ -288,7 +288,7 @@ fn read_format(path: &Path) -> Result<bool, OpenError> {
     match fs::read(&file) {
         Ok(line) if line == FORMAT_LINE.as_bytes() => Ok(true),
         Ok(line) => Err(match version_in(&line) {
-            Some(found) if found > FORMAT_VERSION => OpenError::NewerFormat { path: path.to_owned(), found },
+            Some(found) if found > 0 => OpenError::OtherFormat { path: path.to_owned(), found },
             _ => OpenError::Ruined {
                 path: path.to_owned(),
                 what: format!("{FORMAT} is not what was written there"),

@@ -226,14 +226,17 @@ fn a_folder_of_somebody_else_is_left_alone() {
 }
 
 #[test]
-fn a_newer_format_is_refused_and_so_is_one_that_is_none() {
+fn another_format_is_refused_and_so_is_one_that_is_none() {
     let home = tempfile::tempdir().unwrap();
     let format = home.path().join("FORMAT");
-    fs::write(&format, "hark store 2\n").unwrap();
-    let error = open(home.path()).unwrap_err();
-    assert!(matches!(error, OpenError::NewerFormat { found: 2, .. }), "{error:?}");
-    check_one_line(&error);
-    for none in ["", "hark store 1", "hark store 0\n", "hork store 2\n", "hark store 99999999999\n"] {
+    // The first had a record for each message.
+    for version in [1, 3] {
+        fs::write(&format, format!("hark store {version}\n")).unwrap();
+        let error = open(home.path()).unwrap_err();
+        assert!(matches!(error, OpenError::OtherFormat { found, .. } if found == version), "{error:?}");
+        check_one_line(&error);
+    }
+    for none in ["", "hark store 2", "hark store 0\n", "hork store 2\n", "hark store 99999999999\n"] {
         fs::write(&format, none).unwrap();
         let error = open_with_loss(home.path()).unwrap_err();
         assert!(matches!(error, OpenError::Ruined { .. }), "{none:?}: {error:?}");
