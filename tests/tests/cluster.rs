@@ -150,6 +150,34 @@ async fn the_end_of_an_account_is_seen_by_every_server_at_once() {
     assert!(began.elapsed() < UNTOLD, "twenty ends took {:?}", began.elapsed());
 }
 
+/// The other server has sent to the account a moment ago, so that it does not
+/// ask whether it is still there.
+#[tokio::test]
+async fn a_send_right_after_an_end_is_refused_and_one_after_a_new_beginning_arrives() {
+    let servers = servers();
+    let [mut one, mut two] = clients(&servers).await;
+    for round in 0..ROUNDS {
+        one.create("bob").await;
+        for text in ["before", "before"] {
+            two.sent("bob", text).await;
+        }
+        assert_eq!(one.ok(delete("bob")).await.as_deleted(), Some(true));
+        for _ in 0..2 {
+            two.refused(send("bob", "between"), Code::NoSuchUser).await;
+        }
+        one.create("bob").await;
+        two.sent("bob", "old news").await;
+        assert_eq!(one.ok(delete("bob")).await.as_deleted(), Some(true));
+        one.create("bob").await;
+        let text = format!("round {round}");
+        two.sent("bob", &text).await;
+        assert_eq!(one.receive("bob").await, 1, "round {round}");
+        assert_eq!(*one.message().await.text, *text);
+        assert_eq!(one.ok(delete("bob")).await.as_deleted(), Some(true));
+        assert_eq!(one.next().await, Some(BYE_DELETED));
+    }
+}
+
 #[tokio::test]
 async fn what_one_server_has_answered_about_accounts_holds_at_the_other() {
     let servers = servers();

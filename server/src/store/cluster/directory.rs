@@ -4,17 +4,21 @@
 //! The leader of the stream of accounts says what came after the last change
 //! that is known here. When it says that there is nothing, this was the truth
 //! at a moment after it was asked; so whoever asks for an account, or sends to
-//! it, waits for one such answer, which serves all who wait at that time.
+//! it, waits for one such answer, which serves all who wait at that time. A send
+//! to an account that was there a moment ago does not wait: where the account has
+//! ended meanwhile, its inbox says so.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use hark_protocol::UserName;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::engine::{Engine, Found, Lost};
-use super::record::{AccountRecord, Names};
+use super::record::{AccountRecord, Existence, Names};
 use super::setup::ENDED_KEPT;
 use crate::store::{Account, AccountEntry, PasswordHash};
 
@@ -22,9 +26,16 @@ use crate::store::{Account, AccountEntry, PasswordHash};
 const PAGE_MESSAGES: usize = 1000;
 const PAGE_BYTES: usize = 1024 * 1024;
 
+/// How old what is known may be for a send not to wait. Then it is brought up to
+/// date more seldom than it should be, and sends wait as everything does.
+const FRESH: Duration = Duration::from_secs(5);
+
 /// The accounts.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Directory {
+    /// One reads at a time: of two, the slower one would bring back what the
+    /// other has seen end.
+    turn: Semaphore,
     // A lock, since it is read from many tasks. It is held for a look-up, or for
     // one page of names or changes.
     state: Mutex<State>,
@@ -40,7 +51,8 @@ struct State {
     /// Accounts that have ended by a change that was not read yet: an older
     /// one must not bring them back.
     ended: Vec<UserName>,
-    refreshed_at: Option<Instant>,
+    /// It is what the cluster had at some moment after this.
+    known_at: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -54,6 +66,12 @@ struct Known {
 struct Alive {
     incarnation: u64,
     password: Option<PasswordHash>,
+}
+
+impl Default for Directory {
+    fn default() -> Self {
+        Self { turn: Semaphore::new(1), state: Mutex::default() }
+    }
 }
 
 impl Directory {
@@ -72,6 +90,18 @@ impl Directory {
         alive.is_some_and(|alive| alive.incarnation == account.incarnation)
     }
 
+    /// Whether it was known a moment ago that the recipient is there, and the
+    /// sender where there is one.
+    pub(super) fn knows(&self, to: &UserName, sender: Option<&Account>) -> bool {
+        let state = self.lock();
+        let alive = |name| state.known.get(name).and_then(|known| known.alive.as_ref());
+        state.known_at.is_some_and(|at| at.elapsed() <= FRESH)
+            && alive(to).is_some()
+            && sender.is_none_or(|sender| {
+                alive(&sender.name).is_some_and(|alive| alive.incarnation == sender.incarnation)
+            })
+    }
+
     /// How many accounts there are.
     pub(super) fn len(&self) -> usize {
         self.lock().alive
@@ -88,21 +118,34 @@ impl Directory {
     /// Takes a change in. Older ones than what is known change nothing. Yields
     /// the account that it has ended, if it has.
     pub(super) fn apply(&self, name: UserName, revision: u64, record: AccountRecord) -> Option<Account> {
-        let alive = record
-            .alive
-            .map(|alive| Alive { incarnation: alive.incarnation(revision), password: alive.password });
+        let alive = match record.is {
+            Existence::Alive(alive) => {
+                Some(Alive { incarnation: alive.incarnation(revision), password: alive.password })
+            }
+            Existence::Ended(_) => None,
+        };
         self.lock().apply(name, Known { revision, alive })
     }
 
-    /// Brings it up to date with what the cluster had at some moment after this
-    /// was called. Yields the accounts that have ended.
-    pub(super) async fn refresh(&self, engine: &Engine, names: &Names) -> Result<Vec<Account>, Lost> {
+    /// Brings it up to date with what the cluster had at some moment after
+    /// `since`. Yields the accounts that have ended.
+    pub(super) async fn refresh(
+        &self,
+        engine: &Engine,
+        names: &Names,
+        since: Instant,
+    ) -> Result<Vec<Account>, Lost> {
+        let _turn = self.turn.acquire().await.map_err(|_| Lost)?;
+        if self.lock().known_at.is_some_and(|at| at >= since) {
+            return Ok(Vec::new());
+        }
+        let began = Instant::now();
         let (stream, subjects) = (names.accounts_stream(), names.accounts());
         let mut ended = self.forget_if_too_old();
         loop {
             let from = self.lock().read_up_to + 1;
             let Some(first) = engine.next(&stream, &subjects, from).await? else {
-                self.lock().is_up_to_date();
+                self.lock().is_up_to_date(began);
                 return Ok(ended);
             };
             ended.extend(self.read(names, first));
@@ -134,7 +177,7 @@ impl Directory {
     /// read all again: what is not there then has ended.
     fn forget_if_too_old(&self) -> Vec<Account> {
         let mut state = self.lock();
-        if state.refreshed_at.is_none_or(|at| at.elapsed() <= ENDED_KEPT / 2) {
+        if state.known_at.is_none_or(|at| at.elapsed() <= ENDED_KEPT / 2) {
             return Vec::new();
         }
         tracing::warn!("nothing was heard of the accounts for long: reading them all again");
@@ -167,8 +210,8 @@ impl State {
         was.filter(|_| was != is).map(|incarnation| Account { name, incarnation })
     }
 
-    fn is_up_to_date(&mut self) {
-        self.refreshed_at = Some(Instant::now());
+    fn is_up_to_date(&mut self, since: Instant) {
+        self.known_at = Some(since);
         for name in std::mem::take(&mut self.ended) {
             match self.known.get(&name) {
                 Some(known) if known.alive.is_none() && known.revision <= self.read_up_to => {
@@ -190,10 +233,10 @@ mod tests {
         text.parse().unwrap()
     }
 
-    const ENDED: AccountRecord = AccountRecord { mark: 0, alive: None };
+    const ENDED: AccountRecord = AccountRecord { mark: 0, is: Existence::Ended(5) };
 
     fn alive(made_by: Option<u64>, password: Option<PasswordHash>) -> AccountRecord {
-        AccountRecord { mark: 0, alive: Some(AliveRecord { made_by, password }) }
+        AccountRecord { mark: 0, is: Existence::Alive(AliveRecord { made_by, password }) }
     }
 
     #[test]
@@ -206,11 +249,25 @@ mod tests {
         assert_eq!(directory.apply(name("bob"), 5, alive(None, None)), None);
         assert!(!directory.is_alive(&bob) && directory.account(&name("bob")).is_none());
         assert_eq!((directory.len(), directory.names(None, 9).len()), (0, 0));
-        directory.lock().is_up_to_date();
+        directory.lock().is_up_to_date(Instant::now());
         assert_eq!(directory.lock().known.len(), 1, "it was not read yet");
         directory.lock().read_up_to = 7;
-        directory.lock().is_up_to_date();
+        directory.lock().is_up_to_date(Instant::now());
         assert_eq!(directory.lock().known.len(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_send_waits_unless_both_ends_were_there_a_moment_ago() {
+        let directory = Directory::default();
+        directory.apply(name("bob"), 5, alive(None, None));
+        directory.apply(name("amy"), 6, alive(None, None));
+        let amy = |incarnation| Account { name: name("amy"), incarnation };
+        assert!(!directory.knows(&name("bob"), None), "nothing was read yet");
+        directory.lock().is_up_to_date(Instant::now());
+        assert!(directory.knows(&name("bob"), None) && directory.knows(&name("bob"), Some(&amy(6))));
+        assert!(!directory.knows(&name("eve"), None) && !directory.knows(&name("bob"), Some(&amy(4))));
+        tokio::time::advance(FRESH + Duration::from_millis(1)).await;
+        assert!(!directory.knows(&name("bob"), None));
     }
 
     #[test]

@@ -20,7 +20,7 @@ use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 
 /// How long one try waits for its answer.
@@ -62,6 +62,11 @@ pub(super) enum NotStored {
 /// What identifies a message for as long as the engine remembers.
 pub(super) type MessageId = String;
 
+/// One that nothing else has.
+pub(super) fn random_id() -> MessageId {
+    format!("r.{:032x}", rand::random::<u128>())
+}
+
 /// A message is in its stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Stored {
@@ -102,13 +107,22 @@ struct Replies {
     next: AtomicU64,
     // A lock, since replies come on one task and are awaited on many. It is held
     // for one operation on the map.
-    waiting: Mutex<HashMap<u64, mpsc::UnboundedSender<Message>>>,
+    waiting: Mutex<HashMap<u64, Waiter>>,
 }
 
-struct Waiting<'a> {
+#[derive(Debug)]
+enum Waiter {
+    /// For the first reply.
+    First(oneshot::Sender<Message>),
+    /// For all of them.
+    Each(mpsc::UnboundedSender<Message>),
+}
+
+/// The wait of one, and where replies come.
+struct Waiting<'a, R> {
     replies: &'a Replies,
     number: u64,
-    messages: mpsc::UnboundedReceiver<Message>,
+    reply: R,
 }
 
 impl Engine {
@@ -201,7 +215,7 @@ impl Engine {
     ) -> Result<Stored, NotStored> {
         let batch = format!("{:032x}", rand::random::<u128>());
         let _permit = self.requests.acquire().await.map_err(|_| NotStored::Lost)?;
-        let mut waiting = self.replies.wait();
+        let mut waiting = self.replies.wait_for_first();
         let count = messages.len();
         let published = async {
             for (index, (mut headers, payload)) in messages.into_iter().enumerate() {
@@ -216,10 +230,10 @@ impl Engine {
                     self.client.publish_with_reply_and_headers(subject, reply, headers, payload).await?;
                 }
             }
-            Ok::<_, async_nats::PublishError>(waiting.messages.recv().await)
+            Ok::<_, async_nats::PublishError>((&mut waiting.reply).await)
         };
         match timeout(ATTEMPT, published).await {
-            Ok(Ok(Some(reply))) if reply.status != Some(StatusCode::NO_RESPONDERS) => {
+            Ok(Ok(Ok(reply))) if reply.status != Some(StatusCode::NO_RESPONDERS) => {
                 PublishReply::parse(&reply.payload)
             }
             Ok(Ok(_)) => {
@@ -272,7 +286,7 @@ impl Engine {
         };
         let request = serde_json::to_vec(&fetch).map_err(|_| Lost)?;
         let _permit = self.requests.acquire().await.map_err(|_| Lost)?;
-        let mut waiting = self.replies.wait();
+        let mut waiting = self.replies.wait_for_each();
         let subject = format!("$JS.API.DIRECT.GET.{stream}");
         let read = async {
             self.client
@@ -281,7 +295,7 @@ impl Engine {
                 .map_err(|_| Lost)?;
             let mut batch = Batch::default();
             loop {
-                let reply = waiting.messages.recv().await.ok_or(Lost)?;
+                let reply = waiting.reply.recv().await.ok_or(Lost)?;
                 match reply.status {
                     None | Some(StatusCode::OK) => batch.found.push(Found::of_direct(reply)?),
                     // The end of the batch, and nothing found.
@@ -330,13 +344,13 @@ impl Engine {
         let _permit = self.requests.acquire().await.map_err(|_| Lost)?;
         // Any of the answers will do: each is what the leader knew after the
         // first question.
-        let mut waiting = self.replies.wait();
+        let mut waiting = self.replies.wait_for_first();
         let deadline = Instant::now() + ATTEMPT;
         while Instant::now() < deadline {
             let (subject, reply) = (subject.clone(), waiting.subject());
             let asked = async {
                 self.client.publish_with_reply(subject, reply, request.clone()).await.map_err(|_| Lost)?;
-                waiting.messages.recv().await.ok_or(Lost)
+                (&mut waiting.reply).await.map_err(|_| Lost)
             };
             match timeout(ASK_AGAIN, asked).await {
                 Ok(reply) => return Fetched::parse(&reply?),
@@ -368,7 +382,7 @@ impl Engine {
         payload: Bytes,
     ) -> Result<Message, Lost> {
         let _permit = self.requests.acquire().await.map_err(|_| Lost)?;
-        let mut waiting = self.replies.wait();
+        let mut waiting = self.replies.wait_for_first();
         let asked = async {
             let (subject, reply) = (subject.to_owned(), waiting.subject());
             let sent = match headers {
@@ -378,7 +392,7 @@ impl Engine {
                 None => self.client.publish_with_reply(subject, reply, payload).await,
             };
             sent.map_err(|_| Lost)?;
-            waiting.messages.recv().await.ok_or(Lost)
+            (&mut waiting.reply).await.map_err(|_| Lost)
         };
         let begun = Instant::now();
         timeout(ATTEMPT, asked).await.unwrap_or_else(|_| {
@@ -389,33 +403,46 @@ impl Engine {
 }
 
 impl Replies {
-    fn wait(&self) -> Waiting<'_> {
+    fn wait_for_first(&self) -> Waiting<'_, oneshot::Receiver<Message>> {
+        let (sender, reply) = oneshot::channel();
+        self.wait(Waiter::First(sender), reply)
+    }
+
+    fn wait_for_each(&self) -> Waiting<'_, mpsc::UnboundedReceiver<Message>> {
+        let (sender, reply) = mpsc::unbounded_channel();
+        self.wait(Waiter::Each(sender), reply)
+    }
+
+    fn wait<R>(&self, waiter: Waiter, reply: R) -> Waiting<'_, R> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let (sender, messages) = mpsc::unbounded_channel();
-        self.lock().insert(number, sender);
-        Waiting { replies: self, number, messages }
+        self.lock().insert(number, waiter);
+        Waiting { replies: self, number, reply }
     }
 
     fn pass(&self, message: Message) {
         let number = message.subject.strip_prefix(&self.prefix).and_then(|number| number.parse().ok());
-        if let Some(waiting) = number.and_then(|number: u64| self.lock().get(&number).cloned()) {
-            // Where nobody waits any more it has come too late.
-            drop(waiting.send(message));
+        let Some(number) = number else { return };
+        // Where nobody waits any more it has come too late.
+        let mut waiting = self.lock();
+        if let Some(Waiter::Each(sender)) = waiting.get(&number) {
+            drop(sender.send(message));
+        } else if let Some(Waiter::First(sender)) = waiting.remove(&number) {
+            drop(sender.send(message));
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, mpsc::UnboundedSender<Message>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Waiter>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Waiting<'_> {
+impl<R> Waiting<'_, R> {
     fn subject(&self) -> String {
         format!("{}{}", self.replies.prefix, self.number)
     }
 }
 
-impl Drop for Waiting<'_> {
+impl<R> Drop for Waiting<'_, R> {
     fn drop(&mut self) {
         self.replies.lock().remove(&self.number);
     }

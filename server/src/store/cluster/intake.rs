@@ -4,18 +4,21 @@
 use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use async_nats::Subscriber;
+use futures::{FutureExt, StreamExt};
 use hark_protocol::{SessionToken, UserName};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::Shared;
 use super::engine::{ATTEMPT, Lost};
-use super::lane::{Command, PATIENCE};
+use super::lane::{Command, Job, PATIENCE};
 use crate::store::{AccountEntry, Append, Decide, Outcome, Unavailable};
 
-/// How often the accounts are brought up to date while nothing is asked.
+/// How often the accounts are brought up to date while nothing waits for it.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(2);
 
 /// How long after a failure it is tried again.
@@ -45,47 +48,88 @@ impl Asked {
     }
 }
 
+/// How much is asked that has not gone its way.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Count(Arc<AtomicUsize>);
+
+/// One of them, as long as this is there.
+#[derive(Debug)]
+pub(super) struct Counted(Count);
+
+impl Count {
+    pub(super) fn is_zero(&self) -> bool {
+        self.0.load(Ordering::Acquire) == 0
+    }
+
+    pub(super) fn one_more(&self) -> Counted {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Counted(self.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::Release);
+    }
+}
+
+/// What waits until the accounts are up to date.
+#[derive(Debug)]
+struct Waiting {
+    /// Until when it may be tried.
+    until: Instant,
+    asked: Asked,
+    /// Last, so that it has gone its way when this is dropped.
+    _counted: Counted,
+}
+
 /// The task that takes in what is asked. What waits is bounded by those who
 /// ask: each send holds a permit, each connection has few other requests.
 #[derive(Debug)]
 pub(super) struct Intake {
     shared: Arc<Shared>,
-    asked: mpsc::UnboundedReceiver<Asked>,
-    waiting: VecDeque<(Instant, Asked)>,
+    asked: mpsc::UnboundedReceiver<(Asked, Counted)>,
+    waiting: VecDeque<Waiting>,
+    /// What servers tell when an account has ended.
+    ends: Subscriber,
 }
 
 impl Intake {
-    pub(super) fn new(shared: Arc<Shared>) -> (mpsc::UnboundedSender<Asked>, Self) {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        ends: Subscriber,
+    ) -> (mpsc::UnboundedSender<(Asked, Counted)>, Self) {
         let (sender, asked) = mpsc::unbounded_channel();
-        (sender, Self { shared, asked, waiting: VecDeque::new() })
+        (sender, Self { shared, asked, waiting: VecDeque::new(), ends })
     }
 
     /// Works until the store closes.
     pub(super) async fn run(mut self) {
         loop {
             if self.waiting.is_empty() {
-                match timeout(REFRESH_INTERVAL, self.asked.recv()).await {
-                    Ok(Some(asked)) => self.wait(asked),
-                    Ok(None) => return,
-                    Err(_) => {}
+                tokio::select! {
+                    asked = self.asked.recv() => match asked {
+                        Some(asked) => self.wait(asked),
+                        None => return,
+                    },
+                    // Nothing is lost to a server that is not told of it; but there
+                    // may be a connection that was this account.
+                    Some(_) = self.ends.next() => {}
+                    () = sleep(REFRESH_INTERVAL) => {}
                 }
             }
             while let Ok(asked) = self.asked.try_recv() {
                 self.wait(asked);
             }
+            while let Some(Some(_)) = self.ends.next().now_or_never() {}
             // What is asked from here on may know more than what is read now.
-            let count = self.waiting.len();
-            match self.shared.directory.refresh(&self.shared.engine, &self.shared.names).await {
-                Ok(ended) => {
-                    for account in ended {
-                        self.shared.push_if_there(&account.name, Command::Ended(account.clone()));
-                    }
-                    let ready: Vec<_> = self.waiting.drain(..count).collect();
-                    for (_, asked) in ready {
+            match self.shared.refresh(Instant::now()).await {
+                Ok(()) => {
+                    while let Some(Waiting { until, asked, _counted }) = self.waiting.pop_front() {
                         if let Asked::Close(decide) = asked {
                             return self.close(decide).await;
                         }
-                        self.route(asked);
+                        self.route(asked, until);
                     }
                 }
                 Err(Lost) => {
@@ -98,11 +142,11 @@ impl Intake {
         }
     }
 
-    fn wait(&mut self, asked: Asked) {
-        self.waiting.push_back((Instant::now() + PATIENCE, asked));
+    fn wait(&mut self, (asked, counted): (Asked, Counted)) {
+        self.waiting.push_back(Waiting { until: Instant::now() + PATIENCE, asked, _counted: counted });
     }
 
-    fn route(&self, asked: Asked) {
+    fn route(&self, asked: Asked, until: Instant) {
         let shared = &self.shared;
         match asked {
             Asked::Account(name, decide) => decide.decide(Ok(shared.directory.account(&name))),
@@ -110,21 +154,9 @@ impl Intake {
                 decide.decide(Ok(shared.directory.names(after.as_ref(), limit)));
             }
             Asked::OpenSession(token, from, decide) => shared.sends.open(&token, from, decide),
-            Asked::Lane(name, command) => shared.push(&name, command),
-            Asked::Append(append, decide) => self.append(append, decide),
+            Asked::Lane(name, command) => shared.push(&name, Job { command, deadline: until }),
+            Asked::Append(append, decide) => shared.append(append, decide, until),
             Asked::Close(_) => {}
-        }
-    }
-
-    fn append(&self, append: Append, decide: Decide<Outcome>) {
-        let name = append.to.clone();
-        let decide = match &append.send_id {
-            Some(_) if append.fence.is_closed() => return decide.decide(Err(Unavailable)),
-            Some(id) => self.shared.sends.take(id, decide),
-            None => Some(decide),
-        };
-        if let Some(decide) = decide {
-            self.shared.push(&name, Command::Append(append, decide));
         }
     }
 
@@ -132,14 +164,14 @@ impl Intake {
     /// longer for a cluster that does not answer.
     fn give_up(&mut self) -> Option<Decide<()>> {
         let now = Instant::now();
-        while self.waiting.front().is_some_and(|(until, _)| *until <= now) {
-            if let Some((_, asked)) = self.waiting.pop_front() {
-                asked.refuse();
+        while self.waiting.front().is_some_and(|first| first.until <= now) {
+            if let Some(first) = self.waiting.pop_front() {
+                first.asked.refuse();
             }
         }
-        let closing = self.waiting.iter().position(|(_, asked)| matches!(asked, Asked::Close(_)))?;
+        let closing = self.waiting.iter().position(|some| matches!(some.asked, Asked::Close(_)))?;
         match self.waiting.remove(closing) {
-            Some((_, Asked::Close(decide))) => Some(decide),
+            Some(Waiting { asked: Asked::Close(decide), .. }) => Some(decide),
             _ => None,
         }
     }
@@ -147,10 +179,9 @@ impl Intake {
     /// Everything that was asked is decided, and nothing else.
     async fn close(mut self, decide: Decide<()>) {
         self.asked.close();
-        let late = self.waiting.drain(..).map(|(_, asked)| asked);
-        late.for_each(Asked::refuse);
-        while let Ok(asked) = self.asked.try_recv() {
-            asked.refuse();
+        self.waiting.drain(..).for_each(|late| late.asked.refuse());
+        while let Ok((late, _counted)) = self.asked.try_recv() {
+            late.refuse();
         }
         let shared = &self.shared;
         shared.close_lanes();

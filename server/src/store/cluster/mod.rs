@@ -50,21 +50,22 @@ use futures::FutureExt;
 use hark_protocol::{Sequence, SessionToken, UserName};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::cursors::Cursors;
 use self::directory::Directory;
-use self::engine::{Engine, Lost};
-use self::intake::{Asked, Intake};
-use self::lane::{Command, Job, Lane};
-use self::record::{Names, State, Told};
+use self::engine::{Engine, Lost, NotStored, random_id};
+use self::intake::{Asked, Count, Counted, Intake};
+use self::lane::{Command, Job, Lane, PATIENCE};
+use self::record::{END, Names, State, Told};
 use self::sends::Sends;
-use self::setup::Link;
+use self::setup::{ENDED_KEPT, Link};
 use self::sweeper::Sweeper;
 use super::{
     Account, AccountEntry, Append, Created, Decide, Outcome, Page, PasswordHash, Pending, Position,
-    ReadLimit, Receiver, Store,
+    ReadLimit, Receiver, Store, Unavailable,
 };
 
 pub use self::nodes::{BadNodes, Nodes};
@@ -77,8 +78,9 @@ pub use self::setup::{CLIENT_LOG, ClusterConfig, Credentials, OpenError};
 #[derive(Debug)]
 pub struct ClusterStore {
     shared: Arc<Shared>,
-    asked: mpsc::UnboundedSender<Asked>,
-    runtime: Handle,
+    asked: mpsc::UnboundedSender<(Asked, Counted)>,
+    /// What was asked for and is with the intake.
+    waiting: Count,
 }
 
 /// What the tasks of a store share.
@@ -95,6 +97,8 @@ struct Shared {
     // A lock, since commands come from many tasks, and a lane ends by itself. It
     // is held for one operation. `None` once nothing is taken any more.
     lanes: Mutex<Option<HashMap<UserName, mpsc::UnboundedSender<Job>>>>,
+    /// Where its tasks run, since it may be asked from elsewhere.
+    runtime: Handle,
     /// What is waited for when the store closes.
     tasks: TaskTracker,
     /// It ends: everything does, wherever it is.
@@ -113,7 +117,9 @@ impl ClusterStore {
         let failed = |reason: String| OpenError::Stream { stream: names.accounts_stream(), reason };
         let engine = Engine::new(client).await.map_err(|error| failed(error.to_string()))?;
         let directory = Directory::default();
-        setup::first(|| directory.refresh(&engine, &names))
+        let ends =
+            engine.client().subscribe(names.ends()).await.map_err(|error| failed(error.to_string()))?;
+        setup::first(|| directory.refresh(&engine, &names, Instant::now()))
             .await
             .map_err(|error| failed(error.to_string()))?;
         tracing::info!(accounts = directory.len(), "the accounts are read");
@@ -128,16 +134,17 @@ impl ClusterStore {
             cursors: Cursors::default(),
             sweeper: Sweeper::default(),
             lanes: Mutex::new(Some(HashMap::new())),
+            runtime: Handle::current(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         });
-        let (asked, intake) = Intake::new(Arc::clone(&shared));
+        let (asked, intake) = Intake::new(Arc::clone(&shared), ends);
         // These end with the store; `tasks` are waited for when it closes.
         for work in [intake.run().boxed(), Sweeper::run(Arc::clone(&shared)).boxed()] {
             let stop = shared.stop.clone();
             tokio::spawn(async move { stop.run_until_cancelled_owned(work).await });
         }
-        Ok(Self { shared, asked, runtime: Handle::current() })
+        Ok(Self { shared, asked, waiting: Count::default() })
     }
 
     fn ask<T>(&self, asked: impl FnOnce(Decide<T>) -> Asked) -> Pending<T> {
@@ -148,8 +155,8 @@ impl ClusterStore {
 
     fn push(&self, asked: Asked) {
         // Where nothing is taken any more it is dropped, and so unavailable.
-        if let Err(late) = self.asked.send(asked) {
-            late.0.refuse();
+        if let Err(late) = self.asked.send((asked, self.waiting.one_more())) {
+            late.0.0.refuse();
         }
     }
 
@@ -182,7 +189,12 @@ impl Store for ClusterStore {
 
     fn append_all(&self, appends: &mut Vec<(Append, Decide<Outcome>)>) {
         for (append, decide) in appends.drain(..) {
-            self.push(Asked::Append(append, decide));
+            // It overtakes nothing that was asked for before.
+            if self.waiting.is_zero() && self.shared.directory.knows(&append.to, append.sender.as_ref()) {
+                self.shared.append(append, decide, Instant::now() + PATIENCE);
+            } else {
+                self.push(Asked::Append(append, decide));
+            }
         }
     }
 
@@ -211,7 +223,7 @@ impl Store for ClusterStore {
             }
         };
         // Whoever reads waits for the outcome, and close for the task.
-        drop(self.shared.tasks.spawn_on(read, &self.runtime));
+        drop(self.shared.tasks.spawn_on(read, &self.shared.runtime));
         pending
     }
 
@@ -251,16 +263,37 @@ impl ClusterConfig {
 }
 
 impl Shared {
-    /// Gives a command to the lane of this name, which begins where there is
-    /// none.
-    fn push(self: &Arc<Self>, name: &UserName, command: Command) {
+    /// Brings the accounts up to date with what the cluster had at some moment
+    /// after `since`, and tells the lanes of those that have ended.
+    async fn refresh(self: &Arc<Self>, since: Instant) -> Result<(), Lost> {
+        for account in self.directory.refresh(&self.engine, &self.names, since).await? {
+            self.push_if_there(&account.name, Command::Ended(account.clone()));
+        }
+        Ok(())
+    }
+
+    /// Has a message stored or refused, unless its send was decided before.
+    fn append(self: &Arc<Self>, append: Append, decide: Decide<Outcome>, until: Instant) {
+        let name = append.to.clone();
+        let decide = match &append.send_id {
+            Some(_) if append.fence.is_closed() => return decide.decide(Err(Unavailable)),
+            Some(id) => self.sends.take(id, decide),
+            None => Some(decide),
+        };
+        if let Some(decide) = decide {
+            self.push(&name, Job { command: Command::Append(append, decide), deadline: until });
+        }
+    }
+
+    /// Gives a job to the lane of this name, which begins where there is none.
+    fn push(self: &Arc<Self>, name: &UserName, job: Job) {
         let mut lanes = self.lock_lanes();
         let Some(lanes) = &mut *lanes else {
             drop(lanes);
-            return command.refuse();
+            return job.refuse();
         };
         let lane = lanes.entry(name.clone()).or_insert_with(|| self.begin_lane(name));
-        if let Err(unsent) = lane.send(Job::new(command)) {
+        if let Err(unsent) = lane.send(job) {
             // It has panicked, and what it had under way is unavailable.
             *lane = self.begin_lane(name);
             drop(lane.send(unsent.0));
@@ -277,7 +310,7 @@ impl Shared {
     fn begin_lane(self: &Arc<Self>, name: &UserName) -> mpsc::UnboundedSender<Job> {
         let (sender, jobs) = mpsc::unbounded_channel();
         let (stop, lane) = (self.stop.clone(), Lane::new(Arc::clone(self), name.clone(), jobs));
-        self.tasks.spawn(async move { stop.run_until_cancelled(lane.run()).await });
+        self.tasks.spawn_on(async move { stop.run_until_cancelled(lane.run()).await }, &self.runtime);
         sender
     }
 
@@ -301,7 +334,7 @@ impl Shared {
 
     fn acknowledge(self: &Arc<Self>, account: &Account, position: Position) {
         self.cursors.advance(account, position, || {
-            self.push(&account.name, Command::Acknowledged(account.clone()));
+            self.push(&account.name, Job::new(Command::Acknowledged(account.clone())));
         });
     }
 
@@ -317,6 +350,22 @@ impl Shared {
                 }
             },
         }
+    }
+
+    /// Writes into the inbox of an account that has ended that it has, unless
+    /// that is written, and yields the number of that message. From then on
+    /// nothing is appended: whoever tries meets it. It is written on a condition
+    /// like everything there, since a message that is on its way must not come
+    /// to lie behind it.
+    async fn end_inbox(&self, account: &Account) -> Result<u64, NotStored> {
+        let (stream, subject) = (self.names.inbox_stream_of(&account.name), self.names.inbox(account));
+        let last = self.engine.last(&stream, &subject).await.map_err(|Lost| NotStored::Lost)?;
+        if let Some(found) = last.as_ref().filter(|found| found.payload == END) {
+            return Ok(found.sequence);
+        }
+        let (after, end) = (last.map_or(0, |found| found.sequence), Bytes::from_static(END));
+        let stored = self.engine.publish_for(ENDED_KEPT, &subject, &random_id(), Some(after), end).await?;
+        Ok(stored.sequence)
     }
 
     /// Everything that a server which receives for an account is told.

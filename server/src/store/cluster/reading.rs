@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep};
 use super::Shared;
 use super::engine::{Found, Lost};
 use super::lane::PATIENCE;
-use super::record::decode_message;
+use super::record::{END, decode_message};
 use crate::store::{Account, Page, ReadLimit, Unavailable};
 
 /// Messages that are asked for at once, at most.
@@ -109,8 +109,12 @@ impl Scan {
         (messages, bytes.min(BATCH_BYTES))
     }
 
-    /// False where there is no room for it.
+    /// False where there is no room for it, or the account has ended there.
     fn take(&mut self, account: &Account, found: Found) -> Result<bool, NoPage> {
+        if found.payload == END {
+            self.page.complete = true;
+            return Ok(false);
+        }
         let message = decode_message(found.sequence, found.payload).map_err(|error| {
             tracing::error!(%error, name = %account.name, sequence = found.sequence, "a message cannot be read");
             NoPage::Unreadable

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::Shared;
 use super::engine::{Lost, number};
 use super::lane::Command;
-use super::record::{State, Told, decode_message};
+use super::record::{END, State, Told, decode_message};
 use super::setup::Link;
 use crate::store::{Account, End, Feed};
 
@@ -151,10 +151,10 @@ impl Task {
 
     async fn handle(&mut self, told: async_nats::Message) {
         match Told::of_subject(&told.subject) {
-            Some(Told::Message) => self.message(&told),
+            Some(Told::Message) if told.payload != END => self.message(&told),
             Some(Told::State) => self.state(&told),
             Some(Told::Stored) => self.feed.lagged(),
-            Some(Told::Ended) => {
+            Some(Told::Ended | Told::Message) => {
                 let account = self.claim.account.clone();
                 self.shared.push_if_there(&account.name, Command::Ended(account.clone()));
             }

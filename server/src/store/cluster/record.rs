@@ -2,8 +2,8 @@
 //!
 //! | subject | stream | what |
 //! | --- | --- | --- |
-//! | `CHAT.account.NAME` | `CHAT-accounts` | an account, or that it has ended |
-//! | `CHAT.inbox.SHARD.NAME.INCARNATION` | `CHAT-inbox-SHARD` | the messages to it |
+//! | `CHAT.account.NAME` | `CHAT-accounts` | an account, or which one has ended |
+//! | `CHAT.inbox.SHARD.NAME.INCARNATION` | `CHAT-inbox-SHARD` | the messages to it, and its end |
 //! | `CHAT.inbox.SHARD.NAME.0` | `CHAT-inbox-SHARD` | which sends to it were refused |
 //! | `CHAT.state.NAME.INCARNATION` | `CHAT-state` | what is acknowledged, and who receives |
 //! | `CHAT.user.NAME.INCARNATION.EVENT` | none | what a server that receives for it is told |
@@ -131,6 +131,11 @@ impl Names {
         format!("{}.user.{}.*", self.chat, key(account))
     }
 
+    /// That any account has ended.
+    pub(super) fn ends(&self) -> String {
+        format!("{}.user.*.*.{}", self.chat, Told::Ended.as_str())
+    }
+
     pub(super) fn tell(&self, account: &Account, told: Told) -> String {
         format!("{}.user.{}.{}", self.chat, key(account), told.as_str())
     }
@@ -190,8 +195,15 @@ fn key(account: &Account) -> String {
 pub(super) struct AccountRecord {
     /// Made up for each change, so that whoever made it knows it again.
     pub(super) mark: u64,
-    /// What it is, unless it has ended.
-    pub(super) alive: Option<AliveRecord>,
+    pub(super) is: Existence,
+}
+
+/// Whether an account is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Existence {
+    Alive(AliveRecord),
+    /// The account of this number was.
+    Ended(u64),
 }
 
 /// An account that is there.
@@ -211,13 +223,24 @@ impl AliveRecord {
 }
 
 impl AccountRecord {
+    /// Which account is there, where this stands in the message `sequence`.
+    pub(super) fn incarnation(&self, sequence: u64) -> Option<u64> {
+        match &self.is {
+            Existence::Alive(alive) => Some(alive.incarnation(sequence)),
+            Existence::Ended(_) => None,
+        }
+    }
+
     pub(super) fn encode(&self) -> Bytes {
         let mut bytes = BytesMut::new();
         bytes.put_u8(VERSION);
         bytes.put_u64(self.mark);
-        match &self.alive {
-            None => bytes.put_u8(0),
-            Some(AliveRecord { made_by, password }) => {
+        match &self.is {
+            Existence::Ended(incarnation) => {
+                bytes.put_u8(0);
+                bytes.put_u64(*incarnation);
+            }
+            Existence::Alive(AliveRecord { made_by, password }) => {
                 bytes.put_u8(1);
                 bytes.put_u64(made_by.unwrap_or(0));
                 bytes.put_slice(password.as_ref().map_or(b"", |hash| hash.as_str().as_bytes()));
@@ -232,7 +255,10 @@ impl AccountRecord {
         }
         let mark = bytes.try_get_u64().map_err(|_| Damaged)?;
         match bytes.try_get_u8() {
-            Ok(0) if bytes.is_empty() => Ok(Self { mark, alive: None }),
+            Ok(0) if bytes.len() == 8 => {
+                let incarnation = bytes.try_get_u64().map_err(|_| Damaged)?;
+                Ok(Self { mark, is: Existence::Ended(incarnation) })
+            }
             Ok(1) => {
                 let made_by = bytes.try_get_u64().map_err(|_| Damaged)?;
                 let password = std::str::from_utf8(bytes).map_err(|_| Damaged)?;
@@ -240,7 +266,7 @@ impl AccountRecord {
                     made_by: (made_by > 0).then_some(made_by),
                     password: (!password.is_empty()).then(|| PasswordHash::new(password)),
                 };
-                Ok(Self { mark, alive: Some(alive) })
+                Ok(Self { mark, is: Existence::Alive(alive) })
             }
             _ => Err(Damaged),
         }
@@ -287,6 +313,10 @@ pub(super) fn decode_refusal(bytes: &[u8]) -> Result<Code, Damaged> {
     let code = std::str::from_utf8(code).ok().and_then(Code::parse);
     code.filter(|_| *version == VERSION).ok_or(Damaged)
 }
+
+/// The last message of the inbox of an account that has ended: whoever has not
+/// heard of that, and appends after what was the last message, meets it.
+pub(super) const END: &[u8] = &[VERSION];
 
 /// A message to an inbox, before it has its number.
 #[derive(Debug)]
@@ -382,19 +412,21 @@ mod tests {
 
     #[test]
     fn accounts_are_read_as_they_were_written() {
-        let alive = |made_by, password| Some(AliveRecord { made_by, password });
-        for alive in [None, alive(None, None), alive(Some(9), Some(PasswordHash::new("$argon2")))] {
-            let record = AccountRecord { mark: 3, alive };
+        let alive = |made_by, password| Existence::Alive(AliveRecord { made_by, password });
+        let ended = Existence::Ended(7);
+        for is in [ended.clone(), alive(None, None), alive(Some(9), Some(PasswordHash::new("$argon2")))] {
+            let record = AccountRecord { mark: 3, is };
             let bytes = record.encode();
             assert_eq!(AccountRecord::decode(&bytes), Ok(record));
             assert_eq!(AccountRecord::decode(&bytes[..9]), Err(Damaged));
         }
-        let ended = AccountRecord { mark: 3, alive: None }.encode();
-        for (at, byte) in [(0, 2), (9, 2), (9, 1)] {
+        let ended = AccountRecord { mark: 3, is: ended }.encode();
+        for (at, byte) in [(0, 2), (9, 2)] {
             let mut damaged = ended.to_vec();
             damaged[at] = byte;
             assert_eq!(AccountRecord::decode(&damaged), Err(Damaged));
         }
+        assert_eq!(AccountRecord::decode(&[&*ended, &[0]].concat()), Err(Damaged));
     }
 
     proptest! {
@@ -411,6 +443,7 @@ mod tests {
             let message = decode_message(5, letter.encode()).unwrap();
             let position = Position { sequence: Sequence(5), messages, bytes };
             prop_assert_eq!(message, Message { position, sender: sender.clone(), time_ms, text: text.as_str().into() });
+            prop_assert_ne!(letter.encode(), END);
         }
 
         #[test]

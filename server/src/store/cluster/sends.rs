@@ -23,8 +23,8 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
 /// The sessions of this server.
 #[derive(Debug)]
 pub(super) struct Sends {
-    // A lock, since sends are taken by one task and decided by many. It is held
-    // for one operation.
+    // A lock, since sends are taken and decided by many tasks. It is held for one
+    // operation.
     state: Mutex<State>,
 }
 

@@ -44,12 +44,12 @@ struct Note {
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Due {
-    at: Instant,
+pub(super) struct Due {
+    pub(super) at: Instant,
     /// All messages below this number.
-    below: u64,
-    /// With all that is written about the account.
-    whole: bool,
+    pub(super) below: u64,
+    /// With all that is written about the account, which has ended.
+    pub(super) whole: bool,
 }
 
 impl Note {
@@ -122,14 +122,21 @@ impl Sweeper {
     }
 }
 
-async fn drop_messages(shared: &Shared, account: &Account, due: Due) -> Result<(), Lost> {
+/// Drops what is due of one inbox.
+pub(super) async fn drop_messages(shared: &Arc<Shared>, account: &Account, due: Due) -> Result<(), Lost> {
     let (names, engine) = (&shared.names, &shared.engine);
-    let stream = names.inbox_stream_of(&account.name);
-    engine.purge(&stream, &names.inbox(account), due.below).await?;
+    let mut below = due.below;
     if due.whole {
+        // It may have been made after what is known here.
+        shared.refresh(Instant::now()).await?;
+        if shared.directory.is_alive(account) {
+            return Ok(());
+        }
+        // Whoever has not heard of the end still meets it.
+        below = shared.end_inbox(account).await.map_err(|_| Lost)?;
         engine.purge(&names.state_stream(), &names.state(account), u64::MAX).await?;
     }
-    Ok(())
+    engine.purge(&names.inbox_stream_of(&account.name), &names.inbox(account), below).await
 }
 
 /// Notes what may be dropped of any inbox.

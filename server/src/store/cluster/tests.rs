@@ -12,8 +12,10 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::Runtime;
 
+use super::record::END;
+use super::sweeper::{Due, drop_messages};
 use super::*;
-use crate::store::contract::{Home, Limits, contract_suite};
+use crate::store::contract::{self, Home, Limits, WIDE, contract_suite, name, send, text, texts};
 
 const NODES: usize = 3;
 
@@ -94,19 +96,11 @@ impl Chat {
         }
     }
 
-    fn try_open(&self, limits: Limits) -> Result<ClusterStore, OpenError> {
-        let config = self.config(limits);
-        // The test's own runtime must not be blocked in.
-        thread::spawn(move || runtime().block_on(ClusterStore::open(config))).join().unwrap()
-    }
-}
-
-impl Home for Chat {
-    fn open(&self, limits: Limits) -> Arc<dyn Store> {
+    fn open_patiently(&self, limits: Limits) -> ClusterStore {
         let patient_until = Instant::now() + Duration::from_secs(60);
         loop {
             match self.try_open(limits) {
-                Ok(store) => return Arc::new(store),
+                Ok(store) => return store,
                 // The nodes have to find each other first.
                 Err(error @ (OpenError::Connect { .. } | OpenError::Stream { .. }))
                     if Instant::now() < patient_until =>
@@ -118,6 +112,18 @@ impl Home for Chat {
             thread::sleep(Duration::from_millis(200));
         }
     }
+
+    fn try_open(&self, limits: Limits) -> Result<ClusterStore, OpenError> {
+        let config = self.config(limits);
+        // The test's own runtime must not be blocked in.
+        thread::spawn(move || runtime().block_on(ClusterStore::open(config))).join().unwrap()
+    }
+}
+
+impl Home for Chat {
+    fn open(&self, limits: Limits) -> Arc<dyn Store> {
+        Arc::new(self.open_patiently(limits))
+    }
 }
 
 mod on_one_node {
@@ -128,4 +134,206 @@ mod on_one_node {
 mod on_three_nodes {
     use super::*;
     contract_suite!(Chat::new(3));
+}
+
+/// What a server owes that has not heard of the end of an account, which another
+/// one was asked for.
+mod ends {
+    use std::future::Future;
+
+    use hark_protocol::Code;
+
+    use super::super::lane::PATIENCE;
+    use super::*;
+    use crate::store::Unavailable;
+
+    const NO_SUCH_USER: Result<Outcome, Unavailable> = Ok(Outcome::Refused(Code::NoSuchUser));
+
+    /// How often it is tried to be quicker than what brings the accounts up to
+    /// date every few seconds.
+    const TRIES: usize = 10;
+
+    /// Two servers of a chat, which both know bob, and have sent to it.
+    struct Pair {
+        one: Arc<ClusterStore>,
+        two: Arc<ClusterStore>,
+        bob: Account,
+    }
+
+    impl Pair {
+        async fn new() -> Self {
+            let chat = Chat::new(3);
+            let [one, two] = [(); 2].map(|()| Arc::new(chat.open_patiently(WIDE)));
+            let bob = contract::create(&*one, "bob").await;
+            for store in [&one, &two] {
+                contract::stored(&**store, text("bob", "before")).await;
+            }
+            Self { one, two, bob }
+        }
+
+        /// Who works on bob at the first server.
+        fn lane(&self) -> Lane {
+            let (_, jobs) = tokio::sync::mpsc::unbounded_channel();
+            Lane::new(Arc::clone(&self.one.shared), name("bob"), jobs)
+        }
+
+        fn has_heard(&self) -> bool {
+            !self.two.shared.directory.is_alive(&self.bob)
+        }
+    }
+
+    fn deadline() -> tokio::time::Instant {
+        tokio::time::Instant::now() + PATIENCE
+    }
+
+    /// Runs a test on pairs until the second server has heard nothing before
+    /// `act` ends; then `check` is what counts.
+    fn unheard<A, C>(act: impl Fn(Arc<Pair>) -> A, check: impl Fn(Arc<Pair>) -> C)
+    where
+        A: Future<Output = ()>,
+        C: Future<Output = ()>,
+    {
+        runtime().block_on(async {
+            for _ in 0..TRIES {
+                let pair = Arc::new(Pair::new().await);
+                act(Arc::clone(&pair)).await;
+                if !pair.has_heard() {
+                    return check(pair).await;
+                }
+            }
+            panic!("the second server heard of each of {TRIES} ends");
+        });
+    }
+
+    #[test]
+    fn a_send_after_the_answer_to_a_delete_is_refused() {
+        unheard(
+            |pair| async move { assert_eq!(pair.lane().try_delete(&pair.bob, deadline()).await, Ok(true)) },
+            |pair| async move {
+                let sends = [1, 2, 3].map(|id| pair.two.append(send("s", id, "bob", "late")));
+                for send in sends {
+                    assert_eq!(send.await, NO_SUCH_USER);
+                }
+            },
+        );
+    }
+
+    #[test]
+    fn a_send_after_a_name_was_made_anew_reaches_the_new_account() {
+        unheard(
+            |pair| async move {
+                assert_eq!(pair.lane().try_delete(&pair.bob, deadline()).await, Ok(true));
+                assert_eq!(pair.one.create(&name("bob"), None).await, Ok(Created::Created));
+            },
+            check_that_the_new_one_is_reached,
+        );
+    }
+
+    #[test]
+    fn so_it_does_where_the_one_who_ended_the_former_died_halfway() {
+        unheard(
+            |pair| async move {
+                assert_eq!(pair.lane().end_account(&pair.bob, deadline()).await, Ok(true));
+                assert_eq!(pair.one.create(&name("bob"), None).await, Ok(Created::Created));
+            },
+            check_that_the_new_one_is_reached,
+        );
+    }
+
+    async fn check_that_the_new_one_is_reached(pair: Arc<Pair>) {
+        let sends = ["one", "two", "three"].map(|content| pair.two.append(text("bob", content)));
+        for send in sends {
+            assert_eq!(send.await, Ok(Outcome::Stored));
+        }
+        let anew = pair.one.account(&name("bob")).await.unwrap().unwrap().account;
+        assert_ne!(anew, pair.bob);
+        assert_eq!(texts(&*pair.one, &anew).await, ["one", "two", "three"]);
+    }
+
+    #[test]
+    fn who_deletes_again_what_was_ended_halfway_ends_the_rest() {
+        unheard(
+            |pair| async move {
+                assert_eq!(pair.lane().end_account(&pair.bob, deadline()).await, Ok(true));
+                assert_eq!(pair.one.delete(&pair.bob).await, Ok(false));
+            },
+            |pair| async move { assert_eq!(pair.two.append(text("bob", "late")).await, NO_SUCH_USER) },
+        );
+    }
+
+    /// It passed while the former account was known to be there, and was taken on
+    /// when that was known to have ended, and not that there is a new one.
+    #[test]
+    fn that_there_is_no_such_user_is_not_said_by_what_was_known_before_the_send() {
+        runtime().block_on(async {
+            let pair = Pair::new().await;
+            assert_eq!(pair.lane().try_delete(&pair.bob, deadline()).await, Ok(true));
+            assert!(pair.two.account(&name("bob")).await.unwrap().is_none());
+            assert_eq!(pair.one.create(&name("bob"), None).await, Ok(Created::Created));
+            let (decide, outcome) = Pending::new();
+            pair.two.shared.append(text("bob", "new"), decide, deadline());
+            assert_eq!(outcome.await, Ok(Outcome::Stored));
+        });
+    }
+
+    #[test]
+    fn what_is_dropped_of_an_inbox_is_not_its_end() {
+        unheard(
+            |pair| async move {
+                assert_eq!(pair.lane().try_delete(&pair.bob, deadline()).await, Ok(true));
+                drop_whole(&pair.one, &pair.bob).await;
+            },
+            |pair| async move {
+                assert_eq!(pair.two.append(text("bob", "late")).await, NO_SUCH_USER);
+                let (stream, subject) = (
+                    pair.one.shared.names.inbox_stream_of(&pair.bob.name),
+                    pair.one.shared.names.inbox(&pair.bob),
+                );
+                let left = pair.one.shared.engine.page(&stream, &subject, 1, 10, 10_000).await.unwrap();
+                assert_eq!(left.found.iter().map(|found| &*found.payload).collect::<Vec<_>>(), [END]);
+            },
+        );
+    }
+
+    #[test]
+    fn an_account_that_is_there_is_not_dropped() {
+        runtime().block_on(async {
+            let pair = Pair::new().await;
+            drop_whole(&pair.one, &pair.bob).await;
+            assert_eq!(texts(&*pair.two, &pair.bob).await, ["before", "before"]);
+        });
+    }
+
+    async fn drop_whole(store: &ClusterStore, account: &Account) {
+        let due = Due { at: tokio::time::Instant::now(), below: u64::MAX, whole: true };
+        drop_messages(&store.shared, account, due).await.unwrap();
+    }
+
+    #[test]
+    fn an_end_is_no_message_to_who_reads() {
+        runtime().block_on(async {
+            let pair = Pair::new().await;
+            pair.one.shared.end_inbox(&pair.bob).await.unwrap();
+            assert_eq!(texts(&*pair.two, &pair.bob).await, ["before", "before"]);
+        });
+    }
+
+    #[test]
+    fn every_server_is_told_of_an_end() {
+        const ROUNDS: u32 = 10;
+        runtime().block_on(async {
+            let Pair { one, two, mut bob, .. } = Pair::new().await;
+            let began = Instant::now();
+            for _ in 0..ROUNDS {
+                assert_eq!(one.delete(&bob).await, Ok(true));
+                while two.shared.directory.is_alive(&bob) {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                bob = contract::create(&*one, "bob").await;
+                contract::stored(&*two, text("bob", "it is known there")).await;
+            }
+            // By itself it looks every two seconds.
+            assert!(began.elapsed() < Duration::from_secs(5), "it took {:?}", began.elapsed());
+        });
+    }
 }

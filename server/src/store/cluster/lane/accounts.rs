@@ -3,9 +3,9 @@
 
 use tokio::time::Instant;
 
-use super::{Lane, Tail, Written, random_id};
-use crate::store::cluster::engine::{Lost, NotStored};
-use crate::store::cluster::record::{AccountRecord, AliveRecord, State, Told};
+use super::{Lane, Tail, Written};
+use crate::store::cluster::engine::{Lost, NotStored, random_id};
+use crate::store::cluster::record::{AccountRecord, AliveRecord, Existence, State, Told};
 use crate::store::cluster::setup::ENDED_KEPT;
 use crate::store::{Account, Created, Decide, PasswordHash, Position, Unavailable};
 
@@ -19,20 +19,28 @@ impl Lane {
         let mut tried = false;
         loop {
             let (revision, found) = self.account_record(deadline).await?;
-            if let Some(found) = found.filter(|found| found.alive.is_some()) {
-                let is_ours = tried && found.mark == mark;
-                self.shared.directory.apply(self.name.clone(), revision, found);
-                return match (is_ours, tried) {
-                    (true, _) => Ok(Created::Created),
-                    (false, false) => Ok(Created::Exists),
-                    (false, true) => Err(Unavailable),
-                };
+            match found {
+                Some(found @ AccountRecord { is: Existence::Alive(_), .. }) => {
+                    let is_ours = tried && found.mark == mark;
+                    self.shared.directory.apply(self.name.clone(), revision, found);
+                    return match (is_ours, tried) {
+                        (true, _) => Ok(Created::Created),
+                        (false, false) => Ok(Created::Exists),
+                        (false, true) => Err(Unavailable),
+                    };
+                }
+                // Who has ended it may have failed before it ended the inbox.
+                Some(AccountRecord { is: Existence::Ended(incarnation), .. }) => {
+                    let former = Account { name: self.name.clone(), incarnation };
+                    self.end_inbox(&former, deadline).await?;
+                }
+                None => {}
             }
             if !tried && self.shared.directory.len() >= self.shared.config.accounts_max {
                 return Ok(Created::TooMany);
             }
             let alive = AliveRecord { made_by: None, password: password.clone() };
-            let record = AccountRecord { mark, alive: Some(alive) };
+            let record = AccountRecord { mark, is: Existence::Alive(alive) };
             match self.write_account(revision, &record).await {
                 Ok(sequence) => {
                     self.shared.directory.apply(self.name.clone(), sequence, record);
@@ -62,15 +70,14 @@ impl Lane {
                 self.shared.directory.apply(self.name.clone(), revision, found);
                 return Ok(true);
             }
-            let is_as_before = found.alive.as_ref().is_some_and(|alive| {
-                alive.incarnation(revision) == account.incarnation && alive.password == old
-            });
+            let is_as_before = matches!(&found.is, Existence::Alive(alive)
+                if alive.incarnation(revision) == account.incarnation && alive.password == old);
             if !is_as_before {
                 self.shared.directory.apply(self.name.clone(), revision, found);
                 return undecided_if(tried, false);
             }
             let alive = AliveRecord { made_by: Some(account.incarnation), password: Some(new.clone()) };
-            let record = AccountRecord { mark, alive: Some(alive) };
+            let record = AccountRecord { mark, is: Existence::Alive(alive) };
             match self.write_account(revision, &record).await {
                 Ok(sequence) => {
                     self.shared.directory.apply(self.name.clone(), sequence, record);
@@ -82,42 +89,68 @@ impl Lane {
     }
 
     pub(super) async fn delete(&mut self, account: &Account, decide: Decide<bool>, deadline: Instant) {
+        let was_alive = self.shared.directory.is_alive(account);
         let deleted = self.try_delete(account, deadline).await;
-        // Whoever deletes itself gets the answer before the end.
-        let revision = match deleted {
-            Ok(revision) => {
-                decide.decide(Ok(revision.is_some()));
-                revision
-            }
-            Err(unavailable) => return decide.decide(Err(unavailable)),
-        };
-        if let Some(revision) = revision {
-            let ended = AccountRecord { mark: 0, alive: None };
-            self.shared.directory.apply(self.name.clone(), revision, ended);
-            self.ended(account).await;
+        let has_ended = was_alive && !self.shared.directory.is_alive(account);
+        if has_ended {
             self.shared.tell(account, Told::Ended).await;
+        }
+        // Whoever deletes itself gets the answer before the end.
+        decide.decide(deleted);
+        if has_ended {
+            self.ended(account).await;
         }
     }
 
-    /// The number of the message that says so, if the account was there.
-    async fn try_delete(&mut self, account: &Account, deadline: Instant) -> Result<Option<u64>, Unavailable> {
+    /// All of it but the telling.
+    pub(in super::super) async fn try_delete(
+        &mut self,
+        account: &Account,
+        deadline: Instant,
+    ) -> Result<bool, Unavailable> {
+        let deleted = self.end_account(account, deadline).await?;
+        // Before it is answered: from then on a server that has not heard of it
+        // must meet it.
+        self.end_inbox(account, deadline).await?;
+        Ok(deleted)
+    }
+
+    /// The first half of it. Whether the account was there.
+    pub(in super::super) async fn end_account(
+        &mut self,
+        account: &Account,
+        deadline: Instant,
+    ) -> Result<bool, Unavailable> {
         let mark = rand::random();
         let mut tried = false;
         loop {
             let (revision, found) = self.account_record(deadline).await?;
-            if tried && found.as_ref().is_some_and(|found| found.mark == mark) {
-                return Ok(Some(revision));
+            let is_ours = tried && found.as_ref().is_some_and(|found| found.mark == mark);
+            let is_alive =
+                found.as_ref().is_some_and(|found| found.incarnation(revision) == Some(account.incarnation));
+            if !is_alive {
+                if let Some(found) = found {
+                    self.shared.directory.apply(self.name.clone(), revision, found);
+                }
+                return if is_ours { Ok(true) } else { undecided_if(tried, false) };
             }
-            let alive = found.and_then(|found| found.alive);
-            if alive.is_none_or(|alive| alive.incarnation(revision) != account.incarnation) {
-                return undecided_if(tried, None);
-            }
-            let record = AccountRecord { mark, alive: None };
+            let record = AccountRecord { mark, is: Existence::Ended(account.incarnation) };
             match self.write_account(revision, &record).await {
-                Ok(sequence) => return Ok(Some(sequence)),
+                Ok(sequence) => {
+                    self.shared.directory.apply(self.name.clone(), sequence, record);
+                    return Ok(true);
+                }
                 Err(error) => self.tried(error, &mut tried, deadline).await?,
             }
         }
+    }
+
+    /// See [`Shared::end_inbox`](super::super::Shared::end_inbox).
+    async fn end_inbox(&mut self, account: &Account, deadline: Instant) -> Result<(), Unavailable> {
+        while self.shared.end_inbox(account).await.is_err() {
+            self.pause(deadline).await?;
+        }
+        Ok(())
     }
 
     /// What the cluster has about this name, and the number of that message.
@@ -144,7 +177,7 @@ impl Lane {
     async fn write_account(&mut self, revision: u64, record: &AccountRecord) -> Result<u64, NotStored> {
         let subject = self.shared.names.account(&self.name);
         let (engine, id, bytes) = (&self.shared.engine, random_id(), record.encode());
-        let stored = if record.alive.is_some() {
+        let stored = if matches!(record.is, Existence::Alive(_)) {
             engine.publish(&subject, &id, revision, bytes).await
         } else {
             engine.publish_for(ENDED_KEPT, &subject, &id, Some(revision), bytes).await

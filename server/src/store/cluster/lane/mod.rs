@@ -7,6 +7,12 @@
 //! here; whoever loses a race against another server looks again. So the sums
 //! in each message are exact, and with them the quota and the count of what is
 //! queued, and a publication that was given up can do no harm later.
+//!
+//! The same condition lets a send begin before it is known whether the account
+//! has ended at another server: an end is written into the inbox before a delete
+//! is answered, so whoever has not heard of it loses the race against it, and
+//! looks again. That there is no such account is only said when this is known of
+//! a moment after the send was asked for.
 
 mod accounts;
 mod receiving;
@@ -20,7 +26,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::Shared;
-use super::engine::{Lost, MessageId, NotStored};
+use super::engine::{Lost, NotStored, random_id};
 use super::reception::Reception;
 use super::record::State;
 use crate::store::{
@@ -80,16 +86,22 @@ impl Command {
     }
 }
 
-/// A command, and until when it may be tried.
+/// A command, and until when it may be tried: [`PATIENCE`] from when it was
+/// asked for.
 #[derive(Debug)]
 pub(super) struct Job {
-    command: Command,
-    deadline: Instant,
+    pub(super) command: Command,
+    pub(super) deadline: Instant,
 }
 
 impl Job {
     pub(super) fn new(command: Command) -> Self {
         Self { command, deadline: Instant::now() + PATIENCE }
+    }
+
+    /// See [`Command::refuse`].
+    pub(super) fn refuse(self) {
+        self.command.refuse();
     }
 }
 
@@ -277,10 +289,6 @@ impl Lane {
         sleep(self.pause).await;
         self.pause = (self.pause * 2).min(PAUSE_MAX);
     }
-}
-
-fn random_id() -> MessageId {
-    format!("r.{:032x}", rand::random::<u128>())
 }
 
 fn latest(one: Position, other: Position) -> Position {

@@ -4,11 +4,11 @@ use bytes::Bytes;
 use hark_protocol::{Code, Sequence};
 use tokio::time::Instant;
 
-use super::{Command, Job, Lane, PAUSE_MIN, Tail, latest, random_id};
-use crate::store::cluster::engine::{BATCH_MESSAGES_MAX, Found, Lost, MessageId, NotStored};
-use crate::store::cluster::record::{Letter, Told, decode_message, decode_refusal, encode_refusal};
+use super::{Command, Job, Lane, PATIENCE, PAUSE_MIN, Tail, latest};
+use crate::store::cluster::engine::{BATCH_MESSAGES_MAX, Found, Lost, MessageId, NotStored, random_id};
+use crate::store::cluster::record::{END, Letter, Told, decode_message, decode_refusal, encode_refusal};
 use crate::store::cluster::setup::KEPT;
-use crate::store::{Account, Append, Decide, Outcome, Position, SendId, Unavailable};
+use crate::store::{Account, AccountEntry, Append, Decide, Outcome, Position, SendId, Unavailable};
 
 /// Bytes of text in one batch, at most, but at least one message.
 const BATCH_BYTES_MAX: usize = 512 * 1024;
@@ -85,7 +85,7 @@ impl Lane {
     /// Decides as many of the items as it can: those to be refused, and either
     /// all the others or the first of them.
     async fn store(&mut self, items: &mut Vec<Item>, one_by_one: bool) -> Result<(), NotStored> {
-        let Some(entry) = self.shared.directory.account(&self.name) else {
+        let Some(entry) = self.recipient(items).await? else {
             return self.refuse_all(items, Code::NoSuchUser).await;
         };
         let account = entry.account;
@@ -112,6 +112,20 @@ impl Lane {
             at += 1;
         }
         self.publish(items, &account, expected, messages, position).await
+    }
+
+    /// The account of this name: that there is none only by what the cluster had
+    /// after the last of the items was asked for.
+    async fn recipient(&self, items: &[Item]) -> Result<Option<AccountEntry>, NotStored> {
+        let found = self.shared.directory.account(&self.name);
+        let asked_at = items.iter().map(|item| item.deadline - PATIENCE).max();
+        match asked_at.filter(|_| found.is_none()) {
+            Some(asked_at) => {
+                self.shared.refresh(asked_at).await.map_err(|Lost| NotStored::Lost)?;
+                Ok(self.shared.directory.account(&self.name))
+            }
+            None => Ok(found),
+        }
     }
 
     async fn publish(
@@ -236,6 +250,7 @@ impl Lane {
         let last = self.shared.engine.last(&stream, &subject).await.map_err(|Lost| NotStored::Lost)?;
         let incarnation = account.incarnation;
         let tail = match last {
+            Some(Found { payload, .. }) if payload == END => return Err(self.learn_of_end(account).await),
             Some(Found { sequence, payload, .. }) => {
                 let message = decode_message(sequence, payload).map_err(|error| {
                     tracing::error!(%error, name = %self.name, sequence, "a message cannot be read");
@@ -251,6 +266,16 @@ impl Lane {
         };
         self.tail = Some(tail);
         Ok(tail)
+    }
+
+    /// The account has ended, which is written before its end is written into
+    /// the inbox: so it is known from here on.
+    async fn learn_of_end(&self, account: &Account) -> NotStored {
+        match self.shared.refresh(Instant::now()).await {
+            Ok(()) if !self.shared.directory.is_alive(account) => NotStored::Moved,
+            Ok(()) => NotStored::Busy,
+            Err(Lost) => NotStored::Lost,
+        }
     }
 
     /// What is acknowledged, as exactly as it matters for these items.
