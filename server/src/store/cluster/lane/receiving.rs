@@ -1,10 +1,12 @@
 //! Who receives for a name at this server, and how that begins and ends.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Lane, latest};
+use super::{Lane, Written, latest};
 use crate::store::cluster::engine::{ATTEMPT, Lost, NotStored};
 use crate::store::cluster::reception::{Claim, Reception};
 use crate::store::cluster::record::{State, Told};
@@ -47,8 +49,8 @@ impl Lane {
         if !is_here && self.is_elsewhere(account, takes_over).await? {
             return Ok(None);
         }
-        // Whoever received at another server has written what was acknowledged.
-        self.written = None;
+        // Whoever received at another server has written what was acknowledged. Where
+        // that is not what is known here, the claim is not written.
         let written = self.written(account).await?;
         let cursor = latest(self.shared.cursors.of(account), written.state.cursor);
         let claim = State { cursor, reception: rand::random() };
@@ -57,10 +59,12 @@ impl Lane {
         let subscription = self.shared.subscribe(account).await.map_err(|Lost| NotStored::Lost)?;
         // What is read from here on comes after the subscription, which no event
         // from then on passes by.
-        self.written = None;
-        let is_still_ours = self.written(account).await?.state.reception == claim.reception;
         self.tail = None;
-        let tail = self.tail(account).await?;
+        let shared = Arc::clone(&self.shared);
+        let state = async { shared.state(account).await.map_err(|Lost| NotStored::Lost) };
+        let ((revision, state), tail) = tokio::try_join!(state, self.tail(account))?;
+        self.written = Some(Written { incarnation: account.incarnation, revision, state });
+        let is_still_ours = state.reception == claim.reception;
         let queued = tail.position.messages.saturating_sub(cursor.messages);
         let (feed, receiver) = Receiver::new(account.clone(), queued, cursor);
         let guard = CancellationToken::new();
