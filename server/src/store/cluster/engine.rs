@@ -14,11 +14,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use async_nats::message::OutboundMessage;
 use async_nats::{Client, HeaderMap, Message, StatusCode};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::{SinkExt, StreamExt};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, timeout};
@@ -32,6 +33,9 @@ const ASK_AGAIN: Duration = Duration::from_millis(500);
 
 /// Requests whose answers are awaited at the same time, at most. Others wait.
 const REQUESTS_MAX: usize = 4096;
+
+/// Messages that wait for the connection, at most. Who has more waits itself.
+const OUTBOX_MAX: usize = 4096;
 
 /// Messages in one atomic batch, at most; the engine takes 1,000.
 pub(super) const BATCH_MESSAGES_MAX: usize = 500;
@@ -94,6 +98,7 @@ pub(super) struct Batch {
 #[derive(Debug)]
 pub(super) struct Engine {
     client: Client,
+    outbox: mpsc::Sender<OutboundMessage>,
     replies: Arc<Replies>,
     requests: Semaphore,
 }
@@ -145,7 +150,10 @@ impl Engine {
                 replies.pass(message);
             }
         });
-        Ok(Self { client, replies, requests: Semaphore::new(REQUESTS_MAX) })
+        let (outbox, posted) = mpsc::channel(OUTBOX_MAX);
+        // It ends with the engine.
+        tokio::spawn(post(client.clone(), posted));
+        Ok(Self { client, outbox, replies, requests: Semaphore::new(REQUESTS_MAX) })
     }
 
     /// The connection itself, for subscriptions.
@@ -221,27 +229,20 @@ impl Engine {
             for (index, (mut headers, payload)) in messages.into_iter().enumerate() {
                 headers.insert("Nats-Batch-Id", batch.as_str());
                 headers.insert("Nats-Batch-Sequence", (index + 1).to_string());
-                let subject = subject.to_owned();
-                if index + 1 < count {
-                    self.client.publish_with_headers(subject, headers, payload).await?;
-                } else {
+                let reply = (index + 1 == count).then(|| waiting.subject());
+                if reply.is_some() {
                     headers.insert("Nats-Batch-Commit", "1");
-                    let reply = waiting.subject();
-                    self.client.publish_with_reply_and_headers(subject, reply, headers, payload).await?;
                 }
+                self.post(subject, reply, Some(headers), payload).await?;
             }
-            Ok::<_, async_nats::PublishError>((&mut waiting.reply).await)
+            (&mut waiting.reply).await.map_err(|_| Lost)
         };
         match timeout(ATTEMPT, published).await {
-            Ok(Ok(Ok(reply))) if reply.status != Some(StatusCode::NO_RESPONDERS) => {
+            Ok(Ok(reply)) if reply.status != Some(StatusCode::NO_RESPONDERS) => {
                 PublishReply::parse(&reply.payload)
             }
-            Ok(Ok(_)) => {
+            Ok(_) => {
                 tracing::debug!(subject, count, "nobody takes a batch");
-                Err(NotStored::Lost)
-            }
-            Ok(Err(error)) => {
-                tracing::debug!(subject, count, %error, "a batch is not published");
                 Err(NotStored::Lost)
             }
             Err(_) => {
@@ -289,10 +290,7 @@ impl Engine {
         let mut waiting = self.replies.wait_for_each();
         let subject = format!("$JS.API.DIRECT.GET.{stream}");
         let read = async {
-            self.client
-                .publish_with_reply(subject, waiting.subject(), request.into())
-                .await
-                .map_err(|_| Lost)?;
+            self.post(&subject, Some(waiting.subject()), None, request.into()).await?;
             let mut batch = Batch::default();
             loop {
                 let reply = waiting.reply.recv().await.ok_or(Lost)?;
@@ -347,9 +345,8 @@ impl Engine {
         let mut waiting = self.replies.wait_for_first();
         let deadline = Instant::now() + ATTEMPT;
         while Instant::now() < deadline {
-            let (subject, reply) = (subject.clone(), waiting.subject());
             let asked = async {
-                self.client.publish_with_reply(subject, reply, request.clone()).await.map_err(|_| Lost)?;
+                self.post(&subject, Some(waiting.subject()), None, request.clone()).await?;
                 (&mut waiting.reply).await.map_err(|_| Lost)
             };
             match timeout(ASK_AGAIN, asked).await {
@@ -384,14 +381,7 @@ impl Engine {
         let _permit = self.requests.acquire().await.map_err(|_| Lost)?;
         let mut waiting = self.replies.wait_for_first();
         let asked = async {
-            let (subject, reply) = (subject.to_owned(), waiting.subject());
-            let sent = match headers {
-                Some(headers) => {
-                    self.client.publish_with_reply_and_headers(subject, reply, headers, payload).await
-                }
-                None => self.client.publish_with_reply(subject, reply, payload).await,
-            };
-            sent.map_err(|_| Lost)?;
+            self.post(subject, Some(waiting.subject()), headers, payload).await?;
             (&mut waiting.reply).await.map_err(|_| Lost)
         };
         let begun = Instant::now();
@@ -399,6 +389,37 @@ impl Engine {
             tracing::debug!(subject, waited = ?begun.elapsed(), "no answer");
             Err(Lost)
         })
+    }
+}
+
+impl Engine {
+    async fn post(
+        &self,
+        subject: &str,
+        reply: Option<String>,
+        headers: Option<HeaderMap>,
+        payload: Bytes,
+    ) -> Result<(), Lost> {
+        let (subject, reply) = (subject.into(), reply.map(Into::into));
+        let message = OutboundMessage { subject, reply, payload, headers };
+        self.outbox.send(message).await.map_err(|_| Lost)
+    }
+}
+
+/// Passes on to the connection what is published. Whoever is about to publish
+/// as well does so first: what reaches the connection at once goes in one piece,
+/// and what comes to the engine in one piece it stores in one step.
+async fn post(mut client: Client, mut posted: mpsc::Receiver<OutboundMessage>) {
+    while let Some(first) = posted.recv().await {
+        tokio::task::yield_now().await;
+        let mut next = Some(first);
+        while let Some(message) = next {
+            if let Err(error) = client.feed(message).await {
+                // As if it had been lost on its way.
+                tracing::debug!(%error, "a message cannot be published");
+            }
+            next = posted.try_recv().ok();
+        }
     }
 }
 

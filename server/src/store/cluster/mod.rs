@@ -9,6 +9,7 @@
 //! | `monitor` | whether the nodes sync before they acknowledge |
 //! | `record` | subjects, and what is written under them |
 //! | `engine` | one request and its answer |
+//! | `bursts` | what is published to a stream at the same time |
 //! | `directory` | the accounts, as they are known here |
 //! | `intake` | what is asked for, in the order of the calls |
 //! | `sends` | which sends of a session are under way, and how others ended |
@@ -24,6 +25,7 @@
 //! the leader of its stream. And a send is known by its session and id to the
 //! engine itself, for as long as it may be repeated.
 
+mod bursts;
 mod cursors;
 mod directory;
 mod engine;
@@ -54,6 +56,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::bursts::Bursts;
 use self::cursors::Cursors;
 use self::directory::Directory;
 use self::engine::{Engine, Lost, NotStored, random_id};
@@ -91,6 +94,9 @@ struct Shared {
     names: Names,
     link: watch::Receiver<Link>,
     directory: Directory,
+    /// To each stream of messages, and to that of states.
+    bursts: Vec<Bursts>,
+    state_bursts: Bursts,
     sends: Sends,
     cursors: Cursors,
     sweeper: Sweeper,
@@ -125,6 +131,8 @@ impl ClusterStore {
         tracing::info!(accounts = directory.len(), "the accounts are read");
         monitor::check(&config.monitors).await;
         let shared = Arc::new(Shared {
+            bursts: (0..names.shards()).map(|_| Bursts::default()).collect(),
+            state_bursts: Bursts::default(),
             sends: Sends::new(config.sessions_max),
             config,
             engine,
@@ -283,6 +291,12 @@ impl Shared {
         if let Some(decide) = decide {
             self.push(&name, Job { command: Command::Append(append, decide), deadline: until });
         }
+    }
+
+    /// What is published to the stream of a name.
+    fn bursts(&self, name: &UserName) -> Bursts {
+        let shard = usize::try_from(self.names.shard(name)).ok();
+        shard.and_then(|shard| self.bursts.get(shard)).cloned().unwrap_or_default()
     }
 
     /// Gives a job to the lane of this name, which begins where there is none.

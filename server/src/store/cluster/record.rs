@@ -147,7 +147,7 @@ impl Names {
 
     /// FNV-1a, since it has to be the same in every version and on every
     /// machine.
-    fn shard(&self, name: &UserName) -> u64 {
+    pub(super) fn shard(&self, name: &UserName) -> u64 {
         const OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
         const PRIME: u64 = 0x0100_0000_01b3;
         let hash =

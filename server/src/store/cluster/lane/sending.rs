@@ -138,18 +138,20 @@ impl Lane {
     ) -> Result<(), NotStored> {
         let count = messages.len();
         let subject = self.shared.names.inbox(account);
-        let stored = match (messages.pop(), count) {
-            (None, _) => return Ok(()),
-            (Some((id, bytes)), 1) => {
+        let Some((id, bytes)) = messages.pop() else { return Ok(()) };
+        let under_way = self.bursts.join().await;
+        let stored = match count {
+            1 => {
                 let stored = self.shared.engine.publish(&subject, &id, expected, bytes).await;
                 stored.map(|stored| (stored.sequence, stored.duplicate))
             }
-            (Some(last), _) => {
-                messages.push(last);
+            _ => {
+                messages.push((id, bytes));
                 let stored = self.shared.engine.publish_batch(&subject, expected, messages).await;
                 stored.map(|sequence| (sequence, false))
             }
         };
+        drop(under_way);
         if stored == Err(NotStored::Lost) {
             items.iter_mut().take(count).for_each(|item| item.tried = true);
         }
