@@ -71,6 +71,22 @@ pub(super) fn random_id() -> MessageId {
     format!("r.{:032x}", rand::random::<u128>())
 }
 
+/// Messages that follow each other under one subject, where the last one is
+/// `expected` (0 for none). There is one at least, at most
+/// [`BATCH_MESSAGES_MAX`].
+#[derive(Debug)]
+pub(super) struct Group {
+    pub(super) subject: String,
+    pub(super) expected: u64,
+    pub(super) messages: Vec<(MessageId, Bytes)>,
+}
+
+impl Group {
+    pub(super) fn bytes(&self) -> usize {
+        self.messages.iter().map(|(_, payload)| payload.len()).sum()
+    }
+}
+
 /// A message is in its stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Stored {
@@ -199,41 +215,53 @@ impl Engine {
         PublishReply::parse(&reply.payload)
     }
 
-    /// Stores all the messages one after the other, or none, if the last one of
-    /// the subject is `expected`. Yields the number of the last. At most
-    /// [`BATCH_MESSAGES_MAX`], and at least one.
-    pub(super) async fn publish_batch(
-        &self,
-        subject: &str,
-        expected: u64,
-        messages: Vec<(MessageId, Bytes)>,
-    ) -> Result<u64, NotStored> {
-        let with_conditions = messages
-            .into_iter()
-            .enumerate()
-            .map(|(index, (id, payload))| (condition(Some(&id), (index == 0).then_some(expected)), payload))
-            .collect();
-        self.publish_all(subject, with_conditions).await.map(|stored| stored.sequence)
+    /// Stores the messages of a group one after the other, or none. Whether they
+    /// were there before is only said of one that is alone.
+    pub(super) async fn publish_group(&self, group: &Group) -> Result<Stored, NotStored> {
+        match group.messages.as_slice() {
+            [(id, payload)] => self.publish(&group.subject, id, group.expected, payload.clone()).await,
+            _ => self.publish_batch(std::slice::from_ref(group)).await,
+        }
     }
 
-    async fn publish_all(
-        &self,
-        subject: &str,
-        messages: Vec<(HeaderMap, Bytes)>,
-    ) -> Result<Stored, NotStored> {
+    /// As [`Self::publish_group`] with each of them, or none at all. They are of
+    /// one stream, and of different subjects; at most [`BATCH_MESSAGES_MAX`]
+    /// messages together. Yields what is stored of each.
+    pub(super) async fn publish_groups(&self, groups: &[Group]) -> Result<Vec<Stored>, NotStored> {
+        if let [group] = groups {
+            return self.publish_group(group).await.map(|stored| vec![stored]);
+        }
+        // A batch has numbers that follow each other.
+        let mut sequence = self.publish_batch(groups).await?.sequence;
+        let mut stored = Vec::with_capacity(groups.len());
+        for group in groups.iter().rev() {
+            stored.push(Stored { sequence, duplicate: false });
+            sequence = sequence.saturating_sub(group.messages.len() as u64);
+        }
+        stored.reverse();
+        Ok(stored)
+    }
+
+    /// Yields the last one.
+    async fn publish_batch(&self, groups: &[Group]) -> Result<Stored, NotStored> {
         let batch = format!("{:032x}", rand::random::<u128>());
         let _permit = self.requests.acquire().await.map_err(|_| NotStored::Lost)?;
         let mut waiting = self.replies.wait_for_first();
-        let count = messages.len();
+        let count: usize = groups.iter().map(|group| group.messages.len()).sum();
         let published = async {
-            for (index, (mut headers, payload)) in messages.into_iter().enumerate() {
-                headers.insert("Nats-Batch-Id", batch.as_str());
-                headers.insert("Nats-Batch-Sequence", (index + 1).to_string());
-                let reply = (index + 1 == count).then(|| waiting.subject());
-                if reply.is_some() {
-                    headers.insert("Nats-Batch-Commit", "1");
+            let mut number = 0;
+            for group in groups {
+                for (index, (id, payload)) in group.messages.iter().enumerate() {
+                    number += 1;
+                    let mut headers = condition(Some(id), (index == 0).then_some(group.expected));
+                    headers.insert("Nats-Batch-Id", batch.as_str());
+                    headers.insert("Nats-Batch-Sequence", number.to_string());
+                    let reply = (number == count).then(|| waiting.subject());
+                    if reply.is_some() {
+                        headers.insert("Nats-Batch-Commit", "1");
+                    }
+                    self.post(&group.subject, reply, Some(headers), payload.clone()).await?;
                 }
-                self.post(subject, reply, Some(headers), payload).await?;
             }
             (&mut waiting.reply).await.map_err(|_| Lost)
         };
@@ -242,11 +270,11 @@ impl Engine {
                 PublishReply::parse(&reply.payload)
             }
             Ok(_) => {
-                tracing::debug!(subject, count, "nobody takes a batch");
+                tracing::debug!(count, "nobody takes a batch");
                 Err(NotStored::Lost)
             }
             Err(_) => {
-                tracing::debug!(subject, count, "no answer to a batch");
+                tracing::debug!(count, "no answer to a batch");
                 Err(NotStored::Lost)
             }
         }

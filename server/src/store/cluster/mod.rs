@@ -9,7 +9,7 @@
 //! | `monitor` | whether the nodes sync before they acknowledge |
 //! | `record` | subjects, and what is written under them |
 //! | `engine` | one request and its answer |
-//! | `bursts` | what is published to a stream at the same time |
+//! | `publisher` | what is published to a stream together |
 //! | `directory` | the accounts, as they are known here |
 //! | `intake` | what is asked for, in the order of the calls |
 //! | `sends` | which sends of a session are under way, and how others ended |
@@ -25,7 +25,6 @@
 //! the leader of its stream. And a send is known by its session and id to the
 //! engine itself, for as long as it may be repeated.
 
-mod bursts;
 mod cursors;
 mod directory;
 mod engine;
@@ -33,6 +32,7 @@ mod intake;
 mod lane;
 mod monitor;
 mod nodes;
+mod publisher;
 mod reading;
 mod reception;
 mod record;
@@ -56,12 +56,12 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::bursts::Bursts;
 use self::cursors::Cursors;
 use self::directory::Directory;
-use self::engine::{Engine, Lost, NotStored, random_id};
+use self::engine::{Engine, Group, Lost, NotStored, Stored, random_id};
 use self::intake::{Asked, Count, Counted, Intake};
 use self::lane::{Command, Job, Lane, PATIENCE};
+use self::publisher::Publisher;
 use self::record::{END, Names, State, Told};
 use self::sends::Sends;
 use self::setup::{ENDED_KEPT, Link};
@@ -90,13 +90,13 @@ pub struct ClusterStore {
 #[derive(Debug)]
 struct Shared {
     config: ClusterConfig,
-    engine: Engine,
+    engine: Arc<Engine>,
     names: Names,
     link: watch::Receiver<Link>,
     directory: Directory,
-    /// To each stream of messages, and to that of states.
-    bursts: Vec<Bursts>,
-    state_bursts: Bursts,
+    /// To the streams of messages, and to that of states.
+    inbox_publishers: Vec<Publisher>,
+    state_publisher: Publisher,
     sends: Sends,
     cursors: Cursors,
     sweeper: Sweeper,
@@ -121,7 +121,7 @@ impl ClusterStore {
         let (client, link) = setup::connect(&config).await?;
         let names = setup::streams(&client, &config).await?;
         let failed = |reason: String| OpenError::Stream { stream: names.accounts_stream(), reason };
-        let engine = Engine::new(client).await.map_err(|error| failed(error.to_string()))?;
+        let engine = Arc::new(Engine::new(client).await.map_err(|error| failed(error.to_string()))?);
         let directory = Directory::default();
         let ends =
             engine.client().subscribe(names.ends()).await.map_err(|error| failed(error.to_string()))?;
@@ -130,9 +130,13 @@ impl ClusterStore {
             .map_err(|error| failed(error.to_string()))?;
         tracing::info!(accounts = directory.len(), "the accounts are read");
         monitor::check(&config.monitors).await;
+        let publisher = || Publisher::new(Arc::clone(&engine));
+        let (inbox_publishers, publishing): (Vec<_>, Vec<_>) =
+            (0..names.shards()).map(|_| publisher()).unzip();
+        let (state_publisher, publishing_states) = publisher();
         let shared = Arc::new(Shared {
-            bursts: (0..names.shards()).map(|_| Bursts::default()).collect(),
-            state_bursts: Bursts::default(),
+            inbox_publishers,
+            state_publisher,
             sends: Sends::new(config.sessions_max),
             config,
             engine,
@@ -148,7 +152,9 @@ impl ClusterStore {
         });
         let (asked, intake) = Intake::new(Arc::clone(&shared), ends);
         // These end with the store; `tasks` are waited for when it closes.
-        for work in [intake.run().boxed(), Sweeper::run(Arc::clone(&shared)).boxed()] {
+        let works =
+            [intake.run().boxed(), Sweeper::run(Arc::clone(&shared)).boxed(), publishing_states.boxed()];
+        for work in works.into_iter().chain(publishing.into_iter().map(FutureExt::boxed)) {
             let stop = shared.stop.clone();
             tokio::spawn(async move { stop.run_until_cancelled_owned(work).await });
         }
@@ -293,10 +299,13 @@ impl Shared {
         }
     }
 
-    /// What is published to the stream of a name.
-    fn bursts(&self, name: &UserName) -> Bursts {
+    /// Publishes to the inbox of a name.
+    async fn publish_to_inbox(&self, name: &UserName, group: Group) -> Result<Stored, NotStored> {
         let shard = usize::try_from(self.names.shard(name)).ok();
-        shard.and_then(|shard| self.bursts.get(shard)).cloned().unwrap_or_default()
+        match shard.and_then(|shard| self.inbox_publishers.get(shard)) {
+            Some(publisher) => publisher.publish(group).await,
+            None => self.engine.publish_group(&group).await,
+        }
     }
 
     /// Gives a job to the lane of this name, which begins where there is none.

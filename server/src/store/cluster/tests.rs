@@ -337,3 +337,114 @@ mod ends {
         });
     }
 }
+
+/// What is published to one stream at the same time.
+mod together {
+    use std::future::Future;
+
+    use bytes::Bytes;
+    use futures::future::join_all;
+
+    use super::super::engine::{Found, MessageId, random_id};
+    use super::*;
+
+    /// A store, and inboxes in one stream of it.
+    struct Inboxes {
+        store: ClusterStore,
+        accounts: Vec<Account>,
+    }
+
+    impl Inboxes {
+        fn new(replicas: usize) -> Self {
+            let store = Chat::new(replicas).open_patiently(WIDE);
+            let names = (0..20).map(|n| name(&format!("user{n}")));
+            let names = names.filter(|name| store.shared.names.shard(name) == 0);
+            let accounts = names.map(|name| Account { name, incarnation: 1 }).take(4).collect();
+            Self { store, accounts }
+        }
+
+        /// Publishes these, of which the first goes alone, and the others meanwhile.
+        async fn publish(&self, groups: [(u64, Vec<MessageId>); 4]) -> Vec<Result<Stored, NotStored>> {
+            join_all(groups.into_iter().zip(&self.accounts).map(|(group, account)| self.one(account, group)))
+                .await
+        }
+
+        fn one(
+            &self,
+            account: &Account,
+            (expected, ids): (u64, Vec<MessageId>),
+        ) -> impl Future<Output = Result<Stored, NotStored>> {
+            let messages = ids.into_iter().map(|id| (id, Bytes::from_static(b"text"))).collect();
+            let group = Group { subject: self.store.shared.names.inbox(account), expected, messages };
+            self.store.shared.publish_to_inbox(&account.name, group)
+        }
+
+        /// The number of the last message of each.
+        async fn lasts(&self) -> Vec<u64> {
+            let shared = &self.store.shared;
+            let last = |account: &Account| {
+                let (stream, subject) =
+                    (shared.names.inbox_stream_of(&account.name), shared.names.inbox(account));
+                async move {
+                    shared
+                        .engine
+                        .last(&stream, &subject)
+                        .await
+                        .unwrap()
+                        .map_or(0, |Found { sequence, .. }| sequence)
+                }
+            };
+            join_all(self.accounts.iter().map(last)).await
+        }
+    }
+
+    fn fresh<const N: usize>(counts: [usize; N]) -> [Vec<MessageId>; N] {
+        counts.map(|count| (0..count).map(|_| random_id()).collect())
+    }
+
+    fn new(sequence: u64) -> Result<Stored, NotStored> {
+        Ok(Stored { sequence, duplicate: false })
+    }
+
+    fn each_is_decided_by_itself(replicas: usize) {
+        let inboxes = Inboxes::new(replicas);
+        runtime().block_on(async {
+            let [a, b, c, d] = fresh([1, 1, 3, 2]);
+            let repeated = b.clone();
+            let stored = inboxes.publish([(0, a), (0, b), (0, c), (0, d)]).await;
+            assert_eq!(stored, [new(1), new(2), new(5), new(7)]);
+            assert_eq!(inboxes.lasts().await, [1, 2, 5, 7]);
+
+            // One is wrong about what is there: the others are stored.
+            let [a, b, c, d] = fresh([1, 2, 1, 1]);
+            let stored = inboxes.publish([(1, a), (2, b), (4, c), (7, d)]).await;
+            assert_eq!(stored[2], Err(NotStored::Moved));
+            let lasts = inboxes.lasts().await;
+            let numbers: Vec<_> =
+                stored.iter().map(|stored| stored.map_or(5, |stored| stored.sequence)).collect();
+            assert_eq!(lasts, numbers);
+            assert!(lasts.iter().all(|last| *last <= 11), "{lasts:?}");
+
+            // One is a repeat.
+            let [a, _, c, d] = fresh([1, 0, 1, 1]);
+            let groups = [(lasts[0], a), (lasts[1], repeated), (lasts[2], c), (lasts[3], d)];
+            let stored = inboxes.publish(groups).await;
+            assert_eq!(stored[1], Ok(Stored { sequence: 2, duplicate: true }));
+            let after = inboxes.lasts().await;
+            assert_eq!(after[1], lasts[1], "it is not stored again");
+            for of in [0, 2, 3] {
+                assert_eq!(stored[of], new(after[of]));
+            }
+        });
+    }
+
+    #[test]
+    fn each_is_decided_by_itself_on_one_node() {
+        each_is_decided_by_itself(1);
+    }
+
+    #[test]
+    fn each_is_decided_by_itself_on_three_nodes() {
+        each_is_decided_by_itself(3);
+    }
+}

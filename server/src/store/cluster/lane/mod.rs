@@ -26,8 +26,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::Shared;
-use super::bursts::Bursts;
-use super::engine::{Lost, NotStored, random_id};
+use super::engine::{Group, Lost, NotStored, random_id};
 use super::reception::Reception;
 use super::record::State;
 use crate::store::{
@@ -126,7 +125,6 @@ struct Written {
 pub(super) struct Lane {
     shared: Arc<Shared>,
     name: UserName,
-    bursts: Bursts,
     jobs: mpsc::UnboundedReceiver<Job>,
     /// A job that was taken and not begun.
     next: Option<Job>,
@@ -143,7 +141,6 @@ pub(super) struct Lane {
 impl Lane {
     pub(super) fn new(shared: Arc<Shared>, name: UserName, jobs: mpsc::UnboundedReceiver<Job>) -> Self {
         Self {
-            bursts: shared.bursts(&name),
             shared,
             name,
             jobs,
@@ -270,9 +267,9 @@ impl Lane {
     async fn write_state(&mut self, account: &Account, over: Written, state: State) -> Result<(), NotStored> {
         let subject = self.shared.names.state(account);
         self.written = None;
-        let _under_way = self.shared.state_bursts.join().await;
-        let stored =
-            self.shared.engine.publish(&subject, &random_id(), over.revision, state.encode()).await?;
+        let messages = vec![(random_id(), state.encode())];
+        let group = Group { subject, expected: over.revision, messages };
+        let stored = self.shared.state_publisher.publish(group).await?;
         self.written = Some(Written { incarnation: account.incarnation, revision: stored.sequence, state });
         Ok(())
     }

@@ -5,7 +5,9 @@ use hark_protocol::{Code, Sequence};
 use tokio::time::Instant;
 
 use super::{Command, Job, Lane, PATIENCE, PAUSE_MIN, Tail, latest};
-use crate::store::cluster::engine::{BATCH_MESSAGES_MAX, Found, Lost, MessageId, NotStored, random_id};
+use crate::store::cluster::engine::{
+    BATCH_MESSAGES_MAX, Found, Group, Lost, MessageId, NotStored, Stored, random_id,
+};
 use crate::store::cluster::record::{END, Letter, Told, decode_message, decode_refusal, encode_refusal};
 use crate::store::cluster::setup::KEPT;
 use crate::store::{Account, AccountEntry, Append, Decide, Outcome, Position, SendId, Unavailable};
@@ -133,29 +135,19 @@ impl Lane {
         items: &mut Vec<Item>,
         account: &Account,
         expected: u64,
-        mut messages: Vec<(MessageId, Bytes)>,
+        messages: Vec<(MessageId, Bytes)>,
         position: Position,
     ) -> Result<(), NotStored> {
         let count = messages.len();
-        let subject = self.shared.names.inbox(account);
-        let Some((id, bytes)) = messages.pop() else { return Ok(()) };
-        let under_way = self.bursts.join().await;
-        let stored = match count {
-            1 => {
-                let stored = self.shared.engine.publish(&subject, &id, expected, bytes).await;
-                stored.map(|stored| (stored.sequence, stored.duplicate))
-            }
-            _ => {
-                messages.push((id, bytes));
-                let stored = self.shared.engine.publish_batch(&subject, expected, messages).await;
-                stored.map(|sequence| (sequence, false))
-            }
-        };
-        drop(under_way);
+        if count == 0 {
+            return Ok(());
+        }
+        let group = Group { subject: self.shared.names.inbox(account), expected, messages };
+        let stored = self.shared.publish_to_inbox(&self.name, group).await;
         if stored == Err(NotStored::Lost) {
             items.iter_mut().take(count).for_each(|item| item.tried = true);
         }
-        let (last, duplicate) = stored?;
+        let Stored { sequence: last, duplicate } = stored?;
         self.pause = PAUSE_MIN;
         self.tail = (!duplicate).then_some(Tail { incarnation: account.incarnation, last, position });
         let outcome = if duplicate { self.outcome_at(last).await? } else { Outcome::Stored };
