@@ -12,10 +12,10 @@ use crate::store::Store;
 use crate::store::cluster::{ClusterConfig, ClusterStore, Credentials, Nodes};
 use crate::store::local::{LocalConfig, LocalStore};
 
-/// Over how many streams a chat is spread unless its maker says otherwise. A
-/// purge or a read costs with the size of its stream: 27 a second on one big
-/// stream were measured, and 1,400 or more over 32.
-const SHARDS: u64 = 32;
+/// Over how many streams a chat is spread unless its maker says otherwise. Each
+/// batch costs every node two syncs, so fewer streams take more sends; a purge
+/// costs with the size of its stream. `docs/CLUSTER.md` has the figures.
+const SHARDS: u64 = 12;
 const SHARDS_MAX: u64 = 1024;
 
 /// Which store.
@@ -41,9 +41,9 @@ pub struct ClusterArgs {
           value_parser = clap::value_parser!(u8).range(1..=5))]
     pub replicas: Option<u8>,
     /// With a cluster: over how many streams the inboxes are spread. It holds when the
-    /// first server makes the streams. Hidden, since fewer are slower: it is for tests,
-    /// which make many chats on one machine
-    #[arg(long, global = true, hide = true, env = "HARKD_SHARDS", value_name = "COUNT",
+    /// first server makes the streams. Fewer take more sends a second; with more, less
+    /// is looked through to give space back
+    #[arg(long, global = true, env = "HARKD_SHARDS", value_name = "COUNT",
           default_value_t = SHARDS, value_parser = clap::value_parser!(u64).range(1..=SHARDS_MAX))]
     pub shards: u64,
     /// With a cluster: a file of credentials, as `nsc` makes it

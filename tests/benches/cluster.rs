@@ -29,6 +29,7 @@ use hark_protocol::{Reply, Request, RequestId, Sequence};
 use hark_tests::{Harkd, Nats, name, send};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 use tokio_util::codec::Decoder;
 
 /// Rounds of each comparison, one after the other in turn; the median counts.
@@ -42,8 +43,9 @@ const WARM_UP: Duration = Duration::from_secs(1);
 const TEXT_BYTES: usize = 100;
 const BESIDE_BYTES: usize = 26;
 
-/// Streams over which the messages are spread, on both sides.
-const STREAMS: usize = 32;
+/// Streams over which the messages are spread, on both sides: as many as
+/// `harkd` makes unless it is told otherwise.
+const STREAMS: usize = 12;
 
 /// Connections of the senders, at most: each has several pairs where there are
 /// more, so that it is not the sockets that are measured.
@@ -56,6 +58,9 @@ const IDS_UNDER_WAY_MAX: usize = 1 << 16;
 /// How often the publisher beside it may be refused in one measurement, for
 /// each subject.
 const REFUSED_MAX: u32 = 100;
+
+/// A server answers sooner than that, if only that it cannot.
+const ANSWER: Duration = Duration::from_secs(60);
 
 /// Users who are drained, what waits for each, and how many come at a time.
 const READERS: usize = 2_000;
@@ -429,7 +434,8 @@ impl Link {
 
     async fn read(&mut self) {
         self.input.reserve(16 * 1024);
-        let count = self.stream.read_buf(&mut self.input).await.unwrap();
+        let read = timeout(ANSWER, self.stream.read_buf(&mut self.input)).await;
+        let count = read.unwrap_or_else(|_| panic!("no answer of the server in {ANSWER:?}")).unwrap();
         assert!(count > 0, "the server has closed the connection");
     }
 
