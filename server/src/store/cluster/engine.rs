@@ -9,9 +9,7 @@
 //! and its decision records ADR-8 (conditions), ADR-31 (direct get) and ADR-50
 //! (atomic batches).
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::message::OutboundMessage;
@@ -21,8 +19,10 @@ use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Instant, timeout};
+
+use super::replies::Replies;
 
 /// How long one try waits for its answer.
 pub(super) const ATTEMPT: Duration = Duration::from_secs(2);
@@ -119,45 +119,14 @@ pub(super) struct Engine {
     requests: Semaphore,
 }
 
-/// Who waits for which reply. Every wait has an owner, which takes its entry
-/// away when it ends, whether or not a reply has come.
-#[derive(Debug)]
-struct Replies {
-    /// The subject of replies is this and a number.
-    prefix: String,
-    next: AtomicU64,
-    // A lock, since replies come on one task and are awaited on many. It is held
-    // for one operation on the map.
-    waiting: Mutex<HashMap<u64, Waiter>>,
-}
-
-#[derive(Debug)]
-enum Waiter {
-    /// For the first reply.
-    First(oneshot::Sender<Message>),
-    /// For all of them.
-    Each(mpsc::UnboundedSender<Message>),
-}
-
-/// The wait of one, and where replies come.
-struct Waiting<'a, R> {
-    replies: &'a Replies,
-    number: u64,
-    reply: R,
-}
-
 impl Engine {
     /// Takes a connection over.
     ///
     /// # Errors
     /// Where there can be no subscription.
     pub(super) async fn new(client: Client) -> Result<Self, async_nats::Error> {
-        let replies = Arc::new(Replies {
-            prefix: format!("{}.", client.new_inbox()),
-            next: AtomicU64::new(1),
-            waiting: Mutex::default(),
-        });
-        let mut subscriber = client.subscribe(format!("{}*", replies.prefix)).await?;
+        let replies = Arc::new(Replies::new(format!("{}.", client.new_inbox())));
+        let mut subscriber = client.subscribe(replies.subjects()).await?;
         let task = Arc::downgrade(&replies);
         // It ends with the client, which ends the subscription.
         tokio::spawn(async move {
@@ -448,52 +417,6 @@ async fn post(mut client: Client, mut posted: mpsc::Receiver<OutboundMessage>) {
             }
             next = posted.try_recv().ok();
         }
-    }
-}
-
-impl Replies {
-    fn wait_for_first(&self) -> Waiting<'_, oneshot::Receiver<Message>> {
-        let (sender, reply) = oneshot::channel();
-        self.wait(Waiter::First(sender), reply)
-    }
-
-    fn wait_for_each(&self) -> Waiting<'_, mpsc::UnboundedReceiver<Message>> {
-        let (sender, reply) = mpsc::unbounded_channel();
-        self.wait(Waiter::Each(sender), reply)
-    }
-
-    fn wait<R>(&self, waiter: Waiter, reply: R) -> Waiting<'_, R> {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        self.lock().insert(number, waiter);
-        Waiting { replies: self, number, reply }
-    }
-
-    fn pass(&self, message: Message) {
-        let number = message.subject.strip_prefix(&self.prefix).and_then(|number| number.parse().ok());
-        let Some(number) = number else { return };
-        // Where nobody waits any more it has come too late.
-        let mut waiting = self.lock();
-        if let Some(Waiter::Each(sender)) = waiting.get(&number) {
-            drop(sender.send(message));
-        } else if let Some(Waiter::First(sender)) = waiting.remove(&number) {
-            drop(sender.send(message));
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Waiter>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl<R> Waiting<'_, R> {
-    fn subject(&self) -> String {
-        format!("{}{}", self.replies.prefix, self.number)
-    }
-}
-
-impl<R> Drop for Waiting<'_, R> {
-    fn drop(&mut self) {
-        self.replies.lock().remove(&self.number);
     }
 }
 
