@@ -6,6 +6,8 @@
 //! pipelined: the store decides them in that order. Everything else waits until
 //! they are decided, and what comes after waits for it.
 
+mod commands;
+
 use std::collections::VecDeque;
 use std::future::Future;
 use std::net::IpAddr;
@@ -13,10 +15,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use bytestring::ByteString;
 use hark_protocol::limits::{SENDS_UNANSWERED_MAX, VERSION};
 use hark_protocol::{
-    ByeReason, Code, OkFields, Password, Refusal, Reply, Request, RequestId, Sequence, SessionToken, UserName,
+    ByeReason, Code, OkFields, Refusal, Reply, Request, RequestId, Sequence, SessionToken, UserName,
 };
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
@@ -27,15 +28,12 @@ use super::pace::{Pace, Turn};
 use super::reception::{Received, Reception};
 use super::replies::{created_reply, sent_reply};
 use super::send_sessions::OpenSession;
-use super::{Chat, Fault, ROOM_UNITS, UNIT_BYTES, now_ms};
+use super::{Chat, Fault};
 use crate::limit::network;
 use crate::session::NeverPushed;
 use crate::store::{
     Account, Append, Created, Decide, End, Fence, Message, Outcome, Pending, Receiver, SendId, Unavailable,
 };
-
-/// Sends of a burst that there is room for at first.
-const BURST_SENDS: usize = 8;
 
 /// What goes out to the peer.
 #[derive(Debug)]
@@ -359,14 +357,6 @@ impl Peer {
         self.answer(id, Answer::Reply(Reply::NotOk(Refusal::new(code, explanation))));
     }
 
-    fn begin(
-        &mut self,
-        id: Option<RequestId>,
-        operation: impl Future<Output = Result<Done, Fault>> + Send + 'static,
-    ) {
-        self.operation = Some((id, Box::pin(operation)));
-    }
-
     /// The oldest answer, once it is decided.
     fn poll_answers(&mut self, cx: &mut Context<'_>) -> Poll<(Option<RequestId>, Reply)> {
         let Some((id, answer)) = self.answers.front_mut() else {
@@ -402,25 +392,6 @@ impl Peer {
             self.undecided = true;
             self.fence.close();
             self.end();
-        }
-    }
-
-    fn begin_waiting(&mut self) {
-        if self.operation.is_some() || !self.answers.is_empty() {
-            return;
-        }
-        let Some((id, request)) = self.waiting.take() else { return };
-        match request {
-            Request::Hello { version, session } => self.hello(id, version, session),
-            Request::Create { user, password } => self.create(id, user, password),
-            Request::Login { user, password } => self.login(id, user, password),
-            Request::Connect { user, password } => self.connect(id, user, password),
-            Request::Disconnect => self.disconnect(id),
-            Request::Password { user, old, new } => self.set_password(id, user, old, new),
-            Request::Delete { user, password } => self.delete(id, user, password),
-            Request::List { pattern } => self.list(id, pattern),
-            // These do not wait.
-            Request::Send { .. } | Request::Ack { .. } | Request::Ping => {}
         }
     }
 
@@ -527,130 +498,6 @@ impl Peer {
     }
 }
 
-/// The commands.
-impl Peer {
-    fn hello(&mut self, id: Option<RequestId>, version: u32, session: SessionToken) {
-        if version != VERSION {
-            self.end();
-            return self.refuse(id, Code::BadRequest, "this server speaks version 1 of the protocol");
-        }
-        let (sessions, control) = (Arc::clone(&self.chat.send_sessions), Arc::clone(&self.control));
-        let from = self.network();
-        self.begin(id, async move {
-            Ok(sessions.open(session, from, control).await.map_or_else(Done::NoSession, Done::Hello))
-        });
-    }
-
-    fn create_open(&mut self, id: Option<RequestId>, user: UserName) {
-        if let Err(fault) = self.chat.may_be_without_password(false) {
-            return self.answer(id, Answer::Reply(fault.into()));
-        }
-        // Without room for another it is not pipelined.
-        let Ok(room) = Arc::clone(&self.chat.room).try_acquire_owned() else {
-            self.waiting = Some((id, Request::Create { user, password: None }));
-            return;
-        };
-        let created = self.chat.store.create(&user, None);
-        self.answer(id, Answer::Created { user, created, _room: Some(room) });
-    }
-
-    fn create(&mut self, id: Option<RequestId>, user: UserName, password: Option<Password>) {
-        let (chat, address, by) = (Arc::clone(&self.chat), self.address, self.user.clone());
-        self.begin(id, async move {
-            let created = chat.create(address, by.as_ref(), &user, password).await?;
-            Ok(Done::Creating(user, created))
-        });
-    }
-
-    fn login(&mut self, id: Option<RequestId>, user: UserName, password: Option<Password>) {
-        let (chat, address) = (Arc::clone(&self.chat), self.address);
-        self.begin(id, async move { chat.enter(address, user, password).await.map(Done::Entered) });
-    }
-
-    fn connect(&mut self, id: Option<RequestId>, user: UserName, password: Option<Password>) {
-        let (chat, address) = (Arc::clone(&self.chat), self.address);
-        self.begin(id, async move {
-            let (entered, receiver) = chat.receive(address, user, password).await?;
-            Ok(Done::Receiving(entered, receiver))
-        });
-    }
-
-    fn disconnect(&mut self, id: Option<RequestId>) {
-        self.user = None;
-        self.end_reception();
-        self.answer(id, Answer::Reply(Reply::Ok(OkFields::none())));
-    }
-
-    fn set_password(&mut self, id: Option<RequestId>, user: UserName, old: Option<Password>, new: Password) {
-        let (chat, address, by) = (Arc::clone(&self.chat), self.address, self.user.clone());
-        self.begin(id, async move {
-            chat.set_password(address, by.as_ref(), user, old, new).await.map(Done::Reply)
-        });
-    }
-
-    fn delete(&mut self, id: Option<RequestId>, user: UserName, password: Option<Password>) {
-        let (chat, address, by) = (Arc::clone(&self.chat), self.address, self.user.clone());
-        self.begin(
-            id,
-            async move { chat.delete(address, by.as_ref(), user, password).await.map(Done::Reply) },
-        );
-    }
-
-    fn list(&mut self, id: Option<RequestId>, pattern: Option<ByteString>) {
-        let (chat, address, by) = (Arc::clone(&self.chat), self.address, self.user.clone());
-        self.begin(id, async move {
-            chat.may_list(by.as_ref()).await?;
-            chat.list(address, pattern).await.map(Done::Replies)
-        });
-    }
-
-    fn send(&mut self, id: Option<RequestId>, to: UserName, text: ByteString) {
-        let rules = &self.chat.rules;
-        let refusal = if rules.require_password && self.user.is_none() {
-            Some(Code::Denied)
-        } else if text.len() > rules.text_bytes_max() {
-            Some(Code::TooLarge)
-        } else {
-            None
-        };
-        let send_id =
-            self.send_session.as_ref().zip(id).map(|(session, id)| session.send_id(id, self.network()));
-        let append = Append {
-            to,
-            sender: self.account().cloned(),
-            from_nobody: !rules.require_password,
-            // Those of a burst come at the same time.
-            time_ms: self.sends.last().map_or_else(now_ms, |(send, _)| send.time_ms),
-            send_id,
-            refusal,
-            fence: self.fence.clone(),
-            permit: None,
-            text,
-        };
-        let units = units(&append.text);
-        match Arc::clone(&self.chat.room).try_acquire_many_owned(units) {
-            Ok(permit) => self.append(id, Append { permit: Some(permit), ..append }),
-            Err(_) => {
-                let room = Arc::clone(&self.chat.room);
-                self.begin(id, async move {
-                    let permit = room.acquire_many_owned(units).await.map_err(|_| Unavailable)?;
-                    Ok(Done::RoomFor(Box::new(Append { permit: Some(permit), ..append })))
-                });
-            }
-        }
-    }
-
-    fn append(&mut self, id: Option<RequestId>, append: Append) {
-        let to = append.to.clone();
-        let (decide, outcome) = Pending::new();
-        if self.sends.is_empty() {
-            self.sends.reserve(BURST_SENDS);
-        }
-        self.sends.push((append, decide));
-        self.answer(id, Answer::Sent { to, outcome });
-    }
-}
-
 impl SendSession {
     fn send_id(&self, id: RequestId, from: Option<IpAddr>) -> SendId {
         let (session, in_order) = match self {
@@ -659,11 +506,6 @@ impl SendSession {
         };
         SendId { session: session.clone(), id, in_order, from }
     }
-}
-
-/// The room that a text takes on its way to the store.
-fn units(text: &str) -> u32 {
-    u32::try_from((1 + text.len() / UNIT_BYTES).min(ROOM_UNITS)).unwrap_or(u32::MAX)
 }
 
 impl std::fmt::Debug for Peer {
