@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+#[cfg(feature = "cluster")]
 use anyhow::Context;
 use clap::Args;
 use etcetera::BaseStrategy;
