@@ -15,7 +15,8 @@ use crate::store::local::{LocalConfig, LocalStore};
 
 /// Over how many streams a chat is spread unless its maker says otherwise. Each
 /// batch costs every node two syncs, so fewer streams take more sends; a purge
-/// costs with the size of its stream. `docs/CLUSTER.md` has the figures.
+/// costs with what lies among the messages that it drops, which is less where
+/// there are more streams. `docs/CLUSTER.md` has the figures.
 const SHARDS: u64 = 12;
 const SHARDS_MAX: u64 = 1024;
 
@@ -42,8 +43,8 @@ pub struct ClusterArgs {
           value_parser = clap::value_parser!(u8).range(1..=5))]
     pub replicas: Option<u8>,
     /// With a cluster: over how many streams the inboxes are spread. It holds when the
-    /// first server makes the streams. Fewer take more sends a second; with more, less
-    /// is looked through to give space back
+    /// first server makes the streams. Fewer take more sends a second; with more,
+    /// giving space back holds each of them up for less
     #[arg(long, global = true, env = "HARKD_SHARDS", value_name = "COUNT",
           default_value_t = SHARDS, value_parser = clap::value_parser!(u64).range(1..=SHARDS_MAX))]
     pub shards: u64,

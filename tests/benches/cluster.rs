@@ -43,8 +43,7 @@ const WARM_UP: Duration = Duration::from_secs(1);
 const TEXT_BYTES: usize = 100;
 const BESIDE_BYTES: usize = 26;
 
-/// Streams over which the messages are spread, on both sides: as many as
-/// `harkd` makes unless it is told otherwise.
+/// Streams over which the messages are spread, on both sides.
 const STREAMS: usize = 12;
 
 /// Connections of the senders, at most: each has several pairs where there are
@@ -76,7 +75,11 @@ fn main() {
     let nats = Nats::start();
     let server = || {
         let bounds = ["--max-queued-messages=100000000", "--max-queued-bytes=100000000000"];
-        Harkd::builder().store(format!("{}/bench", nats.url())).args(bounds).start()
+        Harkd::builder()
+            .store(format!("{}/bench", nats.url()))
+            .args(bounds)
+            .arg(format!("--shards={STREAMS}"))
+            .start()
     };
     let servers = [server(), server()];
     runtime.block_on(async {
@@ -268,9 +271,7 @@ impl Bench {
         join_all(publishers).await.into_iter().for_each(Result::unwrap);
         clock.rate()
     }
-}
 
-impl Bench {
     /// As [`Self::bare_rate`] with one under way on each subject, each known by
     /// an id of its own and on the condition that it follows the one before.
     async fn careful_rate(&self, subjects: usize) -> f64 {

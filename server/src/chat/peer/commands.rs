@@ -1,15 +1,17 @@
-//! The commands: what each one does.
+//! The commands: how each one begins, and what it asks of the chat. When its
+//! turn comes and what is answered is decided in the module above.
 
 use std::future::Future;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytestring::ByteString;
 use hark_protocol::limits::VERSION;
 use hark_protocol::{Code, OkFields, Password, Reply, Request, RequestId, SessionToken, UserName};
 
-use super::{Answer, Done, Peer};
+use super::{Answer, Done, Peer, SendSession};
 use crate::chat::{Fault, ROOM_UNITS, UNIT_BYTES, now_ms};
-use crate::store::{Append, Pending, Unavailable};
+use crate::store::{Append, Pending, SendId, Unavailable};
 
 /// Sends of a burst that there is room for at first.
 const BURST_SENDS: usize = 8;
@@ -165,6 +167,16 @@ impl Peer {
         }
         self.sends.push((append, decide));
         self.answer(id, Answer::Sent { to, outcome });
+    }
+}
+
+impl SendSession {
+    fn send_id(&self, id: RequestId, from: Option<IpAddr>) -> SendId {
+        let (session, in_order) = match self {
+            Self::Open(session) => (session.token(), true),
+            Self::Shared(session) => (session, false),
+        };
+        SendId { session: session.clone(), id, in_order, from }
     }
 }
 

@@ -32,7 +32,7 @@ use super::{Chat, Fault};
 use crate::limit::network;
 use crate::session::NeverPushed;
 use crate::store::{
-    Account, Append, Created, Decide, End, Fence, Message, Outcome, Pending, Receiver, SendId, Unavailable,
+    Account, Append, Created, Decide, End, Fence, Message, Outcome, Pending, Receiver, Unavailable,
 };
 
 /// What goes out to the peer.
@@ -495,16 +495,6 @@ impl Peer {
             Some(user) => tracing::warn!(%user, %sequence, %address, %never_pushed, "ignoring an ack"),
             None => tracing::debug!(%sequence, %address, "an ack from a connection that received nothing"),
         }
-    }
-}
-
-impl SendSession {
-    fn send_id(&self, id: RequestId, from: Option<IpAddr>) -> SendId {
-        let (session, in_order) = match self {
-            Self::Open(session) => (session.token(), true),
-            Self::Shared(session) => (session, false),
-        };
-        SendId { session: session.clone(), id, in_order, from }
     }
 }
 

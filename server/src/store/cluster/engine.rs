@@ -387,9 +387,7 @@ impl Engine {
             Err(Lost)
         })
     }
-}
 
-impl Engine {
     async fn post(
         &self,
         subject: &str,

@@ -9,7 +9,7 @@
 //! | `monitor` | whether the nodes sync before they acknowledge |
 //! | `record` | subjects, and what is written under them |
 //! | `engine` | one request and its answer |
-//! | `replies` | which answer belongs to which request |
+//! | `replies` | which reply belongs to which request |
 //! | `publisher` | what is published to a stream together |
 //! | `directory` | the accounts, as they are known here |
 //! | `intake` | what is asked for, in the order of the calls |

@@ -1,4 +1,5 @@
-//! Which reply of the engine belongs to which request.
+//! Which reply of the engine belongs to which request. It knows subjects and
+//! numbers, and nothing of what is asked.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,6 +25,7 @@ enum Waiter {
     /// For the first reply.
     First(oneshot::Sender<Message>),
     /// For all of them.
+    // Unbounded: a page has as many replies as messages were asked for, and one.
     Each(mpsc::UnboundedSender<Message>),
 }
 
@@ -77,6 +79,7 @@ impl Replies {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<u64, Waiter>> {
+        // Nothing panics while the lock is held.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
