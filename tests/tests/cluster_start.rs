@@ -124,6 +124,28 @@ fn request(node: SocketAddr, subject: &str, body: &Value) -> Value {
     serde_json::from_str(&answer.unwrap()).unwrap()
 }
 
+#[tokio::test]
+async fn a_chat_keeps_the_number_of_streams_that_it_was_made_with() {
+    let nats = Nats::builder(1).start();
+    let users: Vec<String> = (0..8).map(|n| format!("user{n}")).collect();
+    let first = at(nats.address_of(0)).arg("--shards=3").start();
+    let mut sender = Wire::connect(first.address()).await;
+    for user in &users {
+        sender.create(user).await;
+        sender.sent(user, "made over three").await;
+    }
+    drop(first);
+    // A new chat would have others.
+    let second = at(nats.address_of(0)).start();
+    let names = request(nats.address_of(0), "$JS.API.STREAM.NAMES", &Value::Null);
+    assert_eq!(names["total"], 3 + 2, "{names}");
+    for user in &users {
+        let mut reader = Wire::connect(second.address()).await;
+        assert_eq!(reader.receive(user).await, 1);
+        assert_eq!(reader.message().await.text, "made over three");
+    }
+}
+
 /// A file with this first line, and its folder.
 fn secret(line: &str) -> (PathBuf, TempDir) {
     let folder = tempfile::tempdir().unwrap();
