@@ -12,7 +12,7 @@ use hark_protocol::limits::{CLASSIC_BLOCK_BYTES, FRAME_BYTES_DEFAULT, FRAME_BYTE
 use crate::chat::{MayList, Rules};
 use crate::exposure::ExposureArgs;
 use crate::front::{MayWatch, Settings, Tls, WatchLogs};
-use crate::log::Watchers;
+use crate::logging::Watchers;
 use crate::place::StoreArgs;
 use crate::server::Limits;
 use crate::store::local::{LocalConfig, Sync};

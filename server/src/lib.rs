@@ -13,6 +13,7 @@ pub mod front;
 pub mod fuzzing;
 pub mod limit;
 pub mod log;
+pub mod logging;
 pub mod place;
 pub mod server;
 pub mod session;

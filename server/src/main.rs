@@ -12,7 +12,7 @@ use hark_server::admin;
 use hark_server::chat::Chat;
 use hark_server::config::{Cli, Command, LogFormat, ServeArgs};
 use hark_server::front::{MayWatch, Tls};
-use hark_server::log::{Bound, Watchers};
+use hark_server::logging::{Bound, Watchers};
 use hark_server::server::{self, Limits};
 use hark_server::store::local::OPEN_FILES_MAX;
 use hark_server::store::{ENGINE_LOGS, Store};

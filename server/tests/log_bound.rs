@@ -5,7 +5,7 @@
 use std::io;
 use std::sync::{Arc, Mutex};
 
-use hark_server::log::Bound;
+use hark_server::logging::Bound;
 use tracing::Metadata;
 use tracing::level_filters::LevelFilter;
 use tracing::subscriber::with_default;

@@ -21,7 +21,7 @@ use tracing::Level;
 use super::Caller;
 use super::call::answer;
 use crate::chat::Chat;
-use crate::log::{Entry, Event, Watcher, Watchers};
+use crate::logging::{Entry, Event, Watcher, Watchers};
 
 /// Who may watch the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
