@@ -1,5 +1,5 @@
 //! The gRPC services of Hark, for its server and its client alike: the code
-//! that is generated from `server/proto/`, and what stands for what in
+//! that `grpc/generate` makes from `server/proto/`, and what stands for what in
 //! [`hark_protocol`]. It has no I/O and no rules.
 //!
 //! | module | what it owns |
@@ -17,14 +17,14 @@ pub mod status;
 /// `hark.v1`: the chat, and the log of the server.
 #[allow(missing_docs, unreachable_pub, clippy::all)]
 pub mod v1 {
-    tonic::include_proto!("hark.v1");
+    include!("generated/hark.v1.rs");
 }
 
 /// `helloworld`: the service of the system that Hark descends from.
 #[allow(missing_docs, unreachable_pub, clippy::all)]
 pub mod helloworld {
-    tonic::include_proto!("helloworld");
+    include!("generated/helloworld.rs");
 }
 
 /// The descriptors of all services, as server reflection wants them.
-pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+pub const DESCRIPTORS: &[u8] = include_bytes!("generated/descriptors.bin");

@@ -16,7 +16,6 @@ use hark_server::logging::{Bound, Watchers};
 use hark_server::server::{self, Limits};
 use hark_server::store::local::OPEN_FILES_MAX;
 use hark_server::store::{ENGINE_LOGS, Store};
-use tikv_jemallocator::Jemalloc;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::prelude::*;
@@ -29,8 +28,9 @@ const UNACCEPTED_MAX: u32 = 65_535;
 
 /// Messages are made on one thread and end on another, for which the system's
 /// allocator takes a lock each time. A thread of its own gives memory back.
+#[cfg(feature = "jemalloc")]
 #[global_allocator]
-static ALLOCATOR: Jemalloc = Jemalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// Threads for what blocks: reads of the disk, passwords, patterns. Each of
 /// these is bounded by itself as well.

@@ -1,6 +1,7 @@
 //! `harkd`, in its native framing: a session for every sender, and one `ack`
 //! for all that a read has brought.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -45,6 +46,12 @@ impl Hark {
     }
 }
 
+/// Returns the build profile of a program, by the folder that cargo put it into.
+fn profile(program: &Path) -> &str {
+    let folder = program.parent().and_then(Path::file_name).and_then(OsStr::to_str);
+    folder.filter(|folder| ["debug", "release", "dist"].contains(folder)).unwrap_or("unknown")
+}
+
 impl Hark {
     /// A connection that lists so many accounts, again and again: the end of
     /// each list counts as accepted.
@@ -70,12 +77,15 @@ impl Peer for Hark {
     }
 
     fn version(&self) -> anyhow::Result<String> {
-        crate::server::version(Command::new(&self.program).arg("--version")).with_context(|| {
-            format!(
-                "{} cannot be run: `cargo build --release -p hark-server` makes it, and --harkd names another",
-                self.program.display()
-            )
-        })
+        let version =
+            crate::server::version(Command::new(&self.program).arg("--version")).with_context(|| {
+                format!(
+                    "cannot run {}: build it with `cargo build --profile dist -p hark-server --features jemalloc`, \
+                     or name another with --harkd",
+                    self.program.display()
+                )
+            })?;
+        Ok(format!("{version}, profile {}", profile(&self.program)))
     }
 
     fn start(&self, port: u16, folder: &Path) -> anyhow::Result<Server> {
