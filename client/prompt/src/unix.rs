@@ -1,4 +1,4 @@
-//! The terminal that controls this process, as POSIX has it (termios).
+//! The controlling terminal of this process, by POSIX termios.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -11,7 +11,7 @@ use rustix::termios::{
 };
 use zeroize::Zeroizing;
 
-/// Bytes of a line, at most. No password is as long.
+/// The longest line, in bytes. Every password is shorter.
 const LINE_BYTES_MAX: usize = 1024;
 
 const CTRL_C: u8 = 0x03;
@@ -20,7 +20,7 @@ const CTRL_U: u8 = 0x15;
 const BACKSPACE: u8 = 0x08;
 const DELETE: u8 = 0x7f;
 
-/// The terminal without echo. It is as it was once this is dropped.
+/// The terminal without echo. Dropping it restores the former modes.
 #[derive(Debug)]
 pub struct Quiet {
     terminal: File,
@@ -28,11 +28,11 @@ pub struct Quiet {
 }
 
 impl Quiet {
-    /// Turns the echo off, and the terminal's own editing of lines: Ctrl-C must
-    /// not end the process before the echo is on again.
+    /// Turns off the echo, signals and the terminal's own line editing: Ctrl-C
+    /// must not end the process before the echo is on again.
     ///
     /// # Errors
-    /// Where no terminal controls this process, or what it says.
+    /// If this process has no controlling terminal, or if its modes cannot be set.
     pub fn begin() -> io::Result<Self> {
         let terminal = File::options().read(true).write(true).open("/dev/tty")?;
         let before = tcgetattr(&terminal)?;
@@ -43,14 +43,14 @@ impl Quiet {
         Ok(Self { terminal, before })
     }
 
-    /// Shows the prompt, and reads a line: what was typed up to the end of it,
-    /// with what was taken back by Backspace or Ctrl-U gone.
+    /// Shows the prompt and reads a line, without its end. Backspace deletes a
+    /// character, Ctrl-U the line.
     ///
     /// # Errors
-    /// [`io::ErrorKind::Interrupted`] for Ctrl-C, where SIGINT does not end this
+    /// [`io::ErrorKind::Interrupted`] for Ctrl-C, if SIGINT does not end this
     /// process; [`io::ErrorKind::UnexpectedEof`] for Ctrl-D in an empty line;
-    /// [`io::ErrorKind::InvalidData`] for what is not UTF-8 or more than 1,024
-    /// bytes; and what the terminal says.
+    /// [`io::ErrorKind::InvalidData`] if the line is not UTF-8 or over 1,024 bytes;
+    /// any error of the terminal.
     pub fn ask(&mut self, prompt: &str) -> io::Result<Zeroizing<String>> {
         self.terminal.write_all(prompt.as_bytes())?;
         let line = read_line(&mut self.terminal);
@@ -69,29 +69,29 @@ impl Quiet {
 
 impl Drop for Quiet {
     fn drop(&mut self) {
-        // A terminal that is gone needs no echo.
+        // A closed terminal needs no echo.
         drop(self.restore());
     }
 }
 
-/// The modes of the terminal on standard input, to make them so again.
+/// The saved modes of the terminal on standard input.
 #[derive(Debug)]
 pub struct Modes(Termios);
 
 impl Modes {
-    /// The modes as they are.
+    /// Returns the present modes.
     ///
     /// # Errors
-    /// Where standard input is no terminal, or what it says.
+    /// If standard input is not a terminal, or if it fails.
     pub fn now() -> io::Result<Self> {
         Ok(Self(tcgetattr(io::stdin())?))
     }
 
-    /// Makes them so again, unless the terminal is another's by now: who is not
-    /// in its foreground must not touch it.
+    /// Restores the modes, unless another process group is in the foreground of
+    /// the terminal: a background process must not change it.
     ///
     /// # Errors
-    /// What the terminal says.
+    /// Any error of the terminal.
     pub fn restore(&self) -> io::Result<()> {
         let stdin = io::stdin();
         if tcgetpgrp(&stdin)? == getpgrp() {
@@ -101,17 +101,16 @@ impl Modes {
     }
 }
 
-/// Whether the end of standard input, that is Ctrl-D, waits to be read, and
-/// nothing before it. A terminal that edits its lines itself knows that; another
-/// editor would not be told.
+/// Returns whether the next read of standard input would report its end, that is
+/// Ctrl-D. Only the terminal's own line editing knows that.
 ///
 /// # Errors
-/// What the terminal says.
+/// Any error of the terminal.
 pub fn is_ended() -> io::Result<bool> {
     let stdin = io::stdin();
     let mut waiting = [PollFd::new(&stdin, PollFlags::IN)];
     let is_there = poll(&mut waiting, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))? > 0;
-    // The mark of the end is no byte.
+    // The end is readable, but has no bytes.
     Ok(is_there && ioctl_fionread(&stdin)? == 0)
 }
 
@@ -120,9 +119,9 @@ fn byte_by_byte(codes: &mut SpecialCodes) {
     codes[SpecialCodeIndex::VTIME] = 0;
 }
 
-/// A line, and no byte behind it.
+/// Reads a line, and no byte behind it.
 fn read_line(from: &mut impl Read) -> io::Result<Zeroizing<String>> {
-    // It is not moved as it grows: nothing of it is left behind.
+    // The buffer never grows, so no copy of the password is left behind.
     let mut line = Zeroizing::new(String::with_capacity(LINE_BYTES_MAX));
     let mut part = Zeroizing::new(Vec::with_capacity(char::MAX_LEN_UTF8));
     loop {
@@ -164,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_what_was_typed_and_not_taken_back() {
+    fn line_editing_keys_are_obeyed() {
         check(b"secret\r", Ok("secret"));
         check(b"secret\nrest", Ok("secret"));
         check(b"\r", Ok(""));
@@ -175,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_line_is_refused() {
+    fn interrupt_end_and_invalid_lines_are_refused() {
         check(b"sec\x03ret\r", Err(io::ErrorKind::Interrupted));
         check(b"\x04", Err(io::ErrorKind::UnexpectedEof));
         check(b"", Err(io::ErrorKind::UnexpectedEof));
@@ -184,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_behind_a_line_is_taken() {
+    fn bytes_behind_a_line_stay_unread() {
         let mut typed = &b"one\rtwo\r"[..];
         assert_eq!(read_line(&mut typed).unwrap().as_str(), "one");
         assert_eq!(read_line(&mut typed).unwrap().as_str(), "two");

@@ -1,19 +1,19 @@
-//! Where there is no terminal as Unix has it: what a library makes of it.
+//! The fallback for systems without termios, over `rpassword`.
 
 use std::io;
 
 use zeroize::Zeroizing;
 
-/// The terminal, which is quiet while it is asked.
+/// The terminal while it asks for passwords.
 #[derive(Debug)]
 pub struct Quiet(());
 
-/// The modes of the terminal, which no signal leaves changed here.
+/// The modes of the terminal. No signal leaves them changed on these systems.
 #[derive(Debug)]
 pub struct Modes(());
 
 impl Modes {
-    /// The modes as they are.
+    /// Returns the present modes.
     ///
     /// # Errors
     /// None.
@@ -21,7 +21,7 @@ impl Modes {
         Ok(Self(()))
     }
 
-    /// Makes them so again.
+    /// Restores the modes.
     ///
     /// # Errors
     /// None.
@@ -30,7 +30,7 @@ impl Modes {
     }
 }
 
-/// Whether the end of standard input waits to be read: not known here.
+/// Returns false: whether an end of file is pending is unknown on these systems.
 ///
 /// # Errors
 /// None.
@@ -39,7 +39,7 @@ pub const fn is_ended() -> io::Result<bool> {
 }
 
 impl Quiet {
-    /// Begins to ask.
+    /// Returns the terminal.
     ///
     /// # Errors
     /// None.
@@ -47,10 +47,10 @@ impl Quiet {
         Ok(Self(()))
     }
 
-    /// Shows the prompt, and reads a line.
+    /// Shows the prompt and reads a line.
     ///
     /// # Errors
-    /// What the terminal says.
+    /// If the terminal cannot be read or written.
     pub fn ask(&mut self, prompt: &str) -> io::Result<Zeroizing<String>> {
         rpassword::prompt_password(prompt).map(Zeroizing::new)
     }
