@@ -1,0 +1,14 @@
+//! The terminal of a process, for `hark` and `harkd`: passwords without echo, the
+//! modes to restore, and a pending Ctrl-D. The echo is off from before the first
+//! prompt until after the last answer, so that early keystrokes stay hidden. Line
+//! editing is not done here.
+
+#[cfg(not(unix))]
+mod other;
+#[cfg(unix)]
+mod unix;
+
+#[cfg(not(unix))]
+pub use other::{Modes, Quiet, is_ended};
+#[cfg(unix)]
+pub use unix::{Modes, Quiet, is_ended};
