@@ -177,6 +177,8 @@ pub fn encode(reply: &Reply, dst: &mut BytesMut) {
                 write_block("list", &payload, dst);
             }
         }
+        // A client of this framing knows no numbers.
+        Reply::Ok(fields) if fields.is_stored() => write_block(reply.command(), &[], dst),
         Reply::Ok(_) | Reply::NotOk(_) | Reply::Error { .. } => {
             let mut payload = BytesMut::new();
             reply.write_payload(&mut payload);
