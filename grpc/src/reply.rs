@@ -1,7 +1,7 @@
 //! Replies: from a [`Reply`] to a [`ChatReply`], and back for the client.
 
 use hark_protocol::{
-    ByeReason, Code, Delivery, Failure, Frame, Incoming, OkFields, Refusal, RequestId, Sequence, UserName,
+    ByeReason, Code, Delivery, Failure, Frame, Incoming, Malformed, OkFields, Refusal, RequestId, Sequence, UserName,
 };
 
 use crate::v1::chat_reply::Reply;
@@ -50,7 +50,7 @@ pub fn incoming(reply: ChatReply) -> Incoming<hark_protocol::Reply> {
         Some(reply) => reply.try_into(),
         None => Err(bad_reply("there is no reply that this client knows")),
     };
-    Frame::new(RequestId::new(reply.id), message)
+    Frame::new(RequestId::new(reply.id), message.map_err(Malformed::from))
 }
 
 impl TryFrom<Reply> for hark_protocol::Reply {
@@ -232,7 +232,7 @@ mod tests {
             Some(Reply::Error(Error { code: "odd".to_owned(), explanation: String::new() })),
         ];
         for reply in unknown {
-            assert_eq!(incoming(ChatReply { id: 1, reply }).message.unwrap_err().code, Code::BadRequest);
+            assert_eq!(incoming(ChatReply { id: 1, reply }).message.unwrap_err().refusal.code, Code::BadRequest);
         }
     }
 }

@@ -306,7 +306,7 @@ impl OkFields {
 /// The names of the client's commands, with whether their first field may be
 /// left out. The classic framing needs to know before it has a whole message.
 pub(crate) const REQUEST_COMMANDS: [(&str, bool); 11] = [
-    ("hello", false),
+    (HELLO, false),
     ("create", false),
     ("login", false),
     ("connect", false),
@@ -319,13 +319,16 @@ pub(crate) const REQUEST_COMMANDS: [(&str, bool); 11] = [
     ("ping", true),
 ];
 
+/// The command that names a send session.
+pub(crate) const HELLO: &str = "hello";
+
 /// The commands whose fields may have a password.
 const SECRET_COMMANDS: [&str; 5] = ["create", "login", "connect", "password", "delete"];
 
 impl Message for Request {
     fn command(&self) -> &'static str {
         match self {
-            Self::Hello { .. } => "hello",
+            Self::Hello { .. } => HELLO,
             Self::Create { .. } => "create",
             Self::Login { .. } => "login",
             Self::Connect { .. } => "connect",
@@ -372,7 +375,7 @@ impl Message for Request {
 
     fn parse(command: &str, payload: ByteString) -> Result<Self, Refusal> {
         match command {
-            "hello" => parse_hello(&payload),
+            HELLO => parse_hello(&payload),
             "create" => user_and_password(&payload).map(|(user, password)| Self::Create { user, password }),
             "login" => user_and_password(&payload).map(|(user, password)| Self::Login { user, password }),
             "connect" => user_and_password(&payload).map(|(user, password)| Self::Connect { user, password }),
@@ -443,17 +446,18 @@ impl Message for Reply {
 /// where it is wiped once it is parsed, and wiped in the buffer: bytes that are
 /// only dropped stay readable until something else is written there.
 pub(crate) fn take(message: &mut BytesMut) -> Bytes {
-    let is_secret = |command: &[u8]| {
-        SECRET_COMMANDS.iter().any(|name| {
-            command.strip_prefix(name.as_bytes()).is_some_and(|padding| padding.iter().all(|&b| b == 0))
-        })
-    };
-    if !message.get(..COMMAND_BYTES).is_some_and(is_secret) {
+    if !SECRET_COMMANDS.iter().any(|name| is_command(message, name)) {
         return std::mem::take(message).freeze();
     }
     let moved = Bytes::from_owner(Zeroizing::new(message.to_vec()));
     message.as_mut().zeroize();
     moved
+}
+
+/// Returns whether a message, which may be malformed, has this command.
+pub(crate) fn is_command(message: &[u8], name: &str) -> bool {
+    let command = message.get(..COMMAND_BYTES).and_then(|command| command.strip_prefix(name.as_bytes()));
+    command.is_some_and(|padding| padding.iter().all(|&b| b == 0))
 }
 
 /// Splits a message into its command and its payload.

@@ -69,7 +69,6 @@ async fn what_is_no_request_is_refused_and_the_stream_goes_on() {
     assert_eq!(not_ok(session.ask(0, Command::Ping(Ping {})).await), "bad-request");
     let login = Command::Login(Credentials { user: "b b".to_owned(), password: String::new() });
     assert_eq!(not_ok(session.ask(1, login).await), "bad-name");
-    assert_eq!(not_ok(session.ask(2, hello()).await), "bad-request");
     let login = Some(Credentials { user: "bob".to_owned(), password: String::new() });
     let (user, password) = ("bob".to_owned(), String::new());
     let delete = Command::Delete(DeleteRequest { user, password, login });
@@ -82,6 +81,42 @@ async fn what_is_no_request_is_refused_and_the_stream_goes_on() {
     // More than any request has.
     session.send(6, "bob", &"x".repeat(70_000));
     assert_eq!(session.replies.message().await.unwrap_err().code(), Code::OutOfRange);
+}
+
+#[tokio::test]
+async fn send_behind_a_refused_hello_is_not_stored() {
+    let hello = |version, session: &str| Command::Hello(Hello { version, session: session.to_owned() });
+    let refused = [
+        vec![(1, hello(2, "session"))],
+        vec![(1, hello(1, "no session"))],
+        vec![(0, hello(1, "session"))],
+        vec![(1, Command::Ping(Ping {})), (2, hello(1, "session"))],
+        vec![(1, hello(1, "session")), (2, hello(1, "session"))],
+    ];
+    let server = Server::start().await;
+    let mut client = server.client_and(&["bob"]).await;
+    for requests in refused {
+        let mut session = Session::open(&mut client).await;
+        let last = requests.last().unwrap().0;
+        for (id, command) in requests {
+            session.say(id, command);
+        }
+        session.send(9, "bob", "outside of its session");
+        let mut refusals = 0;
+        let end = loop {
+            match session.replies.message().await {
+                Ok(Some(reply)) if reply.id == last => {
+                    assert_eq!(not_ok(reply.reply.unwrap()), "bad-request");
+                    refusals += 1;
+                }
+                Ok(reply) => assert!(reply.is_some_and(|reply| reply.id < last), "the send was answered"),
+                Err(end) => break end,
+            }
+        };
+        assert_eq!((refusals, end.code()), (1, Code::Unavailable));
+    }
+    let (_bob, connected) = Receiver::connect(&mut client, "bob").await;
+    assert_eq!(connected.queued, 0);
 }
 
 #[tokio::test]
