@@ -15,12 +15,13 @@ use tokio::time::Instant;
 
 use crate::store::{Message, Page, Position, ReadLimit, Unavailable};
 
-/// A session that lags reads again once this share of its window is free, so
-/// that it does not read message by message.
-const READ_SHARE: usize = 4;
+/// Messages that one read asks for at least, though the window may have room
+/// for fewer: a reader that acknowledges one by one does not cause a read for
+/// each message. The rest waits in the backlog.
+const READ_MESSAGES_MIN: usize = 64;
 
-/// Bytes of text that one read yields at most, but for a longer first message:
-/// what is read waits in memory for a reader that does not take it.
+/// Bytes of text that one read yields at most, but for a longer first message.
+/// This bounds the backlog: nothing is read before it is empty.
 const READ_BYTES_MAX: usize = 64 * 1024;
 
 /// How long after a failed read the next is tried.
@@ -37,8 +38,6 @@ pub struct Session {
     /// The highest number that has been pushed, or that was acknowledged
     /// before this session began.
     pushed: Sequence,
-    /// The window is being filled, page by page, until something does not fit.
-    filling: bool,
     phase: Phase,
 }
 
@@ -89,7 +88,6 @@ impl Session {
             window_bytes: 0,
             backlog: VecDeque::new(),
             pushed: cursor.sequence,
-            filling: false,
             phase: Phase::Lagging,
         }
     }
@@ -99,20 +97,17 @@ impl Session {
         if let Some(message) = self.next_push() {
             return Step::Push(message);
         }
-        let due = match self.phase {
+        let is_due = match self.phase {
             Phase::Lagging => true,
             Phase::Failed { retry_at } => now >= retry_at,
             Phase::Reading | Phase::CaughtUp | Phase::Ended => false,
         };
-        let room = self.room();
-        self.filling = room.is_some() && self.backlog.is_empty();
-        match room {
-            Some(limit) if due && self.filling => {
-                self.phase = Phase::Reading;
-                Step::Read { after: self.pushed, limit }
-            }
-            _ => Step::Wait,
+        if !is_due || !self.backlog.is_empty() || !self.has_room_for(0) {
+            return Step::Wait;
         }
+        self.phase = Phase::Reading;
+        let messages = READ_MESSAGES_MIN.max(WINDOW_MESSAGES_MAX - self.window.len());
+        Step::Read { after: self.pushed, limit: ReadLimit { messages, bytes: READ_BYTES_MAX } }
     }
 
     /// Whether the next message from the inbox's events can be taken. They stay
@@ -209,9 +204,7 @@ impl Session {
 
     fn next_push(&mut self) -> Option<Arc<Message>> {
         let text_bytes = self.backlog.front()?.text.len();
-        let fits = self.window.len() < WINDOW_MESSAGES_MAX
-            && (self.window.is_empty() || self.window_bytes + text_bytes <= WINDOW_BYTES_MAX);
-        if !fits {
+        if !self.has_room_for(text_bytes) {
             return None;
         }
         let message = self.backlog.pop_front()?;
@@ -221,14 +214,10 @@ impl Session {
         Some(message)
     }
 
-    /// How much there is room for, where it is worth a read: where a share of
-    /// the window is free, or it is being filled.
-    fn room(&self) -> Option<ReadLimit> {
-        let messages = WINDOW_MESSAGES_MAX - self.window.len();
-        let bytes = WINDOW_BYTES_MAX.saturating_sub(self.window_bytes);
-        let is_wide = messages >= WINDOW_MESSAGES_MAX / READ_SHARE && bytes >= WINDOW_BYTES_MAX / READ_SHARE;
-        let worth_it = is_wide || (self.filling && messages > 0 && bytes > 0);
-        worth_it.then_some(ReadLimit { messages, bytes: bytes.min(READ_BYTES_MAX) })
+    /// Returns whether the window has room for a text of this length.
+    fn has_room_for(&self, text_bytes: usize) -> bool {
+        self.window.len() < WINDOW_MESSAGES_MAX
+            && (self.window.is_empty() || self.window_bytes + text_bytes <= WINDOW_BYTES_MAX)
     }
 }
 
@@ -335,18 +324,64 @@ mod tests {
         assert_eq!(session.handle_ack(Sequence(7)), Ok(None), "twice is nothing new");
     }
 
+    /// A long queue of texts of `bytes`, and a reader with a full window that has
+    /// read nothing but what fits in it.
+    struct LongQueue {
+        session: Session,
+        now: Instant,
+        bytes: usize,
+        reads: usize,
+    }
+
+    impl LongQueue {
+        fn new(bytes: usize) -> Self {
+            let (session, now) = (Session::new(Position::default()), Instant::now());
+            Self { session, now, bytes, reads: 0 }
+        }
+
+        /// Does everything that can be done; what is pushed.
+        fn run(&mut self) -> Vec<u64> {
+            let mut pushed = Vec::new();
+            loop {
+                match self.session.step(self.now) {
+                    Step::Push(message) => pushed.push(message.position.sequence.0),
+                    Step::Wait => return pushed,
+                    Step::Read { after, limit } => {
+                        self.reads += 1;
+                        let count = limit.messages.min(limit.bytes / self.bytes).max(1) as u64;
+                        let messages = (1..=count).map(|n| message(after.0 + n, self.bytes)).collect();
+                        self.session.handle_page(Ok(Page { messages, complete: false }), self.now);
+                    }
+                }
+            }
+        }
+    }
+
     #[test]
-    fn a_session_that_lags_reads_on_once_a_quarter_of_its_window_is_free() {
-        let now = Instant::now();
-        let mut session = Session::new(Position::default());
-        session.step(now);
-        session.handle_page(page(1..=256, false), now);
-        assert_eq!(pushes(&mut session, now).len(), 256);
-        session.handle_ack(Sequence(63)).unwrap();
-        assert_eq!(session.step(now), Step::Wait);
-        session.handle_ack(Sequence(64)).unwrap();
-        let Step::Read { after, limit } = session.step(now) else { panic!("no read") };
-        assert_eq!((after, limit.messages), (Sequence(256), 64));
+    fn each_ack_lets_the_next_message_in() {
+        // Windows that are full by messages, by bytes, and by few long texts.
+        for (bytes, held) in [(1, 256), (4096, 256), (10_000, 104), (60_000, 17), (700_000, 1)] {
+            let mut queue = LongQueue::new(bytes);
+            assert_eq!(queue.run(), (1..=held).collect::<Vec<_>>());
+            for acked in 1..1000 {
+                queue.session.handle_ack(Sequence(acked)).unwrap().unwrap();
+                assert_eq!(queue.run(), [held + acked], "{held} of {bytes} bytes");
+            }
+        }
+    }
+
+    #[test]
+    fn acks_one_by_one_cost_few_reads() {
+        for (bytes, messages_of_a_read) in [(1, 64), (1024, 64), (4096, 16), (60_000, 1)] {
+            let mut queue = LongQueue::new(bytes);
+            queue.run();
+            queue.reads = 0;
+            for acked in 1..=1024 {
+                queue.session.handle_ack(Sequence(acked)).unwrap();
+                queue.run();
+            }
+            assert_eq!(queue.reads, 1024 / messages_of_a_read, "texts of {bytes} bytes");
+        }
     }
 
     #[test]
@@ -377,18 +412,16 @@ mod tests {
     fn a_window_is_filled_page_by_page_to_its_last_byte() {
         let now = Instant::now();
         let mut session = Session::new(Position::default());
-        let mut fill = |texts: &[(u64, usize)]| {
-            assert!(matches!(session.step(now), Step::Read { .. }));
+        for (texts, expected) in
+            [(&[(1, WINDOW_BYTES_MAX - 10)][..], &[1][..]), (&[(2, 10), (3, 0), (4, 1)], &[2, 3])]
+        {
+            let Step::Read { limit, .. } = session.step(now) else { panic!("no read") };
+            assert_eq!(limit.bytes, READ_BYTES_MAX);
             let messages = texts.iter().map(|(sequence, bytes)| message(*sequence, *bytes)).collect();
             session.handle_page(Ok(Page { messages, complete: false }), now);
-            pushes(&mut session, now)
-        };
-        assert_eq!(fill(&[(1, WINDOW_BYTES_MAX - 10)]), [1]);
-        session.phase = Phase::Lagging;
-        assert!(matches!(session.step(now), Step::Read { limit, .. } if limit.bytes == 10));
-        session.handle_page(Ok(Page { messages: vec![message(2, 10)], complete: false }), now);
-        assert_eq!(pushes(&mut session, now), [2]);
-        assert_eq!(session.step(now), Step::Wait, "it is full");
+            assert_eq!(pushes(&mut session, now), expected);
+        }
+        assert_eq!(session.step(now), Step::Wait, "it is full, and what comes next is known");
     }
 
     #[test]

@@ -66,8 +66,18 @@ pub(super) async fn create(store: &dyn Store, user: &str) -> Account {
     store.account(&name(user)).await.unwrap().expect("it was just created").account
 }
 
-pub(super) async fn stored(store: &dyn Store, append: Append) {
-    assert_eq!(store.append(append).await, Ok(Outcome::Stored));
+/// Stores a message and returns its number.
+pub(super) async fn stored(store: &dyn Store, append: Append) -> Sequence {
+    number(store.append(append).await)
+}
+
+/// Returns the number of a message that was stored.
+#[track_caller]
+pub(super) fn number(outcome: Result<Outcome, Unavailable>) -> Sequence {
+    match outcome {
+        Ok(Outcome::Stored(sequence)) => sequence,
+        other => panic!("not stored: {other:?}"),
+    }
 }
 
 pub(super) async fn read(store: &dyn Store, account: &Account) -> Vec<Arc<Message>> {
@@ -288,24 +298,25 @@ pub(super) async fn a_repeat_gets_the_same_outcome_and_stores_nothing(home: &dyn
     let unknown = Outcome::Refused(Code::NoSuchUser);
     // The second meets the first one under way.
     let (first, second) = (store.append(send("s", 5, "bob", "x")), store.append(send("s", 5, "bob", "x")));
-    check(first.await, Outcome::Stored);
-    check(second.await, Outcome::Stored);
+    let five = Outcome::Stored(number(first.await));
+    check(second.await, five);
     check(store.append(send("s", 6, "amy", "y")).await, unknown);
     store.close_session(&token("s"));
     let amy = create(&*store, "amy").await;
     for reopened in [false, true] {
         // The repeat is looked up before anything else is checked.
         let append = Append { refusal: Some(Code::TooLarge), ..send("s", 5, "bob", "x") };
-        check(store.append(append).await, Outcome::Stored);
+        check(store.append(append).await, five);
         check(store.append(send("s", 6, "amy", "y")).await, unknown);
         assert_eq!(texts(&*store, &bob).await, ["x"], "reopened: {reopened}");
     }
     store.close().await.unwrap();
     let store = home.open(WIDE);
-    check(store.append(send("s", 5, "bob", "x")).await, Outcome::Stored);
+    check(store.append(send("s", 5, "bob", "x")).await, five);
     check(store.append(send("s", 6, "amy", "y")).await, unknown);
-    check(store.append(send("s", 7, "amy", "z")).await, Outcome::Stored);
+    number(store.append(send("s", 7, "amy", "z")).await);
     assert_eq!(texts(&*store, &bob).await, ["x"]);
+    assert_eq!(Outcome::Stored(read(&*store, &bob).await[0].position.sequence), five);
     assert_eq!(texts(&*store, &amy).await, ["z"]);
 }
 
@@ -327,12 +338,12 @@ pub(super) async fn the_last_1024_outcomes_of_a_session_are_remembered(home: &dy
     let bob = create(&*store, "bob").await;
     let sends: Vec<_> = (1..=1100).map(|id| store.append(send("s", id, "bob", "x"))).collect();
     for pending in sends {
-        check(pending.await, Outcome::Stored);
+        number(pending.await);
     }
     store.close().await.unwrap();
     let store = home.open(WIDE);
-    check(store.append(send("s", 77, "bob", "x")).await, Outcome::Stored);
-    check(store.append(send("s", 1100, "bob", "x")).await, Outcome::Stored);
+    number(store.append(send("s", 77, "bob", "x")).await);
+    number(store.append(send("s", 1100, "bob", "x")).await);
     check(store.append(send("s", 76, "bob", "x")).await, Outcome::Refused(Code::BadRequest));
     assert_eq!(texts(&*store, &bob).await.len(), 1100);
 }
@@ -341,11 +352,14 @@ pub(super) async fn the_messages_of_one_caller_stand_in_the_order_of_the_calls(h
     let store = home.open(WIDE);
     let bob = create(&*store, "bob").await;
     let sends: Vec<_> = (0..5000).map(|n| store.append(text("bob", &n.to_string()))).collect();
+    let mut numbers = Vec::new();
     for pending in sends {
-        check(pending.await, Outcome::Stored);
+        numbers.push(number(pending.await));
     }
     let expected: Vec<_> = (0..5000).map(|n| n.to_string()).collect();
     assert_eq!(texts(&*store, &bob).await, expected);
+    let read = read(&*store, &bob).await;
+    assert!(read.iter().map(|message| message.position.sequence).eq(numbers), "each answer has its number");
 }
 
 pub(super) async fn nothing_gets_through_a_closed_fence(home: &dyn Home) {
@@ -355,7 +369,7 @@ pub(super) async fn nothing_gets_through_a_closed_fence(home: &dyn Home) {
     append.fence.close();
     assert_eq!(store.append(append).await, Err(Unavailable));
     assert_eq!(texts(&*store, &bob).await, [""; 0]);
-    check(store.append(send("s", 1, "bob", "x")).await, Outcome::Stored);
+    number(store.append(send("s", 1, "bob", "x")).await);
 }
 
 pub(super) async fn too_many_sessions_are_refused_and_nothing_is_evicted(home: &dyn Home) {
@@ -368,7 +382,7 @@ pub(super) async fn too_many_sessions_are_refused_and_nothing_is_evicted(home: &
     check(store.open_session(&token("c"), None).await, false);
     check(store.append(send("c", 1, "bob", "y")).await, Outcome::Refused(Code::TooMany));
     check(store.open_session(&token("a"), None).await, true);
-    check(store.append(send("a", 1, "bob", "x")).await, Outcome::Stored);
+    number(store.append(send("a", 1, "bob", "x")).await);
     assert_eq!(texts(&*store, &bob).await, ["x"]);
 }
 
@@ -466,7 +480,7 @@ pub(super) async fn what_was_acknowledged_before_the_receiver_went_is_not_receiv
             received += 1;
         }
         for other in others {
-            check(other.await, Outcome::Stored);
+            number(other.await);
         }
     }
     assert!(received > 0, "nobody received after another");
@@ -508,7 +522,7 @@ pub(super) async fn what_is_under_way_is_decided_when_it_closes_and_nothing_afte
     let late = store.append(send("s", 1, "bob", "late"));
     closed.await.unwrap();
     for pending in sends {
-        check(pending.await, Outcome::Stored);
+        number(pending.await);
     }
     assert_eq!(late.await, Err(Unavailable));
     assert_eq!(store.append(text("bob", "late")).await, Err(Unavailable));
@@ -529,10 +543,10 @@ pub(super) async fn what_is_under_way_is_decided_when_it_closes_and_nothing_afte
 pub(super) async fn what_was_answered_is_there_after_a_drop_without_a_close(home: &dyn Home) {
     let store = home.open(WIDE);
     let bob = create(&*store, "bob").await;
-    stored(&*store, send("s", 1, "bob", "x")).await;
+    let first = stored(&*store, send("s", 1, "bob", "x")).await;
     drop(store);
     let store = home.open(WIDE);
-    check(store.append(send("s", 1, "bob", "x")).await, Outcome::Stored);
+    check(store.append(send("s", 1, "bob", "x")).await, Outcome::Stored(first));
     assert_eq!(texts(&*store, &bob).await, ["x"]);
 }
 

@@ -218,8 +218,8 @@ pub struct SendId {
 /// How a send was decided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// It is in the inbox, or was.
-    Stored,
+    /// The message is in the inbox, or was, under this number.
+    Stored(Sequence),
     /// It is not, and will not be.
     Refused(Code),
 }

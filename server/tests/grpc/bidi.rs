@@ -37,7 +37,7 @@ async fn a_whole_session_goes_over_one_stream() {
     session.ok(4, Command::Login(Credentials { user, password })).await;
     session.ok(5, Command::Ping(Ping {})).await;
     session.send(6, "bob", "a text, with a comma\nand a line");
-    assert_eq!(session.next().await, Some((6, Reply::Ok(hark_grpc::v1::Ok {}))));
+    let number = session.stored(6).await;
     let list = |pattern: &str| Command::List(List { pattern: pattern.to_owned() });
     assert_eq!(session.ask(7, list("")).await, Reply::Names(Names { names: vec!["bob".to_owned()] }));
     assert_eq!(session.next().await, Some((7, Reply::Listed(Listed { count: 1, truncated: false }))));
@@ -49,6 +49,7 @@ async fn a_whole_session_goes_over_one_stream() {
     assert_eq!(session.ask(9, connect).await, Reply::Connected(connected));
     let message = session.message().await;
     assert_eq!((&*message.sender, &*message.text), ("bob", "a text, with a comma\nand a line"));
+    assert_eq!(message.sequence, number);
     session.say(0, Command::Ack(message.sequence));
     session.ok(10, Command::Disconnect(Disconnect {})).await;
 
@@ -68,7 +69,6 @@ async fn what_is_no_request_is_refused_and_the_stream_goes_on() {
     assert_eq!(not_ok(session.ask(0, Command::Ping(Ping {})).await), "bad-request");
     let login = Command::Login(Credentials { user: "b b".to_owned(), password: String::new() });
     assert_eq!(not_ok(session.ask(1, login).await), "bad-name");
-    assert_eq!(not_ok(session.ask(2, hello()).await), "bad-request");
     let login = Some(Credentials { user: "bob".to_owned(), password: String::new() });
     let (user, password) = ("bob".to_owned(), String::new());
     let delete = Command::Delete(DeleteRequest { user, password, login });
@@ -81,6 +81,42 @@ async fn what_is_no_request_is_refused_and_the_stream_goes_on() {
     // More than any request has.
     session.send(6, "bob", &"x".repeat(70_000));
     assert_eq!(session.replies.message().await.unwrap_err().code(), Code::OutOfRange);
+}
+
+#[tokio::test]
+async fn send_behind_a_refused_hello_is_not_stored() {
+    let hello = |version, session: &str| Command::Hello(Hello { version, session: session.to_owned() });
+    let refused = [
+        vec![(1, hello(2, "session"))],
+        vec![(1, hello(1, "no session"))],
+        vec![(0, hello(1, "session"))],
+        vec![(1, Command::Ping(Ping {})), (2, hello(1, "session"))],
+        vec![(1, hello(1, "session")), (2, hello(1, "session"))],
+    ];
+    let server = Server::start().await;
+    let mut client = server.client_and(&["bob"]).await;
+    for requests in refused {
+        let mut session = Session::open(&mut client).await;
+        let last = requests.last().unwrap().0;
+        for (id, command) in requests {
+            session.say(id, command);
+        }
+        session.send(9, "bob", "outside of its session");
+        let mut refusals = 0;
+        let end = loop {
+            match session.replies.message().await {
+                Ok(Some(reply)) if reply.id == last => {
+                    assert_eq!(not_ok(reply.reply.unwrap()), "bad-request");
+                    refusals += 1;
+                }
+                Ok(reply) => assert!(reply.is_some_and(|reply| reply.id < last), "the send was answered"),
+                Err(end) => break end,
+            }
+        };
+        assert_eq!((refusals, end.code()), (1, Code::Unavailable));
+    }
+    let (_bob, connected) = Receiver::connect(&mut client, "bob").await;
+    assert_eq!(connected.queued, 0);
 }
 
 #[tokio::test]
@@ -99,7 +135,7 @@ async fn pipelined_sends_are_answered_and_received_in_order() {
     sender.end();
     let answers = async {
         for id in 1..=SENDS {
-            assert_eq!(sender.next().await, Some((id, Reply::Ok(hark_grpc::v1::Ok {}))));
+            sender.stored(id).await;
         }
         assert_eq!(sender.next().await, None);
     };
@@ -124,13 +160,13 @@ async fn a_session_goes_on_over_another_stream_and_the_former_is_closed() {
     let mut former = Session::open(&mut client).await;
     assert!(matches!(former.ask(100, hello()).await, Reply::Hello(_)));
     former.send(1, "bob", "once");
-    assert_eq!(former.next().await.unwrap().0, 1);
+    let first = former.stored(1).await;
     let mut latter = Session::open(&mut server.client().await).await;
     assert!(matches!(latter.ask(100, hello()).await, Reply::Hello(_)));
     assert_eq!(former.replies.message().await.unwrap_err().code(), Code::Aborted);
-    for id in 1..=2 {
+    for (id, is_repeat) in [(1, true), (2, false)] {
         latter.send(id, "bob", "once");
-        assert_eq!(latter.next().await, Some((id, Reply::Ok(hark_grpc::v1::Ok {}))));
+        assert_eq!(latter.stored(id).await == first, is_repeat);
     }
     assert_eq!(latter.connect(3, "bob").await, 2, "1 was a repeat");
 }

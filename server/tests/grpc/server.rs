@@ -217,7 +217,15 @@ impl Session {
 
     /// Asks for what is answered by `ok`.
     pub(crate) async fn ok(&mut self, id: u32, command: Command) {
-        assert_eq!(self.ask(id, command).await, chat_reply::Reply::Ok(Ok {}));
+        assert_eq!(self.ask(id, command).await, chat_reply::Reply::Ok(Ok { sequence: None }));
+    }
+
+    /// Returns the number of the message that the next reply says is stored.
+    pub(crate) async fn stored(&mut self, id: u32) -> u64 {
+        match self.next().await {
+            Some((replied, chat_reply::Reply::Ok(Ok { sequence: Some(sequence) }))) if replied == id => sequence,
+            other => panic!("{other:?} does not answer the send {id}"),
+        }
     }
 
     /// Connects as a user without a password; how much is queued.

@@ -111,8 +111,9 @@ async fn a_message_says_who_sent_it() {
 async fn a_repeated_send_is_stored_once_and_answered_the_same() {
     let server = Server::start().await;
     let mut client = server.client_and(&["bob"]).await;
+    let mut numbers = Vec::new();
     for _ in 0..3 {
-        client.send(idempotent(to("bob", "once"), 7)).await.unwrap();
+        numbers.push(client.send(idempotent(to("bob", "once"), 7)).await.unwrap().into_inner().sequence);
         let refused = client.send(idempotent(to("late", "x"), 8)).await.unwrap_err();
         assert_eq!(code(&refused), (Code::NotFound, "no-such-user"));
     }
@@ -121,8 +122,9 @@ async fn a_repeated_send_is_stored_once_and_answered_the_same() {
     assert_eq!(code(&still), (Code::NotFound, "no-such-user"), "it was decided");
     let without = client.send(idempotent(to("bob", "x"), 0)).await.unwrap_err();
     assert_eq!(code(&without), (Code::InvalidArgument, "bad-request"));
-    let (_bob, connected) = Receiver::connect(&mut client, "bob").await;
+    let (mut bob, connected) = Receiver::connect(&mut client, "bob").await;
     assert_eq!(connected.queued, 1);
+    assert_eq!(numbers, [Some(bob.message().await.sequence); 3]);
 }
 
 #[tokio::test]

@@ -15,10 +15,10 @@ use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _, P
 use std::path::{Path, PathBuf};
 
 const FORMAT: &str = "FORMAT";
-const FORMAT_LINE: &str = "hark store 2\n";
+const FORMAT_LINE: &str = "hark store 3\n";
 const FORMAT_NAME: &str = "hark store ";
 /// The version in [`FORMAT_LINE`].
-const FORMAT_VERSION: u32 = 2;
+const FORMAT_VERSION: u32 = 3;
 const LOCK: &str = "LOCK";
 const COMMITS: &str = "COMMITS";
 const ENGINE: &str = "engine";

@@ -177,12 +177,12 @@ impl Ledger {
     }
 
     fn decide(&mut self, append: &mut Append, changes: &mut Changes) -> Outcome {
-        self.store(append, changes).map_or_else(Outcome::Refused, |()| Outcome::Stored)
+        self.store(append, changes).map_or_else(Outcome::Refused, Outcome::Stored)
     }
 
     /// Stores a message, whose text it takes, unless there is something against
     /// it.
-    fn store(&mut self, append: &mut Append, changes: &mut Changes) -> Result<(), Code> {
+    fn store(&mut self, append: &mut Append, changes: &mut Changes) -> Result<Sequence, Code> {
         if let Some(code) = append.refusal {
             return Err(code);
         }
@@ -206,7 +206,7 @@ impl Ledger {
         let (sender, text) = (sender.map(|sender| sender.name), std::mem::take(&mut append.text));
         inbox.gather(Message { position, sender, time_ms: append.time_ms, text }, changes);
         changes.awaited = true;
-        Ok(())
+        Ok(position.sequence)
     }
 
     /// Whether nobody receives.

@@ -10,7 +10,7 @@
 //! | messages | incarnation u64, sequence u64 of the last of them, both big endian | messages, bytes (the sums of [`Position`]) before the first; then for each: its number less that of the one before (at first, less 0), time in ms, sender's length as u8 (0: nobody), sender, text's length, text |
 //! | accounts | the name | incarnation, then the password hash as text, where there is one |
 //! | cursors | incarnation u64 big endian | sequence, messages, bytes: everything up to there is forgotten |
-//! | sessions | the token | highest id, then for each run of ids with one outcome: ids between the run before and this one, length, outcome as u8 (0: stored, else 1 + the place in [`Code::ALL`]) |
+//! | sessions | the token | for each send that is remembered, in the order of the ids: its id less that of the one before, outcome as u8 (0: stored, else 1 + the place in [`Code::ALL`]), the number of the message if it is stored |
 //! | meta | `reserved`, `commits` or `number` | the number |
 //!
 //! Numbers without a type are LEB128: seven bits a byte, the lowest first.
@@ -19,7 +19,7 @@ use bytes::Bytes;
 use bytestring::ByteString;
 use hark_protocol::{Code, Sequence, UserName};
 
-use crate::store::outcomes::{Outcomes, Run};
+use crate::store::outcomes::{Decided, Outcomes};
 use crate::store::{Message, Outcome, PasswordHash, Position};
 
 /// Where the bound up to which numbers may be given out is kept.
@@ -235,13 +235,11 @@ pub(super) fn decode_cursor(key: &[u8], value: &[u8]) -> Result<(u64, Position),
 /// The outcomes of a session as a value.
 pub(super) fn encode_session(key: &[u8], outcomes: &Outcomes) -> Vec<u8> {
     let mut value = Vec::with_capacity(16);
-    put_number(&mut value, u64::from(outcomes.highest()));
-    let mut previous_end = 0;
-    for run in outcomes.runs() {
-        put_number(&mut value, u64::from(run.first) - previous_end);
-        put_number(&mut value, u64::from(run.length));
-        value.push(outcome_byte(run.outcome));
-        previous_end = u64::from(run.first) + u64::from(run.length);
+    let mut previous = 0;
+    for decided in outcomes.decided() {
+        put_number(&mut value, u64::from(decided.id - previous));
+        put_outcome(&mut value, decided.outcome);
+        previous = decided.id;
     }
     seal(key, value)
 }
@@ -249,17 +247,13 @@ pub(super) fn encode_session(key: &[u8], outcomes: &Outcomes) -> Vec<u8> {
 /// The outcomes of a session.
 pub(super) fn decode_session(key: &[u8], value: &[u8]) -> Result<Outcomes, Damaged> {
     let mut rest = open(key, value)?;
-    let highest = take_u32(&mut rest)?;
-    let mut runs = Vec::new();
-    let mut previous_end = 0_u64;
+    let mut decided = Vec::new();
+    let mut id = 0_u32;
     while !rest.is_empty() {
-        let first = previous_end.checked_add(take_number(&mut rest)?).ok_or(Damaged)?;
-        let length = take_u32(&mut rest)?;
-        let outcome = parse_outcome(take_byte(&mut rest)?)?;
-        runs.push(Run { first: u32::try_from(first).map_err(|_| Damaged)?, length, outcome });
-        previous_end = first + u64::from(length);
+        id = id.checked_add(take_u32(&mut rest)?).ok_or(Damaged)?;
+        decided.push(Decided { id, outcome: take_outcome(&mut rest)? });
     }
-    Outcomes::from_runs(highest, runs).ok_or(Damaged)
+    Outcomes::from_decided(decided).ok_or(Damaged)
 }
 
 /// A single number as a value.
@@ -277,17 +271,22 @@ pub(super) fn decode_number(key: &[u8], value: &[u8]) -> Result<u64, Damaged> {
     Ok(number)
 }
 
-fn outcome_byte(outcome: Outcome) -> u8 {
+fn put_outcome(to: &mut Vec<u8>, outcome: Outcome) {
     match outcome {
-        Outcome::Stored => 0,
+        Outcome::Stored(sequence) => {
+            to.push(0);
+            put_number(to, sequence.0);
+        }
         // There are few codes, and new ones are added at the end.
-        Outcome::Refused(code) => 1 + Code::ALL.iter().position(|c| *c == code).unwrap_or(0) as u8,
+        Outcome::Refused(code) => {
+            to.push(1 + Code::ALL.iter().position(|c| *c == code).unwrap_or(0) as u8);
+        }
     }
 }
 
-fn parse_outcome(byte: u8) -> Result<Outcome, Damaged> {
-    match byte.checked_sub(1) {
-        None => Ok(Outcome::Stored),
+fn take_outcome(rest: &mut &[u8]) -> Result<Outcome, Damaged> {
+    match take_byte(rest)?.checked_sub(1) {
+        None => take_number(rest).map(|number| Outcome::Stored(Sequence(number))),
         Some(place) => Code::ALL.get(usize::from(place)).map(|code| Outcome::Refused(*code)).ok_or(Damaged),
     }
 }
@@ -500,11 +499,11 @@ mod tests {
     #[test]
     fn a_session_keeps_its_gaps_and_every_outcome() {
         let mut outcomes = Outcomes::default();
-        outcomes.record(2, Outcome::Stored);
+        outcomes.record(2, Outcome::Stored(Sequence(u64::MAX)));
         for (place, code) in Code::ALL.into_iter().enumerate() {
             outcomes.record(10 + 2 * place as u32, Outcome::Refused(code));
         }
-        outcomes.record(u32::MAX, Outcome::Stored);
+        outcomes.record(u32::MAX, Outcome::Stored(Sequence(7)));
         let decoded = decode_session(b"token", &encode_session(b"token", &outcomes)).unwrap();
         assert_eq!(decoded, outcomes);
     }

@@ -182,7 +182,11 @@ impl Sessions {
 
 #[cfg(test)]
 mod tests {
+    use hark_protocol::Sequence;
+
     use super::*;
+
+    const STORED: Outcome = Outcome::Stored(Sequence(7));
 
     const MINUTE: Duration = Duration::from_secs(60);
 
@@ -197,11 +201,11 @@ mod tests {
         assert!(sessions.open(&token("b"), None, MINUTE));
         sessions.close(&token("a"), 2 * MINUTE);
         assert_eq!(sessions.look_up(&token("a"), 1, None, 3 * MINUTE), Some(Known::New));
-        sessions.record(&token("a"), 1, Outcome::Stored, 3 * MINUTE);
+        sessions.record(&token("a"), 1, STORED, 3 * MINUTE);
         assert_eq!(sessions.forget_idle(12 * MINUTE), []);
         assert_eq!(
             sessions.look_up(&token("a"), 1, None, 12 * MINUTE),
-            Some(Known::Decided(Outcome::Stored))
+            Some(Known::Decided(STORED))
         );
         assert_eq!(sessions.forget_idle(13 * MINUTE), [token("a")]);
         assert_eq!(sessions.look_up(&token("a"), 1, None, 13 * MINUTE), Some(Known::New));
@@ -214,7 +218,7 @@ mod tests {
         for second in 0..1000 {
             let now = Duration::from_secs(second);
             assert!(sessions.open(&token("a"), None, now));
-            sessions.record(&token("a"), second as u32 + 1, Outcome::Stored, now);
+            sessions.record(&token("a"), second as u32 + 1, STORED, now);
             sessions.close(&token("a"), now);
             assert_eq!(sessions.forget_idle(now), []);
         }
@@ -239,7 +243,7 @@ mod tests {
     fn when_there_are_too_many_nothing_is_evicted_early() {
         let mut sessions = Sessions::new(2);
         assert!(sessions.open(&token("a"), None, MINUTE));
-        sessions.record(&token("a"), 1, Outcome::Stored, MINUTE);
+        sessions.record(&token("a"), 1, STORED, MINUTE);
         sessions.close(&token("a"), MINUTE);
         assert!(sessions.open(&token("b"), None, MINUTE));
         assert!(!sessions.open(&token("c"), None, 2 * MINUTE));
@@ -257,7 +261,7 @@ mod tests {
         let mut sessions = Sessions::new(8);
         assert!(sessions.open(&token("a"), eve, MINUTE));
         assert_eq!(sessions.look_up(&token("b"), 1, eve, MINUTE), Some(Known::New));
-        sessions.record(&token("b"), 1, Outcome::Stored, MINUTE);
+        sessions.record(&token("b"), 1, STORED, MINUTE);
         assert!(!sessions.open(&token("c"), eve, MINUTE));
         assert_eq!(sessions.look_up(&token("c"), 1, eve, MINUTE), None);
         assert!(sessions.open(&token("b"), eve, MINUTE), "it is there already");

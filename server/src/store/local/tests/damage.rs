@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use super::super::engine::{Batch, Durability, EmbeddedOpener, Fate, Live, MemoryOpener, Opener, Table};
 use super::super::{LocalConfig, LocalStore, OpenError, folder, record};
 use super::{Memory, config};
-use crate::store::contract::{ALL, Home, WIDE, create, name, queued, read, stored, text, texts};
+use crate::store::contract::{ALL, Home, WIDE, create, name, number, queued, read, stored, text, texts};
 use crate::store::{Account, Outcome, Store, Unavailable};
 
 fn open(path: &Path) -> Result<LocalStore, OpenError> {
@@ -229,14 +229,14 @@ fn a_folder_of_somebody_else_is_left_alone() {
 fn another_format_is_refused_and_so_is_one_that_is_none() {
     let home = tempfile::tempdir().unwrap();
     let format = home.path().join("FORMAT");
-    // The first had a record for each message.
-    for version in [1, 3] {
+    // The first had a record for each message, and the second no numbers of sends.
+    for version in [1, 2, 4] {
         fs::write(&format, format!("hark store {version}\n")).unwrap();
         let error = open(home.path()).unwrap_err();
         assert!(matches!(error, OpenError::OtherFormat { found, .. } if found == version), "{error:?}");
         check_one_line(&error);
     }
-    for none in ["", "hark store 2", "hark store 0\n", "hork store 2\n", "hark store 99999999999\n"] {
+    for none in ["", "hark store 3", "hark store 0\n", "hork store 3\n", "hark store 99999999999\n"] {
         fs::write(&format, none).unwrap();
         let error = open_with_loss(home.path()).unwrap_err();
         assert!(matches!(error, OpenError::Ruined { .. }), "{none:?}: {error:?}");
@@ -459,7 +459,7 @@ async fn the_space_of_acknowledged_messages_is_given_back() {
     for n in 0..5 {
         let sends: Vec<_> = (0..20).map(|_| store.append(text("bob", &large))).collect();
         for pending in sends {
-            assert_eq!(pending.await, Ok(Outcome::Stored));
+            number(pending.await);
         }
         let last = read(&store, &bob).await.last().unwrap().position;
         assert_eq!(last.messages, 20 * (n + 1));

@@ -11,7 +11,7 @@ use super::super::engine::{Durability, EmbeddedOpener, Live};
 use super::super::{LocalConfig, LocalStore, Sync, folder};
 use super::{Folder, Memory, config};
 use crate::store::contract::{
-    ALL, WIDE, create, name, next_event, queued, read, send, stored, text, texts, token,
+    ALL, WIDE, create, name, next_event, number, queued, read, send, stored, text, texts, token,
 };
 use crate::store::{Append, Created, End, Event, Fence, Outcome, Pending, ReadLimit, Store, Unavailable};
 
@@ -48,8 +48,8 @@ async fn nothing_is_answered_or_seen_before_its_sync_has_returned() {
     assert_eq!(store.names(None, 9).await.unwrap(), [name("bob")]);
     faults.release();
     assert_eq!(created.await, Ok(Created::Created));
-    assert_eq!((&mut sent).await, Ok(Outcome::Stored));
-    assert_eq!((&mut repeat).await, Ok(Outcome::Stored));
+    number((&mut sent).await);
+    number((&mut repeat).await);
     assert!((&mut received).await.unwrap().is_some());
 
     faults.hold();
@@ -60,7 +60,7 @@ async fn nothing_is_answered_or_seen_before_its_sync_has_returned() {
     assert!(poll!(&mut deleted).is_pending());
     assert!(store.account(&name("bob")).await.unwrap().is_some());
     faults.release();
-    assert_eq!(sent.await, Ok(Outcome::Stored));
+    number(sent.await);
     assert_eq!(deleted.await, Ok(true));
     assert!(store.account(&name("bob")).await.unwrap().is_none());
 }
@@ -75,9 +75,9 @@ async fn messages_of_one_commit_are_read_and_acknowledged_from_any_place_among_t
     let expected: Vec<_> = (0..300).map(|n| format!("{n}: {}", "x".repeat(n))).collect();
     let sends: Vec<_> = expected.iter().map(|content| store.append(text("bob", content))).collect();
     faults.release();
-    assert_eq!(held.await, Ok(Outcome::Stored));
+    number(held.await);
     for sent in sends {
-        assert_eq!(sent.await, Ok(Outcome::Stored));
+        number(sent.await);
     }
     assert_eq!(faults.commits().len(), 3, "they were written together");
     let all = read(&store, &bob).await;
@@ -153,7 +153,7 @@ async fn check_a_failing_commit(failure: Failure) {
     let repeat = store.append(send("s", 1, "bob", "1"));
     faults.fail_after_the_held(failure);
     faults.release();
-    assert_eq!(first.await, Ok(Outcome::Stored));
+    number(first.await);
     all_unavailable(lost).await;
     assert_eq!(repeat.await, Err(Unavailable));
     assert!(fence.is_closed());
@@ -246,7 +246,7 @@ async fn a_takeover_that_fails_leaves_the_reception_where_it_was() {
     let sent = store.append(text("bob", "x"));
     faults.fail_after_the_held(Failure::Before);
     faults.release();
-    assert_eq!(held.await, Ok(Outcome::Stored));
+    number(held.await);
     assert!(one.await.is_err() && two.await.is_err() && sent.await.is_err());
     recovered(&store).await;
     assert_eq!(next_event(&mut former).await, Event::Lagged);
@@ -266,7 +266,7 @@ async fn sessions_stay_open_over_a_failure_but_not_those_that_it_refused() {
     let (opened, sent) = (store.open_session(&token("b"), None), store.append(text("bob", "x")));
     faults.fail_after_the_held(Failure::Before);
     faults.release();
-    assert_eq!(held.await, Ok(Outcome::Stored));
+    number(held.await);
     assert_eq!(opened.await, Err(Unavailable));
     assert_eq!(sent.await, Err(Unavailable));
     recovered(&store).await;

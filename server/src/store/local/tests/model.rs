@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use hark_protocol::Code;
+use hark_protocol::{Code, Sequence};
 use proptest::prelude::*;
 
 use super::{Folder, Memory};
@@ -68,7 +68,7 @@ struct Model {
 
 struct Inbox {
     account: Account,
-    texts: Vec<String>,
+    unread: Vec<(Sequence, String)>,
 }
 
 fn user(n: usize) -> String {
@@ -82,19 +82,22 @@ impl Model {
         format!("{:0>bytes$}", self.contents)
     }
 
-    fn append(&mut self, to: usize, content: &str) -> Outcome {
+    /// What has to be answered; of a message that is stored only the store says
+    /// the number.
+    fn append(&mut self, to: usize, content: &str, answer: Outcome) -> Outcome {
         let Some(inbox) = self.inboxes.get_mut(&user(to)) else {
             return Outcome::Refused(Code::NoSuchUser);
         };
-        let bytes: usize = inbox.texts.iter().map(String::len).sum();
-        if inbox.texts.len() as u64 >= LIMITS.messages || (bytes + content.len()) as u64 > LIMITS.bytes {
+        let bytes: usize = inbox.unread.iter().map(|(_, text)| text.len()).sum();
+        if inbox.unread.len() as u64 >= LIMITS.messages || (bytes + content.len()) as u64 > LIMITS.bytes {
             return Outcome::Refused(Code::QueueFull);
         }
-        inbox.texts.push(content.to_owned());
-        Outcome::Stored
+        let Outcome::Stored(number) = answer else { return Outcome::Stored(Sequence(0)) };
+        inbox.unread.push((number, content.to_owned()));
+        Outcome::Stored(number)
     }
 
-    fn send(&mut self, session: usize, id: u32, to: usize, content: &str) -> Outcome {
+    fn send(&mut self, session: usize, id: u32, to: usize, content: &str, answer: Outcome) -> Outcome {
         if let Some(outcome) = self.sessions.get(&(session, id)) {
             return *outcome;
         }
@@ -103,7 +106,7 @@ impl Model {
             return Outcome::Refused(Code::BadRequest);
         }
         *highest = id;
-        let outcome = self.append(to, content);
+        let outcome = self.append(to, content, answer);
         self.sessions.insert((session, id), outcome);
         outcome
     }
@@ -119,7 +122,7 @@ async fn step(home: &dyn Home, store: Arc<dyn Store>, model: &mut Model, op: Op)
             };
             if expected == Created::Created {
                 let account = create(&*store, &user(n)).await;
-                model.inboxes.insert(user(n), Inbox { account, texts: Vec::new() });
+                model.inboxes.insert(user(n), Inbox { account, unread: Vec::new() });
             } else {
                 assert_eq!(store.create(&name(&user(n)), None).await, Ok(expected));
             }
@@ -132,31 +135,32 @@ async fn step(home: &dyn Home, store: Arc<dyn Store>, model: &mut Model, op: Op)
         }
         Op::Append { to, bytes } => {
             let content = model.content(bytes);
-            assert_eq!(store.append(text(&user(to), &content)).await, Ok(model.append(to, &content)));
+            let answer = store.append(text(&user(to), &content)).await.unwrap();
+            assert_eq!(answer, model.append(to, &content, answer));
         }
         Op::Send { session, ahead, to, bytes } => {
             let highest = model.highest.get(&session).copied().unwrap_or(0);
             let id = highest.saturating_add_signed(ahead).max(1);
             let content = model.content(bytes);
-            let expected = model.send(session, id, to, &content);
             let send = send(&format!("session{session}"), id, &user(to), &content);
-            assert_eq!(store.append(send).await, Ok(expected));
+            let answer = store.append(send).await.unwrap();
+            assert_eq!(answer, model.send(session, id, to, &content, answer));
         }
         Op::Burst { to, count } => {
             let contents: Vec<_> = (0..count).map(|_| model.content(3)).collect();
             let sends: Vec<_> = contents.iter().map(|c| store.append(text(&user(to), c))).collect();
             for (pending, content) in sends.into_iter().zip(contents) {
-                assert_eq!(pending.await, Ok(model.append(to, &content)));
+                let answer = pending.await.unwrap();
+                assert_eq!(answer, model.append(to, &content, answer));
             }
         }
         Op::Acknowledge { of, nth } => {
             if let Some(inbox) = model.inboxes.get_mut(&user(of)) {
                 let messages = read(&*store, &inbox.account).await;
-                if let Some(message) =
-                    messages.iter().filter(|m| inbox.texts.contains(&m.text.to_string())).nth(nth)
-                {
-                    store.acknowledge(&inbox.account, message.position);
-                    inbox.texts.drain(..=nth);
+                if let Some((number, _)) = inbox.unread.get(nth) {
+                    let message = messages.iter().find(|message| message.position.sequence == *number);
+                    store.acknowledge(&inbox.account, message.expect("it is there").position);
+                    inbox.unread.drain(..=nth);
                 }
             }
         }
@@ -181,12 +185,12 @@ async fn compare(store: &dyn Store, model: &mut Model) {
     let names: Vec<_> = model.inboxes.keys().map(|n| name(n)).collect();
     assert_eq!(store.names(None, 99).await.unwrap(), names);
     for (user, inbox) in &model.inboxes {
-        assert_eq!(queued(store, &inbox.account).await, inbox.texts.len() as u64, "{user}");
+        assert_eq!(queued(store, &inbox.account).await, inbox.unread.len() as u64, "{user}");
         let messages = read(store, &inbox.account).await;
         // What was acknowledged may still be there until the next sync.
-        let unread = &messages[messages.len() - inbox.texts.len()..];
-        let texts: Vec<_> = unread.iter().map(|m| m.text.to_string()).collect();
-        assert_eq!(texts, inbox.texts, "{user}");
+        let unread = &messages[messages.len() - inbox.unread.len()..];
+        let found: Vec<_> = unread.iter().map(|m| (m.position.sequence, m.text.to_string())).collect();
+        assert_eq!(found, inbox.unread, "{user}");
         assert!(messages.is_sorted_by(|a, b| a.position.sequence < b.position.sequence));
         if let (Some(first), Some(last)) = (unread.first(), unread.last()) {
             let seen = model.numbers.entry(user.clone()).or_default();
