@@ -11,6 +11,9 @@
 //! [`Log::release`] for the cursors that moved, after the frame that moved them
 //! is durable.
 
+mod hash;
+pub mod memory;
+
 use std::fmt;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
