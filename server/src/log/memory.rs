@@ -10,7 +10,8 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::hash::IdHasher;
 use super::{
-    AppendError, Block, Durability, Frame, InboxId, Log, LogError, OpenError, Opener, ReadError, Reader, Usage,
+    AppendError, Block, Durability, Frame, InboxId, Log, LogError, OpenError, Opener, ReadError, Reader,
+    Usage,
 };
 
 /// Blocks that a reader copies under one lock.
@@ -152,4 +153,11 @@ impl Reader for Shared {
             }
         }
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::MemoryOpener;
+
+    crate::log::contract::contract!(MemoryOpener);
 }

@@ -11,6 +11,8 @@
 //! [`Log::release`] for the cursors that moved, after the frame that moved them
 //! is durable.
 
+#[cfg(test)]
+mod contract;
 mod hash;
 pub mod memory;
 
