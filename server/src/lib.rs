@@ -11,6 +11,7 @@ pub mod exposure;
 pub mod front;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
+pub(crate) mod ledger;
 pub mod limit;
 pub mod log;
 pub mod logging;

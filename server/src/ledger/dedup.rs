@@ -121,11 +121,9 @@ impl DedupTable {
     /// Remembers the outcome of an id. An id that was decided before keeps its
     /// outcome.
     pub(crate) fn record(&mut self, id: u32, outcome: Outcome) {
-        match self.runs.back_mut() {
+        match self.runs.back_mut().filter(|last| last.is_continued_by(id, outcome)) {
             // Nearly always.
-            Some(last) if id > self.highest && last.is_continued_by(id, outcome) => {
-                (last.length, self.highest) = (last.length + 1, id);
-            }
+            Some(last) if id > self.highest => (last.length, self.highest) = (last.length + 1, id),
             _ if matches!(self.look_up(id), Known::Decided(_)) => return,
             _ => self.insert(Run::of(id, outcome)),
         }

@@ -42,7 +42,9 @@ impl<T> Slots<T> {
     /// Finds the free places after items were put into certain ones.
     pub(super) fn collect_free(&mut self) {
         let free = self.items.iter().zip(0..).filter(|(item, _)| item.is_none());
-        self.free = free.map(|(_, slot)| slot).rev().collect();
+        self.free = free.map(|(_, slot)| slot).collect();
+        // The lowest is used first.
+        self.free.reverse();
     }
 
     /// Removes an item.

@@ -13,7 +13,7 @@ pub mod local;
 mod outcomes;
 mod pending;
 mod receiver;
-mod shares;
+pub(crate) mod shares;
 
 use std::fmt;
 use std::net::IpAddr;

@@ -224,6 +224,12 @@ impl Feed {
         self.buffer.is_ended()
     }
 
+    /// Whether this feeds the session that `other` feeds.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.buffer, &other.buffer)
+    }
+
     /// Whether this feeds `receiver`.
     #[must_use]
     pub fn feeds(&self, receiver: &Receiver) -> bool {
