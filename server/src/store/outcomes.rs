@@ -71,11 +71,12 @@ impl Outcomes {
 
     /// Remembers the outcome of an id that is new, or was left out.
     pub(super) fn record(&mut self, id: u32, outcome: Outcome) {
-        let at = self.decided.partition_point(|decided| decided.id < id);
-        self.decided.insert(at, Decided { id, outcome });
-        if self.decided.len() > OUTCOMES_REMEMBERED {
+        // Before the insertion, so that the memory of 1,024 is enough.
+        if self.decided.len() >= OUTCOMES_REMEMBERED {
             self.decided.pop_front();
         }
+        let at = self.decided.partition_point(|decided| decided.id < id);
+        self.decided.insert(at, Decided { id, outcome });
     }
 }
 
