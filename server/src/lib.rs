@@ -18,5 +18,6 @@ pub mod logging;
 pub mod place;
 pub mod server;
 pub mod session;
+pub mod shard;
 pub mod store;
 pub mod throttle;

@@ -243,7 +243,7 @@ mod tests {
     }
 
     fn page(sequences: impl IntoIterator<Item = u64>, complete: bool) -> Result<Page, Unavailable> {
-        Ok(Page { messages: sequences.into_iter().map(|n| message(n, 1)).collect(), complete })
+        Ok(Page { messages: sequences.into_iter().map(|n| message(n, 1)).collect(), complete, skipped: None })
     }
 
     fn caught_up() -> (Session, Instant) {
@@ -350,7 +350,7 @@ mod tests {
                         self.reads += 1;
                         let count = limit.messages.min(limit.bytes / self.bytes).max(1) as u64;
                         let messages = (1..=count).map(|n| message(after.0 + n, self.bytes)).collect();
-                        self.session.handle_page(Ok(Page { messages, complete: false }), self.now);
+                        self.session.handle_page(Ok(Page { messages, complete: false, skipped: None }), self.now);
                     }
                 }
             }
@@ -401,7 +401,7 @@ mod tests {
         let mut session = Session::new(Position::default());
         let Step::Read { limit, .. } = session.step(now) else { panic!("no read") };
         assert_eq!(limit, ReadLimit { messages: WINDOW_MESSAGES_MAX, bytes: 64 * 1024 });
-        let page = Page { messages: vec![message(1, 60_000)], complete: false };
+        let page = Page { messages: vec![message(1, 60_000)], complete: false, skipped: None };
         session.handle_page(Ok(page), now);
         assert!(matches!(session.step(now), Step::Push(_)));
         let Step::Read { after, limit } = session.step(now) else { panic!("no read") };
@@ -418,7 +418,7 @@ mod tests {
             let Step::Read { limit, .. } = session.step(now) else { panic!("no read") };
             assert_eq!(limit.bytes, READ_BYTES_MAX);
             let messages = texts.iter().map(|(sequence, bytes)| message(*sequence, *bytes)).collect();
-            session.handle_page(Ok(Page { messages, complete: false }), now);
+            session.handle_page(Ok(Page { messages, complete: false, skipped: None }), now);
             assert_eq!(pushes(&mut session, now), expected);
         }
         assert_eq!(session.step(now), Step::Wait, "it is full, and what comes next is known");

@@ -10,7 +10,7 @@ use super::block::BlockBuilder;
 use super::dedup::Run;
 use super::record::{CLOCK_BYTES, Clock, Record};
 use crate::log::Frame;
-use crate::store::{Account, AccountEntry, End, Feed, Message, Outcome};
+use crate::store::{Account, AccountEntry, End, Feed, Message, Outcome, Position};
 
 /// The longest run of outcomes in one record.
 const RUN_LENGTH_MAX: u32 = 1024;
@@ -41,8 +41,8 @@ pub(crate) struct Effects {
     pub(crate) is_reserving: bool,
     /// Incarnations of accounts that ended.
     pub(crate) ended: Vec<u64>,
-    /// Incarnations of accounts whose cursor moved, and the number it moved to.
-    pub(crate) cursors: Vec<(u64, u64)>,
+    /// Incarnations of accounts whose cursor moved, and the position it moved to.
+    pub(crate) cursors: Vec<(u64, Position)>,
     /// Accounts that were created, changed or ended, in order.
     pub(crate) accounts: Vec<AccountChange>,
     /// Messages for subscriptions.

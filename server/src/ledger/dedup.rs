@@ -121,11 +121,16 @@ impl DedupTable {
     /// Remembers the outcome of an id. An id that was decided before keeps its
     /// outcome.
     pub(crate) fn record(&mut self, id: u32, outcome: Outcome) {
-        match self.runs.back_mut().filter(|last| last.is_continued_by(id, outcome)) {
+        let last = self.runs.back_mut().filter(|last| last.is_continued_by(id, outcome));
+        if id > self.highest
+            && let Some(last) = last
+        {
             // Nearly always.
-            Some(last) if id > self.highest => (last.length, self.highest) = (last.length + 1, id),
-            _ if matches!(self.look_up(id), Known::Decided(_)) => return,
-            _ => self.insert(Run::of(id, outcome)),
+            (last.length, self.highest) = (last.length + 1, id);
+        } else if matches!(self.look_up(id), Known::Decided(_)) {
+            return;
+        } else {
+            self.insert(Run::of(id, outcome));
         }
         self.remembered += 1;
         if self.remembered > OUTCOMES_REMEMBERED {

@@ -34,6 +34,7 @@ mod slots;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -298,7 +299,7 @@ impl Ledger {
         }
         inbox.cursor = position;
         changes.record(&Record::Cursor(account.incarnation, position));
-        changes.effects.cursors.push((account.incarnation, position.sequence.0));
+        changes.effects.cursors.push((account.incarnation, position));
     }
 
     /// Counts a connection of a session. Returns whether there is room for it.
@@ -316,24 +317,27 @@ impl Ledger {
         self.sessions.close(session, now);
     }
 
-    /// Inherits what outlives a failure of the log: subscriptions, open sessions,
-    /// and acknowledgements. `lost` are the ends of subscriptions that were never
-    /// published, since their changes may not have been made.
+    /// Inherits what outlives a failure of the log: subscriptions and open
+    /// sessions. `lost` are the ends of subscriptions that were never published,
+    /// since their changes may not have been made. Returns the acknowledgements
+    /// that are to be made again.
     pub(crate) fn inherit_from(
         &mut self,
         former: Self,
         lost: Vec<SubscriptionEnd>,
         now: Duration,
-        changes: &mut Changes,
-    ) {
+    ) -> Vec<(Account, Position)> {
         for (token, open) in former.sessions.open_counts() {
             self.sessions.reopen(token, open, now);
         }
-        let mut subscriptions = std::collections::HashMap::new();
-        for inbox in former.inboxes.into_inboxes() {
-            self.acknowledge(&inbox.account, inbox.cursor, changes);
-            if let Some(publisher) = inbox.publisher {
-                subscriptions.insert(inbox.account, publisher);
+        let mut acks = Vec::new();
+        let mut subscriptions = HashMap::new();
+        for Inbox { account, cursor, publisher, .. } in former.inboxes.into_inboxes() {
+            if self.inboxes.get_mut(&account).is_some_and(|inbox| inbox.cursor.sequence < cursor.sequence) {
+                acks.push((account.clone(), cursor));
+            }
+            if let Some(publisher) = publisher {
+                subscriptions.insert(account, publisher);
             }
         }
         // The first that was replaced or ended was the one that subscribed.
@@ -346,6 +350,7 @@ impl Ledger {
                 None => publisher.end(End::Deleted),
             }
         }
+        acks
     }
 
     /// The accounts, in no order.

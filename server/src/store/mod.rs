@@ -284,4 +284,8 @@ pub struct Page {
     pub messages: Vec<Arc<Message>>,
     /// There was no more when it was read.
     pub complete: bool,
+    /// The messages up to this position were passed over knowingly: they were
+    /// acknowledged meanwhile, or are missing and known to be. The first message
+    /// of the page comes right after it.
+    pub skipped: Option<Position>,
 }

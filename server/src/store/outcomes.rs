@@ -52,6 +52,11 @@ impl Outcomes {
         self.decided.iter()
     }
 
+    /// Returns the highest id that was decided, 0 if none was.
+    pub(super) fn highest(&self) -> u32 {
+        self.decided.back().map_or(0, |last| last.id)
+    }
+
     /// Returns the number of outcomes that are remembered.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn remembered(&self) -> usize {

@@ -44,7 +44,7 @@ impl Readers {
         let reader = reader.as_deref().ok_or(Unavailable)?;
         let cursor = match self.live.fate(account.incarnation) {
             Fate::Unknown => return Err(Unavailable),
-            Fate::Dead => return Ok(Page { messages: Vec::new(), complete: true }),
+            Fate::Dead => return Ok(Page { complete: true, ..Page::default() }),
             Fate::After(cursor) => cursor,
         };
         let mut scan =

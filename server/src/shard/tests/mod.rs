@@ -1,0 +1,47 @@
+//! Tests of the shard: the store's contract on every log, faults, reading, and a
+//! model.
+
+mod faults;
+mod model;
+mod reading;
+
+use std::sync::Arc;
+
+use super::kept::{Kept, KeptOpener};
+use super::{ShardConfig, ShardStore};
+use crate::store::Store;
+use crate::store::contract::{Home, Limits};
+
+fn config(limits: Limits) -> ShardConfig {
+    ShardConfig {
+        accounts_max: limits.accounts,
+        sessions_max: limits.sessions,
+        queued_messages_max: limits.messages,
+        queued_bytes_max: limits.bytes,
+        numbers_after: Some(0),
+        ..ShardConfig::default()
+    }
+}
+
+/// Memory that outlives its stores.
+#[derive(Default)]
+struct Memory {
+    opener: Arc<KeptOpener>,
+}
+
+impl Home for Memory {
+    fn open(&self, limits: Limits) -> Arc<dyn Store> {
+        Arc::new(ShardStore::open(Arc::clone(&self.opener) as _, config(limits)).unwrap())
+    }
+}
+
+/// A store over memory with its faults.
+fn faulty(config: ShardConfig) -> (ShardStore, Arc<Kept>) {
+    let opener = KeptOpener::default();
+    let kept = Arc::clone(&opener.kept);
+    (ShardStore::open(Arc::new(opener), config).unwrap(), kept)
+}
+
+mod memory {
+    crate::store::contract::contract_suite!(super::Memory::default());
+}
