@@ -17,7 +17,7 @@ use super::{Block, CheckpointPart, Durability, Frame, InboxId, Log, Opener, Read
 /// makes the opener of an empty log.
 macro_rules! contract {
     ($opener:expr) => {
-        $crate::log::contract::cases!($opener:
+        $crate::log::contract::cases!($opener =>
             blocks_are_read_in_order,
             read_begins_above_the_number,
             read_stops_when_the_visitor_breaks,
@@ -37,7 +37,7 @@ macro_rules! contract {
 /// Runs the suite of the logs that can be opened again.
 macro_rules! durable_contract {
     ($opener:expr) => {
-        $crate::log::contract::cases!($opener:
+        $crate::log::contract::cases!($opener =>
             records_are_replayed_in_order,
             blocks_outlive_a_reopen,
             dropped_log_keeps_machine_durable_frames,
@@ -56,7 +56,6 @@ macro_rules! cases {
     ($opener:expr => $($name:ident),* $(,)?) => {
         $(#[test] fn $name() { $crate::log::contract::$name(&$opener); })*
     };
-    ($opener:expr : $($rest:tt)*) => { $crate::log::contract::cases!($opener => $($rest)*); };
 }
 
 pub(crate) use {cases, contract, durable_contract};

@@ -24,7 +24,7 @@ impl Hasher for Multiply {
     fn write_u64(&mut self, id: u64) {
         // The table takes its bits from both ends of the hash, and the low bits of
         // a product depend on the low bits of the id alone.
-        let product = u128::from(self.0 ^ id) * 0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835;
+        let product = u128::from(self.0 ^ id) * 0x9e37_79b9_7f4a_7c15;
         self.0 = (product >> 64) as u64 ^ product as u64;
     }
 }

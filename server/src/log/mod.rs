@@ -13,6 +13,7 @@
 
 #[cfg(test)]
 mod contract;
+pub mod disk;
 mod hash;
 pub mod memory;
 
