@@ -526,7 +526,7 @@ mod tests {
     use super::*;
     use crate::chat::{Chat, Control};
     use crate::config::Cli;
-    use crate::store::local::{LocalConfig, LocalStore};
+    use crate::shard::{ShardConfig, ShardStore};
     use crate::store::{ReadLimit, Store as _};
 
     const PING: &[u8] = b"\0\0\0\x13\0\0\0\x07ping\0\0\0\0\0\0\0\0\0\0\0";
@@ -537,7 +537,7 @@ mod tests {
 
     /// Serves one connection in the native framing. The stream keeps what is
     /// written until it is flushed, as one of TLS may.
-    fn serve(store: Arc<LocalStore>) -> (DuplexStream, JoinHandle<io::Result<()>>) {
+    fn serve(store: Arc<ShardStore>) -> (DuplexStream, JoinHandle<io::Result<()>>) {
         let rules = <Cli as clap::Parser>::parse_from(["harkd"]).serve.rules();
         let chat = Chat::new(store, rules);
         let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -548,8 +548,8 @@ mod tests {
         (client, tokio::spawn(wire.run()))
     }
 
-    fn memory() -> Arc<LocalStore> {
-        Arc::new(LocalStore::memory(LocalConfig::DEFAULT).unwrap())
+    fn memory() -> Arc<ShardStore> {
+        Arc::new(ShardStore::memory(ShardConfig { numbers_after: Some(0), ..ShardConfig::DEFAULT }).unwrap())
     }
 
     fn frame(id: u32, command: &str, payload: &[u8]) -> Vec<u8> {

@@ -160,6 +160,30 @@ pub(crate) fn decode(block: &Block) -> Result<Content<'_>, Malformed> {
     }
 }
 
+/// Decodes a whole block. Returns the positions before its first message, whose
+/// number is that of the block less 1, and of its last message.
+pub(crate) fn measure(block: &Block) -> Result<(Position, Position), Malformed> {
+    match decode(block)? {
+        Content::Messages(messages) => {
+            let (before, mut end) = (messages.position, messages.position);
+            for stored in messages {
+                let stored = stored?;
+                stored.message(None)?;
+                end = stored.position;
+            }
+            Ok((before, end))
+        }
+        Content::Gap(Gap { first, end, messages, bytes }) => {
+            let before = Position {
+                sequence: Sequence(first.saturating_sub(1)),
+                messages: end.messages.saturating_sub(messages),
+                bytes: end.bytes.saturating_sub(bytes),
+            };
+            Ok((before, end))
+        }
+    }
+}
+
 /// The messages of a block.
 #[derive(Debug)]
 pub(crate) struct Messages<'b> {

@@ -1,6 +1,8 @@
 //! What the fuzz target `records` runs on the ledger: any bytes as records and as
 //! messages.
 
+#![expect(clippy::panic, reason = "a target fails by panicking")]
+
 use super::{Limits, Replay, block, record};
 
 const LIMITS: Limits =
@@ -24,4 +26,12 @@ pub fn records(data: &[u8]) {
         panic!("bytes are malformed once");
     }
     drop(replay.finish(0));
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn any_bytes_are_refused_or_written_as_they_are_read() {
+        hark_seeds::check("records", super::records);
+    }
 }

@@ -40,7 +40,6 @@ use std::time::Duration;
 
 use hark_protocol::{Code, Sequence, SessionToken, UserName};
 
-use self::dedup::Known;
 use self::inboxes::{Inbox, Inboxes};
 use self::numbers::Numbers;
 use self::record::{AccountRecord, Record};
@@ -51,10 +50,11 @@ use crate::store::{
     Unavailable,
 };
 
-pub(crate) use self::block::{Content, Gap, decode};
+pub(crate) use self::block::{Content, Gap, decode, measure};
 pub(crate) use self::bytes::Malformed;
-pub(crate) use self::changes::{AccountChange, Changes, Effects, SubscriptionEnd};
+pub(crate) use self::changes::{AccountChange, Changes, SubscriptionEnd};
 pub(crate) use self::checkpoint::Checkpoint;
+pub(crate) use self::dedup::{DedupTable, Known};
 pub(crate) use self::import::Imported;
 pub use self::numbers::{COUNTER_MAX, WrongClock};
 pub(crate) use self::numbers::{counter_at, until_next_second};

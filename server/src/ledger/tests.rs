@@ -147,7 +147,7 @@ impl Driver {
         for frame in self.needed_frames() {
             (0..times).for_each(|_| replay.frame(&frame.records).unwrap());
         }
-        replay.finish(0)
+        replay.finish(1000)
     }
 
     #[track_caller]
@@ -190,7 +190,7 @@ fn each_rule_refuses_a_send() {
     driver.check_send(from_amy(true), Ok(()));
     let large = "x".repeat(59);
     driver.check_send(text("bob", &large), Err(Code::QueueFull));
-    (0..4).for_each(|_| drop(driver.check_send(text("bob", ""), Ok(()))));
+    (0..4).for_each(|_| _ = driver.check_send(text("bob", ""), Ok(())));
     driver.check_send(text("bob", ""), Err(Code::QueueFull));
     driver.next_frame();
     let bob = driver.account("bob").unwrap();
@@ -256,7 +256,7 @@ fn session_is_recorded_with_its_first_send_alone() {
     driver.next_frame();
     assert!(driver.ledger.open_session(&token("s"), None, Duration::ZERO));
     assert!(!driver.next_frame());
-    (1..=3).for_each(|id| drop(driver.check_send(send("s", id, "bob", "x"), Ok(()))));
+    (1..=3).for_each(|id| _ = driver.check_send(send("s", id, "bob", "x"), Ok(())));
     assert!(driver.next_frame());
     let sessions = |driver: &Driver| {
         let records = &driver.frames.last().unwrap().records;
@@ -355,7 +355,7 @@ fn acknowledgement_never_leads_back_or_beyond_the_inbox() {
     let mut driver = Driver::new();
     driver.create("bob");
     let bob = driver.account("bob").unwrap();
-    (0..3).for_each(|_| drop(driver.check_send(text("bob", "x"), Ok(()))));
+    (0..3).for_each(|_| _ = driver.check_send(text("bob", "x"), Ok(())));
     driver.next_frame();
     let messages = driver.messages(&bob);
     let mut cursor_after = |position| {
@@ -438,7 +438,9 @@ fn step(driver: &mut Driver, op: Op) {
     let user = |n: usize| format!("user{n}");
     let session = |n: usize| token(&format!("session{n}"));
     match op {
-        Op::Create(n) => drop(driver.create(&user(n))),
+        Op::Create(n) => {
+            driver.create(&user(n));
+        }
         Op::SetPassword(n) => {
             let Some(account) = driver.account(&user(n)) else { return };
             let hash = PasswordHash::new(&format!("${}", driver.frames.len()));
@@ -452,7 +454,7 @@ fn step(driver: &mut Driver, op: Op) {
             let sender = driver.account(&user(from));
             let time_ms = (driver.frames.len() as u64 * 7919) % 100;
             let append = Append { sender, time_ms, ..text(&user(to), &"x".repeat(bytes)) };
-            drop(driver.append(append));
+            let _ = driver.append(append);
         }
         Op::Send { session: n, ahead, to, in_order } => {
             let table = state(&driver.ledger).sessions.remove(session(n).as_str());
@@ -461,7 +463,7 @@ fn step(driver: &mut Driver, op: Op) {
             if let Some(send) = &mut append.send_id {
                 (send.session, send.in_order) = (session(n), in_order);
             }
-            drop(driver.append(append));
+            let _ = driver.append(append);
         }
         Op::Acknowledge { of, nth } => {
             let Some(account) = driver.account(&user(of)) else { return };
@@ -469,11 +471,15 @@ fn step(driver: &mut Driver, op: Op) {
             let Some(message) = messages.get(nth) else { return };
             driver.ledger.acknowledge(&account, message.position, &mut driver.changes);
         }
-        Op::OpenSession(n) => drop(driver.ledger.open_session(&session(n), None, driver.context.running)),
+        Op::OpenSession(n) => {
+            driver.ledger.open_session(&session(n), None, driver.context.running);
+        }
         Op::CloseSession(n) => driver.ledger.close_session(&session(n), driver.context.running),
         Op::Wait(minutes) => driver.context.running += Duration::from_secs(60 * minutes),
         Op::Space(is_low) => driver.context.is_low_on_space = is_low,
-        Op::Frame => drop(driver.next_frame()),
+        Op::Frame => {
+            driver.next_frame();
+        }
         Op::Checkpoint => driver.checkpoint(),
     }
 }

@@ -15,7 +15,7 @@ use crate::log::{
 
 /// Frames after which a checkpoint is due. Few, so that there are checkpoints in
 /// every test.
-const FRAMES_MAX: usize = 16;
+const FRAMES_MAX: usize = 8;
 
 /// How an append fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,8 +41,8 @@ struct State {
     blocks: Vec<Block>,
     is_holding: bool,
     is_held: bool,
-    /// How the append fails that comes after so many others.
-    failure: Option<(usize, Failure)>,
+    /// How the next append fails.
+    failure: Option<Failure>,
     is_low_on_space: bool,
     opens_fail: bool,
     failed_opens: usize,
@@ -67,14 +67,9 @@ impl Kept {
         self.changed.notify_all();
     }
 
-    /// The next append fails.
+    /// The next append fails. One that waits already does not.
     pub(crate) fn fail_next(&self, failure: Failure) {
-        self.lock().failure = Some((0, failure));
-    }
-
-    /// The append after the one that waits fails.
-    pub(crate) fn fail_after_the_held(&self, failure: Failure) {
-        self.lock().failure = Some((1, failure));
+        self.lock().failure = Some(failure);
     }
 
     /// Whether free space is below the reserve.
@@ -133,17 +128,6 @@ impl State {
             self.records.drain(..first.unwrap());
         }
     }
-
-    fn take_failure(&mut self) -> Option<Failure> {
-        match &mut self.failure {
-            Some((0, _)) => self.failure.take().map(|(_, failure)| failure),
-            Some((after, _)) => {
-                *after -= 1;
-                None
-            }
-            None => None,
-        }
-    }
 }
 
 /// Opens the log that is kept.
@@ -195,7 +179,7 @@ impl Log for KeptLog {
         if frame.checkpoint.is_none() {
             state.appends.push(durability);
         }
-        let failure = state.take_failure();
+        let failure = state.failure.take();
         if failure == Some(Failure::NoSpace) {
             return Err(AppendError::NoSpace);
         }

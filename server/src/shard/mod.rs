@@ -7,6 +7,7 @@
 //! | `commit` | the commit thread: one frame for everything that waits |
 //! | `open`, `recovery` | the start, and opening the log again after a failure |
 //! | `watchdog` | commits that take too long |
+//! | `offline` | a store that is open without being served |
 //! | `directory`, `readers`, `cursors` | what other threads may see: what is committed |
 
 mod commit;
@@ -16,6 +17,7 @@ mod directory;
 pub(crate) mod fuzzing;
 #[cfg(any(test, feature = "fuzzing"))]
 mod kept;
+pub(crate) mod offline;
 mod open;
 mod queue;
 mod readers;
@@ -26,6 +28,7 @@ mod watchdog;
 
 use std::net::IpAddr;
 use std::panic::{self, AssertUnwindSafe};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -40,6 +43,7 @@ use self::readers::Readers;
 use self::watchdog::{Deadlines, Progress, Watchdog};
 use crate::ledger::Limits;
 use crate::log::Opener;
+use crate::log::disk::DiskOpener;
 use crate::log::memory::MemoryOpener;
 use crate::store::{
     Account, AccountEntry, Append, Created, Decide, Outcome, Page, PasswordHash, Pending, Position,
@@ -47,6 +51,7 @@ use crate::store::{
 };
 
 pub use self::open::StartError;
+pub use crate::ledger::{COUNTER_MAX, WrongClock};
 
 /// The bounds of a shard, and how durable it is.
 #[derive(Debug, Clone)]
@@ -140,6 +145,14 @@ impl ShardStore {
     /// See [`StartError`].
     pub fn open(opener: Arc<dyn Opener>, config: ShardConfig) -> Result<Self, StartError> {
         Self::start(opener, config, Deadlines::DEFAULT)
+    }
+
+    /// Opens the store in a folder, which is made if there is none.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub fn on_disk(folder: &Path, config: ShardConfig) -> Result<Self, StartError> {
+        Self::open(Arc::new(DiskOpener::new(folder)), config)
     }
 
     /// A store in memory, which is gone when it is dropped.

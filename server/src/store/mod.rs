@@ -8,9 +8,7 @@
 #[cfg(feature = "cluster")]
 pub mod cluster;
 #[cfg(test)]
-mod contract;
-pub mod local;
-mod outcomes;
+pub(crate) mod contract;
 mod pending;
 mod receiver;
 pub(crate) mod shares;
@@ -27,9 +25,8 @@ use tokio::sync::OwnedSemaphorePermit;
 pub use pending::{Decide, Pending};
 pub use receiver::{BUFFERED_BYTES_MAX, BUFFERED_MESSAGES_MAX, End, Event, Feed, Receiver};
 
-/// The filters for what the engines log.
-pub const ENGINE_LOGS: &[&str] = &[
-    local::ENGINE_LOG,
+/// The filters for the log events of libraries.
+pub const LIBRARY_LOGS: &[&str] = &[
     #[cfg(feature = "cluster")]
     cluster::CLIENT_LOG,
 ];

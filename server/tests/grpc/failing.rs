@@ -8,7 +8,7 @@ use hark_grpc::v1::chat_reply::Reply;
 use hark_grpc::v1::chat_request::Command;
 use hark_grpc::v1::{Error, Hello, Idempotency, SendRequest};
 use hark_protocol::{Sequence, SessionToken, UserName};
-use hark_server::store::local::{LocalConfig, LocalStore};
+use hark_server::shard::{ShardConfig, ShardStore};
 use hark_server::store::{
     Account, AccountEntry, Append, Created, Decide, Outcome, Page, PasswordHash, Pending, Position,
     ReadLimit, Receiver, Store, Unavailable,
@@ -23,13 +23,13 @@ use crate::server::{LIMITS, RULES, Server, Session, code, to};
 /// A store that stores no message while it is told so.
 #[derive(Debug)]
 struct Failing {
-    store: LocalStore,
+    store: ShardStore,
     fails: AtomicBool,
 }
 
 impl Failing {
     fn new() -> Arc<Self> {
-        let store = LocalStore::memory(LocalConfig::DEFAULT).unwrap();
+        let store = ShardStore::memory(ShardConfig { numbers_after: Some(0), ..ShardConfig::DEFAULT }).unwrap();
         Arc::new(Self { store, fails: AtomicBool::new(false) })
     }
 

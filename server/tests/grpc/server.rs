@@ -17,7 +17,7 @@ use hark_server::chat::{Chat, MayList, Rates, Rules};
 use hark_server::front::Settings;
 use hark_server::server::{self, Limits};
 use hark_server::store::Store;
-use hark_server::store::local::{LocalConfig, LocalStore};
+use hark_server::shard::{ShardConfig, ShardStore};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -60,7 +60,7 @@ impl Server {
     }
 
     pub(crate) async fn start_with(rules: Rules, limits: Limits) -> Self {
-        Self::start_on(Arc::new(LocalStore::memory(LocalConfig::DEFAULT).unwrap()), rules, limits).await
+        Self::start_on(Arc::new(ShardStore::memory(ShardConfig { numbers_after: Some(0), ..ShardConfig::DEFAULT }).unwrap()), rules, limits).await
     }
 
     /// Another server on a store that is there.

@@ -7,7 +7,7 @@ use bytestring::ByteString;
 use hark_protocol::{Code, OkFields};
 
 use super::rights::Rights;
-use crate::store::local::fuzzing::is_weak;
+use crate::shard::fuzzing::is_weak;
 use crate::store::{AccountEntry, Message, Outcome, PasswordHash};
 
 /// Connections at a time.

@@ -144,7 +144,7 @@ async fn check_a_failing_commit(failure: Failure) {
     ];
     // A repeat of what was decided long ago still gets through before it.
     let repeat = store.append(send("s", 1, "bob", "1"));
-    faults.fail_after_the_held(failure);
+    faults.fail_next(failure);
     faults.release();
     number(first.await);
     all_unavailable(lost).await;
@@ -158,7 +158,7 @@ async fn check_a_failing_commit(failure: Failure) {
         stored(&store, send("s", id, "bob", &id.to_string())).await;
     }
     let expected: &[&str] = match failure {
-        Failure::Before => &["1", "held", "2", "3"],
+        Failure::Before | Failure::NoSpace => &["1", "held", "2", "3"],
         Failure::After => &["1", "held", "2", "from no session", "3"],
     };
     assert_eq!(texts(&store, &bob).await, expected);
@@ -216,7 +216,7 @@ async fn subscription_lags_or_ends_after_a_failure() {
         recovered(&store).await;
         assert_eq!(next_event(&mut of_bob).await, Event::Lagged);
         let expected = match failure {
-            Failure::Before => Event::Lagged,
+            Failure::Before | Failure::NoSpace => Event::Lagged,
             Failure::After => Event::Ended(End::Deleted),
         };
         assert_eq!(next_event(&mut of_amy).await, expected);
@@ -237,7 +237,7 @@ async fn failed_takeover_leaves_the_subscription() {
     faults.wait_until_held();
     let (one, two) = (store.receive(&bob), store.receive(&bob));
     let sent = store.append(text("bob", "x"));
-    faults.fail_after_the_held(Failure::Before);
+    faults.fail_next(Failure::Before);
     faults.release();
     number(held.await);
     assert!(one.await.is_err() && two.await.is_err() && sent.await.is_err());
@@ -257,7 +257,7 @@ async fn sessions_stay_open_over_a_failure() {
     let held = store.append(text("bob", "held"));
     faults.wait_until_held();
     let (opened, sent) = (store.open_session(&token("b"), None), store.append(text("bob", "x")));
-    faults.fail_after_the_held(Failure::Before);
+    faults.fail_next(Failure::Before);
     faults.release();
     number(held.await);
     assert_eq!(opened.await, Err(Unavailable));
@@ -331,7 +331,7 @@ async fn append_without_space_stores_nothing_and_recovers() {
     faults.wait_until_held();
     let (sent, repeat) = (store.append(send("s", 2, "bob", "2")), store.append(send("s", 1, "bob", "1")));
     let created = store.create(&name("amy"), None);
-    faults.fail_after_the_held(Failure::NoSpace);
+    faults.fail_next(Failure::NoSpace);
     faults.release();
     number(held.await);
     assert_eq!(sent.await, Ok(Outcome::Refused(Code::NoSpace)));

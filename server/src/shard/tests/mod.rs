@@ -5,7 +5,10 @@ mod faults;
 mod model;
 mod reading;
 
+use std::path::Path;
 use std::sync::Arc;
+
+use tempfile::TempDir;
 
 use super::kept::{Kept, KeptOpener};
 use super::{ShardConfig, ShardStore};
@@ -35,11 +38,34 @@ impl Home for Memory {
     }
 }
 
+/// A folder.
+struct Folder(TempDir);
+
+impl Folder {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Home for Folder {
+    fn open(&self, limits: Limits) -> Arc<dyn Store> {
+        Arc::new(ShardStore::on_disk(self.path(), config(limits)).unwrap())
+    }
+}
+
 /// A store over memory with its faults.
 fn faulty(config: ShardConfig) -> (ShardStore, Arc<Kept>) {
     let opener = KeptOpener::default();
     let kept = Arc::clone(&opener.kept);
     (ShardStore::open(Arc::new(opener), config).unwrap(), kept)
+}
+
+mod disk {
+    crate::store::contract::contract_suite!(super::Folder::new());
 }
 
 mod memory {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use hark_protocol::{Code, Sequence};
 use proptest::prelude::*;
 
-use super::Memory;
+use super::{Folder, Memory};
 use crate::store::contract::{Home, Limits, WIDE, create, name, queued, read, send, text};
 use crate::store::{Account, Created, Outcome, Store};
 
@@ -218,5 +218,13 @@ proptest! {
     #[test]
     fn store_does_what_the_model_does(ops in proptest::collection::vec(op(), 1..60)) {
         check(&Memory::default(), ops);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() })]
+    #[test]
+    fn store_on_disk_does_what_the_model_does(ops in proptest::collection::vec(op(), 1..60)) {
+        check(&Folder::new(), ops);
     }
 }

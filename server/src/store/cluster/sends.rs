@@ -11,7 +11,7 @@ use hark_protocol::limits::{OUTCOME_SECONDS_MIN, OUTCOMES_REMEMBERED};
 use hark_protocol::{Code, SessionToken};
 use tokio::time::Instant;
 
-use crate::store::outcomes::{Known, Outcomes};
+use crate::ledger::{DedupTable, Known};
 use crate::store::shares::Shares;
 use crate::store::{Decide, Outcome, SendId, Unavailable};
 
@@ -43,7 +43,7 @@ struct Session {
     /// From which network it began, where that counts.
     origin: Option<IpAddr>,
     used_at: Instant,
-    outcomes: Outcomes,
+    outcomes: DedupTable,
     /// The highest id that was taken on.
     taken: u32,
     /// With those who have repeated it meanwhile.
@@ -116,7 +116,7 @@ impl Sends {
             return None;
         }
         let is_late = number <= session.taken && !session.undecided.contains(&number);
-        if is_late && (id.in_order || known == Known::Old) {
+        if is_late && (id.in_order || known == Known::Expired) {
             drop(state);
             return refuse(decide, Code::BadRequest);
         }
@@ -195,7 +195,7 @@ impl Session {
             open: 0,
             origin,
             used_at: Instant::now(),
-            outcomes: Outcomes::default(),
+            outcomes: DedupTable::default(),
             taken: 0,
             under_way: HashMap::new(),
             undecided: BTreeSet::new(),

@@ -3,7 +3,7 @@
 //! any time.
 
 use std::fs;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::path::Path;
 
 use anyhow::{Context, bail};
@@ -11,10 +11,11 @@ use hark_prompt::Quiet;
 use hark_protocol::{Password, UserName};
 use zeroize::Zeroizing;
 
+use super::print;
 use crate::chat::passwords;
 use crate::config::{UserAction, UserArgs};
 use crate::place::{StoreArgs, StorePlace};
-use crate::store::local::LocalConfig;
+use crate::shard::ShardConfig;
 use crate::store::{AccountEntry, Created, PasswordHash, Store};
 
 /// Names that are printed before the next are fetched.
@@ -24,7 +25,7 @@ const PAGE_NAMES: usize = 1024;
 ///
 /// # Errors
 /// One line about what was wrong and what to do.
-pub fn run(place: &StoreArgs, arguments: UserArgs) -> anyhow::Result<()> {
+pub(super) fn run(place: &StoreArgs, arguments: UserArgs) -> anyhow::Result<()> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(carry_out(place, arguments))
 }
 
@@ -40,7 +41,7 @@ async fn carry_out(place: &StoreArgs, arguments: UserArgs) -> anyhow::Result<()>
     }
     // The password is asked for before the store is locked.
     let action = Prepared::new(arguments.action)?;
-    let store = place.open(LocalConfig::default(), 0).await?;
+    let store = place.open(ShardConfig::default(), 0).await?;
     let done = action.carry_out(&*store).await;
     let closed = store.close().await;
     done?;
@@ -72,19 +73,19 @@ impl Prepared {
     async fn carry_out(self, store: &dyn Store) -> anyhow::Result<()> {
         match self {
             Self::Add(name, password) => match store.create(&name, password).await? {
-                Created::Created => say(format_args!("added {name}")),
+                Created::Created => print(format_args!("added {name}")),
                 Created::Exists => bail!("there is a user {name} already"),
                 Created::TooMany => bail!("the store has as many accounts as it may have"),
             },
             Self::Remove(name) => {
                 let entry = existing(store, &name).await?;
                 store.delete(&entry.account).await?;
-                say(format_args!("removed {name}"))
+                print(format_args!("removed {name}"))
             }
             Self::SetPassword(name, password) => {
                 let entry = existing(store, &name).await?;
                 store.set_password(&entry.account, entry.password, password).await?;
-                say(format_args!("set the password of {name}"))
+                print(format_args!("set the password of {name}"))
             }
             Self::List => list(store).await,
         }
@@ -102,16 +103,8 @@ async fn list(store: &dyn Store) -> anyhow::Result<()> {
         let Some(last) = page.last() else { return Ok(()) };
         after = Some(last.clone());
         for name in &page {
-            say(format_args!("{name}"))?;
+            print(format_args!("{name}"))?;
         }
-    }
-}
-
-fn say(line: std::fmt::Arguments<'_>) -> anyhow::Result<()> {
-    match writeln!(io::stdout(), "{line}") {
-        // Whoever reads has heard enough.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        written => Ok(written?),
     }
 }
 
