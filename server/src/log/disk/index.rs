@@ -200,12 +200,11 @@ impl Index {
             let Shard { recent, sealed, buffer } = &mut *guard;
             recent.retain(|&inbox, recent| {
                 let blocks = blocks_of(recent, segment);
-                let Some((first, _)) = blocks.first() else { return true };
+                let Some(lowest) = recent.front().filter(|_| !blocks.is_empty()) else { return true };
                 let before = match sealed.get(&inbox) {
                     Some(packed) => packed.unpack(),
-                    // A later run of this inbox in another segment begins above the
-                    // blocks that were released.
-                    None => RunList { start: first.first.saturating_sub(1), runs: Vec::new() },
+                    // The index frame may name blocks that were released before.
+                    None => RunList { start: lowest.first.saturating_sub(1), runs: Vec::new() },
                 };
                 let list = merge(before, &blocks, |run| {
                     if self.segments.remove_live(run.segment, run.units) {

@@ -188,6 +188,7 @@ impl Maintenance {
             && let Some(unfinished) = self.unfinished.take()
         {
             spares.finish(storage, unfinished)?;
+            self.shared.note_used(self.shared.segment_bytes);
             self.zeros = Vec::new();
         }
         Ok(if spares.blank_count() > 0 { Step::Pause(ZERO_PAUSE) } else { Step::Worked })

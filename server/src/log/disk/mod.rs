@@ -143,6 +143,12 @@ impl Shared {
         self.is_closed.load(Ordering::Acquire)
     }
 
+    /// Notes that a file took free space, until that is looked up again.
+    fn note_used(&self, bytes: u64) {
+        let take = |free: u64| Some(free.saturating_sub(bytes));
+        let _ = self.free_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take);
+    }
+
     fn wake(&self) {
         *self.woken.lock().unwrap_or_else(PoisonError::into_inner) = true;
         self.wake.notify_all();

@@ -179,16 +179,15 @@ impl<'a> Recovery<'a> {
             let header = newest.header;
             let bytes = self.read(&newest, header.size)?;
             let mut frames = Frames::new(&bytes, header.salt, header.previous.link);
-            while frames.link.commit < header.carried {
-                if !frames.next().is_some_and(|placed| placed.frame.is_intact()) {
-                    break;
-                }
-            }
-            if frames.link.commit >= header.carried {
+            let is_whole = std::iter::repeat_with(|| frames.next())
+                .take_while(|placed| placed.as_ref().is_some_and(|placed| placed.frame.is_intact()))
+                .flatten()
+                .any(|placed| placed.frame.head.commit == header.carried);
+            if is_whole || header.carried == 0 {
                 return Ok(Some(Newest { segment: newest, bytes }));
             }
             if id <= self.head_id {
-                return Err(self.damage(&newest, Damage { offset: frames.offset }));
+                return Err(self.damage(&newest, Damage { offset: FRAMES_START }));
             }
             tracing::info!(segment = id, "segment of an interrupted open ignored");
             self.blank.push(newest.slot);

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::Shared;
 use super::format::{
@@ -248,6 +247,6 @@ fn take_slot(shared: &Shared, length: usize, entries: usize) -> io::Result<Slot>
         return Ok(slot);
     }
     let slot = shared.spares.create(&*shared.storage, size)?;
-    let _ = shared.free_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |free| Some(free.saturating_sub(size)));
+    shared.note_used(size);
     Ok(slot)
 }

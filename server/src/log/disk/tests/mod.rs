@@ -1,5 +1,10 @@
 //! The tests of the log on disk.
 
+mod crash;
+mod faults;
+mod model;
+mod sim;
+
 use std::path::Path;
 
 use super::*;
@@ -33,3 +38,10 @@ impl Opener for Home {
 
 contract!(Home::new());
 durable_contract!(Home::new());
+
+/// The seed of a random test, printed by it: `HARK_SEED`, or a new one.
+fn seed() -> u64 {
+    let seed = std::env::var("HARK_SEED").map_or_else(|_| rand::random(), |seed| seed.parse().unwrap());
+    println!("seed {seed}");
+    seed
+}
