@@ -336,16 +336,16 @@ impl Committer {
         Ok(())
     }
 
-    /// Releases acknowledged messages, and those of accounts that ended, once the
-    /// frame that says so is as durable as everything else.
+    /// Hides acknowledged messages from readers, and releases them, and those of
+    /// accounts that ended, once the frame that says so is as durable as the rest.
     fn release(&mut self, durability: Durability) {
         let effects = &mut self.changes.effects;
+        self.shared.readers.cursors.advance(&effects.cursors, &effects.ended);
         self.unsynced.extend(effects.cursors.drain(..));
         if durability == Durability::Process && self.config.sync == Sync::Always {
             return;
         }
         let Some(log) = &mut self.log else { return };
-        self.shared.readers.cursors.advance(self.unsynced.iter(), &effects.ended);
         for (incarnation, cursor) in self.unsynced.drain() {
             log.release(incarnation, cursor.sequence.0);
         }

@@ -1,4 +1,4 @@
-//! [`Cursors`]: up to where the inboxes are acknowledged durably, for readers.
+//! [`Cursors`]: up to where the inboxes are acknowledged, for readers.
 
 use std::collections::HashMap;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -30,17 +30,13 @@ impl Cursors {
         *self.write() = cursors;
     }
 
-    /// Cursors moved durably, and accounts ended durably.
-    pub(super) fn advance<'c>(
-        &self,
-        moved: impl ExactSizeIterator<Item = (&'c u64, &'c Position)>,
-        ended: &[u64],
-    ) {
-        if moved.len() == 0 && ended.is_empty() {
+    /// Notes cursors that moved, and accounts that ended.
+    pub(super) fn advance(&self, moved: &[(u64, Position)], ended: &[u64]) {
+        if moved.is_empty() && ended.is_empty() {
             return;
         }
         let mut cursors = self.write();
-        cursors.extend(moved.map(|(incarnation, cursor)| (*incarnation, *cursor)));
+        cursors.extend(moved.iter().copied());
         for incarnation in ended {
             cursors.remove(incarnation);
         }
