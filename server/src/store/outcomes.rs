@@ -52,6 +52,11 @@ impl Outcomes {
         self.decided.iter()
     }
 
+    /// Returns whether nothing was decided yet.
+    pub(super) fn is_empty(&self) -> bool {
+        self.decided.is_empty()
+    }
+
     /// Returns the number of outcomes that are remembered.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn remembered(&self) -> usize {

@@ -73,7 +73,7 @@ impl Sessions {
         let Some(session) = self.known.get_mut(token) else { return };
         session.open = session.open.saturating_sub(1);
         session.used = now;
-        if session.open == 0 && session.outcomes.highest() == 0 && !session.idle {
+        if session.open == 0 && session.outcomes.is_empty() && !session.idle {
             self.remove(token);
         } else {
             self.mark_idle(token);
@@ -203,10 +203,7 @@ mod tests {
         assert_eq!(sessions.look_up(&token("a"), 1, None, 3 * MINUTE), Some(Known::New));
         sessions.record(&token("a"), 1, STORED, 3 * MINUTE);
         assert_eq!(sessions.forget_idle(12 * MINUTE), []);
-        assert_eq!(
-            sessions.look_up(&token("a"), 1, None, 12 * MINUTE),
-            Some(Known::Decided(STORED))
-        );
+        assert_eq!(sessions.look_up(&token("a"), 1, None, 12 * MINUTE), Some(Known::Decided(STORED)));
         assert_eq!(sessions.forget_idle(13 * MINUTE), [token("a")]);
         assert_eq!(sessions.look_up(&token("a"), 1, None, 13 * MINUTE), Some(Known::New));
         assert_eq!(sessions.forget_idle(1000 * MINUTE), [token("a")], "b is open");

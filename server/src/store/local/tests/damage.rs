@@ -14,7 +14,7 @@ use super::super::engine::{Batch, Durability, EmbeddedOpener, Fate, Live, Memory
 use super::super::{LocalConfig, LocalStore, OpenError, folder, record};
 use super::{Memory, config};
 use crate::store::contract::{ALL, Home, WIDE, create, name, number, queued, read, stored, text, texts};
-use crate::store::{Account, Outcome, Store, Unavailable};
+use crate::store::{Account, Store, Unavailable};
 
 fn open(path: &Path) -> Result<LocalStore, OpenError> {
     LocalStore::open(path, config(WIDE))
