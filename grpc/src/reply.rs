@@ -1,7 +1,8 @@
 //! Replies: from a [`Reply`] to a [`ChatReply`], and back for the client.
 
 use hark_protocol::{
-    ByeReason, Code, Delivery, Failure, Frame, Incoming, Malformed, OkFields, Refusal, RequestId, Sequence, UserName,
+    ByeReason, Code, Delivery, Failure, Frame, Incoming, Malformed, OkFields, Refusal, RequestId, Sequence,
+    UserName,
 };
 
 use crate::v1::chat_reply::Reply;
@@ -232,7 +233,10 @@ mod tests {
             Some(Reply::Error(Error { code: "odd".to_owned(), explanation: String::new() })),
         ];
         for reply in unknown {
-            assert_eq!(incoming(ChatReply { id: 1, reply }).message.unwrap_err().refusal.code, Code::BadRequest);
+            assert_eq!(
+                incoming(ChatReply { id: 1, reply }).message.unwrap_err().refusal.code,
+                Code::BadRequest
+            );
         }
     }
 }

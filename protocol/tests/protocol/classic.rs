@@ -5,7 +5,7 @@ use bytes::BytesMut;
 use hark_protocol::framing::classic::{self, ClassicClientCodec, ClassicServerCodec};
 use hark_protocol::limits::{CLASSIC_BLOCK_BYTES, COMMAND_BYTES};
 use hark_protocol::message::Message;
-use hark_protocol::{Code, Delivery, Malformed, Reply, Request, Sequence, UserName};
+use hark_protocol::{Code, Delivery, Malformed, Refusal, Reply, Request, Sequence, UserName};
 use proptest::prelude::*;
 use proptest::sample::Index;
 use tokio_util::codec::{Decoder, Encoder};

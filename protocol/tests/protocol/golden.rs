@@ -467,7 +467,8 @@ fn the_fields_of_an_ok_are_read_by_who_asked() {
 
 #[test]
 fn unknown_refusal_code_is_read_as_a_refusal() {
-    for (payload, explanation) in [("odd,why, then", "odd,why, then"), ("odd", "odd"), ("", ""), (",x", ",x")] {
+    for (payload, explanation) in [("odd,why, then", "odd,why, then"), ("odd", "odd"), ("", ""), (",x", ",x")]
+    {
         let reply = Reply::parse("notok", payload.into());
         assert_eq!(reply, Ok(Reply::NotOk(Refusal::new(Code::Unknown, explanation))), "{payload}");
     }

@@ -61,7 +61,7 @@ fn messages(store: &OfflineStore, inbox: &OfflineInbox, to: &mut impl Write) -> 
                 return Ok(false);
             }
         };
-        if let Some(end) = page.skipped {
+        if let Some(end) = page.starts_after {
             gap(name, at, end, to)?;
             at = end;
         }

@@ -44,7 +44,7 @@ impl Readers {
         let cursor = self.cursors.get(account.incarnation);
         if cursor.sequence > after {
             page.messages.retain(|message| message.position.sequence > cursor.sequence);
-            page.skipped = page.skipped.filter(|gap| gap.sequence > cursor.sequence).or(Some(cursor));
+            page.starts_after = page.starts_after.filter(|gap| gap.sequence > cursor.sequence).or(Some(cursor));
         }
         Ok(page)
     }
@@ -124,7 +124,7 @@ impl Scan {
 
     fn skip(&mut self, end: Position) -> ControlFlow<()> {
         if self.page.messages.is_empty() {
-            self.page.skipped = Some(end);
+            self.page.starts_after = Some(end);
             return ControlFlow::Continue(());
         }
         self.page.complete = false;

@@ -284,5 +284,5 @@ pub struct Page {
     /// The messages up to this position were passed over knowingly: they were
     /// acknowledged meanwhile, or are missing and known to be. The first message
     /// of the page comes right after it.
-    pub skipped: Option<Position>,
+    pub starts_after: Option<Position>,
 }

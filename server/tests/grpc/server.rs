@@ -223,7 +223,9 @@ impl Session {
     /// Returns the number of the message that the next reply says is stored.
     pub(crate) async fn stored(&mut self, id: u32) -> u64 {
         match self.next().await {
-            Some((replied, chat_reply::Reply::Ok(Ok { sequence: Some(sequence) }))) if replied == id => sequence,
+            Some((replied, chat_reply::Reply::Ok(Ok { sequence: Some(sequence) }))) if replied == id => {
+                sequence
+            }
             other => panic!("{other:?} does not answer the send {id}"),
         }
     }

@@ -17,7 +17,8 @@ use std::task::{Context, Poll, ready};
 
 use hark_protocol::limits::{SENDS_UNANSWERED_MAX, VERSION};
 use hark_protocol::{
-    ByeReason, Code, Malformed, OkFields, Refusal, Reply, Request, RequestId, Sequence, SessionToken, UserName,
+    ByeReason, Code, Malformed, OkFields, Refusal, Reply, Request, RequestId, Sequence, SessionToken,
+    UserName,
 };
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
@@ -28,9 +29,8 @@ use super::pace::{Pace, Turn};
 use super::reception::{Received, Reception};
 use super::replies::{created_reply, sent_reply};
 use super::send_sessions::OpenSession;
-use super::{Chat, Fault};
+use super::{Chat, Fault, NeverPushed};
 use crate::limit::network;
-use crate::session::NeverPushed;
 use crate::store::{
     Account, Append, Created, Decide, End, Fence, Message, Outcome, Pending, Receiver, Unavailable,
 };
@@ -182,7 +182,7 @@ impl Peer {
     /// Whether something was pushed that is not acknowledged.
     #[must_use]
     pub fn awaits_ack(&self) -> bool {
-        self.reception.as_ref().is_some_and(|reception| reception.session().awaits_ack())
+        self.reception.as_ref().is_some_and(|reception| reception.window().awaits_ack())
     }
 
     /// When to poll again even if nothing happens.
@@ -191,7 +191,7 @@ impl Peer {
         if self.end != Stage::Open {
             return None;
         }
-        let retry_at = self.reception.as_ref().and_then(|reception| reception.session().retry_at());
+        let retry_at = self.reception.as_ref().and_then(|reception| reception.window().retry_at());
         [self.turn.paused_until(), retry_at].into_iter().flatten().min()
     }
 
@@ -243,7 +243,7 @@ impl Peer {
     /// The reader has everything up to the last push; it has no acknowledgements
     /// of its own (the classic framing).
     pub fn acknowledge_all(&mut self) {
-        if let Some(pushed) = self.reception.as_ref().map(|reception| reception.session().pushed()) {
+        if let Some(pushed) = self.reception.as_ref().map(|reception| reception.window().pushed()) {
             self.handle_ack(pushed);
         }
     }

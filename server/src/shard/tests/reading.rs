@@ -44,9 +44,9 @@ async fn gap_is_skipped_and_the_counts_go_on() {
     let (store, kept, bob, messages) = five_messages().await;
     let store = drop_message(store, &kept, &bob, &messages[2]).await;
     let page = store.read(&bob, Sequence(0), ALL).await.unwrap();
-    assert_eq!((page.messages.len(), page.complete, page.skipped), (2, false, None));
+    assert_eq!((page.messages.len(), page.complete, page.starts_after), (2, false, None));
     let page = store.read(&bob, messages[1].position.sequence, ALL).await.unwrap();
-    assert_eq!((page.complete, page.skipped), (true, Some(messages[2].position)));
+    assert_eq!((page.complete, page.starts_after), (true, Some(messages[2].position)));
     assert_eq!(page.messages, messages[3..]);
     let none = ReadLimit { messages: 1, bytes: 0 };
     let page = store.read(&bob, messages[1].position.sequence, none).await.unwrap();
@@ -59,7 +59,7 @@ async fn gap_at_the_end_completes_a_page() {
     let store = drop_message(store, &kept, &bob, &messages[4]).await;
     let page = store.read(&bob, messages[3].position.sequence, ALL).await.unwrap();
     assert_eq!((page.messages.len(), page.complete), (0, true));
-    assert_eq!(page.skipped, Some(messages[4].position));
+    assert_eq!(page.starts_after, Some(messages[4].position));
     stored(&*store, text("bob", "6")).await;
     let last = store.read(&bob, messages[4].position.sequence, ALL).await.unwrap().messages;
     assert_eq!(last[0].position.messages, 6);
@@ -87,9 +87,9 @@ async fn acknowledged_messages_are_skipped_knowingly() {
     stored(&store, text("bob", "6")).await;
     assert_eq!(kept.blocks().len(), 2);
     let page = store.read(&bob, messages[0].position.sequence, ALL).await.unwrap();
-    assert_eq!(page.skipped, Some(messages[3].position));
+    assert_eq!(page.starts_after, Some(messages[3].position));
     assert_eq!(page.messages[0].position.messages, messages[3].position.messages + 1);
     assert_eq!(texts(&store, &bob).await, ["5", "6"]);
     let page = store.read(&bob, messages[3].position.sequence, ALL).await.unwrap();
-    assert_eq!(page.skipped, None);
+    assert_eq!(page.starts_after, None);
 }

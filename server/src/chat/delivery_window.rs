@@ -1,6 +1,6 @@
-//! What one connection receives: the window, acknowledgements, lagging and
-//! caught-up. A state machine without I/O: events and times come in as
-//! arguments, and [`Session::step`] says what is to be done next.
+//! The state machine of a reception: the window of messages in flight to one
+//! connection, acknowledgements, lagging and caught-up. It has no I/O: events and
+//! times are arguments, and [`DeliveryWindow::step`] returns the next action.
 //!
 //! It knows neither sockets nor stores. Invariant: messages are pushed in the
 //! order of their numbers, each once, and never more than the window holds.
@@ -29,14 +29,14 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// The messages of one inbox on their way to one reader.
 #[derive(Debug)]
-pub struct Session {
+pub(super) struct DeliveryWindow {
     /// Pushed and not acknowledged, in order.
-    window: VecDeque<Pushed>,
-    window_bytes: usize,
+    in_flight: VecDeque<Pushed>,
+    in_flight_bytes: usize,
     /// Known and not pushed yet, in order.
     backlog: VecDeque<Arc<Message>>,
     /// The highest number that has been pushed, or that was acknowledged
-    /// before this session began.
+    /// before this reception began.
     pushed: Sequence,
     phase: Phase,
 }
@@ -61,39 +61,37 @@ enum Phase {
     Ended,
 }
 
-/// What is to be done next.
+/// The next action.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Step {
-    /// Give this to the reader.
+pub(super) enum Step {
+    /// Write this message to the reader.
     Push(Arc<Message>),
-    /// Follow the events of the inbox, then read it, and pass what comes of it
-    /// to [`Session::handle_page`].
+    /// Subscribe to the events of the inbox, then read it, and pass the page to
+    /// [`DeliveryWindow::handle_page`].
     Read {
-        /// Read what comes after this number.
+        /// The page begins after this number.
         after: Sequence,
-        /// Read no more than this.
+        /// The largest page.
         limit: ReadLimit,
     },
-    /// Nothing, until something is handled or the time of
-    /// [`Session::retry_at`] has come.
+    /// Wait until something is handled, or until [`DeliveryWindow::retry_at`].
     Wait,
 }
 
-impl Session {
-    /// A session that begins after `cursor`, with whatever the store has.
-    #[must_use]
-    pub fn new(cursor: Position) -> Self {
+impl DeliveryWindow {
+    /// Returns a window that begins after `cursor`, lagging.
+    pub(super) fn new(cursor: Position) -> Self {
         Self {
-            window: VecDeque::new(),
-            window_bytes: 0,
+            in_flight: VecDeque::new(),
+            in_flight_bytes: 0,
             backlog: VecDeque::new(),
             pushed: cursor.sequence,
             phase: Phase::Lagging,
         }
     }
 
-    /// The next thing to do. Call until it says [`Step::Wait`].
-    pub fn step(&mut self, now: Instant) -> Step {
+    /// Returns the next action. Call it until it returns [`Step::Wait`].
+    pub(super) fn step(&mut self, now: Instant) -> Step {
         if let Some(message) = self.next_push() {
             return Step::Push(message);
         }
@@ -106,59 +104,54 @@ impl Session {
             return Step::Wait;
         }
         self.phase = Phase::Reading;
-        let messages = READ_MESSAGES_MIN.max(WINDOW_MESSAGES_MAX - self.window.len());
+        let messages = READ_MESSAGES_MIN.max(WINDOW_MESSAGES_MAX - self.in_flight.len());
         Step::Read { after: self.pushed, limit: ReadLimit { messages, bytes: READ_BYTES_MAX } }
     }
 
-    /// Whether the next message from the inbox's events can be taken. They stay
-    /// where they are otherwise.
-    #[must_use]
-    pub fn wants_messages(&self) -> bool {
+    /// Returns whether [`Self::handle_appended`] may be called. Otherwise the
+    /// events stay in their buffer.
+    pub(super) fn wants_messages(&self) -> bool {
         self.phase == Phase::CaughtUp && self.backlog.is_empty()
     }
 
-    /// Whether it has not ended.
-    #[must_use]
-    pub fn is_receiving(&self) -> bool {
+    /// Returns whether it has not ended.
+    pub(super) fn is_receiving(&self) -> bool {
         self.phase != Phase::Ended
     }
 
-    /// Whether something was pushed that is not acknowledged.
-    #[must_use]
-    pub fn awaits_ack(&self) -> bool {
-        !self.window.is_empty()
+    /// Returns whether something was pushed that is not acknowledged.
+    pub(super) fn awaits_ack(&self) -> bool {
+        !self.in_flight.is_empty()
     }
 
-    /// The highest number that has been pushed.
-    #[must_use]
-    pub const fn pushed(&self) -> Sequence {
+    /// Returns the highest number that has been pushed.
+    pub(super) const fn pushed(&self) -> Sequence {
         self.pushed
     }
 
-    /// When a failed read is to be tried again, if one failed.
-    #[must_use]
-    pub const fn retry_at(&self) -> Option<Instant> {
+    /// Returns the time at which a failed read is retried, if one failed.
+    pub(super) const fn retry_at(&self) -> Option<Instant> {
         match self.phase {
             Phase::Failed { retry_at } => Some(retry_at),
             _ => None,
         }
     }
 
-    /// Messages have been stored. Those that are known already are dropped.
-    pub fn handle_appended(&mut self, messages: impl IntoIterator<Item = Arc<Message>>) {
+    /// Takes messages that have been stored. Those that are known are dropped.
+    pub(super) fn handle_appended(&mut self, messages: impl IntoIterator<Item = Arc<Message>>) {
         messages.into_iter().for_each(|message| self.take(message));
     }
 
-    /// Messages have been stored that will not come as events.
-    pub fn handle_lagged(&mut self) {
+    /// Takes note that messages may have been stored that do not come as events.
+    pub(super) fn handle_lagged(&mut self) {
         if self.phase == Phase::CaughtUp {
             self.phase = Phase::Lagging;
         }
     }
 
-    /// A read has ended. The events of the inbox were followed before it began,
-    /// so after a complete page nothing is missing.
-    pub fn handle_page(&mut self, page: Result<Page, Unavailable>, now: Instant) {
+    /// Takes the outcome of a read. The subscription is older than the read, so
+    /// after a complete page nothing is missing.
+    pub(super) fn handle_page(&mut self, page: Result<Page, Unavailable>, now: Instant) {
         if self.phase != Phase::Reading {
             return;
         }
@@ -171,26 +164,26 @@ impl Session {
         };
     }
 
-    /// The reader has everything up to `sequence`: where that is in the inbox,
-    /// for the store. `None` where it is nothing new.
+    /// Takes an acknowledgement of everything up to `sequence`. Returns its
+    /// position for the store, or `None` if it acknowledges nothing new.
     ///
     /// # Errors
     /// [`NeverPushed`] for a number above all that were pushed; it counts for
     /// nothing.
-    pub fn handle_ack(&mut self, sequence: Sequence) -> Result<Option<Position>, NeverPushed> {
+    pub(super) fn handle_ack(&mut self, sequence: Sequence) -> Result<Option<Position>, NeverPushed> {
         if sequence > self.pushed {
             return Err(NeverPushed { highest: self.pushed });
         }
         let mut taken = None;
-        while let Some(pushed) = self.window.pop_front_if(|p| p.position.sequence <= sequence) {
-            self.window_bytes -= pushed.text_bytes;
+        while let Some(pushed) = self.in_flight.pop_front_if(|p| p.position.sequence <= sequence) {
+            self.in_flight_bytes -= pushed.text_bytes;
             taken = Some(pushed.position);
         }
         Ok(taken)
     }
 
-    /// It receives no more: nothing is pushed from here on.
-    pub fn end(&mut self) {
+    /// Ends the reception: nothing is pushed from here on.
+    pub(super) fn end(&mut self) {
         self.phase = Phase::Ended;
         self.backlog = VecDeque::new();
     }
@@ -209,19 +202,19 @@ impl Session {
         }
         let message = self.backlog.pop_front()?;
         self.pushed = message.position.sequence;
-        self.window_bytes += text_bytes;
-        self.window.push_back(Pushed { position: message.position, text_bytes });
+        self.in_flight_bytes += text_bytes;
+        self.in_flight.push_back(Pushed { position: message.position, text_bytes });
         Some(message)
     }
 
     /// Returns whether the window has room for a text of this length.
     fn has_room_for(&self, text_bytes: usize) -> bool {
-        self.window.len() < WINDOW_MESSAGES_MAX
-            && (self.window.is_empty() || self.window_bytes + text_bytes <= WINDOW_BYTES_MAX)
+        self.in_flight.len() < WINDOW_MESSAGES_MAX
+            && (self.in_flight.is_empty() || self.in_flight_bytes + text_bytes <= WINDOW_BYTES_MAX)
     }
 }
 
-/// An `ack` for something that was never pushed on this connection.
+/// An `ack` of a number above all that were pushed on this connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("nothing above {highest} was pushed")]
 pub struct NeverPushed {
@@ -243,21 +236,21 @@ mod tests {
     }
 
     fn page(sequences: impl IntoIterator<Item = u64>, complete: bool) -> Result<Page, Unavailable> {
-        Ok(Page { messages: sequences.into_iter().map(|n| message(n, 1)).collect(), complete, skipped: None })
+        Ok(Page { messages: sequences.into_iter().map(|n| message(n, 1)).collect(), complete, ..Page::default() })
     }
 
-    fn caught_up() -> (Session, Instant) {
+    fn caught_up() -> (DeliveryWindow, Instant) {
         let now = Instant::now();
-        let mut session = Session::new(Position::default());
-        assert!(matches!(session.step(now), Step::Read { .. }));
-        session.handle_page(page([], true), now);
-        (session, now)
+        let mut window = DeliveryWindow::new(Position::default());
+        assert!(matches!(window.step(now), Step::Read { .. }));
+        window.handle_page(page([], true), now);
+        (window, now)
     }
 
     #[track_caller]
-    fn pushes(session: &mut Session, now: Instant) -> Vec<u64> {
+    fn pushes(window: &mut DeliveryWindow, now: Instant) -> Vec<u64> {
         let mut pushed = Vec::new();
-        while let Step::Push(message) = session.step(now) {
+        while let Step::Push(message) = window.step(now) {
             pushed.push(message.position.sequence.0);
         }
         pushed
@@ -267,67 +260,67 @@ mod tests {
     fn it_reads_after_the_cursor_before_anything_else() {
         let now = Instant::now();
         let cursor = Position { sequence: Sequence(41), ..Position::default() };
-        let mut session = Session::new(cursor);
+        let mut window = DeliveryWindow::new(cursor);
         let limit = ReadLimit { messages: WINDOW_MESSAGES_MAX, bytes: READ_BYTES_MAX };
-        assert_eq!(session.step(now), Step::Read { after: Sequence(41), limit });
-        assert_eq!(session.step(now), Step::Wait, "one read at a time");
-        assert!(!session.wants_messages());
+        assert_eq!(window.step(now), Step::Read { after: Sequence(41), limit });
+        assert_eq!(window.step(now), Step::Wait, "one read at a time");
+        assert!(!window.wants_messages());
     }
 
     #[test]
     fn a_message_that_comes_by_a_read_and_as_an_event_is_pushed_once() {
         let now = Instant::now();
-        let mut session = Session::new(Position::default());
-        session.step(now);
-        session.handle_page(page([3, 5], true), now);
-        assert_eq!(pushes(&mut session, now), [3, 5]);
-        assert!(session.wants_messages());
+        let mut window = DeliveryWindow::new(Position::default());
+        window.step(now);
+        window.handle_page(page([3, 5], true), now);
+        assert_eq!(pushes(&mut window, now), [3, 5]);
+        assert!(window.wants_messages());
         for sequence in [3, 5, 8] {
-            session.handle_appended([message(sequence, 1)]);
+            window.handle_appended([message(sequence, 1)]);
         }
-        assert_eq!(pushes(&mut session, now), [8]);
+        assert_eq!(pushes(&mut window, now), [8]);
     }
 
     #[test]
     fn the_window_holds_256_messages_and_acks_make_room() {
-        let (mut session, now) = caught_up();
+        let (mut window, now) = caught_up();
         for sequence in 1..=300 {
-            session.handle_appended([message(sequence, 1)]);
+            window.handle_appended([message(sequence, 1)]);
         }
-        assert_eq!(pushes(&mut session, now).len(), 256);
-        assert!(!session.wants_messages(), "what does not fit stays in the inbox's buffer");
-        let position = session.handle_ack(Sequence(10)).unwrap().unwrap();
+        assert_eq!(pushes(&mut window, now).len(), 256);
+        assert!(!window.wants_messages(), "what does not fit stays in the inbox's buffer");
+        let position = window.handle_ack(Sequence(10)).unwrap().unwrap();
         assert_eq!(position.sequence, Sequence(10));
-        assert_eq!(pushes(&mut session, now), (257..=266).collect::<Vec<_>>());
+        assert_eq!(pushes(&mut window, now), (257..=266).collect::<Vec<_>>());
     }
 
     #[test]
     fn the_window_holds_a_mebibyte_but_at_least_one_message() {
-        let (mut session, now) = caught_up();
-        session.handle_appended([message(1, WINDOW_BYTES_MAX + 1)]);
-        session.handle_appended([message(2, 1)]);
-        assert_eq!(pushes(&mut session, now), [1]);
-        session.handle_ack(Sequence(1)).unwrap();
-        session.handle_appended([message(3, WINDOW_BYTES_MAX)]);
-        assert_eq!(pushes(&mut session, now), [2], "3 would make it over a mebibyte");
+        let (mut window, now) = caught_up();
+        window.handle_appended([message(1, WINDOW_BYTES_MAX + 1)]);
+        window.handle_appended([message(2, 1)]);
+        assert_eq!(pushes(&mut window, now), [1]);
+        window.handle_ack(Sequence(1)).unwrap();
+        window.handle_appended([message(3, WINDOW_BYTES_MAX)]);
+        assert_eq!(pushes(&mut window, now), [2], "3 would make it over a mebibyte");
     }
 
     #[test]
     fn an_ack_above_what_was_pushed_counts_for_nothing() {
-        let (mut session, now) = caught_up();
-        session.handle_appended([message(7, 1)]);
-        pushes(&mut session, now);
-        assert_eq!(session.handle_ack(Sequence(8)), Err(NeverPushed { highest: Sequence(7) }));
-        assert!(session.awaits_ack());
-        assert_eq!(session.handle_ack(Sequence(6)), Ok(None));
-        assert_eq!(session.handle_ack(Sequence(7)).unwrap().unwrap().sequence, Sequence(7));
-        assert_eq!(session.handle_ack(Sequence(7)), Ok(None), "twice is nothing new");
+        let (mut window, now) = caught_up();
+        window.handle_appended([message(7, 1)]);
+        pushes(&mut window, now);
+        assert_eq!(window.handle_ack(Sequence(8)), Err(NeverPushed { highest: Sequence(7) }));
+        assert!(window.awaits_ack());
+        assert_eq!(window.handle_ack(Sequence(6)), Ok(None));
+        assert_eq!(window.handle_ack(Sequence(7)).unwrap().unwrap().sequence, Sequence(7));
+        assert_eq!(window.handle_ack(Sequence(7)), Ok(None), "twice is nothing new");
     }
 
     /// A long queue of texts of `bytes`, and a reader with a full window that has
     /// read nothing but what fits in it.
     struct LongQueue {
-        session: Session,
+        window: DeliveryWindow,
         now: Instant,
         bytes: usize,
         reads: usize,
@@ -335,22 +328,22 @@ mod tests {
 
     impl LongQueue {
         fn new(bytes: usize) -> Self {
-            let (session, now) = (Session::new(Position::default()), Instant::now());
-            Self { session, now, bytes, reads: 0 }
+            let (window, now) = (DeliveryWindow::new(Position::default()), Instant::now());
+            Self { window, now, bytes, reads: 0 }
         }
 
         /// Does everything that can be done; what is pushed.
         fn run(&mut self) -> Vec<u64> {
             let mut pushed = Vec::new();
             loop {
-                match self.session.step(self.now) {
+                match self.window.step(self.now) {
                     Step::Push(message) => pushed.push(message.position.sequence.0),
                     Step::Wait => return pushed,
                     Step::Read { after, limit } => {
                         self.reads += 1;
                         let count = limit.messages.min(limit.bytes / self.bytes).max(1) as u64;
                         let messages = (1..=count).map(|n| message(after.0 + n, self.bytes)).collect();
-                        self.session.handle_page(Ok(Page { messages, complete: false, skipped: None }), self.now);
+                        self.window.handle_page(Ok(Page { messages, ..Page::default() }), self.now);
                     }
                 }
             }
@@ -364,7 +357,7 @@ mod tests {
             let mut queue = LongQueue::new(bytes);
             assert_eq!(queue.run(), (1..=held).collect::<Vec<_>>());
             for acked in 1..1000 {
-                queue.session.handle_ack(Sequence(acked)).unwrap().unwrap();
+                queue.window.handle_ack(Sequence(acked)).unwrap().unwrap();
                 assert_eq!(queue.run(), [held + acked], "{held} of {bytes} bytes");
             }
         }
@@ -377,7 +370,7 @@ mod tests {
             queue.run();
             queue.reads = 0;
             for acked in 1..=1024 {
-                queue.session.handle_ack(Sequence(acked)).unwrap();
+                queue.window.handle_ack(Sequence(acked)).unwrap();
                 queue.run();
             }
             assert_eq!(queue.reads, 1024 / messages_of_a_read, "texts of {bytes} bytes");
@@ -386,67 +379,75 @@ mod tests {
 
     #[test]
     fn what_comes_while_it_lags_is_left_to_the_next_read() {
-        let (mut session, now) = caught_up();
-        session.handle_appended([message(1, 1)]);
-        assert_eq!(pushes(&mut session, now), [1]);
-        session.handle_lagged();
-        assert!(!session.wants_messages());
-        let Step::Read { after, .. } = session.step(now) else { panic!("no read") };
+        let (mut window, now) = caught_up();
+        window.handle_appended([message(1, 1)]);
+        assert_eq!(pushes(&mut window, now), [1]);
+        window.handle_lagged();
+        assert!(!window.wants_messages());
+        let Step::Read { after, .. } = window.step(now) else { panic!("no read") };
         assert_eq!(after, Sequence(1));
     }
 
     #[test]
     fn who_does_not_read_has_little_of_a_long_queue_in_memory() {
         let now = Instant::now();
-        let mut session = Session::new(Position::default());
-        let Step::Read { limit, .. } = session.step(now) else { panic!("no read") };
+        let mut window = DeliveryWindow::new(Position::default());
+        let Step::Read { limit, .. } = window.step(now) else { panic!("no read") };
         assert_eq!(limit, ReadLimit { messages: WINDOW_MESSAGES_MAX, bytes: 64 * 1024 });
-        let page = Page { messages: vec![message(1, 60_000)], complete: false, skipped: None };
-        session.handle_page(Ok(page), now);
-        assert!(matches!(session.step(now), Step::Push(_)));
-        let Step::Read { after, limit } = session.step(now) else { panic!("no read") };
+        let page = Page { messages: vec![message(1, 60_000)], ..Page::default() };
+        window.handle_page(Ok(page), now);
+        assert!(matches!(window.step(now), Step::Push(_)));
+        let Step::Read { after, limit } = window.step(now) else { panic!("no read") };
         assert_eq!((after, limit.bytes), (Sequence(1), 64 * 1024), "the window has room for more");
     }
 
     #[test]
-    fn a_window_is_filled_page_by_page_to_its_last_byte() {
+    fn window_is_filled_to_its_last_byte() {
         let now = Instant::now();
-        let mut session = Session::new(Position::default());
-        for (texts, expected) in
-            [(&[(1, WINDOW_BYTES_MAX - 10)][..], &[1][..]), (&[(2, 10), (3, 0), (4, 1)], &[2, 3])]
-        {
-            let Step::Read { limit, .. } = session.step(now) else { panic!("no read") };
-            assert_eq!(limit.bytes, READ_BYTES_MAX);
-            let messages = texts.iter().map(|(sequence, bytes)| message(*sequence, *bytes)).collect();
-            session.handle_page(Ok(Page { messages, complete: false, skipped: None }), now);
-            assert_eq!(pushes(&mut session, now), expected);
+        let mut window = DeliveryWindow::new(Position::default());
+        let mut pages = VecDeque::from([
+            vec![message(1, WINDOW_BYTES_MAX - 10)],
+            vec![message(2, 10), message(3, 0), message(4, 1)],
+            vec![message(5, 1)],
+        ]);
+        let mut pushed = Vec::new();
+        loop {
+            match window.step(now) {
+                Step::Push(message) => pushed.push(message.position.sequence.0),
+                Step::Read { .. } => {
+                    let messages = pages.pop_front().unwrap();
+                    window.handle_page(Ok(Page { messages, ..Page::default() }), now);
+                }
+                Step::Wait => break,
+            }
         }
-        assert_eq!(session.step(now), Step::Wait, "it is full, and what comes next is known");
+        assert_eq!(pushed, [1, 2, 3]);
+        assert_eq!(pages.len(), 1, "the next message is known, so nothing more is read");
     }
 
     #[test]
     fn a_failed_read_is_tried_again_after_a_second() {
         let now = Instant::now();
-        let mut session = Session::new(Position::default());
-        session.step(now);
-        session.handle_page(Err(Unavailable), now);
-        assert_eq!(session.step(now), Step::Wait);
-        let retry_at = session.retry_at().unwrap();
+        let mut window = DeliveryWindow::new(Position::default());
+        window.step(now);
+        window.handle_page(Err(Unavailable), now);
+        assert_eq!(window.step(now), Step::Wait);
+        let retry_at = window.retry_at().unwrap();
         assert_eq!(retry_at, now + RETRY_AFTER);
-        assert!(matches!(session.step(retry_at), Step::Read { .. }));
+        assert!(matches!(window.step(retry_at), Step::Read { .. }));
     }
 
     #[test]
     fn after_its_end_it_pushes_nothing_but_takes_acks() {
-        let (mut session, now) = caught_up();
-        session.handle_appended([message(1, 1)]);
-        assert_eq!(pushes(&mut session, now), [1]);
-        session.handle_appended([message(2, 1)]);
-        session.end();
-        assert_eq!(session.step(now), Step::Wait);
-        session.handle_appended([message(3, 1)]);
-        session.handle_page(page([4], true), now);
-        assert_eq!(session.step(now), Step::Wait);
-        assert_eq!(session.handle_ack(Sequence(1)).unwrap().unwrap().sequence, Sequence(1));
+        let (mut window, now) = caught_up();
+        window.handle_appended([message(1, 1)]);
+        assert_eq!(pushes(&mut window, now), [1]);
+        window.handle_appended([message(2, 1)]);
+        window.end();
+        assert_eq!(window.step(now), Step::Wait);
+        window.handle_appended([message(3, 1)]);
+        window.handle_page(page([4], true), now);
+        assert_eq!(window.step(now), Step::Wait);
+        assert_eq!(window.handle_ack(Sequence(1)).unwrap().unwrap().sequence, Sequence(1));
     }
 }
