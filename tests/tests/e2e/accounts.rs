@@ -26,6 +26,10 @@ hark_tests::through_all_fronts_on_all_stores! {
         an_admin_creates_and_deletes_anybody_and_sets_anybodys_password,
         only_the_operator_or_an_admin_makes_an_account_that_is_named_as_admin,
         accounts_and_queues_have_limits_that_say_so;
+    sample:
+        who_has_entered_an_account_deletes_it_without_a_password,
+        an_account_with_a_password_needs_it_for_everything_but_mail,
+        accounts_and_queues_have_limits_that_say_so;
 }
 
 fn create(user: &str, password: Option<&str>) -> Request {

@@ -79,38 +79,6 @@ async fn an_old_client_that_waits_gets_what_arrives() {
 }
 
 #[tokio::test]
-async fn messages_come_bare_or_padded_and_however_they_are_cut() {
-    let server = Harkd::start();
-    let mut classic = Classic::connect(server.address()).await;
-    classic.ok("create", "bob").await;
-    classic.write(&Classic::padded("send", "bob,padded")).await;
-    assert_eq!(classic.next().await.unwrap().0, "ok");
-    // Several blocks in one segment, the last one bare.
-    let blocks = ["one", "two", "three"].map(|text| Classic::padded("send", &format!("bob,{text}")));
-    classic.write(&[blocks.concat(), Classic::bare("send", "bob,bare")].concat()).await;
-    for _ in 0..4 {
-        assert_eq!(classic.next().await.unwrap().0, "ok");
-    }
-    // One block in several segments.
-    let block = Classic::padded("send", "bob,pieces");
-    // Never right after the command, where more is waited for in vain for 50 ms.
-    for piece in [&block[..10], &block[10..14], &block[14..300], &block[300..1023], &block[1023..]] {
-        server.wait_until_read();
-        classic.write(piece).await;
-    }
-    assert_eq!(classic.next().await.unwrap().0, "ok");
-    // NULs before a command.
-    classic.write(&[vec![0; 100], Classic::bare("send", "bob,after NULs")].concat()).await;
-    assert_eq!(classic.next().await.unwrap().0, "ok");
-    let mut bob = Wire::connect(server.address()).await;
-    let expected = ["padded", "one", "two", "three", "bare", "pieces", "after NULs"];
-    assert_eq!(bob.receive("bob").await, expected.len() as u64);
-    for text in expected {
-        assert_eq!(&*bob.message().await.text, text);
-    }
-}
-
-#[tokio::test]
 async fn a_command_alone_waits_a_moment_for_its_fields() {
     let server = Harkd::start();
     let mut classic = Classic::connect(server.address()).await;
@@ -161,35 +129,6 @@ async fn a_bare_message_that_is_too_long_is_refused_once_and_no_part_of_it_is_de
     assert_eq!(bob.receive("bob").await, 2);
     assert_eq!(&*bob.message().await.text, "short");
     assert_eq!(&*bob.message().await.text, longest);
-}
-
-#[tokio::test]
-async fn a_text_that_is_too_long_for_a_block_is_cut_between_characters() {
-    let server = Harkd::start();
-    let mut alice = Wire::connect(server.address()).await;
-    alice.create("bob").await;
-    let mut bob = Classic::connect(server.address()).await;
-    bob.ok("connect", "bob").await;
-    for shift in 0..4 {
-        let text = format!("{}{}", "x".repeat(shift), "é€🦀".repeat(1000));
-        alice.sent("bob", &text).await;
-        let mut whole = String::new();
-        while whole.len() < text.len() {
-            let part = bob.text().await;
-            assert!(
-                part.len() <= PAYLOAD_BYTES && part.len() > PAYLOAD_BYTES - 4
-                    || whole.len() + part.len() == text.len()
-            );
-            whole += &part;
-        }
-        assert_eq!(whole, text);
-    }
-    let exact = "z".repeat(PAYLOAD_BYTES);
-    alice.sent("bob", &exact).await;
-    assert_eq!(bob.text().await, exact);
-    alice.sent("bob", "").await;
-    assert_eq!(bob.text().await, "");
-    bob.ok("ping", "").await;
 }
 
 #[tokio::test]

@@ -3,13 +3,13 @@
 //! nodes of NATS are killed, or stand still for a while, and the clients go on
 //! at the other server.
 //!
-//! Each run prints its seed; `HARK_SEED` and `HARK_CLUSTER_SECONDS` run it
+//! Each run prints its seed; `HARK_SEED` and `HARK_TEST_SECONDS` run it
 //! again, or for longer.
 
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hark_protocol::{Failure, Reply};
 use hark_tests::{
@@ -37,9 +37,6 @@ const HASTE: Duration = Duration::from_millis(1500);
 /// server gives up before.
 const SHORT_MS: u64 = 5_000;
 const LONG_MS: u64 = 25_000;
-
-/// How long the run is, in seconds.
-const SECONDS: &str = "HARK_CLUSTER_SECONDS";
 
 /// What a server says, for a failure.
 const LOG: &str = "info,hark_server::store=debug";
@@ -135,13 +132,12 @@ async fn deal(mut trial: Trial, blow: Blow, down_ms: Range<u64>, patience: Durat
     let mut cluster = block_in_place(Cluster::start);
     let promise = cluster.promise(patience, &mut trial).await;
     let mut blows = [0; NODES + SERVERS];
-    let start = Instant::now();
-    while start.elapsed() < trial.time {
+    while !promise.may_end(trial.time) {
         let before = promise.answers();
         pause(&mut trial.random, 500..3000).await;
         promise.answer_after(before).await;
         let process = trial.random.random_range(0..blows.len());
-        tell(start, &promise, format_args!("{blow:?} {process}"));
+        tell(&promise, format_args!("{blow:?} {process}"));
         block_in_place(|| cluster.down(process, blow));
         pause(&mut trial.random, down_ms.clone()).await;
         block_in_place(|| cluster.up(process, blow));
@@ -149,7 +145,7 @@ async fn deal(mut trial: Trial, blow: Blow, down_ms: Range<u64>, patience: Durat
             *count += 1;
         }
     }
-    tell(start, &promise, format_args!("{blow:?} of nodes and servers, in all: {blows:?}"));
+    tell(&promise, format_args!("{blow:?} of nodes and servers, in all: {blows:?}"));
     let kept = promise.end().await;
     assert!(blows.iter().sum::<u32>() > 0, "nothing was done to anybody");
     kept.assert_all_tried();
@@ -160,19 +156,19 @@ async fn deal(mut trial: Trial, blow: Blow, down_ms: Range<u64>, patience: Durat
 /// first time for so many milliseconds.
 async fn cut(mut trial: Trial, far: &FarMachine, cluster: Cluster, first_ms: u64) -> Kept {
     let promise = cluster.promise(ANSWER, &mut trial).await;
-    let (mut cuts, start) = (0, Instant::now());
-    while start.elapsed() < trial.time {
+    let mut cuts = 0;
+    while !promise.may_end(trial.time) {
         let before = promise.answers();
         pause(&mut trial.random, 500..3000).await;
         promise.answer_after(before).await;
         let ms = if cuts == 0 { first_ms } else { trial.random.random_range(500..10_000) };
-        tell(start, &promise, format_args!("a cut of {ms} ms"));
+        tell(&promise, format_args!("a cut of {ms} ms"));
         far.cut();
         sleep(Duration::from_millis(ms)).await;
         far.mend();
         cuts += 1;
     }
-    tell(start, &promise, format_args!("{cuts} cuts in all"));
+    tell(&promise, format_args!("{cuts} cuts in all"));
     let kept = promise.end().await;
     assert!(cuts > 0, "nothing was cut");
     kept.assert_all_tried();
@@ -193,8 +189,8 @@ async fn until_unavailable(server: SocketAddr) {
     }
 }
 
-fn tell(start: Instant, promise: &Promise, what: std::fmt::Arguments<'_>) {
-    println!("{:6.1} s, {} answers: {what}", start.elapsed().as_secs_f64(), promise.answers());
+fn tell(promise: &Promise, what: std::fmt::Arguments<'_>) {
+    println!("{:6.1} s, {} answers: {what}", promise.elapsed().as_secs_f64(), promise.answers());
 }
 
 async fn pause(random: &mut StdRng, ms: Range<u64>) {
@@ -203,13 +199,13 @@ async fn pause(random: &mut StdRng, ms: Range<u64>) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_answered_is_read_once_and_in_order_whoever_of_a_cluster_is_killed() {
-    let kept = deal(Trial::of(SECONDS, 30), Blow::Kill, 100..2000, ANSWER).await;
+    let kept = deal(Trial::from_env(), Blow::Kill, 100..2000, ANSWER).await;
     assert_eq!(kept.given_up, 0, "some answer did not come");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_answered_is_read_once_and_in_order_whoever_of_a_cluster_stands_still() {
-    deal(Trial::of(SECONDS, 30), Blow::Freeze, 500..9000, HASTE).await;
+    deal(Trial::from_env(), Blow::Freeze, 500..9000, HASTE).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -217,25 +213,31 @@ async fn what_was_answered_is_read_once_and_in_order_though_a_node_is_cut_off() 
     let test = "what_was_answered_is_read_once_and_in_order_though_a_node_is_cut_off";
     let Some(far) = FarMachine::of_test(module_path!(), test) else { return };
     let cluster = block_in_place(|| Cluster::with_far(&far, &[NODES - 1], false));
-    cut(Trial::of(SECONDS, 20), &far, cluster, SHORT_MS).await;
+    cut(Trial::from_env(), &far, cluster, SHORT_MS).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_answered_is_read_once_and_in_order_though_a_server_is_cut_off_from_the_nodes() {
-    let test = "what_was_answered_is_read_once_and_in_order_though_a_server_is_cut_off_from_the_nodes";
-    let Some(far) = FarMachine::of_test(module_path!(), test) else { return };
-    let cluster = block_in_place(|| Cluster::with_far(&far, &[], true));
-    let server = cluster.servers.iter().flatten().next_back().expect("a server").address();
-    let told = tokio::spawn(until_unavailable(server));
-    cut(Trial::of(SECONDS, 40), &far, cluster, LONG_MS).await;
-    assert!(told.is_finished(), "whoever could not be served was not told");
-    told.await.expect("no other answer");
-}
+/// A server gives up on its operations after twenty seconds, so each cut of it
+/// takes longer.
+mod long {
+    use super::*;
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_answered_is_read_once_and_in_order_though_a_server_is_cut_off_with_one_node() {
-    let test = "what_was_answered_is_read_once_and_in_order_though_a_server_is_cut_off_with_one_node";
-    let Some(far) = FarMachine::of_test(module_path!(), test) else { return };
-    let cluster = block_in_place(|| Cluster::with_far(&far, &[NODES - 1], true));
-    cut(Trial::of(SECONDS, 20), &far, cluster, SHORT_MS).await;
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_was_answered_is_read_once_and_in_order_though_a_server_is_cut_off_from_the_nodes() {
+        let test = "what_was_answered_is_read_once_and_in_order_though_a_server_is_cut_off_from_the_nodes";
+        let Some(far) = FarMachine::of_test(module_path!(), test) else { return };
+        let cluster = block_in_place(|| Cluster::with_far(&far, &[], true));
+        let server = cluster.servers.iter().flatten().next_back().expect("a server").address();
+        let told = tokio::spawn(until_unavailable(server));
+        cut(Trial::from_env(), &far, cluster, LONG_MS).await;
+        assert!(told.is_finished(), "whoever could not be served was not told");
+        told.await.expect("no other answer");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_was_answered_is_read_once_and_in_order_though_a_server_is_cut_off_with_one_node() {
+        let test = "what_was_answered_is_read_once_and_in_order_though_a_server_is_cut_off_with_one_node";
+        let Some(far) = FarMachine::of_test(module_path!(), test) else { return };
+        let cluster = block_in_place(|| Cluster::with_far(&far, &[NODES - 1], true));
+        cut(Trial::from_env(), &far, cluster, SHORT_MS).await;
+    }
 }

@@ -3,8 +3,8 @@
 //! the other. The server then says in one line what is wrong, or has everything
 //! that was answered; it never panics and never starts with less in silence.
 //!
-//! It prints its seed; `HARK_SEED` and `HARK_DAMAGE_SECONDS` run it again, or
-//! try more than the representative damages.
+//! It prints its seed; `HARK_SEED` and `HARK_TEST_SECONDS` run it again, or
+//! try more damages: the representative ones first, then all others.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -15,10 +15,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use hark_protocol::{Code, Failure, Reply, Request};
-use hark_tests::{Harkd, HarkdBuilder, Refusal, Wire, name, send, wait_until};
+use hark_tests::{Harkd, HarkdBuilder, Refusal, Trial, Wire, name, send, wait_until};
+use rand::RngExt;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
-use rand::{RngExt, SeedableRng};
 use tempfile::TempDir;
 
 const SECRET: &str = "correct horse";
@@ -443,19 +443,22 @@ async fn read_to(server: &Harkd, end: &str) -> Vec<String> {
 }
 
 async fn try_all(is_clean: bool) {
-    let seed: u64 = setting("HARK_SEED").unwrap_or_else(|| rand::rng().random());
-    let seconds: u64 = setting("HARK_DAMAGE_SECONDS").unwrap_or(0);
-    println!("seed {seed}; again with HARK_SEED={seed} HARK_DAMAGE_SECONDS={seconds}");
-    let mut random = StdRng::seed_from_u64(seed);
+    let Trial { time, mut random } = Trial::from_env();
     let template = Template::new(is_clean).await;
     let untouched = template.write(Path::new(""));
     check_whole(builder(&untouched.path().join("store")).start()).await;
 
     let mut damages = template.representative(&mut random);
-    let mut representative = damages.len();
     let begun = Instant::now();
     let (mut refused, mut whole) = (0, 0);
-    while let Some(damage) = damages.pop() {
+    // Both kinds are among the representative damages.
+    while begun.elapsed() < time || refused == 0 || whole == 0 {
+        let Some(damage) = damages.pop() else {
+            assert!(refused > 0 && whole > 0, "{refused} refused, {whole} whole");
+            damages = template.damages(&mut random);
+            damages.shuffle(&mut random);
+            continue;
+        };
         println!("{damage}");
         let home = template.write(&damage.path);
         let store = home.path().join("store");
@@ -464,22 +467,8 @@ async fn try_all(is_clean: bool) {
             Verdict::Refused => refused += 1,
             Verdict::Whole => whole += 1,
         }
-        let is_over = begun.elapsed() >= Duration::from_secs(seconds);
-        representative = representative.saturating_sub(1);
-        if is_over && representative == 0 {
-            break;
-        }
-        if damages.is_empty() {
-            damages = template.damages(&mut random);
-            damages.shuffle(&mut random);
-        }
     }
     println!("{refused} refused, {whole} whole");
-    assert!(refused > 50 && whole > 5, "{refused} refused, {whole} whole");
-}
-
-fn setting(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|value| value.parse().expect("a number"))
 }
 
 #[tokio::test]

@@ -134,9 +134,9 @@ async fn peers_that_say_nothing_whole_cost_little_and_are_dropped_in_time() {
 /// Opens many connections that say this, and waits until all are closed. What
 /// each costs the server meanwhile, in bytes.
 async fn hold_and_wait_for_the_end(bytes: &[u8]) -> u64 {
-    const PEERS: u64 = 300;
+    const PEERS: u64 = 200;
     // So long that all of them are there at the same time on a busy machine, too.
-    let server = Harkd::builder().arg("--ack-timeout=15").start();
+    let server = Harkd::builder().arg("--ack-timeout=5").start();
     let mut alice = Wire::connect(server.address()).await;
     alice.create("bob").await;
     // What the first of them makes the server set up is there for all.

@@ -1,7 +1,7 @@
 //! What section "Receiving" of `docs/PROTOCOL.md` promises, sentence by
 //! sentence, of the real server and through all fronts.
 
-use hark_protocol::limits::{WINDOW_BYTES_MAX, WINDOW_MESSAGES_MAX};
+use hark_protocol::limits::WINDOW_MESSAGES_MAX;
 use hark_protocol::{ByeReason, Code, Frame, Reply, Request, Sequence};
 use hark_tests::{Client, Front, Harkd, Wire, keeps_acks_in_order, name, send};
 
@@ -20,10 +20,13 @@ hark_tests::through_all_fronts_on_all_stores! {
         what_is_not_acknowledged_comes_again_with_the_same_number,
         what_is_acknowledged_does_not_come_again_after_a_kill,
         a_later_connect_takes_over_and_the_former_stays_open_as_the_user,
-        the_window_is_256_messages,
-        the_window_is_a_mebibyte_but_at_least_one_message,
         who_receives_is_told_of_the_end_of_the_account,
         who_receives_is_told_of_the_end_of_the_server;
+    sample:
+        the_ok_to_a_connect_stands_between_the_pushes_for_the_two_users,
+        delete_ends_the_reception_and_drops_the_queue,
+        what_is_acknowledged_does_not_come_again_after_a_kill,
+        a_later_connect_takes_over_and_the_former_stays_open_as_the_user;
 }
 
 const BYE_TAKEN_OVER: Frame<Reply> = Frame::new(None, Reply::Bye(ByeReason::TakenOver));
@@ -236,46 +239,6 @@ async fn an_ack_that_is_no_number_is_a_bad_request_with_id_0() {
     let Some(Frame { id: None, message: Reply::NotOk(refusal) }) = wire.next().await else { panic!() };
     assert_eq!(refusal.code, Code::BadRequest);
     wire.ping().await;
-}
-
-async fn the_window_is_256_messages(one: Front, other: Front) {
-    let (server, mut wire) = with_users(one, &["bob"]).await;
-    wire.write_all((1..=300).map(|id| (id, send("bob", &id.to_string())))).await;
-    wire.reply_to(300).await;
-    let mut bob = other.connect(server.address()).await;
-    assert_eq!(bob.receive("bob").await, 300);
-    let mut last = Sequence(0);
-    for n in 1..=WINDOW_MESSAGES_MAX {
-        let message = bob.message().await;
-        assert_eq!(message.text, *n.to_string());
-        last = message.sequence;
-    }
-    assert!(bob.is_quiet().await);
-    bob.ack(last).await;
-    assert_eq!(&*bob.message().await.text, "257");
-}
-
-async fn the_window_is_a_mebibyte_but_at_least_one_message(one: Front, other: Front) {
-    let server = Harkd::builder().arg("--max-frame=4000000").start();
-    let mut wire = one.connect(server.address()).await;
-    wire.create("bob").await;
-    let big = "x".repeat(3_000_000);
-    wire.sent("bob", &big).await;
-    wire.sent("bob", &"y".repeat(WINDOW_BYTES_MAX - 10)).await;
-    wire.sent("bob", "0123456789").await;
-    wire.sent("bob", "z").await;
-    let mut bob = other.connect(server.address()).await;
-    bob.receive("bob").await;
-    let first = bob.message().await;
-    assert_eq!(first.text, big);
-    assert!(bob.is_quiet().await);
-    bob.ack(first.sequence).await;
-    bob.message().await;
-    let third = bob.message().await;
-    assert_eq!(&*third.text, "0123456789");
-    assert!(bob.is_quiet().await, "a byte more than a mebibyte");
-    bob.ack(third.sequence).await;
-    assert_eq!(&*bob.message().await.text, "z");
 }
 
 async fn delete_ends_the_reception_and_drops_the_queue(one: Front, other: Front) {

@@ -8,7 +8,9 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use hark_protocol::{ByeReason, Code, Frame, Reply, Request};
-use hark_tests::{Classic, Harkd, HarkdBuilder, Wire, harkd, name, send, wait_until};
+use hark_tests::{Classic, Harkd, HarkdBuilder, Wire, harkd, name, send};
+
+use crate::slow_peers::clog;
 
 const BYE: Frame<Reply> = Frame::new(None, Reply::Bye(ByeReason::Shutdown));
 
@@ -16,20 +18,10 @@ fn create(user: &str, password: &str) -> Request {
     Request::Create { user: name(user), password: Some(password.parse().unwrap()) }
 }
 
-/// Fills the room between a server and a client that does not read: the client,
-/// with more answers on their way than the system has room for.
+/// A client that has asked for more than it reads.
 async fn stuck(server: &Harkd) -> Wire {
     let mut wire = Wire::connect(server.address()).await;
-    let users = (1..=1000).map(|n| (n, Request::Create { user: name(&format!("{n:0>60}")), password: None }));
-    wire.write_all(users).await;
-    wire.reply_to(1000).await;
-    wire.write_all((1..=500).map(|id| (id, Request::List { pattern: None }))).await;
-    let mut before = 0;
-    wait_until("a full socket", || {
-        std::thread::sleep(Duration::from_millis(20));
-        let now = server.unsent_bytes(wire.address());
-        now > 0 && std::mem::replace(&mut before, now) == now
-    });
+    clog(server, &mut wire).await;
     wire
 }
 

@@ -7,9 +7,8 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 
-use hark_tests::{Harkd, Terminal, Wire, hark};
-use rand::rngs::StdRng;
-use rand::{RngExt, SeedableRng};
+use hark_tests::{Harkd, Terminal, Trial, Wire, hark};
+use rand::RngExt as _;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -344,10 +343,7 @@ fn text(n: u64) -> String {
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn listeners_that_are_killed_print_everything_in_order_and_nothing_twice(transport: Transport) {
-    let seed: u64 =
-        std::env::var("HARK_SEED").map_or_else(|_| rand::rng().random(), |seed| seed.parse().unwrap());
-    println!("seed {seed}; again with HARK_SEED={seed}");
-    let mut random = StdRng::seed_from_u64(seed);
+    let mut random = Trial::from_env().random;
     let server = Harkd::start();
     let mut wire = Wire::connect(server.address()).await;
     wire.create("bob").await;

@@ -1,5 +1,6 @@
 //! The same seed gives the same journal.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use hark_node::Json;
@@ -39,9 +40,8 @@ fn the_same_seed_gives_the_same_journal_byte_for_byte() {
 }
 
 /// A cluster of five in which each number takes some forty messages.
-#[test]
-fn a_hundred_seeds_of_a_busy_cluster_come_to_the_same_end() {
-    sim::check(0..100, |seed| {
+fn a_busy_cluster_comes_to_the_same_end(seeds: Range<u64>) {
+    sim::check(seeds, |seed| {
         let mut cluster = Cluster::builder(gossip).nodes(5).seed(seed).loss(0.05).reordering(0.2).build();
         let client = cluster.client();
         cluster.at(Duration::from_millis(200), Event::Split);
@@ -57,6 +57,18 @@ fn a_hundred_seeds_of_a_busy_cluster_come_to_the_same_end() {
         let nodes = cluster.node_ids();
         assert!(nodes.iter().all(|node| cluster.pending(node) == 0));
     });
+}
+
+#[test]
+fn ten_seeds_of_a_busy_cluster_come_to_the_same_end() {
+    a_busy_cluster_comes_to_the_same_end(0..10);
+}
+
+mod long {
+    #[test]
+    fn a_hundred_seeds_of_a_busy_cluster_come_to_the_same_end() {
+        super::a_busy_cluster_comes_to_the_same_end(0..100);
+    }
 }
 
 #[test]

@@ -1,5 +1,6 @@
-//! The standard workloads, each on a simulated cluster for a hundred seeds:
-//! with loss, doubles, another order, partitions and crashes.
+//! The standard workloads, each on a simulated cluster with loss, doubles,
+//! another order, partitions and crashes: for ten seeds, and in the long run for
+//! a hundred.
 
 mod storm;
 
@@ -17,6 +18,7 @@ mod pn_counter;
 mod unique_ids;
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::time::Duration;
 
 use hark_node::Json;
@@ -24,7 +26,26 @@ use hark_node::sim::{self, Cluster, Latency, Operation};
 use serde::Deserialize;
 use serde_json::json;
 
-use storm::{SEEDS, Storm};
+use storm::Storm;
+
+/// The tests below, for the seeds of each run.
+macro_rules! for_seeds {
+    ($($test:ident),+ $(,)?) => {
+        mod short {
+            $(#[test] fn $test() { super::$test(0..10); })+
+        }
+        mod long {
+            $(#[test] fn $test() { super::$test(10..100); })+
+        }
+    };
+}
+
+for_seeds!(
+    ids_are_unique_whatever_fails,
+    what_is_broadcast_comes_to_all,
+    a_set_grows_alike_on_all_nodes,
+    a_counter_counts_all_that_was_answered_and_nothing_twice,
+);
 
 #[derive(Deserialize)]
 struct Generated {
@@ -46,9 +67,8 @@ struct Sum {
     value: i64,
 }
 
-#[test]
-fn ids_are_unique_whatever_fails() {
-    sim::check(SEEDS, |seed| {
+fn ids_are_unique_whatever_fails(seeds: Range<u64>) {
+    sim::check(seeds, |seed| {
         let mut storm = Storm::new(unique_ids::program, seed);
         let operations = storm.ask(|_| ("generate", json!({})));
         let ids: Vec<_> =
@@ -59,9 +79,8 @@ fn ids_are_unique_whatever_fails() {
     });
 }
 
-#[test]
-fn what_is_broadcast_comes_to_all() {
-    sim::check(SEEDS, |seed| {
+fn what_is_broadcast_comes_to_all(seeds: Range<u64>) {
+    sim::check(seeds, |seed| {
         let mut storm = Storm::new(broadcast::program, seed);
         let operations = storm.ask(|number| ("broadcast", json!({ "message": number })));
         let answered = storm.answered(&operations);
@@ -98,9 +117,8 @@ fn a_broadcast_takes_few_messages() {
     assert!(per_operation < 5.0, "{per_operation}");
 }
 
-#[test]
-fn a_set_grows_alike_on_all_nodes() {
-    sim::check(SEEDS, |seed| {
+fn a_set_grows_alike_on_all_nodes(seeds: Range<u64>) {
+    sim::check(seeds, |seed| {
         let mut storm = Storm::new(g_set::program, seed);
         let operations = storm.ask(|number| ("add", json!({ "element": number })));
         let answered = storm.answered(&operations);
@@ -128,9 +146,8 @@ fn delta(number: i64) -> i64 {
     if number % 2 == 0 { number } else { -number }
 }
 
-#[test]
-fn a_counter_counts_all_that_was_answered_and_nothing_twice() {
-    sim::check(SEEDS, |seed| {
+fn a_counter_counts_all_that_was_answered_and_nothing_twice(seeds: Range<u64>) {
+    sim::check(seeds, |seed| {
         let mut storm = Storm::new(pn_counter::program, seed);
         let operations = storm.ask(|number| ("add", json!({ "delta": delta(number) })));
         let answered = storm.answered(&operations);

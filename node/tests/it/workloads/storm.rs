@@ -2,15 +2,12 @@
 //! it is asked; and then nothing any more, until all is quiet.
 
 use std::collections::BTreeSet;
-use std::ops::Range;
 use std::time::Duration;
 
 use hark_node::sim::{Client, Cluster, Event, Latency, Operation};
 use hark_node::{Json, Node};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-
-pub(crate) const SEEDS: Range<u64> = 0..100;
 
 /// Nodes of the cluster.
 const NODES: usize = 5;
