@@ -12,6 +12,7 @@ use tempfile::TempDir;
 
 use super::kept::{Kept, KeptOpener};
 use super::{ShardConfig, ShardStore};
+use crate::log::disk::{DiskConfig, DiskOpener};
 use crate::store::Store;
 use crate::store::contract::{Home, Limits};
 
@@ -38,6 +39,9 @@ impl Home for Memory {
     }
 }
 
+/// Small segments, so that there are some.
+const SEGMENT_BYTES: u64 = 1 << 20;
+
 /// A folder.
 struct Folder(TempDir);
 
@@ -53,7 +57,9 @@ impl Folder {
 
 impl Home for Folder {
     fn open(&self, limits: Limits) -> Arc<dyn Store> {
-        Arc::new(ShardStore::on_disk(self.path(), config(limits)).unwrap())
+        let layout = DiskConfig { segment_bytes: SEGMENT_BYTES, ..DiskConfig::default() };
+        let opener = DiskOpener::with_config(self.path(), layout);
+        Arc::new(ShardStore::open(Arc::new(opener), config(limits)).unwrap())
     }
 }
 
