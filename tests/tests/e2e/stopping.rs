@@ -245,7 +245,7 @@ fn a_store_of_a_newer_format_is_refused() {
     fs::write(server.store().join("FORMAT"), "hark store 99\n").unwrap();
     check_refusal(
         &mut harkd_on(server.store()),
-        &["the format 99", "the format 2 alone", "version that wrote it"],
+        &["its format is 99", "reads format 3", "version that wrote it"],
     );
 }
 
@@ -312,7 +312,7 @@ fn the_help_has_every_flag_with_its_variable_and_default() {
         ("listen", "127.0.0.1:3000"),
         ("store", "the folder `hark` in the user's data directory"),
         ("sync", "always"),
-        ("accept-data-loss", ""),
+        ("numbers-after", ""),
         ("require-password", ""),
         ("registration", "open"),
         ("max-frame", "65536"),
