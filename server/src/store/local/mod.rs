@@ -35,7 +35,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use hark_protocol::{Sequence, SessionToken, UserName};
+use hark_protocol::{SessionToken, UserName};
 
 use self::commit::{Closed, Committer};
 use self::directory::{Directory, Entry};
@@ -211,7 +211,7 @@ impl Store for LocalStore {
 
     /// Reads on a thread of the runtime that may block; without a runtime on
     /// the caller's.
-    fn read(&self, account: &Account, after: Sequence, limit: ReadLimit) -> Pending<Page> {
+    fn read(&self, account: &Account, after: Position, limit: ReadLimit) -> Pending<Page> {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
             return Pending::ready(self.shared.readers.read(account, after, limit));
         };

@@ -3,12 +3,10 @@
 use std::ops::ControlFlow;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use bytes::Bytes;
-use hark_protocol::Sequence;
-
 use super::engine::{EngineError, Fate, Live, Reader, Table};
 use super::record::{self, Damaged};
-use crate::store::{Account, Page, ReadLimit, Unavailable};
+use crate::store::{Account, Page, Position, ReadLimit, Unavailable};
+use bytes::Bytes;
 
 /// What reads the engine, while it is open.
 #[derive(Debug)]
@@ -37,19 +35,25 @@ impl Readers {
     pub(super) fn read(
         &self,
         account: &Account,
-        after: Sequence,
+        after: Position,
         limit: ReadLimit,
     ) -> Result<Page, Unavailable> {
         let reader = self.reader.read().unwrap_or_else(PoisonError::into_inner);
         let reader = reader.as_deref().ok_or(Unavailable)?;
         let cursor = match self.live.fate(account.incarnation) {
             Fate::Unknown => return Err(Unavailable),
-            Fate::Dead => return Ok(Page { messages: Vec::new(), complete: true }),
+            Fate::Dead => return Ok(Page { complete: true, ..Page::default() }),
             Fate::After(cursor) => cursor,
         };
-        let mut scan =
-            Scan { account, limit, accept_data_loss: self.accept_data_loss, page: Page::default(), bytes: 0 };
-        let read = scan.read(reader, after.0.max(cursor));
+        let mut scan = Scan {
+            account,
+            limit,
+            accept_data_loss: self.accept_data_loss,
+            former: (cursor <= after.sequence.0).then_some(after),
+            page: Page::default(),
+            bytes: 0,
+        };
+        let read = scan.read(reader, after.sequence.0.max(cursor));
         let page = scan.page;
         match read {
             Ok(()) => Ok(page),
@@ -68,6 +72,8 @@ struct Scan<'a> {
     account: &'a Account,
     limit: ReadLimit,
     accept_data_loss: bool,
+    /// The message before; `None` if a later one is acknowledged by now.
+    former: Option<Position>,
     page: Page,
     /// Bytes of its texts.
     bytes: usize,
@@ -100,6 +106,18 @@ impl Scan<'_> {
             if stored.position.sequence.0 <= after {
                 continue;
             }
+            let is_start = match self.former {
+                None => true,
+                Some(former) => self.accept_data_loss && !stored.position.follows(former),
+            };
+            if is_start && !self.page.messages.is_empty() {
+                self.page.complete = false;
+                return Ok(ControlFlow::Break(()));
+            }
+            if is_start {
+                self.page.starts_after = Some(stored.before());
+            }
+            self.former = Some(stored.position);
             self.bytes += stored.text.len();
             let is_full = self.page.messages.len() >= self.limit.messages
                 || (self.bytes > self.limit.bytes && !self.page.messages.is_empty());

@@ -176,6 +176,16 @@ impl<'v> Messages<'v> {
 }
 
 impl Stored<'_> {
+    /// Returns a place just before this message.
+    pub(super) fn before(&self) -> Position {
+        let Position { sequence, messages, bytes } = self.position;
+        Position {
+            sequence: Sequence(sequence.0.saturating_sub(1)),
+            messages: messages.saturating_sub(1),
+            bytes: bytes.saturating_sub(self.text.len() as u64),
+        }
+    }
+
     /// Who sent it; `former` is shared where it is the same.
     pub(super) fn sender(&self, former: Option<&UserName>) -> Result<Option<UserName>, Damaged> {
         match former {

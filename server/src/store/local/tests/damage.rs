@@ -7,14 +7,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hark_protocol::Sequence;
 use tempfile::TempDir;
 
 use super::super::engine::{Batch, Durability, EmbeddedOpener, Fate, Live, MemoryOpener, Opener, Table};
 use super::super::{LocalConfig, LocalStore, OpenError, folder, record};
 use super::{Memory, config};
 use crate::store::contract::{ALL, Home, WIDE, create, name, number, queued, read, stored, text, texts};
-use crate::store::{Account, Store, Unavailable};
+use crate::store::{Account, Position, Store, Unavailable};
 
 fn open(path: &Path) -> Result<LocalStore, OpenError> {
     LocalStore::open(path, config(WIDE))
@@ -374,18 +373,22 @@ async fn a_damaged_message_is_not_passed_over_unless_the_loss_is_accepted() {
         put(&*home.opener, Table::Messages, &key, vec![1; 30]);
     }
     let store = home.open(WIDE);
-    let page = store.read(&bob, Sequence(0), ALL).await.unwrap();
+    let page = store.read(&bob, Position::default(), ALL).await.unwrap();
     assert!(page.messages == messages[..1] && !page.complete, "what comes before can be had");
-    assert_eq!(store.read(&bob, messages[0].position.sequence, ALL).await, Err(Unavailable));
+    assert_eq!(store.read(&bob, messages[0].position, ALL).await, Err(Unavailable));
     assert_eq!(queued(&*store, &bob).await, 3);
     store.close().await.unwrap();
     let with_loss = LocalConfig { accept_data_loss: true, ..config(WIDE) };
     let store = LocalStore::start(Arc::clone(&home.opener), Arc::clone(&home.live), with_loss).unwrap();
     assert_eq!(texts(&store, &bob).await, ["1"]);
     stored(&store, text("bob", "4")).await;
-    let page = store.read(&bob, Sequence(0), ALL).await.unwrap();
-    assert!(page.messages[1].position.sequence > messages[2].position.sequence);
-    store.acknowledge(&bob, page.messages[1].position);
+    let page = store.read(&bob, Position::default(), ALL).await.unwrap();
+    assert!(page.messages == messages[..1] && !page.complete, "a page ends before a gap");
+    let page = store.read(&bob, messages[0].position, ALL).await.unwrap();
+    let fourth = page.messages[0].position;
+    assert!(fourth.sequence > messages[2].position.sequence);
+    assert!(fourth.follows(page.starts_after.expect("the page says that it starts later")));
+    store.acknowledge(&bob, fourth);
     assert_eq!(queued(&store, &bob).await, 0);
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::poll;
-use hark_protocol::{Code, Sequence};
+use hark_protocol::Code;
 
 use super::super::engine::faulty::{Failure, Faults, FaultyOpener};
 use super::super::engine::{Durability, EmbeddedOpener, Live};
@@ -13,7 +13,9 @@ use super::{Folder, Memory, config};
 use crate::store::contract::{
     ALL, WIDE, create, name, next_event, number, queued, read, send, stored, text, texts, token,
 };
-use crate::store::{Append, Created, End, Event, Fence, Outcome, Pending, ReadLimit, Store, Unavailable};
+use crate::store::{
+    Append, Created, End, Event, Fence, Outcome, Pending, Position, ReadLimit, Store, Unavailable,
+};
 
 /// A store over memory that is subject to faults.
 fn faulty(config: LocalConfig) -> (LocalStore, Arc<Faults>) {
@@ -85,7 +87,7 @@ async fn messages_of_one_commit_are_read_and_acknowledged_from_any_place_among_t
     for (place, message) in all.iter().enumerate() {
         assert_eq!(message.position.messages, place as u64 + 1);
         let limit = ReadLimit { messages: 7, bytes: usize::MAX };
-        let page = store.read(&bob, message.position.sequence, limit).await.unwrap();
+        let page = store.read(&bob, message.position, limit).await.unwrap();
         assert!(page.messages.iter().eq(all[place + 1..].iter().take(7)), "after {place}");
         assert_eq!(page.complete, place + 1 + 7 >= all.len());
     }
@@ -199,7 +201,7 @@ async fn while_it_cannot_recover_it_answers_unavailable_and_then_goes_on() {
     assert!(fence.is_closed());
     assert!(store.receive(&bob).await.is_err());
     assert_eq!(store.delete(&bob).await, Err(Unavailable));
-    assert_eq!(store.read(&bob, Sequence(0), ALL).await, Err(Unavailable));
+    assert_eq!(store.read(&bob, Position::default(), ALL).await, Err(Unavailable));
     assert_eq!(store.names(None, 9).await.unwrap(), [name("bob")]);
     faults.fail_opens(false);
     recovered(&store).await;
