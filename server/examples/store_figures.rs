@@ -12,9 +12,9 @@ use anyhow::{Context as _, Result, ensure};
 use bytestring::ByteString;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
-use hark_protocol::{RequestId, Sequence, SessionToken, UserName};
+use hark_protocol::{RequestId, SessionToken, UserName};
 use hark_server::shard::{ShardConfig, ShardStore};
-use hark_server::store::{Account, Append, Created, Fence, Outcome, ReadLimit, SendId, Store};
+use hark_server::store::{Account, Append, Created, Fence, Outcome, Position, ReadLimit, SendId, Store};
 
 const TEXT_BYTES: usize = 100;
 const USERS: usize = 100;
@@ -160,12 +160,12 @@ async fn backlog(path: &Path) -> Result<()> {
 async fn drain(store: &ShardStore, account: &Account) -> Result<()> {
     let limit = ReadLimit { messages: 256, bytes: 1024 * 1024 };
     let started = Instant::now();
-    let (mut after, mut count) = (Sequence(0), 0);
+    let (mut after, mut count) = (Position::default(), 0);
     loop {
         let page = store.read(account, after, limit).await?;
         count += page.messages.len() as u64;
         if let Some(last) = page.messages.last() {
-            after = last.position.sequence;
+            after = last.position;
             store.acknowledge(account, last.position);
         }
         if page.complete {

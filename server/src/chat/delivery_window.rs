@@ -13,7 +13,7 @@ use hark_protocol::Sequence;
 use hark_protocol::limits::{WINDOW_BYTES_MAX, WINDOW_MESSAGES_MAX};
 use tokio::time::Instant;
 
-use crate::store::{Message, Page, Position, ReadLimit, Unavailable};
+use crate::store::{Account, Message, Page, Position, ReadLimit, Unavailable};
 
 /// Messages that one read asks for at least, though the window may have room
 /// for fewer: a reader that acknowledges one by one does not cause a read for
@@ -38,6 +38,8 @@ pub(super) struct DeliveryWindow {
     /// The highest number that has been pushed, or that was acknowledged
     /// before this reception began.
     pushed: Sequence,
+    /// The last message of the backlog, or else the last that was pushed.
+    known: Position,
     phase: Phase,
 }
 
@@ -69,8 +71,8 @@ pub(super) enum Step {
     /// Subscribe to the events of the inbox, then read it, and pass the page to
     /// [`DeliveryWindow::handle_page`].
     Read {
-        /// The page begins after this number.
-        after: Sequence,
+        /// The page begins after this place.
+        after: Position,
         /// The largest page.
         limit: ReadLimit,
     },
@@ -86,6 +88,7 @@ impl DeliveryWindow {
             in_flight_bytes: 0,
             backlog: VecDeque::new(),
             pushed: cursor.sequence,
+            known: cursor,
             phase: Phase::Lagging,
         }
     }
@@ -105,7 +108,7 @@ impl DeliveryWindow {
         }
         self.phase = Phase::Reading;
         let messages = READ_MESSAGES_MIN.max(WINDOW_MESSAGES_MAX - self.in_flight.len());
-        Step::Read { after: self.pushed, limit: ReadLimit { messages, bytes: READ_BYTES_MAX } }
+        Step::Read { after: self.known, limit: ReadLimit { messages, bytes: READ_BYTES_MAX } }
     }
 
     /// Returns whether [`Self::handle_appended`] may be called. Otherwise the
@@ -137,9 +140,12 @@ impl DeliveryWindow {
         }
     }
 
-    /// Takes messages that have been stored. Those that are known are dropped.
+    /// Takes messages that have been stored. Those that are known are dropped. If
+    /// one is missing, this and the rest are left to a read.
     pub(super) fn handle_appended(&mut self, messages: impl IntoIterator<Item = Arc<Message>>) {
-        messages.into_iter().for_each(|message| self.take(message));
+        if messages.into_iter().try_for_each(|message| self.take(message)).is_err() {
+            self.handle_lagged();
+        }
     }
 
     /// Takes note that messages may have been stored that do not come as events.
@@ -151,17 +157,26 @@ impl DeliveryWindow {
 
     /// Takes the outcome of a read. The subscription is older than the read, so
     /// after a complete page nothing is missing.
-    pub(super) fn handle_page(&mut self, page: Result<Page, Unavailable>, now: Instant) {
+    ///
+    /// # Errors
+    /// [`MissingMessages`] for a page with a gap. The read counts as failed from
+    /// there on, and is retried.
+    pub(super) fn handle_page(
+        &mut self,
+        page: Result<Page, Unavailable>,
+        now: Instant,
+    ) -> Result<(), MissingMessages> {
         if self.phase != Phase::Reading {
-            return;
+            return Ok(());
         }
-        self.phase = match page {
-            Ok(page) => {
-                page.messages.into_iter().for_each(|message| self.take(message));
-                if page.complete { Phase::CaughtUp } else { Phase::Lagging }
-            }
-            Err(Unavailable) => Phase::Failed { retry_at: now + RETRY_AFTER },
-        };
+        self.phase = Phase::Failed { retry_at: now + RETRY_AFTER };
+        let Ok(page) = page else { return Ok(()) };
+        if let Some(start) = page.starts_after.filter(|start| start.sequence >= self.known.sequence) {
+            self.known = start;
+        }
+        page.messages.into_iter().try_for_each(|message| self.take(message))?;
+        self.phase = if page.complete { Phase::CaughtUp } else { Phase::Lagging };
+        Ok(())
     }
 
     /// Takes an acknowledgement of everything up to `sequence`. Returns its
@@ -188,11 +203,18 @@ impl DeliveryWindow {
         self.backlog = VecDeque::new();
     }
 
-    fn take(&mut self, message: Arc<Message>) {
-        let known = self.backlog.back().map_or(self.pushed, |last| last.position.sequence);
-        if self.is_receiving() && message.position.sequence > known {
-            self.backlog.push_back(message);
+    /// Puts a message into the backlog, unless it is known.
+    fn take(&mut self, message: Arc<Message>) -> Result<(), MissingMessages> {
+        let position = message.position;
+        if !self.is_receiving() || position.sequence <= self.known.sequence {
+            return Ok(());
         }
+        if !position.follows(self.known) {
+            return Err(MissingMessages { after: self.known, before: position });
+        }
+        self.known = position;
+        self.backlog.push_back(message);
+        Ok(())
     }
 
     fn next_push(&mut self) -> Option<Arc<Message>> {
@@ -214,6 +236,25 @@ impl DeliveryWindow {
     }
 }
 
+/// Messages of an inbox that were not delivered to the window, between two that
+/// were.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct MissingMessages {
+    /// The last message before the gap.
+    pub(super) after: Position,
+    /// The first message behind the gap.
+    pub(super) before: Position,
+}
+
+impl MissingMessages {
+    /// Logs the gap.
+    pub(super) fn report(self, account: &Account) {
+        let (user, count) = (&account.name, self.before.messages.saturating_sub(self.after.messages + 1));
+        let (after, before) = (self.after.sequence, self.before.sequence);
+        tracing::error!(%user, count, %after, %before, "messages missing in a page");
+    }
+}
+
 /// An `ack` of a number above all that were pushed on this connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("nothing above {highest} was pushed")]
@@ -226,24 +267,30 @@ pub struct NeverPushed {
 mod tests {
     use super::*;
 
+    /// The place of a message, if every number is used.
+    fn at(sequence: u64) -> Position {
+        Position { sequence: Sequence(sequence), messages: sequence, bytes: 0 }
+    }
+
     fn message(sequence: u64, bytes: usize) -> Arc<Message> {
-        Arc::new(Message {
-            position: Position { sequence: Sequence(sequence), messages: sequence, bytes: 0 },
-            sender: None,
-            time_ms: 0,
-            text: "x".repeat(bytes).into(),
-        })
+        Arc::new(Message { position: at(sequence), sender: None, time_ms: 0, text: "x".repeat(bytes).into() })
     }
 
     fn page(sequences: impl IntoIterator<Item = u64>, complete: bool) -> Result<Page, Unavailable> {
-        Ok(Page { messages: sequences.into_iter().map(|n| message(n, 1)).collect(), complete, ..Page::default() })
+        let messages = sequences.into_iter().map(|n| message(n, 1)).collect();
+        Ok(Page { messages, complete, ..Page::default() })
+    }
+
+    /// A page with more behind it.
+    fn part(messages: Vec<Arc<Message>>) -> Page {
+        Page { messages, ..Page::default() }
     }
 
     fn caught_up() -> (DeliveryWindow, Instant) {
         let now = Instant::now();
         let mut window = DeliveryWindow::new(Position::default());
         assert!(matches!(window.step(now), Step::Read { .. }));
-        window.handle_page(page([], true), now);
+        window.handle_page(page([], true), now).unwrap();
         (window, now)
     }
 
@@ -259,10 +306,10 @@ mod tests {
     #[test]
     fn it_reads_after_the_cursor_before_anything_else() {
         let now = Instant::now();
-        let cursor = Position { sequence: Sequence(41), ..Position::default() };
+        let cursor = Position { messages: 7, ..at(41) };
         let mut window = DeliveryWindow::new(cursor);
         let limit = ReadLimit { messages: WINDOW_MESSAGES_MAX, bytes: READ_BYTES_MAX };
-        assert_eq!(window.step(now), Step::Read { after: Sequence(41), limit });
+        assert_eq!(window.step(now), Step::Read { after: cursor, limit });
         assert_eq!(window.step(now), Step::Wait, "one read at a time");
         assert!(!window.wants_messages());
     }
@@ -272,13 +319,13 @@ mod tests {
         let now = Instant::now();
         let mut window = DeliveryWindow::new(Position::default());
         window.step(now);
-        window.handle_page(page([3, 5], true), now);
-        assert_eq!(pushes(&mut window, now), [3, 5]);
+        window.handle_page(page([1, 2], true), now).unwrap();
+        assert_eq!(pushes(&mut window, now), [1, 2]);
         assert!(window.wants_messages());
-        for sequence in [3, 5, 8] {
+        for sequence in 1..=3 {
             window.handle_appended([message(sequence, 1)]);
         }
-        assert_eq!(pushes(&mut window, now), [8]);
+        assert_eq!(pushes(&mut window, now), [3]);
     }
 
     #[test]
@@ -308,13 +355,68 @@ mod tests {
     #[test]
     fn an_ack_above_what_was_pushed_counts_for_nothing() {
         let (mut window, now) = caught_up();
-        window.handle_appended([message(7, 1)]);
+        window.handle_appended([message(1, 1)]);
         pushes(&mut window, now);
-        assert_eq!(window.handle_ack(Sequence(8)), Err(NeverPushed { highest: Sequence(7) }));
+        assert_eq!(window.handle_ack(Sequence(2)), Err(NeverPushed { highest: Sequence(1) }));
         assert!(window.awaits_ack());
-        assert_eq!(window.handle_ack(Sequence(6)), Ok(None));
-        assert_eq!(window.handle_ack(Sequence(7)).unwrap().unwrap().sequence, Sequence(7));
-        assert_eq!(window.handle_ack(Sequence(7)), Ok(None), "twice is nothing new");
+        assert_eq!(window.handle_ack(Sequence(0)), Ok(None));
+        assert_eq!(window.handle_ack(Sequence(1)), Ok(Some(at(1))));
+        assert_eq!(window.handle_ack(Sequence(1)), Ok(None), "twice is nothing new");
+    }
+
+    #[test]
+    fn numbers_with_gaps_are_no_missing_messages() {
+        let now = Instant::now();
+        let numbered = |sequence, messages| {
+            let position = Position { sequence: Sequence(sequence), messages, bytes: 0 };
+            Arc::new(Message { position, sender: None, time_ms: 0, text: "".into() })
+        };
+        let mut window = DeliveryWindow::new(Position { sequence: Sequence(41), messages: 7, bytes: 0 });
+        window.step(now);
+        let page = Page { complete: true, ..part(vec![numbered(50, 8), numbered(60, 9)]) };
+        window.handle_page(Ok(page), now).unwrap();
+        assert_eq!(pushes(&mut window, now), [50, 60]);
+        window.handle_appended([numbered(61, 10), numbered(99, 11)]);
+        assert_eq!(pushes(&mut window, now), [61, 99]);
+    }
+
+    #[test]
+    fn event_behind_a_gap_is_left_to_a_read() {
+        let (mut window, now) = caught_up();
+        window.handle_appended([message(1, 1), message(3, 1), message(4, 1)]);
+        assert!(!window.wants_messages());
+        assert_eq!(pushes(&mut window, now), [1], "the last step was the read");
+        window.handle_page(page([2, 3], true), now).unwrap();
+        window.handle_appended([message(3, 1), message(4, 1)]);
+        assert_eq!(pushes(&mut window, now), [2, 3, 4]);
+    }
+
+    #[test]
+    fn page_with_a_gap_is_retried_and_never_skipped() {
+        for (numbers, before) in [(&[1, 2, 4][..], &[1, 2][..]), (&[3, 4], &[])] {
+            let now = Instant::now();
+            let mut window = DeliveryWindow::new(Position::default());
+            window.step(now);
+            let missing = window.handle_page(page(numbers.iter().copied(), true), now).unwrap_err();
+            let last = before.last().map_or(Position::default(), |last| at(*last));
+            assert_eq!(missing.after, last);
+            assert_eq!(pushes(&mut window, now), before);
+            assert!(!window.wants_messages());
+            let retry_at = window.retry_at().unwrap();
+            assert!(matches!(window.step(retry_at), Step::Read { after, .. } if after == last));
+            window.handle_page(page(last.sequence.0 + 1..=4, true), retry_at).unwrap();
+            assert_eq!(pushes(&mut window, retry_at), (last.sequence.0 + 1..=4).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn page_may_start_after_a_later_cursor() {
+        let now = Instant::now();
+        let mut window = DeliveryWindow::new(at(2));
+        window.step(now);
+        let start = Page { starts_after: Some(at(7)), ..part(vec![message(8, 1)]) };
+        window.handle_page(Ok(start), now).unwrap();
+        assert_eq!(pushes(&mut window, now), [8]);
     }
 
     /// A long queue of texts of `bytes`, and a reader with a full window that has
@@ -342,8 +444,9 @@ mod tests {
                     Step::Read { after, limit } => {
                         self.reads += 1;
                         let count = limit.messages.min(limit.bytes / self.bytes).max(1) as u64;
-                        let messages = (1..=count).map(|n| message(after.0 + n, self.bytes)).collect();
-                        self.window.handle_page(Ok(Page { messages, ..Page::default() }), self.now);
+                        let messages =
+                            (1..=count).map(|n| message(after.sequence.0 + n, self.bytes)).collect();
+                        self.window.handle_page(Ok(part(messages)), self.now).unwrap();
                     }
                 }
             }
@@ -385,7 +488,7 @@ mod tests {
         window.handle_lagged();
         assert!(!window.wants_messages());
         let Step::Read { after, .. } = window.step(now) else { panic!("no read") };
-        assert_eq!(after, Sequence(1));
+        assert_eq!(after, at(1));
     }
 
     #[test]
@@ -394,11 +497,11 @@ mod tests {
         let mut window = DeliveryWindow::new(Position::default());
         let Step::Read { limit, .. } = window.step(now) else { panic!("no read") };
         assert_eq!(limit, ReadLimit { messages: WINDOW_MESSAGES_MAX, bytes: 64 * 1024 });
-        let page = Page { messages: vec![message(1, 60_000)], ..Page::default() };
-        window.handle_page(Ok(page), now);
+        let page = part(vec![message(1, 60_000)]);
+        window.handle_page(Ok(page), now).unwrap();
         assert!(matches!(window.step(now), Step::Push(_)));
         let Step::Read { after, limit } = window.step(now) else { panic!("no read") };
-        assert_eq!((after, limit.bytes), (Sequence(1), 64 * 1024), "the window has room for more");
+        assert_eq!((after, limit.bytes), (at(1), 64 * 1024), "the window has room for more");
     }
 
     #[test]
@@ -416,7 +519,7 @@ mod tests {
                 Step::Push(message) => pushed.push(message.position.sequence.0),
                 Step::Read { .. } => {
                     let messages = pages.pop_front().unwrap();
-                    window.handle_page(Ok(Page { messages, ..Page::default() }), now);
+                    window.handle_page(Ok(part(messages)), now).unwrap();
                 }
                 Step::Wait => break,
             }
@@ -430,7 +533,7 @@ mod tests {
         let now = Instant::now();
         let mut window = DeliveryWindow::new(Position::default());
         window.step(now);
-        window.handle_page(Err(Unavailable), now);
+        window.handle_page(Err(Unavailable), now).unwrap();
         assert_eq!(window.step(now), Step::Wait);
         let retry_at = window.retry_at().unwrap();
         assert_eq!(retry_at, now + RETRY_AFTER);
@@ -446,7 +549,7 @@ mod tests {
         window.end();
         assert_eq!(window.step(now), Step::Wait);
         window.handle_appended([message(3, 1)]);
-        window.handle_page(page([4], true), now);
+        window.handle_page(page([4], true), now).unwrap();
         assert_eq!(window.step(now), Step::Wait);
         assert_eq!(window.handle_ack(Sequence(1)).unwrap().unwrap().sequence, Sequence(1));
     }

@@ -73,7 +73,9 @@ impl Reception {
             if let Some(read) = &mut self.read {
                 let page = ready!(Pin::new(read).poll(cx));
                 self.read = None;
-                self.window.handle_page(page, now);
+                if let Err(missing) = self.window.handle_page(page, now) {
+                    missing.report(&self.account);
+                }
                 continue;
             }
             if !self.window.wants_messages() {

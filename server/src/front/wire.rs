@@ -519,7 +519,7 @@ mod tests {
     use std::net::{IpAddr, Ipv4Addr};
     use std::sync::Arc;
 
-    use hark_protocol::{Sequence, UserName};
+    use hark_protocol::UserName;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufWriter, DuplexStream};
     use tokio::task::JoinHandle;
 
@@ -527,7 +527,7 @@ mod tests {
     use crate::chat::{Chat, Control};
     use crate::config::Cli;
     use crate::shard::{ShardConfig, ShardStore};
-    use crate::store::{ReadLimit, Store as _};
+    use crate::store::{Position, ReadLimit, Store as _};
 
     const PING: &[u8] = b"\0\0\0\x13\0\0\0\x07ping\0\0\0\0\0\0\0\0\0\0\0";
     const OK: &[u8] = b"\0\0\0\x13\0\0\0\x07ok\0\0\0\0\0\0\0\0\0\0\0\0\0";
@@ -591,7 +591,11 @@ mod tests {
             drop(client);
             serving.await.unwrap().unwrap();
             let limit = ReadLimit { messages: 1, bytes: 1 };
-            assert_eq!(store.read(&account, Sequence(0), limit).await.unwrap().messages, [], "{shown:?}");
+            assert_eq!(
+                store.read(&account, Position::default(), limit).await.unwrap().messages,
+                [],
+                "{shown:?}"
+            );
         }
     }
 

@@ -33,7 +33,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use hark_protocol::{Sequence, SessionToken, UserName};
+use hark_protocol::{SessionToken, UserName};
 
 use self::commit::{Closed, Committer};
 use self::directory::Directory;
@@ -232,7 +232,7 @@ impl Store for ShardStore {
 
     /// Reads on a thread of the runtime that may block; without a runtime on
     /// the caller's.
-    fn read(&self, account: &Account, after: Sequence, limit: ReadLimit) -> Pending<Page> {
+    fn read(&self, account: &Account, after: Position, limit: ReadLimit) -> Pending<Page> {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
             return Pending::ready(self.shared.readers.read(account, after, limit));
         };

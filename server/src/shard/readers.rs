@@ -29,12 +29,12 @@ impl Readers {
     pub(super) fn read(
         &self,
         account: &Account,
-        after: Sequence,
+        after: Position,
         limit: ReadLimit,
     ) -> Result<Page, Unavailable> {
         let reader = self.reader.read().unwrap_or_else(PoisonError::into_inner).clone();
         let reader = reader.ok_or(Unavailable)?;
-        let from = after.max(self.cursors.get(account.incarnation).sequence);
+        let from = after.sequence.max(self.cursors.get(account.incarnation).sequence);
         let read = read_page(&*reader, account.incarnation, from, limit);
         let mut page = read.map_err(|error| {
             tracing::error!(%error, account = %account.name, "messages cannot be read");
@@ -42,7 +42,7 @@ impl Readers {
         })?;
         // After the read: see there.
         let cursor = self.cursors.get(account.incarnation);
-        if cursor.sequence > after {
+        if cursor.sequence > after.sequence {
             page.messages.retain(|message| message.position.sequence > cursor.sequence);
             page.starts_after = page.starts_after.filter(|gap| gap.sequence > cursor.sequence).or(Some(cursor));
         }

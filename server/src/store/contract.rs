@@ -81,7 +81,7 @@ pub(crate) fn number(outcome: Result<Outcome, Unavailable>) -> Sequence {
 }
 
 pub(crate) async fn read(store: &dyn Store, account: &Account) -> Vec<Arc<Message>> {
-    let page = store.read(account, Sequence(0), ALL).await.unwrap();
+    let page = store.read(account, Position::default(), ALL).await.unwrap();
     assert!(page.complete);
     page.messages
 }
@@ -172,17 +172,17 @@ pub(crate) async fn a_page_is_bounded_in_messages_and_bytes_but_has_at_least_one
     }
     let page = async |after, messages, bytes| {
         let page = store.read(&bob, after, ReadLimit { messages, bytes }).await.unwrap();
-        let last = page.messages.last().map(|m| m.position.sequence);
+        let last = page.messages.last().map(|m| m.position);
         (page.messages.len(), page.complete, last.unwrap_or(after))
     };
-    let (count, complete, after) = page(Sequence(0), 10, 2).await;
+    let (count, complete, after) = page(Position::default(), 10, 2).await;
     assert_eq!((count, complete), (1, false));
     let (count, complete, after) = page(after, 10, 2).await;
     assert_eq!((count, complete), (2, false));
     let (count, complete, after) = page(after, 1, 10).await;
     assert_eq!((count, complete), (1, true));
     assert_eq!(page(after, 10, 10).await, (0, true, after));
-    let (count, complete, _) = page(Sequence(0), 2, 100).await;
+    let (count, complete, _) = page(Position::default(), 2, 100).await;
     assert_eq!((count, complete), (2, false));
 }
 
@@ -431,6 +431,35 @@ pub(crate) async fn who_does_not_take_what_is_stored_lags_and_misses_nothing(hom
     assert_eq!(texts(&*store, &bob).await.len(), BUFFERED_MESSAGES_MAX + 1);
 }
 
+/// A receiver that was taken over may acknowledge what its successor reads.
+pub(crate) async fn page_after_a_later_cursor_says_where_it_starts(home: &dyn Home) {
+    let store = home.open(WIDE);
+    let bob = create(&*store, "bob").await;
+    let mut last = Position::default();
+    for n in 0..4 {
+        stored(&*store, text("bob", &n.to_string())).await;
+    }
+    let messages = read(&*store, &bob).await;
+    for message in &messages {
+        assert!(message.position.follows(last), "{message:?} after {last:?}");
+        last = message.position;
+    }
+    let receiver = store.receive(&bob).await.unwrap().unwrap();
+    store.acknowledge(&bob, messages[1].position);
+    let latter = store.receive(&bob).await.unwrap().unwrap();
+    assert_eq!(latter.cursor(), messages[1].position);
+    // The acknowledgement is durable once something behind it is.
+    create(&*store, "amy").await;
+    stored(&*store, text("amy", "x")).await;
+    let page = store.read(&bob, receiver.cursor(), ALL).await.unwrap();
+    assert_eq!(page.messages, messages[2..]);
+    let start = page.starts_after.expect("it starts later than was asked for");
+    assert!(start.sequence >= messages[1].position.sequence);
+    assert!(messages[2].position.follows(start));
+    let page = store.read(&bob, messages[2].position, ALL).await.unwrap();
+    assert_eq!((page.starts_after, &*page.messages), (None, &messages[3..]));
+}
+
 pub(crate) async fn a_later_receiver_takes_over_from_the_former(home: &dyn Home) {
     let store = home.open(WIDE);
     let bob = create(&*store, "bob").await;
@@ -468,7 +497,7 @@ pub(crate) async fn what_was_acknowledged_before_the_receiver_went_is_not_receiv
     for round in 0..100 {
         stored(&*store, text("bob", "x")).await;
         let former = store.receive_if_free(&bob).await.unwrap().expect("nobody receives");
-        let page = store.read(&bob, former.cursor().sequence, ALL).await.unwrap();
+        let page = store.read(&bob, former.cursor(), ALL).await.unwrap();
         let others: Vec<_> = (0..500).map(|_| store.append(text("eve", "y"))).collect();
         let latter = store.receive_if_free(&bob);
         // At one moment or another of its decision, which these take up.
@@ -529,7 +558,7 @@ pub(crate) async fn what_is_under_way_is_decided_when_it_closes_and_nothing_afte
     assert_eq!(store.create(&name("amy"), None).await, Err(Unavailable));
     assert_eq!(store.delete(&bob).await, Err(Unavailable));
     assert_eq!(store.open_session(&token("s"), None).await, Err(Unavailable));
-    assert_eq!(store.read(&bob, Sequence(0), ALL).await, Err(Unavailable));
+    assert_eq!(store.read(&bob, Position::default(), ALL).await, Err(Unavailable));
     assert!(store.receive(&bob).await.is_err());
     assert!(store.account(&name("bob")).await.is_err());
     assert!(store.names(None, 1).await.is_err());
@@ -579,6 +608,7 @@ macro_rules! contract_suite {
             a_session_is_opened_after_everything_that_was_appended_before
             who_follows_gets_what_is_stored_from_then_on
             who_does_not_take_what_is_stored_lags_and_misses_nothing
+            page_after_a_later_cursor_says_where_it_starts
             a_later_receiver_takes_over_from_the_former
             who_receives_only_if_nobody_does_takes_over_from_nobody
             what_was_acknowledged_before_the_receiver_went_is_not_received_again

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::poll;
-use hark_protocol::{Code, Sequence};
+use hark_protocol::Code;
 
 use super::super::kept::Failure;
 use super::super::watchdog::Deadlines;
@@ -14,7 +14,9 @@ use crate::log::Durability;
 use crate::store::contract::{
     ALL, WIDE, create, name, next_event, number, queued, read, send, stored, text, texts, token,
 };
-use crate::store::{Append, Created, End, Event, Fence, Outcome, Pending, ReadLimit, Store, Unavailable};
+use crate::store::{
+    Append, Created, End, Event, Fence, Outcome, Pending, Position, ReadLimit, Store, Unavailable,
+};
 
 /// Waits until the store has recovered.
 async fn recovered(store: &ShardStore) {
@@ -78,7 +80,7 @@ async fn messages_of_one_commit_are_read_from_any_place() {
     for (place, message) in all.iter().enumerate() {
         assert_eq!(message.position.messages, place as u64 + 1);
         let limit = ReadLimit { messages: 7, bytes: usize::MAX };
-        let page = store.read(&bob, message.position.sequence, limit).await.unwrap();
+        let page = store.read(&bob, message.position, limit).await.unwrap();
         assert!(page.messages.iter().eq(all[place + 1..].iter().take(7)), "after {place}");
         assert_eq!(page.complete, place + 1 + 7 >= all.len());
     }
@@ -192,7 +194,7 @@ async fn store_is_unavailable_until_it_has_recovered() {
     assert!(fence.is_closed());
     assert!(store.receive(&bob).await.is_err());
     assert_eq!(store.delete(&bob).await, Err(Unavailable));
-    assert_eq!(store.read(&bob, Sequence(0), ALL).await, Err(Unavailable));
+    assert_eq!(store.read(&bob, Position::default(), ALL).await, Err(Unavailable));
     assert_eq!(store.names(None, 9).await.unwrap(), [name("bob")]);
     faults.fail_opens(false);
     recovered(&store).await;

@@ -2,15 +2,13 @@
 
 use std::sync::Arc;
 
-use hark_protocol::Sequence;
-
 use super::super::kept::Kept;
 use super::super::{ShardConfig, ShardStore};
 use super::{KeptOpener, config, faulty};
 use crate::ledger::Gap;
 use crate::log::Block;
 use crate::store::contract::{ALL, WIDE, create, read, stored, text, texts};
-use crate::store::{Account, Message, ReadLimit, Store, Unavailable};
+use crate::store::{Account, Message, Position, ReadLimit, Store, Unavailable};
 
 /// A store with five messages for bob, each in a block of its own.
 async fn five_messages() -> (ShardStore, Arc<Kept>, Account, Vec<Arc<Message>>) {
@@ -43,13 +41,13 @@ async fn numbers_begin_after_the_configured_one() {
 async fn gap_is_skipped_and_the_counts_go_on() {
     let (store, kept, bob, messages) = five_messages().await;
     let store = drop_message(store, &kept, &bob, &messages[2]).await;
-    let page = store.read(&bob, Sequence(0), ALL).await.unwrap();
+    let page = store.read(&bob, Position::default(), ALL).await.unwrap();
     assert_eq!((page.messages.len(), page.complete, page.starts_after), (2, false, None));
-    let page = store.read(&bob, messages[1].position.sequence, ALL).await.unwrap();
+    let page = store.read(&bob, messages[1].position, ALL).await.unwrap();
     assert_eq!((page.complete, page.starts_after), (true, Some(messages[2].position)));
     assert_eq!(page.messages, messages[3..]);
     let none = ReadLimit { messages: 1, bytes: 0 };
-    let page = store.read(&bob, messages[1].position.sequence, none).await.unwrap();
+    let page = store.read(&bob, messages[1].position, none).await.unwrap();
     assert_eq!((page.messages.len(), page.complete), (1, false));
 }
 
@@ -57,11 +55,11 @@ async fn gap_is_skipped_and_the_counts_go_on() {
 async fn gap_at_the_end_completes_a_page() {
     let (store, kept, bob, messages) = five_messages().await;
     let store = drop_message(store, &kept, &bob, &messages[4]).await;
-    let page = store.read(&bob, messages[3].position.sequence, ALL).await.unwrap();
+    let page = store.read(&bob, messages[3].position, ALL).await.unwrap();
     assert_eq!((page.messages.len(), page.complete), (0, true));
     assert_eq!(page.starts_after, Some(messages[4].position));
     stored(&*store, text("bob", "6")).await;
-    let last = store.read(&bob, messages[4].position.sequence, ALL).await.unwrap().messages;
+    let last = store.read(&bob, messages[4].position, ALL).await.unwrap().messages;
     assert_eq!(last[0].position.messages, 6);
 }
 
@@ -74,9 +72,9 @@ async fn malformed_block_is_unavailable_behind_the_messages_before() {
     kept.replace_block(&block);
     let opener = KeptOpener { kept };
     let store = ShardStore::open(Arc::new(opener), config(WIDE)).unwrap();
-    let page = store.read(&bob, Sequence(0), ALL).await.unwrap();
+    let page = store.read(&bob, Position::default(), ALL).await.unwrap();
     assert_eq!((page.messages.len(), page.complete), (2, false));
-    assert_eq!(store.read(&bob, messages[1].position.sequence, ALL).await, Err(Unavailable));
+    assert_eq!(store.read(&bob, messages[1].position, ALL).await, Err(Unavailable));
 }
 
 #[tokio::test]
@@ -86,10 +84,10 @@ async fn acknowledged_messages_are_skipped_knowingly() {
     // Something that is synced follows.
     stored(&store, text("bob", "6")).await;
     assert_eq!(kept.blocks().len(), 2);
-    let page = store.read(&bob, messages[0].position.sequence, ALL).await.unwrap();
+    let page = store.read(&bob, messages[0].position, ALL).await.unwrap();
     assert_eq!(page.starts_after, Some(messages[3].position));
     assert_eq!(page.messages[0].position.messages, messages[3].position.messages + 1);
     assert_eq!(texts(&store, &bob).await, ["5", "6"]);
-    let page = store.read(&bob, messages[3].position.sequence, ALL).await.unwrap();
+    let page = store.read(&bob, messages[3].position, ALL).await.unwrap();
     assert_eq!(page.starts_after, None);
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use hark_grpc::v1::chat_reply::Reply;
 use hark_grpc::v1::chat_request::Command;
 use hark_grpc::v1::{Error, Hello, Idempotency, SendRequest};
-use hark_protocol::{Sequence, SessionToken, UserName};
+use hark_protocol::{SessionToken, UserName};
 use hark_server::shard::{ShardConfig, ShardStore};
 use hark_server::store::{
     Account, AccountEntry, Append, Created, Decide, Outcome, Page, PasswordHash, Pending, Position,
@@ -77,7 +77,7 @@ impl Store for Failing {
         self.store.receive_if_free(account)
     }
 
-    fn read(&self, account: &Account, after: Sequence, limit: ReadLimit) -> Pending<Page> {
+    fn read(&self, account: &Account, after: Position, limit: ReadLimit) -> Pending<Page> {
         self.store.read(account, after, limit)
     }
 
