@@ -112,17 +112,22 @@ impl Driver {
 
     /// Ends the frame and begins the next. Returns whether it had to be appended.
     fn next_frame(&mut self) -> bool {
+        let is_appended = self.end_frame();
+        self.ledger.begin(self.context, &mut self.changes);
+        is_appended
+    }
+
+    fn end_frame(&mut self) -> bool {
         let frame = self.ledger.finish(&mut self.changes);
         let is_appended = frame.is_some();
         self.frames.extend(frame);
         self.changes.effects.clear();
-        self.ledger.begin(self.context, &mut self.changes);
         is_appended
     }
 
     /// Appends a piece of a checkpoint, a small one.
     fn checkpoint(&mut self) {
-        self.next_frame();
+        self.end_frame();
         let checkpoint = self.checkpoint.get_or_insert_default();
         let piece = checkpoint.next_piece_of(60, &self.ledger, &mut self.changes);
         if checkpoint.is_complete() {
@@ -153,6 +158,7 @@ impl Driver {
     #[track_caller]
     fn check_replay(&mut self) {
         // The begin of a frame may forget sessions.
+        self.next_frame();
         while self.next_frame() {}
         let expected = state(&self.ledger);
         assert_eq!(state(&self.replayed(1)), expected);
