@@ -59,8 +59,9 @@ const SEGMENT_BYTES: u64 = 64 << 20;
 /// segments, and than this many times the checkpoint.
 const DUE_SEGMENTS: u64 = 2;
 const DUE_CHECKPOINTS: u64 = 3;
-/// The reserve of free space, in segments and in checkpoints.
-const RESERVE_SEGMENTS: u64 = 2;
+/// The reserve of free space, in segments and in checkpoints: two segments, and the
+/// one that an open begins.
+const RESERVE_SEGMENTS: u64 = 3;
 const RESERVE_CHECKPOINTS: u64 = 2;
 
 /// Opens the log of a store's folder.

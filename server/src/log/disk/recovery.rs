@@ -16,6 +16,9 @@ use super::segment::{Segment, Slot};
 use super::slots::{self, Survey};
 use crate::log::OpenError;
 
+/// A segment that is filled to less than this part of it is carried whole.
+const CARRIED_WHOLE_DIVISOR: u64 = 8;
+
 /// The replay of a shard.
 pub(super) type Replay<'a> = dyn FnMut(&[u8]) -> Result<(), OpenError> + 'a;
 
@@ -36,8 +39,8 @@ pub(super) struct Recovered {
     pub(super) index: IndexBuilder,
     /// Files that hold no segment of the log, blank ones first.
     pub(super) blank: Vec<Slot>,
-    /// Files whose segment was freed.
-    pub(super) freed: Vec<Slot>,
+    /// Files whose segment was freed, and whether that is on stable storage.
+    pub(super) freed: Vec<(Slot, bool)>,
     /// The next number for the name of a file.
     pub(super) next_name: u64,
 }
@@ -91,6 +94,7 @@ pub(super) fn recover(storage: &dyn Storage, replay: &mut Replay<'_>) -> Result<
     let mut frames = Frames::new(&newest.bytes, header.salt, header.previous.link);
     let placed = scan_tail(&mut frames).map_err(|damage| recovery.damage(&newest.segment, damage))?;
     recovery.checkpoint = header.checkpoint;
+    recovery.synced = synced_before(&header, &placed);
     for frame in &placed {
         recovery.note_checkpoint(frame);
     }
@@ -103,14 +107,28 @@ pub(super) fn recover(storage: &dyn Storage, replay: &mut Replay<'_>) -> Result<
         recovery.replay_frame(frame, replay)?;
     }
     recovery.load_live(oldest)?;
-    let synced = placed.last().map_or(0, |last| last.frame.head.synced);
-    let doubtful = placed.partition_point(|frame| frame.frame.head.commit <= synced);
-    let (kept, doubtful) = placed.split_at(doubtful);
+    let (kept, doubtful) = placed.split_at(carried_from(&header, frames.offset, &placed));
     let previous = recovery.end_newest(&newest.segment, kept);
     let tail_start = (recovery.checkpoint.first.max(1) <= previous.link.commit).then_some(oldest);
     let ended = (!kept.is_empty()).then_some(previous);
     let carried = doubtful.iter().map(|frame| carry(frame, ended)).collect();
     Ok(recovery.finish(head, next_id, previous, carried, tail_start))
+}
+
+/// Returns the first frame of the newest segment, which ends at `end`, that is to be
+/// written again: the frames that may not be on stable storage, or all of them if
+/// they are few, so that a row of short runs does not take a segment each.
+fn carried_from(header: &Header, end: u64, placed: &[Placed<'_>]) -> usize {
+    if end - FRAMES_START <= header.size / CARRIED_WHOLE_DIVISOR {
+        return 0;
+    }
+    let synced = synced_before(header, placed);
+    placed.partition_point(|frame| frame.frame.head.commit <= synced)
+}
+
+/// Returns the last commit that was certainly synced.
+fn synced_before(header: &Header, placed: &[Placed<'_>]) -> u64 {
+    placed.last().map_or(header.previous.link.commit, |last| last.frame.head.synced)
 }
 
 /// Opens `HEAD` and looks at every file.
@@ -149,6 +167,10 @@ struct Recovery<'a> {
     /// Segments that the newest complete checkpoint relies on, and their ends.
     live: Option<Vec<(SegmentId, u64)>>,
     freed: BTreeSet<SegmentId>,
+    /// The last commit that was certainly synced.
+    synced: u64,
+    /// Segments that a later frame frees, and the newest one.
+    kept: BTreeSet<SegmentId>,
     index: IndexBuilder,
 }
 
@@ -165,6 +187,8 @@ impl<'a> Recovery<'a> {
             checkpoint: Checkpoint::default(),
             live: None,
             freed: BTreeSet::new(),
+            synced: 0,
+            kept: BTreeSet::new(),
             index: IndexBuilder::default(),
         }
     }
@@ -238,6 +262,9 @@ impl<'a> Recovery<'a> {
     fn replay_frame(&mut self, placed: &Placed<'_>, replay: &mut Replay<'_>) -> Result<(), OpenError> {
         let head = &placed.frame.head;
         self.freed.extend(&placed.meta.freed);
+        if head.commit > self.synced {
+            self.kept.extend(&placed.meta.freed);
+        }
         if head.commit == self.checkpoint.last
             && let Some(end) = &placed.meta.checkpoint
         {
@@ -304,6 +331,7 @@ impl<'a> Recovery<'a> {
     fn end_newest(&mut self, newest: &Use, kept: &[Placed<'_>]) -> Previous {
         let Some(last) = kept.last() else {
             self.uses.insert(newest.header.id, newest.clone());
+            self.kept.insert(newest.header.id);
             return newest.header.previous;
         };
         let Header { id, salt, .. } = newest.header;
@@ -321,6 +349,10 @@ impl<'a> Recovery<'a> {
         carried: Vec<CarriedFrame>,
         tail_start: Option<SegmentId>,
     ) -> Recovered {
+        // If the end of the checkpoint is lost, the one before it may need any of them.
+        let is_durable = self.checkpoint.last <= self.synced;
+        let is_free = |id: SegmentId| is_durable && !self.kept.contains(&id);
+        let freed = self.uses.into_values().map(|segment| (segment.slot, is_free(segment.header.id)));
         Recovered {
             head,
             next_id,
@@ -330,7 +362,7 @@ impl<'a> Recovery<'a> {
             tail_start,
             index: self.index,
             blank: self.blank,
-            freed: self.uses.into_values().map(|segment| segment.slot).collect(),
+            freed: freed.collect(),
             next_name: self.next_name,
         }
     }

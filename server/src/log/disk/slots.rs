@@ -82,7 +82,20 @@ struct State {
 }
 
 impl Spares {
-    pub(super) fn new(blank: Vec<Slot>, freed: Vec<Slot>, next_name: u64, segment_bytes: u64) -> Self {
+    /// From blank files and those whose segment was freed, which says whether one of
+    /// them may be written over at once.
+    pub(super) fn new(
+        mut blank: Vec<Slot>,
+        mut freed: Vec<(Slot, bool)>,
+        next_name: u64,
+        segment_bytes: u64,
+    ) -> Self {
+        if !blank.iter().any(|slot| slot.size == segment_bytes)
+            && let Some(at) = freed.iter().position(|(slot, is_free)| *is_free && slot.size == segment_bytes)
+        {
+            blank.push(freed.swap_remove(at).0);
+        }
+        let freed: Vec<_> = freed.into_iter().map(|(slot, _)| slot).collect();
         let bytes = blank.iter().chain(&freed).map(|slot| slot.size).sum::<u64>();
         let (blank, other): (Vec<_>, Vec<_>) =
             blank.into_iter().partition(|slot| slot.size == segment_bytes);

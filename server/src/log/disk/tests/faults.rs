@@ -2,8 +2,8 @@
 
 use super::model::{Run, SimOpener};
 use super::sim::{Fault, Unsynced, random};
-use crate::log::contract::{append, block, blocks, check, frame, open, records};
-use crate::log::{AppendError, Durability};
+use crate::log::contract::{append, block, blocks, check, frame, open, part, read};
+use crate::log::{AppendError, Durability, Log};
 
 const SEGMENT_BYTES: u64 = 20 << 10;
 const LARGER_BYTES: u64 = 64 << 10;
@@ -61,46 +61,65 @@ fn failed_log_refuses_appends() {
     check(&*open(&opener), 1, 0, &[block(1, 1, 1), block(1, 2, 2)]);
 }
 
-#[test]
-fn full_disk_refuses_frames_and_serves_the_rest() {
-    let opener = SimOpener::new(LARGER_BYTES);
-    opener.storage.set_capacity(Some(12 * LARGER_BYTES));
-    let mut log = open(&opener);
-    let mut number = 0;
-    let refused = loop {
-        number += 1;
+/// Fills a small disk with blocks of seven inboxes, until `is_full`.
+fn fill(log: &mut dyn Log, is_full: fn(&dyn Log, &Result<(), AppendError>) -> bool) {
+    for number in 1..10_000 {
         let mut one = block(number % 7, number, number);
         one.payload = vec![7; 500].into();
-        match log.append(blocks(vec![one]), Durability::Machine) {
-            Ok(()) => {}
-            Err(AppendError::NoSpace) => break number,
-            Err(AppendError::Failed(error)) => panic!("{error}"),
+        let result = log.append(blocks(vec![one]), Durability::Machine);
+        if is_full(log, &result) {
+            assert!(number > 500, "{number}");
+            return;
         }
-    };
-    assert!(refused > 100);
-    assert!(log.is_low_on_space());
-    for inbox in 0..7 {
-        assert!(crate::log::contract::read(&*log.reader(), inbox, 0).unwrap().len() >= 10);
+        result.unwrap();
     }
-    // A restart needs what is left.
-    drop(log);
-    let mut log = open(&opener);
+    panic!("the disk is never full");
+}
+
+/// Releases most blocks, and appends checkpoints until their space is free again.
+fn empty(log: &mut dyn Log) {
+    for inbox in 0..7 {
+        assert!(read(&*log.reader(), inbox, 0).unwrap().len() > 50);
+    }
     for inbox in 0..6 {
         log.release(inbox, u64::MAX);
     }
-    // Small frames go on, and a checkpoint lets go of the segments.
-    let mut appended = 0;
-    for round in 0..200 {
-        let part = crate::log::contract::part("state", round % 2 == 0, round % 2 == 1);
-        match log.append(part, Durability::Machine) {
-            Ok(()) => appended += 1,
-            Err(AppendError::NoSpace) => {}
-            Err(AppendError::Failed(error)) => panic!("{error}"),
-        }
+    for round in 0..100 {
+        append(log, part("state", round % 2 == 0, round % 2 == 1));
     }
-    assert!(appended > 100, "{appended}");
-    append(&mut *log, records("more"));
-    append(&mut *log, frame(9, 10_000));
+    append(log, frame(9, 10_000));
     assert!(!log.is_low_on_space());
     assert!(log.usage().file_bytes < 8 * LARGER_BYTES, "{:?}", log.usage());
+    check(log, 9, 0, &[block(9, 10_000, 10_000)]);
+    assert!(read(&*log.reader(), 6, 0).unwrap().len() > 50);
+}
+
+fn small_disk() -> SimOpener {
+    let opener = SimOpener::new(LARGER_BYTES);
+    opener.storage.set_capacity(Some(12 * LARGER_BYTES));
+    opener
+}
+
+#[test]
+fn reserve_is_enough_for_a_restart_and_checkpoints() {
+    let opener = small_disk();
+    let mut log = open(&opener);
+    fill(&mut *log, |log, _| log.is_low_on_space());
+    for _ in 0..5 {
+        drop(log);
+        log = open(&opener);
+        assert!(log.is_low_on_space());
+    }
+    empty(&mut *log);
+}
+
+#[test]
+fn refused_frame_leaves_the_log_usable() {
+    let opener = small_disk();
+    let mut log = open(&opener);
+    fill(&mut *log, |_, result| matches!(result, Err(AppendError::NoSpace)));
+    opener.storage.set_capacity(Some(14 * LARGER_BYTES));
+    empty(&mut *log);
+    drop(log);
+    check(&*open(&opener), 9, 0, &[block(9, 10_000, 10_000)]);
 }
