@@ -354,8 +354,8 @@ impl Engine {
     async fn receive(&mut self, incoming: Incoming<Reply>) -> Result<(), LinkError> {
         match (incoming.id, incoming.message) {
             (Some(id), Ok(reply)) => self.receive_reply(id, reply).await,
-            (Some(id), Err(unreadable)) => {
-                self.outbox.reply_unreadable(id, &unreadable);
+            (Some(id), Err(malformed)) => {
+                self.outbox.reply_unreadable(id, &malformed.refusal);
                 Ok(())
             }
             (None, Ok(Reply::String(delivery))) => {

@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytestring::ByteString;
-use hark_protocol::{Password, Request, UserName};
+use hark_protocol::{Password, Request, Sequence, UserName};
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
@@ -211,7 +211,8 @@ impl Handle {
 }
 
 /// A send under way: a future of its outcome. `Ok` means that the message is
-/// on stable storage. Dropping it does not take the message back.
+/// on stable storage, and carries its number if the server says it. Dropping
+/// the receipt does not take the message back.
 #[derive(Debug)]
 #[must_use = "the outcome of a send is not known before it is awaited"]
 pub struct Receipt {
@@ -225,10 +226,12 @@ impl Receipt {
 }
 
 impl Future for Receipt {
-    type Output = Result<(), RequestError>;
+    type Output = Result<Option<Sequence>, RequestError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let ended = Pin::new(&mut self.answer).poll(cx);
-        ended.map(|outcome| outcome.unwrap_or(Err(RequestError::closed())).map(drop))
+        ended.map(|outcome| {
+            outcome.unwrap_or(Err(RequestError::closed())).map(|answer| answer.fields.as_stored())
+        })
     }
 }

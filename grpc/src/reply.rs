@@ -1,7 +1,8 @@
 //! Replies: from a [`Reply`] to a [`ChatReply`], and back for the client.
 
 use hark_protocol::{
-    ByeReason, Code, Delivery, Failure, Frame, Incoming, OkFields, Refusal, RequestId, Sequence, UserName,
+    ByeReason, Code, Delivery, Failure, Frame, Incoming, Malformed, OkFields, Refusal, RequestId, Sequence,
+    UserName,
 };
 
 use crate::v1::chat_reply::Reply;
@@ -50,7 +51,7 @@ pub fn incoming(reply: ChatReply) -> Incoming<hark_protocol::Reply> {
         Some(reply) => reply.try_into(),
         None => Err(bad_reply("there is no reply that this client knows")),
     };
-    Frame::new(RequestId::new(reply.id), message)
+    Frame::new(RequestId::new(reply.id), message.map_err(Malformed::from))
 }
 
 impl TryFrom<Reply> for hark_protocol::Reply {
@@ -58,7 +59,8 @@ impl TryFrom<Reply> for hark_protocol::Reply {
 
     fn try_from(reply: Reply) -> Result<Self, Refusal> {
         Ok(match reply {
-            Reply::Ok(Done {}) => Self::Ok(OkFields::none()),
+            Reply::Ok(Done { sequence: None }) => Self::Ok(OkFields::none()),
+            Reply::Ok(Done { sequence: Some(sequence) }) => Self::Ok(OkFields::stored(Sequence(sequence))),
             Reply::Hello(Opened { version, frame_bytes_max }) => {
                 let bytes = usize::try_from(frame_bytes_max).unwrap_or(usize::MAX);
                 Self::Ok(OkFields::hello(version, bytes))
@@ -76,10 +78,7 @@ impl TryFrom<Reply> for hark_protocol::Reply {
                 Some(reason) => Self::Bye(reason),
                 None => return Err(bad_reply("this reason of a bye is not known")),
             },
-            Reply::NotOk(NotOk { code, explanation, .. }) => match Code::parse(&code) {
-                Some(code) => Self::NotOk(Refusal::new(code, explanation)),
-                None => return Err(bad_reply("this code of a notok is not known")),
-            },
+            Reply::NotOk(NotOk { code, explanation, .. }) => Self::NotOk(Refusal::parse(&code, &explanation)),
             Reply::Error(Error { code, explanation }) => match Failure::parse(&code) {
                 Some(failure) => Self::Error { failure, explanation: explanation.into() },
                 None => return Err(bad_reply("this code of an error is not known")),
@@ -117,10 +116,11 @@ impl From<ByeReason> for Bye {
 
 impl From<Refusal> for NotOk {
     fn from(refusal: Refusal) -> Self {
+        let (code, explanation) = refusal.as_written();
         Self {
             retry_after_s: refusal.retry_after().map_or(0, |wait| wait.as_secs()),
-            code: refusal.code.as_str().to_owned(),
-            explanation: refusal.explanation.into_owned(),
+            code: code.to_owned(),
+            explanation: explanation.to_owned(),
         }
     }
 }
@@ -133,8 +133,8 @@ pub fn texts(names: &[UserName]) -> Vec<String> {
 
 /// What an `ok` says. Its fields tell to which request, but for a number alone.
 fn done(fields: &OkFields, ends_list: bool) -> Reply {
-    if *fields == OkFields::none() {
-        Reply::Ok(Done {})
+    if fields.is_stored() {
+        Reply::Ok(Done { sequence: fields.as_stored().map(|sequence| sequence.0) })
     } else if let Some((count, truncated)) = fields.as_listed().filter(|_| ends_list) {
         Reply::Listed(Listed { count: u64::try_from(count).unwrap_or(u64::MAX), truncated })
     } else if let Some(queued) = fields.as_queued() {
@@ -144,7 +144,7 @@ fn done(fields: &OkFields, ends_list: bool) -> Reply {
     } else if let Some((version, bytes)) = fields.as_hello() {
         Reply::Hello(Opened { version, frame_bytes_max: u32::try_from(bytes).unwrap_or(u32::MAX) })
     } else {
-        Reply::Ok(Done {})
+        Reply::Ok(Done { sequence: None })
     }
 }
 
@@ -176,6 +176,7 @@ mod tests {
             Reply::Ok(OkFields::none()),
             Reply::Ok(OkFields::hello(1, 65_536)),
             Reply::Ok(OkFields::queued(3)),
+            Reply::Ok(OkFields::stored(Sequence(3))),
             Reply::Ok(OkFields::deleted(true)),
             Reply::Ok(OkFields::deleted(false)),
             Reply::List(names.clone()),
@@ -216,15 +217,26 @@ mod tests {
     }
 
     #[test]
+    fn unknown_refusal_code_is_a_refusal() {
+        let explanation = "come back at five".to_owned();
+        let not_ok = NotOk { code: "out-of-tea".to_owned(), explanation, retry_after_s: 0 };
+        let message = incoming(ChatReply { id: 1, reply: Some(Reply::NotOk(not_ok)) }).message;
+        let refusal = Refusal::new(Code::Unknown, "out-of-tea,come back at five");
+        assert_eq!(message, Ok(hark_protocol::Reply::NotOk(refusal)));
+    }
+
+    #[test]
     fn what_this_version_does_not_know_is_refused() {
         let unknown = [
             None,
             Some(Reply::Bye(Bye { reason: "bored".to_owned() })),
-            Some(Reply::NotOk(NotOk { code: "odd".to_owned(), ..NotOk::default() })),
             Some(Reply::Error(Error { code: "odd".to_owned(), explanation: String::new() })),
         ];
         for reply in unknown {
-            assert_eq!(incoming(ChatReply { id: 1, reply }).message.unwrap_err().code, Code::BadRequest);
+            assert_eq!(
+                incoming(ChatReply { id: 1, reply }).message.unwrap_err().refusal.code,
+                Code::BadRequest
+            );
         }
     }
 }

@@ -2,7 +2,7 @@
 //! and back for the client. What is empty stands for what is not there.
 
 use hark_protocol::{
-    Code, Frame, Incoming, Password, Refusal, Request, RequestId, Sequence, SessionToken, UserName,
+    Code, Frame, Incoming, Malformed, Password, Refusal, Request, RequestId, Sequence, SessionToken, UserName,
 };
 use zeroize::Zeroizing;
 
@@ -16,13 +16,14 @@ use crate::v1::{
 #[must_use]
 pub fn incoming(request: ChatRequest) -> Incoming<Request> {
     let id = RequestId::new(request.id);
+    let is_hello = matches!(request.command, Some(Command::Hello(_)));
     let message = match request.command {
         Some(Command::Ack(sequence)) => Ok(Request::Ack { sequence: Sequence(sequence) }),
         _ if id.is_none() => Err(without_id()),
         Some(command) => command.try_into(),
         None => Err(Refusal::new(Code::UnknownCommand, "there is no command that this server knows")),
     };
-    Frame::new(id, message)
+    Frame::new(id, message.map_err(|refusal| Malformed { refusal, is_hello }))
 }
 
 /// What a client asks for over `BiDiChat`, for it to say.
@@ -249,7 +250,9 @@ mod tests {
 
     #[track_caller]
     fn check_refused(request: ChatRequest, code: Code) {
-        assert_eq!(incoming(request).message.map_err(|refusal| refusal.code), Err(code));
+        let is_hello = matches!(request.command, Some(Command::Hello(_)));
+        let malformed = incoming(request).message.unwrap_err();
+        assert_eq!((malformed.refusal.code, malformed.is_hello), (code, is_hello));
     }
 
     #[test]
@@ -268,6 +271,8 @@ mod tests {
         check_refused(login("bob", "a,b"), Code::BadPassword);
         let hello = Hello { version: 1, session: "no session".to_owned() };
         check_refused(ChatRequest { id: 1, command: Some(Command::Hello(hello)) }, Code::BadRequest);
+        let hello = Hello { version: 1, session: "session".to_owned() };
+        check_refused(ChatRequest { id: 0, command: Some(Command::Hello(hello)) }, Code::BadRequest);
         let idempotency = Idempotency { session: "session".to_owned(), id: 0 };
         assert_eq!(send_id(&idempotency).unwrap_err().code, Code::BadRequest);
     }

@@ -29,7 +29,8 @@ pub fn refused(refusal: &Refusal) -> Status {
         Code::Exists => StatusCode::AlreadyExists,
         Code::NoSuchUser => StatusCode::NotFound,
         Code::Denied => StatusCode::PermissionDenied,
-        Code::QueueFull | Code::RateLimited | Code::TooMany => StatusCode::ResourceExhausted,
+        Code::QueueFull | Code::RateLimited | Code::TooMany | Code::NoSpace => StatusCode::ResourceExhausted,
+        Code::Unknown => StatusCode::FailedPrecondition,
     };
     status(code, refusal.code.as_str(), refusal.explanation.as_ref(), refusal.retry_after())
 }
@@ -40,12 +41,12 @@ pub fn unavailable(explanation: &str) -> Status {
     status(StatusCode::Unavailable, Failure::Unavailable.as_str(), explanation, None)
 }
 
-/// What a call was refused for, for the client; `None` where the status does
-/// not say it in the words of the protocol.
+/// Returns the refusal of a call, for the client; `None` if the status has no
+/// code of the protocol, or that of a failure.
 #[must_use]
 pub fn refusal(status: &Status) -> Option<Refusal> {
-    let code = Code::parse(status.metadata().get(CODE)?.to_str().ok()?)?;
-    Some(Refusal::new(code, status.message().to_owned()))
+    let word = status.metadata().get(CODE)?.to_str().ok()?;
+    Failure::parse(word).is_none().then(|| Refusal::parse(word, status.message()))
 }
 
 fn status(code: StatusCode, word: &'static str, explanation: &str, wait: Option<Duration>) -> Status {
@@ -62,6 +63,17 @@ fn status(code: StatusCode, word: &'static str, explanation: &str, wait: Option<
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn unknown_code_in_a_status_is_a_refusal() {
+        let known = refused(&Refusal::new(Code::TooMany, "later"));
+        assert_eq!(refusal(&known), Some(Refusal::new(Code::TooMany, "later")));
+        let mut unknown = Status::failed_precondition("come back at five");
+        assert_eq!(refusal(&unknown), None);
+        unknown.metadata_mut().insert(CODE, MetadataValue::from_static("out-of-tea"));
+        assert_eq!(refusal(&unknown), Some(Refusal::new(Code::Unknown, "out-of-tea,come back at five")));
+        assert_eq!(refusal(&unavailable("try again")), None);
+    }
 
     #[test]
     fn a_status_has_the_code_of_the_protocol_and_the_wait() {

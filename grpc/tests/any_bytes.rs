@@ -5,7 +5,7 @@
 use hark_grpc::reply::{self, Replies};
 use hark_grpc::v1::{ChatReply, ChatRequest, chat_reply};
 use hark_grpc::{request, status};
-use hark_protocol::{Frame, Reply};
+use hark_protocol::{Frame, Malformed, Reply};
 use prost::Message as _;
 
 /// Takes the bytes for a request and for a reply: what is understood of them is
@@ -28,7 +28,9 @@ fn take_request(asked: ChatRequest) {
             let again = request::incoming(ChatRequest::decode(&*again).unwrap());
             assert_eq!(again, Frame::new(id, Ok(message)));
         }
-        Err(refusal) => assert_eq!(status::refusal(&status::refused(&refusal)), Some(refusal)),
+        Err(Malformed { refusal, .. }) => {
+            assert_eq!(status::refusal(&status::refused(&refusal)), Some(refusal));
+        }
     }
 }
 

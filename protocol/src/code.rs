@@ -77,9 +77,31 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    /// A refusal with a code and an explanation.
+    /// Returns a refusal with a code and an explanation.
     pub fn new(code: Code, explanation: impl Into<Cow<'static, str>>) -> Self {
         Self { code, explanation: explanation.into() }
+    }
+
+    /// Returns the refusal that a server has written. A word that this version
+    /// does not know becomes [`Code::Unknown`]; the explanation then begins with
+    /// the word and a comma.
+    #[must_use]
+    pub fn parse(word: &str, explanation: &str) -> Self {
+        match Code::parse(word) {
+            Some(code) => Self::new(code, explanation.to_owned()),
+            None if explanation.is_empty() => Self::new(Code::Unknown, word.to_owned()),
+            None => Self::new(Code::Unknown, format!("{word},{explanation}")),
+        }
+    }
+
+    /// Returns the word of the code and the explanation, as a server has written
+    /// them or will.
+    #[must_use]
+    pub fn as_written(&self) -> (&str, &str) {
+        match self.code {
+            Code::Unknown => self.explanation.split_once(',').unwrap_or((&self.explanation, "")),
+            code => (code.as_str(), &self.explanation),
+        }
     }
 
     /// [`Code::RateLimited`] because of `why`: not before `wait` has passed, in
@@ -147,12 +169,18 @@ pub enum Code {
     RateLimited,
     /// The server has as many as it is set to have.
     TooMany,
+    /// The server's disk is nearly full. The refusal is not remembered: a repeat
+    /// of the send may be stored.
+    NoSpace,
+    /// A code of a later version of the protocol, at a client: see
+    /// [`Refusal::parse`]. No server writes it.
+    Unknown,
 }
 
 impl Code {
-    /// Every code. The order stays, and a new one comes last: whoever keeps a
-    /// code may keep its place in here.
-    pub const ALL: [Self; 12] = [
+    /// Every code of the protocol. The order stays, and a new one comes last:
+    /// a store may keep the place of a code.
+    pub const ALL: [Self; 13] = [
         Self::UnknownCommand,
         Self::BadRequest,
         Self::BadName,
@@ -165,6 +193,7 @@ impl Code {
         Self::QueueFull,
         Self::RateLimited,
         Self::TooMany,
+        Self::NoSpace,
     ];
 
     /// The code that is written so.
@@ -189,6 +218,8 @@ impl Code {
             Self::QueueFull => "queue-full",
             Self::RateLimited => "rate-limited",
             Self::TooMany => "too-many",
+            Self::NoSpace => "no-space",
+            Self::Unknown => "unknown-code",
         }
     }
 }
@@ -211,5 +242,17 @@ mod tests {
         assert_eq!(Refusal::new(Code::RateLimited, "3").retry_after(), Some(Duration::from_secs(3)));
         assert_eq!(Refusal::new(Code::RateLimited, "later").retry_after(), None);
         assert_eq!(Refusal::new(Code::TooMany, "7 accounts").retry_after(), None);
+    }
+
+    #[test]
+    fn unknown_code_is_a_refusal_with_its_word() {
+        let refusal = Refusal::parse("out-of-tea", "come back at five");
+        assert_eq!(refusal.code, Code::Unknown);
+        assert_eq!(refusal.as_written(), ("out-of-tea", "come back at five"));
+        assert_eq!(refusal.to_string(), "unknown-code: out-of-tea,come back at five");
+        assert_eq!(Refusal::parse("unknown-code", "x").code, Code::Unknown, "no server writes it");
+        for code in Code::ALL {
+            assert_eq!(Refusal::parse(code.as_str(), "why"), Refusal::new(code, "why"));
+        }
     }
 }

@@ -38,6 +38,6 @@ pub mod message;
 pub mod name;
 
 pub use code::{ByeReason, Code, Failure, Refusal};
-pub use framing::{Frame, Incoming, ProtocolError};
+pub use framing::{Frame, Incoming, Malformed, ProtocolError};
 pub use message::{Delivery, OkFields, Push, Reply, Request};
 pub use name::{Password, RequestId, Sequence, SessionToken, UserName};

@@ -169,8 +169,31 @@ impl Delivery {
 
 /// The fields of an `ok`. What they mean depends on the request, which the
 /// reply does not repeat: ask for the reading that belongs to it.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct OkFields(ByteString);
+#[derive(Debug, Clone, Default)]
+pub struct OkFields(Fields);
+
+#[derive(Debug, Clone)]
+enum Fields {
+    /// As they are written.
+    Text(ByteString),
+    /// The answer to a `send`, which is written without a buffer of its own.
+    Stored(Sequence),
+}
+
+impl Default for Fields {
+    fn default() -> Self {
+        Self::Text(ByteString::new())
+    }
+}
+
+/// Fields are equal if they are written alike.
+impl PartialEq for OkFields {
+    fn eq(&self, other: &Self) -> bool {
+        self.text() == other.text()
+    }
+}
+
+impl Eq for OkFields {}
 
 impl OkFields {
     /// No fields.
@@ -179,48 +202,64 @@ impl OkFields {
         Self::default()
     }
 
+    /// The answer to `send`: the number of the message in its inbox.
+    #[must_use]
+    pub const fn stored(sequence: Sequence) -> Self {
+        Self(Fields::Stored(sequence))
+    }
+
     /// The answer to `hello`: the version and the largest frame in bytes.
     #[must_use]
     pub fn hello(version: u32, frame_bytes_max: usize) -> Self {
-        Self(format!("{version},{frame_bytes_max}").into())
+        Self::written(format!("{version},{frame_bytes_max}"))
     }
 
     /// The answer to `connect`: messages stored and not acknowledged.
     #[must_use]
     pub fn queued(messages: u64) -> Self {
-        Self(messages.to_string().into())
+        Self::written(messages.to_string())
     }
 
     /// The answer to `delete`: whether there was such an account.
     #[must_use]
     pub fn deleted(existed: bool) -> Self {
-        Self(ByteString::from_static(if existed { "deleted" } else { "absent" }))
+        Self(Fields::Text(ByteString::from_static(if existed { "deleted" } else { "absent" })))
     }
 
     /// The end of a `list`: how many names there were, and whether there are
     /// more than the server was willing to say.
     #[must_use]
     pub fn listed(names: usize, truncated: bool) -> Self {
-        Self(format!("{names}{}", if truncated { ",truncated" } else { "" }).into())
+        Self::written(format!("{names}{}", if truncated { ",truncated" } else { "" }))
     }
 
     /// The version and the largest frame in bytes, if this answers `hello`.
     #[must_use]
     pub fn as_hello(&self) -> Option<(u32, usize)> {
-        let (version, frame_bytes_max) = self.0.split_once(',')?;
+        let text = self.text();
+        let (version, frame_bytes_max) = text.split_once(',')?;
         Some((number(version)?, number(frame_bytes_max)?))
     }
 
     /// The number of messages, if this answers `connect`.
     #[must_use]
     pub fn as_queued(&self) -> Option<u64> {
-        number(&self.0)
+        number(&self.text())
+    }
+
+    /// The number of the message, if this answers `send` and the server says it.
+    #[must_use]
+    pub fn as_stored(&self) -> Option<Sequence> {
+        match &self.0 {
+            Fields::Stored(sequence) => Some(*sequence),
+            Fields::Text(text) => number(text).map(Sequence),
+        }
     }
 
     /// Whether there was such an account, if this answers `delete`.
     #[must_use]
     pub fn as_deleted(&self) -> Option<bool> {
-        match &*self.0 {
+        match &*self.text() {
             "deleted" => Some(true),
             "absent" => Some(false),
             _ => None,
@@ -231,10 +270,35 @@ impl OkFields {
     /// `list`.
     #[must_use]
     pub fn as_listed(&self) -> Option<(usize, bool)> {
-        match self.0.split_once(',') {
+        let text = self.text();
+        match text.split_once(',') {
             Some((count, "truncated")) => Some((number(count)?, true)),
             Some(_) => None,
-            None => Some((number(&self.0)?, false)),
+            None => Some((number(&text)?, false)),
+        }
+    }
+
+    /// Whether this was made by [`Self::stored`]. Fields that were read are not.
+    #[must_use]
+    pub const fn is_stored(&self) -> bool {
+        matches!(self.0, Fields::Stored(_))
+    }
+
+    fn written(text: String) -> Self {
+        Self(Fields::Text(text.into()))
+    }
+
+    fn text(&self) -> Cow<'_, str> {
+        match &self.0 {
+            Fields::Text(text) => Cow::Borrowed(text),
+            Fields::Stored(sequence) => Cow::Owned(sequence.to_string()),
+        }
+    }
+
+    fn write(&self, to: &mut BytesMut) {
+        match &self.0 {
+            Fields::Text(text) => to.put_slice(text.as_bytes()),
+            Fields::Stored(sequence) => put_number(to, sequence.0),
         }
     }
 }
@@ -242,7 +306,7 @@ impl OkFields {
 /// The names of the client's commands, with whether their first field may be
 /// left out. The classic framing needs to know before it has a whole message.
 pub(crate) const REQUEST_COMMANDS: [(&str, bool); 11] = [
-    ("hello", false),
+    (HELLO, false),
     ("create", false),
     ("login", false),
     ("connect", false),
@@ -255,13 +319,16 @@ pub(crate) const REQUEST_COMMANDS: [(&str, bool); 11] = [
     ("ping", true),
 ];
 
+/// The command that names a send session.
+pub(crate) const HELLO: &str = "hello";
+
 /// The commands whose fields may have a password.
 const SECRET_COMMANDS: [&str; 5] = ["create", "login", "connect", "password", "delete"];
 
 impl Message for Request {
     fn command(&self) -> &'static str {
         match self {
-            Self::Hello { .. } => "hello",
+            Self::Hello { .. } => HELLO,
             Self::Create { .. } => "create",
             Self::Login { .. } => "login",
             Self::Connect { .. } => "connect",
@@ -308,7 +375,7 @@ impl Message for Request {
 
     fn parse(command: &str, payload: ByteString) -> Result<Self, Refusal> {
         match command {
-            "hello" => parse_hello(&payload),
+            HELLO => parse_hello(&payload),
             "create" => user_and_password(&payload).map(|(user, password)| Self::Create { user, password }),
             "login" => user_and_password(&payload).map(|(user, password)| Self::Login { user, password }),
             "connect" => user_and_password(&payload).map(|(user, password)| Self::Connect { user, password }),
@@ -338,18 +405,21 @@ impl Message for Reply {
 
     fn write_payload(&self, to: &mut BytesMut) {
         match self {
-            Self::Ok(fields) => to.put_slice(fields.0.as_bytes()),
+            Self::Ok(fields) => fields.write(to),
             Self::List(names) => write_names(names, to),
             Self::String(delivery) => delivery.borrow().write_payload(to),
             Self::Bye(reason) => to.put_slice(reason.as_str().as_bytes()),
-            Self::NotOk(refusal) => put_code(to, refusal.code.as_str(), &refusal.explanation),
+            Self::NotOk(refusal) => {
+                let (code, explanation) = refusal.as_written();
+                put_code(to, code, explanation);
+            }
             Self::Error { failure, explanation } => put_code(to, failure.as_str(), explanation),
         }
     }
 
     fn parse(command: &str, payload: ByteString) -> Result<Self, Refusal> {
         match command {
-            "ok" => Ok(Self::Ok(OkFields(payload))),
+            "ok" => Ok(Self::Ok(OkFields(Fields::Text(payload)))),
             "list" => parse_names(&payload).map(Self::List),
             "string" => parse_delivery(payload).map(Self::String),
             "bye" => match ByeReason::parse(&payload) {
@@ -358,10 +428,7 @@ impl Message for Reply {
             },
             "notok" => {
                 let (code, explanation) = payload.split_once(',').unwrap_or((&payload, ""));
-                match Code::parse(code) {
-                    Some(code) => Ok(Self::NotOk(Refusal::new(code, explanation.to_owned()))),
-                    None => Err(bad_request("this code of a notok is not known")),
-                }
+                Ok(Self::NotOk(Refusal::parse(code, explanation)))
             }
             "error" => {
                 let (code, explanation) = payload.split_once(',').unwrap_or((&payload, ""));
@@ -379,17 +446,18 @@ impl Message for Reply {
 /// where it is wiped once it is parsed, and wiped in the buffer: bytes that are
 /// only dropped stay readable until something else is written there.
 pub(crate) fn take(message: &mut BytesMut) -> Bytes {
-    let is_secret = |command: &[u8]| {
-        SECRET_COMMANDS.iter().any(|name| {
-            command.strip_prefix(name.as_bytes()).is_some_and(|padding| padding.iter().all(|&b| b == 0))
-        })
-    };
-    if !message.get(..COMMAND_BYTES).is_some_and(is_secret) {
+    if !SECRET_COMMANDS.iter().any(|name| is_command(message, name)) {
         return std::mem::take(message).freeze();
     }
     let moved = Bytes::from_owner(Zeroizing::new(message.to_vec()));
     message.as_mut().zeroize();
     moved
+}
+
+/// Returns whether a message, which may be malformed, has this command.
+pub(crate) fn is_command(message: &[u8], name: &str) -> bool {
+    let command = message.get(..COMMAND_BYTES).and_then(|command| command.strip_prefix(name.as_bytes()));
+    command.is_some_and(|padding| padding.iter().all(|&b| b == 0))
 }
 
 /// Splits a message into its command and its payload.

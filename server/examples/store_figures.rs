@@ -1,4 +1,4 @@
-//! Measures the embedded store beside a plain file: `cargo run --release -p
+//! Measures the store on disk beside a plain file: `cargo run --release -p
 //! hark-server --example store_figures [FOLDER]`. The folder says which disk
 //! is measured; without one it is the folder for temporary files.
 
@@ -12,9 +12,9 @@ use anyhow::{Context as _, Result, ensure};
 use bytestring::ByteString;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
-use hark_protocol::{RequestId, Sequence, SessionToken, UserName};
-use hark_server::store::local::{LocalConfig, LocalStore};
-use hark_server::store::{Account, Append, Created, Fence, Outcome, ReadLimit, SendId, Store};
+use hark_protocol::{RequestId, SessionToken, UserName};
+use hark_server::shard::{ShardConfig, ShardStore};
+use hark_server::store::{Account, Append, Created, Fence, Outcome, Position, ReadLimit, SendId, Store};
 
 const TEXT_BYTES: usize = 100;
 const USERS: usize = 100;
@@ -65,7 +65,7 @@ fn plain_file(path: &Path, group: usize) -> Result<f64> {
 
 /// Sessions that send to users, each with ids of its own.
 struct Load {
-    store: Arc<LocalStore>,
+    store: Arc<ShardStore>,
     users: Vec<UserName>,
     sessions: Vec<SessionToken>,
     sent: std::sync::atomic::AtomicU32,
@@ -74,8 +74,8 @@ struct Load {
 impl Load {
     async fn open(path: &Path) -> Result<Self> {
         let config =
-            LocalConfig { queued_messages_max: u64::MAX, queued_bytes_max: u64::MAX, ..Default::default() };
-        let store = Arc::new(LocalStore::open(path, config)?);
+            ShardConfig { queued_messages_max: u64::MAX, queued_bytes_max: u64::MAX, ..Default::default() };
+        let store = Arc::new(ShardStore::on_disk(path, config)?);
         let users = (0..USERS).map(|n| Ok(format!("user{n}").parse()?)).collect::<Result<Vec<UserName>>>()?;
         for user in &users {
             store.create(user, None).await?;
@@ -93,7 +93,7 @@ impl Load {
         let mut stored = 0_u64;
         while started.elapsed() < ROUND_TIME {
             let outcome = pending.next().await.context("something is in flight")??;
-            ensure!(outcome == Outcome::Stored, "{outcome:?}");
+            ensure!(matches!(outcome, Outcome::Stored(_)), "{outcome:?}");
             stored += 1;
             pending.push(self.store.append(self.next()?));
         }
@@ -131,8 +131,8 @@ fn append(to: UserName, send_id: Option<SendId>) -> Append {
 /// be read.
 async fn backlog(path: &Path) -> Result<()> {
     let config =
-        LocalConfig { queued_messages_max: u64::MAX, queued_bytes_max: u64::MAX, ..Default::default() };
-    let store = LocalStore::open(path, config.clone())?;
+        ShardConfig { queued_messages_max: u64::MAX, queued_bytes_max: u64::MAX, ..Default::default() };
+    let store = ShardStore::on_disk(path, config.clone())?;
     let bob: UserName = "bob".parse()?;
     ensure!(store.create(&bob, None).await? == Created::Created, "an empty store");
     let started = Instant::now();
@@ -144,11 +144,11 @@ async fn backlog(path: &Path) -> Result<()> {
     let account = store.account(&bob).await?.context("bob")?.account;
     drop(store);
     let started = Instant::now();
-    let store = LocalStore::open(path, config.clone())?;
+    let store = ShardStore::on_disk(path, config.clone())?;
     println!("opened after an unclean end in {:.2?}", started.elapsed());
     store.close().await?;
     let started = Instant::now();
-    let store = LocalStore::open(path, config)?;
+    let store = ShardStore::on_disk(path, config)?;
     println!("opened after a close in {:.2?}", started.elapsed());
     drain(&store, &account).await?;
     let started = Instant::now();
@@ -157,15 +157,15 @@ async fn backlog(path: &Path) -> Result<()> {
     Ok(())
 }
 
-async fn drain(store: &LocalStore, account: &Account) -> Result<()> {
+async fn drain(store: &ShardStore, account: &Account) -> Result<()> {
     let limit = ReadLimit { messages: 256, bytes: 1024 * 1024 };
     let started = Instant::now();
-    let (mut after, mut count) = (Sequence(0), 0);
+    let (mut after, mut count) = (Position::default(), 0);
     loop {
         let page = store.read(account, after, limit).await?;
         count += page.messages.len() as u64;
         if let Some(last) = page.messages.last() {
-            after = last.position.sequence;
+            after = last.position;
             store.acknowledge(account, last.position);
         }
         if page.complete {

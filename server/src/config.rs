@@ -15,7 +15,7 @@ use crate::front::{MayWatch, Settings, Tls, WatchLogs};
 use crate::logging::Watchers;
 use crate::place::StoreArgs;
 use crate::server::Limits;
-use crate::store::local::{LocalConfig, Sync};
+use crate::shard::{COUNTER_MAX, ShardConfig, Sync};
 use crate::throttle::ThrottleArgs;
 
 /// A chat server that loses nothing: what it has answered `ok` is on disk.
@@ -35,6 +35,25 @@ pub struct Cli {
 pub enum Command {
     /// Look after the accounts: of a cluster at any time, of a store on disk while its server is stopped
     User(UserArgs),
+    /// Read everything in a store, without serving it
+    Check {
+        /// The folder of the store
+        folder: PathBuf,
+        /// Put gaps in the place of damaged messages, so that their readers get the others
+        #[arg(long)]
+        drop_damaged: bool,
+    },
+    /// Print the accounts and the unread messages of a store as JSON lines
+    Export {
+        /// The folder of the store
+        folder: PathBuf,
+    },
+    /// Take accounts and messages from JSON lines on standard input. Numbers are kept; what
+    /// the store has already is left as it is
+    Import {
+        /// The folder of the store, which is made if there is none
+        folder: PathBuf,
+    },
 }
 
 /// The settings of a server.
@@ -54,10 +73,11 @@ pub struct ServeArgs {
     /// loses power
     #[arg(long, env = "HARKD_SYNC", value_enum, default_value_t = SyncArg::Always)]
     pub sync: SyncArg,
-    /// Go on with what is left of a store that was found damaged. Without this such a
-    /// store is refused
-    #[arg(long, env = "HARKD_ACCEPT_DATA_LOSS")]
-    pub accept_data_loss: bool,
+    /// Number messages after this number instead of by the clock, on a machine without a
+    /// right clock. It has to be above every number that was ever used at this address
+    #[arg(long, env = "HARKD_NUMBERS_AFTER", value_name = "NUMBER",
+          value_parser = clap::value_parser!(u64).range(..=COUNTER_MAX))]
+    pub numbers_after: Option<u64>,
     /// Every account needs a password, and only who has entered one may send, list and
     /// delete
     #[arg(long, env = "HARKD_REQUIRE_PASSWORD")]
@@ -90,20 +110,20 @@ pub struct ServeArgs {
     pub throttle: ThrottleArgs,
     /// Unread messages of one user; a sender then gets `queue-full`
     #[arg(long, env = "HARKD_MAX_QUEUED_MESSAGES", value_name = "COUNT",
-          default_value_t = LocalConfig::DEFAULT.queued_messages_max)]
+          default_value_t = ShardConfig::DEFAULT.queued_messages_max)]
     pub max_queued_messages: u64,
     /// Unread messages of one user, in bytes; a sender then gets `queue-full`
     #[arg(long, env = "HARKD_MAX_QUEUED_BYTES", value_name = "BYTES",
-          default_value_t = LocalConfig::DEFAULT.queued_bytes_max)]
+          default_value_t = ShardConfig::DEFAULT.queued_bytes_max)]
     pub max_queued_bytes: u64,
     /// Accounts
     #[arg(long, env = "HARKD_MAX_ACCOUNTS", value_name = "COUNT",
-          default_value_t = LocalConfig::DEFAULT.accounts_max)]
+          default_value_t = ShardConfig::DEFAULT.accounts_max)]
     pub max_accounts: usize,
     /// Send sessions that are remembered. Those of one address are a quarter of them at most;
     /// of this machine only with --limit-loopback
     #[arg(long, env = "HARKD_MAX_SESSIONS", value_name = "COUNT",
-          default_value_t = LocalConfig::DEFAULT.sessions_max)]
+          default_value_t = ShardConfig::DEFAULT.sessions_max)]
     pub max_sessions: usize,
     /// Names in one answer to `list`; it then says that there are more
     #[arg(long, env = "HARKD_MAX_LIST", value_name = "COUNT", default_value_t = 10_000)]
@@ -265,8 +285,8 @@ impl ServeArgs {
 
     /// The bounds of the store.
     #[must_use]
-    pub const fn local(&self) -> LocalConfig {
-        LocalConfig {
+    pub const fn shard(&self) -> ShardConfig {
+        ShardConfig {
             accounts_max: self.max_accounts,
             sessions_max: self.max_sessions,
             queued_messages_max: self.max_queued_messages,
@@ -275,7 +295,7 @@ impl ServeArgs {
                 SyncArg::Always => Sync::Always,
                 SyncArg::Os => Sync::Os,
             },
-            accept_data_loss: self.accept_data_loss,
+            numbers_after: self.numbers_after,
         }
     }
 }

@@ -10,13 +10,12 @@ use anyhow::Context;
 use clap::Parser;
 use hark_server::admin;
 use hark_server::chat::Chat;
-use hark_server::config::{Cli, Command, LogFormat, ServeArgs};
+use hark_server::config::{Cli, LogFormat, ServeArgs};
 use hark_server::front::{MayWatch, Tls};
 use hark_server::logging::{Bound, Watchers};
 use hark_server::server::{self, Limits};
-use hark_server::store::local::OPEN_FILES_MAX;
-use hark_server::store::{ENGINE_LOGS, Store};
-use tokio::net::{TcpListener, TcpSocket};
+use hark_server::store::{LIBRARY_LOGS, Store};
+use tokio::net::TcpSocket;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::prelude::*;
 use tracing_subscriber::{EnvFilter, Layer};
@@ -36,10 +35,14 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 /// these is bounded by itself as well.
 const BLOCKING_THREADS_MAX: usize = 16;
 
+/// Open files that are kept for the store: one for each segment of 64 MiB, so many
+/// for 64 GiB.
+const STORE_FILES: usize = 1024;
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.command {
-        Some(Command::User(arguments)) => admin::run(&cli.serve.store, arguments),
+        Some(command) => admin::run(&cli.serve.store, command),
         None => serve(&cli.serve),
     };
     match done {
@@ -73,18 +76,21 @@ async fn run(arguments: &ServeArgs, watchers: &Watchers) -> anyhow::Result<()> {
     arguments.exposure.check(arguments.listen, arguments.require_password)?;
     let tls = arguments.exposure.tls()?;
     let limits = within_files(arguments.limits(), raise_file_limit()?);
-    let listener = listen(arguments.listen).with_context(|| {
+    let cannot_listen = || {
         format!(
             "cannot listen on {}; is another server there? choose another with --listen",
             arguments.listen
         )
-    })?;
+    };
+    let socket = bind(arguments.listen).with_context(cannot_listen)?;
     let rules = arguments.rules();
-    let store = arguments.store.open(arguments.local(), rules.text_bytes_max()).await?;
+    let store = arguments.store.open(arguments.shard(), rules.text_bytes_max()).await?;
     check_log_watcher(arguments, &*store).await?;
     check_admins(arguments, &*store).await?;
     let chat = Arc::new(Chat::new(Arc::clone(&store), rules));
     let (stop, renewals) = (stop_signal()?, renewals(tls.clone())?);
+    // Not before the store is open: nobody connects to a server that does not answer.
+    let listener = socket.listen(UNACCEPTED_MAX).with_context(cannot_listen)?;
     let settings = arguments.settings(watchers, tls);
     if settings.tls.is_some() {
         tracing::info!(plain_text = if settings.tls_only { "refused" } else { "taken" }, "speaking TLS");
@@ -99,12 +105,12 @@ async fn run(arguments: &ServeArgs, watchers: &Watchers) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+fn bind(address: SocketAddr) -> io::Result<TcpSocket> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     // Where another server has just ended, its connections may not be over.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
-    socket.listen(UNACCEPTED_MAX)
+    Ok(socket)
 }
 
 /// Who may watch the log proves it by a password.
@@ -142,8 +148,8 @@ async fn check_admins(arguments: &ServeArgs, store: &dyn Store) -> anyhow::Resul
 /// The log on standard error, and beside it the one that is watched, each with
 /// levels of its own. Yields the bound of the former.
 fn start_logging(arguments: &ServeArgs, watchers: &Watchers) -> anyhow::Result<Bound> {
-    // What comes later goes before: a filter that names the engine still gets it.
-    let filter = EnvFilter::try_new(format!("{},{}", ENGINE_LOGS.join(","), arguments.log))
+    // The later one counts: a filter that names a library still gets it.
+    let filter = EnvFilter::try_new(format!("{},{}", LIBRARY_LOGS.join(","), arguments.log))
         .with_context(|| format!("--log {:?} is neither a level nor a filter", arguments.log))?;
     let bound = Bound::default();
     let log = tracing_subscriber::fmt::layer().with_writer(bound.clone());
@@ -200,7 +206,7 @@ fn keep_certificate(error: &anyhow::Error) {
 
 /// The limits, where so many files may be open.
 fn within_files(limits: Limits, files_max: u64) -> Limits {
-    let within = limits.within_files(usize::try_from(files_max).unwrap_or(usize::MAX), OPEN_FILES_MAX);
+    let within = limits.within_files(usize::try_from(files_max).unwrap_or(usize::MAX), STORE_FILES);
     if within.connections_max < limits.connections_max {
         let connections = within.connections_max;
         tracing::info!(

@@ -11,7 +11,7 @@ use etcetera::BaseStrategy;
 use crate::store::Store;
 #[cfg(feature = "cluster")]
 use crate::store::cluster::{ClusterConfig, ClusterStore, Credentials, Nodes};
-use crate::store::local::{LocalConfig, LocalStore};
+use crate::shard::{ShardConfig, ShardStore};
 
 /// Over how many streams a chat is spread unless its maker says otherwise. Each
 /// batch costs every node two syncs, so fewer streams take more sends; a purge
@@ -125,15 +125,15 @@ impl StoreArgs {
     /// # Errors
     /// What was wrong and what to do, as the store says it.
     #[cfg_attr(not(feature = "cluster"), expect(unused_variables, reason = "a matter of clusters"))]
-    pub async fn open(&self, config: LocalConfig, text_bytes_max: usize) -> anyhow::Result<Arc<dyn Store>> {
+    pub async fn open(&self, config: ShardConfig, text_bytes_max: usize) -> anyhow::Result<Arc<dyn Store>> {
         match self.place()? {
             StorePlace::Memory => {
                 tracing::warn!("the store is in memory: everything is gone when the server stops");
-                Ok(Arc::new(LocalStore::memory(config)?))
+                Ok(Arc::new(ShardStore::memory(config)?))
             }
             StorePlace::Folder(folder) => {
                 tracing::info!(store = %folder.display(), "opening the store");
-                Ok(Arc::new(LocalStore::open(&folder, config)?))
+                Ok(Arc::new(ShardStore::on_disk(&folder, config)?))
             }
             #[cfg(feature = "cluster")]
             StorePlace::Cluster(nodes) => {
@@ -160,7 +160,7 @@ impl ClusterArgs {
     fn config(
         &self,
         nodes: Nodes,
-        bounds: &LocalConfig,
+        bounds: &ShardConfig,
         text_bytes_max: usize,
     ) -> anyhow::Result<ClusterConfig> {
         Ok(ClusterConfig {

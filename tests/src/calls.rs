@@ -15,7 +15,7 @@ use hark_grpc::v1::{
     ListRequest, PasswordRequest, Send, SendRequest,
 };
 use hark_grpc::{request, v1};
-use hark_protocol::{ByeReason, Code, Frame, OkFields, Refusal, Reply, Request, RequestId};
+use hark_protocol::{ByeReason, Code, Frame, OkFields, Refusal, Reply, Request, RequestId, Sequence};
 use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
@@ -90,8 +90,8 @@ impl Calls {
                 OkFields::deleted(self.client.delete(request).await?.into_inner().existed)
             }
             Command::Send(send) => {
-                self.client.send(self.send_request(id, send)).await?;
-                OkFields::none()
+                let stored = self.client.send(self.send_request(id, send)).await?.into_inner();
+                stored.sequence.map_or_else(OkFields::none, |number| OkFields::stored(Sequence(number)))
             }
             Command::Connect(request) => OkFields::queued(self.receive(request).await?),
             Command::Ack(sequence) => {

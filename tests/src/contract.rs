@@ -6,16 +6,30 @@
 ///
 /// `sessions` need a session, which both the native framing and `BiDiChat`
 /// have; `calls` need no more than the calls of gRPC have, too.
+///
+/// A front has no rules, so the short run takes three pairs of fronts: native,
+/// `BiDiChat`, and one that crosses. The other pairs are in a module `long`,
+/// which the short run skips by that name.
 #[macro_export]
 macro_rules! through_all_fronts {
     (sessions: $($session:ident),+; calls: $($call:ident),+ $(;)?) => {
+        $crate::through_all_fronts!(short sessions: $($session),+; calls: $($call),+);
+        mod long {
+            use super::{$($session),+, $($call),+};
+            $crate::through_all_fronts!(long sessions: $($session),+; calls: $($call),+);
+        }
+    };
+    (short sessions: $($session:ident),+; calls: $($call:ident),+) => {
         $crate::through_all_fronts!(mod wire, Native, Native, $($session),+, $($call),+);
-        $crate::through_all_fronts!(mod tls, Tls, Tls, $($session),+, $($call),+);
         $crate::through_all_fronts!(mod grpc, Bidi, Bidi, $($session),+, $($call),+);
-        $crate::through_all_fronts!(mod wire_to_grpc, Native, Bidi, $($session),+, $($call),+);
-        $crate::through_all_fronts!(mod grpc_to_wire, Bidi, Native, $($session),+, $($call),+);
-        $crate::through_all_fronts!(mod calls, Calls, Calls, $($call),+);
+        $crate::through_all_fronts!(mod wire_to_grpc, Native, Bidi, $($session),+);
         $crate::through_all_fronts!(mod calls_to_wire, Calls, Native, $($call),+);
+    };
+    (long sessions: $($session:ident),+; calls: $($call:ident),+) => {
+        $crate::through_all_fronts!(mod wire_to_grpc, Native, Bidi, $($call),+);
+        $crate::through_all_fronts!(mod grpc_to_wire, Bidi, Native, $($session),+, $($call),+);
+        $crate::through_all_fronts!(mod tls, Tls, Tls, $($session),+, $($call),+);
+        $crate::through_all_fronts!(mod calls, Calls, Calls, $($call),+);
         $crate::through_all_fronts!(mod wire_to_calls, Native, Calls, $($call),+);
     };
     (on $store:ident: mod $module:ident, $one:ident, $other:ident, $($test:ident),+) => {
@@ -40,15 +54,21 @@ macro_rules! through_all_fronts {
     };
 }
 
-/// As [`through_all_fronts`], and then on a cluster, where each side of a test
-/// goes through each of both fronts: see [`crate::on_cluster`].
+/// As [`through_all_fronts`], and on a cluster ([`crate::on_cluster`]): the
+/// `sample` in the short run, and all of them in both directions in the long
+/// one.
 #[macro_export]
 macro_rules! through_all_fronts_on_all_stores {
-    (sessions: $($session:ident),+; calls: $($call:ident),+ $(;)?) => {
-        $crate::through_all_fronts!(sessions: $($session),+; calls: $($call),+);
-        $crate::through_all_fronts!(
-            on on_cluster: mod cluster_wire_to_grpc, Native, Bidi, $($session),+, $($call),+);
-        $crate::through_all_fronts!(
-            on on_cluster: mod cluster_grpc_to_wire, Bidi, Native, $($session),+, $($call),+);
+    (sessions: $($session:ident),+; calls: $($call:ident),+; sample: $($sample:ident),+ $(;)?) => {
+        $crate::through_all_fronts!(short sessions: $($session),+; calls: $($call),+);
+        $crate::through_all_fronts!(on on_cluster: mod on_cluster, Native, Bidi, $($sample),+);
+        mod long {
+            use super::{$($session),+, $($call),+};
+            $crate::through_all_fronts!(long sessions: $($session),+; calls: $($call),+);
+            $crate::through_all_fronts!(
+                on on_cluster: mod cluster_wire_to_grpc, Native, Bidi, $($session),+, $($call),+);
+            $crate::through_all_fronts!(
+                on on_cluster: mod cluster_grpc_to_wire, Bidi, Native, $($session),+, $($call),+);
+        }
     };
 }

@@ -36,19 +36,25 @@ impl FarMachine {
     /// Where it is reached by another link, which is never cut.
     pub const FAR_ADDRESS_UNCUT: &str = "10.201.0.2";
 
-    /// Runs the test of this name, which calls this first, in a network of its
-    /// own with such a machine. `None` where it has run there, in a process of
-    /// its own, and has passed: there is nothing left to do.
+    /// Runs the test `name` of the module `module` (as `module_path!` gives it),
+    /// which calls this first, again in a process and a network of its own with
+    /// such a machine. Returns `None` after the test has passed there: nothing
+    /// is left to do.
     ///
     /// # Panics
-    /// Where it has failed there, or the system does not permit it: with what
-    /// is needed.
+    /// If the test has failed there, or if the system does not permit it: with
+    /// what is needed.
     #[must_use]
-    pub fn of_test(name: &str) -> Option<Self> {
+    pub fn of_test(module: &str, name: &str) -> Option<Self> {
         if let Some(proof) = std::env::var_os(INSIDE) {
             std::fs::write(proof, "").expect("a file");
             return Some(Self::new());
         }
+        // The test program names its tests without the name of the crate.
+        let name = match module.split_once("::") {
+            Some((_, module)) => format!("{module}::{name}"),
+            None => name.to_owned(),
+        };
         let folder = tempfile::tempdir().expect("a temporary folder");
         let proof = folder.path().join("ran");
         let mut command = Command::new("unshare");
@@ -56,7 +62,7 @@ impl FarMachine {
             command.arg("--map-root-user");
         }
         command.arg("--net").arg(std::env::current_exe().expect("the path of the test"));
-        command.args(["--exact", name, "--nocapture"]).env(INSIDE, &proof);
+        command.args(["--exact", &*name, "--nocapture"]).env(INSIDE, &proof);
         let status = command.status().expect("unshare, of the package util-linux");
         assert!(
             status.success(),

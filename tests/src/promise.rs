@@ -20,7 +20,7 @@ use rand::{RngExt, SeedableRng};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
-use crate::{Front, Link, name, send};
+use crate::{Front, Link, PATIENCE, name, send};
 
 const SENDERS: usize = 4;
 const READERS: usize = 3;
@@ -33,6 +33,11 @@ const AGAIN: Duration = Duration::from_millis(20);
 
 /// How long a reader waits for the next message before it does something else.
 const QUIET: Duration = Duration::from_millis(100);
+
+/// The environment variables that [`Trial`] reads, and the short run.
+const SEED_VARIABLE: &str = "HARK_SEED";
+const SECONDS_VARIABLE: &str = "HARK_TEST_SECONDS";
+const SECONDS_DEFAULT: u64 = 3;
 
 /// A run at random, for a while.
 #[derive(Debug)]
@@ -61,6 +66,7 @@ pub struct Roles {
 #[derive(Debug)]
 pub struct Promise {
     record: Arc<Record>,
+    begun: Instant,
     random: StdRng,
     senders: Vec<JoinHandle<()>>,
     readers: Vec<JoinHandle<()>>,
@@ -140,17 +146,17 @@ struct Unanswered {
 }
 
 impl Trial {
-    /// With the seed of `HARK_SEED`, or any, for the seconds of this variable,
-    /// or so many. Says how to do it again.
+    /// Reads the seed from `HARK_SEED`, or takes any, and the seconds of the run
+    /// from `HARK_TEST_SECONDS`, or takes 3. Prints how to run the same again.
     ///
     /// # Panics
-    /// Where they are no numbers.
+    /// If they are not numbers.
     #[must_use]
-    pub fn of(variable: &str, seconds: u64) -> Self {
+    pub fn from_env() -> Self {
         let setting = |name: &str| std::env::var(name).ok().map(|value| value.parse().expect("a number"));
-        let seed: u64 = setting("HARK_SEED").unwrap_or_else(|| rand::rng().random());
-        let seconds = setting(variable).unwrap_or(seconds);
-        println!("seed {seed}; again with HARK_SEED={seed} {variable}={seconds}");
+        let seed: u64 = setting(SEED_VARIABLE).unwrap_or_else(|| rand::rng().random());
+        let seconds = setting(SECONDS_VARIABLE).unwrap_or(SECONDS_DEFAULT);
+        println!("seed {seed}; again with {SEED_VARIABLE}={seed} {SECONDS_VARIABLE}={seconds}");
         Self { time: Duration::from_secs(seconds), random: StdRng::seed_from_u64(seed) }
     }
 
@@ -176,7 +182,22 @@ impl Promise {
         let mut readers: Vec<_> =
             recipients().map(|user| begin.task(|record, random| reader(user, record, random))).collect();
         readers.push(begin.task(reborn));
-        Self { record, random, senders, readers }
+        Self { record, begun: Instant::now(), random, senders, readers }
+    }
+
+    /// The time since everybody began.
+    #[must_use]
+    pub fn elapsed(&self) -> Duration {
+        self.begun.elapsed()
+    }
+
+    /// Whether a run of this length may end: it is over, and everything was
+    /// tried. After [`PATIENCE`] more it ends in any case, and
+    /// [`Kept::assert_all_tried`] fails.
+    #[must_use]
+    pub fn may_end(&self, time: Duration) -> bool {
+        let elapsed = self.elapsed();
+        elapsed >= time && (self.record.has_tried_all() || elapsed >= time + PATIENCE)
     }
 
     /// Sends that were answered so far, one way or the other.
@@ -296,6 +317,11 @@ impl Record {
             stop_reading: AtomicBool::new(false),
             roles,
         }
+    }
+
+    fn has_tried_all(&self) -> bool {
+        let counts = [&self.queue_full, &self.takeovers, &self.rebirths];
+        counts.into_iter().chain(&self.opened).all(|count| count.load(Ordering::SeqCst) > 0)
     }
 
     fn tick(&self) -> u64 {

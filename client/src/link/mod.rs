@@ -202,7 +202,7 @@ impl Link {
         self.writer.flush_all().await?;
         loop {
             let incoming = self.reader.next().await?;
-            let reply = incoming.message.map_err(|bad| LinkError::Protocol(bad.to_string()))?;
+            let reply = incoming.message.map_err(|bad| LinkError::Protocol(bad.refusal.to_string()))?;
             match reply {
                 Reply::Error { failure, explanation } => return Err(failed(failure, &explanation)),
                 Reply::Ok(fields) if incoming.id == ID => return Ok(Ok(fields)),

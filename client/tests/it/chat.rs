@@ -31,6 +31,8 @@ pub(crate) struct Faults {
     pub(crate) drop_one_in: Option<u32>,
     /// One send in so many is answered `unavailable`, stored or not.
     pub(crate) unavailable_one_in: Option<u32>,
+    /// Every new send is refused with a code that does not exist.
+    pub(crate) has_unknown_code: bool,
     /// Nothing is answered.
     pub(crate) is_silent: bool,
 }
@@ -109,7 +111,7 @@ impl Chat {
     /// Leaves a message, as if somebody had sent it.
     pub(crate) fn leave(&self, sender: Option<&str>, user: &str, text: &str) {
         let sender = sender.map(|name| name.parse().unwrap());
-        self.state().store(sender, &user.parse().unwrap(), text.into());
+        let _ = self.state().store(sender, &user.parse().unwrap(), text.into());
         self.changed.send_replace(());
     }
 
@@ -179,7 +181,7 @@ impl State {
         self.one_in(self.faults.drop_one_in)
     }
 
-    fn store(&mut self, sender: Option<UserName>, user: &UserName, text: bytestring::ByteString) {
+    fn store(&mut self, sender: Option<UserName>, user: &UserName, text: bytestring::ByteString) -> Sequence {
         let sequence = Sequence(self.next_sequence);
         self.next_sequence += 3;
         let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
@@ -187,6 +189,7 @@ impl State {
         self.stored.push((user.clone(), text.to_string()));
         let delivery = Delivery { sequence, sender, time_ms, text };
         self.accounts.get_mut(user).expect("looked up before").queue.push_back(delivery);
+        sequence
     }
 
     fn check(&self, user: &UserName, password: Option<&Password>) -> Result<(), Reply> {
@@ -319,9 +322,10 @@ impl Connection {
             self.is_fenced = true;
             return unavailable();
         }
-        let outcome = if state.accounts.contains_key(user) {
-            state.store(self.user.clone(), user, text);
-            Reply::Ok(OkFields::none())
+        let outcome = if state.faults.has_unknown_code {
+            Reply::NotOk(Refusal::parse("out-of-tea", "come back at five"))
+        } else if state.accounts.contains_key(user) {
+            Reply::Ok(OkFields::stored(state.store(self.user.clone(), user, text)))
         } else {
             refusal(Code::NoSuchUser, format!("there is no user {user}"))
         };

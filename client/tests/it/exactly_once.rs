@@ -79,7 +79,7 @@ async fn run(seed: u64, servers: usize) {
     for name in ["amy", "bob"] {
         chat.add(name, None);
     }
-    chat.inject(Faults { drop_one_in: Some(60), unavailable_one_in: Some(80), is_silent: false });
+    chat.inject(Faults { drop_one_in: Some(60), unavailable_one_in: Some(80), ..Faults::default() });
     let directory = tempfile::tempdir().unwrap();
     let reading = tokio::spawn(read(chat.clone(), servers, directory.path().to_owned(), MESSAGES));
     let (handle, events) = Client::connect(config(&chat, servers));

@@ -3,7 +3,7 @@
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::{Child, ChildStdout, Command};
 
-use crate::chat::ChatServer;
+use crate::chat::{ChatServer, Faults};
 use crate::hark::{Ran, Terminal, fine, ran};
 
 #[test]
@@ -27,6 +27,16 @@ fn a_refusal_is_one_line_and_exit_code_1() {
     let terminal = Terminal::at(&server);
     let refused = terminal.run(&["send", "bob", "x"]);
     let err = "hark: no-such-user: there is no user bob\n".to_owned();
+    assert_eq!(refused, Ran { code: Some(1), out: String::new(), err });
+}
+
+#[test]
+fn unknown_refusal_code_is_a_refusal() {
+    let server = ChatServer::start();
+    server.chat.add("bob", None);
+    server.chat.inject(Faults { has_unknown_code: true, ..Faults::default() });
+    let err = "hark: unknown-code: out-of-tea,come back at five\n".to_owned();
+    let refused = Terminal::at(&server).run(&["send", "bob", "x"]);
     assert_eq!(refused, Ran { code: Some(1), out: String::new(), err });
 }
 

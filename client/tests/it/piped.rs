@@ -65,7 +65,7 @@ fn messages_come_between_the_answers_and_are_acknowledged_once_printed() {
 fn many_sends_are_pipelined_and_survive_a_server_that_fails() {
     let server = ChatServer::start();
     server.chat.add("bob", None);
-    server.chat.inject(Faults { drop_one_in: Some(400), unavailable_one_in: Some(400), is_silent: false });
+    server.chat.inject(Faults { drop_one_in: Some(400), unavailable_one_in: Some(400), ..Faults::default() });
     let terminal = Terminal::at(&server);
     let lines: String = (0..3000).map(|n| format!("send bob {n}\n")).collect();
     let ran = terminal.pipe(&lines);

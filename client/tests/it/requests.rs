@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use hark_client::{Client, RequestError};
-use hark_protocol::{ByeReason, Code, OkFields, Reply, Request};
+use hark_protocol::{ByeReason, Code, OkFields, Refusal, Reply, Request, Sequence};
 
 use super::{config, up};
 use crate::peer::{quiet, user};
@@ -112,6 +112,37 @@ async fn unanswered_sends_are_repeated_in_order_before_anything_new() {
         receipt.await.unwrap();
     }
     quiet(&handle).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn send_yields_the_number_of_its_message() {
+    let (handle, _events, mut peers, mut peer) = up().await;
+    let first = handle.send(user("bob"), "first".into()).await.unwrap();
+    let second = handle.send(user("bob"), "second".into()).await.unwrap();
+    assert_eq!((peer.sent().await.0, peer.sent().await.0), (1, 2));
+    drop(peer);
+    let mut peer = peers.greeted().await;
+    assert_eq!((peer.sent().await.0, peer.sent().await.0), (1, 2));
+    peer.reply(1, Reply::Ok(OkFields::stored(Sequence(812)))).await;
+    // As a server says it that knows no number.
+    peer.ok(2).await;
+    assert_eq!(first.await, Ok(Some(Sequence(812))));
+    assert_eq!(second.await, Ok(None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn unknown_refusal_code_ends_a_request_as_refused() {
+    let (handle, _events, _peers, mut peer) = up().await;
+    let receipt = handle.send(user("bob"), "x".into()).await.unwrap();
+    let (id, _) = peer.sent().await;
+    let unknown = Refusal::parse("out-of-tea", "come back at five");
+    peer.reply(id, Reply::NotOk(unknown.clone())).await;
+    assert_eq!(receipt.await, Err(RequestError::Refused(unknown)));
+    // Neither the link nor the next request suffers from it.
+    let next = handle.send(user("bob"), "y".into()).await.unwrap();
+    let (id, _) = peer.sent().await;
+    peer.ok(id).await;
+    next.await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

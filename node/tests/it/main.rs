@@ -1,5 +1,13 @@
-//! The library from outside: machines on a virtual time, and nodes on streams
-//! in memory.
+//! The library from outside.
+//!
+//! | module | what it owns |
+//! | --- | --- |
+//! | `harness` | a machine with its clock, driven by a test |
+//! | `samples` | the real binary, byte for byte |
+//! | `sim` | the promises of the simulated cluster to a test |
+//! | `streams` | streams, in the real binary and on virtual time |
+//! | `workloads` | the standard workloads on a simulated cluster |
+//! | the others | the tests of the library, on virtual time |
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -18,3 +26,7 @@ mod lines;
 mod noise;
 mod order;
 mod panics;
+mod samples;
+mod sim;
+mod streams;
+mod workloads;

@@ -21,9 +21,9 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use bytestring::ByteString;
 use tokio_util::codec::{Decoder, Encoder};
 
-use super::ProtocolError;
+use super::{Malformed, ProtocolError};
 use crate::limits::{CLASSIC_BLOCK_BYTES, COMMAND_BYTES};
-use crate::message::{self, Message, REQUEST_COMMANDS};
+use crate::message::{self, HELLO, Message, REQUEST_COMMANDS};
 use crate::{Code, Refusal, Reply, Request};
 
 /// How long the fields of a command are waited for, in milliseconds.
@@ -75,7 +75,7 @@ impl ClassicServerCodec {
 }
 
 impl Decoder for ClassicServerCodec {
-    type Item = Result<Request, Refusal>;
+    type Item = Result<Request, Malformed>;
     type Error = ProtocolError;
 
     fn decode(&mut self, src: &mut BytesMut) -> Result<Option<Self::Item>, ProtocolError> {
@@ -92,12 +92,14 @@ impl Decoder for ClassicServerCodec {
             Head::Undecided if !overdue => Ok(wait(src)),
             Head::Incomplete => Ok(wait(src)),
             Head::Undecided | Head::TooLong => {
+                let is_hello = message::is_command(src, HELLO);
                 src.advance(COMMAND_BYTES);
                 self.discard(src);
-                Ok(Some(Err(Refusal::new(
+                let refusal = Refusal::new(
                     Code::TooLarge,
                     "a message in the classic framing has at most 1024 bytes; none of this one was taken",
-                ))))
+                );
+                Ok(Some(Err(Malformed { refusal, is_hello })))
             }
         }
     }
@@ -141,7 +143,7 @@ impl Head {
 }
 
 /// Takes the message at the front, at most one block of it.
-fn take(src: &mut BytesMut) -> Result<Request, Refusal> {
+fn take(src: &mut BytesMut) -> Result<Request, Malformed> {
     let mut message = src.split_to(CLASSIC_BLOCK_BYTES.min(src.len()));
     parse(without_padding(message::take(&mut message)))
 }
@@ -177,6 +179,8 @@ pub fn encode(reply: &Reply, dst: &mut BytesMut) {
                 write_block("list", &payload, dst);
             }
         }
+        // A client of this framing knows no numbers.
+        Reply::Ok(fields) if fields.is_stored() => write_block(reply.command(), &[], dst),
         Reply::Ok(_) | Reply::NotOk(_) | Reply::Error { .. } => {
             let mut payload = BytesMut::new();
             reply.write_payload(&mut payload);
@@ -235,15 +239,17 @@ impl Decoder for ClassicClientCodec {
     }
 }
 
-fn parse(message: Bytes) -> Result<Request, Refusal> {
-    let (command, payload) = message::split(message)?;
-    match Request::parse(&command, payload)? {
-        Request::Hello { .. } | Request::Ack { .. } => Err(Refusal::new(
-            Code::BadRequest,
-            "the classic framing has neither sessions nor acknowledgements; use the native one",
-        )),
-        request => Ok(request),
+fn parse(message: Bytes) -> Result<Request, Malformed> {
+    let request = super::parse(message)?;
+    let is_hello = matches!(request, Request::Hello { .. });
+    if !is_hello && !matches!(request, Request::Ack { .. }) {
+        return Ok(request);
     }
+    let refusal = Refusal::new(
+        Code::BadRequest,
+        "the classic framing has neither sessions nor acknowledgements; use the native one",
+    );
+    Err(Malformed { refusal, is_hello })
 }
 
 fn write_block(command: &str, payload: &[u8], dst: &mut BytesMut) {

@@ -8,7 +8,10 @@
 pub mod classic;
 pub mod native;
 
+use bytes::Bytes;
+
 use crate::code::Refusal;
+use crate::message::{self, HELLO, Message};
 use crate::name::RequestId;
 
 /// A message with the id of the request that it is, or that it answers.
@@ -27,9 +30,33 @@ impl<M> Frame<M> {
     }
 }
 
-/// What a decoder yields: a whole envelope, whose content may still be one
-/// that has to be refused. The stream goes on after it.
-pub type Incoming<M> = Frame<Result<M, Refusal>>;
+/// The item of a decoder: a whole envelope, whose message may be malformed. The
+/// stream goes on after it.
+pub type Incoming<M> = Frame<Result<M, Malformed>>;
+
+/// A malformed message: not UTF-8, of an unknown command, or with wrong fields.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Malformed {
+    /// The answer to it.
+    pub refusal: Refusal,
+    /// Whether its command is `hello`. The connection closes then: what is sent
+    /// behind it would be stored outside of its session.
+    pub is_hello: bool,
+}
+
+impl From<Refusal> for Malformed {
+    /// Any message but a `hello`.
+    fn from(refusal: Refusal) -> Self {
+        Self { refusal, is_hello: false }
+    }
+}
+
+/// Reads the message in an envelope.
+fn parse<M: Message>(message: Bytes) -> Result<M, Malformed> {
+    let is_hello = message::is_command(&message, HELLO);
+    let parsed = message::split(message).and_then(|(command, payload)| M::parse(&command, payload));
+    parsed.map_err(|refusal| Malformed { refusal, is_hello })
+}
 
 /// The bytes are not the protocol; nothing can be read after them.
 #[derive(Debug, thiserror::Error)]

@@ -8,14 +8,14 @@
 
 use std::marker::PhantomData;
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, BytesMut};
 use tokio_util::codec::{Decoder, Encoder};
 
 use super::{Frame, Incoming, ProtocolError};
 use crate::limits::{FRAME_BYTES_MAX, FRAME_BYTES_MIN, LENGTH_BYTES, USER_NAME_BYTES_MAX};
 use crate::message::{self, Message, Push};
 use crate::name::RequestId;
-use crate::{Refusal, Reply, Request};
+use crate::{Reply, Request};
 
 /// Up to here a buffer grows as it likes: that wastes at most as much again,
 /// and keeps it from shrinking to the size of each small frame.
@@ -73,7 +73,7 @@ impl<In: Message, Out> Decoder for NativeCodec<In, Out> {
         src.advance(LENGTH_BYTES);
         let mut frame = src.split_to(bytes);
         let id = RequestId::new(frame.get_u32());
-        Ok(Some(Frame { id, message: parse(message::take(&mut frame)) }))
+        Ok(Some(Frame { id, message: super::parse(message::take(&mut frame)) }))
     }
 }
 
@@ -149,9 +149,4 @@ fn make_room(src: &mut BytesMut, missing: usize) {
         room.put_slice(src);
         *src = room;
     }
-}
-
-fn parse<M: Message>(message: Bytes) -> Result<M, Refusal> {
-    let (command, payload) = message::split(message)?;
-    M::parse(&command, payload)
 }

@@ -8,7 +8,7 @@ use hark_protocol::framing::classic::{self, ClassicClientCodec, ClassicServerCod
 use hark_protocol::framing::native::{self, NativeCodec};
 use hark_protocol::limits::{CLASSIC_BLOCK_BYTES, COMMAND_BYTES, LENGTH_BYTES};
 use hark_protocol::message::Message;
-use hark_protocol::{Frame, Incoming, Refusal, Reply, Request};
+use hark_protocol::{Frame, Incoming, Malformed, Reply, Request};
 use tokio_util::codec::{Decoder, Encoder as _};
 
 use crate::reader::Reader;
@@ -44,7 +44,7 @@ fn read_natively<In: Message + PartialEq + Debug, Out>(bytes: &[u8], piece: usiz
     for Frame { id, message } in at_once.0 {
         match message {
             Ok(message) => check_said_again(Frame { id, message }),
-            Err(refusal) => check_said_again(Frame { id, message: Reply::NotOk(refusal) }),
+            Err(malformed) => check_said_again(Frame { id, message: Reply::NotOk(malformed.refusal) }),
         }
     }
 }
@@ -104,7 +104,7 @@ pub(crate) fn classic(data: &[u8]) {
     check_in_blocks(requests);
 }
 
-fn take_classically(items: Vec<Result<Request, Refusal>>, requests: &mut Vec<Request>) {
+fn take_classically(items: Vec<Result<Request, Malformed>>, requests: &mut Vec<Request>) {
     for item in items {
         match item {
             Ok(request) => {
@@ -113,7 +113,7 @@ fn take_classically(items: Vec<Result<Request, Refusal>>, requests: &mut Vec<Req
                 check_said_again(Frame::new(None, request.clone()));
                 requests.push(request);
             }
-            Err(refusal) => {
+            Err(Malformed { refusal, .. }) => {
                 let mut bytes = BytesMut::new();
                 classic::encode(&Reply::NotOk(refusal), &mut bytes);
                 assert_eq!(bytes.len(), CLASSIC_BLOCK_BYTES);

@@ -5,7 +5,7 @@ use bytes::BytesMut;
 use hark_protocol::framing::classic::{self, ClassicClientCodec, ClassicServerCodec};
 use hark_protocol::limits::{CLASSIC_BLOCK_BYTES, COMMAND_BYTES};
 use hark_protocol::message::Message;
-use hark_protocol::{Code, Delivery, Refusal, Reply, Request, Sequence, UserName};
+use hark_protocol::{Code, Delivery, Malformed, Refusal, Reply, Request, Sequence, UserName};
 use proptest::prelude::*;
 use proptest::sample::Index;
 use tokio_util::codec::{Decoder, Encoder};
@@ -33,8 +33,8 @@ fn give_up(reader: &mut Reader<ClassicServerCodec>) -> Vec<Outcome> {
     outcomes(reader.decode().unwrap())
 }
 
-fn outcomes(items: Vec<Result<Request, Refusal>>) -> Vec<Outcome> {
-    items.into_iter().map(|item| item.map_err(|refusal| refusal.code)).collect()
+fn outcomes(items: Vec<Result<Request, Malformed>>) -> Vec<Outcome> {
+    items.into_iter().map(|item| item.map_err(|malformed| malformed.refusal.code)).collect()
 }
 
 fn awaits_fields(reader: &Reader<ClassicServerCodec>) -> bool {

@@ -238,6 +238,11 @@ fn every_reply_has_its_bytes_in_the_native_framing() {
         b"\0\0\0\x15\0\0\0\x02ok\0\0\0\0\0\0\0\0\0\0\0\0\x0012",
     );
     check_native_reply(
+        9,
+        Reply::Ok(OkFields::stored(Sequence(812))),
+        b"\0\0\0\x16\0\0\0\x09ok\0\0\0\0\0\0\0\0\0\0\0\0\0812",
+    );
+    check_native_reply(
         3,
         Reply::Ok(OkFields::deleted(true)),
         b"\0\0\0\x1a\0\0\0\x03ok\0\0\0\0\0\0\0\0\0\0\0\0\0deleted",
@@ -320,6 +325,7 @@ fn every_reply_has_its_bytes_in_the_classic_framing() {
     check_classic_reply(Reply::Ok(OkFields::none()), &[b"ok\0\0\0\0\0\0\0\0\0\0\0\0\0"]);
     check_classic_reply(Reply::Ok(OkFields::hello(1, 65_536)), &[b"ok\0\0\0\0\0\0\0\0\0\0\0\0\x001,65536"]);
     check_classic_reply(Reply::Ok(OkFields::queued(12)), &[b"ok\0\0\0\0\0\0\0\0\0\0\0\0\x0012"]);
+    check_classic_reply(Reply::Ok(OkFields::stored(Sequence(812))), &[b"ok\0\0\0\0\0\0\0\0\0\0\0\0\0"]);
     check_classic_reply(Reply::Ok(OkFields::deleted(true)), &[b"ok\0\0\0\0\0\0\0\0\0\0\0\0\0deleted"]);
     check_classic_reply(Reply::Ok(OkFields::deleted(false)), &[b"ok\0\0\0\0\0\0\0\0\0\0\0\0\0absent"]);
     check_classic_reply(Reply::Ok(OkFields::listed(2, false)), &[b"ok\0\0\0\0\0\0\0\0\0\0\0\0\x002"]);
@@ -378,6 +384,7 @@ fn every_code_of_a_refusal_has_its_name() {
         (Code::QueueFull, "queue-full"),
         (Code::RateLimited, "rate-limited"),
         (Code::TooMany, "too-many"),
+        (Code::NoSpace, "no-space"),
     ];
     assert_eq!(names.map(|(code, _)| code), Code::ALL);
     for (code, name) in names {
@@ -445,6 +452,7 @@ fn an_unknown_command_is_shown_without_what_it_could_do_to_a_terminal() {
 fn the_fields_of_an_ok_are_read_by_who_asked() {
     assert_eq!(OkFields::hello(1, 65_536).as_hello(), Some((1, 65_536)));
     assert_eq!(OkFields::queued(7).as_queued(), Some(7));
+    assert_eq!(OkFields::stored(Sequence(7)).as_stored(), Some(Sequence(7)));
     assert_eq!(OkFields::deleted(true).as_deleted(), Some(true));
     assert_eq!(OkFields::deleted(false).as_deleted(), Some(false));
     assert_eq!(OkFields::listed(3, false).as_listed(), Some((3, false)));
@@ -454,4 +462,14 @@ fn the_fields_of_an_ok_are_read_by_who_asked() {
         (none.as_hello(), none.as_queued(), none.as_deleted(), none.as_listed()),
         (None, None, None, None)
     );
+    assert_eq!(none.as_stored(), None, "a server before this field, or the classic framing");
+}
+
+#[test]
+fn unknown_refusal_code_is_read_as_a_refusal() {
+    for (payload, explanation) in [("odd,why, then", "odd,why, then"), ("odd", "odd"), ("", ""), (",x", ",x")]
+    {
+        let reply = Reply::parse("notok", payload.into());
+        assert_eq!(reply, Ok(Reply::NotOk(Refusal::new(Code::Unknown, explanation))), "{payload}");
+    }
 }

@@ -234,7 +234,9 @@ fn content_that_is_refused_leaves_the_stream_readable() {
     let read = reader.read(bytes).unwrap();
     let codes: Vec<_> = read
         .into_iter()
-        .map(|frame| (frame.id.map_or(0, RequestId::value), frame.message.map_err(|refusal| refusal.code)))
+        .map(|frame| {
+            (frame.id.map_or(0, RequestId::value), frame.message.map_err(|malformed| malformed.refusal.code))
+        })
         .collect();
     assert_eq!(
         codes,
@@ -252,7 +254,7 @@ fn content_that_is_refused_leaves_the_stream_readable() {
 fn a_character_across_the_end_of_the_command_is_refused() {
     let mut reader = Reader::new(ServerCodec::new(FRAME_BYTES_DEFAULT));
     let read = reader.read("\0\0\0\x14\0\0\0\x01aaaaaaaaaaaaaaé".as_bytes()).unwrap();
-    assert_eq!(read[0].message.as_ref().unwrap_err().code, Code::BadRequest);
+    assert_eq!(read[0].message.as_ref().unwrap_err().refusal.code, Code::BadRequest);
 }
 
 #[test]

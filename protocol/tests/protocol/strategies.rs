@@ -101,6 +101,7 @@ fn ok_fields() -> impl Strategy<Value = OkFields> {
         Just(OkFields::none()),
         (any::<u32>(), any::<usize>()).prop_map(|(version, bytes)| OkFields::hello(version, bytes)),
         any::<u64>().prop_map(OkFields::queued),
+        any::<u64>().prop_map(|number| OkFields::stored(Sequence(number))),
         any::<bool>().prop_map(OkFields::deleted),
         (any::<usize>(), any::<bool>()).prop_map(|(names, truncated)| OkFields::listed(names, truncated)),
     ]

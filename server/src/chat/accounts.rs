@@ -5,13 +5,13 @@
 
 use std::net::IpAddr;
 
-use hark_protocol::{Code, OkFields, Password, Reply, Sequence, UserName};
+use hark_protocol::{Code, OkFields, Password, Reply, UserName};
 use tokio::time::Instant;
 
 use super::passwords::Turn;
 use super::replies::{LOGIN_FIRST, exists, no_such_user};
 use super::{Chat, Fault, MayList};
-use crate::store::{Account, AccountEntry, Created, PasswordHash, Pending, ReadLimit, Receiver};
+use crate::store::{Account, AccountEntry, Created, PasswordHash, Pending, Position, ReadLimit, Receiver};
 
 /// Who a connection is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,7 +72,7 @@ impl Chat {
         // Where not even the first message can be read, whoever asks for it is
         // told. Before it takes over: after that nothing may come in between.
         let first = ReadLimit { messages: 1, bytes: 0 };
-        self.store.read(account, Sequence(0), first).await?;
+        self.store.read(account, Position::default(), first).await?;
         match self.store.receive(account).await? {
             Some(receiver) => Ok((entered, receiver)),
             None => Fault::refused(Code::NoSuchUser, format!("there is no user {} any more", account.name)),

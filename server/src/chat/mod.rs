@@ -10,7 +10,8 @@
 //! | `pace` | how fast a connection and a user may go |
 //! | `passwords` | hashing, bounded and off the async threads |
 //! | `listing` | `list` |
-//! | `reception` | what one connection receives |
+//! | `delivery_window` | the messages in flight to one connection |
+//! | `reception` | the reception of one connection, between window and store |
 //! | `replies` | what is answered to what the store has decided |
 //! | `send_sessions` | which connection has which send session open |
 //! | `taking` | what is queued, for readers that cannot acknowledge |
@@ -20,6 +21,7 @@
 mod accounts;
 mod attempts;
 mod control;
+mod delivery_window;
 mod listing;
 mod pace;
 pub mod passwords;
@@ -46,6 +48,7 @@ use send_sessions::SendSessions;
 use turns::Turns;
 
 pub use control::{Control, Wish};
+pub use delivery_window::NeverPushed;
 pub use pace::{Pace, Rates};
 pub use peer::{Output, Peer};
 

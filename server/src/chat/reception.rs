@@ -1,6 +1,6 @@
-//! What a connection receives since the latest `connect` that succeeded: its
-//! [`Session`], the [`Receiver`] that feeds it, and the read that is under way.
-//! It carries between the two and the store, and decides nothing.
+//! The reception of a connection since the latest `connect` that succeeded: its
+//! [`DeliveryWindow`], the [`Receiver`] that feeds it, and the read in progress.
+//! It moves messages between the three and the store, and decides nothing.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -9,13 +9,13 @@ use std::task::{Context, Poll, ready};
 use hark_protocol::Sequence;
 use tokio::time::Instant;
 
-use crate::session::{NeverPushed, Session, Step};
+use super::delivery_window::{DeliveryWindow, NeverPushed, Step};
 use crate::store::{Account, End, Event, Message, Page, Pending, Receiver, Store};
 
 /// What is received since the latest `connect` that succeeded.
 #[derive(Debug)]
 pub(super) struct Reception {
-    session: Session,
+    window: DeliveryWindow,
     account: Account,
     /// `None` once it has ended; acknowledgements still count.
     receiver: Option<Receiver>,
@@ -34,7 +34,7 @@ impl Reception {
     /// Receives by `receiver`, from its cursor on.
     pub(super) fn new(receiver: Receiver) -> Self {
         Self {
-            session: Session::new(receiver.cursor()),
+            window: DeliveryWindow::new(receiver.cursor()),
             account: receiver.account().clone(),
             receiver: Some(receiver),
             read: None,
@@ -43,7 +43,7 @@ impl Reception {
 
     /// It receives no more; what was pushed can still be acknowledged.
     pub(super) fn end(&mut self) {
-        self.session.end();
+        self.window.end();
         self.receiver = None;
         self.read = None;
     }
@@ -58,7 +58,7 @@ impl Reception {
                 self.end();
                 return Poll::Ready(Received::End(end));
             }
-            match self.session.step(now) {
+            match self.window.step(now) {
                 Step::Push(message) => return Poll::Ready(Received::Message(message)),
                 Step::Read { after, limit } => {
                     receiver.follow();
@@ -73,15 +73,17 @@ impl Reception {
             if let Some(read) = &mut self.read {
                 let page = ready!(Pin::new(read).poll(cx));
                 self.read = None;
-                self.session.handle_page(page, now);
+                if let Err(missing) = self.window.handle_page(page, now) {
+                    missing.report(&self.account);
+                }
                 continue;
             }
-            if !self.session.wants_messages() {
+            if !self.window.wants_messages() {
                 return Poll::Pending;
             }
             match receiver.next_event() {
-                Some(Event::Appended(messages)) => self.session.handle_appended(messages),
-                Some(Event::Lagged) => self.session.handle_lagged(),
+                Some(Event::Appended(messages)) => self.window.handle_appended(messages),
+                Some(Event::Lagged) => self.window.handle_lagged(),
                 // The next turn takes it.
                 Some(Event::Ended(_)) => {}
                 None => return Poll::Pending,
@@ -94,7 +96,7 @@ impl Reception {
     /// # Errors
     /// [`NeverPushed`] for a number above all that were pushed.
     pub(super) fn acknowledge(&mut self, sequence: Sequence, store: &dyn Store) -> Result<(), NeverPushed> {
-        if let Some(position) = self.session.handle_ack(sequence)? {
+        if let Some(position) = self.window.handle_ack(sequence)? {
             store.acknowledge(&self.account, position);
         }
         Ok(())
@@ -105,8 +107,8 @@ impl Reception {
         &self.account
     }
 
-    /// How far it is.
-    pub(super) const fn session(&self) -> &Session {
-        &self.session
+    /// Returns the state of the delivery.
+    pub(super) const fn window(&self) -> &DeliveryWindow {
+        &self.window
     }
 }

@@ -29,13 +29,14 @@ pub(super) fn created_reply(created: Created, user: &UserName) -> Reply {
 /// The reply to a `send` that the store has decided. A repeat gets the same.
 pub(super) fn sent_reply(outcome: Outcome, to: &UserName, text_bytes_max: usize) -> Reply {
     let code = match outcome {
-        Outcome::Stored => return Reply::Ok(OkFields::none()),
+        Outcome::Stored(sequence) => return Reply::Ok(OkFields::stored(sequence)),
         Outcome::Refused(code) => code,
     };
     let explanation = match code {
         Code::NoSuchUser => return Reply::NotOk(no_such_user(to)),
         Code::QueueFull => format!("{to} has too many unread messages; try again later").into(),
         Code::Denied => LOGIN_FIRST.into(),
+        Code::NoSpace => "the server's disk is nearly full; try again later".into(),
         Code::TooLarge => format!("a text has at most {text_bytes_max} bytes on this server").into(),
         Code::BadRequest => {
             "the ids of sends count up in a session; this one is neither new nor remembered".into()

@@ -120,7 +120,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use futures::poll;
-    use hark_protocol::{Sequence, UserName};
+    use hark_protocol::UserName;
 
     use super::*;
     use crate::store::{
@@ -178,7 +178,7 @@ mod tests {
             Pending::ready(Err(Unavailable))
         }
 
-        fn read(&self, _: &Account, _: Sequence, _: ReadLimit) -> Pending<Page> {
+        fn read(&self, _: &Account, _: Position, _: ReadLimit) -> Pending<Page> {
             Pending::ready(Err(Unavailable))
         }
 

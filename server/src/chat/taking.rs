@@ -4,15 +4,12 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use hark_protocol::limits::{WINDOW_BYTES_MAX, WINDOW_MESSAGES_MAX};
 use hark_protocol::{Code, UserName};
+use tokio::time::Instant;
 
+use super::delivery_window::{DeliveryWindow, Step};
 use super::{Chat, Fault};
-use crate::store::{Event, Message, ReadLimit};
-
-/// How much is taken at a time: what a reader that acknowledges has on its way
-/// at most. The rest is there the next time.
-const TAKEN_MAX: ReadLimit = ReadLimit { messages: WINDOW_MESSAGES_MAX, bytes: WINDOW_BYTES_MAX };
+use crate::store::{Account, Event, Message, Position, Unavailable};
 
 impl Chat {
     /// Takes messages out of the inbox of an account that needs no password:
@@ -38,11 +35,8 @@ impl Chat {
         if receiver.queued() == 0 {
             return Ok(Vec::new());
         }
-        let after = receiver.cursor().sequence;
-        let page = self.store.read(&account, after, TAKEN_MAX).await?;
-        if let Some(long) =
-            page.messages.first().map(|first| first.text.len()).filter(|n| *n > text_bytes_max)
-        {
+        let messages = self.read_window(&account, receiver.cursor()).await?;
+        if let Some(long) = messages.first().map(|first| first.text.len()).filter(|n| *n > text_bytes_max) {
             return Fault::refused(
                 Code::TooLarge,
                 format!(
@@ -51,10 +45,30 @@ impl Chat {
             );
         }
         let ended = matches!(receiver.next_event(), Some(Event::Ended(_)));
-        match page.messages.last() {
+        match messages.last() {
             Some(last) if !ended => self.store.acknowledge(&account, last.position),
             _ => return Ok(Vec::new()),
         }
-        Ok(page.messages)
+        Ok(messages)
+    }
+
+    /// Reads as many messages after `cursor` as a reader that acknowledges has in
+    /// flight at most. The rest is there the next time.
+    async fn read_window(&self, account: &Account, cursor: Position) -> Result<Vec<Arc<Message>>, Fault> {
+        let (mut window, now) = (DeliveryWindow::new(cursor), Instant::now());
+        let mut messages = Vec::new();
+        loop {
+            match window.step(now) {
+                Step::Push(message) => messages.push(message),
+                Step::Read { after, limit } => {
+                    let page = self.store.read(account, after, limit).await?;
+                    window.handle_page(Ok(page), now).map_err(|missing| {
+                        missing.report(account);
+                        Unavailable
+                    })?;
+                }
+                Step::Wait => return Ok(messages),
+            }
+        }
     }
 }

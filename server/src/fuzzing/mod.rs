@@ -14,4 +14,4 @@ mod session;
 
 pub use session::session;
 
-pub use crate::store::local::fuzzing::records;
+pub use crate::ledger::fuzzing::records;

@@ -11,6 +11,12 @@
 //! [`Log::release`] for the cursors that moved, after the frame that moved them
 //! is durable.
 
+#[cfg(test)]
+mod contract;
+pub mod disk;
+mod hash;
+pub mod memory;
+
 use std::fmt;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};

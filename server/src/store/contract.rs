@@ -10,7 +10,7 @@ use hark_protocol::{Code, RequestId, Sequence, SessionToken, UserName};
 use super::*;
 
 /// Where a store can be opened again and again.
-pub(super) trait Home {
+pub(crate) trait Home {
     /// Opens the store that is there; the one opened before has been closed or
     /// dropped.
     fn open(&self, limits: Limits) -> Arc<dyn Store>;
@@ -18,29 +18,29 @@ pub(super) trait Home {
 
 /// The limits of a store.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Limits {
-    pub(super) accounts: usize,
-    pub(super) sessions: usize,
-    pub(super) messages: u64,
-    pub(super) bytes: u64,
+pub(crate) struct Limits {
+    pub(crate) accounts: usize,
+    pub(crate) sessions: usize,
+    pub(crate) messages: u64,
+    pub(crate) bytes: u64,
 }
 
 /// Limits that do not matter.
-pub(super) const WIDE: Limits = Limits { accounts: 1000, sessions: 1000, messages: 100_000, bytes: 1 << 30 };
+pub(crate) const WIDE: Limits = Limits { accounts: 1000, sessions: 1000, messages: 100_000, bytes: 1 << 30 };
 
 /// Everything that there is, in one page.
-pub(super) const ALL: ReadLimit = ReadLimit { messages: usize::MAX, bytes: usize::MAX };
+pub(crate) const ALL: ReadLimit = ReadLimit { messages: usize::MAX, bytes: usize::MAX };
 
-pub(super) fn name(text: &str) -> UserName {
+pub(crate) fn name(text: &str) -> UserName {
     text.parse().unwrap()
 }
 
-pub(super) fn token(text: &str) -> SessionToken {
+pub(crate) fn token(text: &str) -> SessionToken {
     text.parse().unwrap()
 }
 
 /// A message from nobody.
-pub(super) fn text(to: &str, text: &str) -> Append {
+pub(crate) fn text(to: &str, text: &str) -> Append {
     Append {
         to: name(to),
         sender: None,
@@ -55,32 +55,42 @@ pub(super) fn text(to: &str, text: &str) -> Append {
 }
 
 /// A message of a session.
-pub(super) fn send(session: &str, id: u32, to: &str, content: &str) -> Append {
+pub(crate) fn send(session: &str, id: u32, to: &str, content: &str) -> Append {
     let send_id =
         SendId { session: token(session), id: RequestId::new(id).unwrap(), in_order: true, from: None };
     Append { send_id: Some(send_id), ..text(to, content) }
 }
 
-pub(super) async fn create(store: &dyn Store, user: &str) -> Account {
+pub(crate) async fn create(store: &dyn Store, user: &str) -> Account {
     assert_eq!(store.create(&name(user), None).await, Ok(Created::Created));
     store.account(&name(user)).await.unwrap().expect("it was just created").account
 }
 
-pub(super) async fn stored(store: &dyn Store, append: Append) {
-    assert_eq!(store.append(append).await, Ok(Outcome::Stored));
+/// Stores a message and returns its number.
+pub(crate) async fn stored(store: &dyn Store, append: Append) -> Sequence {
+    number(store.append(append).await)
 }
 
-pub(super) async fn read(store: &dyn Store, account: &Account) -> Vec<Arc<Message>> {
-    let page = store.read(account, Sequence(0), ALL).await.unwrap();
+/// Returns the number of a message that was stored.
+#[track_caller]
+pub(crate) fn number(outcome: Result<Outcome, Unavailable>) -> Sequence {
+    match outcome {
+        Ok(Outcome::Stored(sequence)) => sequence,
+        other => panic!("not stored: {other:?}"),
+    }
+}
+
+pub(crate) async fn read(store: &dyn Store, account: &Account) -> Vec<Arc<Message>> {
+    let page = store.read(account, Position::default(), ALL).await.unwrap();
     assert!(page.complete);
     page.messages
 }
 
-pub(super) async fn texts(store: &dyn Store, account: &Account) -> Vec<String> {
+pub(crate) async fn texts(store: &dyn Store, account: &Account) -> Vec<String> {
     read(store, account).await.iter().map(|message| message.text.to_string()).collect()
 }
 
-pub(super) async fn queued(store: &dyn Store, account: &Account) -> u64 {
+pub(crate) async fn queued(store: &dyn Store, account: &Account) -> u64 {
     store.receive(account).await.unwrap().expect("the account is there").queued()
 }
 
@@ -89,7 +99,7 @@ fn check<T: PartialEq + Debug>(outcome: Result<T, Unavailable>, expected: T) {
     assert_eq!(outcome, Ok(expected));
 }
 
-pub(super) async fn an_account_is_created_once_and_then_found(home: &dyn Home) {
+pub(crate) async fn an_account_is_created_once_and_then_found(home: &dyn Home) {
     let store = home.open(WIDE);
     assert!(store.account(&name("bob")).await.unwrap().is_none());
     let hash = PasswordHash::new("$hash");
@@ -99,7 +109,7 @@ pub(super) async fn an_account_is_created_once_and_then_found(home: &dyn Home) {
     assert_eq!((entry.account.name, entry.password), (name("bob"), Some(hash)));
 }
 
-pub(super) async fn too_many_accounts_are_refused_until_one_ends(home: &dyn Home) {
+pub(crate) async fn too_many_accounts_are_refused_until_one_ends(home: &dyn Home) {
     let store = home.open(Limits { accounts: 2, ..WIDE });
     let a = create(&*store, "a").await;
     create(&*store, "b").await;
@@ -109,7 +119,7 @@ pub(super) async fn too_many_accounts_are_refused_until_one_ends(home: &dyn Home
     check(store.create(&name("c"), None).await, Created::Created);
 }
 
-pub(super) async fn a_password_changes_only_where_the_old_one_is_right(home: &dyn Home) {
+pub(crate) async fn a_password_changes_only_where_the_old_one_is_right(home: &dyn Home) {
     let (one, two) = (PasswordHash::new("one"), PasswordHash::new("two"));
     let store = home.open(WIDE);
     let bob = create(&*store, "bob").await;
@@ -124,7 +134,7 @@ pub(super) async fn a_password_changes_only_where_the_old_one_is_right(home: &dy
     check(store.set_password(&other, None, PasswordHash::new("x")).await, false);
 }
 
-pub(super) async fn names_come_in_byte_order_and_in_pages(home: &dyn Home) {
+pub(crate) async fn names_come_in_byte_order_and_in_pages(home: &dyn Home) {
     let store = home.open(WIDE);
     let all = ["Zoe", "a", "b", "ba", "ä"];
     for user in ["b", "ä", "Zoe", "ba", "a"] {
@@ -137,7 +147,7 @@ pub(super) async fn names_come_in_byte_order_and_in_pages(home: &dyn Home) {
     check(store.names(Some(&name("ä")), 1).await, vec![]);
 }
 
-pub(super) async fn messages_are_read_as_they_were_stored_in_the_order_of_their_numbers(home: &dyn Home) {
+pub(crate) async fn messages_are_read_as_they_were_stored_in_the_order_of_their_numbers(home: &dyn Home) {
     let store = home.open(WIDE);
     let bob = create(&*store, "bob").await;
     let amy = create(&*store, "amy").await;
@@ -154,7 +164,7 @@ pub(super) async fn messages_are_read_as_they_were_stored_in_the_order_of_their_
     assert_eq!(sums, [(1, 4), (2, 4), (3, 7)]);
 }
 
-pub(super) async fn a_page_is_bounded_in_messages_and_bytes_but_has_at_least_one(home: &dyn Home) {
+pub(crate) async fn a_page_is_bounded_in_messages_and_bytes_but_has_at_least_one(home: &dyn Home) {
     let store = home.open(WIDE);
     let bob = create(&*store, "bob").await;
     for content in ["12345", "1", "2", "3"] {
@@ -162,21 +172,21 @@ pub(super) async fn a_page_is_bounded_in_messages_and_bytes_but_has_at_least_one
     }
     let page = async |after, messages, bytes| {
         let page = store.read(&bob, after, ReadLimit { messages, bytes }).await.unwrap();
-        let last = page.messages.last().map(|m| m.position.sequence);
+        let last = page.messages.last().map(|m| m.position);
         (page.messages.len(), page.complete, last.unwrap_or(after))
     };
-    let (count, complete, after) = page(Sequence(0), 10, 2).await;
+    let (count, complete, after) = page(Position::default(), 10, 2).await;
     assert_eq!((count, complete), (1, false));
     let (count, complete, after) = page(after, 10, 2).await;
     assert_eq!((count, complete), (2, false));
     let (count, complete, after) = page(after, 1, 10).await;
     assert_eq!((count, complete), (1, true));
     assert_eq!(page(after, 10, 10).await, (0, true, after));
-    let (count, complete, _) = page(Sequence(0), 2, 100).await;
+    let (count, complete, _) = page(Position::default(), 2, 100).await;
     assert_eq!((count, complete), (2, false));
 }
 
-pub(super) async fn what_the_chat_or_the_recipient_has_against_it_refuses_a_send(home: &dyn Home) {
+pub(crate) async fn what_the_chat_or_the_recipient_has_against_it_refuses_a_send(home: &dyn Home) {
     let store = home.open(WIDE);
     let bob = create(&*store, "bob").await;
     let refused = |code| Outcome::Refused(code);
@@ -188,7 +198,7 @@ pub(super) async fn what_the_chat_or_the_recipient_has_against_it_refuses_a_send
     assert_eq!(texts(&*store, &bob).await, [""; 0]);
 }
 
-pub(super) async fn who_has_ended_sends_as_nobody_or_is_denied(home: &dyn Home) {
+pub(crate) async fn who_has_ended_sends_as_nobody_or_is_denied(home: &dyn Home) {
     let store = home.open(WIDE);
     let bob = create(&*store, "bob").await;
     let amy = create(&*store, "amy").await;
@@ -200,7 +210,7 @@ pub(super) async fn who_has_ended_sends_as_nobody_or_is_denied(home: &dyn Home) 
     assert_eq!(read(&*store, &bob).await[0].sender, None);
 }
 
-pub(super) async fn a_full_queue_refuses_until_something_is_acknowledged(home: &dyn Home) {
+pub(crate) async fn a_full_queue_refuses_until_something_is_acknowledged(home: &dyn Home) {
     let store = home.open(Limits { messages: 3, bytes: 10, ..WIDE });
     let full = Outcome::Refused(Code::QueueFull);
     let bob = create(&*store, "bob").await;
@@ -217,7 +227,7 @@ pub(super) async fn a_full_queue_refuses_until_something_is_acknowledged(home: &
     assert_eq!(queued(&*store, &bob).await, 2);
 }
 
-pub(super) async fn an_acknowledgement_forgets_up_to_its_place_and_never_goes_back(home: &dyn Home) {
+pub(crate) async fn an_acknowledgement_forgets_up_to_its_place_and_never_goes_back(home: &dyn Home) {
     let store = home.open(WIDE);
     let bob = create(&*store, "bob").await;
     for content in ["1", "2", "3"] {
@@ -237,7 +247,7 @@ pub(super) async fn an_acknowledgement_forgets_up_to_its_place_and_never_goes_ba
     assert_eq!(texts(&*store, &bob).await, ["3"]);
 }
 
-pub(super) async fn a_name_created_again_has_nothing_of_its_predecessor(home: &dyn Home) {
+pub(crate) async fn a_name_created_again_has_nothing_of_its_predecessor(home: &dyn Home) {
     let store = home.open(WIDE);
     let former = create(&*store, "bob").await;
     stored(&*store, text("bob", "old")).await;
@@ -260,7 +270,7 @@ pub(super) async fn a_name_created_again_has_nothing_of_its_predecessor(home: &d
     assert_eq!((messages[0].position.messages, messages[0].position.bytes), (1, 3));
 }
 
-pub(super) async fn numbers_go_on_after_everything_was_forgotten_and_it_was_opened_again(home: &dyn Home) {
+pub(crate) async fn numbers_go_on_after_everything_was_forgotten_and_it_was_opened_again(home: &dyn Home) {
     let mut highest = Sequence(0);
     for round in 0..4 {
         let store = home.open(WIDE);
@@ -281,35 +291,36 @@ pub(super) async fn numbers_go_on_after_everything_was_forgotten_and_it_was_open
     }
 }
 
-pub(super) async fn a_repeat_gets_the_same_outcome_and_stores_nothing(home: &dyn Home) {
+pub(crate) async fn a_repeat_gets_the_same_outcome_and_stores_nothing(home: &dyn Home) {
     let store = home.open(WIDE);
     let bob = create(&*store, "bob").await;
     check(store.open_session(&token("s"), None).await, true);
     let unknown = Outcome::Refused(Code::NoSuchUser);
     // The second meets the first one under way.
     let (first, second) = (store.append(send("s", 5, "bob", "x")), store.append(send("s", 5, "bob", "x")));
-    check(first.await, Outcome::Stored);
-    check(second.await, Outcome::Stored);
+    let five = Outcome::Stored(number(first.await));
+    check(second.await, five);
     check(store.append(send("s", 6, "amy", "y")).await, unknown);
     store.close_session(&token("s"));
     let amy = create(&*store, "amy").await;
     for reopened in [false, true] {
         // The repeat is looked up before anything else is checked.
         let append = Append { refusal: Some(Code::TooLarge), ..send("s", 5, "bob", "x") };
-        check(store.append(append).await, Outcome::Stored);
+        check(store.append(append).await, five);
         check(store.append(send("s", 6, "amy", "y")).await, unknown);
         assert_eq!(texts(&*store, &bob).await, ["x"], "reopened: {reopened}");
     }
     store.close().await.unwrap();
     let store = home.open(WIDE);
-    check(store.append(send("s", 5, "bob", "x")).await, Outcome::Stored);
+    check(store.append(send("s", 5, "bob", "x")).await, five);
     check(store.append(send("s", 6, "amy", "y")).await, unknown);
-    check(store.append(send("s", 7, "amy", "z")).await, Outcome::Stored);
+    number(store.append(send("s", 7, "amy", "z")).await);
     assert_eq!(texts(&*store, &bob).await, ["x"]);
+    assert_eq!(Outcome::Stored(read(&*store, &bob).await[0].position.sequence), five);
     assert_eq!(texts(&*store, &amy).await, ["z"]);
 }
 
-pub(super) async fn an_id_that_was_left_out_or_is_too_old_is_refused_and_never_stored(home: &dyn Home) {
+pub(crate) async fn an_id_that_was_left_out_or_is_too_old_is_refused_and_never_stored(home: &dyn Home) {
     let store = home.open(WIDE);
     let bob = create(&*store, "bob").await;
     check(store.open_session(&token("s"), None).await, true);
@@ -322,43 +333,46 @@ pub(super) async fn an_id_that_was_left_out_or_is_too_old_is_refused_and_never_s
     assert_eq!(texts(&*store, &bob).await, ["ten", "twelve"]);
 }
 
-pub(super) async fn the_last_1024_outcomes_of_a_session_are_remembered(home: &dyn Home) {
+pub(crate) async fn the_last_1024_outcomes_of_a_session_are_remembered(home: &dyn Home) {
     let store = home.open(WIDE);
     let bob = create(&*store, "bob").await;
     let sends: Vec<_> = (1..=1100).map(|id| store.append(send("s", id, "bob", "x"))).collect();
     for pending in sends {
-        check(pending.await, Outcome::Stored);
+        number(pending.await);
     }
     store.close().await.unwrap();
     let store = home.open(WIDE);
-    check(store.append(send("s", 77, "bob", "x")).await, Outcome::Stored);
-    check(store.append(send("s", 1100, "bob", "x")).await, Outcome::Stored);
+    number(store.append(send("s", 77, "bob", "x")).await);
+    number(store.append(send("s", 1100, "bob", "x")).await);
     check(store.append(send("s", 76, "bob", "x")).await, Outcome::Refused(Code::BadRequest));
     assert_eq!(texts(&*store, &bob).await.len(), 1100);
 }
 
-pub(super) async fn the_messages_of_one_caller_stand_in_the_order_of_the_calls(home: &dyn Home) {
+pub(crate) async fn the_messages_of_one_caller_stand_in_the_order_of_the_calls(home: &dyn Home) {
     let store = home.open(WIDE);
     let bob = create(&*store, "bob").await;
     let sends: Vec<_> = (0..5000).map(|n| store.append(text("bob", &n.to_string()))).collect();
+    let mut numbers = Vec::new();
     for pending in sends {
-        check(pending.await, Outcome::Stored);
+        numbers.push(number(pending.await));
     }
     let expected: Vec<_> = (0..5000).map(|n| n.to_string()).collect();
     assert_eq!(texts(&*store, &bob).await, expected);
+    let read = read(&*store, &bob).await;
+    assert!(read.iter().map(|message| message.position.sequence).eq(numbers), "each answer has its number");
 }
 
-pub(super) async fn nothing_gets_through_a_closed_fence(home: &dyn Home) {
+pub(crate) async fn nothing_gets_through_a_closed_fence(home: &dyn Home) {
     let store = home.open(WIDE);
     let bob = create(&*store, "bob").await;
     let append = send("s", 1, "bob", "x");
     append.fence.close();
     assert_eq!(store.append(append).await, Err(Unavailable));
     assert_eq!(texts(&*store, &bob).await, [""; 0]);
-    check(store.append(send("s", 1, "bob", "x")).await, Outcome::Stored);
+    number(store.append(send("s", 1, "bob", "x")).await);
 }
 
-pub(super) async fn too_many_sessions_are_refused_and_nothing_is_evicted(home: &dyn Home) {
+pub(crate) async fn too_many_sessions_are_refused_and_nothing_is_evicted(home: &dyn Home) {
     let store = home.open(Limits { sessions: 2, ..WIDE });
     let bob = create(&*store, "bob").await;
     check(store.open_session(&token("a"), None).await, true);
@@ -368,11 +382,11 @@ pub(super) async fn too_many_sessions_are_refused_and_nothing_is_evicted(home: &
     check(store.open_session(&token("c"), None).await, false);
     check(store.append(send("c", 1, "bob", "y")).await, Outcome::Refused(Code::TooMany));
     check(store.open_session(&token("a"), None).await, true);
-    check(store.append(send("a", 1, "bob", "x")).await, Outcome::Stored);
+    number(store.append(send("a", 1, "bob", "x")).await);
     assert_eq!(texts(&*store, &bob).await, ["x"]);
 }
 
-pub(super) async fn a_session_is_opened_after_everything_that_was_appended_before(home: &dyn Home) {
+pub(crate) async fn a_session_is_opened_after_everything_that_was_appended_before(home: &dyn Home) {
     let store = home.open(WIDE);
     create(&*store, "bob").await;
     let sends: Vec<_> = (1..=100).map(|id| store.append(send("s", id, "bob", "x"))).collect();
@@ -382,7 +396,7 @@ pub(super) async fn a_session_is_opened_after_everything_that_was_appended_befor
     }
 }
 
-pub(super) async fn who_follows_gets_what_is_stored_from_then_on(home: &dyn Home) {
+pub(crate) async fn who_follows_gets_what_is_stored_from_then_on(home: &dyn Home) {
     let store = home.open(WIDE);
     let bob = create(&*store, "bob").await;
     stored(&*store, text("bob", "before")).await;
@@ -402,7 +416,7 @@ pub(super) async fn who_follows_gets_what_is_stored_from_then_on(home: &dyn Home
     assert_eq!(receiver.next_event(), None);
 }
 
-pub(super) async fn who_does_not_take_what_is_stored_lags_and_misses_nothing(home: &dyn Home) {
+pub(crate) async fn who_does_not_take_what_is_stored_lags_and_misses_nothing(home: &dyn Home) {
     let store = home.open(WIDE);
     let bob = create(&*store, "bob").await;
     let mut receiver = store.receive(&bob).await.unwrap().unwrap();
@@ -417,7 +431,36 @@ pub(super) async fn who_does_not_take_what_is_stored_lags_and_misses_nothing(hom
     assert_eq!(texts(&*store, &bob).await.len(), BUFFERED_MESSAGES_MAX + 1);
 }
 
-pub(super) async fn a_later_receiver_takes_over_from_the_former(home: &dyn Home) {
+/// A receiver that was taken over may acknowledge what its successor reads.
+pub(crate) async fn page_after_a_later_cursor_says_where_it_starts(home: &dyn Home) {
+    let store = home.open(WIDE);
+    let bob = create(&*store, "bob").await;
+    let mut last = Position::default();
+    for n in 0..4 {
+        stored(&*store, text("bob", &n.to_string())).await;
+    }
+    let messages = read(&*store, &bob).await;
+    for message in &messages {
+        assert!(message.position.follows(last), "{message:?} after {last:?}");
+        last = message.position;
+    }
+    let receiver = store.receive(&bob).await.unwrap().unwrap();
+    store.acknowledge(&bob, messages[1].position);
+    let latter = store.receive(&bob).await.unwrap().unwrap();
+    assert_eq!(latter.cursor(), messages[1].position);
+    // The acknowledgement is durable once something behind it is.
+    create(&*store, "amy").await;
+    stored(&*store, text("amy", "x")).await;
+    let page = store.read(&bob, receiver.cursor(), ALL).await.unwrap();
+    assert_eq!(page.messages, messages[2..]);
+    let start = page.starts_after.expect("it starts later than was asked for");
+    assert!(start.sequence >= messages[1].position.sequence);
+    assert!(messages[2].position.follows(start));
+    let page = store.read(&bob, messages[2].position, ALL).await.unwrap();
+    assert_eq!((page.starts_after, &*page.messages), (None, &messages[3..]));
+}
+
+pub(crate) async fn a_later_receiver_takes_over_from_the_former(home: &dyn Home) {
     let store = home.open(WIDE);
     let bob = create(&*store, "bob").await;
     let mut former = store.receive(&bob).await.unwrap().unwrap();
@@ -430,7 +473,7 @@ pub(super) async fn a_later_receiver_takes_over_from_the_former(home: &dyn Home)
     assert!(matches!(next_event(&mut latter).await, Event::Appended(_)));
 }
 
-pub(super) async fn who_receives_only_if_nobody_does_takes_over_from_nobody(home: &dyn Home) {
+pub(crate) async fn who_receives_only_if_nobody_does_takes_over_from_nobody(home: &dyn Home) {
     let store = home.open(WIDE);
     let bob = create(&*store, "bob").await;
     stored(&*store, text("bob", "x")).await;
@@ -446,7 +489,7 @@ pub(super) async fn who_receives_only_if_nobody_does_takes_over_from_nobody(home
     assert!(store.receive_if_free(&bob).await.unwrap().is_none());
 }
 
-pub(super) async fn what_was_acknowledged_before_the_receiver_went_is_not_received_again(home: &dyn Home) {
+pub(crate) async fn what_was_acknowledged_before_the_receiver_went_is_not_received_again(home: &dyn Home) {
     let store = home.open(WIDE);
     let bob = create(&*store, "bob").await;
     create(&*store, "eve").await;
@@ -454,7 +497,7 @@ pub(super) async fn what_was_acknowledged_before_the_receiver_went_is_not_receiv
     for round in 0..100 {
         stored(&*store, text("bob", "x")).await;
         let former = store.receive_if_free(&bob).await.unwrap().expect("nobody receives");
-        let page = store.read(&bob, former.cursor().sequence, ALL).await.unwrap();
+        let page = store.read(&bob, former.cursor(), ALL).await.unwrap();
         let others: Vec<_> = (0..500).map(|_| store.append(text("eve", "y"))).collect();
         let latter = store.receive_if_free(&bob);
         // At one moment or another of its decision, which these take up.
@@ -466,13 +509,13 @@ pub(super) async fn what_was_acknowledged_before_the_receiver_went_is_not_receiv
             received += 1;
         }
         for other in others {
-            check(other.await, Outcome::Stored);
+            number(other.await);
         }
     }
     assert!(received > 0, "nobody received after another");
 }
 
-pub(super) async fn the_end_of_an_account_ends_its_reception(home: &dyn Home) {
+pub(crate) async fn the_end_of_an_account_ends_its_reception(home: &dyn Home) {
     let store = home.open(WIDE);
     let bob = create(&*store, "bob").await;
     let mut receiver = store.receive(&bob).await.unwrap().unwrap();
@@ -483,7 +526,7 @@ pub(super) async fn the_end_of_an_account_ends_its_reception(home: &dyn Home) {
     assert_eq!(receiver.next_event(), Some(Event::Ended(End::Deleted)));
 }
 
-pub(super) async fn a_permit_is_given_back_when_its_message_is_decided(home: &dyn Home) {
+pub(crate) async fn a_permit_is_given_back_when_its_message_is_decided(home: &dyn Home) {
     let store = home.open(WIDE);
     create(&*store, "bob").await;
     let room = Arc::new(tokio::sync::Semaphore::new(1));
@@ -493,14 +536,14 @@ pub(super) async fn a_permit_is_given_back_when_its_message_is_decided(home: &dy
     }
 }
 
-pub(super) async fn what_nobody_waits_for_is_stored_all_the_same(home: &dyn Home) {
+pub(crate) async fn what_nobody_waits_for_is_stored_all_the_same(home: &dyn Home) {
     let store = home.open(WIDE);
     let bob = create(&*store, "bob").await;
     drop(store.append(text("bob", "x")));
     assert_eq!(queued(&*store, &bob).await, 1);
 }
 
-pub(super) async fn what_is_under_way_is_decided_when_it_closes_and_nothing_after_it(home: &dyn Home) {
+pub(crate) async fn what_is_under_way_is_decided_when_it_closes_and_nothing_after_it(home: &dyn Home) {
     let store = home.open(WIDE);
     let bob = create(&*store, "bob").await;
     let sends: Vec<_> = (0..100).map(|_| store.append(text("bob", "x"))).collect();
@@ -508,14 +551,14 @@ pub(super) async fn what_is_under_way_is_decided_when_it_closes_and_nothing_afte
     let late = store.append(send("s", 1, "bob", "late"));
     closed.await.unwrap();
     for pending in sends {
-        check(pending.await, Outcome::Stored);
+        number(pending.await);
     }
     assert_eq!(late.await, Err(Unavailable));
     assert_eq!(store.append(text("bob", "late")).await, Err(Unavailable));
     assert_eq!(store.create(&name("amy"), None).await, Err(Unavailable));
     assert_eq!(store.delete(&bob).await, Err(Unavailable));
     assert_eq!(store.open_session(&token("s"), None).await, Err(Unavailable));
-    assert_eq!(store.read(&bob, Sequence(0), ALL).await, Err(Unavailable));
+    assert_eq!(store.read(&bob, Position::default(), ALL).await, Err(Unavailable));
     assert!(store.receive(&bob).await.is_err());
     assert!(store.account(&name("bob")).await.is_err());
     assert!(store.names(None, 1).await.is_err());
@@ -526,17 +569,17 @@ pub(super) async fn what_is_under_way_is_decided_when_it_closes_and_nothing_afte
     assert_eq!(texts(&*store, &bob).await.len(), 100);
 }
 
-pub(super) async fn what_was_answered_is_there_after_a_drop_without_a_close(home: &dyn Home) {
+pub(crate) async fn what_was_answered_is_there_after_a_drop_without_a_close(home: &dyn Home) {
     let store = home.open(WIDE);
     let bob = create(&*store, "bob").await;
-    stored(&*store, send("s", 1, "bob", "x")).await;
+    let first = stored(&*store, send("s", 1, "bob", "x")).await;
     drop(store);
     let store = home.open(WIDE);
-    check(store.append(send("s", 1, "bob", "x")).await, Outcome::Stored);
+    check(store.append(send("s", 1, "bob", "x")).await, Outcome::Stored(first));
     assert_eq!(texts(&*store, &bob).await, ["x"]);
 }
 
-pub(super) async fn next_event(receiver: &mut Receiver) -> Event {
+pub(crate) async fn next_event(receiver: &mut Receiver) -> Event {
     std::future::poll_fn(|cx| receiver.poll_event(cx)).await
 }
 
@@ -565,6 +608,7 @@ macro_rules! contract_suite {
             a_session_is_opened_after_everything_that_was_appended_before
             who_follows_gets_what_is_stored_from_then_on
             who_does_not_take_what_is_stored_lags_and_misses_nothing
+            page_after_a_later_cursor_says_where_it_starts
             a_later_receiver_takes_over_from_the_former
             who_receives_only_if_nobody_does_takes_over_from_nobody
             what_was_acknowledged_before_the_receiver_went_is_not_received_again
@@ -584,4 +628,4 @@ macro_rules! contract_suite {
         )*
     };
 }
-pub(super) use contract_suite;
+pub(crate) use contract_suite;

@@ -8,12 +8,10 @@
 #[cfg(feature = "cluster")]
 pub mod cluster;
 #[cfg(test)]
-mod contract;
-pub mod local;
-mod outcomes;
+pub(crate) mod contract;
 mod pending;
 mod receiver;
-mod shares;
+pub(crate) mod shares;
 
 use std::fmt;
 use std::net::IpAddr;
@@ -27,9 +25,8 @@ use tokio::sync::OwnedSemaphorePermit;
 pub use pending::{Decide, Pending};
 pub use receiver::{BUFFERED_BYTES_MAX, BUFFERED_MESSAGES_MAX, End, Event, Feed, Receiver};
 
-/// The filters for what the engines log.
-pub const ENGINE_LOGS: &[&str] = &[
-    local::ENGINE_LOG,
+/// The filters for the log events of libraries.
+pub const LIBRARY_LOGS: &[&str] = &[
     #[cfg(feature = "cluster")]
     cluster::CLIENT_LOG,
 ];
@@ -88,9 +85,10 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// the last receiver was dropped is not received again.
     fn receive_if_free(&self, account: &Account) -> Pending<Option<Receiver>>;
 
-    /// Messages after `after`, in the order of their numbers: at most
-    /// `limit.messages`, and at most `limit.bytes` of text but at least one.
-    fn read(&self, account: &Account, after: Sequence, limit: ReadLimit) -> Pending<Page>;
+    /// Reads the messages after `after`, in the order of their numbers: at most
+    /// `limit.messages`, and at most `limit.bytes` of text but at least one. What
+    /// is durably acknowledged is not read.
+    fn read(&self, account: &Account, after: Position, limit: ReadLimit) -> Pending<Page>;
 
     /// Forgets every message up to `position`, which came from a message of
     /// this inbox. May be lost in a crash, and only then; an older position
@@ -218,8 +216,8 @@ pub struct SendId {
 /// How a send was decided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// It is in the inbox, or was.
-    Stored,
+    /// The message is in the inbox, or was, under this number.
+    Stored(Sequence),
     /// It is not, and will not be.
     Refused(Code),
 }
@@ -268,6 +266,14 @@ pub struct Position {
     pub bytes: u64,
 }
 
+impl Position {
+    /// Returns whether no message lies between `former` and the message here.
+    #[must_use]
+    pub fn follows(&self, former: Self) -> bool {
+        self.sequence > former.sequence && self.messages.checked_sub(1) == Some(former.messages)
+    }
+}
+
 /// How much a read yields at most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReadLimit {
@@ -277,11 +283,16 @@ pub struct ReadLimit {
     pub bytes: usize,
 }
 
-/// What a read yields.
+/// The result of a read.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Page {
-    /// In the order of their numbers.
+    /// The place after which the page starts, if that is a later one than was
+    /// asked for: everything before it is acknowledged, or is damaged and the
+    /// operator has dropped it.
+    pub starts_after: Option<Position>,
+    /// In the order of their numbers, and without a gap in their counts
+    /// ([`Position::follows`]).
     pub messages: Vec<Arc<Message>>,
-    /// There was no more when it was read.
+    /// Whether there was no more when it was read.
     pub complete: bool,
 }

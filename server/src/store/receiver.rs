@@ -151,13 +151,13 @@ impl Receiver {
 
     /// Whether what is stored comes as events.
     #[cfg(test)]
-    pub(super) fn is_following(&self) -> bool {
+    pub(crate) fn is_following(&self) -> bool {
         self.buffer.lock().following
     }
 
     /// Waits for the next event; the task is woken when there is one.
     #[cfg(test)]
-    pub(super) fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+    pub(crate) fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
         self.buffer.changed.register(cx.waker());
         self.next_event().map_or(Poll::Pending, Poll::Ready)
     }
@@ -222,6 +222,12 @@ impl Feed {
     #[must_use]
     pub fn is_ended(&self) -> bool {
         self.buffer.is_ended()
+    }
+
+    /// Whether this feeds the session that `other` feeds.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.buffer, &other.buffer)
     }
 
     /// Whether this feeds `receiver`.

@@ -9,20 +9,20 @@ const SHARE: usize = 4;
 
 /// Counts by network. It holds no more networks than there are sessions.
 #[derive(Debug)]
-pub(super) struct Shares {
+pub(crate) struct Shares {
     each_max: usize,
     taken: HashMap<IpAddr, usize>,
 }
 
 impl Shares {
     /// Shares of so many in all.
-    pub(super) fn of(max: usize) -> Self {
+    pub(crate) fn of(max: usize) -> Self {
         Self { each_max: max.div_ceil(SHARE), taken: HashMap::new() }
     }
 
     /// Takes one; false where this network has its share. `None` is one that
     /// does not count.
-    pub(super) fn take(&mut self, origin: Option<IpAddr>) -> bool {
+    pub(crate) fn take(&mut self, origin: Option<IpAddr>) -> bool {
         let Some(origin) = origin else { return true };
         let taken = self.taken.get(&origin).copied().unwrap_or_default();
         if taken >= self.each_max {
@@ -34,12 +34,12 @@ impl Shares {
 
     /// Whether this network has one.
     #[cfg(test)]
-    pub(super) fn knows(&self, origin: IpAddr) -> bool {
+    pub(crate) fn knows(&self, origin: IpAddr) -> bool {
         self.taken.contains_key(&origin)
     }
 
     /// Gives one back that was taken.
-    pub(super) fn give_back(&mut self, origin: Option<IpAddr>) {
+    pub(crate) fn give_back(&mut self, origin: Option<IpAddr>) {
         let Some(origin) = origin else { return };
         if let Some(taken) = self.taken.get_mut(&origin) {
             *taken -= 1;

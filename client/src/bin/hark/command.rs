@@ -42,7 +42,7 @@ pub(crate) async fn carry_out(
         Command::Disconnect => handle.disconnect().await.map(plainly),
         Command::Delete(user) => handle.delete(user, password).await.map(Done::Deleted),
         Command::List(pattern) => handle.list(pattern).await.map(Done::Listed),
-        Command::Send(user, text) => handle.send(user, text).await?.await.map(plainly),
+        Command::Send(user, text) => handle.send(user, text).await?.await.map(|_| Done::Plainly),
         Command::Ping => handle.ping().await.map(plainly),
         Command::Password(user) => match (user, new_password) {
             (Some(user), Some(new)) => handle.password(user, password, new).await.map(plainly),

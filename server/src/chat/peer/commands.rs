@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use bytestring::ByteString;
 use hark_protocol::limits::VERSION;
-use hark_protocol::{Code, OkFields, Password, Reply, Request, RequestId, SessionToken, UserName};
+use hark_protocol::{Code, OkFields, Password, Refusal, Reply, Request, RequestId, SessionToken, UserName};
 
 use super::{Answer, Done, Peer, SendSession};
 use crate::chat::{Fault, ROOM_UNITS, UNIT_BYTES, now_ms};
@@ -47,8 +47,8 @@ impl Peer {
 
     fn hello(&mut self, id: Option<RequestId>, version: u32, session: SessionToken) {
         if version != VERSION {
-            self.end();
-            return self.refuse(id, Code::BadRequest, "this server speaks version 1 of the protocol");
+            let refusal = Refusal::new(Code::BadRequest, "this server speaks version 1 of the protocol");
+            return self.refuse_hello(id, refusal);
         }
         let (sessions, control) = (Arc::clone(&self.chat.send_sessions), Arc::clone(&self.control));
         let from = self.network();

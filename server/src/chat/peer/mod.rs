@@ -17,7 +17,8 @@ use std::task::{Context, Poll, ready};
 
 use hark_protocol::limits::{SENDS_UNANSWERED_MAX, VERSION};
 use hark_protocol::{
-    ByeReason, Code, OkFields, Refusal, Reply, Request, RequestId, Sequence, SessionToken, UserName,
+    ByeReason, Code, Malformed, OkFields, Refusal, Reply, Request, RequestId, Sequence, SessionToken,
+    UserName,
 };
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
@@ -28,9 +29,8 @@ use super::pace::{Pace, Turn};
 use super::reception::{Received, Reception};
 use super::replies::{created_reply, sent_reply};
 use super::send_sessions::OpenSession;
-use super::{Chat, Fault};
+use super::{Chat, Fault, NeverPushed};
 use crate::limit::network;
-use crate::session::NeverPushed;
 use crate::store::{
     Account, Append, Created, Decide, End, Fence, Message, Outcome, Pending, Receiver, Unavailable,
 };
@@ -182,7 +182,7 @@ impl Peer {
     /// Whether something was pushed that is not acknowledged.
     #[must_use]
     pub fn awaits_ack(&self) -> bool {
-        self.reception.as_ref().is_some_and(|reception| reception.session().awaits_ack())
+        self.reception.as_ref().is_some_and(|reception| reception.window().awaits_ack())
     }
 
     /// When to poll again even if nothing happens.
@@ -191,7 +191,7 @@ impl Peer {
         if self.end != Stage::Open {
             return None;
         }
-        let retry_at = self.reception.as_ref().and_then(|reception| reception.session().retry_at());
+        let retry_at = self.reception.as_ref().and_then(|reception| reception.window().retry_at());
         [self.turn.paused_until(), retry_at].into_iter().flatten().min()
     }
 
@@ -209,14 +209,15 @@ impl Peer {
     /// Takes a request, or what was wrong with one. Only while
     /// [`Self::is_ready`], but for [`Request::Ack`], which is always taken. What
     /// is sent gets to the store at the next [`Self::poll`] or other request.
-    pub fn handle(&mut self, id: Option<RequestId>, request: Result<Request, Refusal>) {
+    pub fn handle(&mut self, id: Option<RequestId>, request: Result<Request, Malformed>) {
         let fresh = std::mem::replace(&mut self.fresh, false);
         self.count(&request);
         if !matches!(request, Ok(Request::Send { .. })) {
             self.pass_sends_on();
         }
         match request {
-            Err(refusal) => self.answer(id, Answer::Reply(Reply::NotOk(refusal))),
+            Err(Malformed { refusal, is_hello: true }) => self.refuse_hello(id, refusal),
+            Err(malformed) => self.answer(id, Answer::Reply(Reply::NotOk(malformed.refusal))),
             Ok(Request::Ack { sequence }) => self.handle_ack(sequence),
             Ok(Request::Ping) => self.answer(id, Answer::Reply(Reply::Ok(OkFields::none()))),
             Ok(Request::Send { user, text }) => self.send(id, user, text),
@@ -224,7 +225,7 @@ impl Peer {
                 self.create_open(id, user);
             }
             Ok(Request::Hello { .. }) if !fresh => {
-                self.refuse(id, Code::BadRequest, "hello comes first, and once");
+                self.refuse_hello(id, Refusal::new(Code::BadRequest, "hello comes first, and once"));
             }
             Ok(request) => self.waiting = Some((id, request)),
         }
@@ -242,7 +243,7 @@ impl Peer {
     /// The reader has everything up to the last push; it has no acknowledgements
     /// of its own (the classic framing).
     pub fn acknowledge_all(&mut self) {
-        if let Some(pushed) = self.reception.as_ref().map(|reception| reception.session().pushed()) {
+        if let Some(pushed) = self.reception.as_ref().map(|reception| reception.window().pushed()) {
             self.handle_ack(pushed);
         }
     }
@@ -312,7 +313,7 @@ impl Peer {
 
     /// Counts a request. An acknowledgement only counts as the bytes that it is:
     /// to take it later would hold up what it makes room for.
-    fn count(&mut self, request: &Result<Request, Refusal>) {
+    fn count(&mut self, request: &Result<Request, Malformed>) {
         let bytes = match request {
             Ok(Request::Ack { .. }) => return,
             Ok(Request::Send { text, .. }) => text.len(),
@@ -353,8 +354,12 @@ impl Peer {
         self.answers.push_back((id, answer));
     }
 
-    fn refuse(&mut self, id: Option<RequestId>, code: Code, explanation: &'static str) {
-        self.answer(id, Answer::Reply(Reply::NotOk(Refusal::new(code, explanation))));
+    /// Refuses a `hello` and ends the connection: a send behind it would be
+    /// stored outside of its session, and stored again by a repeat.
+    fn refuse_hello(&mut self, id: Option<RequestId>, why: impl Into<Fault>) {
+        let fault: Fault = why.into();
+        self.end();
+        self.answer(id, Answer::Reply(fault.into()));
     }
 
     /// The oldest answer, once it is decided.
@@ -439,12 +444,7 @@ impl Peer {
                 self.send_session = Some(SendSession::Open(session));
                 Reply::Ok(OkFields::hello(VERSION, self.chat.rules.frame_bytes_max))
             }
-            Done::NoSession(fault) => {
-                // What was sent behind it must not be stored outside of its
-                // session: nobody would know its repeat as one.
-                self.end();
-                fault.into()
-            }
+            Done::NoSession(fault) => return self.refuse_hello(id, fault),
             Done::Entered(entered) => {
                 if self.account() != Some(&entered.account) {
                     self.end_reception();

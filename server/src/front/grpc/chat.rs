@@ -110,8 +110,8 @@ impl chat_server::Chat for ChatService {
             }
             None => RequestId::new(1),
         };
-        call.ask_as(id, request.try_into()).await?;
-        Ok(Response::new(SendReply {}))
+        let fields = call.ask_as(id, request.try_into()).await?;
+        Ok(Response::new(SendReply { sequence: fields.as_stored().map(|sequence| sequence.0) }))
     }
 
     async fn list(&self, request: Request<ListRequest>) -> Result<Response<Self::ListStream>, Status> {

@@ -174,7 +174,9 @@ impl Connection {
         let place = self.sends.get(&id).copied().expect("it was sent here");
         self.unanswered -= 1;
         let outcome = match reply {
-            Reply::Ok(_) => Outcome::Stored,
+            Reply::Ok(fields) => {
+                Outcome::Stored(fields.as_stored().expect("a send is answered by its number"))
+            }
             Reply::NotOk(refusal) => Outcome::Refused(refusal.code),
             Reply::Error { failure: Failure::Unavailable, .. } => {
                 assert!(model.is_uncertain, "nothing has failed");

@@ -7,7 +7,7 @@ use bytestring::ByteString;
 use hark_protocol::{Code, OkFields};
 
 use super::rights::Rights;
-use crate::store::local::fuzzing::is_weak;
+use crate::shard::fuzzing::is_weak;
 use crate::store::{AccountEntry, Message, Outcome, PasswordHash};
 
 /// Connections at a time.
@@ -62,7 +62,7 @@ pub(super) struct Sent {
     /// Sends of one stream to one account keep their order.
     pub(super) stream: usize,
     /// What it has to be answered, where that is certain.
-    pub(super) expected: Option<Outcome>,
+    pub(super) expected: Option<Result<(), Code>>,
     pub(super) answered: Option<Outcome>,
 }
 
@@ -158,7 +158,7 @@ impl Model {
         let text = ByteString::from(format!("{place:.<bytes$}"));
         let inbox = self.account(user);
         let outcome = self.outcome(inbox, sender, &text);
-        if let (Outcome::Stored, Some(inbox)) = (outcome, inbox) {
+        if let (Ok(()), Some(inbox)) = (outcome, inbox) {
             self.inboxes[inbox].stored.push(place);
         }
         let sender = sender.map(|inbox| &self.inboxes[inbox]).filter(|inbox| inbox.is_alive);
@@ -184,24 +184,24 @@ impl Model {
     }
 
     /// What the store has to decide of a send, to this account by this one.
-    fn outcome(&self, inbox: Option<usize>, sender: Option<usize>, text: &str) -> Outcome {
+    fn outcome(&self, inbox: Option<usize>, sender: Option<usize>, text: &str) -> Result<(), Code> {
         let needs_sender = self.rights.require_password;
         if needs_sender && sender.is_none() {
-            return Outcome::Refused(Code::Denied);
+            return Err(Code::Denied);
         }
         if text.len() > TEXT_BYTES_MAX {
-            return Outcome::Refused(Code::TooLarge);
+            return Err(Code::TooLarge);
         }
-        let Some(inbox) = inbox else { return Outcome::Refused(Code::NoSuchUser) };
+        let Some(inbox) = inbox else { return Err(Code::NoSuchUser) };
         if needs_sender && !sender.is_some_and(|sender| self.inboxes[sender].is_alive) {
-            return Outcome::Refused(Code::Denied);
+            return Err(Code::Denied);
         }
         let unread = self.unread(inbox);
         let bytes: usize = unread.iter().map(|place| self.sends[*place].text.len()).sum();
         if unread.len() >= QUEUED_MESSAGES_MAX || bytes + text.len() > QUEUED_BYTES_MAX {
-            return Outcome::Refused(Code::QueueFull);
+            return Err(Code::QueueFull);
         }
-        Outcome::Stored
+        Ok(())
     }
 
     /// What is stored and not acknowledged.
@@ -218,8 +218,15 @@ impl Model {
             let is_denied = code == Code::Denied && self.rights.require_password;
             assert!(is_denied || codes.contains(&code), "{code} answers {sent:?}");
         }
-        if let Some(expected) = sent.answered.or(sent.expected) {
-            assert_eq!(outcome, expected, "the answer to {sent:?}");
+        if let Some(former) = sent.answered {
+            assert_eq!(outcome, former, "the answer to {sent:?}");
+        }
+        if let Some(expected) = sent.expected {
+            let decided = match outcome {
+                Outcome::Stored(_) => Ok(()),
+                Outcome::Refused(code) => Err(code),
+            };
+            assert_eq!(decided, expected, "the answer to {sent:?}");
         }
         sent.answered = Some(outcome);
     }
@@ -258,7 +265,11 @@ impl Model {
             let is_alive = sent.inbox.is_some_and(|inbox| self.inboxes[inbox].is_alive);
             let is_readable = is_alive && !sent.is_elsewhere;
             match sent.answered {
-                Some(Outcome::Stored) if is_readable => assert_eq!(times, 1, "{sent:?}"),
+                Some(Outcome::Stored(sequence)) if is_readable => {
+                    let inbox = sent.inbox.map(|inbox| &self.inboxes[inbox]);
+                    let numbered = inbox.and_then(|inbox| inbox.pushed.get(&sequence.0));
+                    assert_eq!((times, numbered), (1, Some(&place)), "{sent:?}");
+                }
                 Some(Outcome::Refused(_)) => assert_eq!(times, 0, "{sent:?}"),
                 _ => {}
             }

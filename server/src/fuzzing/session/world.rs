@@ -17,8 +17,8 @@ use super::model::{
 use super::rights::{PASSWORDS, Rights, tried};
 use super::{Kind, Op};
 use crate::chat::{Chat, Rates, Rules};
-use crate::store::local::fuzzing::{Home, weak_hash};
-use crate::store::local::{LocalConfig, LocalStore};
+use crate::shard::fuzzing::{Home, weak_hash};
+use crate::shard::{ShardConfig, ShardStore};
 use crate::store::{Created, Store};
 
 /// Clients that keep a session over their connections.
@@ -70,7 +70,7 @@ pub(super) struct World {
 }
 
 struct Server {
-    store: Arc<LocalStore>,
+    store: Arc<ShardStore>,
     chat: Arc<Chat>,
 }
 
@@ -84,11 +84,11 @@ struct Client {
 
 impl Server {
     fn start(home: &Home, rights: Rights) -> Self {
-        let config = LocalConfig {
+        let config = ShardConfig {
             accounts_max: ACCOUNTS_MAX,
             queued_messages_max: QUEUED_MESSAGES_MAX as u64,
             queued_bytes_max: QUEUED_BYTES_MAX as u64,
-            ..LocalConfig::DEFAULT
+            ..ShardConfig::DEFAULT
         };
         let rules = Rules {
             frame_bytes_max: TEXT_BYTES_MAX + FRAME_BYTES_MORE,

@@ -51,7 +51,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use async_nats::Subscriber;
 use bytes::Bytes;
 use futures::FutureExt;
-use hark_protocol::{Sequence, SessionToken, UserName};
+use hark_protocol::{SessionToken, UserName};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -224,7 +224,7 @@ impl Store for ClusterStore {
         self.ask_lane(&account.name, |decide| Command::Receive { account: of, takes_over: false, decide })
     }
 
-    fn read(&self, account: &Account, after: Sequence, limit: ReadLimit) -> Pending<Page> {
+    fn read(&self, account: &Account, after: Position, limit: ReadLimit) -> Pending<Page> {
         let (decide, pending) = Pending::new();
         if self.asked.is_closed() {
             drop(decide);

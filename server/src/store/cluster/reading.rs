@@ -3,14 +3,13 @@
 
 use std::time::Duration;
 
-use hark_protocol::Sequence;
 use tokio::time::{Instant, sleep};
 
 use super::Shared;
 use super::engine::{Found, Lost};
-use super::lane::PATIENCE;
+use super::lane::{PATIENCE, latest};
 use super::record::{END, decode_message};
-use crate::store::{Account, Page, ReadLimit, Unavailable};
+use crate::store::{Account, Page, Position, ReadLimit, Unavailable};
 
 /// Messages that are asked for at once, at most.
 const BATCH_MESSAGES: usize = 1000;
@@ -28,16 +27,19 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub(super) async fn read(
     shared: &Shared,
     account: &Account,
-    after: Sequence,
+    after: Position,
     limit: ReadLimit,
 ) -> Result<Page, Unavailable> {
-    let mut scan = Scan { limit, bytes: 0, last: after.0, page: Page::default() };
+    let mut scan = Scan { limit, bytes: 0, start: after, last: after.sequence.0, page: Page::default() };
     let deadline = Instant::now() + PATIENCE;
     loop {
         match scan.run(shared, account).await {
-            Ok(()) => return Ok(scan.page),
+            Ok(()) => return Ok(scan.finish(shared, account, after).await),
             // What was read before it failed can be had.
-            Err(_) if !scan.page.messages.is_empty() => return Ok(Page { complete: false, ..scan.page }),
+            Err(_) if !scan.page.messages.is_empty() => {
+                scan.page.complete = false;
+                return Ok(scan.finish(shared, account, after).await);
+            }
             Err(NoPage::Lost) if Instant::now() < deadline => sleep(PAUSE).await,
             Err(_) => return Err(Unavailable),
         }
@@ -60,6 +62,9 @@ impl From<Lost> for NoPage {
 struct Scan {
     limit: ReadLimit,
     bytes: usize,
+    /// The place after which the page starts.
+    start: Position,
+    /// The last message that was taken, or that of `start`.
     last: u64,
     page: Page,
 }
@@ -70,10 +75,11 @@ impl Scan {
             self.page.complete = true;
             return Ok(());
         }
-        self.last = self.last.max(shared.cursors.of(account).sequence.0);
-        if self.last == 0 {
-            self.last = shared.state(account).await?.1.cursor.sequence.0;
+        self.start = latest(self.start, shared.cursors.of(account));
+        if self.start.sequence.0 == 0 {
+            self.start = shared.state(account).await?.1.cursor;
         }
+        self.last = self.start.sequence.0;
         let (stream, subject) = (shared.names.inbox_stream_of(&account.name), shared.names.inbox(account));
         loop {
             let (messages, bytes) = self.room();
@@ -98,6 +104,20 @@ impl Scan {
                 }
             }
         }
+    }
+
+    /// Returns the page. If its first message does not follow, those before it may
+    /// have been acknowledged at another server and dropped: the state tells.
+    async fn finish(mut self, shared: &Shared, account: &Account, after: Position) -> Page {
+        let has_gap = self.page.messages.first().is_some_and(|first| !first.position.follows(self.start));
+        if has_gap && let Ok((_, state)) = shared.state(account).await {
+            self.start = latest(self.start, state.cursor);
+            self.page.messages.retain(|message| message.position.sequence > self.start.sequence);
+        }
+        if self.start.sequence > after.sequence {
+            self.page.starts_after = Some(self.start);
+        }
+        self.page
     }
 
     /// How much is to be asked for: one more than there is room for, which

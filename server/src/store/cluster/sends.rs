@@ -11,7 +11,7 @@ use hark_protocol::limits::{OUTCOME_SECONDS_MIN, OUTCOMES_REMEMBERED};
 use hark_protocol::{Code, SessionToken};
 use tokio::time::Instant;
 
-use crate::store::outcomes::{Known, Outcomes};
+use crate::ledger::{DedupTable, Known};
 use crate::store::shares::Shares;
 use crate::store::{Decide, Outcome, SendId, Unavailable};
 
@@ -43,7 +43,7 @@ struct Session {
     /// From which network it began, where that counts.
     origin: Option<IpAddr>,
     used_at: Instant,
-    outcomes: Outcomes,
+    outcomes: DedupTable,
     /// The highest id that was taken on.
     taken: u32,
     /// With those who have repeated it meanwhile.
@@ -116,7 +116,7 @@ impl Sends {
             return None;
         }
         let is_late = number <= session.taken && !session.undecided.contains(&number);
-        if is_late && (id.in_order || known == Known::Old) {
+        if is_late && (id.in_order || known == Known::Expired) {
             drop(state);
             return refuse(decide, Code::BadRequest);
         }
@@ -195,7 +195,7 @@ impl Session {
             open: 0,
             origin,
             used_at: Instant::now(),
-            outcomes: Outcomes::default(),
+            outcomes: DedupTable::default(),
             taken: 0,
             under_way: HashMap::new(),
             undecided: BTreeSet::new(),
@@ -206,10 +206,12 @@ impl Session {
 
 #[cfg(test)]
 mod tests {
-    use hark_protocol::RequestId;
+    use hark_protocol::{RequestId, Sequence};
 
     use super::*;
     use crate::store::Pending;
+
+    const STORED: Outcome = Outcome::Stored(Sequence(7));
 
     fn id(number: u32) -> SendId {
         SendId {
@@ -235,16 +237,16 @@ mod tests {
         assert!(take(&sends, 5).0);
         let (taken, repeat) = take(&sends, 5);
         assert!(!taken);
-        sends.decided(&id(5), Ok(Outcome::Stored));
-        assert_eq!(repeat.await, Ok(Outcome::Stored));
-        assert_eq!(take(&sends, 5).1.await, Ok(Outcome::Stored));
+        sends.decided(&id(5), Ok(STORED));
+        assert_eq!(repeat.await, Ok(STORED));
+        assert_eq!(take(&sends, 5).1.await, Ok(STORED));
     }
 
     #[tokio::test]
     async fn sends_are_decided_in_any_order_and_one_that_was_left_out_is_refused() {
         let sends = Sends::new(10);
         assert!(take(&sends, 5).0 && take(&sends, 7).0);
-        sends.decided(&id(7), Ok(Outcome::Stored));
+        sends.decided(&id(7), Ok(STORED));
         assert_eq!(take(&sends, 6).1.await, Ok(Outcome::Refused(Code::BadRequest)));
         sends.decided(&id(5), Ok(Outcome::Refused(Code::QueueFull)));
         assert_eq!(take(&sends, 5).1.await, Ok(Outcome::Refused(Code::QueueFull)));
@@ -254,7 +256,7 @@ mod tests {
     async fn what_was_not_decided_can_be_repeated() {
         let sends = Sends::new(10);
         assert!(take(&sends, 5).0 && take(&sends, 7).0);
-        sends.decided(&id(7), Ok(Outcome::Stored));
+        sends.decided(&id(7), Ok(STORED));
         sends.decided(&id(5), Err(Unavailable));
         assert!(take(&sends, 5).0);
     }
@@ -267,7 +269,7 @@ mod tests {
         let (decide, mut opened) = Pending::new();
         sends.open(&token, None, decide);
         assert!(futures::poll!(&mut opened).is_pending());
-        sends.decided(&id(1), Ok(Outcome::Stored));
+        sends.decided(&id(1), Ok(STORED));
         assert_eq!(opened.await, Ok(true));
         let (decide, other) = Pending::new();
         sends.open(&"other".parse().unwrap(), None, decide);
@@ -278,7 +280,7 @@ mod tests {
     async fn a_session_is_forgotten_ten_minutes_after_its_last_use() {
         let sends = Sends::new(1);
         assert!(take(&sends, 1).0);
-        sends.decided(&id(1), Ok(Outcome::Stored));
+        sends.decided(&id(1), Ok(STORED));
         for (minutes, known) in [(9, true), (20, false)] {
             tokio::time::advance(Duration::from_secs(minutes * 60)).await;
             let (decide, other) = Pending::new();

@@ -300,7 +300,7 @@ impl Chat {
 impl Chat {
     async fn send(self: Arc<Self>, user: UserName, text: ByteString) {
         let sending =
-            async { self.handle.send(user.clone(), text.clone()).await?.await.map(|()| Done::Plainly) };
+            async { self.handle.send(user.clone(), text.clone()).await?.await.map(|_| Done::Plainly) };
         let mut sending = pin!(sending);
         let outcome = match tokio::time::timeout(PENDING_AFTER, &mut sending).await {
             Ok(outcome) => outcome,

@@ -292,6 +292,7 @@ impl Lane {
     }
 }
 
-fn latest(one: Position, other: Position) -> Position {
+/// Returns the later of two places in an inbox.
+pub(super) fn latest(one: Position, other: Position) -> Position {
     if one.sequence >= other.sequence { one } else { other }
 }

@@ -150,9 +150,16 @@ impl Lane {
         let Stored { sequence: last, duplicate } = stored?;
         self.pause = PAUSE_MIN;
         self.tail = (!duplicate).then_some(Tail { incarnation: account.incarnation, last, position });
-        let outcome = if duplicate { self.outcome_at(last).await? } else { Outcome::Stored };
-        for item in items.drain(..count) {
-            self.decide(item, Ok(outcome));
+        if duplicate {
+            // Only said of one that is alone.
+            let outcome = self.outcome_at(last).await?;
+            items.drain(..count).for_each(|item| self.decide(item, Ok(outcome)));
+            return Ok(());
+        }
+        // The messages of a group have numbers that follow each other.
+        let first = (last + 1).saturating_sub(count as u64);
+        for (sequence, item) in (first..).zip(items.drain(..count)) {
+            self.decide(item, Ok(Outcome::Stored(Sequence(sequence))));
         }
         Ok(())
     }
@@ -214,7 +221,7 @@ impl Lane {
         let found = self.shared.engine.message(&stream, sequence).await.map_err(|Lost| NotStored::Lost)?;
         let found = found.ok_or(NotStored::Busy)?;
         if found.subject != self.shared.names.refusals(&self.name) {
-            return Ok(Outcome::Stored);
+            return Ok(Outcome::Stored(Sequence(sequence)));
         }
         decode_refusal(&found.payload).map(Outcome::Refused).map_err(|error| {
             tracing::error!(%error, name = %self.name, sequence, "a refusal cannot be read");

@@ -1,0 +1,10 @@
+//! What the simulated cluster promises to a test.
+
+mod bounds;
+mod check;
+mod crash;
+mod determinism;
+mod journal;
+mod network;
+mod programs;
+mod services;

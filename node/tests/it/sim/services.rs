@@ -1,0 +1,434 @@
+//! The services keep their contracts, and use what these allow.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use hark_node::sim::{self, Client, Cluster, Latency, Operation, Reach};
+use hark_node::{Error, ErrorCode, Json, Kv, Node, Request, Retry};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::programs::numbers;
+
+const fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Value {
+    value: u64,
+}
+
+/// A cluster whose nodes do nothing: clients ask the services themselves.
+fn services(seed: u64) -> Cluster {
+    Cluster::builder(numbers).seed(seed).build()
+}
+
+fn read(cluster: &mut Cluster, client: Client, service: &str, key: &str) -> Result<u64, ErrorCode> {
+    let reply = cluster.call::<Value>(client, service, "read", &json!({ "key": key }));
+    reply.map(|reply| reply.value).map_err(|error| error.code)
+}
+
+fn write(cluster: &mut Cluster, client: Client, service: &str, key: &str, value: u64) {
+    let _: Json = cluster.call(client, service, "write", &json!({"key": key, "value": value})).unwrap();
+}
+
+fn cas(cluster: &mut Cluster, client: Client, service: &str, from: u64, to: u64) -> Result<(), ErrorCode> {
+    let cas = json!({"key": "k", "from": from, "to": to});
+    cluster.call::<Json>(client, service, "cas", &cas).map(drop).map_err(|error| error.code)
+}
+
+/// Whether something is so for at least one of a hundred seeds.
+#[track_caller]
+fn assert_some_seed(what: &str, is_so: impl Fn(u64) -> bool) {
+    assert!((0..100).any(is_so), "no seed of a hundred shows {what}");
+}
+
+#[test]
+fn each_store_reads_writes_and_compares() {
+    for service in ["lin-kv", "seq-kv", "lww-kv"] {
+        let mut cluster = services(1);
+        let client = cluster.client();
+        assert_eq!(read(&mut cluster, client, service, "k"), Err(ErrorCode::KeyDoesNotExist));
+        assert_eq!(cas(&mut cluster, client, service, 1, 2), Err(ErrorCode::KeyDoesNotExist));
+        write(&mut cluster, client, service, "k", 1);
+        cluster.run_for(Duration::from_secs(2));
+        assert_eq!(read(&mut cluster, client, service, "k"), Ok(1));
+        assert_eq!(cas(&mut cluster, client, service, 5, 6), Err(ErrorCode::PreconditionFailed));
+        assert_eq!(cas(&mut cluster, client, service, 1, 2), Ok(()));
+        cluster.run_for(Duration::from_secs(2));
+        assert_eq!(read(&mut cluster, client, service, "k"), Ok(2));
+        let create = json!({"key": ["any", {"key": 1}], "from": null, "to": 7, "create_if_not_exists": true});
+        let _: Json = cluster.call(client, service, "cas", &create).unwrap();
+    }
+}
+
+#[test]
+fn a_service_refuses_what_it_does_not_know_and_what_is_malformed() {
+    let mut cluster = services(1);
+    let client = cluster.client();
+    let mut code = |service: &str, kind: &str| -> ErrorCode {
+        cluster.call::<Json>(client, service, kind, &json!({"value": 1})).unwrap_err().code
+    };
+    assert_eq!(code("lin-kv", "delete"), ErrorCode::NotSupported);
+    assert_eq!(code("lin-tso", "read"), ErrorCode::NotSupported);
+    assert_eq!(code("seq-kv", "read"), ErrorCode::MalformedRequest);
+}
+
+/// An operation on a register, which begins with 0.
+#[derive(Debug, Clone, Copy)]
+enum Act {
+    Read(u64),
+    Write(u64),
+    Cas { from: u64, to: u64, is_done: bool },
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Ended {
+    began: Duration,
+    ended: Duration,
+    act: Act,
+}
+
+impl Act {
+    /// The value after it, where it can have happened on this value.
+    fn after(self, value: u64) -> Option<u64> {
+        match self {
+            Self::Read(read) => (read == value).then_some(value),
+            Self::Write(value) => Some(value),
+            Self::Cas { from, to, is_done: true } => (from == value).then_some(to),
+            Self::Cas { from, is_done: false, .. } => (from != value).then_some(value),
+        }
+    }
+}
+
+/// Whether there is an order that agrees with time and with all results, by
+/// trying all (Wing and Gong, "Testing and verifying concurrent objects", 1993).
+fn is_linearizable(value: u64, open: &[Ended]) -> bool {
+    let Some(first_end) = open.iter().map(|operation| operation.ended).min() else { return true };
+    let is_next = |index: usize| {
+        let operation = open[index];
+        let after = operation.act.after(value).filter(|_| operation.began <= first_end);
+        after.is_some_and(|after| {
+            let rest = [&open[..index], &open[index + 1..]].concat();
+            is_linearizable(after, &rest)
+        })
+    };
+    (0..open.len()).any(is_next)
+}
+
+/// What three clients see who use one key at the same time.
+fn history(service: &str, seed: u64) -> Vec<Ended> {
+    let mut cluster = services(seed);
+    let clients = [cluster.client(), cluster.client(), cluster.client()];
+    clients.iter().for_each(|client| write(&mut cluster, *client, service, "k", 0));
+    cluster.run_for(Duration::from_secs(1));
+    let mut sent: Vec<(Operation, Act)> = Vec::new();
+    for round in 0..4 {
+        for client in clients {
+            let (from, to) = (cluster.random() % 3, round + 1);
+            let (kind, act, body) = match cluster.random() % 3 {
+                0 => ("read", Act::Read(0), json!({"key": "k"})),
+                1 => ("write", Act::Write(to), json!({"key": "k", "value": to})),
+                _ => {
+                    let act = Act::Cas { from, to, is_done: false };
+                    ("cas", act, json!({"key": "k", "from": from, "to": to}))
+                }
+            };
+            sent.push((cluster.send(client, service, kind, &body), act));
+            let pause = Duration::from_millis(cluster.random() % 8);
+            cluster.run_for(pause);
+        }
+    }
+    cluster.run_for(Duration::from_secs(1));
+    sent.into_iter().map(|(operation, act)| ended(&cluster, operation, act)).collect()
+}
+
+fn ended(cluster: &Cluster, operation: Operation, act: Act) -> Ended {
+    let act = match act {
+        Act::Read(_) => Act::Read(cluster.poll::<Value>(operation).unwrap().unwrap().value),
+        Act::Write(value) => Act::Write(value),
+        Act::Cas { from, to, .. } => {
+            Act::Cas { from, to, is_done: cluster.poll::<Json>(operation).unwrap().is_ok() }
+        }
+    };
+    let (began, ended) = cluster.span(operation).unwrap();
+    Ended { began, ended: ended.unwrap(), act }
+}
+
+#[test]
+fn lin_kv_is_linearizable() {
+    sim::check(0..100, |seed| {
+        let history = history("lin-kv", seed);
+        assert!(is_linearizable(0, &history), "{history:#?}");
+    });
+}
+
+#[test]
+fn the_two_others_are_not() {
+    for service in ["seq-kv", "lww-kv"] {
+        assert_some_seed("what is not linearizable", |seed| !is_linearizable(0, &history(service, seed)));
+    }
+}
+
+/// What a second client reads after a first one was told that it had written.
+fn read_after_anothers_write(service: &str, seed: u64) -> Vec<u64> {
+    let mut cluster = services(seed);
+    let (writer, reader) = (cluster.client(), cluster.client());
+    write(&mut cluster, reader, service, "k", 0);
+    (1..=10).for_each(|value| write(&mut cluster, writer, service, "k", value));
+    (0..20).map(|_| read(&mut cluster, reader, service, "k").unwrap()).collect()
+}
+
+#[test]
+fn seq_kv_gives_stale_reads_that_never_go_back() {
+    sim::check(0..100, |seed| {
+        let seen = read_after_anothers_write("seq-kv", seed);
+        assert!(seen.is_sorted(), "{seen:?}");
+    });
+    assert_some_seed("a stale read", |seed| read_after_anothers_write("seq-kv", seed)[0] < 10);
+}
+
+#[test]
+fn seq_kv_shows_each_client_its_own_writes() {
+    sim::check(0..100, |seed| {
+        let mut cluster = services(seed);
+        let clients = [cluster.client(), cluster.client()];
+        for value in 0..10 {
+            for client in clients {
+                let key = client.to_string();
+                write(&mut cluster, client, "seq-kv", &key, value);
+                assert_eq!(read(&mut cluster, client, "seq-kv", &key), Ok(value));
+            }
+        }
+    });
+}
+
+#[test]
+fn seq_kv_shows_changes_of_all_keys_in_one_order() {
+    let is_behind = |seed| {
+        let mut cluster = services(seed);
+        let (writer, reader) = (cluster.client(), cluster.client());
+        let mut is_behind = false;
+        for value in 1..=10 {
+            write(&mut cluster, writer, "seq-kv", "first", value);
+            write(&mut cluster, writer, "seq-kv", "second", value);
+            // Nothing is there yet in the state that it may see.
+            let second = read(&mut cluster, reader, "seq-kv", "second").unwrap_or_default();
+            let first = read(&mut cluster, reader, "seq-kv", "first").unwrap_or_default();
+            assert!(first >= second, "the first is {first}, the second {second}");
+            is_behind |= second < value;
+        }
+        is_behind
+    };
+    let count = RefCell::new(0);
+    sim::check(0..100, |seed| *count.borrow_mut() += u32::from(is_behind(seed)));
+    assert!(count.into_inner() > 0, "no seed of a hundred shows a stale read");
+}
+
+#[test]
+fn seq_kv_never_loses_a_cas_although_some_fail_on_what_is_stale() {
+    let failures = |seed| -> u64 {
+        let mut cluster = services(seed);
+        let clients = [cluster.client(), cluster.client(), cluster.client()];
+        clients.iter().for_each(|client| write(&mut cluster, *client, "seq-kv", "k", 0));
+        let (mut done, mut failures) = (0, 0);
+        for client in clients.into_iter().cycle().take(10_000) {
+            let value = read(&mut cluster, client, "seq-kv", "k").unwrap();
+            match cas(&mut cluster, client, "seq-kv", value, value + 1) {
+                Ok(()) => done += 1,
+                Err(code) => {
+                    assert_eq!(code, ErrorCode::PreconditionFailed);
+                    failures += 1;
+                }
+            }
+            if done == 30 {
+                break;
+            }
+        }
+        assert_eq!(done, 30, "a client is never shown what is new");
+        // Who writes has seen all that went before.
+        write(&mut cluster, clients[0], "seq-kv", "other", 0);
+        assert_eq!(read(&mut cluster, clients[0], "seq-kv", "k"), Ok(30));
+        failures
+    };
+    let count = RefCell::new(0);
+    sim::check(0..100, |seed| *count.borrow_mut() += failures(seed));
+    assert!(count.into_inner() > 0, "no cas of a hundred seeds fails on what is stale");
+}
+
+#[test]
+fn lww_kv_comes_to_one_value_everywhere() {
+    sim::check(0..100, |seed| {
+        let mut cluster = services(seed);
+        let client = cluster.client();
+        (0..5).for_each(|value| write(&mut cluster, client, "lww-kv", "k", value));
+        cluster.run_for(Duration::from_secs(1));
+        let seen: Vec<_> = (0..20).map(|_| read(&mut cluster, client, "lww-kv", "k")).collect();
+        assert!(seen[0].is_ok() && seen.iter().all(|value| *value == seen[0]), "{seen:?}");
+    });
+}
+
+#[test]
+fn lww_kv_loses_a_later_write_for_some_seed_and_none_after_a_pause() {
+    let last = |seed, pause| {
+        let mut cluster = services(seed);
+        let client = cluster.client();
+        write(&mut cluster, client, "lww-kv", "k", 1);
+        cluster.run_for(pause);
+        write(&mut cluster, client, "lww-kv", "k", 2);
+        cluster.run_for(Duration::from_secs(1));
+        read(&mut cluster, client, "lww-kv", "k").unwrap()
+    };
+    assert_some_seed("a lost write", |seed| last(seed, Duration::ZERO) == 1);
+    sim::check(0..100, |seed| assert_eq!(last(seed, ms(100)), 2));
+}
+
+#[test]
+fn lww_kv_gives_stale_reads_that_may_go_back() {
+    assert_some_seed("a read that goes back", |seed| {
+        let mut cluster = services(seed);
+        let client = cluster.client();
+        write(&mut cluster, client, "lww-kv", "k", 1);
+        cluster.run_for(Duration::from_secs(1));
+        write(&mut cluster, client, "lww-kv", "k", 2);
+        let seen: Vec<_> = (0..10).map(|_| read(&mut cluster, client, "lww-kv", "k").unwrap()).collect();
+        !seen.is_sorted()
+    });
+}
+
+#[derive(Deserialize)]
+struct Ts {
+    ts: u64,
+}
+
+#[test]
+fn lin_tso_gives_each_timestamp_once_and_greater_ones_later() {
+    sim::check(0..100, |seed| {
+        let latency = Latency::Exponential(ms(10));
+        let mut cluster = Cluster::builder(numbers).seed(seed).latency(latency).build();
+        let clients = [cluster.client(), cluster.client(), cluster.client()];
+        let mut asked = Vec::new();
+        for index in 0..30 {
+            asked.push(cluster.send(clients[index % 3], "lin-tso", "ts", &()));
+            let pause = Duration::from_millis(cluster.random() % 5);
+            cluster.run_for(pause);
+        }
+        cluster.run_for(Duration::from_secs(1));
+        let given: BTreeMap<u64, (Duration, Duration)> = asked
+            .into_iter()
+            .map(|operation| {
+                let (began, ended) = cluster.span(operation).unwrap();
+                (cluster.poll::<Ts>(operation).unwrap().unwrap().ts, (began, ended.unwrap()))
+            })
+            .collect();
+        assert_eq!(given.len(), 30);
+        for (index, (began, _)) in given.values().enumerate() {
+            // Nothing that has a greater one had ended before.
+            assert!(given.values().skip(index + 1).all(|(_, ended)| ended > began));
+        }
+    });
+}
+
+#[derive(Serialize, Deserialize)]
+struct Answers {
+    answers: Vec<String>,
+}
+
+fn text(outcome: Result<impl std::fmt::Debug, Error>) -> String {
+    match outcome {
+        Ok(value) => format!("{value:?}"),
+        Err(error) => format!("error {}", i64::from(error.code)),
+    }
+}
+
+/// Does everything that a client of a store can do.
+async fn use_store(kv: Kv, pause: impl AsyncFn()) -> Vec<String> {
+    let mut answers = vec![text(kv.read::<u64>("k").await), text(kv.find::<u64>("k").await)];
+    answers.push(text(kv.cas("k", 0, 1).await));
+    answers.push(text(kv.write("k", 1).await));
+    pause().await;
+    answers.push(text(kv.read::<u64>("k").await));
+    answers.push(text(kv.find::<u64>("k").await));
+    answers.push(text(kv.cas("k", 5, 6).await));
+    answers.push(text(kv.cas("k", 1, json!(["any", "value"])).await));
+    pause().await;
+    answers.push(text(kv.read::<u64>("k").await));
+    answers.push(text(kv.read::<(String, String)>("k").await));
+    answers.push(text(kv.cas_or_create(("a", 1), 0, 3).await));
+    pause().await;
+    answers.push(text(kv.cas_or_create(("a", 1), 0, 3).await));
+    answers
+}
+
+fn user(node: &Node<()>) {
+    node.handle("try", async |node, _: Request<Json>| {
+        let retry = Retry { attempts: 40, ..Retry::default() };
+        node.lin_kv().retry(retry).write("k", 1).await?;
+        let answers = vec![text(node.lin_kv().retry(retry).read::<u64>("k").await)];
+        node.lin_tso().retry(retry).timestamp().await?;
+        Ok(Answers { answers })
+    });
+    node.handle("use", async |node, request: Request<BTreeMap<String, Json>>| {
+        let service: String = request.body["service"].parse().unwrap();
+        let kv = match &*service {
+            "lin-kv" => node.lin_kv(),
+            "seq-kv" => node.seq_kv(),
+            _ => node.lww_kv(),
+        };
+        let answers = use_store(kv, async || node.sleep(Duration::from_millis(1100)).await).await;
+        Ok(Answers { answers })
+    });
+    node.handle("timestamps", async |node, _: Request<Json>| {
+        let mut answers = Vec::new();
+        for _ in 0..3 {
+            answers.push(text(node.lin_tso().timestamp().await));
+        }
+        Ok(Answers { answers })
+    });
+}
+
+#[test]
+fn a_node_uses_the_stores_through_their_clients() {
+    for service in ["lin-kv", "seq-kv", "lww-kv"] {
+        let mut cluster = Cluster::builder(user).client_timeout(Duration::from_secs(10)).build();
+        let client = cluster.client();
+        let Answers { answers } = cluster.call(client, "n1", "use", &json!({ "service": service })).unwrap();
+        let expected = [
+            "error 20",
+            "None",
+            "error 20",
+            "()",
+            "1",
+            "Some(1)",
+            "error 22",
+            "()",
+            "error 13",
+            "(\"any\", \"value\")",
+            "()",
+            "error 22",
+        ];
+        assert_eq!(answers, expected, "{service}");
+    }
+}
+
+#[test]
+fn a_client_of_a_service_tries_again_where_it_is_told_to() {
+    sim::check(0..20, |seed| {
+        let builder = Cluster::builder(user).seed(seed).loss(0.4).reach(Reach::Services);
+        let mut cluster = builder.client_timeout(Duration::from_secs(60)).build();
+        let client = cluster.client();
+        let Answers { answers } = cluster.call(client, "n1", "try", &()).unwrap();
+        assert_eq!(answers, ["1"]);
+        assert_eq!(cluster.pending("n1"), 0);
+    });
+}
+
+#[test]
+fn a_node_gets_timestamps_that_rise() {
+    let mut cluster = Cluster::builder(user).build();
+    let client = cluster.client();
+    let Answers { answers } = cluster.call(client, "n1", "timestamps", &()).unwrap();
+    assert_eq!(answers, ["1", "2", "3"]);
+}

@@ -1,0 +1,98 @@
+//! `harkd export`: accounts and unread messages as JSON lines.
+
+use std::io::{BufWriter, ErrorKind, Write};
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use hark_protocol::UserName;
+
+use super::line::{Line, VERSION};
+use crate::shard::offline::{OfflineInbox, OfflineStore};
+use crate::store::{Message, PasswordHash, Position};
+
+/// Exports the store in a folder.
+pub(super) fn run(folder: &Path, to: impl Write) -> anyhow::Result<()> {
+    let store = super::open(folder)?;
+    let mut to = BufWriter::new(to);
+    let exported = export(&store, &mut to).and_then(|damaged| {
+        to.flush()?;
+        Ok(damaged)
+    });
+    store.close().context("cannot close the store in order")?;
+    match exported {
+        Ok(0) => Ok(()),
+        Ok(damaged) => bail!("messages of {damaged} accounts are damaged and were left out; see 'harkd check'"),
+        // A reader that has gone has read enough.
+        Err(error) if is_broken_pipe(&error) => Ok(()),
+        Err(error) => Err(error.context("cannot export")),
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)
+}
+
+/// Returns the number of accounts with damaged messages.
+fn export(store: &OfflineStore, to: &mut impl Write) -> anyhow::Result<u64> {
+    write(to, &Line::Export { version: VERSION })?;
+    let mut damaged = 0;
+    for inbox in store.inboxes() {
+        let entry = &inbox.entry;
+        let account = Line::Account {
+            name: entry.account.name.to_string(),
+            password: entry.password.as_ref().map(|hash| PasswordHash::as_str(hash).to_owned()),
+            cursor: inbox.cursor.sequence.0,
+        };
+        write(to, &account)?;
+        damaged += u64::from(!messages(store, &inbox, to)?);
+    }
+    Ok(damaged)
+}
+
+/// Returns whether all messages could be read.
+fn messages(store: &OfflineStore, inbox: &OfflineInbox, to: &mut impl Write) -> anyhow::Result<bool> {
+    let name = &inbox.entry.account.name;
+    let mut at = inbox.cursor;
+    loop {
+        let page = match store.read(&inbox.entry.account, at.sequence) {
+            Ok(page) => page,
+            Err(error) => {
+                eprintln!("harkd: messages of {name} after number {} are left out: {error}", at.sequence);
+                return Ok(false);
+            }
+        };
+        if let Some(end) = page.starts_after {
+            gap(name, at, end, to)?;
+            at = end;
+        }
+        for message in &page.messages {
+            write(to, &line(name, message))?;
+            at = message.position;
+        }
+        if page.complete {
+            return Ok(true);
+        }
+    }
+}
+
+fn gap(name: &UserName, from: Position, end: Position, to: &mut impl Write) -> anyhow::Result<()> {
+    let count = end.messages.saturating_sub(from.messages);
+    let (from, through) = (from.sequence.0.saturating_add(1), end.sequence.0);
+    write(to, &Line::Gap { to: name.to_string(), from, through, count })
+}
+
+fn line(to: &UserName, message: &Message) -> Line {
+    Line::Message {
+        to: to.to_string(),
+        number: message.position.sequence.0,
+        sender: message.sender.as_ref().map(UserName::to_string),
+        time: message.time_ms,
+        text: message.text.to_string(),
+    }
+}
+
+fn write(to: &mut impl Write, line: &Line) -> anyhow::Result<()> {
+    serde_json::to_writer(&mut *to, line).map_err(std::io::Error::from)?;
+    to.write_all(b"\n")?;
+    Ok(())
+}

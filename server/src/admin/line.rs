@@ -1,0 +1,45 @@
+//! The lines of an export: JSON objects, one a line.
+//!
+//! | `type` | fields |
+//! | --- | --- |
+//! | `export` | `version` of the format, in the first line |
+//! | `account` | `name`, `password` (hash in the PHC format, absent without a password), `cursor` (number of the last acknowledged message) |
+//! | `message` | `to`, `number`, `sender` (absent without a sender), `time` in ms since 1970, `text` |
+//! | `gap` | `to`, `from` and `through` (numbers), `count` of messages that are missing |
+//!
+//! An account comes before its messages, and those in the order of their numbers.
+
+use serde::{Deserialize, Serialize};
+
+/// The version of the format.
+pub(super) const VERSION: u32 = 1;
+
+/// A line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub(super) enum Line {
+    Export {
+        version: u32,
+    },
+    Account {
+        name: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        password: Option<String>,
+        #[serde(default)]
+        cursor: u64,
+    },
+    Message {
+        to: String,
+        number: u64,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        sender: Option<String>,
+        time: u64,
+        text: String,
+    },
+    Gap {
+        to: String,
+        from: u64,
+        through: u64,
+        count: u64,
+    },
+}

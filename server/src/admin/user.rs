@@ -1,0 +1,132 @@
+//! `harkd user`: the operator's work on the accounts: of a server that is
+//! stopped, since a folder is refused while a server has it; of a cluster at
+//! any time.
+
+use std::fs;
+use std::io::{self, IsTerminal};
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use hark_prompt::Quiet;
+use hark_protocol::{Password, UserName};
+use zeroize::Zeroizing;
+
+use super::print;
+use crate::chat::passwords;
+use crate::config::{UserAction, UserArgs};
+use crate::place::{StoreArgs, StorePlace};
+use crate::shard::ShardConfig;
+use crate::store::{AccountEntry, Created, PasswordHash, Store};
+
+/// Names that are printed before the next are fetched.
+const PAGE_NAMES: usize = 1024;
+
+/// Carries out what is asked, and prints a line about it.
+///
+/// # Errors
+/// One line about what was wrong and what to do.
+pub(super) fn run(place: &StoreArgs, arguments: UserArgs) -> anyhow::Result<()> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(carry_out(place, arguments))
+}
+
+async fn carry_out(place: &StoreArgs, arguments: UserArgs) -> anyhow::Result<()> {
+    match place.place()? {
+        StorePlace::Memory => bail!("a store in memory is gone with its server; name a folder with --store"),
+        StorePlace::Folder(folder)
+            if !folder.exists() && !matches!(arguments.action, UserAction::Add { .. }) =>
+        {
+            bail!("there is no store at {}; name its folder with --store", folder.display());
+        }
+        _ => {}
+    }
+    // The password is asked for before the store is locked.
+    let action = Prepared::new(arguments.action)?;
+    let store = place.open(ShardConfig::default(), 0).await?;
+    let done = action.carry_out(&*store).await;
+    let closed = store.close().await;
+    done?;
+    closed.context("what was changed may not be on the disk")
+}
+
+enum Prepared {
+    Add(UserName, Option<PasswordHash>),
+    Remove(UserName),
+    List,
+    SetPassword(UserName, PasswordHash),
+}
+
+impl Prepared {
+    fn new(action: UserAction) -> anyhow::Result<Self> {
+        Ok(match action {
+            UserAction::Add { name, no_password: true, .. } => Self::Add(name.parse()?, None),
+            UserAction::Add { name, password_file, .. } => {
+                Self::Add(name.parse()?, Some(hashed(password_file.as_deref())?))
+            }
+            UserAction::Remove { name } => Self::Remove(name.parse()?),
+            UserAction::List => Self::List,
+            UserAction::SetPassword { name, password_file } => {
+                Self::SetPassword(name.parse()?, hashed(password_file.as_deref())?)
+            }
+        })
+    }
+
+    async fn carry_out(self, store: &dyn Store) -> anyhow::Result<()> {
+        match self {
+            Self::Add(name, password) => match store.create(&name, password).await? {
+                Created::Created => print(format_args!("added {name}")),
+                Created::Exists => bail!("there is a user {name} already"),
+                Created::TooMany => bail!("the store has as many accounts as it may have"),
+            },
+            Self::Remove(name) => {
+                let entry = existing(store, &name).await?;
+                store.delete(&entry.account).await?;
+                print(format_args!("removed {name}"))
+            }
+            Self::SetPassword(name, password) => {
+                let entry = existing(store, &name).await?;
+                store.set_password(&entry.account, entry.password, password).await?;
+                print(format_args!("set the password of {name}"))
+            }
+            Self::List => list(store).await,
+        }
+    }
+}
+
+async fn existing(store: &dyn Store, name: &UserName) -> anyhow::Result<AccountEntry> {
+    store.account(name).await?.with_context(|| format!("there is no user {name}"))
+}
+
+async fn list(store: &dyn Store) -> anyhow::Result<()> {
+    let mut after = None;
+    loop {
+        let page = store.names(after.as_ref(), PAGE_NAMES).await?;
+        let Some(last) = page.last() else { return Ok(()) };
+        after = Some(last.clone());
+        for name in &page {
+            print(format_args!("{name}"))?;
+        }
+    }
+}
+
+fn hashed(file: Option<&Path>) -> anyhow::Result<PasswordHash> {
+    Ok(passwords::hash(&password(file)?)?)
+}
+
+fn password(file: Option<&Path>) -> anyhow::Result<Password> {
+    if let Some(file) = file {
+        let text = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+        return Ok(Zeroizing::new(text).lines().next().unwrap_or_default().parse()?);
+    }
+    if let Ok(password) = std::env::var("HARKD_PASSWORD").map(Zeroizing::new) {
+        return Ok(password.parse()?);
+    }
+    if !io::stdin().is_terminal() {
+        bail!("no password: use --password-file or HARKD_PASSWORD, or --no-password for an open account");
+    }
+    let mut quiet = Quiet::begin()?;
+    let first = quiet.ask("Password: ")?;
+    if quiet.ask("Once more: ")? != first {
+        bail!("the two are not the same; nothing was changed");
+    }
+    Ok(first.parse()?)
+}

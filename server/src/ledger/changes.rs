@@ -1,0 +1,195 @@
+//! [`Changes`]: what decisions lead to. The frame is appended to the log; what
+//! others hear of it waits until that is done.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hark_protocol::UserName;
+
+use super::block::BlockBuilder;
+use super::dedup::Run;
+use super::record::{CLOCK_BYTES, Clock, Record};
+use crate::log::Frame;
+use crate::store::{Account, AccountEntry, End, Feed, Message, Outcome, Position};
+
+/// The longest run of outcomes in one record.
+const RUN_LENGTH_MAX: u32 = 1024;
+
+/// The changes of one frame. One value serves all frames of a shard, so that its
+/// memory stays.
+#[derive(Debug, Default)]
+pub(crate) struct Changes {
+    records: Vec<u8>,
+    clock: Clock,
+    /// One for each inbox that gets messages.
+    blocks: Vec<BlockBuilder>,
+    /// Outcomes that may be continued, by the session's slot.
+    outcomes: Option<(u32, Run)>,
+    /// A block takes no more messages.
+    is_full: bool,
+    /// What the caller makes known once the frame is durable.
+    pub(crate) effects: Effects,
+}
+
+/// What follows from the changes of a frame once it is appended.
+#[derive(Debug, Default)]
+pub(crate) struct Effects {
+    /// An answer waits until the frame is on stable storage.
+    pub(crate) is_awaited: bool,
+    /// Numbers were reserved: unless that is on stable storage, they could be
+    /// given out again after a crash of the machine.
+    pub(crate) is_reserving: bool,
+    /// Incarnations of accounts that ended.
+    pub(crate) ended: Vec<u64>,
+    /// Incarnations of accounts whose cursor moved, and the position it moved to.
+    pub(crate) cursors: Vec<(u64, Position)>,
+    /// Accounts that were created, changed or ended, in order.
+    pub(crate) accounts: Vec<AccountChange>,
+    /// Messages for subscriptions.
+    pub(crate) deliveries: Vec<Delivery>,
+    /// Subscriptions that ended.
+    pub(crate) ends: Vec<SubscriptionEnd>,
+}
+
+/// A change of the directory.
+#[derive(Debug)]
+pub(crate) enum AccountChange {
+    /// The account is as it says.
+    Present(AccountEntry),
+    /// The account has ended.
+    Ended(UserName),
+}
+
+/// Messages for one subscription, in the order of their numbers.
+#[derive(Debug)]
+pub(crate) struct Delivery {
+    /// The subscription.
+    pub(crate) publisher: Feed,
+    /// The messages.
+    pub(crate) messages: Vec<Arc<Message>>,
+}
+
+/// The end of a subscription.
+#[derive(Debug)]
+pub(crate) struct SubscriptionEnd {
+    /// The account that it was for.
+    pub(crate) account: Account,
+    /// The subscription.
+    pub(crate) publisher: Feed,
+    /// Why it ended.
+    pub(crate) end: End,
+}
+
+impl Changes {
+    /// Begins a frame. `counter` is the number that was given out last.
+    pub(super) fn begin(&mut self, time_ms: u64, running: Duration, counter: u64) {
+        self.clock = Clock { time_ms, running, counter };
+        self.records.clear();
+        self.records.extend_from_slice(&self.clock.encode());
+        self.is_full = false;
+        debug_assert!(self.blocks.is_empty() && self.outcomes.is_none());
+    }
+
+    /// Writes a record.
+    pub(super) fn record(&mut self, record: &Record) {
+        self.flush_outcomes();
+        record.put(&mut self.records, self.clock.counter);
+    }
+
+    /// Writes the outcome of a send of the session in `slot`.
+    pub(super) fn record_outcome(&mut self, slot: u32, id: u32, outcome: Outcome) {
+        match &mut self.outcomes {
+            Some((of, run))
+                if *of == slot && run.length < RUN_LENGTH_MAX && run.is_continued_by(id, outcome) =>
+            {
+                run.length += 1;
+            }
+            _ => {
+                self.flush_outcomes();
+                self.outcomes = Some((slot, Run::of(id, outcome)));
+            }
+        }
+    }
+
+    fn flush_outcomes(&mut self) {
+        if let Some((slot, run)) = self.outcomes.take() {
+            Record::Outcomes(slot, run).put(&mut self.records, self.clock.counter);
+        }
+    }
+
+    /// The block at `at` if it is of this inbox.
+    pub(super) fn block_of(&mut self, inbox: u64, at: u32) -> Option<&mut BlockBuilder> {
+        self.blocks.get_mut(at as usize).filter(|block| block.inbox() == inbox)
+    }
+
+    /// Adds a block and returns its place.
+    pub(super) fn add_block(&mut self, block: BlockBuilder) -> u32 {
+        self.blocks.push(block);
+        (self.blocks.len() - 1) as u32
+    }
+
+    /// Notes that a block takes no more messages.
+    pub(super) const fn note_full(&mut self) {
+        self.is_full = true;
+    }
+
+    /// Whether the frame should take no more messages.
+    pub(crate) const fn is_full(&self) -> bool {
+        self.is_full
+    }
+
+    /// Bytes of the records so far.
+    pub(super) const fn record_bytes(&self) -> usize {
+        self.records.len()
+    }
+
+    /// Completes the frame and takes it; `None` if nothing has to be appended.
+    /// `time_ms` is the time of the last message.
+    pub(super) fn take_frame(&mut self, time_ms: u64) -> Option<Frame> {
+        self.flush_outcomes();
+        for block in &self.blocks {
+            Record::Tail(block.inbox(), block.tail()).put(&mut self.records, self.clock.counter);
+        }
+        (self.records.len() > CLOCK_BYTES).then(|| self.take_whole_frame(time_ms))
+    }
+
+    /// Takes the frame as it is.
+    pub(super) fn take_whole_frame(&mut self, time_ms: u64) -> Frame {
+        self.clock.time_ms = time_ms;
+        for (place, byte) in self.records.iter_mut().zip(self.clock.encode()) {
+            *place = byte;
+        }
+        let records = std::mem::take(&mut self.records);
+        let blocks = self.blocks.drain(..).map(BlockBuilder::finish).collect();
+        Frame { records, blocks, checkpoint: None }
+    }
+}
+
+impl Effects {
+    /// Ends a subscription once the frame is durable.
+    pub(super) fn end(&mut self, account: &Account, publisher: Feed, end: End) {
+        self.ends.push(SubscriptionEnd { account: account.clone(), publisher, end });
+    }
+
+    /// Publishes messages and ends of subscriptions. An end drops everything that
+    /// is published before and after it, so their order does not matter.
+    pub(crate) fn publish(&mut self) {
+        for Delivery { publisher, messages } in self.deliveries.drain(..) {
+            publisher.appended(messages);
+        }
+        for SubscriptionEnd { publisher, end, .. } in self.ends.drain(..) {
+            publisher.end(end);
+        }
+    }
+
+    /// Empties everything; the memory stays.
+    pub(crate) fn clear(&mut self) {
+        let Self { is_awaited, is_reserving, ended, cursors, accounts, deliveries, ends } = self;
+        (*is_awaited, *is_reserving) = (false, false);
+        ended.clear();
+        cursors.clear();
+        accounts.clear();
+        deliveries.clear();
+        ends.clear();
+    }
+}

@@ -1,0 +1,37 @@
+//! What the fuzz target `records` runs on the ledger: any bytes as records and as
+//! messages.
+
+#![expect(clippy::panic, reason = "a target fails by panicking")]
+
+use super::{Limits, Replay, block, record};
+
+const LIMITS: Limits =
+    Limits { accounts_max: 100, sessions_max: 100, queued_messages_max: 100, queued_bytes_max: 100 };
+
+/// Reads the bytes as the records of a frame, or as the messages of a block.
+///
+/// # Panics
+/// If something is read that is not written as it is read, or a replay of it
+/// differs from a second one.
+pub fn records(data: &[u8]) {
+    let [what, first, last, bytes @ ..] = data else { return };
+    if what % 2 == 0 {
+        block::check_any(u64::from(*first), u64::from(*last), bytes);
+        return;
+    }
+    record::check_any(bytes);
+    let mut replay = Replay::new(LIMITS);
+    // What can be read of them counts.
+    if replay.frame(bytes).is_err() && replay.frame(bytes).is_ok() {
+        panic!("bytes are malformed once");
+    }
+    drop(replay.finish(0));
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn any_bytes_are_refused_or_written_as_they_are_read() {
+        hark_seeds::check("records", super::records);
+    }
+}

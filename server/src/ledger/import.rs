@@ -1,0 +1,69 @@
+//! Accounts and messages that come from elsewhere, with numbers of their own.
+
+use hark_protocol::{Sequence, UserName};
+
+use super::changes::Changes;
+use super::{Ledger, reserve};
+use crate::store::{Created, Message, PasswordHash, Position};
+
+/// What became of a message that was imported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Imported {
+    /// It is in the inbox.
+    Stored,
+    /// The inbox has this number, or a later one, or its cursor has passed it.
+    Known,
+    /// There is no such account.
+    NoSuchUser,
+}
+
+impl Ledger {
+    /// Creates an account whose messages up to `cursor` were acknowledged.
+    pub(crate) fn import_account(
+        &mut self,
+        name: &UserName,
+        password: Option<PasswordHash>,
+        cursor: Sequence,
+        changes: &mut Changes,
+    ) -> Created {
+        if self.inboxes.contains(name) {
+            return Created::Exists;
+        }
+        if self.inboxes.len() >= self.limits.accounts_max {
+            return Created::TooMany;
+        }
+        self.skip_number(cursor.0, changes);
+        self.insert(name, password, Position { sequence: cursor, messages: 0, bytes: 0 }, changes)
+    }
+
+    /// Stores a message under its own number; its place in the inbox follows from
+    /// the messages before. No quota refuses it.
+    pub(crate) fn import_message(
+        &mut self,
+        to: &UserName,
+        message: Message,
+        changes: &mut Changes,
+    ) -> Imported {
+        let Some(inbox) = self.inboxes.by_name(to) else { return Imported::NoSuchUser };
+        let sequence = message.position.sequence;
+        if sequence <= inbox.tail.sequence {
+            return Imported::Known;
+        }
+        let position = Position {
+            sequence,
+            messages: inbox.tail.messages + 1,
+            bytes: inbox.tail.bytes + message.text.len() as u64,
+        };
+        self.time_ms = self.time_ms.max(message.time_ms);
+        inbox.push(Message { position, ..message }, changes);
+        changes.effects.is_awaited = true;
+        self.skip_number(sequence.0, changes);
+        Imported::Stored
+    }
+
+    fn skip_number(&mut self, number: u64, changes: &mut Changes) {
+        if let Some(bound) = self.numbers.skip(number) {
+            reserve(bound, changes);
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! The accounts and their inboxes.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use hark_protocol::UserName;
+
+use super::block::BlockBuilder;
+use super::changes::{AccountChange, Changes, Delivery};
+use super::record::{AccountRecord, Record};
+use super::slots::Slots;
+use crate::store::{Account, AccountEntry, Feed, Message, PasswordHash, Position};
+
+/// All inboxes, by name.
+#[derive(Debug, Default)]
+pub(super) struct Inboxes {
+    inboxes: Slots<Inbox>,
+    by_name: HashMap<UserName, u32>,
+}
+
+/// An account, its inbox, and the subscription to it.
+#[derive(Debug)]
+pub(super) struct Inbox {
+    pub(super) account: Account,
+    pub(super) password: Option<PasswordHash>,
+    /// The last message that is forgotten.
+    pub(super) cursor: Position,
+    /// The last message.
+    pub(super) tail: Position,
+    pub(super) publisher: Option<Feed>,
+    /// The place of its block in the frame that is built. It counts only if the
+    /// block there is of this inbox.
+    block_at: u32,
+    /// The place of its delivery. It counts only if that is to its subscription.
+    delivery_at: u32,
+}
+
+impl Inboxes {
+    /// The number of accounts.
+    pub(super) fn len(&self) -> usize {
+        self.by_name.len()
+    }
+
+    /// Whether there is an account of this name.
+    pub(super) fn contains(&self, name: &UserName) -> bool {
+        self.by_name.contains_key(name)
+    }
+
+    /// The inbox of this name.
+    pub(super) fn by_name(&mut self, name: &UserName) -> Option<&mut Inbox> {
+        self.inboxes.get_mut(*self.by_name.get(name)?)
+    }
+
+    /// The inbox of an account that has not ended.
+    pub(super) fn get_mut(&mut self, account: &Account) -> Option<&mut Inbox> {
+        self.by_name(&account.name).filter(|inbox| inbox.account.incarnation == account.incarnation)
+    }
+
+    /// Whether an account has not ended.
+    pub(super) fn is_alive(&self, account: &Account) -> bool {
+        let slot = self.by_name.get(&account.name);
+        slot.and_then(|slot| self.inboxes.get(*slot))
+            .is_some_and(|inbox| inbox.account.incarnation == account.incarnation)
+    }
+
+    /// Adds an inbox, of a new name. Returns its place, or `None` if there are 2³²
+    /// of them.
+    pub(super) fn insert(&mut self, inbox: Inbox) -> Option<u32> {
+        let name = inbox.account.name.clone();
+        let slot = self.inboxes.insert(inbox).ok()?;
+        self.by_name.insert(name, slot);
+        Some(slot)
+    }
+
+    /// Removes the inbox of a name.
+    pub(super) fn remove(&mut self, name: &UserName) -> Option<Inbox> {
+        let slot = self.by_name.remove(name)?;
+        self.inboxes.remove(slot)
+    }
+
+    /// The inbox in a place.
+    pub(super) fn at(&mut self, slot: u32) -> Option<&mut Inbox> {
+        self.inboxes.get_mut(slot)
+    }
+
+    /// The inboxes from this place on, with their places.
+    pub(super) fn iter_from(&self, slot: u32) -> impl Iterator<Item = (u32, &Inbox)> {
+        self.inboxes.iter_from(slot)
+    }
+
+    /// Takes all inboxes out.
+    pub(super) fn into_inboxes(self) -> impl Iterator<Item = Inbox> {
+        self.inboxes.into_items()
+    }
+}
+
+impl Inbox {
+    /// An inbox as a record has it.
+    pub(super) fn new(record: AccountRecord) -> Self {
+        let AccountRecord { name, incarnation, password, cursor, tail } = record;
+        let account = Account { name, incarnation };
+        Self { account, password, cursor, tail, publisher: None, block_at: 0, delivery_at: 0 }
+    }
+
+    /// The record of the inbox.
+    pub(super) fn record(&self) -> AccountRecord {
+        AccountRecord {
+            name: self.account.name.clone(),
+            incarnation: self.account.incarnation,
+            password: self.password.clone(),
+            cursor: self.cursor,
+            tail: self.tail,
+        }
+    }
+
+    /// The account, for the directory.
+    pub(super) fn entry(&self) -> AccountEntry {
+        AccountEntry { account: self.account.clone(), password: self.password.clone() }
+    }
+
+    /// Writes the account.
+    pub(super) fn write(&self, changes: &mut Changes) {
+        changes.record(&Record::Account(self.record()));
+        changes.effects.accounts.push(AccountChange::Present(self.entry()));
+        changes.effects.is_awaited = true;
+    }
+
+    /// Adds the next message to the frame, and to the delivery to the subscription.
+    pub(super) fn push(&mut self, message: Message, changes: &mut Changes) {
+        let inbox = self.account.incarnation;
+        let is_full = match changes.block_of(inbox, self.block_at) {
+            Some(block) => {
+                block.push(&message);
+                block.is_full()
+            }
+            None => {
+                self.block_at = changes.add_block(BlockBuilder::new(inbox, self.tail, &message));
+                false
+            }
+        };
+        if is_full {
+            changes.note_full();
+        }
+        self.deliver(message, changes);
+    }
+
+    fn deliver(&mut self, message: Message, changes: &mut Changes) {
+        self.tail = message.position;
+        self.publisher.take_if(|publisher| publisher.is_ended());
+        let Some(publisher) = &self.publisher else { return };
+        let deliveries = &mut changes.effects.deliveries;
+        match deliveries.get_mut(self.delivery_at as usize) {
+            Some(delivery) if delivery.publisher.is_same(publisher) => delivery.messages.push(Arc::new(message)),
+            _ => {
+                self.delivery_at = deliveries.len() as u32;
+                deliveries.push(Delivery { publisher: publisher.clone(), messages: vec![Arc::new(message)] });
+            }
+        }
+    }
+
+    /// Messages that are stored and not acknowledged.
+    pub(super) const fn queued_messages(&self) -> u64 {
+        self.tail.messages.saturating_sub(self.cursor.messages)
+    }
+
+    /// Bytes of their texts.
+    pub(super) const fn queued_bytes(&self) -> u64 {
+        self.tail.bytes.saturating_sub(self.cursor.bytes)
+    }
+}

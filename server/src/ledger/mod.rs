@@ -1,0 +1,382 @@
+//! The ledger: the rules of accounts, inboxes, cursors, remembered outcomes,
+//! quotas and numbers, as a state machine without I/O, clock and randomness.
+//!
+//! An operation decides, changes the state at once, and adds to [`Changes`] the
+//! records to append and what follows from them. If the append fails, the ledger
+//! is dropped and replayed from the log: there is no undo. Replaying the records
+//! gives the same state.
+//!
+//! | file | content |
+//! | --- | --- |
+//! | `changes` | what decisions lead to: one frame, and its effects |
+//! | `inboxes` | accounts and their inboxes |
+//! | `sessions`, `dedup` | send sessions and the outcomes of their sends |
+//! | `numbers` | the counter |
+//! | `record`, `block`, `bytes` | records and messages as bytes |
+//! | `replay`, `checkpoint` | the state from records, and as records |
+//! | `import` | accounts and messages with numbers of their own |
+//! | `slots` | places that stay while a checkpoint is written |
+
+mod block;
+mod bytes;
+mod changes;
+mod checkpoint;
+mod dedup;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
+mod import;
+mod inboxes;
+mod numbers;
+mod record;
+mod replay;
+mod sessions;
+mod slots;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use hark_protocol::{Code, Sequence, SessionToken, UserName};
+
+use self::inboxes::{Inbox, Inboxes};
+use self::numbers::Numbers;
+use self::record::{AccountRecord, Record};
+use self::sessions::Sessions;
+use crate::log::Frame;
+use crate::store::{
+    Account, AccountEntry, Append, Created, End, Feed, Message, Outcome, PasswordHash, Position, Receiver,
+    Unavailable,
+};
+
+pub(crate) use self::block::{Content, Gap, decode, measure};
+pub(crate) use self::bytes::Malformed;
+pub(crate) use self::changes::{AccountChange, Changes, SubscriptionEnd};
+pub(crate) use self::checkpoint::Checkpoint;
+pub(crate) use self::dedup::{DedupTable, Known};
+pub(crate) use self::import::Imported;
+pub use self::numbers::{COUNTER_MAX, WrongClock};
+pub(crate) use self::numbers::{counter_at, until_next_second};
+pub(crate) use self::replay::Replay;
+
+/// The bounds of a ledger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Limits {
+    /// Accounts.
+    pub(crate) accounts_max: usize,
+    /// Sessions that are open or remembered.
+    pub(crate) sessions_max: usize,
+    /// Unacknowledged messages in an inbox.
+    pub(crate) queued_messages_max: u64,
+    /// Bytes of their texts.
+    pub(crate) queued_bytes_max: u64,
+}
+
+/// What the ledger is told about the world when it decides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Context {
+    /// The running time of the store. It never decreases, not even over a restart.
+    pub(crate) running: Duration,
+    /// Free space is below the reserve: no message is stored.
+    pub(crate) is_low_on_space: bool,
+}
+
+/// Accounts, inboxes, sessions and the counter, as they are after everything
+/// that was decided.
+#[derive(Debug)]
+pub(crate) struct Ledger {
+    limits: Limits,
+    inboxes: Inboxes,
+    sessions: Sessions,
+    numbers: Numbers,
+    /// The time of the last message, in milliseconds since 1970.
+    time_ms: u64,
+    running: Duration,
+}
+
+impl Ledger {
+    /// A ledger without accounts whose numbers come after `counter`.
+    pub(crate) fn new(limits: Limits, counter: u64) -> Self {
+        Self {
+            limits,
+            inboxes: Inboxes::default(),
+            sessions: Sessions::new(limits.sessions_max),
+            numbers: Numbers::after(counter),
+            time_ms: 0,
+            running: Duration::ZERO,
+        }
+    }
+
+    /// The running time that the last frame was written at.
+    pub(crate) const fn running(&self) -> Duration {
+        self.running
+    }
+
+    /// The number that was given out last.
+    pub(crate) const fn counter(&self) -> u64 {
+        self.numbers.last()
+    }
+
+    /// Begins a frame, and forgets the sessions whose time has come.
+    pub(crate) fn begin(&mut self, context: Context, changes: &mut Changes) {
+        self.running = self.running.max(context.running);
+        changes.begin(self.time_ms, self.running, self.numbers.last());
+        self.sessions.forget_idle(self.running, |forgotten| {
+            if forgotten.is_recorded {
+                changes.record(&Record::SessionEnd(forgotten.slot));
+            }
+        });
+    }
+
+    /// Completes the frame; `None` if nothing has to be appended.
+    pub(crate) fn finish(&self, changes: &mut Changes) -> Option<Frame> {
+        changes.take_frame(self.time_ms)
+    }
+
+    /// Creates an account.
+    pub(crate) fn create(
+        &mut self,
+        name: &UserName,
+        password: Option<PasswordHash>,
+        changes: &mut Changes,
+    ) -> Created {
+        if self.inboxes.contains(name) {
+            return Created::Exists;
+        }
+        if self.inboxes.len() >= self.limits.accounts_max {
+            return Created::TooMany;
+        }
+        self.insert(name, password, Position::default(), changes)
+    }
+
+    fn insert(
+        &mut self,
+        name: &UserName,
+        password: Option<PasswordHash>,
+        cursor: Position,
+        changes: &mut Changes,
+    ) -> Created {
+        let incarnation = self.next_number(changes);
+        let record = AccountRecord { name: name.clone(), incarnation, password, cursor, tail: cursor };
+        let slot = self.inboxes.insert(Inbox::new(record));
+        let Some(inbox) = slot.and_then(|slot| self.inboxes.at(slot)) else { return Created::TooMany };
+        inbox.write(changes);
+        Created::Created
+    }
+
+    /// Sets a password if it is still `old`. Returns whether it was.
+    pub(crate) fn set_password(
+        &mut self,
+        account: &Account,
+        old: Option<&PasswordHash>,
+        new: PasswordHash,
+        changes: &mut Changes,
+    ) -> bool {
+        let inbox = self.inboxes.get_mut(account);
+        let Some(inbox) = inbox.filter(|inbox| inbox.password.as_ref() == old) else { return false };
+        inbox.password = Some(new);
+        inbox.write(changes);
+        true
+    }
+
+    /// Ends an account, and its messages with it. Returns whether it was there.
+    pub(crate) fn delete(&mut self, account: &Account, changes: &mut Changes) -> bool {
+        if !self.inboxes.is_alive(account) {
+            return false;
+        }
+        let Some(inbox) = self.inboxes.remove(&account.name) else { return false };
+        changes.record(&Record::AccountEnd(account.incarnation));
+        let effects = &mut changes.effects;
+        effects.accounts.push(AccountChange::Ended(account.name.clone()));
+        effects.ended.push(account.incarnation);
+        effects.is_awaited = true;
+        if let Some(publisher) = inbox.publisher {
+            effects.end(account, publisher, End::Deleted);
+        }
+        true
+    }
+
+    /// Stores a message, or refuses it, or returns the outcome that was decided
+    /// before. A refusal for lack of space is not remembered.
+    pub(crate) fn append(
+        &mut self,
+        append: &mut Append,
+        context: Context,
+        changes: &mut Changes,
+    ) -> Result<Outcome, Unavailable> {
+        if append.fence.is_closed() {
+            return Err(Unavailable);
+        }
+        let Some(send) = append.send_id.take() else { return Ok(self.decide(append, context, changes)) };
+        let (id, now) = (send.id.value(), context.running);
+        Ok(match self.sessions.look_up(&send.session, id, send.from, now) {
+            None => Outcome::Refused(Code::TooMany),
+            Some((_, Known::Decided(outcome))) => outcome,
+            Some((_, Known::Skipped)) if send.in_order => Outcome::Refused(Code::BadRequest),
+            Some((_, Known::Expired)) => Outcome::Refused(Code::BadRequest),
+            Some((slot, Known::New | Known::Skipped)) => {
+                let outcome = self.decide(append, context, changes);
+                if outcome != Outcome::Refused(Code::NoSpace) {
+                    self.remember(slot, id, outcome, now, changes);
+                }
+                outcome
+            }
+        })
+    }
+
+    fn remember(&mut self, slot: u32, id: u32, outcome: Outcome, now: Duration, changes: &mut Changes) {
+        if let Some(session) = self.sessions.record(slot, id, outcome, now) {
+            changes.record(&Record::Session(session));
+        }
+        changes.record_outcome(slot, id, outcome);
+        changes.effects.is_awaited = true;
+    }
+
+    fn decide(&mut self, append: &mut Append, context: Context, changes: &mut Changes) -> Outcome {
+        self.store(append, context, changes).map_or_else(Outcome::Refused, Outcome::Stored)
+    }
+
+    /// Stores a message, whose text it takes, unless a rule forbids it.
+    fn store(
+        &mut self,
+        append: &mut Append,
+        context: Context,
+        changes: &mut Changes,
+    ) -> Result<Sequence, Code> {
+        if let Some(code) = append.refusal {
+            return Err(code);
+        }
+        let sender = append.sender.take().filter(|sender| self.inboxes.is_alive(sender));
+        let inbox = self.inboxes.by_name(&append.to).ok_or(Code::NoSuchUser)?;
+        if sender.is_none() && !append.from_nobody {
+            return Err(Code::Denied);
+        }
+        let bytes = append.text.len() as u64;
+        if inbox.queued_messages() >= self.limits.queued_messages_max
+            || inbox.queued_bytes().saturating_add(bytes) > self.limits.queued_bytes_max
+        {
+            return Err(Code::QueueFull);
+        }
+        if context.is_low_on_space {
+            return Err(Code::NoSpace);
+        }
+        let sequence = Sequence(next_number(&mut self.numbers, changes));
+        let position =
+            Position { sequence, messages: inbox.tail.messages + 1, bytes: inbox.tail.bytes + bytes };
+        self.time_ms = self.time_ms.max(append.time_ms);
+        let (sender, text) = (sender.map(|sender| sender.name), std::mem::take(&mut append.text));
+        inbox.push(Message { position, sender, time_ms: self.time_ms, text }, changes);
+        changes.effects.is_awaited = true;
+        Ok(sequence)
+    }
+
+    /// Whether nobody subscribes to the inbox of an account.
+    pub(crate) fn is_free(&mut self, account: &Account) -> bool {
+        self.inboxes
+            .get_mut(account)
+            .is_some_and(|inbox| inbox.publisher.as_ref().is_none_or(Feed::is_ended))
+    }
+
+    /// Subscribes to an inbox; the subscription that there was ends. `None` if the
+    /// account has ended.
+    pub(crate) fn subscribe(&mut self, account: &Account, changes: &mut Changes) -> Option<Receiver> {
+        let inbox = self.inboxes.get_mut(account)?;
+        let (publisher, receiver) = Receiver::new(account.clone(), inbox.queued_messages(), inbox.cursor);
+        if let Some(former) = inbox.publisher.replace(publisher) {
+            changes.effects.end(account, former, End::TakenOver);
+        }
+        Some(receiver)
+    }
+
+    /// Forgets every message up to `position`.
+    pub(crate) fn acknowledge(&mut self, account: &Account, position: Position, changes: &mut Changes) {
+        let Some(inbox) = self.inboxes.get_mut(account) else { return };
+        // A position from elsewhere must not lead beyond the inbox.
+        let position = if position.sequence < inbox.tail.sequence { position } else { inbox.tail };
+        if position.sequence <= inbox.cursor.sequence {
+            return;
+        }
+        inbox.cursor = position;
+        changes.record(&Record::Cursor(account.incarnation, position));
+        changes.effects.cursors.push((account.incarnation, position));
+    }
+
+    /// Counts a connection of a session. Returns whether there is room for it.
+    pub(crate) fn open_session(
+        &mut self,
+        session: &SessionToken,
+        from: Option<IpAddr>,
+        now: Duration,
+    ) -> bool {
+        self.sessions.open(session, from, now)
+    }
+
+    /// Counts a connection of a session less.
+    pub(crate) fn close_session(&mut self, session: &SessionToken, now: Duration) {
+        self.sessions.close(session, now);
+    }
+
+    /// Inherits what outlives a failure of the log: subscriptions and open
+    /// sessions. `lost` are the ends of subscriptions that were never published,
+    /// since their changes may not have been made. Returns the acknowledgements
+    /// that are to be made again.
+    pub(crate) fn inherit_from(
+        &mut self,
+        former: Self,
+        lost: Vec<SubscriptionEnd>,
+        now: Duration,
+    ) -> Vec<(Account, Position)> {
+        for (token, open) in former.sessions.open_counts() {
+            self.sessions.reopen(token, open, now);
+        }
+        let mut acks = Vec::new();
+        let mut subscriptions = HashMap::new();
+        for Inbox { account, cursor, publisher, .. } in former.inboxes.into_inboxes() {
+            if self.inboxes.get_mut(&account).is_some_and(|inbox| inbox.cursor.sequence < cursor.sequence) {
+                acks.push((account.clone(), cursor));
+            }
+            if let Some(publisher) = publisher {
+                subscriptions.insert(account, publisher);
+            }
+        }
+        // The first that was replaced or ended was the one that subscribed.
+        for end in lost.into_iter().rev() {
+            subscriptions.insert(end.account, end.publisher);
+        }
+        for (account, publisher) in subscriptions {
+            match self.inboxes.get_mut(&account) {
+                Some(inbox) => inbox.publisher.insert(publisher).lagged(),
+                None => publisher.end(End::Deleted),
+            }
+        }
+        acks
+    }
+
+    /// The accounts, in no order.
+    pub(crate) fn accounts(&self) -> impl Iterator<Item = AccountEntry> {
+        self.inboxes.iter_from(0).map(|(_, inbox)| inbox.entry())
+    }
+
+    /// The accounts with the cursors and the last positions of their inboxes.
+    pub(crate) fn inboxes(&self) -> impl Iterator<Item = (AccountEntry, Position, Position)> {
+        self.inboxes.iter_from(0).map(|(_, inbox)| (inbox.entry(), inbox.cursor, inbox.tail))
+    }
+
+    fn next_number(&mut self, changes: &mut Changes) -> u64 {
+        next_number(&mut self.numbers, changes)
+    }
+}
+
+fn next_number(numbers: &mut Numbers, changes: &mut Changes) -> u64 {
+    let (number, bound) = numbers.next();
+    if let Some(bound) = bound {
+        reserve(bound, changes);
+    }
+    number
+}
+
+fn reserve(bound: u64, changes: &mut Changes) {
+    changes.record(&Record::Counter(bound));
+    changes.effects.is_reserving = true;
+}

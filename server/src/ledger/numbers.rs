@@ -1,0 +1,160 @@
+//! The one counter of a store, for the numbers of messages and of accounts, and
+//! where it begins.
+//!
+//! At every open the counter becomes the larger of the persisted counter and Unix
+//! seconds × 2²¹, so that a copy that is put back, and a new store at the same
+//! address, repeat no number as long as the clock is right.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Numbers that are reserved at a time. Those that are left are lost when the
+/// store ends.
+const RESERVED: u64 = 65_536;
+
+/// Numbers for each second since 1970, as bits.
+const NUMBERS_PER_SECOND_BITS: u32 = 21;
+
+/// The largest counter that a store may begin with. Numbers stay below 2⁵³, so
+/// that JSON can carry them, and 2⁴⁰ of them are left above this.
+pub const COUNTER_MAX: u64 = (1 << 53) - (1 << 40);
+
+/// The release of this version, 2026-11-01, in Unix seconds: a clock before it is
+/// wrong.
+const RELEASED: u64 = 1_793_491_200;
+
+/// A clock that is later than the release by more than this is wrong: 20 years.
+const CLOCK_AHEAD_MAX: u64 = 20 * 365 * 86_400 + 5 * 86_400;
+
+/// The clock of the machine cannot be right, so that numbers cannot begin with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "cannot number messages: the clock of this machine says {unix_seconds} s since 1970, which cannot be right; set the clock, or give a number above all that were ever used with --numbers-after"
+)]
+pub struct WrongClock {
+    /// The time of the clock, in Unix seconds; 0 if it is before 1970.
+    pub unix_seconds: u64,
+}
+
+/// Returns the counter at `time`.
+///
+/// # Errors
+/// [`WrongClock`] if the time is before the release of this version or over 20
+/// years after it.
+pub(crate) fn counter_at(time: SystemTime) -> Result<u64, WrongClock> {
+    let unix_seconds = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    if !(RELEASED..=RELEASED + CLOCK_AHEAD_MAX).contains(&unix_seconds) {
+        return Err(WrongClock { unix_seconds });
+    }
+    Ok(unix_seconds << NUMBERS_PER_SECOND_BITS)
+}
+
+/// Returns the time until the next full second of the clock.
+pub(crate) fn until_next_second(time: SystemTime) -> Duration {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    Duration::from_secs(1) - Duration::from_nanos(u64::from(since.subsec_nanos()))
+}
+
+/// The counter.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Numbers {
+    /// The number that was given out last.
+    last: u64,
+    /// Numbers up to this one are reserved durably, or will be with this frame.
+    reserved: u64,
+}
+
+impl Numbers {
+    /// A counter that begins after `last`, with nothing reserved.
+    pub(super) const fn after(last: u64) -> Self {
+        Self { last, reserved: last }
+    }
+
+    /// The number that was given out last.
+    pub(super) const fn last(self) -> u64 {
+        self.last
+    }
+
+    /// The bound up to which numbers may have been given out.
+    pub(super) const fn reserved(self) -> u64 {
+        self.reserved
+    }
+
+    /// Gives out the next number. Returns the new bound as well if numbers had to
+    /// be reserved: it is to be written in this frame.
+    pub(super) const fn next(&mut self) -> (u64, Option<u64>) {
+        let mut bound = None;
+        if self.last >= self.reserved {
+            self.reserved = self.last + RESERVED;
+            bound = Some(self.reserved);
+        }
+        self.last += 1;
+        (self.last, bound)
+    }
+
+    /// Never gives out `number` or one below it. Returns the new bound if it had
+    /// to be raised.
+    pub(super) const fn skip(&mut self, number: u64) -> Option<u64> {
+        if number <= self.last {
+            return None;
+        }
+        self.last = number;
+        if number <= self.reserved {
+            return None;
+        }
+        self.reserved = number;
+        Some(number)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(unix_seconds: u64) -> Result<u64, WrongClock> {
+        counter_at(UNIX_EPOCH + Duration::from_secs(unix_seconds))
+    }
+
+    #[test]
+    fn counter_follows_the_clock_below_2_to_53() {
+        assert_eq!(at(RELEASED), Ok(RELEASED << 21));
+        let latest = at(RELEASED + CLOCK_AHEAD_MAX).unwrap();
+        assert!(latest < COUNTER_MAX, "{latest}");
+    }
+
+    #[test]
+    fn clock_outside_of_its_20_years_is_refused() {
+        for unix_seconds in [0, RELEASED - 1, RELEASED + CLOCK_AHEAD_MAX + 1] {
+            assert_eq!(at(unix_seconds), Err(WrongClock { unix_seconds }));
+        }
+        let before_1970 = UNIX_EPOCH - Duration::from_secs(9);
+        assert_eq!(counter_at(before_1970), Err(WrongClock { unix_seconds: 0 }));
+    }
+
+    #[test]
+    fn next_full_second_is_at_most_a_second_away() {
+        for nanos in [0, 1, 999_999_999] {
+            let time = UNIX_EPOCH + Duration::new(5, nanos);
+            assert_eq!(time + until_next_second(time), UNIX_EPOCH + Duration::from_secs(6));
+        }
+    }
+
+    #[test]
+    fn numbers_are_reserved_before_they_are_given_out() {
+        let mut numbers = Numbers::after(10);
+        assert_eq!(numbers.next(), (11, Some(10 + RESERVED)));
+        for number in 12..=10 + RESERVED {
+            assert_eq!(numbers.next(), (number, None));
+        }
+        assert_eq!(numbers.next(), (11 + RESERVED, Some(10 + 2 * RESERVED)));
+    }
+
+    #[test]
+    fn skipped_numbers_are_not_given_out() {
+        let mut numbers = Numbers::after(10);
+        assert_eq!(numbers.skip(10), None);
+        assert_eq!(numbers.skip(20), Some(20));
+        assert_eq!(numbers.next(), (21, Some(20 + RESERVED)));
+        assert_eq!(numbers.skip(30), None);
+        assert_eq!(numbers.next(), (31, None));
+    }
+}

@@ -1,0 +1,414 @@
+//! The records of the ledger, and how they are written as bytes.
+//!
+//! The records of a frame begin with a [`Record::Clock`]. Every record is a byte
+//! for its kind and the fields of that kind; it holds absolute values, so that
+//! to replay it twice is the same as to replay it once. An unknown kind is an
+//! error. The frame's checksum is the log's business.
+//!
+//! | kind | fields (`~`: near the counter of the frame's clock) |
+//! | --- | --- |
+//! | 1 clock | time of the last message in ms, running time in ms, counter: u64 each, little endian |
+//! | 2 counter | bound up to which numbers may have been given out |
+//! | 3 account | incarnation, name, password hash (empty: none), cursor, last position |
+//! | 4 end of an account | incarnation |
+//! | 5 cursor | incarnation, position~ |
+//! | 6 tail | incarnation, position~ |
+//! | 7 session | slot, token, time of the last use in ms, highest id, runs: count, then each |
+//! | 8 outcomes | slot, run |
+//! | 9 end of a session | slot |
+//!
+//! A position is number~, messages, bytes. A run is first id, length, and a byte:
+//! 0 and number~ for messages that were stored, else 1 + the place of the code in
+//! [`Code::ALL`].
+
+use std::time::Duration;
+
+use hark_protocol::limits::OUTCOMES_REMEMBERED;
+use hark_protocol::{Code, Sequence, SessionToken, UserName};
+
+use super::bytes::{
+    Malformed, name, put_near, put_number, put_position, put_text, take_byte, take_fixed, take_near,
+    take_number, take_position, take_slice, take_text, take_u32,
+};
+use super::dedup::{DedupTable, Run};
+use crate::store::{Outcome, PasswordHash, Position};
+
+/// Bytes of a [`Record::Clock`]. They do not depend on its values, so that it can
+/// be completed when the frame is.
+pub(super) const CLOCK_BYTES: usize = 1 + 3 * 8;
+
+/// The highest place of a session that a record may name. It bounds the memory
+/// that a malformed record takes.
+pub(super) const SESSION_SLOT_MAX: u32 = (1 << 24) - 1;
+
+mod kind {
+    pub(super) const CLOCK: u8 = 1;
+    pub(super) const COUNTER: u8 = 2;
+    pub(super) const ACCOUNT: u8 = 3;
+    pub(super) const ACCOUNT_END: u8 = 4;
+    pub(super) const CURSOR: u8 = 5;
+    pub(super) const TAIL: u8 = 6;
+    pub(super) const SESSION: u8 = 7;
+    pub(super) const OUTCOMES: u8 = 8;
+    pub(super) const SESSION_END: u8 = 9;
+}
+
+/// One record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Record {
+    /// The clocks when the frame was written; the first record of each frame.
+    Clock(Clock),
+    /// Numbers up to this one may have been given out.
+    Counter(u64),
+    /// An account and its inbox.
+    Account(AccountRecord),
+    /// The account of this incarnation has ended.
+    AccountEnd(u64),
+    /// The last message that is forgotten, by incarnation.
+    Cursor(u64, Position),
+    /// The last message, by incarnation.
+    Tail(u64, Position),
+    /// A session with everything that is remembered of it.
+    Session(SessionRecord),
+    /// Outcomes of the session in this place.
+    Outcomes(u32, Run),
+    /// The session in this place is forgotten.
+    SessionEnd(u32),
+}
+
+/// The clocks of a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Clock {
+    /// The time of the last message, in milliseconds since 1970.
+    pub(super) time_ms: u64,
+    /// The running time of the store.
+    pub(super) running: Duration,
+    /// The number that was given out last when the frame began. Numbers in the
+    /// frame are written by their distance to it.
+    pub(super) counter: u64,
+}
+
+/// An account and its inbox, as they are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct AccountRecord {
+    pub(super) name: UserName,
+    pub(super) incarnation: u64,
+    pub(super) password: Option<PasswordHash>,
+    pub(super) cursor: Position,
+    pub(super) tail: Position,
+}
+
+/// A session, as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct SessionRecord {
+    pub(super) slot: u32,
+    pub(super) token: SessionToken,
+    pub(super) used: Duration,
+    pub(super) table: DedupTable,
+}
+
+impl Record {
+    /// Writes the record into a frame whose clock has this counter.
+    pub(super) fn put(&self, to: &mut Vec<u8>, counter: u64) {
+        match self {
+            Self::Clock(clock) => clock.put(to),
+            Self::Counter(number) => {
+                to.push(kind::COUNTER);
+                put_number(to, *number);
+            }
+            Self::Account(account) => account.put(to, counter),
+            Self::AccountEnd(incarnation) => {
+                to.push(kind::ACCOUNT_END);
+                put_number(to, *incarnation);
+            }
+            Self::Cursor(incarnation, position) => {
+                to.push(kind::CURSOR);
+                put_number(to, *incarnation);
+                put_position(to, counter, *position);
+            }
+            Self::Tail(incarnation, position) => {
+                to.push(kind::TAIL);
+                put_number(to, *incarnation);
+                put_position(to, counter, *position);
+            }
+            Self::Session(session) => session.put(to, counter),
+            Self::Outcomes(slot, run) => {
+                to.push(kind::OUTCOMES);
+                put_number(to, u64::from(*slot));
+                put_run(to, counter, *run);
+            }
+            Self::SessionEnd(slot) => {
+                to.push(kind::SESSION_END);
+                put_number(to, u64::from(*slot));
+            }
+        }
+    }
+}
+
+impl Clock {
+    fn put(self, to: &mut Vec<u8>) {
+        to.extend_from_slice(&self.encode());
+    }
+
+    /// The clock as a record.
+    pub(super) fn encode(self) -> [u8; CLOCK_BYTES] {
+        let mut bytes = [kind::CLOCK; CLOCK_BYTES];
+        let running_ms = u64::try_from(self.running.as_millis()).unwrap_or(u64::MAX);
+        let fields = [self.time_ms, running_ms, self.counter].map(u64::to_le_bytes);
+        for (place, byte) in bytes.iter_mut().skip(1).zip(fields.as_flattened()) {
+            *place = *byte;
+        }
+        bytes
+    }
+}
+
+impl AccountRecord {
+    fn put(&self, to: &mut Vec<u8>, counter: u64) {
+        to.push(kind::ACCOUNT);
+        put_number(to, self.incarnation);
+        put_text(to, self.name.as_str());
+        put_text(to, self.password.as_ref().map_or("", PasswordHash::as_str));
+        put_position(to, counter, self.cursor);
+        put_position(to, counter, self.tail);
+    }
+
+    fn take(rest: &mut &[u8], counter: u64) -> Result<Self, Malformed> {
+        let incarnation = take_number(rest)?;
+        let bytes = take_number(rest)?;
+        let name = name(take_slice(rest, bytes)?)?;
+        let phc = take_text(rest)?;
+        let password = (!phc.is_empty()).then(|| PasswordHash::new(phc));
+        let cursor = take_position(rest, counter)?;
+        let tail = take_position(rest, counter)?;
+        Ok(Self { name, incarnation, password, cursor, tail })
+    }
+}
+
+impl SessionRecord {
+    fn put(&self, to: &mut Vec<u8>, counter: u64) {
+        to.push(kind::SESSION);
+        put_number(to, u64::from(self.slot));
+        put_text(to, self.token.as_str());
+        put_number(to, u64::try_from(self.used.as_millis()).unwrap_or(u64::MAX));
+        put_number(to, u64::from(self.table.highest()));
+        put_number(to, self.table.runs().len() as u64);
+        self.table.runs().for_each(|run| put_run(to, counter, *run));
+    }
+
+    fn take(rest: &mut &[u8], counter: u64) -> Result<Self, Malformed> {
+        let slot = take_slot(rest)?;
+        let token = take_text(rest)?.parse().map_err(|_| Malformed)?;
+        let used = Duration::from_millis(take_number(rest)?);
+        let highest = take_u32(rest)?;
+        let count = take_number(rest)?;
+        let runs: Result<_, _> = (0..count).map(|_| take_run(rest, counter)).collect();
+        let table = DedupTable::from_runs(highest, runs?).ok_or(Malformed)?;
+        Ok(Self { slot, token, used, table })
+    }
+}
+
+/// Reads the records of one frame.
+#[derive(Debug)]
+pub(super) struct Records<'r> {
+    rest: &'r [u8],
+    counter: u64,
+}
+
+impl<'r> Records<'r> {
+    /// The records in these bytes.
+    pub(super) const fn new(records: &'r [u8]) -> Self {
+        Self { rest: records, counter: 0 }
+    }
+
+    fn take(&mut self) -> Result<Record, Malformed> {
+        let rest = &mut self.rest;
+        Ok(match take_byte(rest)? {
+            kind::CLOCK => {
+                let (time_ms, running_ms) = (take_fixed(rest)?, take_fixed(rest)?);
+                self.counter = take_fixed(rest)?;
+                let running = Duration::from_millis(running_ms);
+                Record::Clock(Clock { time_ms, running, counter: self.counter })
+            }
+            kind::COUNTER => Record::Counter(take_number(rest)?),
+            kind::ACCOUNT => Record::Account(AccountRecord::take(rest, self.counter)?),
+            kind::ACCOUNT_END => Record::AccountEnd(take_number(rest)?),
+            kind::CURSOR => Record::Cursor(take_number(rest)?, take_position(rest, self.counter)?),
+            kind::TAIL => Record::Tail(take_number(rest)?, take_position(rest, self.counter)?),
+            kind::SESSION => Record::Session(SessionRecord::take(rest, self.counter)?),
+            kind::OUTCOMES => Record::Outcomes(take_slot(rest)?, take_run(rest, self.counter)?),
+            kind::SESSION_END => Record::SessionEnd(take_slot(rest)?),
+            _ => return Err(Malformed),
+        })
+    }
+}
+
+impl Iterator for Records<'_> {
+    type Item = Result<Record, Malformed>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.rest.is_empty() {
+            return None;
+        }
+        let record = self.take();
+        if record.is_err() {
+            self.rest = &[];
+        }
+        Some(record)
+    }
+}
+
+fn take_slot(rest: &mut &[u8]) -> Result<u32, Malformed> {
+    take_u32(rest).and_then(|slot| if slot <= SESSION_SLOT_MAX { Ok(slot) } else { Err(Malformed) })
+}
+
+fn put_run(to: &mut Vec<u8>, counter: u64, run: Run) {
+    put_number(to, u64::from(run.first));
+    put_number(to, u64::from(run.length));
+    match run.outcome {
+        Outcome::Stored(Sequence(number)) => {
+            to.push(0);
+            put_near(to, counter, number);
+        }
+        // There are few codes, and new ones are added at the end.
+        Outcome::Refused(code) => {
+            to.push(1 + Code::ALL.iter().position(|known| *known == code).unwrap_or(0) as u8);
+        }
+    }
+}
+
+fn take_run(rest: &mut &[u8], counter: u64) -> Result<Run, Malformed> {
+    let (first, length) = (take_u32(rest)?, take_u32(rest)?);
+    let outcome = match take_byte(rest)?.checked_sub(1) {
+        None => Outcome::Stored(Sequence(take_near(rest, counter)?)),
+        Some(place) => Outcome::Refused(*Code::ALL.get(usize::from(place)).ok_or(Malformed)?),
+    };
+    let fits = length > 0 && length as usize <= OUTCOMES_REMEMBERED && first > 0;
+    if fits && first.checked_add(length - 1).is_some() {
+        Ok(Run { first, length, outcome })
+    } else {
+        Err(Malformed)
+    }
+}
+
+/// Reads any bytes as records. Those that are read are written as they are read.
+///
+/// # Panics
+/// If they are not.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn check_any(bytes: &[u8]) {
+    let read: Vec<_> = Records::new(bytes).map_while(Result::ok).collect();
+    let mut written = Vec::new();
+    let mut counter = 0;
+    for record in &read {
+        if let Record::Clock(clock) = record {
+            counter = clock.counter;
+        }
+        record.put(&mut written, counter);
+    }
+    let again: Result<Vec<_>, _> = Records::new(&written).collect();
+    assert_eq!(again, Ok(read));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn records() -> Vec<Record> {
+        let position = |sequence| Position { sequence: Sequence(sequence), messages: 7, bytes: 1 << 40 };
+        let mut table = DedupTable::default();
+        table.record(2, Outcome::Stored(Sequence(1 << 52)));
+        for (place, code) in Code::ALL.into_iter().enumerate() {
+            table.record(10 + 2 * place as u32, Outcome::Refused(code));
+        }
+        table.record(u32::MAX, Outcome::Stored(Sequence(u64::MAX)));
+        let account = |password: Option<PasswordHash>| {
+            let (cursor, tail) = (position(3), position(u64::MAX));
+            Record::Account(AccountRecord {
+                name: "bob".parse().unwrap(),
+                incarnation: 5,
+                password,
+                cursor,
+                tail,
+            })
+        };
+        let clock = |counter| Record::Clock(Clock { time_ms: 9, running: Duration::from_millis(8), counter });
+        let session = SessionRecord { slot: 3, token: "s".parse().unwrap(), used: Duration::ZERO, table };
+        vec![
+            clock(1 << 52),
+            Record::Counter(u64::MAX),
+            account(None),
+            account(Some(PasswordHash::new("$argon2id$x"))),
+            Record::AccountEnd(5),
+            Record::Cursor(5, position(0)),
+            Record::Tail(5, position((1 << 52) + 3)),
+            Record::Session(session),
+            Record::Outcomes(SESSION_SLOT_MAX, Run { first: 1, length: 1024, outcome: Outcome::Stored(Sequence(3)) }),
+            clock(0),
+            Record::SessionEnd(0),
+        ]
+    }
+
+    fn encode(records: &[Record]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let mut counter = 0;
+        for record in records {
+            if let Record::Clock(clock) = record {
+                counter = clock.counter;
+            }
+            record.put(&mut bytes, counter);
+        }
+        bytes
+    }
+
+    #[test]
+    fn every_record_comes_back() {
+        let decoded: Result<Vec<_>, _> = Records::new(&encode(&records())).collect();
+        assert_eq!(decoded, Ok(records()));
+    }
+
+    #[test]
+    fn truncated_records_end_with_an_error() {
+        for record in records() {
+            let bytes = encode(std::slice::from_ref(&record));
+            for end in 1..bytes.len() {
+                let decoded: Result<Vec<_>, _> = Records::new(&bytes[..end]).collect();
+                assert_eq!(decoded, Err(Malformed), "{record:?} up to {end}");
+            }
+        }
+    }
+
+    #[test]
+    fn unknown_record_is_not_skipped() {
+        let mut bytes = encode(&[Record::Counter(1)]);
+        bytes.push(200);
+        Record::Counter(2).put(&mut bytes, 0);
+        let decoded: Vec<_> = Records::new(&bytes).collect();
+        assert_eq!(decoded, [Ok(Record::Counter(1)), Err(Malformed)]);
+    }
+
+    #[test]
+    fn records_of_one_send_are_short() {
+        let counter = (1 << 52) + 12_345;
+        let position = Position { sequence: Sequence(counter + 1), messages: 1000, bytes: 100_000 };
+        let records = [
+            Record::Tail(1 << 52, position),
+            Record::Outcomes(40, Run::of(1000, Outcome::Stored(Sequence(counter + 1)))),
+        ];
+        let mut bytes = Vec::new();
+        records.iter().for_each(|record| record.put(&mut bytes, counter));
+        assert_eq!(bytes.len(), 22);
+    }
+
+    #[test]
+    fn places_and_lengths_beyond_their_bound_are_refused() {
+        for run in [(1, 1025), (1, 0), (0, 1), (u32::MAX, 2)] {
+            let mut bytes = Vec::new();
+            let (first, length) = run;
+            put_run(&mut bytes, 0, Run { first, length, outcome: Outcome::Refused(Code::Denied) });
+            assert_eq!(take_run(&mut &*bytes, 0), Err(Malformed), "{run:?}");
+        }
+        let mut bytes = Vec::new();
+        Record::SessionEnd(SESSION_SLOT_MAX + 1).put(&mut bytes, 0);
+        assert_eq!(Records::new(&bytes).next(), Some(Err(Malformed)));
+    }
+}

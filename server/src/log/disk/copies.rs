@@ -1,0 +1,178 @@
+//! Copies the live blocks of segments that are mostly dead, so that their space
+//! can be used again.
+//!
+//! The maintenance thread reads blocks ahead, sorted by inbox, into a bounded
+//! queue; the thread of the log takes a piece of it with each append. Copied blocks
+//! stay separate and lie side by side, so that the blocks of an inbox are read at
+//! once.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+
+use super::file::read_exact;
+use super::format::{BlockRecord, SegmentId, decode_block};
+use super::index::Index;
+use super::segment::{Segment, unit_bytes};
+use super::table::Entry;
+use crate::log::InboxId;
+
+/// Bytes that are read ahead.
+const QUEUE_BYTES: usize = 512 << 10;
+/// Bytes that an append copies beside its own: as many as its own, between these.
+const PIECE_MIN: usize = 16 << 10;
+const PIECE_MAX: usize = 256 << 10;
+
+/// The next thing to copy.
+#[derive(Debug)]
+pub(super) enum Piece {
+    /// A block.
+    Block { source: SegmentId, entry: Entry, payload: Bytes },
+    /// The end of an inbox: all its blocks of the segment came before.
+    Done { source: SegmentId, inbox: InboxId },
+}
+
+impl Piece {
+    /// The block to append, if it is one.
+    pub(super) fn record(&self) -> Option<BlockRecord<'_>> {
+        match self {
+            Self::Block { entry, payload, .. } => Some(BlockRecord {
+                inbox: entry.inbox,
+                first: entry.first,
+                last: entry.last,
+                payload,
+            }),
+            Self::Done { .. } => None,
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Block { payload, .. } => payload.len() + 64,
+            Self::Done { .. } => 16,
+        }
+    }
+}
+
+/// Blocks that were read ahead.
+#[derive(Debug, Default)]
+pub(super) struct CopyQueue {
+    /// Filled by the maintenance thread, emptied by the thread of the log.
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    pieces: VecDeque<Piece>,
+    bytes: usize,
+}
+
+impl CopyQueue {
+    /// Takes what an append of `bytes` copies beside its own: the blocks that are
+    /// still live where they were read.
+    pub(super) fn take(&self, bytes: usize, is_live: impl Fn(&Entry, SegmentId) -> bool) -> Vec<Piece> {
+        let mut state = self.state();
+        let mut budget = bytes.clamp(PIECE_MIN, PIECE_MAX);
+        let mut taken = Vec::new();
+        while let Some(piece) = state.pieces.pop_front_if(|piece| taken.is_empty() || piece.bytes() <= budget) {
+            state.bytes -= piece.bytes();
+            budget = budget.saturating_sub(piece.bytes());
+            let is_wanted = match &piece {
+                Piece::Block { source, entry, .. } => is_live(entry, *source),
+                Piece::Done { .. } => true,
+            };
+            if is_wanted {
+                taken.push(piece);
+            }
+        }
+        taken
+    }
+
+    /// Puts back what could not be appended.
+    pub(super) fn put_back(&self, pieces: Vec<Piece>) {
+        let mut state = self.state();
+        for piece in pieces.into_iter().rev() {
+            state.bytes += piece.bytes();
+            state.pieces.push_front(piece);
+        }
+    }
+
+    /// Whether there is room for more.
+    pub(super) fn has_room(&self) -> bool {
+        self.state().bytes < QUEUE_BYTES
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.state().pieces.is_empty()
+    }
+
+    fn push(&self, piece: Piece) {
+        let mut state = self.state();
+        state.bytes += piece.bytes();
+        state.pieces.push_back(piece);
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether a segment is to be copied forward: less than half of it is alive.
+pub(super) fn is_mostly_dead(segment: &Segment) -> bool {
+    let live = unit_bytes(segment.live());
+    live > 0 && live < segment.slot.size / 2 && segment.table().is_some() && segment.is_movable()
+}
+
+/// Reads one segment ahead.
+#[derive(Debug)]
+pub(super) struct CopyJob {
+    source: Arc<Segment>,
+    page: usize,
+    inbox: Option<InboxId>,
+}
+
+impl CopyJob {
+    pub(super) fn new(source: Arc<Segment>) -> Self {
+        Self { source, page: 0, inbox: None }
+    }
+
+    /// Reads the next page of the index frame and the live blocks that it names.
+    /// Returns whether the segment is done.
+    pub(super) fn step(&mut self, index: &Index, queue: &CopyQueue) -> io::Result<bool> {
+        let (source, file) = (&self.source, &*self.source.slot.file);
+        let Some(table) = source.table().filter(|table| self.page < table.page_count()) else {
+            if let Some(inbox) = self.inbox {
+                queue.push(Piece::Done { source: source.id, inbox });
+            }
+            source.set_unmovable();
+            return Ok(true);
+        };
+        if source.live() == 0 {
+            return Ok(true);
+        }
+        let entries = table.page(file, source.salt, self.page)?;
+        for entry in entries.ok_or(io::ErrorKind::InvalidData)? {
+            if let Some(before) = self.inbox.replace(entry.inbox).filter(|&before| before != entry.inbox) {
+                queue.push(Piece::Done { source: source.id, inbox: before });
+            }
+            if !index.is_live_in(&entry, source.id) {
+                continue;
+            }
+            let bytes = Bytes::from(read_exact(file, entry.extent.offset.into(), entry.extent.length as usize)?);
+            let payload = decode_block(&bytes, source.salt, entry.inbox, (entry.first, entry.last));
+            let payload = bytes.slice(payload.ok_or(io::ErrorKind::InvalidData)?);
+            queue.push(Piece::Block { source: source.id, entry, payload });
+        }
+        self.page += 1;
+        Ok(false)
+    }
+
+    /// Gives the segment up: a block of it cannot be read.
+    pub(super) fn abandon(self, error: &io::Error) {
+        self.source.set_unmovable();
+        let path = self.source.slot.path.display();
+        tracing::warn!(%path, %error, "segment cannot be copied forward");
+    }
+}

@@ -1,0 +1,245 @@
+//! The folder of a store on disk: its format, its lock, and its permissions.
+//!
+//! | file | content |
+//! | --- | --- |
+//! | `FORMAT` | one line with the version of everything here; written first |
+//! | `LOCK` | locked by the process that has the store open |
+//! | `log/` | the files of the disk log |
+
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crate::log::OpenError;
+
+const FORMAT: &str = "FORMAT";
+const FORMAT_NAME: &str = "hark store ";
+/// The version that this program reads and writes.
+const FORMAT_VERSION: u32 = 3;
+const LOCK: &str = "LOCK";
+const LOG: &str = "log";
+
+/// Permissions of others in the mode of a folder.
+const MODE_OTHERS: u32 = 0o077;
+
+/// How long an open waits for the lock: a large process that was killed holds it
+/// until its memory has been freed.
+pub(super) const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
+const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(50);
+
+/// A folder that this process has locked.
+#[derive(Debug)]
+pub(super) struct Folder {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl Folder {
+    /// Locks the folder, waiting up to `timeout` for another process. Makes it if
+    /// there is none.
+    pub(super) fn open(path: &Path, timeout: Duration) -> Result<Self, OpenError> {
+        let io = |source| OpenError::Io { path: path.to_owned(), source };
+        create_folder(path).map_err(io)?;
+        // Nothing is written into a folder that may belong to something else.
+        if !has_format(path)? && !is_free(path).map_err(io)? {
+            return Err(missing_format(path));
+        }
+        let lock = lock(path, timeout)?;
+        warn_if_open_to_others(path).map_err(io)?;
+        if !has_format(path)? {
+            let line = format!("{FORMAT_NAME}{FORMAT_VERSION}\n");
+            write_synced(path, FORMAT, line.as_bytes()).map_err(io)?;
+        }
+        let folder = Self { path: path.to_owned(), _lock: lock };
+        create_folder(&folder.log()).map_err(io)?;
+        Ok(folder)
+    }
+
+    /// The folder of the log.
+    pub(super) fn log(&self) -> PathBuf {
+        self.path.join(LOG)
+    }
+}
+
+/// Makes a folder and the missing ones above it, each of them durable.
+fn create_folder(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    create_folder(parent)?;
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists || !path.is_dir() => return Err(error),
+        _ => {}
+    }
+    sync_folder(parent)
+}
+
+/// Whether there is a store of the known format.
+fn has_format(path: &Path) -> Result<bool, OpenError> {
+    let file = path.join(FORMAT);
+    let line = match fs::read(&file) {
+        Ok(line) => line,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(source) => return Err(OpenError::Io { path: file, source }),
+    };
+    match version_in(&line) {
+        Some(FORMAT_VERSION) => Ok(true),
+        Some(found) if found > 0 => {
+            Err(OpenError::OtherFormat { path: path.to_owned(), found, expected: FORMAT_VERSION })
+        }
+        _ => Err(OpenError::Damaged { path: path.to_owned(), what: format!("{FORMAT} names no format") }),
+    }
+}
+
+fn version_in(line: &[u8]) -> Option<u32> {
+    let digits = std::str::from_utf8(line).ok()?.strip_prefix(FORMAT_NAME)?.strip_suffix('\n')?;
+    let version: u32 = digits.parse().ok()?;
+    (version.to_string() == digits).then_some(version)
+}
+
+/// Why a folder with files and without `FORMAT` is not opened.
+fn missing_format(path: &Path) -> OpenError {
+    if path.join(LOG).is_dir() && path.join(LOCK).exists() {
+        return OpenError::Damaged { path: path.to_owned(), what: format!("{FORMAT} is missing") };
+    }
+    OpenError::NotAStore(path.to_owned())
+}
+
+/// Whether a folder holds at most what a start leaves behind that was interrupted
+/// before `FORMAT` was written.
+fn is_free(path: &Path) -> io::Result<bool> {
+    for entry in fs::read_dir(path)? {
+        let name = entry?.file_name();
+        if name != LOCK && name != temporary(FORMAT).as_str() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn lock(path: &Path, timeout: Duration) -> Result<File, OpenError> {
+    let lock = path.join(LOCK);
+    let io = |source| OpenError::Io { path: lock.clone(), source };
+    let file =
+        OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&lock).map_err(io)?;
+    let begun = Instant::now();
+    let mut is_logged = false;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if begun.elapsed() < timeout => {}
+            Err(TryLockError::WouldBlock) => return Err(OpenError::InUse(path.to_owned())),
+            Err(TryLockError::Error(source)) => return Err(io(source)),
+        }
+        if !is_logged {
+            let (store, timeout_s) = (path.display(), timeout.as_secs());
+            tracing::warn!(%store, timeout_s, "store in use by another process: waiting for its lock");
+            is_logged = true;
+        }
+        std::thread::sleep(LOCK_RETRY_INTERVAL);
+    }
+}
+
+/// Warns about a folder that an operator has left open to others.
+fn warn_if_open_to_others(path: &Path) -> io::Result<()> {
+    let mode = fs::metadata(path)?.permissions().mode() & 0o777;
+    if mode & MODE_OTHERS != 0 {
+        let (store, mode) = (path.display(), format!("{mode:03o}"));
+        tracing::warn!(%store, mode, "store open to other users of this machine; chmod 700 closes it");
+    }
+    Ok(())
+}
+
+/// Writes a small file that appears as a whole or not at all.
+fn write_synced(folder: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+    let unfinished = folder.join(temporary(name));
+    // A remnant of an interrupted start, or a link to another file.
+    match fs::remove_file(&unfinished) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&unfinished, folder.join(name))?;
+    sync_folder(folder)
+}
+
+fn temporary(name: &str) -> String {
+    format!("{name}.new")
+}
+
+fn sync_folder(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(path: &Path) -> Result<Folder, OpenError> {
+        Folder::open(path, Duration::ZERO)
+    }
+
+    #[test]
+    fn folder_is_made_private_with_its_parents() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("a/b");
+        drop(open(&path).unwrap());
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
+        assert_eq!(fs::read_to_string(path.join(FORMAT)).unwrap(), "hark store 3\n");
+        drop(open(&path).unwrap());
+    }
+
+    #[test]
+    fn locked_folder_is_in_use() {
+        let home = tempfile::tempdir().unwrap();
+        let folder = open(home.path()).unwrap();
+        assert!(matches!(open(home.path()), Err(OpenError::InUse(_))));
+        let path = home.path().to_owned();
+        let waiting = std::thread::spawn(move || Folder::open(&path, LOCK_TIMEOUT).map(drop));
+        std::thread::sleep(Duration::from_millis(120));
+        drop(folder);
+        waiting.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn formats_before_are_refused() {
+        for version in [1, 2, 4] {
+            let home = tempfile::tempdir().unwrap();
+            fs::write(home.path().join(FORMAT), format!("hark store {version}\n")).unwrap();
+            let error = open(home.path()).unwrap_err();
+            assert!(matches!(error, OpenError::OtherFormat { found, expected: 3, .. } if found == version));
+            assert_eq!(error.to_string().lines().count(), 1);
+        }
+    }
+
+    #[test]
+    fn folder_of_something_else_is_left_alone() {
+        let home = tempfile::tempdir().unwrap();
+        fs::write(home.path().join("thesis.txt"), "mine").unwrap();
+        assert!(matches!(open(home.path()), Err(OpenError::NotAStore(_))));
+        assert_eq!(fs::read_dir(home.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn missing_or_garbled_format_is_damage() {
+        let home = tempfile::tempdir().unwrap();
+        drop(open(home.path()).unwrap());
+        fs::write(home.path().join(FORMAT), "hark store 03\n").unwrap();
+        assert!(matches!(open(home.path()), Err(OpenError::Damaged { .. })));
+        fs::remove_file(home.path().join(FORMAT)).unwrap();
+        assert!(matches!(open(home.path()), Err(OpenError::Damaged { .. })));
+    }
+
+    #[test]
+    fn interrupted_start_is_begun_again() {
+        let home = tempfile::tempdir().unwrap();
+        fs::write(home.path().join("FORMAT.new"), "hark").unwrap();
+        fs::write(home.path().join(LOCK), "").unwrap();
+        drop(open(home.path()).unwrap());
+    }
+}

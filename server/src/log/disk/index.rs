@@ -1,0 +1,306 @@
+//! The index in memory: where the live blocks of each inbox lie.
+//!
+//! Blocks of segments without an index frame are indexed one by one ("recent");
+//! of a sealed segment, one run stands for all its blocks of an inbox, and the
+//! index frame has their places. A block that was copied forward is recent while
+//! its old place may still be in a run: the recent one wins. The copies of a run
+//! are always a prefix of its live blocks, so that a run needs no holes.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use super::format::{Extent, SegmentId};
+use super::runs::{PackedRuns, Run, RunList};
+use super::segment::{Segment, Segments, units};
+use super::table::Entry;
+use crate::log::InboxId;
+use crate::log::hash::IdHasher;
+
+/// Parts of the index, each with a lock of its own.
+const SHARDS: usize = 256;
+/// Runs and recent blocks of one [`Plan`].
+const PLAN_RUNS: usize = 16;
+const PLAN_BLOCKS: usize = 256;
+
+/// The place of a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct BlockRef {
+    pub(super) first: u64,
+    pub(super) last: u64,
+    pub(super) segment: SegmentId,
+    pub(super) extent: Extent,
+}
+
+/// Where to read the next blocks of an inbox.
+#[derive(Debug, Default)]
+pub(super) struct Plan {
+    /// Segments in order, each with the range of last numbers to read there: above
+    /// the first, up to the second.
+    pub(super) runs: Vec<(Arc<Segment>, u64, u64)>,
+    /// Blocks in order, which win over those with the same first number in a run.
+    pub(super) recent: Vec<(Arc<Segment>, BlockRef)>,
+    /// Blocks up to this number are in the plan.
+    pub(super) through: u64,
+}
+
+/// The index of an open log.
+#[derive(Debug)]
+pub(super) struct Index {
+    /// Written by the thread of the log and, when a segment is sealed, by the
+    /// maintenance thread; a lock is held for one inbox, or to seal one shard.
+    shards: Box<[RwLock<Shard>]>,
+    segments: Arc<Segments>,
+}
+
+#[derive(Debug, Default)]
+struct Shard {
+    recent: HashMap<InboxId, VecDeque<BlockRef>, IdHasher>,
+    sealed: HashMap<InboxId, PackedRuns, IdHasher>,
+    buffer: Vec<u8>,
+}
+
+impl Index {
+    pub(super) fn new(segments: Arc<Segments>) -> Self {
+        Self { shards: (0..SHARDS).map(|_| RwLock::default()).collect(), segments }
+    }
+
+    /// Adds a block. One with the same first number that is no run's is replaced.
+    pub(super) fn insert(&self, inbox: InboxId, block: BlockRef) {
+        let mut shard = self.write(inbox);
+        self.segments.add_live(block.segment, units(block.extent));
+        let recent = shard.recent.entry(inbox).or_default();
+        if recent.back().is_none_or(|back| back.first < block.first) {
+            recent.push_back(block);
+            return;
+        }
+        let at = recent.partition_point(|other| other.first < block.first);
+        match recent.get_mut(at).filter(|other| other.first == block.first) {
+            Some(other) => {
+                self.segments.remove_live(other.segment, units(other.extent));
+                *other = block;
+            }
+            None => recent.insert(at, block),
+        }
+    }
+
+    /// Adds the runs of an inbox, which has none.
+    pub(super) fn insert_runs(&self, inbox: InboxId, list: &RunList) {
+        let mut shard = self.write(inbox);
+        for run in &list.runs {
+            self.segments.add_live(run.segment, run.units);
+        }
+        let packed = list.pack(&mut shard.buffer);
+        shard.sealed.insert(inbox, packed);
+    }
+
+    /// Removes the blocks of `inbox` up to a number. Adds the segments that have no
+    /// live block any more to `emptied`.
+    pub(super) fn release(&self, inbox: InboxId, through: u64, emptied: &mut Vec<SegmentId>) {
+        let mut guard = self.write(inbox);
+        let shard = &mut *guard;
+        let mut remove = |segment, units| {
+            if self.segments.remove_live(segment, units) {
+                emptied.push(segment);
+            }
+        };
+        if let Some(recent) = shard.recent.get_mut(&inbox) {
+            while let Some(block) = recent.pop_front_if(|block| block.last <= through) {
+                remove(block.segment, units(block.extent));
+            }
+            if recent.is_empty() {
+                shard.recent.remove(&inbox);
+            }
+        }
+        let Some(packed) = shard.sealed.get_mut(&inbox) else { return };
+        let mut list = packed.unpack();
+        let dead = list.runs.iter().take_while(|run| run.last <= through).count();
+        for run in list.runs.drain(..dead) {
+            remove(run.segment, run.units);
+        }
+        list.start = list.start.max(through);
+        if list.runs.is_empty() {
+            shard.sealed.remove(&inbox);
+        } else {
+            *packed = list.pack(&mut shard.buffer);
+        }
+    }
+
+    /// Returns every inbox that has a block.
+    pub(super) fn inboxes(&self) -> Vec<InboxId> {
+        let mut inboxes = Vec::new();
+        for shard in &self.shards {
+            let shard = read(shard);
+            inboxes.extend(shard.recent.keys().chain(shard.sealed.keys()));
+        }
+        inboxes.sort_unstable();
+        inboxes.dedup();
+        inboxes
+    }
+
+    /// Plans to read the blocks of `inbox` that hold a number above `after`.
+    pub(super) fn plan(&self, inbox: InboxId, after: u64) -> Plan {
+        let shard = read(self.shard(inbox));
+        let mut plan = Plan { through: u64::MAX, ..Plan::default() };
+        if let Some(packed) = shard.sealed.get(&inbox) {
+            let list = packed.unpack();
+            let mut ranges = list.ranges().filter(|(_, run)| run.last > after).peekable();
+            for (start, run) in ranges.by_ref().take(PLAN_RUNS) {
+                // A run keeps its segment among the segments.
+                if let Some(segment) = self.segments.get(run.segment) {
+                    plan.runs.push((segment, start.max(after), run.last));
+                }
+                plan.through = run.last;
+            }
+            if ranges.peek().is_none() {
+                plan.through = u64::MAX;
+            }
+        }
+        if let Some(recent) = shard.recent.get(&inbox) {
+            let start = recent.partition_point(|block| block.last <= after);
+            for block in recent.range(start..) {
+                if block.last > plan.through {
+                    break;
+                }
+                if plan.recent.len() == PLAN_BLOCKS {
+                    plan.through = plan.recent.last().map_or(after, |(_, block)| block.last);
+                    break;
+                }
+                if let Some(segment) = self.segments.get(block.segment) {
+                    plan.recent.push((segment, *block));
+                }
+            }
+        }
+        plan
+    }
+
+    /// Returns the recent blocks of a segment, sorted by inbox and number.
+    pub(super) fn recent_of(&self, segment: SegmentId) -> Vec<Entry> {
+        let mut entries = Vec::new();
+        for shard in &self.shards {
+            for (&inbox, recent) in &read(shard).recent {
+                let blocks = recent.iter().filter(|block| block.segment == segment);
+                entries.extend(blocks.map(|block| Entry {
+                    inbox,
+                    first: block.first,
+                    last: block.last,
+                    extent: block.extent,
+                }));
+            }
+        }
+        entries.sort_unstable();
+        entries
+    }
+
+    /// Turns the recent blocks of a segment, which now has an index frame, into
+    /// runs. Adds the segments that lost their last live block, since all of them
+    /// had been copied, to `emptied`.
+    pub(super) fn seal(&self, segment: SegmentId, emptied: &mut Vec<SegmentId>) {
+        for shard in &self.shards {
+            let mut guard = shard.write().unwrap_or_else(PoisonError::into_inner);
+            let Shard { recent, sealed, buffer } = &mut *guard;
+            recent.retain(|&inbox, recent| {
+                let blocks = blocks_of(recent, segment);
+                let Some(lowest) = recent.front().filter(|_| !blocks.is_empty()) else { return true };
+                let before = match sealed.get(&inbox) {
+                    Some(packed) => packed.unpack(),
+                    // The index frame may name blocks that were released before.
+                    None => RunList { start: lowest.first.saturating_sub(1), runs: Vec::new() },
+                };
+                let list = merge(before, &blocks, |run| {
+                    if self.segments.remove_live(run.segment, run.units) {
+                        emptied.push(run.segment);
+                    }
+                });
+                sealed.insert(inbox, list.pack(buffer));
+                recent.retain(|block| block.segment != segment);
+                !recent.is_empty()
+            });
+        }
+    }
+
+    /// Whether a block is live at a place in a sealed segment: neither released nor
+    /// copied.
+    pub(super) fn is_live_in(&self, entry: &Entry, segment: SegmentId) -> bool {
+        let shard = read(self.shard(entry.inbox));
+        let Some(packed) = shard.sealed.get(&entry.inbox) else { return false };
+        let is_in_run = packed.unpack().ranges().any(|(start, run)| {
+            run.segment == segment && start < entry.last && entry.last <= run.last
+        });
+        is_in_run && !shard.recent.get(&entry.inbox).is_some_and(|recent| has(recent, entry.first))
+    }
+
+    /// Forgets the runs of an inbox in a segment from which every live block was
+    /// copied.
+    pub(super) fn finish_copy(&self, inbox: InboxId, segment: SegmentId, emptied: &mut Vec<SegmentId>) {
+        let mut guard = self.write(inbox);
+        let shard = &mut *guard;
+        let Some(packed) = shard.sealed.get_mut(&inbox) else { return };
+        let before = packed.unpack();
+        let mut list = RunList { start: before.start, runs: Vec::new() };
+        for run in before.runs {
+            if run.segment != segment {
+                list.runs.push(run);
+            } else if self.segments.remove_live(segment, run.units) {
+                emptied.push(segment);
+            }
+        }
+        if list.runs.is_empty() {
+            shard.sealed.remove(&inbox);
+        } else {
+            *packed = list.pack(&mut shard.buffer);
+        }
+    }
+
+    fn shard(&self, inbox: InboxId) -> &RwLock<Shard> {
+        // The hash table of a shard takes other bits of the same product.
+        let number = (inbox.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as usize % SHARDS;
+        #[expect(clippy::indexing_slicing, reason = "there are so many shards")]
+        &self.shards[number]
+    }
+
+    fn write(&self, inbox: InboxId) -> RwLockWriteGuard<'_, Shard> {
+        self.shard(inbox).write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn read(shard: &RwLock<Shard>) -> RwLockReadGuard<'_, Shard> {
+    shard.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn has(recent: &VecDeque<BlockRef>, first: u64) -> bool {
+    recent.binary_search_by_key(&first, |block| block.first).is_ok()
+}
+
+/// The blocks of one segment, and whether each follows the one before it without a
+/// block of another segment between them.
+fn blocks_of(recent: &VecDeque<BlockRef>, segment: SegmentId) -> Vec<(BlockRef, bool)> {
+    let mut blocks = Vec::new();
+    let mut is_adjacent = false;
+    for block in recent {
+        if block.segment == segment {
+            blocks.push((*block, is_adjacent));
+        }
+        is_adjacent = block.segment == segment;
+    }
+    blocks
+}
+
+/// Merges blocks of a newer segment into the runs. A run whose last block was
+/// copied there goes away by `drop_run`.
+fn merge(before: RunList, blocks: &[(BlockRef, bool)], mut drop_run: impl FnMut(Run)) -> RunList {
+    let mut list = RunList { start: before.start, runs: Vec::with_capacity(before.runs.len() + 1) };
+    let mut runs = before.runs.into_iter().peekable();
+    for &(block, mut is_adjacent) in blocks {
+        while let Some(run) = runs.next_if(|run| run.last < block.last) {
+            list.runs.push(run);
+            is_adjacent = false;
+        }
+        if let Some(run) = runs.next_if(|run| run.last == block.last) {
+            drop_run(run);
+        }
+        let run = Run { segment: block.segment, last: block.last, units: units(block.extent) };
+        list.push_block(run, is_adjacent);
+    }
+    list.runs.extend(runs);
+    list
+}

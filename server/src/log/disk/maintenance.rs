@@ -1,0 +1,222 @@
+//! Work beside the appends: index frames, files made ahead of use, freed files,
+//! copies, and the free space.
+
+use std::io;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::Shared;
+use super::copies::{CopyJob, is_mostly_dead};
+use super::segment::Segment;
+use super::slots::Unfinished;
+use super::table::{FOOTER_BYTES, Table};
+
+/// Blank files that are made ahead of use.
+const SPARES: usize = 2;
+/// Zeros that are written and synced at once.
+const ZERO_PIECE: usize = 1 << 20;
+/// Pause after each piece, unless there is no blank file at all.
+const ZERO_PAUSE: Duration = Duration::from_millis(15);
+/// How often the free space is looked up, and an error tried again.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Runs the maintenance of a log.
+#[derive(Debug)]
+pub(super) enum Runner {
+    /// On a thread of its own.
+    Thread(Option<JoinHandle<()>>),
+    /// One step after each append, so that a test sees the same order every time.
+    #[cfg(test)]
+    Inline(Box<Maintenance>),
+}
+
+impl Runner {
+    /// Starts the thread.
+    pub(super) fn start(shared: &Arc<Shared>) -> io::Result<Self> {
+        let mut maintenance = Maintenance::new(Arc::clone(shared));
+        let thread = std::thread::Builder::new().name("log-maintenance".into());
+        Ok(Self::Thread(Some(thread.spawn(move || maintenance.run())?)))
+    }
+
+    /// Called after each append.
+    pub(super) fn step(&mut self) {
+        #[cfg(test)]
+        if let Self::Inline(maintenance) = self {
+            maintenance.step();
+        }
+    }
+}
+
+impl Drop for Runner {
+    fn drop(&mut self) {
+        // The log has told the thread to end. If it has panicked, nothing of it is
+        // left to do.
+        if let Self::Thread(thread) = self
+            && let Some(thread) = thread.take()
+        {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The state of the maintenance.
+#[derive(Debug)]
+pub(super) struct Maintenance {
+    shared: Arc<Shared>,
+    unfinished: Option<Unfinished>,
+    job: Option<CopyJob>,
+    zeros: Vec<u8>,
+    polled_at: Option<Instant>,
+}
+
+/// What a step did.
+enum Step {
+    /// Something; there may be more.
+    Worked,
+    /// A piece of work whose rate is limited.
+    Pause(Duration),
+    /// Nothing.
+    Idle,
+}
+
+impl Maintenance {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, unfinished: None, job: None, zeros: Vec::new(), polled_at: None }
+    }
+
+    fn run(&mut self) {
+        while !self.shared.is_closed() {
+            match self.step() {
+                Step::Worked => {}
+                Step::Pause(pause) => std::thread::sleep(pause),
+                Step::Idle => self.shared.wait(POLL_INTERVAL),
+            }
+        }
+    }
+
+    /// Does one piece of work, the most urgent first.
+    fn step(&mut self) -> Step {
+        self.poll();
+        if self.seal() {
+            return Step::Worked;
+        }
+        let spares = self.clean().and_then(|step| match step {
+            Step::Idle => self.make_spare(),
+            step => Ok(step),
+        });
+        match spares {
+            Ok(Step::Idle) => {}
+            Ok(step) => return step,
+            Err(error) => {
+                tracing::warn!(%error, "cannot prepare space for the log");
+                self.unfinished = None;
+            }
+        }
+        if self.copy() { Step::Worked } else { Step::Idle }
+    }
+
+    fn poll(&mut self) {
+        if self.polled_at.is_some_and(|at| at.elapsed() < POLL_INTERVAL) {
+            return;
+        }
+        self.polled_at = Some(Instant::now());
+        match self.shared.storage.free_bytes() {
+            Ok(bytes) => self.shared.free_bytes.store(bytes, Ordering::Relaxed),
+            Err(error) => tracing::warn!(%error, "cannot look up the free space"),
+        }
+    }
+
+    /// Writes the index frame of the oldest segment that waits for it.
+    fn seal(&self) -> bool {
+        let unsealed = self.shared.segments.select(Segment::is_unsealed);
+        let Some(segment) = unsealed.first() else { return false };
+        if segment.live() == 0 {
+            segment.set_unindexed();
+        } else if let Err(error) = self.write_table(segment) {
+            // The blocks stay indexed one by one, and an open reads the frames.
+            let path = segment.slot.path.display();
+            tracing::warn!(%path, %error, "cannot write the index of a segment");
+            segment.set_unindexed();
+        }
+        true
+    }
+
+    fn write_table(&self, segment: &Segment) -> io::Result<()> {
+        let Some(end) = segment.end() else { return Ok(()) };
+        let entries = self.shared.index.recent_of(segment.id);
+        let encoded = Table::encode(&entries, segment.salt, end);
+        let footer = segment.slot.size.saturating_sub(FOOTER_BYTES as u64);
+        let file = &*segment.slot.file;
+        if encoded.table.offset() + encoded.pages.len() as u64 > footer {
+            return Err(io::Error::other("no room behind the frames"));
+        }
+        file.write_at(&encoded.pages, encoded.table.offset())?;
+        file.write_at(&encoded.footer, footer)?;
+        file.sync()?;
+        segment.set_table(encoded.table);
+        let mut emptied = Vec::new();
+        self.shared.index.seal(segment.id, &mut emptied);
+        self.shared.emptied.lock().unwrap_or_else(PoisonError::into_inner).extend(emptied);
+        Ok(())
+    }
+
+    fn clean(&self) -> io::Result<Step> {
+        let is_cleaned = self.shared.spares.clean(&*self.shared.storage)?;
+        Ok(if is_cleaned { Step::Worked } else { Step::Idle })
+    }
+
+    /// Writes the next piece of a file that is made ahead of use.
+    fn make_spare(&mut self) -> io::Result<Step> {
+        let (storage, spares) = (&*self.shared.storage, &self.shared.spares);
+        let is_enough = spares.blank_count() >= SPARES;
+        let Some(unfinished) = &mut self.unfinished else {
+            let has_space = self.shared.free_bytes.load(Ordering::Relaxed) > 2 * self.shared.segment_bytes;
+            if is_enough || !has_space {
+                return Ok(Step::Idle);
+            }
+            self.unfinished = Some(spares.begin(storage)?);
+            return Ok(Step::Worked);
+        };
+        if is_enough {
+            // Segments were freed meanwhile.
+            return self.unfinished.take().map_or(Ok(()), |file| file.abandon(storage)).map(|()| Step::Worked);
+        }
+        self.zeros.resize(ZERO_PIECE, 0);
+        if unfinished.write(&self.zeros)?
+            && let Some(unfinished) = self.unfinished.take()
+        {
+            spares.finish(storage, unfinished)?;
+            self.shared.note_used(self.shared.segment_bytes);
+            self.zeros = Vec::new();
+        }
+        Ok(if spares.blank_count() > 0 { Step::Pause(ZERO_PAUSE) } else { Step::Worked })
+    }
+
+    /// Reads blocks ahead that are to be copied.
+    fn copy(&mut self) -> bool {
+        let queue = &self.shared.copies;
+        if !queue.has_room() {
+            return false;
+        }
+        let Some(job) = &mut self.job else {
+            let tail_start = self.shared.tail_start.load(Ordering::Relaxed);
+            let sources = self.shared.segments.select(|segment| segment.id < tail_start && is_mostly_dead(segment));
+            let source = sources.into_iter().min_by_key(|segment| segment.live());
+            // The blocks of the job before are to be copied first.
+            self.job = source.filter(|_| queue.is_empty()).map(CopyJob::new);
+            return self.job.is_some();
+        };
+        match job.step(&self.shared.index, queue) {
+            Ok(false) => {}
+            Ok(true) => self.job = None,
+            Err(error) => {
+                if let Some(job) = self.job.take() {
+                    job.abandon(&error);
+                }
+            }
+        }
+        true
+    }
+}

@@ -1,0 +1,442 @@
+//! A log on disk: segments of frames that are written once, in order, and used
+//! again when nothing in them is needed any more.
+//!
+//! | file | content |
+//! | --- | --- |
+//! | `folder.rs` | the folder of a store: format, lock, permissions |
+//! | `file.rs` | the operations on files that the log needs |
+//! | `format.rs`, `meta.rs`, `table.rs`, `head.rs` | the bytes of the files |
+//! | `slots.rs`, `segment.rs` | files, and the segments that they hold |
+//! | `index.rs`, `runs.rs`, `build.rs` | where the live blocks of each inbox lie |
+//! | `scan.rs`, `recovery.rs` | an open: a torn end or damage, the replay |
+//! | `writer.rs` | appends, and the change of segments |
+//! | `reader.rs` | reads beside the appends |
+//! | `maintenance.rs`, `copies.rs` | index frames, spare files, copies |
+
+mod build;
+mod copies;
+mod file;
+mod folder;
+mod format;
+mod head;
+mod index;
+mod maintenance;
+mod meta;
+mod reader;
+mod recovery;
+mod runs;
+mod scan;
+mod segment;
+mod slots;
+mod table;
+mod varint;
+mod writer;
+
+use std::collections::{BTreeSet, VecDeque};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use self::copies::{CopyQueue, Piece};
+use self::file::{OsStorage, Storage};
+use self::folder::Folder;
+use self::format::{BlockRecord, Checkpoint, FrameContent, SegmentId};
+use self::index::Index;
+use self::maintenance::Runner;
+use self::meta::{CheckpointEnd, Meta};
+use self::recovery::{Recovered, Replay, recover};
+use self::segment::{Segment, Segments, unit_bytes};
+use self::slots::Spares;
+use self::writer::Writer;
+use super::{
+    AppendError, CheckpointPart, Durability, Frame, InboxId, Log, LogError, OpenError, Opener, Reader, Usage,
+};
+
+/// The usual size of a segment.
+const SEGMENT_BYTES: u64 = 64 << 20;
+/// A checkpoint is due if the log behind the last one is longer than this many
+/// segments, and than this many times the checkpoint.
+const DUE_SEGMENTS: u64 = 2;
+const DUE_CHECKPOINTS: u64 = 3;
+/// The reserve of free space, in segments and in checkpoints: two segments, and the
+/// one that an open begins.
+const RESERVE_SEGMENTS: u64 = 3;
+const RESERVE_CHECKPOINTS: u64 = 2;
+
+/// Opens the log of a store's folder.
+#[derive(Debug)]
+pub struct DiskOpener {
+    path: PathBuf,
+    config: DiskConfig,
+}
+
+/// How a log is laid out.
+#[derive(Debug, Clone)]
+pub struct DiskConfig {
+    /// The size of a segment in bytes. Segments of another size that exist are
+    /// used up.
+    pub segment_bytes: u64,
+    /// How long an open waits for another process to end.
+    pub lock_timeout: Duration,
+}
+
+impl Default for DiskConfig {
+    fn default() -> Self {
+        Self { segment_bytes: SEGMENT_BYTES, lock_timeout: folder::LOCK_TIMEOUT }
+    }
+}
+
+impl DiskOpener {
+    /// Opens the log in `path`, which it makes if it does not exist.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self::with_config(path, DiskConfig::default())
+    }
+
+    /// Opens the log in `path` with another layout.
+    pub fn with_config(path: impl Into<PathBuf>, config: DiskConfig) -> Self {
+        Self { path: path.into(), config }
+    }
+}
+
+impl Opener for DiskOpener {
+    fn open(&self, replay: &mut Replay<'_>) -> Result<Box<dyn Log>, OpenError> {
+        let folder = Folder::open(&self.path, self.config.lock_timeout)?;
+        let storage = Arc::new(OsStorage::new(&folder.log()));
+        let mut log = DiskLog::open(storage, self.config.segment_bytes, replay).map_err(|error| match error {
+            OpenError::Damaged { what, .. } => OpenError::Damaged { path: self.path.clone(), what },
+            error => error,
+        })?;
+        let runner = Runner::start(&log.shared);
+        log.runner = Some(runner.map_err(|source| OpenError::Io { path: self.path.clone(), source })?);
+        log.folder = Some(folder);
+        Ok(Box::new(log))
+    }
+
+    fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// The state that readers and the maintenance share with the thread of the log.
+#[derive(Debug)]
+pub(self) struct Shared {
+    storage: Arc<dyn Storage>,
+    segment_bytes: u64,
+    segments: Arc<Segments>,
+    index: Index,
+    spares: Spares,
+    copies: CopyQueue,
+    /// Segments whose last live block went away when another was sealed.
+    emptied: Mutex<Vec<SegmentId>>,
+    /// The oldest segment that a replay needs.
+    tail_start: AtomicU32,
+    /// Free space when it was last looked up.
+    free_bytes: AtomicU64,
+    is_closed: AtomicBool,
+    /// Whether the maintenance was woken, and what wakes it.
+    woken: Mutex<bool>,
+    wake: Condvar,
+}
+
+impl Shared {
+    fn is_closed(&self) -> bool {
+        self.is_closed.load(Ordering::Acquire)
+    }
+
+    /// Notes that a file took free space, until that is looked up again.
+    fn note_used(&self, bytes: u64) {
+        let take = |free: u64| Some(free.saturating_sub(bytes));
+        let _ = self.free_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take);
+    }
+
+    fn wake(&self) {
+        *self.woken.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.wake.notify_all();
+    }
+
+    /// Waits until the maintenance is woken, or for a time.
+    fn wait(&self, timeout: Duration) {
+        let woken = self.woken.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.wake.wait_timeout_while(woken, timeout, |woken| !*woken);
+        *waited.unwrap_or_else(PoisonError::into_inner).0 = false;
+    }
+}
+
+/// An open log.
+#[derive(Debug)]
+struct DiskLog {
+    shared: Arc<Shared>,
+    writer: Writer,
+    checkpoint: Checkpoint,
+    begun: Option<Begun>,
+    /// Segments without live blocks that no frame has freed yet.
+    emptied: BTreeSet<SegmentId>,
+    /// Segments that a frame has freed, with its commit, until that is synced.
+    freeing: VecDeque<(SegmentId, u64)>,
+    /// Freed segments that a reader may still hold.
+    held: Vec<Arc<Segment>>,
+    /// Bytes of the sealed segments that a replay needs.
+    tail_bytes: u64,
+    is_failed: bool,
+    /// Ends before the folder is unlocked.
+    runner: Option<Runner>,
+    folder: Option<Folder>,
+}
+
+/// A checkpoint whose parts are being appended.
+#[derive(Debug, Clone, Copy)]
+struct Begun {
+    first: u64,
+    segment: SegmentId,
+    bytes: u64,
+}
+
+impl DiskLog {
+    /// Opens the log in a storage, without maintenance.
+    fn open(
+        storage: Arc<dyn Storage>,
+        segment_bytes: u64,
+        replay: &mut Replay<'_>,
+    ) -> Result<Self, OpenError> {
+        let recovered = recover(&*storage, replay)?;
+        let Recovered { head, next_id, previous, carried, checkpoint, tail_start, index, .. } = recovered;
+        let spares = Spares::new(recovered.blank, recovered.freed, recovered.next_name, segment_bytes);
+        let (segments, index) = index.build();
+        let free_bytes = storage.free_bytes().unwrap_or(u64::MAX);
+        let shared = Arc::new(Shared {
+            storage,
+            segment_bytes,
+            segments,
+            index,
+            spares,
+            copies: CopyQueue::default(),
+            emptied: Mutex::default(),
+            tail_start: tail_start.unwrap_or(next_id).into(),
+            free_bytes: free_bytes.into(),
+            is_closed: false.into(),
+            woken: Mutex::default(),
+            wake: Condvar::new(),
+        });
+        let writer = Writer::open(Arc::clone(&shared), head, next_id, previous, checkpoint, &carried)?;
+        let emptied = shared.segments.select(|segment| segment.live() == 0 && segment.id != writer.active());
+        let mut log = Self {
+            shared,
+            writer,
+            checkpoint,
+            begun: None,
+            emptied: emptied.iter().map(|segment| segment.id).collect(),
+            freeing: VecDeque::new(),
+            held: Vec::new(),
+            tail_bytes: 0,
+            is_failed: false,
+            runner: None,
+            folder: None,
+        };
+        log.count_tail();
+        Ok(log)
+    }
+
+    fn try_append(&mut self, frame: &Frame, copies: &[Piece], durability: Durability) -> Result<(), AppendError> {
+        let blocks: Vec<_> =
+            frame.blocks.iter().map(BlockRecord::from).chain(copies.iter().filter_map(Piece::record)).collect();
+        let freed = self.take_freed();
+        // Each of these numbers takes at most ten bytes.
+        let meta_bytes = 10 * (4 + freed.len() + 2 * self.live_count(frame.checkpoint));
+        let active = self.writer.active();
+        self.writer.make_room(meta_bytes, &frame.records, &blocks)?;
+        if self.writer.active() != active {
+            self.note_ended(active);
+        }
+        let (begun, end) = self.next_part(frame.checkpoint, frame.records.len() as u64);
+        let commit = self.writer.next_commit();
+        let part = frame.checkpoint.filter(|_| begun.is_some());
+        let meta = Meta { freed, checkpoint: end };
+        let content = FrameContent {
+            commit,
+            synced: self.writer.synced(),
+            previous: self.writer.previous_check(),
+            part,
+            meta: &meta.encode(),
+            records: &frame.records,
+            blocks: &blocks,
+        };
+        self.writer.append(&content, durability)?;
+        self.note_appended(commit, meta, begun);
+        Ok(())
+    }
+
+    /// Returns the state of the checkpoint behind a frame with a part of it, and the
+    /// end of it if this is the last.
+    fn next_part(&self, part: Option<CheckpointPart>, bytes: u64) -> (Option<Begun>, Option<CheckpointEnd>) {
+        let Some(part) = part else { return (self.begun, None) };
+        let new = Begun { first: self.writer.next_commit(), segment: self.writer.active(), bytes: 0 };
+        let begun = if part.is_first { Some(new) } else { self.begun };
+        let begun = begun.map(|begun| Begun { bytes: begun.bytes + bytes, ..begun });
+        let end = begun.filter(|_| part.is_last).map(|begun| {
+            let live = self.shared.segments.select(|segment| segment.id < begun.segment && segment.live() > 0);
+            let live = live.iter().map(|segment| (segment.id, segment.end().unwrap_or(0))).collect();
+            CheckpointEnd { first: begun.first, bytes: begun.bytes, live }
+        });
+        (begun, end)
+    }
+
+    fn live_count(&self, part: Option<CheckpointPart>) -> usize {
+        if part.is_some_and(|part| part.is_last) { self.shared.segments.select(|_| true).len() } else { 0 }
+    }
+
+    /// The segments that the next frame frees.
+    fn take_freed(&mut self) -> Vec<SegmentId> {
+        let mut sealed = self.shared.emptied.lock().unwrap_or_else(PoisonError::into_inner);
+        self.emptied.extend(sealed.drain(..));
+        drop(sealed);
+        let tail_start = self.shared.tail_start.load(Ordering::Relaxed);
+        self.emptied.range(..tail_start).copied().collect()
+    }
+
+    /// Notes that no frame is appended to a segment any more.
+    fn note_ended(&mut self, id: SegmentId) {
+        if self.shared.segments.get(id).is_some_and(|segment| segment.live() == 0) {
+            self.emptied.insert(id);
+        }
+        self.count_tail();
+        self.shared.wake();
+    }
+
+    fn note_appended(&mut self, commit: u64, meta: Meta, begun: Option<Begun>) {
+        for id in meta.freed {
+            self.emptied.remove(&id);
+            self.freeing.push_back((id, commit));
+        }
+        self.begun = begun;
+        if let (Some(end), Some(begun)) = (meta.checkpoint, begun) {
+            self.checkpoint = Checkpoint { first: end.first, last: commit, bytes: end.bytes };
+            self.writer.set_checkpoint(self.checkpoint);
+            self.begun = None;
+            self.shared.tail_start.store(begun.segment, Ordering::Relaxed);
+            self.count_tail();
+        }
+        self.reclaim();
+    }
+
+    /// Recycles the segments that were freed by a synced frame and that no reader
+    /// holds.
+    fn reclaim(&mut self) {
+        let synced = self.writer.synced();
+        while let Some((id, _)) = self.freeing.pop_front_if(|(_, commit)| *commit <= synced) {
+            self.held.extend(self.shared.segments.remove(id));
+        }
+        if self.held.is_empty() {
+            return;
+        }
+        for segment in std::mem::take(&mut self.held) {
+            match Arc::try_unwrap(segment) {
+                Ok(segment) => self.shared.spares.give(segment.slot),
+                Err(segment) => self.held.push(segment),
+            }
+        }
+        self.shared.wake();
+    }
+
+    fn count_tail(&mut self) {
+        let start = self.shared.tail_start.load(Ordering::Relaxed);
+        let active = self.writer.active();
+        let is_tail = |segment: &Segment| segment.id >= start && segment.id != active;
+        self.tail_bytes =
+            self.shared.segments.sum(|segment| if is_tail(segment) { segment.slot.size } else { 0 });
+    }
+
+    /// Finishes the copies that were appended.
+    fn finish_copies(&mut self, copies: &[Piece]) {
+        let mut emptied = Vec::new();
+        for copy in copies {
+            if let Piece::Done { source, inbox } = copy {
+                self.shared.index.finish_copy(*inbox, *source, &mut emptied);
+            }
+        }
+        self.note_emptied(emptied);
+        self.shared.wake();
+    }
+
+    fn note_emptied(&mut self, emptied: Vec<SegmentId>) {
+        let active = self.writer.active();
+        self.emptied.extend(emptied.into_iter().filter(|&id| id != active));
+    }
+}
+
+impl Log for DiskLog {
+    fn append(&mut self, frame: Frame, durability: Durability) -> Result<(), AppendError> {
+        if self.is_failed {
+            return Err(self.writer.error(std::io::Error::other("the log has failed before")).into());
+        }
+        let bytes = frame.records.len() + frame.blocks.iter().map(|block| block.payload.len()).sum::<usize>();
+        let index = &self.shared.index;
+        let copies = self.shared.copies.take(bytes, |entry, source| index.is_live_in(entry, source));
+        match self.try_append(&frame, &copies, durability) {
+            Ok(()) if copies.is_empty() => {}
+            Ok(()) => self.finish_copies(&copies),
+            Err(AppendError::NoSpace) => {
+                self.shared.copies.put_back(copies);
+                return Err(AppendError::NoSpace);
+            }
+            Err(error) => {
+                self.is_failed = true;
+                return Err(error);
+            }
+        }
+        if let Some(runner) = &mut self.runner {
+            runner.step();
+        }
+        Ok(())
+    }
+
+    fn release(&mut self, inbox: InboxId, through: u64) {
+        let mut emptied = Vec::new();
+        self.shared.index.release(inbox, through, &mut emptied);
+        self.note_emptied(emptied);
+    }
+
+    fn retain(&mut self, cursor: &mut dyn FnMut(InboxId) -> Option<u64>) {
+        for inbox in self.shared.index.inboxes() {
+            let through = cursor(inbox).unwrap_or(u64::MAX);
+            if through > 0 {
+                self.release(inbox, through);
+            }
+        }
+    }
+
+    fn reader(&self) -> Arc<dyn Reader> {
+        Arc::clone(&self.shared) as Arc<dyn Reader>
+    }
+
+    fn is_checkpoint_due(&self) -> bool {
+        let due = (DUE_SEGMENTS * self.shared.segment_bytes).max(DUE_CHECKPOINTS * self.checkpoint.bytes);
+        self.tail_bytes + self.writer.offset() > due
+    }
+
+    fn is_low_on_space(&self) -> bool {
+        let reserve = RESERVE_SEGMENTS * self.shared.segment_bytes + RESERVE_CHECKPOINTS * self.checkpoint.bytes;
+        self.shared.free_bytes.load(Ordering::Relaxed).saturating_add(self.shared.spares.bytes()) < reserve
+    }
+
+    fn usage(&self) -> Usage {
+        let live = self.shared.segments.sum(Segment::live);
+        let held: u64 = self.held.iter().map(|segment| segment.slot.size).sum();
+        let files = self.shared.segments.sum(|segment| segment.slot.size);
+        Usage { live_bytes: unit_bytes(live), file_bytes: files + held + self.shared.spares.bytes() }
+    }
+
+    fn close(mut self: Box<Self>) -> Result<(), LogError> {
+        if self.is_failed { Ok(()) } else { self.writer.sync() }
+    }
+}
+
+impl Drop for DiskLog {
+    fn drop(&mut self) {
+        self.shared.is_closed.store(true, Ordering::Release);
+        self.shared.wake();
+    }
+}
+
+#[cfg(test)]
+mod tests;

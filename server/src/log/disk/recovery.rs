@@ -1,0 +1,412 @@
+//! Opens a log: finds the newest segment and the newest complete checkpoint,
+//! replays from there, and begins a new segment.
+//!
+//! Everything is decided from the bytes on the disk before the first write, so
+//! that an open that fails or is killed leaves the same log behind.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+
+use super::build::IndexBuilder;
+use super::file::{Storage, read_exact};
+use super::format::{Checkpoint, FRAMES_START, Header, Link, Previous, SegmentId};
+use super::head::{self, HeadFile};
+use super::scan::{Damage, Frames, Placed, scan_known, scan_tail};
+use super::segment::{Segment, Slot};
+use super::slots::{self, Survey};
+use crate::log::OpenError;
+
+/// A segment that is filled to less than this part of it is carried whole.
+const CARRIED_WHOLE_DIVISOR: u64 = 8;
+
+/// The replay of a shard.
+pub(super) type Replay<'a> = dyn FnMut(&[u8]) -> Result<(), OpenError> + 'a;
+
+/// A log as it was found, from which a new segment goes on.
+#[derive(Debug)]
+pub(super) struct Recovered {
+    pub(super) head: HeadFile,
+    /// The use of the new segment.
+    pub(super) next_id: SegmentId,
+    /// What the new segment follows.
+    pub(super) previous: Previous,
+    /// Frames that may be in the cache alone: to be written again, in order.
+    pub(super) carried: Vec<CarriedFrame>,
+    pub(super) checkpoint: Checkpoint,
+    /// The oldest segment that a replay needs; the new one if `None`.
+    pub(super) tail_start: Option<SegmentId>,
+    /// Segments that the log consists of, and their blocks.
+    pub(super) index: IndexBuilder,
+    /// Files that hold no segment of the log, blank ones first.
+    pub(super) blank: Vec<Slot>,
+    /// Files whose segment was freed, and whether that is on stable storage.
+    pub(super) freed: Vec<(Slot, bool)>,
+    /// The next number for the name of a file.
+    pub(super) next_name: u64,
+}
+
+/// A frame to be written again, with its content.
+#[derive(Debug)]
+pub(super) struct CarriedFrame {
+    pub(super) commit: u64,
+    pub(super) synced: u64,
+    pub(super) part: Option<crate::log::CheckpointPart>,
+    pub(super) meta: Vec<u8>,
+    pub(super) records: Vec<u8>,
+    pub(super) blocks: Vec<crate::log::Block>,
+}
+
+/// A segment of the log, and where its frames end.
+#[derive(Debug, Clone)]
+struct Use {
+    header: Header,
+    slot: Slot,
+}
+
+/// A segment that a replay needs, with its end.
+struct Needed {
+    segment: Use,
+    end: u64,
+    last: Link,
+}
+
+/// The newest segment: its bytes and where its frames end.
+struct Newest {
+    segment: Use,
+    bytes: Vec<u8>,
+}
+
+/// Recovers the log of a folder.
+pub(super) fn recover(storage: &dyn Storage, replay: &mut Replay<'_>) -> Result<Recovered, OpenError> {
+    let (head, survey, head_id) = survey(storage)?;
+    let mut recovery = Recovery::new(storage, survey, head_id);
+    let next_id = recovery.uses.last_key_value().map_or(0, |(&id, _)| id).max(head_id);
+    let Some(next_id) = next_id.checked_add(1) else {
+        return Err(recovery.damaged("the numbers of its segments are used up".into()));
+    };
+    let Some(newest) = recovery.newest()? else {
+        if head_id > 0 {
+            return Err(recovery.missing(head_id));
+        }
+        return Ok(recovery.finish(head, next_id, Previous::default(), Vec::new(), None));
+    };
+    let header = newest.segment.header;
+    let mut frames = Frames::new(&newest.bytes, header.salt, header.previous.link);
+    let placed = scan_tail(&mut frames).map_err(|damage| recovery.damage(&newest.segment, damage))?;
+    recovery.checkpoint = header.checkpoint;
+    recovery.synced = synced_before(&header, &placed);
+    for frame in &placed {
+        recovery.note_checkpoint(frame);
+    }
+    let chain = recovery.chain(&newest.segment)?;
+    let oldest = chain.first().map_or(header.id, |needed| needed.segment.header.id);
+    for needed in chain {
+        recovery.replay_needed(needed, replay)?;
+    }
+    for frame in &placed {
+        recovery.replay_frame(frame, replay)?;
+    }
+    recovery.load_live(oldest)?;
+    let (kept, doubtful) = placed.split_at(carried_from(&header, frames.offset, &placed));
+    let previous = recovery.end_newest(&newest.segment, kept);
+    let tail_start = (recovery.checkpoint.first.max(1) <= previous.link.commit).then_some(oldest);
+    let ended = (!kept.is_empty()).then_some(previous);
+    let carried = doubtful.iter().map(|frame| carry(frame, ended)).collect();
+    Ok(recovery.finish(head, next_id, previous, carried, tail_start))
+}
+
+/// Returns the first frame of the newest segment, which ends at `end`, that is to be
+/// written again: the frames that may not be on stable storage, or all of them if
+/// they are few, so that a row of short runs does not take a segment each.
+fn carried_from(header: &Header, end: u64, placed: &[Placed<'_>]) -> usize {
+    if end - FRAMES_START <= header.size / CARRIED_WHOLE_DIVISOR {
+        return 0;
+    }
+    let synced = synced_before(header, placed);
+    placed.partition_point(|frame| frame.frame.head.commit <= synced)
+}
+
+/// Returns the last commit that was certainly synced.
+fn synced_before(header: &Header, placed: &[Placed<'_>]) -> u64 {
+    placed.last().map_or(header.previous.link.commit, |last| last.frame.head.synced)
+}
+
+/// Opens `HEAD` and looks at every file.
+fn survey(storage: &dyn Storage) -> Result<(HeadFile, Survey, SegmentId), OpenError> {
+    let io = |name: &str| {
+        let path = storage.path(name);
+        move |source| OpenError::Io { path, source }
+    };
+    let survey = slots::survey(storage).map_err(io(""))?;
+    let damaged = |what: &str| OpenError::Damaged { path: storage.path(""), what: what.into() };
+    let is_new = survey.used.is_empty();
+    let (head, id) = match HeadFile::open(storage) {
+        Ok(head) => {
+            let id = head.read().map_err(io(head::NAME))?;
+            (Some(head), id)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => (None, None),
+        Err(source) => return Err(io(head::NAME)(source)),
+    };
+    match (head, id) {
+        (Some(head), Some(id)) => Ok((head, survey, id)),
+        // The first open was interrupted.
+        _ if is_new => Ok((HeadFile::create(storage).map_err(io(head::NAME))?, survey, 0)),
+        (None, _) => Err(damaged("HEAD is missing")),
+        (Some(_), None) => Err(damaged("HEAD names no segment")),
+    }
+}
+
+struct Recovery<'a> {
+    storage: &'a dyn Storage,
+    uses: BTreeMap<SegmentId, Use>,
+    head_id: SegmentId,
+    blank: Vec<Slot>,
+    next_name: u64,
+    checkpoint: Checkpoint,
+    /// Segments that the newest complete checkpoint relies on, and their ends.
+    live: Option<Vec<(SegmentId, u64)>>,
+    freed: BTreeSet<SegmentId>,
+    /// The last commit that was certainly synced.
+    synced: u64,
+    /// Segments that a later frame frees, and the newest one.
+    kept: BTreeSet<SegmentId>,
+    index: IndexBuilder,
+}
+
+impl<'a> Recovery<'a> {
+    fn new(storage: &'a dyn Storage, survey: Survey, head_id: SegmentId) -> Self {
+        let Survey { used, blank, next_name } = survey;
+        let uses = used.into_iter().map(|(header, slot)| (header.id, Use { header, slot })).collect();
+        Self {
+            storage,
+            uses,
+            head_id,
+            blank,
+            next_name,
+            checkpoint: Checkpoint::default(),
+            live: None,
+            freed: BTreeSet::new(),
+            synced: 0,
+            kept: BTreeSet::new(),
+            index: IndexBuilder::default(),
+        }
+    }
+
+    /// Takes the newest segment. An open that was killed before its segment was
+    /// complete has left a void one, whose place is free.
+    fn newest(&mut self) -> Result<Option<Newest>, OpenError> {
+        while let Some((id, newest)) = self.uses.pop_last() {
+            if id < self.head_id {
+                return Err(self.missing(self.head_id));
+            }
+            let header = newest.header;
+            let bytes = self.read(&newest, header.size)?;
+            let mut frames = Frames::new(&bytes, header.salt, header.previous.link);
+            let is_whole = std::iter::repeat_with(|| frames.next())
+                .take_while(|placed| placed.as_ref().is_some_and(|placed| placed.frame.is_intact()))
+                .flatten()
+                .any(|placed| placed.frame.head.commit == header.carried);
+            if is_whole || header.carried == 0 {
+                return Ok(Some(Newest { segment: newest, bytes }));
+            }
+            if id <= self.head_id {
+                return Err(self.damage(&newest, Damage { offset: FRAMES_START }));
+            }
+            tracing::info!(segment = id, "segment of an interrupted open ignored");
+            self.blank.push(newest.slot);
+        }
+        Ok(None)
+    }
+
+    /// Notes the end of a checkpoint.
+    fn note_checkpoint(&mut self, placed: &Placed<'_>) {
+        if let Some(end) = &placed.meta.checkpoint {
+            let last = placed.frame.head.commit;
+            self.checkpoint = Checkpoint { first: end.first, last, bytes: end.bytes };
+        }
+    }
+
+    /// Takes the segments before the newest that the replay needs, the oldest first.
+    fn chain(&mut self, newest: &Use) -> Result<Vec<Needed>, OpenError> {
+        let first = self.checkpoint.first.max(1);
+        let mut chain = Vec::new();
+        let mut previous = newest.header.previous;
+        while previous.link.commit >= first {
+            let segment = self.uses.remove(&previous.id).ok_or_else(|| self.missing(previous.id))?;
+            let (end, last) = (previous.end, previous.link);
+            previous = segment.header.previous;
+            chain.push(Needed { segment, end, last });
+        }
+        chain.reverse();
+        Ok(chain)
+    }
+
+    /// Replays a segment before the newest.
+    fn replay_needed(&mut self, needed: Needed, replay: &mut Replay<'_>) -> Result<(), OpenError> {
+        let Needed { segment, end, last } = needed;
+        let bytes = self.read(&segment, end)?;
+        let mut frames = Frames::new(&bytes, segment.header.salt, segment.header.previous.link);
+        let mut placed = Vec::new();
+        scan_known(&mut frames, end, &mut |frame| placed.push(frame))
+            .map_err(|damage| self.damage(&segment, damage))?;
+        if frames.link != last {
+            return Err(self.damage(&segment, Damage { offset: end }));
+        }
+        for frame in &placed {
+            self.replay_frame(frame, replay)?;
+        }
+        self.add_segment(&segment, end, Some(&placed))
+    }
+
+    fn replay_frame(&mut self, placed: &Placed<'_>, replay: &mut Replay<'_>) -> Result<(), OpenError> {
+        let head = &placed.frame.head;
+        self.freed.extend(&placed.meta.freed);
+        if head.commit > self.synced {
+            self.kept.extend(&placed.meta.freed);
+        }
+        if head.commit == self.checkpoint.last
+            && let Some(end) = &placed.meta.checkpoint
+        {
+            self.live = Some(end.live.clone());
+        }
+        if head.commit >= self.checkpoint.first && !placed.frame.records.is_empty() {
+            replay(placed.frame.records)?;
+        }
+        Ok(())
+    }
+
+    /// Adds a segment whose frames end at `end` to the log, by its index frame, or
+    /// by its frames if it has none.
+    fn add_segment(
+        &mut self,
+        segment: &Use,
+        end: u64,
+        placed: Option<&[Placed<'_>]>,
+    ) -> Result<(), OpenError> {
+        let Header { id, salt, .. } = segment.header;
+        let slot = segment.slot.clone();
+        let path = slot.path.clone();
+        let is_indexed = self
+            .index
+            .add_sealed(Segment::new(id, slot, salt, end, None))
+            .map_err(|source| OpenError::Io { path, source })?;
+        if is_indexed {
+            return Ok(());
+        }
+        if let Some(placed) = placed {
+            self.index.add_frames(id, placed);
+            return Ok(());
+        }
+        let bytes = self.read(segment, end)?;
+        let mut frames = Frames::new(&bytes, salt, segment.header.previous.link);
+        let mut placed = Vec::new();
+        scan_known(&mut frames, end, &mut |frame| placed.push(frame))
+            .map_err(|damage| self.damage(segment, damage))?;
+        self.index.add_frames(id, &placed);
+        Ok(())
+    }
+
+    /// Adds the segments that lie before the replay and hold live blocks.
+    fn load_live(&mut self, oldest: SegmentId) -> Result<(), OpenError> {
+        let live = match self.live.take() {
+            Some(live) => live,
+            None if self.checkpoint.first == 0 => return Ok(()),
+            None => {
+                let what = format!("the checkpoint of commit {} is missing", self.checkpoint.last);
+                return Err(self.damaged(what));
+            }
+        };
+        for (id, end) in live {
+            // One that is not older was carried along with the checkpoint's first part.
+            if id < oldest && !self.freed.contains(&id) {
+                let segment = self.uses.remove(&id).ok_or_else(|| self.missing(id))?;
+                self.add_segment(&segment, end, None)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the newest segment behind the frames that are kept there.
+    fn end_newest(&mut self, newest: &Use, kept: &[Placed<'_>]) -> Previous {
+        let Some(last) = kept.last() else {
+            self.uses.insert(newest.header.id, newest.clone());
+            self.kept.insert(newest.header.id);
+            return newest.header.previous;
+        };
+        let Header { id, salt, .. } = newest.header;
+        let end = last.offset + u64::from(last.frame.head.length);
+        self.index.add_unsealed(Segment::new(id, newest.slot.clone(), salt, end, None));
+        self.index.add_frames(id, kept);
+        Previous { id, end, link: last.frame.link() }
+    }
+
+    fn finish(
+        self,
+        head: HeadFile,
+        next_id: SegmentId,
+        previous: Previous,
+        carried: Vec<CarriedFrame>,
+        tail_start: Option<SegmentId>,
+    ) -> Recovered {
+        // If the end of the checkpoint is lost, the one before it may need any of them.
+        let is_durable = self.checkpoint.last <= self.synced;
+        let is_free = |id: SegmentId| is_durable && !self.kept.contains(&id);
+        let freed = self.uses.into_values().map(|segment| (segment.slot, is_free(segment.header.id)));
+        Recovered {
+            head,
+            next_id,
+            previous,
+            carried,
+            checkpoint: self.checkpoint,
+            tail_start,
+            index: self.index,
+            blank: self.blank,
+            freed: freed.collect(),
+            next_name: self.next_name,
+        }
+    }
+
+    fn read(&self, segment: &Use, length: u64) -> Result<Vec<u8>, OpenError> {
+        if !(FRAMES_START..=segment.slot.size).contains(&length) {
+            return Err(self.damage(segment, Damage { offset: length }));
+        }
+        let slot = &segment.slot;
+        let bytes = read_exact(&*slot.file, 0, length as usize);
+        bytes.map_err(|source| OpenError::Io { path: slot.path.clone(), source })
+    }
+
+    fn damage(&self, segment: &Use, damage: Damage) -> OpenError {
+        let (name, id) = (&segment.slot.name, segment.header.id);
+        self.damaged(format!("{name} (segment {id}) at byte {}", damage.offset))
+    }
+
+    fn missing(&self, id: SegmentId) -> OpenError {
+        self.damaged(format!("segment {id} is missing"))
+    }
+
+    fn damaged(&self, what: String) -> OpenError {
+        OpenError::Damaged { path: self.storage.path(""), what }
+    }
+}
+
+/// Copies a frame, behind the newest segment's new end if it has one.
+fn carry(placed: &Placed<'_>, ended: Option<Previous>) -> CarriedFrame {
+    let Placed { frame, meta, .. } = placed;
+    let mut meta = meta.clone();
+    // A checkpoint that is carried whole begins behind a segment that it did not
+    // have to list before.
+    if let (Some(end), Some(ended)) = (&mut meta.checkpoint, ended)
+        && end.first > ended.link.commit
+    {
+        end.live.push((ended.id, ended.end));
+    }
+    CarriedFrame {
+        commit: frame.head.commit,
+        synced: frame.head.synced,
+        part: frame.head.part(),
+        meta: meta.encode(),
+        records: frame.records.to_vec(),
+        blocks: frame.blocks.iter().map(|block| block.record.to_block()).collect(),
+    }
+}

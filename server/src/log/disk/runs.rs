@@ -1,0 +1,109 @@
+//! The places of one inbox in sealed segments, in a few bytes for each segment.
+
+use super::format::SegmentId;
+use super::varint;
+
+/// Consecutive blocks of an inbox in one segment: those with a last number above
+/// that of the run before, up to its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Run {
+    pub(super) segment: SegmentId,
+    /// The last number of the last block.
+    pub(super) last: u64,
+    /// Units of its blocks.
+    pub(super) units: u64,
+}
+
+/// The runs of an inbox in order of their numbers, unpacked.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct RunList {
+    /// Blocks up to this number are dead.
+    pub(super) start: u64,
+    pub(super) runs: Vec<Run>,
+}
+
+/// A packed [`RunList`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct PackedRuns(Box<[u8]>);
+
+impl RunList {
+    pub(super) fn pack(&self, buffer: &mut Vec<u8>) -> PackedRuns {
+        buffer.clear();
+        varint::put(buffer, self.start);
+        let (mut number, mut segment) = (self.start, 0);
+        for run in &self.runs {
+            varint::put_difference(buffer, run.segment.into(), segment);
+            varint::put(buffer, run.last.wrapping_sub(number));
+            varint::put(buffer, run.units);
+            (number, segment) = (run.last, run.segment.into());
+        }
+        PackedRuns(buffer.as_slice().into())
+    }
+
+    /// Appends a block that follows all others. It extends the last run if that is
+    /// in the same segment and `is_adjacent`: no block of another segment lies
+    /// between them, be it a recent one.
+    pub(super) fn push_block(&mut self, block: Run, is_adjacent: bool) {
+        match self.runs.last_mut() {
+            Some(run) if is_adjacent && run.segment == block.segment => {
+                run.last = block.last;
+                run.units += block.units;
+            }
+            _ => self.runs.push(block),
+        }
+    }
+
+    /// Each run with the number above which it begins.
+    pub(super) fn ranges(&self) -> impl Iterator<Item = (u64, Run)> {
+        let starts = std::iter::once(self.start).chain(self.runs.iter().map(|run| run.last));
+        starts.zip(self.runs.iter().copied())
+    }
+}
+
+impl PackedRuns {
+    pub(super) fn unpack(&self) -> RunList {
+        let mut rest = &*self.0;
+        let mut list = RunList { start: varint::take(&mut rest).unwrap_or(0), runs: Vec::new() };
+        let (mut number, mut segment) = (list.start, 0);
+        while let Some(id) = varint::take_difference(&mut rest, segment) {
+            number += varint::take(&mut rest).unwrap_or(0);
+            let units = varint::take(&mut rest).unwrap_or(0);
+            list.runs.push(Run { segment: id as SegmentId, last: number, units });
+            segment = id;
+        }
+        list
+    }
+
+    /// The last number of the first run.
+    pub(super) fn first_last(&self) -> Option<u64> {
+        let mut rest = &*self.0;
+        let start = varint::take(&mut rest)?;
+        varint::take(&mut rest)?;
+        Some(start + varint::take(&mut rest)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn packed_runs_are_unpacked_as_they_were(
+            start in 0u64..1 << 53,
+            raw in prop::collection::vec((1u32..2000, 1u64..1 << 40, 1u64..5000), 0..20),
+        ) {
+            let mut list = RunList { start, runs: Vec::new() };
+            let mut last = start;
+            for (segment, step, units) in raw {
+                last += step;
+                list.push_block(Run { segment, last, units }, units % 2 == 0);
+            }
+            let packed = list.pack(&mut Vec::new());
+            prop_assert_eq!(packed.first_last(), list.runs.first().map(|run| run.last));
+            prop_assert_eq!(packed.unpack(), list);
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Reads the frames of a segment from its bytes, and decides at their end between
+//! a torn write and damage.
+
+use super::format::{FRAME_ALIGNMENT, FRAMES_START, FrameHead, FrameView, Link, Salt};
+use super::meta::Meta;
+
+/// A frame at its place.
+#[derive(Debug)]
+pub(super) struct Placed<'a> {
+    /// From the beginning of the segment.
+    pub(super) offset: u64,
+    pub(super) frame: FrameView<'a>,
+    pub(super) meta: Meta,
+}
+
+/// Something that was on stable storage is not as it was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Damage {
+    /// The place in the segment.
+    pub(super) offset: u64,
+}
+
+/// The frames of a segment, in order, from the bytes of the whole segment.
+#[derive(Debug)]
+pub(super) struct Frames<'a> {
+    bytes: &'a [u8],
+    salt: Salt,
+    /// Where the next frame begins.
+    pub(super) offset: u64,
+    /// The frame before.
+    pub(super) link: Link,
+}
+
+impl<'a> Frames<'a> {
+    /// Reads from the beginning of a segment, whose first frame follows `link`.
+    pub(super) fn new(bytes: &'a [u8], salt: Salt, link: Link) -> Self {
+        Self { bytes, salt, offset: FRAMES_START, link }
+    }
+
+    /// Returns the next frame if it is valid and in its place of the chain. Its
+    /// blocks may be damaged.
+    pub(super) fn next(&mut self) -> Option<Placed<'a>> {
+        let rest = self.bytes.get(usize::try_from(self.offset).ok()?..)?;
+        let frame = FrameView::decode(rest, self.salt)?;
+        let meta = Meta::decode(frame.meta)?;
+        if frame.head.previous != self.link.check || frame.head.commit != self.link.commit.wrapping_add(1) {
+            return None;
+        }
+        let offset = self.offset;
+        self.link = frame.link();
+        self.offset += u64::from(frame.head.length);
+        Some(Placed { offset, frame, meta })
+    }
+
+    /// Whether a frame behind this place proves that the frame at this place was on
+    /// stable storage.
+    fn is_followed(&self) -> bool {
+        let expected = self.link.commit.wrapping_add(1);
+        let mut offset = self.offset as usize;
+        while let Some(rest) = self.bytes.get(offset..).filter(|rest| !rest.is_empty()) {
+            if let Some(head) = FrameHead::decode(rest, self.salt)
+                && head.commit > expected
+                && head.synced >= expected
+                && FrameView::decode(rest, self.salt).is_some_and(|frame| frame.is_intact())
+            {
+                return true;
+            }
+            offset += FRAME_ALIGNMENT;
+        }
+        false
+    }
+}
+
+/// Visits the frames of a segment whose frames end at `end`.
+pub(super) fn scan_known<'a>(
+    frames: &mut Frames<'a>,
+    end: u64,
+    visit: &mut dyn FnMut(Placed<'a>),
+) -> Result<(), Damage> {
+    while frames.offset < end {
+        let damage = Damage { offset: frames.offset };
+        visit(frames.next().ok_or(damage)?);
+    }
+    if frames.offset == end { Ok(()) } else { Err(Damage { offset: end }) }
+}
+
+/// Returns the frames of the last segment, up to the first that is not valid.
+///
+/// That one was torn, or never written, unless a valid frame behind it was written
+/// when it was on stable storage.
+pub(super) fn scan_tail<'a>(frames: &mut Frames<'a>) -> Result<Vec<Placed<'a>>, Damage> {
+    let mut placed: Vec<Placed<'a>> = Vec::new();
+    loop {
+        let (offset, link) = (frames.offset, frames.link);
+        match frames.next() {
+            Some(next) if next.frame.is_intact() => placed.push(next),
+            _ => {
+                (frames.offset, frames.link) = (offset, link);
+                break;
+            }
+        }
+    }
+    if frames.is_followed() { Err(Damage { offset: frames.offset }) } else { Ok(placed) }
+}

@@ -1,0 +1,217 @@
+//! The files of a log: found at an open, made ahead of use, and blanked after it.
+//!
+//! A file keeps its name; its header says which segment it holds, if any. So to
+//! use it again changes no name.
+
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::file::{Storage, read_exact};
+use super::format::{FRAMES_START, HEADER_SPAN, Header};
+use super::segment::Slot;
+
+/// Blank files that are kept; further ones are removed.
+pub(super) const SPARES_MAX: usize = 4;
+
+/// The largest segment: offsets in it have 32 bits.
+pub(super) const SIZE_MAX: u64 = u32::MAX as u64;
+
+const EXTENSION: &str = ".segment";
+const UNFINISHED: &str = ".new";
+
+/// The files of a log as an open finds them.
+#[derive(Debug, Default)]
+pub(super) struct Survey {
+    /// Files with a valid header.
+    pub(super) used: Vec<(Header, Slot)>,
+    /// Other files.
+    pub(super) blank: Vec<Slot>,
+    /// Above the number of every name.
+    pub(super) next_name: u64,
+}
+
+/// Looks at every file. Removes those that were never finished.
+pub(super) fn survey(storage: &dyn Storage) -> io::Result<Survey> {
+    let mut survey = Survey::default();
+    for name in storage.list()? {
+        if name.ends_with(UNFINISHED) {
+            storage.remove(&name)?;
+        }
+        let Some(number) = name.strip_suffix(EXTENSION).and_then(|number| number.parse::<u64>().ok()) else {
+            continue;
+        };
+        survey.next_name = survey.next_name.max(number.saturating_add(1));
+        let file = storage.open(&name)?;
+        let size = file.len()?;
+        let path = storage.path(&name);
+        let header = match read_exact(&*file, 0, 2 * HEADER_SPAN) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => None,
+            bytes => Header::decode(&bytes?),
+        };
+        match header {
+            // A file that has become shorter is left alone: if the log needs it, it is
+            // missing.
+            Some(header) if !(FRAMES_START..=size.min(SIZE_MAX)).contains(&header.size) => {}
+            Some(header) => {
+                survey.used.push((header, Slot { name, path, file, size: header.size }));
+            }
+            None => survey.blank.push(Slot { name, path, file, size }),
+        }
+    }
+    Ok(survey)
+}
+
+/// The files that hold no segment.
+#[derive(Debug)]
+pub(super) struct Spares {
+    /// Held for a look-up, by the thread of the log and the maintenance thread.
+    state: Mutex<State>,
+    /// Bytes of all files that hold no segment.
+    bytes: AtomicU64,
+    segment_bytes: u64,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Blank files of the usual size.
+    blank: Vec<Slot>,
+    /// Files with the header of a segment that was freed, or of another size.
+    dirty: Vec<Slot>,
+    next_name: u64,
+}
+
+impl Spares {
+    /// From blank files and those whose segment was freed, which says whether one of
+    /// them may be written over at once.
+    pub(super) fn new(
+        mut blank: Vec<Slot>,
+        mut freed: Vec<(Slot, bool)>,
+        next_name: u64,
+        segment_bytes: u64,
+    ) -> Self {
+        if !blank.iter().any(|slot| slot.size == segment_bytes)
+            && let Some(at) = freed.iter().position(|(slot, is_free)| *is_free && slot.size == segment_bytes)
+        {
+            blank.push(freed.swap_remove(at).0);
+        }
+        let freed: Vec<_> = freed.into_iter().map(|(slot, _)| slot).collect();
+        let bytes = blank.iter().chain(&freed).map(|slot| slot.size).sum::<u64>();
+        let (blank, other): (Vec<_>, Vec<_>) =
+            blank.into_iter().partition(|slot| slot.size == segment_bytes);
+        let dirty = freed.into_iter().chain(other).collect();
+        Self { state: State { blank, dirty, next_name }.into(), bytes: bytes.into(), segment_bytes }
+    }
+
+    /// Takes a blank file of the usual size.
+    pub(super) fn take(&self) -> Option<Slot> {
+        let slot = self.state().blank.pop()?;
+        self.bytes.fetch_sub(slot.size, Ordering::Relaxed);
+        Some(slot)
+    }
+
+    /// Gives a file back whose segment was freed.
+    pub(super) fn give(&self, slot: Slot) {
+        self.bytes.fetch_add(slot.size, Ordering::Relaxed);
+        self.state().dirty.push(slot);
+    }
+
+    /// Bytes of all files that hold no segment.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// The number of blank files.
+    pub(super) fn blank_count(&self) -> usize {
+        self.state().blank.len()
+    }
+
+    /// Makes a file at once, with space that is reserved and not yet written.
+    pub(super) fn create(&self, storage: &dyn Storage, size: u64) -> io::Result<Slot> {
+        let name = self.next_name();
+        let file = storage.create(&name)?;
+        if let Err(error) = file.allocate(size).and_then(|()| file.sync()).and_then(|()| storage.sync_names()) {
+            // It would take the space that is lacking.
+            let _ = storage.remove(&name);
+            return Err(error);
+        }
+        Ok(Slot { path: storage.path(&name), name, file, size })
+    }
+
+    /// Cleans one file whose segment was freed: blanks or removes it. Returns
+    /// whether there was one.
+    pub(super) fn clean(&self, storage: &dyn Storage) -> io::Result<bool> {
+        let (slot, is_kept) = {
+            let mut state = self.state();
+            let Some(slot) = state.dirty.pop() else { return Ok(false) };
+            let is_kept = slot.size == self.segment_bytes && state.blank.len() < SPARES_MAX;
+            (slot, is_kept)
+        };
+        if is_kept {
+            slot.file.write_at(&[0; 2 * HEADER_SPAN], 0)?;
+            slot.file.sync()?;
+            self.state().blank.push(slot);
+        } else {
+            self.bytes.fetch_sub(slot.size, Ordering::Relaxed);
+            storage.remove(&slot.name)?;
+        }
+        Ok(true)
+    }
+
+    /// Begins to make a file that is written with zeros ahead of use.
+    pub(super) fn begin(&self, storage: &dyn Storage) -> io::Result<Unfinished> {
+        let name = self.next_name();
+        let unfinished = format!("{name}{UNFINISHED}");
+        let file = storage.create(&unfinished)?;
+        let slot = Slot { path: storage.path(&name), name, file, size: self.segment_bytes };
+        Ok(Unfinished { slot, name: unfinished, written: 0 })
+    }
+
+    /// Adds a finished file.
+    pub(super) fn finish(&self, storage: &dyn Storage, unfinished: Unfinished) -> io::Result<()> {
+        let Unfinished { slot, name, .. } = unfinished;
+        slot.file.sync()?;
+        storage.rename(&name, &slot.name)?;
+        storage.sync_names()?;
+        self.bytes.fetch_add(slot.size, Ordering::Relaxed);
+        self.state().blank.push(slot);
+        Ok(())
+    }
+
+    fn next_name(&self) -> String {
+        let mut state = self.state();
+        let number = state.next_name;
+        state.next_name += 1;
+        format!("{number:08}{EXTENSION}")
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A file that is being written with zeros.
+#[derive(Debug)]
+pub(super) struct Unfinished {
+    slot: Slot,
+    name: String,
+    written: u64,
+}
+
+impl Unfinished {
+    /// Writes the next piece. Returns whether the file is complete.
+    pub(super) fn write(&mut self, zeros: &[u8]) -> io::Result<bool> {
+        let length = (self.slot.size - self.written).min(zeros.len() as u64);
+        let piece = zeros.get(..length as usize).unwrap_or(zeros);
+        self.slot.file.write_at(piece, self.written)?;
+        // In small steps, so that no commit waits long behind them.
+        self.slot.file.sync()?;
+        self.written += length;
+        Ok(self.written == self.slot.size)
+    }
+
+    /// Removes the file.
+    pub(super) fn abandon(self, storage: &dyn Storage) -> io::Result<()> {
+        storage.remove(&self.name)
+    }
+}

@@ -1,0 +1,279 @@
+//! The index frame of a sealed segment: the places of its blocks, sorted by
+//! inbox and number, in pages that are read one at a time.
+//!
+//! It is derived from the frames: without it, or if a page of it is damaged, an
+//! open reads the frames instead.
+
+use std::io;
+
+use super::file::{StorageFile, read_exact};
+use super::format::{DOMAIN_INDEX, Extent, Salt, SegmentId, take_u64};
+use super::index::BlockRef;
+use super::varint;
+use crate::log::InboxId;
+
+/// Bytes of a page: a checksum, then entries, then zeros.
+pub(super) const PAGE_BYTES: usize = 4096;
+const PAGE_HEAD: usize = 8 + 2;
+/// The longest entry.
+const ENTRY_MAX: usize = 5 * varint::MAX_BYTES;
+/// Bytes of the footer, at the end of the segment.
+pub(super) const FOOTER_BYTES: usize = 48;
+const FOOTER_MAGIC: u64 = u64::from_le_bytes(*b"harkidx3");
+
+/// A block in a segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Entry {
+    pub(super) inbox: InboxId,
+    pub(super) first: u64,
+    pub(super) last: u64,
+    pub(super) extent: Extent,
+}
+
+/// Returns the space that an index frame of some entries takes at most, each of
+/// them by [`max_entry_bytes`].
+pub(super) fn max_bytes(entries: usize) -> usize {
+    let pages = entries.div_ceil(PAGE_BYTES - PAGE_HEAD - ENTRY_MAX);
+    // One page for the alignment of the first.
+    (pages + 1) * PAGE_BYTES + FOOTER_BYTES
+}
+
+/// Returns the space that an entry takes at most, with some to spare.
+pub(super) fn max_entry_bytes(inbox: InboxId) -> usize {
+    let inbox = (71 - (inbox | 1).leading_zeros() as usize) / 7;
+    // First, last - first, offset, and length.
+    inbox + varint::MAX_BYTES + 3 + 6 + 5
+}
+
+/// An index frame in memory: where its pages lie and with what they begin.
+#[derive(Debug)]
+pub(super) struct Table {
+    offset: u64,
+    fences: Vec<(InboxId, u64)>,
+}
+
+/// An index frame as it is written.
+#[derive(Debug)]
+pub(super) struct EncodedTable {
+    pub(super) table: Table,
+    pub(super) pages: Vec<u8>,
+    pub(super) footer: Vec<u8>,
+}
+
+impl Table {
+    /// Encodes the index frame of a segment whose frames end at `end`, from
+    /// entries that are sorted.
+    pub(super) fn encode(entries: &[Entry], salt: Salt, end: u64) -> EncodedTable {
+        let mut table =
+            Self { offset: end.next_multiple_of(PAGE_BYTES as u64), fences: Vec::new() };
+        let mut pages = Vec::new();
+        let mut rest = entries;
+        while let Some(first) = rest.first() {
+            let begin = pages.len();
+            pages.resize(begin + PAGE_HEAD, 0);
+            let mut before = Entry::ZERO;
+            let mut count = 0;
+            for entry in rest {
+                if pages.len() - begin > PAGE_BYTES - ENTRY_MAX {
+                    break;
+                }
+                entry.encode(&before, &mut pages);
+                (before, count) = (*entry, count + 1);
+            }
+            rest = rest.get(count..).unwrap_or_default();
+            pages.resize(begin + PAGE_BYTES, 0);
+            let number = table.fences.len() as u64;
+            if let Some((check, content)) = pages.get_mut(begin..).and_then(|page| page.split_first_chunk_mut::<8>()) {
+                if let Some(slot) = content.first_chunk_mut::<2>() {
+                    *slot = (count as u16).to_le_bytes();
+                }
+                *check = salt.check(DOMAIN_INDEX + number, content).to_le_bytes();
+            }
+            table.fences.push((first.inbox, first.first));
+        }
+        let footer = table.encode_footer(salt, end, entries.len() as u64);
+        EncodedTable { table, pages, footer }
+    }
+
+    fn encode_footer(&self, salt: Salt, end: u64, entries: u64) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(FOOTER_BYTES);
+        for value in [FOOTER_MAGIC, end, self.offset, self.fences.len() as u64, entries] {
+            bytes.extend(value.to_le_bytes());
+        }
+        bytes.extend(salt.check(DOMAIN_INDEX - 1, &bytes).to_le_bytes());
+        bytes
+    }
+
+    /// Where the pages begin.
+    pub(super) fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// The number of pages.
+    pub(super) fn page_count(&self) -> usize {
+        self.fences.len()
+    }
+
+    /// Loads the index frame of a segment of `size` bytes whose frames end at
+    /// `end`, and visits its entries in order; `None` if there is none that is
+    /// intact.
+    pub(super) fn load(
+        file: &dyn StorageFile,
+        salt: Salt,
+        size: u64,
+        end: u64,
+        visit: &mut dyn FnMut(Entry),
+    ) -> io::Result<Option<Self>> {
+        let Some(footer) = size.checked_sub(FOOTER_BYTES as u64) else { return Ok(None) };
+        let bytes = match read_exact(file, footer, FOOTER_BYTES) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+            bytes => bytes?,
+        };
+        let Some((offset, count)) = decode_footer(&bytes, salt, size, end) else { return Ok(None) };
+        let mut table = Self { offset, fences: Vec::with_capacity(count) };
+        let mut chunk = Vec::new();
+        let mut entries = Vec::new();
+        for number in 0..count {
+            if chunk.len() <= PAGE_BYTES * (number % CHUNK_PAGES) {
+                let pages = CHUNK_PAGES.min(count - number);
+                chunk = read_exact(file, offset + (number * PAGE_BYTES) as u64, pages * PAGE_BYTES)?;
+            }
+            let begin = PAGE_BYTES * (number % CHUNK_PAGES);
+            let page = chunk.get(begin..begin + PAGE_BYTES).unwrap_or_default();
+            entries.clear();
+            if decode_page(page, salt, number, &mut entries).is_none() {
+                return Ok(None);
+            }
+            let Some(first) = entries.first() else { return Ok(None) };
+            table.fences.push((first.inbox, first.first));
+            entries.iter().copied().for_each(&mut *visit);
+            if number % CHUNK_PAGES == CHUNK_PAGES - 1 {
+                chunk.clear();
+            }
+        }
+        Ok(Some(table))
+    }
+
+    /// Reads one page; `None` if it is damaged.
+    pub(super) fn page(
+        &self,
+        file: &dyn StorageFile,
+        salt: Salt,
+        number: usize,
+    ) -> io::Result<Option<Vec<Entry>>> {
+        let page = read_exact(file, self.offset + (number * PAGE_BYTES) as u64, PAGE_BYTES)?;
+        let mut entries = Vec::new();
+        Ok(decode_page(&page, salt, number, &mut entries).map(|()| entries))
+    }
+
+    /// The page that holds the first entry of `inbox` with a number above `after`,
+    /// if there is one.
+    pub(super) fn find(&self, inbox: InboxId, after: u64) -> usize {
+        let key = (inbox, after.saturating_add(1));
+        self.fences.partition_point(|fence| *fence <= key).saturating_sub(1)
+    }
+
+    /// Whether a page may hold an entry of `inbox`.
+    pub(super) fn may_hold(&self, number: usize, inbox: InboxId) -> bool {
+        self.fences.get(number).is_some_and(|fence| fence.0 <= inbox)
+    }
+}
+
+/// Pages that a load reads at once.
+const CHUNK_PAGES: usize = 256;
+
+impl Entry {
+    /// The place of the block in a segment.
+    pub(super) fn place(self, segment: SegmentId) -> BlockRef {
+        BlockRef { first: self.first, last: self.last, segment, extent: self.extent }
+    }
+
+    const ZERO: Self = Self { inbox: 0, first: 0, last: 0, extent: Extent { offset: 0, length: 0 } };
+
+    fn encode(&self, before: &Self, bytes: &mut Vec<u8>) {
+        varint::put(bytes, self.inbox.wrapping_sub(before.inbox));
+        varint::put_difference(bytes, self.first, before.last);
+        varint::put(bytes, self.last.wrapping_sub(self.first));
+        varint::put_difference(bytes, self.extent.offset.into(), before.extent.end());
+        varint::put(bytes, self.extent.length.into());
+    }
+
+    fn decode(before: &Self, bytes: &mut &[u8]) -> Option<Self> {
+        let inbox = before.inbox.checked_add(varint::take(bytes)?)?;
+        let first = varint::take_difference(bytes, before.last)?;
+        let last = first.checked_add(varint::take(bytes)?)?;
+        let offset = varint::take_difference(bytes, before.extent.end())?.try_into().ok()?;
+        let length = varint::take_u32(bytes)?;
+        Some(Self { inbox, first, last, extent: Extent { offset, length } })
+    }
+}
+
+impl Extent {
+    /// The end in the segment.
+    pub(super) fn end(self) -> u64 {
+        u64::from(self.offset) + u64::from(self.length)
+    }
+}
+
+fn decode_footer(bytes: &[u8], salt: Salt, size: u64, end: u64) -> Option<(u64, usize)> {
+    let (body, check) = bytes.split_last_chunk::<8>()?;
+    if salt.check(DOMAIN_INDEX - 1, body) != u64::from_le_bytes(*check) {
+        return None;
+    }
+    let rest = &mut { body };
+    let (magic, frames_end, offset, count) = (take_u64(rest)?, take_u64(rest)?, take_u64(rest)?, take_u64(rest)?);
+    let pages_end = count.checked_mul(PAGE_BYTES as u64)?.checked_add(offset)?;
+    let is_valid = magic == FOOTER_MAGIC && frames_end == end && offset >= end && pages_end <= size;
+    is_valid.then_some((offset, usize::try_from(count).ok()?))
+}
+
+fn decode_page(page: &[u8], salt: Salt, number: usize, entries: &mut Vec<Entry>) -> Option<()> {
+    let (check, content) = page.split_first_chunk::<8>()?;
+    if salt.check(DOMAIN_INDEX + number as u64, content) != u64::from_le_bytes(*check) {
+        return None;
+    }
+    let (count, mut rest) = content.split_first_chunk::<2>()?;
+    let mut before = Entry::ZERO;
+    for _ in 0..u16::from_le_bytes(*count) {
+        before = Entry::decode(&before, &mut rest)?;
+        entries.push(before);
+    }
+    Some(())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn pages_are_read_as_written(
+            raw in prop::collection::vec((0u64..50, 0u64..1 << 53, 0u64..1000, any::<u32>(), any::<u32>()), 0..900),
+        ) {
+            let mut entries: Vec<_> = raw
+                .into_iter()
+                .map(|(inbox, first, span, offset, length)| Entry {
+                    inbox: inbox << 40, first, last: first + span, extent: Extent { offset, length },
+                })
+                .collect();
+            entries.sort_unstable();
+            let salt = Salt::random();
+            let encoded = Table::encode(&entries, salt, 9000);
+            let bound: usize = entries.iter().map(|entry| max_entry_bytes(entry.inbox)).sum();
+            prop_assert!(encoded.pages.len() + FOOTER_BYTES <= max_bytes(bound));
+            let mut read = Vec::new();
+            for (number, page) in encoded.pages.chunks(PAGE_BYTES).enumerate() {
+                prop_assert!(decode_page(page, salt, number, &mut read).is_some());
+                prop_assert!(decode_page(page, salt, number + 1, &mut Vec::new()).is_none());
+            }
+            prop_assert_eq!(read, entries);
+            let size = 1 << 30;
+            let footer = decode_footer(&encoded.footer, salt, size, 9000);
+            prop_assert_eq!(footer, Some((12288, encoded.table.page_count())));
+            prop_assert_eq!(decode_footer(&encoded.footer, Salt::random(), size, 9000), None);
+            prop_assert_eq!(decode_footer(&encoded.footer, salt, size, 9008), None);
+        }
+    }
+}

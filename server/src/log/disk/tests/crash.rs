@@ -1,0 +1,90 @@
+//! A kill at every operation of a recorded run, and in the middle of the open that
+//! follows it.
+
+use rand::rngs::StdRng;
+
+use super::model::{Run, SimOpener};
+use super::sim::{Unsynced, below, random};
+
+const SEGMENT_BYTES: u64 = 20 << 10;
+
+/// What had returned when so many operations had been done.
+#[derive(Debug, Clone, Copy)]
+struct Mark {
+    operations: usize,
+    durable: u64,
+    returned: u64,
+}
+
+/// Records a run of some steps with some reopens.
+fn record(seed: u64, steps: usize) -> (Run, SimOpener, Vec<Mark>) {
+    let mut random = random(seed);
+    let opener = SimOpener::new(SEGMENT_BYTES);
+    let mut run = Run::new();
+    let mut log = run.reopen(&opener, 0).unwrap().0;
+    let mut marks = vec![Mark { operations: 0, durable: 0, returned: 0 }];
+    for _ in 0..steps {
+        run.step(&mut *log, &mut random).unwrap();
+        if below(&mut random, 30) == 0 {
+            drop(log);
+            log = run.reopen(&opener, run.returned).unwrap().0;
+            run.durable = run.returned;
+        }
+        let operations = opener.storage.operation_count();
+        marks.push(Mark { operations, durable: run.durable, returned: run.returned });
+    }
+    run.compare(&*log, run.returned).unwrap();
+    (run, opener, marks)
+}
+
+/// Opens what a crash left; then kills that open, too, and opens again.
+fn check_crash(run: &Run, opener: &SimOpener, mark: Mark, at: usize, unsynced: Unsynced, random: &mut StdRng) {
+    println!("operation {at}, {mark:?}, {unsynced:?}");
+    let least = if unsynced == Unsynced::Kept { mark.returned } else { mark.durable };
+    let left = opener.on(opener.storage.crash(at, unsynced, random));
+    let (log, frame) = run.reopen(&left, least).unwrap();
+    drop(log);
+    let at = below(random, left.storage.operation_count() as u64 + 1) as usize;
+    let again = left.on(left.storage.crash(at, unsynced, random));
+    run.reopen(&again, least).unwrap();
+    // All that was served once is there again.
+    let at = left.storage.operation_count();
+    let again = left.on(left.storage.crash(at, Unsynced::Lost, random));
+    run.reopen(&again, frame).unwrap();
+}
+
+pub(super) fn kill_everywhere(seed: u64, steps: usize) {
+    println!("seed {seed}");
+    let (run, opener, marks) = record(seed, steps);
+    let mut random = random(seed);
+    let mut mark = 0;
+    for at in 0..=opener.storage.operation_count() {
+        while marks.get(mark + 1).is_some_and(|next| next.operations <= at) {
+            mark += 1;
+        }
+        for unsynced in [Unsynced::Kept, Unsynced::Lost, Unsynced::Torn] {
+            check_crash(&run, &opener, marks[mark], at, unsynced, &mut random);
+        }
+    }
+    assert!(run.returned as usize > steps / 2);
+}
+
+#[test]
+fn kill_at_every_operation_loses_nothing_durable() {
+    for seed in [1, 2, 3] {
+        kill_everywhere(seed, 120);
+    }
+}
+
+#[test]
+fn kill_at_random_operations_of_long_runs_loses_nothing() {
+    let seed = super::seed();
+    let mut random = random(seed);
+    let (run, opener, marks) = record(seed, 1500);
+    for _ in 0..150 {
+        let at = below(&mut random, opener.storage.operation_count() as u64 + 1) as usize;
+        let mark = marks.iter().rev().find(|mark| mark.operations <= at).unwrap();
+        let unsynced = [Unsynced::Kept, Unsynced::Lost, Unsynced::Torn][at % 3];
+        check_crash(&run, &opener, *mark, at, unsynced, &mut random);
+    }
+}

@@ -1,0 +1,252 @@
+//! Appends frames to the active segment, and begins new segments.
+
+use std::io;
+use std::sync::Arc;
+
+use super::Shared;
+use super::format::{
+    BlockRecord, Checkpoint, Extent, FRAME_MAX, FRAMES_START, FrameContent, Header, Link, Previous, Salt,
+    SegmentId,
+};
+use super::head::HeadFile;
+use super::index::BlockRef;
+use super::recovery::CarriedFrame;
+use super::segment::{Segment, Slot};
+use super::slots::SIZE_MAX;
+use super::table::{max_bytes, max_entry_bytes};
+use crate::log::{AppendError, Durability, LogError, OpenError};
+
+/// Whether an error says that there is no space.
+pub(super) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// The end of the log.
+#[derive(Debug)]
+pub(super) struct Writer {
+    shared: Arc<Shared>,
+    head: HeadFile,
+    active: Arc<Segment>,
+    /// The end of the last frame in the active segment.
+    offset: u64,
+    /// Space that the index frame of the active segment takes at most, without its
+    /// fixed part.
+    index_bytes: usize,
+    /// The last frame.
+    link: Link,
+    /// The last commit that is on stable storage.
+    synced: u64,
+    checkpoint: Checkpoint,
+    buffer: Vec<u8>,
+    extents: Vec<Extent>,
+}
+
+impl Writer {
+    /// Begins the segment of an open. It holds the carried frames and is on stable
+    /// storage when this returns.
+    pub(super) fn open(
+        shared: Arc<Shared>,
+        head: HeadFile,
+        id: SegmentId,
+        previous: Previous,
+        checkpoint: Checkpoint,
+        carried: &[CarriedFrame],
+    ) -> Result<Self, OpenError> {
+        let blocks: Vec<Vec<BlockRecord<'_>>> =
+            carried.iter().map(|frame| frame.blocks.iter().map(BlockRecord::from).collect()).collect();
+        let length: usize = carried.iter().zip(&blocks).map(|(frame, blocks)| {
+            FrameContent::max_length(frame.meta.len(), frame.records.len(), blocks)
+        }).sum();
+        let index_bytes = blocks.iter().flatten().map(|block| max_entry_bytes(block.inbox)).sum();
+        let path = shared.storage.path("");
+        let io = |source| OpenError::Io { path: path.clone(), source };
+        let slot = take_slot(&shared, length, index_bytes).map_err(io)?;
+        let commit = carried.last().map_or(0, |frame| frame.commit);
+        let header = Header {
+            id,
+            size: slot.size,
+            salt: Salt::random(),
+            previous,
+            carried: commit,
+            checkpoint,
+        };
+        let mut buffer = header.encode();
+        let mut link = previous.link;
+        let mut places = Vec::new();
+        for (frame, blocks) in carried.iter().zip(&blocks) {
+            let content = FrameContent {
+                commit: frame.commit,
+                synced: frame.synced,
+                previous: link.check,
+                part: frame.part,
+                meta: &frame.meta,
+                records: &frame.records,
+                blocks,
+            };
+            let (offset, mut extents) = (buffer.len() as u32, Vec::new());
+            link = Link { commit: frame.commit, check: content.encode(header.salt, &mut buffer, &mut extents) };
+            places.extend(blocks.iter().zip(extents).map(|(block, extent)| {
+                let extent = Extent { offset: extent.offset + offset, ..extent };
+                (block.inbox, BlockRef { first: block.first, last: block.last, segment: id, extent })
+            }));
+        }
+        let offset = buffer.len() as u64;
+        slot.file.write_at(&buffer, 0).and_then(|()| slot.file.sync()).map_err(io)?;
+        head.write(id).map_err(io)?;
+        let active = Arc::new(Segment::new(id, slot, header.salt, 0, None));
+        shared.segments.insert(Arc::clone(&active));
+        for (inbox, place) in places {
+            shared.index.insert(inbox, place);
+        }
+        Ok(Self {
+            shared,
+            head,
+            active,
+            offset,
+            index_bytes,
+            link,
+            synced: link.commit,
+            checkpoint,
+            buffer: Vec::new(),
+            extents: Vec::new(),
+        })
+    }
+
+    /// The active segment.
+    pub(super) fn active(&self) -> SegmentId {
+        self.active.id
+    }
+
+    pub(super) fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    pub(super) fn next_commit(&self) -> u64 {
+        self.link.commit + 1
+    }
+
+    pub(super) fn previous_check(&self) -> u64 {
+        self.link.check
+    }
+
+    pub(super) fn synced(&self) -> u64 {
+        self.synced
+    }
+
+    /// Sets the newest complete checkpoint.
+    pub(super) fn set_checkpoint(&mut self, checkpoint: Checkpoint) {
+        self.checkpoint = checkpoint;
+    }
+
+    /// Makes sure that a frame fits the active segment, beginning a new one if
+    /// necessary.
+    pub(super) fn make_room(
+        &mut self,
+        meta: usize,
+        records: &[u8],
+        blocks: &[BlockRecord<'_>],
+    ) -> Result<(), AppendError> {
+        let length = FrameContent::max_length(meta, records.len(), blocks);
+        if length > FRAME_MAX {
+            return Err(self.error(io::ErrorKind::InvalidInput.into()).into());
+        }
+        let entries: usize = blocks.iter().map(|block| max_entry_bytes(block.inbox)).sum();
+        let end = self.offset + (length + max_bytes(self.index_bytes + entries)) as u64;
+        if end <= self.active.slot.size { Ok(()) } else { self.begin(length, entries) }
+    }
+
+    /// Begins a new segment, in which a frame of `length` bytes fits.
+    fn begin(&mut self, length: usize, entries: usize) -> Result<(), AppendError> {
+        let slot = take_slot(&self.shared, length, entries).map_err(|error| {
+            if is_full(&error) { AppendError::NoSpace } else { self.error(error).into() }
+        })?;
+        // The header says where the segment before ends, so that is durable first.
+        self.sync()?;
+        let previous = Previous { id: self.active.id, end: self.offset, link: self.link };
+        // A segment without frames is left out of the chain by no one, but costs
+        // nothing: it is freed at once.
+        let id = self.active.id.checked_add(1).ok_or_else(|| self.error(io::Error::other("no segment number")))?;
+        let header = Header {
+            id,
+            size: slot.size,
+            salt: Salt::random(),
+            previous,
+            carried: 0,
+            checkpoint: self.checkpoint,
+        };
+        slot.file
+            .write_at(&header.encode(), 0)
+            .and_then(|()| slot.file.sync())
+            .and_then(|()| self.head.write(id))
+            .map_err(|source| LogError { path: slot.path.clone(), source })?;
+        let next = Arc::new(Segment::new(id, slot, header.salt, 0, None));
+        self.shared.segments.insert(Arc::clone(&next));
+        self.active.finish(self.offset);
+        self.active = next;
+        self.offset = FRAMES_START;
+        self.index_bytes = 0;
+        Ok(())
+    }
+
+    /// Appends a frame for which there is room. Its blocks are indexed when this
+    /// returns.
+    pub(super) fn append(&mut self, content: &FrameContent<'_>, durability: Durability) -> Result<(), AppendError> {
+        self.buffer.clear();
+        self.extents.clear();
+        let check = content.encode(self.active.salt, &mut self.buffer, &mut self.extents);
+        let file = &*self.active.slot.file;
+        if let Err(error) = file.write_at(&self.buffer, self.offset) {
+            // Part of a frame is no frame: the next one is written over it.
+            return Err(if is_full(&error) { AppendError::NoSpace } else { self.error(error).into() });
+        }
+        if durability == Durability::Machine {
+            file.sync().map_err(|error| self.error(error))?;
+            self.synced = content.commit;
+        }
+        self.link = Link { commit: content.commit, check };
+        for (block, extent) in content.blocks.iter().zip(&self.extents) {
+            let extent = Extent { offset: extent.offset + self.offset as u32, ..*extent };
+            let place = BlockRef { first: block.first, last: block.last, segment: self.active.id, extent };
+            self.index_bytes += max_entry_bytes(block.inbox);
+            self.shared.index.insert(block.inbox, place);
+        }
+        self.offset += self.buffer.len() as u64;
+        self.buffer.shrink_to(BUFFER_BYTES);
+        Ok(())
+    }
+
+    /// Makes every frame durable.
+    pub(super) fn sync(&mut self) -> Result<(), LogError> {
+        if self.synced < self.link.commit {
+            self.active.slot.file.sync().map_err(|error| self.error(error))?;
+            self.synced = self.link.commit;
+        }
+        Ok(())
+    }
+
+    /// Returns an error of the active segment.
+    pub(super) fn error(&self, source: io::Error) -> LogError {
+        LogError { path: self.active.slot.path.clone(), source }
+    }
+}
+
+/// The buffer that is kept from one frame to the next.
+const BUFFER_BYTES: usize = 1 << 20;
+
+/// Takes a file for a segment in which a frame of `length` bytes fits, with the
+/// index of its blocks.
+fn take_slot(shared: &Shared, length: usize, entries: usize) -> io::Result<Slot> {
+    let needed = (FRAMES_START + (length + max_bytes(entries)) as u64).next_multiple_of(4096);
+    let size = needed.max(shared.segment_bytes);
+    if size > SIZE_MAX {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
+    if size == shared.segment_bytes
+        && let Some(slot) = shared.spares.take()
+    {
+        return Ok(slot);
+    }
+    let slot = shared.spares.create(&*shared.storage, size)?;
+    shared.note_used(size);
+    Ok(slot)
+}

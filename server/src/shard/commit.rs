@@ -1,0 +1,481 @@
+//! The commit thread: it takes everything that waits, decides each command in the
+//! order of arrival, appends one frame, waits until it is durable, and then
+//! completes and notifies. No other thread decides or appends anything.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use hark_protocol::{Code, SessionToken};
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::open::Opened;
+use super::queue::{Acks, Command, Wait};
+use super::recovery::Recovery;
+use super::{ShardConfig, Shared, Sync};
+use crate::ledger::{Changes, Checkpoint, Context, Ledger, SubscriptionEnd};
+use crate::log::{AppendError, Durability, Frame, Log, Opener};
+use crate::store::{Append, Created, Decide, Fence, Outcome, Position, Receiver, Unavailable};
+
+/// Commands that are decided in one commit.
+const COMMANDS_MAX: usize = 4096;
+
+/// Bytes of text that are appended in one commit; the last text may exceed it.
+const TEXT_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// How long acknowledgements that nobody waits for may be without a sync: until
+/// then their messages keep their space.
+const ACKS_SYNC_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long after a checkpoint that found no space the next one is tried.
+const CHECKPOINT_RETRY: Duration = Duration::from_secs(30);
+
+/// The state of the commit thread.
+#[derive(Debug)]
+pub(super) struct Committer {
+    config: ShardConfig,
+    shared: Arc<Shared>,
+    opener: Arc<dyn Opener>,
+    /// `None` after a failure, until it is open again.
+    log: Option<Box<dyn Log>>,
+    recovery: Option<Recovery>,
+    ledger: Ledger,
+    /// The number that was given out last when the commit began.
+    stored: u64,
+    /// Ends of subscriptions of the commit that failed.
+    lost: Vec<SubscriptionEnd>,
+    /// Empty between two commits.
+    changes: Changes,
+    checkpoint: Option<Checkpoint>,
+    checkpoint_after: Instant,
+    /// Completions of this commit, empty between two: of sends, and of the rest.
+    sent: Vec<Sent>,
+    completions: Vec<Completion>,
+    /// The permits of its messages; empty between two.
+    permits: Vec<OwnedSemaphorePermit>,
+    /// Commands that were taken and are not decided.
+    backlog: VecDeque<Command>,
+    /// Cursors that were appended, and that no sync has covered.
+    unsynced: HashMap<u64, Position>,
+    acks_committed: Instant,
+    synced: Instant,
+    started: Instant,
+    /// The running time when this process began.
+    running_before: Duration,
+}
+
+/// The completion of a send, which waits for its commit.
+#[derive(Debug)]
+struct Sent {
+    completer: Decide<Outcome>,
+    outcome: Result<Outcome, Unavailable>,
+    fence: Option<Fence>,
+}
+
+impl Sent {
+    fn complete(self) {
+        self.completer.decide(self.outcome);
+    }
+
+    fn fail(self) {
+        if let Some(fence) = self.fence {
+            fence.close();
+        }
+        self.completer.decide(Err(Unavailable));
+    }
+
+    /// Nothing of the commit was stored, for lack of space. A repeat of a message up
+    /// to number `stored` was stored before.
+    fn refuse(self, stored: u64) {
+        self.completer.decide(match self.outcome {
+            Ok(Outcome::Stored(sequence)) if sequence.0 <= stored => Ok(Outcome::Stored(sequence)),
+            Ok(_) => Ok(Outcome::Refused(Code::NoSpace)),
+            Err(Unavailable) => Err(Unavailable),
+        });
+    }
+}
+
+/// Any other completion that waits for its commit.
+#[derive(Debug)]
+enum Completion {
+    Created(Decide<Created>, Created),
+    Flag(Decide<bool>, bool),
+    Subscribed(Decide<Option<Receiver>>, Option<Receiver>),
+    Opened(SessionToken, Decide<bool>, bool),
+}
+
+impl Completion {
+    fn complete(self) {
+        match self {
+            Self::Created(completer, created) => completer.decide(Ok(created)),
+            Self::Flag(completer, flag) | Self::Opened(_, completer, flag) => completer.decide(Ok(flag)),
+            Self::Subscribed(completer, receiver) => completer.decide(Ok(receiver)),
+        }
+    }
+
+    fn fail(self) {
+        match self {
+            Self::Created(completer, _) => completer.decide(Err(Unavailable)),
+            Self::Flag(completer, _) | Self::Opened(_, completer, _) => completer.decide(Err(Unavailable)),
+            Self::Subscribed(completer, _) => completer.decide(Err(Unavailable)),
+        }
+    }
+}
+
+/// A shard that was asked to close, and has.
+pub(super) struct Closed {
+    completer: Decide<()>,
+    outcome: Result<(), Unavailable>,
+}
+
+impl Closed {
+    /// Answers.
+    pub(super) fn complete(self) {
+        self.completer.decide(self.outcome);
+    }
+}
+
+impl Committer {
+    /// For a log that was just opened.
+    pub(super) fn new(
+        config: ShardConfig,
+        shared: Arc<Shared>,
+        opener: Arc<dyn Opener>,
+        opened: Opened,
+    ) -> Self {
+        let now = Instant::now();
+        let Opened { log, ledger } = opened;
+        let mut committer = Self {
+            running_before: ledger.running(),
+            config,
+            shared,
+            opener,
+            log: None,
+            recovery: None,
+            ledger,
+            stored: 0,
+            lost: Vec::new(),
+            changes: Changes::default(),
+            checkpoint: None,
+            checkpoint_after: now,
+            sent: Vec::new(),
+            completions: Vec::new(),
+            permits: Vec::new(),
+            backlog: VecDeque::new(),
+            unsynced: HashMap::new(),
+            acks_committed: now,
+            synced: now,
+            started: now,
+        };
+        committer.serve(log);
+        committer
+    }
+
+    /// Decides and commits until it is asked to close. By then everything is
+    /// released. `None` if it was stopped.
+    pub(super) fn run(mut self) -> Option<Closed> {
+        let mut taken = Vec::new();
+        loop {
+            let acks = self.shared.queue.take(self.wait(), &mut taken)?;
+            self.backlog.extend(taken.drain(..));
+            self.shared.progress.begin();
+            let closing = if self.log.is_some() { self.commit(acks) } else { self.refuse() };
+            self.shared.progress.end(&self.shared.queue);
+            if let Some(completer) = closing {
+                let outcome = self.close();
+                return Some(Closed { completer, outcome });
+            }
+        }
+    }
+
+    fn wait(&self) -> Wait {
+        match &self.log {
+            Some(_) if self.checkpoint.is_some() => Wait::Nothing,
+            Some(_) => Wait::AcksSince(self.acks_committed),
+            None => Wait::Commands,
+        }
+    }
+
+    /// Decides what waits and commits it. Returns a request to close.
+    fn commit(&mut self, acks: Acks) -> Option<Decide<()>> {
+        let context = Context {
+            running: self.now(),
+            is_low_on_space: self.log.as_ref().is_some_and(|log| log.is_low_on_space()),
+        };
+        self.stored = self.ledger.counter();
+        self.ledger.begin(context, &mut self.changes);
+        if !acks.is_empty() {
+            self.acks_committed = Instant::now();
+        }
+        for (account, position) in acks {
+            self.ledger.acknowledge(&account, position, &mut self.changes);
+        }
+        let closing = self.decide_backlog(context);
+        // Where the watchdog finds it, if this commit takes too long.
+        self.shared.queue.put_back(self.backlog.drain(..));
+        self.finish();
+        self.continue_checkpoint();
+        closing
+    }
+
+    /// Decides as much of the backlog as fits into one frame.
+    fn decide_backlog(&mut self, context: Context) -> Option<Decide<()>> {
+        let mut text_bytes = 0;
+        while self.has_room(text_bytes) {
+            match self.backlog.pop_front()? {
+                Command::Close(completer) => return Some(completer),
+                Command::Appends(mut appends) => {
+                    while self.has_room(text_bytes) {
+                        let Some((append, completer)) = appends.next() else { break };
+                        text_bytes += append.text.len();
+                        self.append(append, completer, context);
+                    }
+                    if appends.len() > 0 {
+                        self.backlog.push_front(Command::Appends(appends));
+                    }
+                }
+                command => {
+                    let completion = self.decide(command, context.running);
+                    self.completions.extend(completion);
+                }
+            }
+        }
+        None
+    }
+
+    fn has_room(&self, text_bytes: usize) -> bool {
+        self.sent.len() + self.completions.len() < COMMANDS_MAX
+            && text_bytes < TEXT_BYTES_MAX
+            && !self.changes.is_full()
+    }
+
+    fn append(&mut self, mut append: Append, completer: Decide<Outcome>, context: Context) {
+        let is_of_session = append.send_id.is_some();
+        let outcome = self.ledger.append(&mut append, context, &mut self.changes);
+        if let Some(permit) = append.permit {
+            hold(&mut self.permits, permit);
+        }
+        self.sent.push(Sent { completer, outcome, fence: is_of_session.then_some(append.fence) });
+    }
+
+    fn decide(&mut self, command: Command, now: Duration) -> Option<Completion> {
+        let (ledger, changes) = (&mut self.ledger, &mut self.changes);
+        Some(match command {
+            Command::Create(name, password, completer) => {
+                Completion::Created(completer, ledger.create(&name, password, changes))
+            }
+            Command::SetPassword { account, old, new, decide } => {
+                Completion::Flag(decide, ledger.set_password(&account, old.as_ref(), new, changes))
+            }
+            Command::Delete(account, completer) => {
+                Completion::Flag(completer, ledger.delete(&account, changes))
+            }
+            Command::Subscribe { account, takes_over, decide } => {
+                let may_subscribe = takes_over || ledger.is_free(&account);
+                // The former subscription may have acknowledged after this was taken.
+                if let Some(position) = self.shared.queue.take_ack(&account) {
+                    ledger.acknowledge(&account, position, changes);
+                }
+                let receiver = may_subscribe.then(|| ledger.subscribe(&account, changes)).flatten();
+                Completion::Subscribed(decide, receiver)
+            }
+            Command::OpenSession(token, from, completer) => {
+                let is_open = ledger.open_session(&token, from, now);
+                Completion::Opened(token, completer, is_open)
+            }
+            Command::CloseSession(token) => {
+                ledger.close_session(&token, now);
+                return None;
+            }
+            Command::Appends(_) | Command::Recovered(_) | Command::Close(_) => {
+                command.refuse();
+                return None;
+            }
+        })
+    }
+
+    /// Appends the frame, and then completes and notifies. In this order: a client
+    /// that hears of a change finds it, and the one that made it hears of it first.
+    ///
+    /// Of the sends the last is completed first: a connection waits for its first
+    /// one, and so wakes when all are completed.
+    fn finish(&mut self) {
+        if let Some(frame) = self.ledger.finish(&mut self.changes) {
+            let durability = self.durability();
+            if let Err(error) = self.append_frame(frame, durability) {
+                return self.fail(&error);
+            }
+            self.release(durability);
+        }
+        self.shared.directory.change(&mut self.changes.effects.accounts);
+        self.sent.drain(..).rev().for_each(Sent::complete);
+        self.completions.drain(..).for_each(Completion::complete);
+        self.permits.clear();
+        self.changes.effects.publish();
+        self.changes.effects.clear();
+    }
+
+    fn durability(&self) -> Durability {
+        let effects = &self.changes.effects;
+        let is_synced = match self.config.sync {
+            Sync::Always => {
+                effects.is_awaited || effects.is_reserving || self.synced.elapsed() >= ACKS_SYNC_INTERVAL
+            }
+            Sync::Os => effects.is_reserving,
+        };
+        if is_synced { Durability::Machine } else { Durability::Process }
+    }
+
+    fn append_frame(&mut self, frame: Frame, durability: Durability) -> Result<(), AppendError> {
+        let Some(log) = &mut self.log else { return Ok(()) };
+        log.append(frame, durability)?;
+        if durability == Durability::Machine {
+            self.synced = Instant::now();
+        }
+        Ok(())
+    }
+
+    /// Hides acknowledged messages from readers, and releases them, and those of
+    /// accounts that ended, once the frame that says so is as durable as the rest.
+    fn release(&mut self, durability: Durability) {
+        let effects = &mut self.changes.effects;
+        self.shared.readers.cursors.advance(&effects.cursors, &effects.ended);
+        self.unsynced.extend(effects.cursors.drain(..));
+        if durability == Durability::Process && self.config.sync == Sync::Always {
+            return;
+        }
+        let Some(log) = &mut self.log else { return };
+        for (incarnation, cursor) in self.unsynced.drain() {
+            log.release(incarnation, cursor.sequence.0);
+        }
+        for incarnation in &effects.ended {
+            log.release(*incarnation, u64::MAX);
+        }
+    }
+
+    /// Appends the next piece of a checkpoint, if one is due or under way.
+    fn continue_checkpoint(&mut self) {
+        let Some(log) = &self.log else { return };
+        if self.checkpoint.is_none() && !(log.is_checkpoint_due() && Instant::now() >= self.checkpoint_after) {
+            return;
+        }
+        let checkpoint = self.checkpoint.get_or_insert_default();
+        let piece = checkpoint.next_piece(&self.ledger, &mut self.changes);
+        let is_complete = checkpoint.is_complete();
+        let durability = if is_complete { Durability::Machine } else { Durability::Process };
+        match self.append_frame(piece, durability) {
+            Ok(()) if is_complete => self.checkpoint = None,
+            Ok(()) => {}
+            Err(AppendError::NoSpace) => {
+                tracing::warn!("checkpoint abandoned: no space left");
+                self.checkpoint = None;
+                self.checkpoint_after = Instant::now() + CHECKPOINT_RETRY;
+            }
+            Err(error) => self.fail(&error),
+        }
+    }
+
+    /// The frame was not appended, or nobody knows whether it was. The ledger is
+    /// ahead of the log: both are dropped and opened again.
+    fn fail(&mut self, error: &AppendError) {
+        tracing::error!(%error, "append failed: opening the store again");
+        let now = self.now();
+        match error {
+            AppendError::NoSpace => self.sent.drain(..).for_each(|sent| sent.refuse(self.stored)),
+            AppendError::Failed(_) => self.sent.drain(..).for_each(Sent::fail),
+        }
+        for completion in self.completions.drain(..) {
+            if let Completion::Opened(token, _, true) = &completion {
+                self.ledger.close_session(token, now);
+            }
+            completion.fail();
+        }
+        self.permits.clear();
+        self.lost = std::mem::take(&mut self.changes.effects.ends);
+        self.changes.effects.clear();
+        self.checkpoint = None;
+        self.unsynced.clear();
+        self.shared.is_open.store(false, Ordering::Release);
+        self.shared.readers.set(None);
+        let (opener, queue) = (Arc::clone(&self.opener), Arc::clone(&self.shared.queue));
+        let (limits, counter) = (self.config.limits(), self.ledger.counter());
+        self.recovery = Some(Recovery::start(opener, self.log.take(), limits, counter, queue));
+    }
+
+    /// Answers while there is no log. Returns a request to close.
+    fn refuse(&mut self) -> Option<Decide<()>> {
+        let now = self.now();
+        while let Some(command) = self.backlog.pop_front() {
+            match command {
+                Command::Close(completer) => return Some(completer),
+                Command::CloseSession(token) => self.ledger.close_session(&token, now),
+                Command::Recovered(opened) => {
+                    self.recovery = None;
+                    self.recover(*opened);
+                    self.shared.queue.put_back(self.backlog.drain(..));
+                    tracing::info!("store available again");
+                    return None;
+                }
+                other => other.refuse(),
+            }
+        }
+        None
+    }
+
+    fn recover(&mut self, opened: Opened) {
+        let now = self.now();
+        let former = std::mem::replace(&mut self.ledger, opened.ledger);
+        let lost = std::mem::take(&mut self.lost);
+        for (account, position) in self.ledger.inherit_from(former, lost, now) {
+            self.shared.queue.acknowledge(&account, position);
+        }
+        self.serve(opened.log);
+    }
+
+    /// Serves from an open log, whose ledger is in place.
+    fn serve(&mut self, log: Box<dyn Log>) {
+        self.shared.directory.replace(self.ledger.accounts());
+        let cursors = self.ledger.inboxes();
+        let cursors = cursors.map(|(entry, cursor, _)| (entry.account.incarnation, cursor));
+        self.shared.readers.cursors.replace(cursors);
+        self.shared.readers.set(Some(log.reader()));
+        self.log = Some(log);
+        self.shared.is_open.store(true, Ordering::Release);
+    }
+
+    fn close(&mut self) -> Result<(), Unavailable> {
+        self.shared.readers.set(None);
+        let Some(log) = self.log.take() else { return Err(Unavailable) };
+        log.close().map_err(|error| {
+            tracing::error!(%error, "cannot close the store in order: it recovers at the next start");
+            Unavailable
+        })
+    }
+
+    /// The running time of the store.
+    fn now(&self) -> Duration {
+        self.running_before + self.started.elapsed()
+    }
+}
+
+/// Adds a permit to the others of its kind: to release many at once costs as much
+/// as to release one.
+fn hold(permits: &mut Vec<OwnedSemaphorePermit>, permit: OwnedSemaphorePermit) {
+    match permits.last_mut() {
+        Some(last) if Arc::ptr_eq(last.semaphore(), permit.semaphore()) => last.merge(permit),
+        _ => permits.push(permit),
+    }
+}
+
+impl Drop for Committer {
+    /// However the thread ends, nobody is left waiting.
+    fn drop(&mut self) {
+        self.recovery = None;
+        self.shared.readers.set(None);
+        self.shared.is_open.store(false, Ordering::Release);
+        self.shared.directory.close();
+        self.backlog.drain(..).for_each(Command::refuse);
+        self.shared.queue.close();
+    }
+}

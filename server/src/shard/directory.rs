@@ -1,0 +1,90 @@
+//! The accounts as other threads may know them: those whose creation was
+//! committed, and whose end was not.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use hark_protocol::UserName;
+
+use crate::ledger::AccountChange;
+use crate::store::{Account, AccountEntry, PasswordHash, Unavailable};
+
+/// The directory. Only the commit thread changes it.
+#[derive(Debug, Default)]
+pub(super) struct Directory {
+    // A lock, since every connection looks names up. It is held for one look-up,
+    // one page of names, or the changes of one commit.
+    entries: RwLock<Entries>,
+}
+
+/// `None` if the store has closed.
+type Entries = Option<BTreeMap<UserName, Entry>>;
+
+#[derive(Debug, Clone)]
+struct Entry {
+    incarnation: u64,
+    password: Option<PasswordHash>,
+}
+
+impl Directory {
+    /// Looks an account up.
+    pub(super) fn account(&self, name: &UserName) -> Result<Option<AccountEntry>, Unavailable> {
+        let entry = self.read().as_ref().ok_or(Unavailable)?.get(name).cloned();
+        Ok(entry.map(|Entry { incarnation, password }| {
+            let account = Account { name: name.clone(), incarnation };
+            AccountEntry { account, password }
+        }))
+    }
+
+    /// The names after `after`, at most `limit`.
+    pub(super) fn names(&self, after: Option<&UserName>, limit: usize) -> Result<Vec<UserName>, Unavailable> {
+        let after = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let entries = self.read();
+        let range = entries.as_ref().ok_or(Unavailable)?.range::<UserName, _>((after, Bound::Unbounded));
+        Ok(range.take(limit).map(|(name, _)| name.clone()).collect())
+    }
+
+    /// Makes changes, in order, and takes them out.
+    pub(super) fn change(&self, changes: &mut Vec<AccountChange>) {
+        if changes.is_empty() {
+            return;
+        }
+        let mut entries = self.write();
+        let Some(entries) = &mut *entries else { return };
+        for change in changes.drain(..) {
+            match change {
+                AccountChange::Present(account) => {
+                    let (name, entry) = split(account);
+                    entries.insert(name, entry)
+                }
+                AccountChange::Ended(name) => entries.remove(&name),
+            };
+        }
+    }
+
+    /// Begins anew with these.
+    pub(super) fn replace(&self, accounts: impl Iterator<Item = AccountEntry>) {
+        // Outside of the lock, since it takes a while.
+        let entries = Some(accounts.map(split).collect());
+        *self.write() = entries;
+    }
+
+    /// The store has closed: it cannot say any more.
+    pub(super) fn close(&self) {
+        *self.write() = None;
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Entries> {
+        // Nothing panics while the lock is held.
+        self.entries.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Entries> {
+        self.entries.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn split(AccountEntry { account, password }: AccountEntry) -> (UserName, Entry) {
+    (account.name, Entry { incarnation: account.incarnation, password })
+}

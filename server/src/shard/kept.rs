@@ -1,0 +1,234 @@
+//! A log for tests and fuzz targets: it keeps frames over opens, and has faults.
+//! It holds appends back, or fails them, or has no space.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![cfg_attr(not(test), expect(dead_code, reason = "the fuzz targets need a part of it"))]
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+
+use crate::log::memory::MemoryOpener;
+use crate::log::{
+    AppendError, Block, CheckpointPart, Durability, Frame, InboxId, Log, LogError, OpenError, Opener, Reader,
+    Usage,
+};
+
+/// Frames after which a checkpoint is due. Few, so that there are checkpoints in
+/// every test.
+const FRAMES_MAX: usize = 8;
+
+/// How an append fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Failure {
+    /// Nothing of the frame was written.
+    Before,
+    /// All of the frame was written, but its sync failed.
+    After,
+    /// There was no space for the frame.
+    NoSpace,
+}
+
+/// The frames that are kept, and the faults, shared by all logs of an opener.
+#[derive(Debug, Default)]
+pub(crate) struct Kept {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    records: Vec<(Vec<u8>, Option<CheckpointPart>)>,
+    blocks: Vec<Block>,
+    is_holding: bool,
+    is_held: bool,
+    /// How the next append fails.
+    failure: Option<Failure>,
+    is_low_on_space: bool,
+    opens_fail: bool,
+    failed_opens: usize,
+    appends: Vec<Durability>,
+    checkpoints: usize,
+}
+
+impl Kept {
+    /// The next append waits before its sync returns, until [`Self::release`].
+    pub(crate) fn hold(&self) {
+        self.lock().is_holding = true;
+    }
+
+    /// Waits until an append waits.
+    pub(crate) fn wait_until_held(&self) {
+        drop(self.changed.wait_while(self.lock(), |state| !state.is_held).unwrap());
+    }
+
+    /// Lets appends through.
+    pub(crate) fn release(&self) {
+        self.lock().is_holding = false;
+        self.changed.notify_all();
+    }
+
+    /// The next append fails. One that waits already does not.
+    pub(crate) fn fail_next(&self, failure: Failure) {
+        self.lock().failure = Some(failure);
+    }
+
+    /// Whether free space is below the reserve.
+    pub(crate) fn set_low_on_space(&self, is_low: bool) {
+        self.lock().is_low_on_space = is_low;
+    }
+
+    /// Whether the log can be opened.
+    pub(crate) fn fail_opens(&self, fail: bool) {
+        self.lock().opens_fail = fail;
+    }
+
+    /// Waits until so many attempts to open it have failed.
+    pub(crate) fn wait_for_failed_opens(&self, count: usize) {
+        drop(self.changed.wait_while(self.lock(), |state| state.failed_opens < count).unwrap());
+    }
+
+    /// How durable the appends were asked to be, but for those of checkpoints.
+    pub(crate) fn appends(&self) -> Vec<Durability> {
+        self.lock().appends.clone()
+    }
+
+    /// The number of complete checkpoints.
+    pub(crate) fn checkpoints(&self) -> usize {
+        self.lock().checkpoints
+    }
+
+    /// Puts another block in the place of the one with this first number.
+    pub(crate) fn replace_block(&self, replacement: &Block) {
+        for block in &mut self.lock().blocks {
+            if (block.inbox, block.first) == (replacement.inbox, replacement.first) {
+                block.clone_from(replacement);
+            }
+        }
+    }
+
+    /// The blocks that are live.
+    pub(crate) fn blocks(&self) -> Vec<Block> {
+        self.lock().blocks.clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+}
+
+impl State {
+    fn keep(&mut self, frame: &Frame) {
+        if let Some(part) = frame.checkpoint {
+            self.checkpoints += usize::from(part.is_last);
+        }
+        self.records.push((frame.records.clone(), frame.checkpoint));
+        self.blocks.extend(frame.blocks.iter().cloned());
+        if frame.checkpoint.is_some_and(|part| part.is_last) {
+            let first = self.records.iter().rposition(|(_, part)| part.is_some_and(|part| part.is_first));
+            self.records.drain(..first.unwrap());
+        }
+    }
+}
+
+/// Opens the log that is kept.
+#[derive(Debug, Default)]
+pub(crate) struct KeptOpener {
+    pub(crate) kept: Arc<Kept>,
+}
+
+impl Opener for KeptOpener {
+    fn open(
+        &self,
+        replay: &mut dyn FnMut(&[u8]) -> Result<(), OpenError>,
+    ) -> Result<Box<dyn Log>, OpenError> {
+        let mut state = self.kept.lock();
+        if state.opens_fail {
+            state.failed_opens += 1;
+            self.kept.changed.notify_all();
+            let source = std::io::ErrorKind::StorageFull.into();
+            return Err(OpenError::Io { path: PathBuf::new(), source });
+        }
+        let mut inner = MemoryOpener.open(&mut |_| Ok(()))?;
+        for (records, _) in &state.records {
+            replay(records)?;
+        }
+        for block in &state.blocks {
+            let frame = Frame { blocks: vec![block.clone()], ..Frame::default() };
+            inner.append(frame, Durability::Process).unwrap();
+        }
+        let kept = Arc::clone(&self.kept);
+        Ok(Box::new(KeptLog { inner, kept, is_poisoned: false }))
+    }
+
+    fn path(&self) -> &Path {
+        Path::new("kept")
+    }
+}
+
+#[derive(Debug)]
+struct KeptLog {
+    inner: Box<dyn Log>,
+    kept: Arc<Kept>,
+    is_poisoned: bool,
+}
+
+impl Log for KeptLog {
+    fn append(&mut self, frame: Frame, durability: Durability) -> Result<(), AppendError> {
+        assert!(!self.is_poisoned, "the log has failed, and is used again");
+        let mut state = self.kept.lock();
+        if frame.checkpoint.is_none() {
+            state.appends.push(durability);
+        }
+        let failure = state.failure.take();
+        if failure == Some(Failure::NoSpace) {
+            return Err(AppendError::NoSpace);
+        }
+        if failure != Some(Failure::Before) {
+            state.keep(&frame);
+        }
+        if state.is_holding {
+            state.is_held = true;
+            self.kept.changed.notify_all();
+            state = self.kept.changed.wait_while(state, |state| state.is_holding).unwrap();
+            state.is_held = false;
+        }
+        drop(state);
+        if failure.is_some() {
+            self.is_poisoned = true;
+            let source = std::io::ErrorKind::StorageFull.into();
+            return Err(LogError { path: PathBuf::new(), source }.into());
+        }
+        self.inner.append(frame, durability)
+    }
+
+    fn release(&mut self, inbox: InboxId, through: u64) {
+        self.kept.lock().blocks.retain(|block| block.inbox != inbox || block.last > through);
+        self.inner.release(inbox, through);
+    }
+
+    fn retain(&mut self, cursor: &mut dyn FnMut(InboxId) -> Option<u64>) {
+        self.inner.retain(cursor);
+    }
+
+    fn reader(&self) -> Arc<dyn Reader> {
+        self.inner.reader()
+    }
+
+    fn is_checkpoint_due(&self) -> bool {
+        let state = self.kept.lock();
+        let last = state.records.iter().rposition(|(_, part)| part.is_some_and(|part| part.is_last));
+        state.records.len() - last.map_or(0, |last| last + 1) > FRAMES_MAX
+    }
+
+    fn is_low_on_space(&self) -> bool {
+        self.kept.lock().is_low_on_space
+    }
+
+    fn usage(&self) -> Usage {
+        self.inner.usage()
+    }
+
+    fn close(self: Box<Self>) -> Result<(), LogError> {
+        self.inner.close()
+    }
+}

@@ -1,0 +1,277 @@
+//! The shard: one commit loop around one ledger and one log. [`ShardStore`] is its
+//! handle, and the store of a server without a cluster.
+//!
+//! | file | content |
+//! | --- | --- |
+//! | `queue` | commands and acknowledgements that wait for the commit thread |
+//! | `commit` | the commit thread: one frame for everything that waits |
+//! | `open`, `recovery` | the start, and opening the log again after a failure |
+//! | `watchdog` | commits that take too long |
+//! | `offline` | a store that is open without being served |
+//! | `directory`, `readers`, `cursors` | what other threads may see: what is committed |
+
+mod commit;
+mod cursors;
+mod directory;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
+#[cfg(any(test, feature = "fuzzing"))]
+mod kept;
+pub(crate) mod offline;
+mod open;
+mod queue;
+mod readers;
+mod recovery;
+#[cfg(test)]
+mod tests;
+mod watchdog;
+
+use std::net::IpAddr;
+use std::panic::{self, AssertUnwindSafe};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use hark_protocol::{SessionToken, UserName};
+
+use self::commit::{Closed, Committer};
+use self::directory::Directory;
+use self::open::CounterFloor;
+use self::queue::{Command, Queue};
+use self::readers::Readers;
+use self::watchdog::{Deadlines, Progress, Watchdog};
+use crate::ledger::Limits;
+use crate::log::Opener;
+use crate::log::disk::DiskOpener;
+use crate::log::memory::MemoryOpener;
+use crate::store::{
+    Account, AccountEntry, Append, Created, Decide, Outcome, Page, PasswordHash, Pending, Position,
+    ReadLimit, Receiver, Store,
+};
+
+pub use self::open::StartError;
+pub use crate::ledger::{COUNTER_MAX, WrongClock};
+
+/// The bounds of a shard, and how durable it is.
+#[derive(Debug, Clone)]
+pub struct ShardConfig {
+    /// Accounts.
+    pub accounts_max: usize,
+    /// Sessions that are open or remembered.
+    pub sessions_max: usize,
+    /// Unacknowledged messages in an inbox.
+    pub queued_messages_max: u64,
+    /// Bytes of their texts.
+    pub queued_bytes_max: u64,
+    /// What an answer waits for.
+    pub sync: Sync,
+    /// A number above all that were ever used. With it, numbers do not depend on
+    /// the clock, and a new store does not wait for the next second.
+    pub numbers_after: Option<u64>,
+}
+
+/// What an answer waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sync {
+    /// Stable storage: it survives the loss of power.
+    Always,
+    /// The operating system: it survives the end of the process, and no more.
+    Os,
+}
+
+impl ShardConfig {
+    /// The defaults of an operator.
+    pub const DEFAULT: Self = Self {
+        accounts_max: 1_000_000,
+        sessions_max: 250_000,
+        queued_messages_max: 100_000,
+        queued_bytes_max: 256 * 1024 * 1024,
+        sync: Sync::Always,
+        numbers_after: None,
+    };
+
+    const fn limits(&self) -> Limits {
+        Limits {
+            accounts_max: self.accounts_max,
+            sessions_max: self.sessions_max,
+            queued_messages_max: self.queued_messages_max,
+            queued_bytes_max: self.queued_bytes_max,
+        }
+    }
+
+    fn counter_floor(&self) -> CounterFloor {
+        self.numbers_after.map_or(CounterFloor::Clock, CounterFloor::After)
+    }
+}
+
+impl Default for ShardConfig {
+    fn default() -> Self {
+        Self::DEFAULT
+    }
+}
+
+/// A store of one shard.
+///
+/// If it is dropped without [`Store::close`], what is in flight ends as
+/// [`super::store::Unavailable`], and the next start recovers. Dropping it waits
+/// for a commit in flight.
+///
+/// [`Store::account`] and [`Store::names`] answer at once, from what was
+/// committed: they do not see what was asked for and is not decided yet.
+#[derive(Debug)]
+pub struct ShardStore {
+    shared: Arc<Shared>,
+    _watchdog: Watchdog,
+    // A lock only because a drop may come from any thread.
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What the commit thread shares with all others.
+#[derive(Debug, Default)]
+struct Shared {
+    queue: Arc<Queue>,
+    progress: Arc<Progress>,
+    directory: Directory,
+    readers: Readers,
+    /// The log is open.
+    is_open: AtomicBool,
+}
+
+impl ShardStore {
+    /// Opens a store over a log. Blocks until it is replayed.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub fn open(opener: Arc<dyn Opener>, config: ShardConfig) -> Result<Self, StartError> {
+        Self::start(opener, config, Deadlines::DEFAULT)
+    }
+
+    /// Opens the store in a folder, which is made if there is none.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub fn on_disk(folder: &Path, config: ShardConfig) -> Result<Self, StartError> {
+        Self::open(Arc::new(DiskOpener::new(folder)), config)
+    }
+
+    /// A store in memory, which is gone when it is dropped.
+    ///
+    /// # Errors
+    /// [`StartError::Clock`] and [`StartError::Thread`].
+    pub fn memory(config: ShardConfig) -> Result<Self, StartError> {
+        Self::open(Arc::new(MemoryOpener), config)
+    }
+
+    fn start(
+        opener: Arc<dyn Opener>,
+        config: ShardConfig,
+        deadlines: Deadlines,
+    ) -> Result<Self, StartError> {
+        let opened = open::open(&*opener, config.limits(), config.counter_floor())?;
+        let shared = Arc::<Shared>::default();
+        let (progress, queue) = (Arc::clone(&shared.progress), Arc::clone(&shared.queue));
+        let watchdog = Watchdog::start(progress, queue, deadlines).map_err(StartError::Thread)?;
+        let committer = Committer::new(config, Arc::clone(&shared), opener, opened);
+        let commit = move || {
+            // After a bug in here nobody decides anything: nothing that was answered
+            // is lost by the end of the process, and the next one serves.
+            let Ok(closed) = panic::catch_unwind(AssertUnwindSafe(|| committer.run())) else {
+                tracing::error!("commit thread panicked: aborting");
+                std::process::abort();
+            };
+            // It answers when it has released everything.
+            if let Some(closed) = closed {
+                Closed::complete(closed);
+            }
+        };
+        let thread = thread::Builder::new().name("store-commit".to_owned()).spawn(commit);
+        let thread = thread.map_err(StartError::Thread)?;
+        Ok(Self { shared, _watchdog: watchdog, thread: Mutex::new(Some(thread)) })
+    }
+
+    fn ask<T>(&self, command: impl FnOnce(Decide<T>) -> Command) -> Pending<T> {
+        let (decide, pending) = Pending::new();
+        self.shared.queue.push(command(decide));
+        pending
+    }
+}
+
+impl Store for ShardStore {
+    fn create(&self, name: &UserName, password: Option<PasswordHash>) -> Pending<Created> {
+        self.ask(|decide| Command::Create(name.clone(), password, decide))
+    }
+
+    fn account(&self, name: &UserName) -> Pending<Option<AccountEntry>> {
+        Pending::ready(self.shared.directory.account(name))
+    }
+
+    fn set_password(&self, account: &Account, old: Option<PasswordHash>, new: PasswordHash) -> Pending<bool> {
+        self.ask(|decide| Command::SetPassword { account: account.clone(), old, new, decide })
+    }
+
+    fn delete(&self, account: &Account) -> Pending<bool> {
+        self.ask(|decide| Command::Delete(account.clone(), decide))
+    }
+
+    fn names(&self, after: Option<&UserName>, limit: usize) -> Pending<Vec<UserName>> {
+        Pending::ready(self.shared.directory.names(after, limit))
+    }
+
+    fn append_all(&self, appends: &mut Vec<(Append, Decide<Outcome>)>) {
+        self.shared.queue.push(Command::Appends(std::mem::take(appends).into_iter()));
+    }
+
+    fn receive(&self, account: &Account) -> Pending<Option<Receiver>> {
+        self.ask(|decide| Command::Subscribe { account: account.clone(), takes_over: true, decide })
+    }
+
+    fn receive_if_free(&self, account: &Account) -> Pending<Option<Receiver>> {
+        self.ask(|decide| Command::Subscribe { account: account.clone(), takes_over: false, decide })
+    }
+
+    /// Reads on a thread of the runtime that may block; without a runtime on
+    /// the caller's.
+    fn read(&self, account: &Account, after: Position, limit: ReadLimit) -> Pending<Page> {
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return Pending::ready(self.shared.readers.read(account, after, limit));
+        };
+        let (decide, pending) = Pending::new();
+        let (shared, account) = (Arc::clone(&self.shared), account.clone());
+        // The reader waits for the outcome; nobody waits for the thread.
+        drop(runtime.spawn_blocking(move || decide.decide(shared.readers.read(&account, after, limit))));
+        pending
+    }
+
+    fn acknowledge(&self, account: &Account, position: Position) {
+        self.shared.queue.acknowledge(account, position);
+    }
+
+    fn open_session(&self, session: &SessionToken, from: Option<IpAddr>) -> Pending<bool> {
+        self.ask(|decide| Command::OpenSession(session.clone(), from, decide))
+    }
+
+    fn close_session(&self, session: &SessionToken) {
+        self.shared.queue.push(Command::CloseSession(session.clone()));
+    }
+
+    fn is_available(&self) -> bool {
+        self.shared.is_open.load(Ordering::Acquire) && !self.shared.progress.is_slow()
+    }
+
+    fn close(&self) -> Pending<()> {
+        self.ask(Command::Close)
+    }
+}
+
+impl Drop for ShardStore {
+    fn drop(&mut self) {
+        self.shared.queue.stop();
+        let Some(thread) = self.thread.get_mut().unwrap_or_else(PoisonError::into_inner).take() else { return };
+        if self.shared.queue.is_stalled() {
+            tracing::error!("commit still stalled: not waiting for it");
+        } else if thread.join().is_err() {
+            tracing::error!("commit thread panicked");
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! The queue of the commit thread: commands in the order of their arrival, and
+//! acknowledgements, of which only the last of each inbox counts.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::net::IpAddr;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use hark_protocol::{SessionToken, UserName};
+
+use super::open::Opened;
+use crate::store::{
+    Account, Append, Created, Decide, Outcome, PasswordHash, Position, Receiver, Unavailable,
+};
+
+/// How long acknowledgements linger before they are committed alone.
+const ACKS_LINGER: Duration = Duration::from_millis(20);
+
+/// A burst of appends of one caller that are not decided yet.
+pub(super) type Appends = std::vec::IntoIter<(Append, Decide<Outcome>)>;
+
+/// A command for the commit thread.
+#[derive(Debug)]
+pub(super) enum Command {
+    /// In this order, with nothing between them.
+    Appends(Appends),
+    Create(UserName, Option<PasswordHash>, Decide<Created>),
+    SetPassword {
+        account: Account,
+        old: Option<PasswordHash>,
+        new: PasswordHash,
+        decide: Decide<bool>,
+    },
+    Delete(Account, Decide<bool>),
+    Subscribe {
+        account: Account,
+        takes_over: bool,
+        decide: Decide<Option<Receiver>>,
+    },
+    OpenSession(SessionToken, Option<IpAddr>, Decide<bool>),
+    CloseSession(SessionToken),
+    /// The log is open again after a failure.
+    Recovered(Box<Opened>),
+    Close(Decide<()>),
+}
+
+impl Command {
+    /// Answers that the outcome is unknown. If it is a send of a session, no later
+    /// send with its fence gets through.
+    pub(super) fn refuse(self) {
+        match self {
+            Self::Appends(appends) => appends.for_each(|(append, decide)| {
+                if append.send_id.is_some() {
+                    append.fence.close();
+                }
+                decide.decide(Err(Unavailable));
+            }),
+            Self::Create(_, _, decide) => decide.decide(Err(Unavailable)),
+            Self::SetPassword { decide, .. } | Self::Delete(_, decide) | Self::OpenSession(_, _, decide) => {
+                decide.decide(Err(Unavailable));
+            }
+            Self::Subscribe { decide, .. } => decide.decide(Err(Unavailable)),
+            Self::Close(decide) => decide.decide(Err(Unavailable)),
+            Self::CloseSession(_) | Self::Recovered(_) => {}
+        }
+    }
+
+    /// Whether it waits even if commits make no progress: nobody awaits an answer.
+    const fn is_patient(&self) -> bool {
+        matches!(self, Self::CloseSession(_) | Self::Recovered(_))
+    }
+}
+
+/// The pending acknowledgements: the last one of each inbox.
+pub(super) type Acks = HashMap<Account, Position>;
+
+/// The queue. It is bounded by its callers: each append holds a permit, each
+/// connection has few other commands in flight, and each inbox has one
+/// acknowledgement.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    // A lock, since any thread may add and the commit thread takes. It is held
+    // for one push, or for taking everything.
+    state: Mutex<State>,
+    arrived: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    commands: Vec<Command>,
+    acks: Acks,
+    /// The commit thread waits to be woken.
+    is_waiting: bool,
+    /// The commit thread makes no progress: commands are refused at once.
+    is_stalled: bool,
+    /// The commit thread is to end without a close.
+    is_stopped: bool,
+    /// The commit thread has ended.
+    is_closed: bool,
+}
+
+/// What the commit thread waits for.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Wait {
+    /// Nothing: it has work left.
+    Nothing,
+    /// A command, or acknowledgements that have lingered since then.
+    AcksSince(Instant),
+    /// A command; acknowledgements stay where they are.
+    Commands,
+}
+
+impl Queue {
+    /// Adds a command. If the thread has ended or is stalled, it is refused.
+    pub(super) fn push(&self, command: Command) {
+        let mut state = self.lock();
+        if state.is_closed || (state.is_stalled && !command.is_patient()) {
+            drop(state);
+            return command.refuse();
+        }
+        state.commands.push(command);
+        self.wake(state);
+    }
+
+    /// Puts commands back that were taken and not decided, before all others.
+    pub(super) fn put_back(&self, commands: impl Iterator<Item = Command>) {
+        let mut commands: Vec<_> = commands.collect();
+        if commands.is_empty() {
+            return;
+        }
+        let mut state = self.lock();
+        commands.append(&mut state.commands);
+        state.commands = commands;
+    }
+
+    /// Adds an acknowledgement.
+    pub(super) fn acknowledge(&self, account: &Account, position: Position) {
+        let mut state = self.lock();
+        if state.is_closed {
+            return;
+        }
+        let is_first = state.acks.is_empty();
+        match state.acks.entry(account.clone()) {
+            Entry::Vacant(vacant) => {
+                vacant.insert(position);
+            }
+            Entry::Occupied(mut occupied) if occupied.get().sequence < position.sequence => {
+                occupied.insert(position);
+            }
+            Entry::Occupied(_) => {}
+        }
+        if is_first {
+            self.wake(state);
+        }
+    }
+
+    /// Takes the pending acknowledgement of this inbox.
+    pub(super) fn take_ack(&self, account: &Account) -> Option<Position> {
+        self.lock().acks.remove(account)
+    }
+
+    /// Refuses what waits for an answer, and what comes, until [`Self::resume`].
+    pub(super) fn stall(&self) {
+        let mut state = self.lock();
+        state.is_stalled = true;
+        let (patient, refused) = std::mem::take(&mut state.commands).into_iter().partition(Command::is_patient);
+        state.commands = patient;
+        drop(state);
+        let refused: Vec<Command> = refused;
+        refused.into_iter().for_each(Command::refuse);
+    }
+
+    /// Takes commands again.
+    pub(super) fn resume(&self) {
+        self.lock().is_stalled = false;
+    }
+
+    /// Whether commands are refused since the thread makes no progress.
+    pub(super) fn is_stalled(&self) -> bool {
+        self.lock().is_stalled
+    }
+
+    /// Asks the thread to end without a close.
+    pub(super) fn stop(&self) {
+        let mut state = self.lock();
+        state.is_stopped = true;
+        self.wake(state);
+    }
+
+    /// Ends the queue: everything in it is refused, and so is what comes.
+    pub(super) fn close(&self) {
+        let mut state = self.lock();
+        state.is_closed = true;
+        let commands = std::mem::take(&mut state.commands);
+        state.acks.clear();
+        drop(state);
+        commands.into_iter().for_each(Command::refuse);
+    }
+
+    /// Takes everything that is there, once something is. `commands` is empty and
+    /// lends its memory. `None` if the thread is to end.
+    pub(super) fn take(&self, wait: Wait, commands: &mut Vec<Command>) -> Option<Acks> {
+        let mut state = self.lock();
+        loop {
+            if state.is_stopped {
+                return None;
+            }
+            let limit = match wait {
+                _ if !state.commands.is_empty() => break,
+                Wait::Nothing => break,
+                Wait::AcksSince(since) if !state.acks.is_empty() => {
+                    Some(ACKS_LINGER.saturating_sub(since.elapsed()))
+                }
+                Wait::AcksSince(_) | Wait::Commands => None,
+            };
+            if limit.is_some_and(|limit| limit.is_zero()) {
+                break;
+            }
+            state = self.wait(state, limit);
+        }
+        std::mem::swap(&mut state.commands, commands);
+        match wait {
+            Wait::Commands => Some(Acks::new()),
+            Wait::Nothing | Wait::AcksSince(_) => Some(std::mem::take(&mut state.acks)),
+        }
+    }
+
+    fn wait<'s>(&self, mut state: MutexGuard<'s, State>, limit: Option<Duration>) -> MutexGuard<'s, State> {
+        state.is_waiting = true;
+        let mut state = match limit {
+            None => self.arrived.wait(state).unwrap_or_else(PoisonError::into_inner),
+            Some(limit) => self.arrived.wait_timeout(state, limit).unwrap_or_else(PoisonError::into_inner).0,
+        };
+        state.is_waiting = false;
+        state
+    }
+
+    fn wake(&self, mut state: MutexGuard<'_, State>) {
+        let is_waiting = std::mem::take(&mut state.is_waiting);
+        drop(state);
+        if is_waiting {
+            self.arrived.notify_one();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing panics while the lock is held.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,133 @@
+//! Reading messages, beside the commit thread.
+
+use std::ops::ControlFlow;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use hark_protocol::Sequence;
+
+use super::cursors::Cursors;
+use crate::ledger::{self, Content, Malformed};
+use crate::log::{Block, ReadError, Reader};
+use crate::store::{Account, Page, Position, ReadLimit, Unavailable};
+
+/// The reader of the log, while it is open.
+#[derive(Debug, Default)]
+pub(super) struct Readers {
+    // A lock, since the log may be replaced while others read. It is held for one
+    // clone.
+    reader: RwLock<Option<Arc<dyn Reader>>>,
+    pub(super) cursors: Cursors,
+}
+
+impl Readers {
+    /// Replaces the reader. Reads that are under way end by the former one.
+    pub(super) fn set(&self, reader: Option<Arc<dyn Reader>>) {
+        *self.reader.write().unwrap_or_else(PoisonError::into_inner) = reader;
+    }
+
+    /// Reads a page. Blocks while the disk does.
+    pub(super) fn read(
+        &self,
+        account: &Account,
+        after: Position,
+        limit: ReadLimit,
+    ) -> Result<Page, Unavailable> {
+        let reader = self.reader.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let reader = reader.ok_or(Unavailable)?;
+        let from = after.sequence.max(self.cursors.get(account.incarnation).sequence);
+        let read = read_page(&*reader, account.incarnation, from, limit);
+        let mut page = read.map_err(|error| {
+            tracing::error!(%error, account = %account.name, "messages cannot be read");
+            Unavailable
+        })?;
+        // After the read: see there.
+        let cursor = self.cursors.get(account.incarnation);
+        if cursor.sequence > after.sequence {
+            page.messages.retain(|message| message.position.sequence > cursor.sequence);
+            page.starts_after = page.starts_after.filter(|gap| gap.sequence > cursor.sequence).or(Some(cursor));
+        }
+        Ok(page)
+    }
+}
+
+/// Why a page cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PageError {
+    /// The log cannot be read.
+    #[error(transparent)]
+    Log(#[from] ReadError),
+    /// A block is not what the ledger writes.
+    #[error("malformed block: first number {first}")]
+    Malformed {
+        /// The number of its first message.
+        first: u64,
+    },
+}
+
+/// Reads messages of an inbox after `after`. A page does not reach over a gap: it
+/// begins with one, or ends before it.
+pub(crate) fn read_page(
+    reader: &dyn Reader,
+    inbox: u64,
+    after: Sequence,
+    limit: ReadLimit,
+) -> Result<Page, PageError> {
+    let mut scan = Scan { after, limit, page: Page { complete: true, ..Page::default() }, bytes: 0 };
+    let mut malformed = None;
+    let read = reader.read(inbox, after.0, &mut |block| {
+        scan.take(&block).unwrap_or_else(|Malformed| {
+            malformed = Some(PageError::Malformed { first: block.first });
+            ControlFlow::Break(())
+        })
+    });
+    let read = read.map_err(PageError::from).and_then(|()| malformed.map_or(Ok(()), Err));
+    match read {
+        Ok(()) => Ok(scan.page),
+        // The messages before the damage can be had; the next read begins with it.
+        Err(_) if !scan.page.messages.is_empty() => Ok(Page { complete: false, ..scan.page }),
+        Err(error) => Err(error),
+    }
+}
+
+/// One page, while it is being read.
+struct Scan {
+    after: Sequence,
+    limit: ReadLimit,
+    page: Page,
+    /// Bytes of its texts.
+    bytes: usize,
+}
+
+impl Scan {
+    fn take(&mut self, block: &Block) -> Result<ControlFlow<()>, Malformed> {
+        let messages = match ledger::decode(block)? {
+            Content::Messages(messages) => messages,
+            Content::Gap(gap) => return Ok(self.skip(gap.end)),
+        };
+        for stored in messages {
+            let stored = stored?;
+            if stored.position.sequence <= self.after {
+                continue;
+            }
+            self.bytes += stored.text.len();
+            let is_full = self.page.messages.len() >= self.limit.messages
+                || (self.bytes > self.limit.bytes && !self.page.messages.is_empty());
+            if is_full {
+                self.page.complete = false;
+                return Ok(ControlFlow::Break(()));
+            }
+            let message = stored.message(self.page.messages.last())?;
+            self.page.messages.push(Arc::new(message));
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    fn skip(&mut self, end: Position) -> ControlFlow<()> {
+        if self.page.messages.is_empty() {
+            self.page.starts_after = Some(end);
+            return ControlFlow::Continue(());
+        }
+        self.page.complete = false;
+        ControlFlow::Break(())
+    }
+}

@@ -1,0 +1,79 @@
+//! Opening the log again after it failed, on a thread of its own: the commit
+//! thread goes on answering meanwhile.
+
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use super::open::{self, CounterFloor};
+use super::queue::{Command, Queue};
+use crate::ledger::Limits;
+use crate::log::{Log, Opener};
+
+/// The first wait after an attempt that failed; it doubles with each attempt.
+const BACKOFF_MIN: Duration = Duration::from_millis(500);
+
+/// The longest wait: an attempt may read much of the store.
+const BACKOFF_MAX: Duration = Duration::from_secs(30);
+
+/// The attempts. Dropping it ends them.
+#[derive(Debug)]
+pub(super) struct Recovery {
+    /// Dropped in order to wake the thread and to end it.
+    stop: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Recovery {
+    /// Drops the log that failed, and opens it until that succeeds: then the queue
+    /// gets [`Command::Recovered`]. Numbers go on after `counter`.
+    pub(super) fn start(
+        opener: Arc<dyn Opener>,
+        failed: Option<Box<dyn Log>>,
+        limits: Limits,
+        counter: u64,
+        queue: Arc<Queue>,
+    ) -> Self {
+        let (stop, stopped) = mpsc::channel();
+        let attempts = move || {
+            drop(failed);
+            let mut backoff = BACKOFF_MIN;
+            let attempt = || open::open(&*opener, limits, CounterFloor::After(counter));
+            loop {
+                match panic::catch_unwind(AssertUnwindSafe(attempt)).unwrap_or_else(give_up) {
+                    Ok(opened) => return queue.push(Command::Recovered(Box::new(opened))),
+                    Err(error) => {
+                        let retry_ms = backoff.as_millis();
+                        tracing::error!(%error, retry_ms, "store still unavailable");
+                    }
+                }
+                if stopped.recv_timeout(backoff) != Err(RecvTimeoutError::Timeout) {
+                    return;
+                }
+                backoff = (2 * backoff).min(BACKOFF_MAX);
+            }
+        };
+        let thread = thread::Builder::new().name("store-recover".to_owned()).spawn(attempts);
+        Self { stop: Some(stop), thread: Some(thread.unwrap_or_else(give_up)) }
+    }
+}
+
+impl Drop for Recovery {
+    fn drop(&mut self) {
+        self.stop.take();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("recovery of the store panicked");
+        }
+    }
+}
+
+/// Without a recovery the store would be unavailable for good. The next process
+/// recovers it; nothing that was answered is lost.
+fn give_up<E: std::fmt::Debug, T>(error: E) -> T {
+    tracing::error!(?error, "store cannot be recovered: aborting");
+    std::process::abort();
+}

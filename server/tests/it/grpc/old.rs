@@ -1,0 +1,181 @@
+//! The old service, `helloworld.Chat`.
+
+use hark_grpc::helloworld::chat_client::ChatClient;
+use hark_grpc::helloworld::{Command, Response, User};
+use hark_grpc::v1::CreateRequest;
+use hark_protocol::limits::FRAME_BYTES_MAX;
+use hark_server::chat::Rules;
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+
+use super::raw::{self, Raw};
+use super::server::{LIMITS, RULES, Receiver, Server, to};
+
+/// A client as there are.
+struct Old(ChatClient<Channel>);
+
+impl Old {
+    async fn new(server: &Server) -> Self {
+        Self(ChatClient::new(server.channel().await))
+    }
+
+    async fn answer(&mut self, line: &str) -> Result<Response, Status> {
+        Ok(self.0.try_command(Command { command: line.to_owned() }).await?.into_inner())
+    }
+
+    #[track_caller]
+    fn check(&mut self, line: &str, expected: &str) -> impl Future<Output = ()> {
+        let at = std::panic::Location::caller();
+        async move {
+            let Response { message, name } = self.answer(line).await.unwrap();
+            assert_eq!((&*message, &*name), (expected, ""), "{line:?} at {at}");
+        }
+    }
+
+    /// What is queued.
+    async fn listen(&mut self, name: &str) -> String {
+        let response = self.0.listen(User { name: name.to_owned() }).await.unwrap().into_inner();
+        assert_eq!(response.name, "");
+        response.message
+    }
+}
+
+fn messages(texts: impl IntoIterator<Item = String>) -> String {
+    texts.into_iter().map(|text| format!("Message: {text}\n\n")).collect()
+}
+
+#[tokio::test]
+async fn a_typed_command_is_carried_out_and_answered_by_a_text() {
+    let server = Server::start().await;
+    let mut old = Old::new(&server).await;
+    old.check("list", "There are no such users").await;
+    old.check("create bob", "User bob created").await;
+    old.check("create amy\n", "User amy created").await;
+    old.check("create bob", "Refused: there is a user bob already").await;
+    old.check("list", "amy\nbob").await;
+    old.check("list ^b", "bob").await;
+    old.check("send bob hello there", "Message sent to bob").await;
+    old.check("send eve hello", "Refused: there is no user eve").await;
+    let connected = old.answer("connect bob").await.unwrap();
+    assert_eq!((&*connected.message, &*connected.name), ("Connection successful for user bob", "bob"));
+    old.check("connect eve", "Refused: there is no user eve").await;
+    assert_eq!(old.listen("bob").await, "Message: hello there\n\n");
+    assert_eq!(old.listen("bob").await, "");
+    old.check("delete bob", "User bob deleted").await;
+    old.check("delete bob", "There is no user bob").await;
+    old.check("frobnicate", "Refused: there is no such command, try help").await;
+    old.check("ping", "The server is there").await;
+    assert!(old.answer("help").await.unwrap().message.contains("send USER TEXT"));
+}
+
+#[tokio::test]
+async fn who_listens_gets_what_is_queued_in_order_and_once_and_nobody_gets_nothing() {
+    let server = Server::start().await;
+    let mut chat = server.client_and(&["bob"]).await;
+    let mut old = Old::new(&server).await;
+    assert_eq!(old.listen("").await, "");
+    assert_eq!(old.listen("bob").await, "");
+    assert_eq!(old.listen("eve").await, "Refused: there is no user eve");
+    // One more than is taken at a time.
+    let texts: Vec<_> = (0..257).map(|nth| format!("{nth}, and\nmore")).collect();
+    for text in &texts {
+        chat.send(to("bob", text)).await.unwrap();
+    }
+    assert_eq!(old.listen("bob").await, messages(texts[..256].to_vec()));
+    assert_eq!(old.listen("bob").await, messages(texts[256..].to_vec()));
+    assert_eq!(old.listen("bob").await, "");
+    let (_, connected) = Receiver::connect(&mut chat, "bob").await;
+    assert_eq!(connected.queued, 0);
+}
+
+#[tokio::test]
+async fn those_who_listen_at_the_same_time_share_each_message_once() {
+    let server = Server::start().await;
+    let mut chat = server.client_and(&["bob"]).await;
+    let old = Old::new(&server).await.0;
+    let (mut got, mut expected) = (String::new(), Vec::new());
+    for nth in 0..50 {
+        chat.send(to("bob", &nth.to_string())).await.unwrap();
+        expected.push(nth.to_string());
+        let mut listeners = [old.clone(), old.clone(), old.clone()].map(Old);
+        let [one, two, three] = &mut listeners;
+        let all = futures::join!(one.listen("bob"), two.listen("bob"), three.listen("bob"));
+        got.extend([all.0, all.1, all.2]);
+    }
+    got.push_str(&Old(old).listen("bob").await);
+    assert_eq!(got, messages(expected));
+}
+
+#[tokio::test]
+async fn who_listens_takes_nothing_from_one_who_can_acknowledge() {
+    let server = Server::start().await;
+    let mut chat = server.client_and(&["bob"]).await;
+    let mut old = Old::new(&server).await;
+    chat.send(to("bob", "1")).await.unwrap();
+    let (mut bob, connected) = Receiver::connect(&mut chat, "bob").await;
+    assert_eq!(connected.queued, 1);
+    assert_eq!(old.listen("bob").await, "");
+    assert_eq!(bob.message().await.text, "1");
+    chat.send(to("bob", "2")).await.unwrap();
+    assert_eq!(bob.message().await.text, "2");
+    // Its `connect` takes over, as every other.
+    old.answer("connect bob").await.unwrap();
+    bob.bye("taken-over").await;
+    assert_eq!(old.listen("bob").await, messages(["1".to_owned(), "2".to_owned()]));
+}
+
+#[tokio::test]
+async fn a_message_that_is_too_long_for_the_answer_is_not_lost() {
+    let server = Server::start_with(Rules { frame_bytes_max: FRAME_BYTES_MAX, ..RULES }, LIMITS).await;
+    let mut chat = server.client_and(&["bob"]).await.max_decoding_message_size(FRAME_BYTES_MAX);
+    let mut old = Old::new(&server).await;
+    // The longest that comes, with one that waits behind it, and a longer one.
+    let most = 4 * 1024 * 1024 - 1024;
+    for length in [most, 1, most + 1] {
+        chat.send(to("bob", &"x".repeat(length))).await.unwrap();
+    }
+    assert_eq!(old.listen("bob").await, messages(["x".repeat(most)]));
+    assert_eq!(old.listen("bob").await, messages(["x".to_owned()]));
+    let refused = old.listen("bob").await;
+    assert!(refused.starts_with("Refused: the next message has 4193281 bytes"), "{refused}");
+    let (mut bob, connected) = Receiver::connect(&mut chat, "bob").await;
+    assert_eq!(connected.queued, 1);
+    assert_eq!(bob.message().await.text.len(), most + 1);
+}
+
+#[tokio::test]
+async fn accounts_with_a_password_are_not_served() {
+    let server = Server::start().await;
+    let mut chat = server.client().await;
+    let eve = CreateRequest { user: "eve".to_owned(), password: "secret".to_owned(), login: None };
+    chat.create(eve).await.unwrap();
+    chat.send(to("eve", "hello")).await.unwrap();
+    let mut old = Old::new(&server).await;
+    let denied = "Refused: the password is wrong or missing";
+    old.check("connect eve", denied).await;
+    old.check("delete eve", denied).await;
+    assert_eq!(old.listen("eve").await, denied);
+}
+
+#[tokio::test]
+async fn where_passwords_are_required_it_is_off_and_says_so() {
+    let server = Server::start_with(Rules { require_password: true, ..RULES }, LIMITS).await;
+    let mut old = Old::new(&server).await;
+    let refused = old.answer("list").await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert!(refused.message().contains("--require-password"), "{refused}");
+    let refused = old.0.listen(User { name: "bob".to_owned() }).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+}
+
+#[tokio::test]
+async fn it_is_called_by_the_paths_that_its_clients_have() {
+    let server = Server::start().await;
+    let mut raw = Raw::open(server.address()).await;
+    raw.call(1, "/helloworld.Chat/try_command").await;
+    raw.data(1, &raw::message(b"\x0a\x0acreate bob")).await;
+    assert_eq!(raw.answer(1).await, raw::message(b"\x0a\x10User bob created"));
+    raw.call(3, "/helloworld.Chat/listen").await;
+    raw.data(3, &raw::message(b"\x0a\x03bob")).await;
+    assert_eq!(raw.answer(3).await, raw::message(b""));
+}

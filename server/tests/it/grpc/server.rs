@@ -1,0 +1,266 @@
+//! A server of its own for each test, in this process and with its store in
+//! memory, and a client over a connection of its own.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures::Stream;
+use hark_grpc::v1::chat_client::ChatClient;
+use hark_grpc::v1::chat_request::Command;
+use hark_grpc::v1::{
+    Bye, ChatReply, ChatRequest, ConnectReply, ConnectRequest, Connected, CreateRequest, Message, Ok, Send,
+    SendRequest, chat_reply, connect_reply,
+};
+use hark_server::chat::{Chat, MayList, Rates, Rules};
+use hark_server::front::Settings;
+use hark_server::server::{self, Limits};
+use hark_server::store::Store;
+use hark_server::shard::{ShardConfig, ShardStore};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status, Streaming};
+
+/// A server that runs until it is told to stop.
+pub(crate) struct Server {
+    address: std::net::SocketAddr,
+    store: Arc<dyn Store>,
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+pub(crate) const RULES: Rules = Rules {
+    frame_bytes_max: 64 * 1024,
+    list_names_max: 10_000,
+    require_password: false,
+    open_registration: true,
+    admins: Vec::new(),
+    log_watcher: None,
+    may_list: MayList::All,
+    rates: Rates::NONE,
+};
+
+pub(crate) const LIMITS: Limits = Limits {
+    connections_max: 100,
+    connections_per_address_max: 100,
+    connects: None,
+    on_loopback: false,
+    drain_timeout: Duration::from_secs(10),
+};
+
+pub(crate) const SETTINGS: Settings =
+    Settings { ack_timeout: Duration::from_secs(60), watch_logs: None, tls: None, tls_only: false };
+
+impl Server {
+    pub(crate) async fn start() -> Self {
+        Self::start_with(RULES, LIMITS).await
+    }
+
+    pub(crate) async fn start_with(rules: Rules, limits: Limits) -> Self {
+        Self::start_on(Arc::new(ShardStore::memory(ShardConfig { numbers_after: Some(0), ..ShardConfig::DEFAULT }).unwrap()), rules, limits).await
+    }
+
+    /// Another server on a store that is there.
+    pub(crate) async fn start_on(store: Arc<dyn Store>, rules: Rules, limits: Limits) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let chat = Arc::new(Chat::new(Arc::clone(&store), rules));
+        let (stop, stopped) = oneshot::channel();
+        let task = tokio::spawn(server::run(listener, chat, SETTINGS, limits, async {
+            stopped.await.unwrap();
+        }));
+        Self { address, store, stop, task }
+    }
+
+    /// A client over a connection of its own. What is not read of one stream
+    /// waits at the server, but for 64 KiB.
+    pub(crate) async fn client(&self) -> ChatClient<Channel> {
+        ChatClient::new(self.channel().await)
+    }
+
+    /// A connection, for a client of any service.
+    pub(crate) async fn channel(&self) -> Channel {
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.address)).unwrap();
+        endpoint.initial_stream_window_size(65_535).connect().await.unwrap()
+    }
+
+    /// A client, after these accounts without passwords were made.
+    pub(crate) async fn client_and(&self, users: &[&str]) -> ChatClient<Channel> {
+        let mut client = self.client().await;
+        for user in users {
+            let user = (*user).to_owned();
+            client.create(CreateRequest { user, password: String::new(), login: None }).await.unwrap();
+        }
+        client
+    }
+
+    /// Where it listens.
+    pub(crate) const fn address(&self) -> std::net::SocketAddr {
+        self.address
+    }
+
+    /// Its store.
+    pub(crate) fn store(&self) -> Arc<dyn Store> {
+        Arc::clone(&self.store)
+    }
+
+    /// Tells it to stop, and yields what resolves when it has.
+    pub(crate) fn stop(self) -> JoinHandle<()> {
+        self.stop.send(()).unwrap();
+        self.task
+    }
+}
+
+/// The status and the word of the protocol by which a call was refused.
+pub(crate) fn code(status: &Status) -> (Code, &str) {
+    let word = status.metadata().get("hark-code").expect("a refusal has a code");
+    (status.code(), word.to_str().unwrap())
+}
+
+/// A message from nobody.
+pub(crate) fn to(user: &str, text: &str) -> SendRequest {
+    SendRequest { to: user.to_owned(), text: text.to_owned(), ..SendRequest::default() }
+}
+
+/// What one `Connect` is sent.
+pub(crate) struct Receiver(Streaming<ConnectReply>);
+
+impl Receiver {
+    /// Receives for an account without a password.
+    pub(crate) async fn connect(client: &mut ChatClient<Channel>, user: &str) -> (Self, Connected) {
+        let request = ConnectRequest { user: user.to_owned(), password: String::new() };
+        let mut receiver = Self(client.connect(request).await.unwrap().into_inner());
+        let Some(connect_reply::Event::Connected(connected)) = receiver.next().await else {
+            panic!("the first reply is `connected`")
+        };
+        (receiver, connected)
+    }
+
+    /// The next event, or `None` at the end of the stream.
+    pub(crate) async fn next(&mut self) -> Option<connect_reply::Event> {
+        self.try_next().await.unwrap()
+    }
+
+    /// The next event, or how the stream has ended.
+    pub(crate) async fn try_next(&mut self) -> Result<Option<connect_reply::Event>, Status> {
+        Ok(self.0.message().await?.map(|reply| reply.event.unwrap()))
+    }
+
+    /// The next event, which is a message.
+    pub(crate) async fn message(&mut self) -> Message {
+        match self.next().await {
+            Some(connect_reply::Event::Message(message)) => message,
+            other => panic!("{other:?} is no message"),
+        }
+    }
+
+    /// The next event, which is a `bye` for this reason.
+    pub(crate) async fn bye(&mut self, reason: &str) {
+        match self.next().await {
+            Some(connect_reply::Event::Bye(bye)) => assert_eq!(bye.reason, reason),
+            other => panic!("{other:?} is no bye"),
+        }
+    }
+}
+
+/// Requests that may be on their way to a stream.
+const REQUESTS_MAX: usize = 16_384;
+
+/// One `BiDiChat`.
+pub(crate) struct Session {
+    requests: Option<mpsc::Sender<ChatRequest>>,
+    pub(crate) replies: Streaming<ChatReply>,
+}
+
+impl Session {
+    pub(crate) async fn open(client: &mut ChatClient<Channel>) -> Self {
+        let (requests, asked) = mpsc::channel(REQUESTS_MAX);
+        let replies = client.bi_di_chat(ReceiverStream(asked)).await.unwrap().into_inner();
+        Self { requests: Some(requests), replies }
+    }
+
+    pub(crate) fn say(&self, id: u32, command: Command) {
+        let request = ChatRequest { id, command: Some(command) };
+        self.requests.as_ref().unwrap().try_send(request).unwrap();
+    }
+
+    /// A request without a command.
+    pub(crate) fn say_nothing(&self, id: u32) {
+        self.requests.as_ref().unwrap().try_send(ChatRequest { id, command: None }).unwrap();
+    }
+
+    pub(crate) fn send(&self, id: u32, user: &str, text: &str) {
+        self.say(id, Command::Send(Send { to: user.to_owned(), text: text.to_owned() }));
+    }
+
+    /// Asks nothing more.
+    pub(crate) fn end(&mut self) {
+        self.requests = None;
+    }
+
+    /// The next reply and its id, or `None` at the end of the stream.
+    pub(crate) async fn next(&mut self) -> Option<(u32, chat_reply::Reply)> {
+        let reply = self.replies.message().await.unwrap()?;
+        Some((reply.id, reply.reply.unwrap()))
+    }
+
+    /// Asks, and yields the next reply, which has to be to this.
+    pub(crate) async fn ask(&mut self, id: u32, command: Command) -> chat_reply::Reply {
+        self.say(id, command);
+        let (replied, reply) = self.next().await.unwrap();
+        assert_eq!(replied, id, "{reply:?}");
+        reply
+    }
+
+    /// Asks for what is answered by `ok`.
+    pub(crate) async fn ok(&mut self, id: u32, command: Command) {
+        assert_eq!(self.ask(id, command).await, chat_reply::Reply::Ok(Ok { sequence: None }));
+    }
+
+    /// Returns the number of the message that the next reply says is stored.
+    pub(crate) async fn stored(&mut self, id: u32) -> u64 {
+        match self.next().await {
+            Some((replied, chat_reply::Reply::Ok(Ok { sequence: Some(sequence) }))) if replied == id => {
+                sequence
+            }
+            other => panic!("{other:?} does not answer the send {id}"),
+        }
+    }
+
+    /// Connects as a user without a password; how much is queued.
+    pub(crate) async fn connect(&mut self, id: u32, user: &str) -> u64 {
+        let request = ConnectRequest { user: user.to_owned(), password: String::new() };
+        match self.ask(id, Command::Connect(request)).await {
+            chat_reply::Reply::Connected(connected) => connected.queued,
+            other => panic!("{other:?} is no `connected`"),
+        }
+    }
+
+    /// The next reply, which is a message.
+    pub(crate) async fn message(&mut self) -> Message {
+        match self.next().await {
+            Some((0, chat_reply::Reply::Message(message))) => message,
+            other => panic!("{other:?} is no message"),
+        }
+    }
+
+    /// The next reply, which is a `bye` for this reason.
+    pub(crate) async fn bye(&mut self, reason: &str) {
+        let bye = chat_reply::Reply::Bye(Bye { reason: reason.to_owned() });
+        assert_eq!(self.next().await, Some((0, bye)));
+    }
+}
+
+/// The requests of a stream.
+struct ReceiverStream(mpsc::Receiver<ChatRequest>);
+
+impl Stream for ReceiverStream {
+    type Item = ChatRequest;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<ChatRequest>> {
+        self.0.poll_recv(cx)
+    }
+}

@@ -1,0 +1,458 @@
+//! Several servers, one chat: what crosses from one to the other, on the real
+//! cluster. What one server owes there is in the contract of the chat.
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use hark_protocol::{ByeReason, Code, Delivery, Frame, Reply, Request};
+use hark_tests::{Client, Front, Harkd, Link, Nats, PATIENCE, Place, Wire, name, send};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+/// How often a race is run.
+const ROUNDS: u32 = 40;
+
+/// Less than a server waits before it looks by itself whether something was
+/// stored that it was not told of.
+const UNTOLD: Duration = Duration::from_secs(24);
+
+/// How long nothing is said that cannot be known.
+const LONGER_THAN_A_MOMENT: Duration = Duration::from_secs(3);
+
+const BYE_TAKEN_OVER: Frame<Reply> = Frame::new(None, Reply::Bye(ByeReason::TakenOver));
+const BYE_DELETED: Frame<Reply> = Frame::new(None, Reply::Bye(ByeReason::Deleted));
+
+/// Two servers of one chat.
+fn servers() -> [Harkd; 2] {
+    let place = Place::on(Nats::shared());
+    [(); 2].map(|()| Harkd::builder().store(place.clone()).start())
+}
+
+async fn clients(servers: &[Harkd; 2]) -> [Client; 2] {
+    let [one, two] = servers;
+    // Each test crosses from one front to the other, too.
+    [Front::Native.connect(one.address()).await, Front::Bidi.connect(two.address()).await]
+}
+
+fn create(user: &str, password: Option<&str>) -> Request {
+    Request::Create { user: name(user), password: password.map(|password| password.parse().unwrap()) }
+}
+
+fn login(user: &str, password: Option<&str>) -> Request {
+    Request::Login { user: name(user), password: password.map(|password| password.parse().unwrap()) }
+}
+
+fn connect(user: &str) -> Request {
+    Request::Connect { user: name(user), password: None }
+}
+
+fn delete(user: &str) -> Request {
+    Request::Delete { user: name(user), password: None }
+}
+
+/// The names of all users.
+async fn listed(client: &mut Client) -> Vec<String> {
+    const ID: u32 = 1;
+    client.write(ID, Request::List { pattern: None }).await;
+    let mut names = Vec::new();
+    loop {
+        match client.reply_to(ID).await {
+            Reply::List(more) => names.extend(more.iter().map(ToString::to_string)),
+            Reply::Ok(_) => return names,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_message_reaches_who_receives_at_another_server_at_once() {
+    let servers = servers();
+    let [mut alice, mut bob] = clients(&servers).await;
+    alice.create("alice").await;
+    bob.create("bob").await;
+    alice.receive("alice").await;
+    bob.receive("bob").await;
+    let began = Instant::now();
+    for n in 0..50 {
+        alice.sent("bob", &format!("ping {n}")).await;
+        let ping = bob.message().await;
+        assert_eq!((&*ping.text, ping.sender), (&*format!("ping {n}"), Some(name("alice"))));
+        bob.ack(ping.sequence).await;
+        bob.sent("alice", &format!("pong {n}")).await;
+        let pong = alice.message().await;
+        assert_eq!((&*pong.text, pong.sender), (&*format!("pong {n}"), Some(name("bob"))));
+        alice.ack(pong.sequence).await;
+    }
+    assert!(began.elapsed() < UNTOLD, "a hundred messages took {:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn a_connect_at_another_server_takes_over_with_all_that_is_not_acknowledged() {
+    let servers = servers();
+    let [mut former, mut latter] = clients(&servers).await;
+    former.create("bob").await;
+    former.receive("bob").await;
+    for text in ["one", "two", "three"] {
+        latter.sent("bob", text).await;
+    }
+    let [one, two, three] = [former.message().await, former.message().await, former.message().await];
+    former.ack(one.sequence).await;
+    assert_eq!(latter.receive("bob").await, 2, "an ack at the former server counts at the latter");
+    assert_eq!(former.next().await, Some(BYE_TAKEN_OVER));
+    assert_eq!([latter.message().await, latter.message().await], [two.clone(), three.clone()]);
+    latter.sent("bob", "four").await;
+    assert_eq!(&*latter.message().await.text, "four");
+    assert!(former.is_quiet().await, "no further messages");
+
+    // Acks of the former count for what it was pushed, though they take a while.
+    former.ack(two.sequence).await;
+    let until = Instant::now() + PATIENCE;
+    while latter.receive("bob").await != 2 {
+        assert!(Instant::now() < until, "the ack at the former server was lost");
+        while latter.message().await.text != *"four" {}
+    }
+    assert_eq!(latter.message().await, three);
+    assert_eq!(former.receive("bob").await, 2);
+    assert_eq!(former.message().await, three);
+}
+
+#[tokio::test]
+async fn the_end_of_an_account_is_seen_by_every_server_at_once() {
+    let servers = servers();
+    let [mut one, mut two] = clients(&servers).await;
+    let began = Instant::now();
+    for _ in 0..10 {
+        one.create("bob").await;
+        assert_eq!(two.receive("bob").await, 0);
+        one.sent("bob", "unread").await;
+        let unread = two.message().await;
+        assert_eq!(one.ok(delete("bob")).await.as_deleted(), Some(true));
+        two.refused(send("bob", "x"), Code::NoSuchUser).await;
+        two.refused(connect("bob"), Code::NoSuchUser).await;
+        assert_eq!(two.next().await, Some(BYE_DELETED));
+        assert_eq!(two.ok(delete("bob")).await.as_deleted(), Some(false));
+
+        // The next of this name has neither its mail nor its acks.
+        two.create("bob").await;
+        two.ack(unread.sequence).await;
+        one.sent("bob", "new").await;
+        assert_eq!(one.receive("bob").await, 1);
+        let new = one.message().await;
+        assert!(&*new.text == "new" && new.sequence > unread.sequence, "{new:?}");
+        assert_eq!(two.ok(delete("bob")).await.as_deleted(), Some(true));
+        assert_eq!(one.next().await, Some(BYE_DELETED));
+    }
+    assert!(began.elapsed() < UNTOLD, "twenty ends took {:?}", began.elapsed());
+}
+
+/// The other server has sent to the account a moment ago, so that it does not
+/// ask whether it is still there.
+#[tokio::test]
+async fn a_send_right_after_an_end_is_refused_and_one_after_a_new_beginning_arrives() {
+    let servers = servers();
+    let [mut one, mut two] = clients(&servers).await;
+    for round in 0..ROUNDS {
+        one.create("bob").await;
+        for text in ["before", "before"] {
+            two.sent("bob", text).await;
+        }
+        assert_eq!(one.ok(delete("bob")).await.as_deleted(), Some(true));
+        for _ in 0..2 {
+            two.refused(send("bob", "between"), Code::NoSuchUser).await;
+        }
+        one.create("bob").await;
+        two.sent("bob", "old news").await;
+        assert_eq!(one.ok(delete("bob")).await.as_deleted(), Some(true));
+        one.create("bob").await;
+        let text = format!("round {round}");
+        two.sent("bob", &text).await;
+        assert_eq!(one.receive("bob").await, 1, "round {round}");
+        assert_eq!(*one.message().await.text, *text);
+        assert_eq!(one.ok(delete("bob")).await.as_deleted(), Some(true));
+        assert_eq!(one.next().await, Some(BYE_DELETED));
+    }
+}
+
+#[tokio::test]
+async fn what_one_server_has_answered_about_accounts_holds_at_the_other() {
+    let servers = servers();
+    let [mut one, mut two] = clients(&servers).await;
+    let names: Vec<String> = (0..20).map(|n| format!("user{n:02}")).collect();
+    for (at, user) in names.iter().enumerate() {
+        let (maker, other) = if at % 2 == 0 { (&mut one, &mut two) } else { (&mut two, &mut one) };
+        maker.ok(create(user, None)).await;
+        assert_eq!(listed(other).await, names[..=at]);
+    }
+    one.ok(create("bob", Some("secret"))).await;
+    two.refused(create("bob", None), Code::Exists).await;
+    two.refused(login("bob", Some("wrong")), Code::Denied).await;
+    two.ok(login("bob", Some("secret"))).await;
+    let (old, new) = ("secret".parse().unwrap(), "changed".parse().unwrap());
+    two.ok(Request::Password { user: name("bob"), old: Some(old), new }).await;
+    one.refused(login("bob", Some("secret")), Code::Denied).await;
+    one.ok(login("bob", Some("changed"))).await;
+}
+
+#[tokio::test]
+async fn of_two_servers_that_create_the_same_name_one_succeeds() {
+    let servers = servers();
+    let [mut one, mut two] = clients(&servers).await;
+    for round in 0..ROUNDS {
+        let user = format!("user{round}");
+        let replies = tokio::join!(one.ask(create(&user, None)), two.ask(create(&user, None)));
+        match replies {
+            (Reply::Ok(_), Reply::NotOk(refusal)) | (Reply::NotOk(refusal), Reply::Ok(_)) => {
+                assert_eq!(refusal.code, Code::Exists);
+            }
+            other => panic!("round {round}: {other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn who_connects_at_two_servers_at_once_receives_at_one_of_them() {
+    let servers = servers();
+    let [mut one, mut two] = clients(&servers).await;
+    let mut sender = Wire::connect(servers[0].address()).await;
+    sender.create("bob").await;
+    for round in 0..ROUNDS {
+        let text = format!("round {round}");
+        tokio::join!(one.ok(connect("bob")), two.ok(connect("bob")));
+        // One of them is told that it has lost.
+        let (lost, (loser, winner)) = tokio::select! {
+            lost = one.next() => (lost, (&mut one, &mut two)),
+            lost = two.next() => (lost, (&mut two, &mut one)),
+        };
+        assert_eq!(lost, Some(BYE_TAKEN_OVER), "round {round}");
+        sender.sent("bob", &text).await;
+        let message = winner.message().await;
+        assert_eq!(message.text, *text);
+        winner.ack(message.sequence).await;
+        assert!(loser.is_quiet().await && winner.is_quiet().await, "round {round}");
+        // Acks are written a while later; the next round must not depend on it.
+        loser.ok(Request::Disconnect).await;
+        winner.ok(Request::Disconnect).await;
+    }
+}
+
+#[tokio::test]
+async fn a_name_that_is_made_anew_never_sees_the_mail_of_the_one_before() {
+    let servers = servers();
+    let [mut operator, mut reader] = clients(&servers).await;
+    let mut sender = Wire::connect(servers[1].address()).await;
+    operator.create("bob").await;
+    let mut last_sequence = 0;
+    for round in 0..ROUNDS {
+        // How many sends were answered when the new account was asked for, and
+        // when it was there.
+        let [asked, made] = [AtomicU32::new(0), AtomicU32::new(0)];
+        let (sent, is_over) = (AtomicU32::new(0), AtomicU32::new(0));
+        let remake = async {
+            // The race begins once a message of this round is stored.
+            while sent.load(Ordering::SeqCst) == 0 {
+                tokio::task::yield_now().await;
+            }
+            operator.ok(delete("bob")).await;
+            asked.store(sent.load(Ordering::SeqCst), Ordering::SeqCst);
+            operator.ok(create("bob", None)).await;
+            made.store(sent.load(Ordering::SeqCst), Ordering::SeqCst);
+            is_over.store(1, Ordering::SeqCst);
+        };
+        let sending = async {
+            let (mut stored, mut after) = (Vec::new(), 0);
+            // Three of them surely go to the new one.
+            for n in 0.. {
+                match sender.ask(send("bob", &n.to_string())).await {
+                    Reply::Ok(_) => stored.push(n),
+                    Reply::NotOk(refusal) if refusal.code == Code::NoSuchUser => {}
+                    other => panic!("{other:?}"),
+                }
+                sent.store(n + 1, Ordering::SeqCst);
+                after += is_over.load(Ordering::SeqCst);
+                if after > 3 {
+                    break;
+                }
+            }
+            stored
+        };
+        let ((), stored) = tokio::join!(remake, sending);
+        let queued = reader.receive("bob").await;
+        let mut texts = Vec::new();
+        for _ in 0..queued {
+            let message = reader.message().await;
+            assert!(message.sequence.0 > last_sequence, "a number was used twice");
+            last_sequence = message.sequence.0;
+            texts.push(message.text.parse::<u32>().unwrap());
+            reader.ack(message.sequence).await;
+        }
+        // What comes to the one who ends next is no matter of the next round.
+        reader.ok(Request::Disconnect).await;
+        assert!(texts.is_sorted_by(|one, other| one < other), "round {round}: {texts:?}");
+        let (asked, made) = (asked.into_inner(), made.into_inner());
+        assert!(texts.iter().all(|text| *text >= asked), "round {round}: {texts:?} from before {asked}");
+        // The first that was asked for after the account was made is `made + 1`.
+        let owed: Vec<u32> = stored.iter().copied().filter(|text| *text > made).collect();
+        assert!(owed.len() >= 3 && texts.ends_with(&owed), "round {round}: {texts:?} lacks some of {owed:?}");
+        assert!(texts.iter().all(|text| stored.contains(text)), "round {round}: {texts:?} of {stored:?}");
+    }
+}
+
+/// Sends these texts of a session to bob, until each has its outcome: repeats
+/// what was not answered as the protocol says.
+async fn send_all(server: &Harkd, session: &str, count: u32, mut answered: impl FnMut(usize)) {
+    let mut open: Vec<u32> = (1..=count).collect();
+    let until = Instant::now() + 3 * PATIENCE;
+    while !open.is_empty() {
+        assert!(Instant::now() < until, "{} sends have no outcome", open.len());
+        let mut client = Wire::hello(server.address(), session).await;
+        client.write_all(open.iter().map(|id| (*id, send("bob", &id.to_string())))).await;
+        let mut stored = HashSet::new();
+        while stored.len() < open.len() {
+            match next_within(&mut client, PATIENCE).await {
+                Some(Frame { id: Some(id), message: Reply::Ok(_) }) => {
+                    stored.insert(id.value());
+                    answered(stored.len());
+                }
+                // Cut off, or to be repeated.
+                None | Some(Frame { message: Reply::Error { .. }, .. }) => break,
+                Some(other) => panic!("{other:?}"),
+            }
+        }
+        open.retain(|id| !stored.contains(id));
+    }
+}
+
+async fn next_within<L: Link>(client: &mut Client<L>, patience: Duration) -> Option<Frame<Reply>> {
+    tokio::time::timeout(patience, client.next()).await.ok().flatten()
+}
+
+/// Everything that waits for bob, each message once.
+async fn drain(server: &Harkd, count: u64) -> Vec<Delivery> {
+    let mut bob = Wire::connect(server.address()).await;
+    assert_eq!(bob.receive("bob").await, count);
+    let mut all = Vec::new();
+    for _ in 0..count {
+        let message = bob.message().await;
+        bob.write(0, Request::Ack { sequence: message.sequence }).await;
+        all.push(message);
+    }
+    assert!(bob.is_quiet().await);
+    all
+}
+
+#[tokio::test]
+async fn pipelined_sends_keep_their_order_across_changes_of_leader() {
+    const COUNT: u32 = 1000;
+    const KILLS: usize = 4;
+    let mut nats = Nats::start();
+    let place = Place::on(&nats);
+    let stream = format!("{}-inbox-0", place.chat());
+    let [one, two] = [(); 2].map(|()| Harkd::builder().store(place.clone()).start());
+    Wire::connect(one.address()).await.create("bob").await;
+    for round in 0..KILLS {
+        let leader = nats.leader_of(&stream);
+        let mut is_killed = false;
+        send_all(&one, &format!("session{round}"), COUNT, |answered| {
+            // In the middle of them, at another place each time.
+            if !is_killed && answered > 50 * round {
+                nats.kill(leader);
+                is_killed = true;
+            }
+        })
+        .await;
+        assert!(is_killed);
+        nats.restart(leader);
+        nats.wait_until_current();
+        let texts = drain(&two, COUNT.into()).await;
+        let expected: Vec<String> = (1..=COUNT).map(|n| n.to_string()).collect();
+        assert!(texts.iter().map(|message| &*message.text).eq(&expected), "round {round}: {texts:?}");
+    }
+}
+
+#[tokio::test]
+async fn who_connects_while_nobody_answers_for_its_messages_waits_until_somebody_does() {
+    let nats = Nats::shared();
+    let place = Place::on(nats);
+    let server = Harkd::builder().store(place.clone()).start();
+    let mut bob = Wire::connect(server.address()).await;
+    bob.create("bob").await;
+    let engine = async_nats::jetstream::new(async_nats::connect(nats.url_of(0)).await.unwrap());
+    let stream = format!("{}-inbox-0", place.chat());
+    let config = engine.get_stream(&stream).await.unwrap().cached_info().config.clone();
+    engine.delete_stream(&stream).await.unwrap();
+    bob.write(7, connect("bob")).await;
+    let answer = timeout(LONGER_THAN_A_MOMENT, bob.next()).await;
+    assert!(answer.is_err(), "it was {answer:?} while nobody could know");
+    engine.create_stream(config).await.unwrap();
+    assert!(matches!(bob.reply_to(7).await, Reply::Ok(_)));
+}
+
+/// An address that leads to a node, on which the client hears nothing any more
+/// from the moment on that it says `word`.
+async fn deaf_way(node: SocketAddr, word: &'static str) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let (mut from_node, mut to_node) = TcpStream::connect(node).await.unwrap().into_split();
+            let (mut from_client, mut to_client) = client.into_split();
+            let (deaf, mut is_deaf) = watch::channel(false);
+            tokio::spawn(async move {
+                let mut buffer = vec![0; 64 * 1024];
+                while let Ok(count @ 1..) = from_client.read(&mut buffer).await {
+                    let said = &buffer[..count];
+                    deaf.send_modify(|deaf| {
+                        *deaf |= said.windows(word.len()).any(|part| part == word.as_bytes())
+                    });
+                    to_node.write_all(said).await.unwrap();
+                }
+            });
+            tokio::spawn(async move {
+                tokio::select! {
+                    _ = tokio::io::copy(&mut from_node, &mut to_client) => {}
+                    _ = is_deaf.wait_for(|is_deaf| *is_deaf) => {}
+                }
+                // Open, and silent.
+                std::future::pending::<()>().await;
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repeat_is_stored_once_though_the_engine_has_started_again_since() {
+    let mut nats = Nats::start();
+    let deaf = deaf_way(nats.address_of(0), "once").await;
+    let place = Place::on(&nats);
+    let mut two = Harkd::builder().store(place.clone()).start();
+    let mut bob = Wire::connect(two.address()).await;
+    bob.create("bob").await;
+    bob.receive("bob").await;
+    let mut one = Harkd::builder().store(place.reached_by(&format!("nats://{deaf}"))).start();
+    let mut alice = Wire::hello(one.address(), "session").await;
+    alice.write(1, send("bob", "once")).await;
+    let message = bob.message().await;
+    assert_eq!(&*message.text, "once");
+    one.kill();
+    assert_eq!(alice.next().await, None, "no answer has come through");
+    bob.ack(message.sequence).await;
+    two.signal("TERM");
+    assert!(two.wait().success(), "what was acknowledged is written");
+
+    (0..3).for_each(|node| nats.kill(node));
+    (0..3).for_each(|node| nats.restart(node));
+    nats.wait_until_current();
+    let one = Harkd::builder().store(place.clone()).start();
+    let mut alice = Wire::hello(one.address(), "session").await;
+    alice.write(1, send("bob", "once")).await;
+    assert!(matches!(alice.reply_to(1).await, Reply::Ok(_)));
+    alice.write(2, send("bob", "twice")).await;
+    assert!(matches!(alice.reply_to(2).await, Reply::Ok(_)));
+    let texts = drain(&one, 1).await;
+    assert_eq!(&*texts[0].text, "twice");
+}

@@ -1,0 +1,243 @@
+//! The promise, on a cluster: what has been answered `ok` is read once, in each
+//! sender's order, and what was refused is not read at all, while servers and
+//! nodes of NATS are killed, or stand still for a while, and the clients go on
+//! at the other server.
+//!
+//! Each run prints its seed; `HARK_SEED` and `HARK_TEST_SECONDS` run it
+//! again, or for longer.
+
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hark_protocol::{Failure, Reply};
+use hark_tests::{
+    Authority, FarMachine, Front, Harkd, HarkdBuilder, Kept, Nats, Promise, Roles, Trial, own_addresses, send,
+};
+use rand::RngExt as _;
+use rand::rngs::StdRng;
+use tokio::task::block_in_place;
+use tokio::time::sleep;
+
+const FRONTS: [Front; 4] = [Front::Native, Front::Tls, Front::Bidi, Front::Calls];
+const NODES: usize = 3;
+/// Messages that the queue of one user holds: few enough to be full soon.
+const QUEUED_MAX: u64 = 100;
+const SERVERS: usize = 2;
+
+/// A server answers within this, whatever happens to NATS: it gives up after
+/// twenty seconds, and what it waits for first may have taken as long.
+const ANSWER: Duration = Duration::from_secs(45);
+
+/// How long somebody waits who does not wait for a server that stands still.
+const HASTE: Duration = Duration::from_millis(1500);
+
+/// How long a link is cut so that everything goes on afterwards, and so that a
+/// server gives up before.
+const SHORT_MS: u64 = 5_000;
+const LONG_MS: u64 = 25_000;
+
+/// What a server says, for a failure.
+const LOG: &str = "info,hark_server::store=debug";
+
+const END: Duration = Duration::from_secs(120);
+
+/// Servers on a cluster, any of which may be down.
+struct Cluster {
+    nats: Nats,
+    servers: Vec<Option<Harkd>>,
+}
+
+/// What is done to a process for a while.
+#[derive(Debug, Clone, Copy)]
+enum Blow {
+    Kill,
+    Freeze,
+}
+
+impl Cluster {
+    /// Where everything is on one machine.
+    fn start() -> Self {
+        let nats = Nats::start();
+        let servers = own_addresses(SERVERS).iter().map(|address| server(&nats, address).start()).collect();
+        Self::of(nats, servers)
+    }
+
+    /// Where some nodes are on the far machine, and the last of the servers if
+    /// that is said: it is linked to its clients in any case.
+    fn with_far(far: &FarMachine, nodes: &[usize], has_server: bool) -> Self {
+        let nats = Nats::builder(NODES).on(far, nodes.iter().copied()).start();
+        let mut servers: Vec<_> =
+            own_addresses(SERVERS).iter().map(|address| server(&nats, address)).collect();
+        if has_server {
+            servers.pop();
+            let address = SocketAddr::new(FarMachine::FAR_ADDRESS_UNCUT.parse().expect("an address"), 0);
+            let allowed = ["--allow-plaintext", "--allow-open-accounts"];
+            servers.push(server(&nats, &address).args(allowed).run_by(far.enter()));
+        }
+        let servers = servers.into_iter().map(HarkdBuilder::start).collect();
+        Self::of(nats, servers)
+    }
+
+    fn of(nats: Nats, servers: Vec<Harkd>) -> Self {
+        Self { nats, servers: servers.into_iter().map(Some).collect() }
+    }
+
+    async fn promise(&self, patience: Duration, trial: &mut Trial) -> Promise {
+        let roles = Roles {
+            servers: self.servers.iter().flatten().map(Harkd::address).collect(),
+            fronts: FRONTS.to_vec(),
+            patience,
+            end_within: END,
+        };
+        Promise::begin(roles, trial.random()).await
+    }
+
+    fn server(&mut self, n: usize) -> &mut Option<Harkd> {
+        self.servers.get_mut(n).expect("a server of this number")
+    }
+
+    fn down(&mut self, process: usize, blow: Blow) {
+        match (process.checked_sub(NODES), blow) {
+            (None, Blow::Kill) => self.nats.kill(process),
+            (None, Blow::Freeze) => self.nats.freeze(process),
+            (Some(n), Blow::Kill) => self.server(n).as_mut().expect("a server that runs").kill(),
+            (Some(n), Blow::Freeze) => self.server(n).as_ref().expect("a server that runs").signal("STOP"),
+        }
+    }
+
+    fn up(&mut self, process: usize, blow: Blow) {
+        match (process.checked_sub(NODES), blow) {
+            (None, Blow::Kill) => self.nats.restart(process),
+            (None, Blow::Freeze) => self.nats.thaw(process),
+            (Some(n), Blow::Kill) => {
+                let server = self.server(n);
+                *server = server.take().map(Harkd::restart);
+            }
+            (Some(n), Blow::Freeze) => self.server(n).as_ref().expect("a server that runs").signal("CONT"),
+        }
+    }
+}
+
+fn server(nats: &Nats, address: &SocketAddr) -> HarkdBuilder {
+    let certificate = Arc::new(Authority::trusted().sign(&[&address.ip().to_string()]));
+    let builder = Harkd::builder().listen(&address.to_string()).certificate(Some(&certificate));
+    builder.store(nats.url()).args(["--log", LOG]).arg(format!("--max-queued-messages={QUEUED_MAX}"))
+}
+
+/// Deals such blows until the time is over: each to any of the processes, for
+/// so many milliseconds, and the next once something was answered since.
+async fn deal(mut trial: Trial, blow: Blow, down_ms: Range<u64>, patience: Duration) -> Kept {
+    let mut cluster = block_in_place(Cluster::start);
+    let promise = cluster.promise(patience, &mut trial).await;
+    let mut blows = [0; NODES + SERVERS];
+    while !promise.may_end(trial.time) {
+        let before = promise.answers();
+        pause(&mut trial.random, 500..3000).await;
+        promise.answer_after(before).await;
+        let process = trial.random.random_range(0..blows.len());
+        tell(&promise, format_args!("{blow:?} {process}"));
+        block_in_place(|| cluster.down(process, blow));
+        pause(&mut trial.random, down_ms.clone()).await;
+        block_in_place(|| cluster.up(process, blow));
+        if let Some(count) = blows.get_mut(process) {
+            *count += 1;
+        }
+    }
+    tell(&promise, format_args!("{blow:?} of nodes and servers, in all: {blows:?}"));
+    let kept = promise.end().await;
+    assert!(blows.iter().sum::<u32>() > 0, "nothing was done to anybody");
+    kept.assert_all_tried();
+    kept
+}
+
+/// Cuts the link to the far machine again and again until the time is over, the
+/// first time for so many milliseconds.
+async fn cut(mut trial: Trial, far: &FarMachine, cluster: Cluster, first_ms: u64) -> Kept {
+    let promise = cluster.promise(ANSWER, &mut trial).await;
+    let mut cuts = 0;
+    while !promise.may_end(trial.time) {
+        let before = promise.answers();
+        pause(&mut trial.random, 500..3000).await;
+        promise.answer_after(before).await;
+        let ms = if cuts == 0 { first_ms } else { trial.random.random_range(500..10_000) };
+        tell(&promise, format_args!("a cut of {ms} ms"));
+        far.cut();
+        sleep(Duration::from_millis(ms)).await;
+        far.mend();
+        cuts += 1;
+    }
+    tell(&promise, format_args!("{cuts} cuts in all"));
+    let kept = promise.end().await;
+    assert!(cuts > 0, "nothing was cut");
+    kept.assert_all_tried();
+    assert_eq!(kept.given_up, 0, "some answer did not come");
+    kept
+}
+
+/// Sends to this server until it says that it cannot tell what became of it.
+async fn until_unavailable(server: SocketAddr) {
+    let mut link = Front::Native.link(server).await.expect("a server");
+    for id in 1.. {
+        link.write_all(vec![(id, send("reader0", "from nobody who counts"))]).await.expect("a server");
+        match link.next().await.expect("an answer").message {
+            Reply::Error { failure: Failure::Unavailable, .. } => return,
+            Reply::Ok(_) | Reply::NotOk(_) => sleep(Duration::from_millis(100)).await,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn tell(promise: &Promise, what: std::fmt::Arguments<'_>) {
+    println!("{:6.1} s, {} answers: {what}", promise.elapsed().as_secs_f64(), promise.answers());
+}
+
+async fn pause(random: &mut StdRng, ms: Range<u64>) {
+    sleep(Duration::from_millis(random.random_range(ms))).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_answered_is_read_once_and_in_order_whoever_of_a_cluster_is_killed() {
+    let kept = deal(Trial::from_env(), Blow::Kill, 100..2000, ANSWER).await;
+    assert_eq!(kept.given_up, 0, "some answer did not come");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_answered_is_read_once_and_in_order_whoever_of_a_cluster_stands_still() {
+    deal(Trial::from_env(), Blow::Freeze, 500..9000, HASTE).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_answered_is_read_once_and_in_order_though_a_node_is_cut_off() {
+    let test = "what_was_answered_is_read_once_and_in_order_though_a_node_is_cut_off";
+    let Some(far) = FarMachine::of_test(module_path!(), test) else { return };
+    let cluster = block_in_place(|| Cluster::with_far(&far, &[NODES - 1], false));
+    cut(Trial::from_env(), &far, cluster, SHORT_MS).await;
+}
+
+/// A server gives up on its operations after twenty seconds, so each cut of it
+/// takes longer.
+mod long {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_was_answered_is_read_once_and_in_order_though_a_server_is_cut_off_from_the_nodes() {
+        let test = "what_was_answered_is_read_once_and_in_order_though_a_server_is_cut_off_from_the_nodes";
+        let Some(far) = FarMachine::of_test(module_path!(), test) else { return };
+        let cluster = block_in_place(|| Cluster::with_far(&far, &[], true));
+        let server = cluster.servers.iter().flatten().next_back().expect("a server").address();
+        let told = tokio::spawn(until_unavailable(server));
+        cut(Trial::from_env(), &far, cluster, LONG_MS).await;
+        assert!(told.is_finished(), "whoever could not be served was not told");
+        told.await.expect("no other answer");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_was_answered_is_read_once_and_in_order_though_a_server_is_cut_off_with_one_node() {
+        let test = "what_was_answered_is_read_once_and_in_order_though_a_server_is_cut_off_with_one_node";
+        let Some(far) = FarMachine::of_test(module_path!(), test) else { return };
+        let cluster = block_in_place(|| Cluster::with_far(&far, &[NODES - 1], true));
+        cut(Trial::from_env(), &far, cluster, SHORT_MS).await;
+    }
+}

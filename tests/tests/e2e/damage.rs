@@ -1,0 +1,533 @@
+//! The promise on a damaged disk: every file of a store that was filled by the
+//! real server is flipped, cut off, taken away or made unreadable, one after
+//! the other. The server then says in one line what is wrong, or has everything
+//! that was answered, or does not deliver the inbox that is damaged until
+//! `harkd check` has dropped the damage; it never panics and never starts with
+//! less in silence.
+//!
+//! It prints its seed; `HARK_SEED` and `HARK_TEST_SECONDS` run it again, or
+//! try more damages: the representative ones first, then all others.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::Write;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use hark_protocol::{Code, Failure, Reply, Request};
+use hark_tests::{Harkd, HarkdBuilder, Refusal, Trial, Wire, harkd, name, send};
+use rand::RngExt;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+use tempfile::TempDir;
+use tokio::time::timeout;
+
+const SECRET: &str = "correct horse";
+const SESSION: &str = "a-session";
+/// A message that has not come by then does not come.
+const SILENCE: Duration = Duration::from_secs(1);
+/// Messages that are sent to bob, most of them before a restart.
+const QUEUED: u32 = 300;
+/// Of these, so many are acknowledged.
+const ACKNOWLEDGED: u32 = 100;
+fn text(n: u32) -> String {
+    format!("{n}:{}", "x".repeat(1000))
+}
+
+fn builder(store: &Path) -> HarkdBuilder {
+    Harkd::builder().store(store)
+}
+
+fn with_password(user: &str, password: &str) -> Request {
+    Request::Login { user: name(user), password: Some(password.parse().unwrap()) }
+}
+
+/// Fills a store so that it has segments before the newest, with something in each,
+/// and ends the server.
+async fn fill(home: &Path, is_clean: bool) {
+    let server = builder(home).start();
+    let mut wire = Wire::hello(server.address(), SESSION).await;
+    wire.create("bob").await;
+    wire.create("sink").await;
+    wire.ok(Request::Create { user: name("eve"), password: Some(SECRET.parse().unwrap()) }).await;
+    for n in 1..=QUEUED - 50 {
+        send_as(&mut wire, n).await;
+    }
+    drop(wire);
+    let mut server = server.kill_and_restart();
+    let mut wire = Wire::hello(server.address(), SESSION).await;
+    let mut reader = Wire::connect(server.address()).await;
+    reader.receive("bob").await;
+    for n in 1..=ACKNOWLEDGED {
+        let message = reader.message().await;
+        assert_eq!(message.text, text(n));
+        if n == ACKNOWLEDGED {
+            reader.ack(message.sequence).await;
+        }
+    }
+    for n in QUEUED - 49..=QUEUED {
+        send_as(&mut wire, n).await;
+    }
+    // Nobody can tell the last frame from one that was never written whole.
+    wire.sent("sink", "the last").await;
+    drop((wire, reader));
+    if is_clean {
+        server.signal("TERM");
+        assert!(server.wait().success());
+    } else {
+        server.kill();
+    }
+}
+
+async fn send_as(wire: &mut Wire, id: u32) {
+    wire.write(id, send("bob", &text(id))).await;
+    assert!(matches!(wire.reply_to(id).await, Reply::Ok(_)));
+}
+
+/// A store as it was left, to be written out again and again.
+struct Template {
+    home: TempDir,
+    folders: Vec<PathBuf>,
+    files: Vec<(PathBuf, Content)>,
+}
+
+/// The content of a file, without the zeros at its end.
+struct Content {
+    bytes: Vec<u8>,
+    length: u64,
+}
+
+impl Template {
+    async fn new(is_clean: bool) -> Self {
+        let home = tempfile::tempdir().unwrap();
+        let store = home.path().join("store");
+        fill(&store, is_clean).await;
+        let mut template = Self { home, folders: Vec::new(), files: Vec::new() };
+        template.add(&store, Path::new(""));
+        template
+    }
+
+    fn add(&mut self, store: &Path, inside: &Path) {
+        self.folders.push(inside.to_owned());
+        for entry in fs::read_dir(store.join(inside)).unwrap() {
+            let path = inside.join(entry.unwrap().file_name());
+            if store.join(&path).is_dir() {
+                self.add(store, &path);
+            } else {
+                let length = fs::metadata(store.join(&path)).unwrap().len();
+                let bytes = used_part(&store.join(&path));
+                self.files.push((path, Content { bytes, length }));
+            }
+        }
+    }
+
+    /// Writes it out.
+    fn write(&self) -> TempDir {
+        let home = tempfile::tempdir().unwrap();
+        for folder in &self.folders {
+            fs::create_dir_all(home.path().join("store").join(folder)).unwrap();
+        }
+        for (path, content) in &self.files {
+            let mut file = File::create(home.path().join("store").join(path)).unwrap();
+            file.write_all(&content.bytes).unwrap();
+            file.set_len(content.length).unwrap();
+        }
+        home
+    }
+
+    /// Every damage that there is, at random places.
+    fn damages(&self, random: &mut StdRng) -> Vec<Damage> {
+        let mut damages = Vec::new();
+        let mut add = |path: &Path, how| damages.push(Damage { path: path.to_owned(), how });
+        for (path, content) in &self.files {
+            let length = content.bytes.len();
+            for how in [How::Gone, How::Folder, How::Forbidden, How::Longer, How::Cut(0)] {
+                add(path, how);
+            }
+            for range in [0..length.min(16), 0..length, length.saturating_sub(24)..length] {
+                if !range.is_empty() {
+                    add(
+                        path,
+                        How::Flipped { at: random.random_range(range), bit: random.random_range(0..8) },
+                    );
+                }
+            }
+            add(path, How::Cut(length / 2));
+            add(path, How::Cut(length.saturating_sub(1)));
+        }
+        for folder in &self.folders {
+            add(folder, How::Forbidden);
+            if !folder.as_os_str().is_empty() {
+                add(folder, How::Gone);
+                add(folder, How::File);
+            }
+        }
+        damages
+    }
+
+    /// The segment that was written last, by the number in its name.
+    fn newest_segment(&self) -> Option<&Path> {
+        let segments = self.files.iter().filter(|(path, content)| {
+            path.starts_with("log") && content.length >= 1 << 20 && !content.bytes.is_empty()
+        });
+        segments.map(|(path, _)| &**path).max()
+    }
+
+    /// One of each kind of damage to each kind of file.
+    fn representative(&self, random: &mut StdRng) -> Vec<Damage> {
+        let mut damages = self.damages(random);
+        damages.shuffle(random);
+        let mut kinds = BTreeSet::new();
+        damages.retain(|damage| kinds.insert(damage.kind(self)));
+        damages
+    }
+}
+
+/// A file without the zeros at its end: a segment is far longer than its frames.
+fn used_part(path: &Path) -> Vec<u8> {
+    let mut bytes = fs::read(path).unwrap();
+    while bytes.len() > 4096 && bytes.ends_with(&[0; 4096]) {
+        bytes.truncate(bytes.len() - 4096);
+    }
+    bytes
+}
+
+#[derive(Debug, Clone)]
+struct Damage {
+    path: PathBuf,
+    how: How,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum How {
+    Flipped { at: usize, bit: u32 },
+    Cut(usize),
+    Longer,
+    Gone,
+    Folder,
+    File,
+    Forbidden,
+}
+
+impl Damage {
+    fn inflict(&self, store: &Path) {
+        let path = store.join(&self.path);
+        match self.how {
+            How::Flipped { at, bit } => flip(&path, at, bit),
+            How::Cut(length) => writable(&path).set_len(length as u64).unwrap(),
+            How::Longer => {
+                OpenOptions::new().append(true).open(&path).unwrap().write_all(b"garbage").unwrap();
+            }
+            How::Gone => remove(&path),
+            How::Folder => {
+                remove(&path);
+                fs::create_dir(&path).unwrap();
+            }
+            How::File => {
+                remove(&path);
+                fs::write(&path, "").unwrap();
+            }
+            How::Forbidden => fs::set_permissions(&path, Permissions::from_mode(0o000)).unwrap(),
+        }
+    }
+
+    /// Without the numbers in the names, and without where exactly it is.
+    fn kind(&self, template: &Template) -> String {
+        let kind: String = self.path.to_str().unwrap().chars().filter(|c| !c.is_ascii_digit()).collect();
+        let content = template.files.iter().find(|(path, _)| *path == self.path).map(|(_, content)| content);
+        let length = content.map_or(0, |content| content.bytes.len());
+        let how = match self.how {
+            How::Flipped { at, .. } if at < 16 => "flipped at its head".to_owned(),
+            How::Flipped { at, .. } if at + 24 >= length => "flipped at its tail".to_owned(),
+            How::Flipped { .. } => "flipped".to_owned(),
+            How::Cut(0) => "empty".to_owned(),
+            How::Cut(at) if at + 1 == length => "cut by one".to_owned(),
+            How::Cut(_) => "cut".to_owned(),
+            other => format!("{other:?}"),
+        };
+        // Segments are different: what is in the newest one matters most.
+        let is_newest = template.newest_segment() == Some(&*self.path);
+        format!("{kind} {is_newest} {how}")
+    }
+}
+
+impl fmt::Display for Damage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {:?}", self.path.display(), self.how)
+    }
+}
+
+fn writable(path: &Path) -> File {
+    OpenOptions::new().read(true).write(true).open(path).unwrap()
+}
+
+fn flip(path: &Path, at: usize, bit: u32) {
+    let file = writable(path);
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at as u64).unwrap();
+    file.write_all_at(&[byte[0] ^ (1 << bit)], at as u64).unwrap();
+}
+
+fn remove(path: &Path) {
+    if path.is_dir() { fs::remove_dir_all(path).unwrap() } else { fs::remove_file(path).unwrap() }
+}
+
+/// A server for whom permissions count, even where this is run by root.
+fn mortal(store: &Path) -> HarkdBuilder {
+    let is_root = fs::metadata("/proc/self").is_ok_and(|me| std::os::unix::fs::MetadataExt::uid(&me) == 0);
+    if !is_root {
+        return builder(store);
+    }
+    let setpriv = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--"];
+    builder(store).run_by(setpriv)
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    /// It does not start.
+    Refused,
+    /// An inbox is not delivered until the damage is dropped.
+    Undelivered,
+    Whole,
+}
+
+/// Starts a server on a damaged store, and fails unless it has done what it
+/// should.
+async fn judge(store: &Path, damage: &Damage) -> Verdict {
+    let start = || {
+        let server = if let How::Forbidden = damage.how { mortal(store) } else { builder(store) };
+        server.try_start()
+    };
+    match start() {
+        Ok(server) if is_delivered(&server).await => {
+            check_whole(server).await;
+            Verdict::Whole
+        }
+        Ok(server) => {
+            check_dropped(server, store).await;
+            Verdict::Undelivered
+        }
+        Err(refusal) => {
+            let line = check_refusal(store, &refusal);
+            let again = start().expect_err("refused once, it is refused until somebody does something");
+            assert_eq!(check_refusal(store, &again), line);
+            Verdict::Refused
+        }
+    }
+}
+
+/// Whether everything that waits for bob is delivered. It acknowledges nothing.
+async fn is_delivered(server: &Harkd) -> bool {
+    let mut wire = Wire::connect(server.address()).await;
+    match wire.ask(Request::Connect { user: name("bob"), password: None }).await {
+        Reply::Ok(_) => {}
+        reply if is_unavailable(&reply) => return false,
+        other => panic!("{other:?}"),
+    }
+    for n in ACKNOWLEDGED + 1..=QUEUED {
+        let Ok(message) = timeout(SILENCE, wire.message()).await else { return false };
+        assert_eq!(message.text, text(n));
+    }
+    true
+}
+
+/// What `harkd check` prints about a store, and whether it succeeds.
+fn check_store(store: &Path, arguments: &[&str]) -> (bool, String) {
+    let output = harkd().arg("check").arg(store).args(arguments).output().unwrap();
+    let printed = String::from_utf8(output.stdout).unwrap();
+    (output.status.success(), printed)
+}
+
+/// An inbox is damaged: it is found and dropped, and all else is whole.
+async fn check_dropped(mut server: Harkd, store: &Path) {
+    server.signal("TERM");
+    assert!(server.wait().success());
+    let (is_whole, printed) = check_store(store, &[]);
+    assert!(!is_whole && printed.contains("bob: damaged from number "), "{printed}");
+    let (is_dropped, printed) = check_store(store, &["--drop-damaged"]);
+    assert!(is_dropped && printed.contains("bob: dropped"), "{printed}");
+    let (is_whole, printed) = check_store(store, &[]);
+    assert!(is_whole && printed.contains("0 of them damaged"), "{printed}");
+    check_rest(store).await;
+}
+
+/// It was refused by one line that says where, what, and what to do.
+#[track_caller]
+fn check_refusal(store: &Path, Refusal { status, log }: &Refusal) -> String {
+    assert_eq!(status.code(), Some(1), "{log}");
+    assert!(!log.contains("panic") && !log.contains("backtrace"), "{log}");
+    let lines: Vec<_> = log.lines().filter(|line| line.starts_with("harkd: ")).collect();
+    let [line] = *lines else { panic!("not one line:\n{log}") };
+    assert!(log.ends_with(&format!("{line}\n")), "{log}");
+    assert!(line.contains(store.to_str().unwrap()) && line.contains("; "), "{log}");
+    line.to_owned()
+}
+
+/// Everything that was answered is there.
+async fn check_whole(mut server: Harkd) {
+    let mut wire = Wire::hello(server.address(), SESSION).await;
+    wire.write(7, Request::List { pattern: None }).await;
+    assert_eq!(wire.reply_to(7).await, Reply::List(vec![name("bob"), name("eve"), name("sink")]));
+    wire.ok(with_password("eve", SECRET)).await;
+    wire.refused(with_password("eve", "wrong"), Code::Denied).await;
+    // A repeat is answered as it was, and stores nothing.
+    send_as(&mut wire, QUEUED).await;
+    wire.sent("bob", "after it").await;
+    let mut read = read(&server).await;
+    assert_eq!(read.pop().unwrap(), "after it");
+    let expected: Vec<_> = (ACKNOWLEDGED + 1..=QUEUED).map(text).collect();
+    assert!(read == expected, "{} messages, not {}", read.len(), expected.len());
+    drop(wire);
+    server.signal("TERM");
+    assert!(server.wait().success());
+    assert!(!server.log().contains("panic"), "{}", server.log());
+}
+
+/// After the damage was dropped: the messages of bob that are left are what was sent,
+/// and everything else is as it was.
+async fn check_rest(store: &Path) {
+    let mut server = builder(store).start();
+    let mut wire = Wire::hello(server.address(), SESSION).await;
+    wire.ok(with_password("eve", SECRET)).await;
+    send_as(&mut wire, QUEUED).await;
+    wire.sent("bob", "the end").await;
+    let left = read_to(&server, "the end").await;
+    let numbers: Vec<u32> =
+        left.iter().map(|text| text.split_once(':').unwrap().0.parse().unwrap()).collect();
+    assert!(numbers.iter().zip(&left).all(|(number, left)| *left == text(*number)), "texts that nobody sent");
+    assert!(numbers.is_sorted_by(|a, b| a < b), "{numbers:?}");
+    assert!(numbers.iter().all(|number| (ACKNOWLEDGED + 1..=QUEUED).contains(number)), "{numbers:?}");
+    drop(wire);
+    server.signal("TERM");
+    assert!(server.wait().success());
+    assert!(!server.log().contains("panic"), "{}", server.log());
+}
+
+/// What waits for bob. Nothing of it is acknowledged.
+async fn read(server: &Harkd) -> Vec<String> {
+    let mut wire = Wire::connect(server.address()).await;
+    let count = wire.receive("bob").await;
+    let mut texts = Vec::new();
+    for _ in 0..count {
+        let message = wire.message().await;
+        wire.ack(message.sequence).await;
+        texts.push(message.text.to_string());
+    }
+    texts
+}
+
+/// What waits for bob before this text, where it is not known how many are left.
+async fn read_to(server: &Harkd, end: &str) -> Vec<String> {
+    let mut wire = Wire::connect(server.address()).await;
+    wire.receive("bob").await;
+    let mut texts = Vec::new();
+    loop {
+        let message = wire.message().await;
+        wire.ack(message.sequence).await;
+        if message.text == end {
+            return texts;
+        }
+        texts.push(message.text.to_string());
+    }
+}
+
+async fn try_all(is_clean: bool) {
+    let Trial { time, mut random } = Trial::from_env();
+    let template = Template::new(is_clean).await;
+    let untouched = template.write();
+    check_whole(builder(&untouched.path().join("store")).start()).await;
+
+    let mut damages = template.representative(&mut random);
+    let begun = Instant::now();
+    let (mut refused, mut undelivered, mut whole) = (0, 0, 0);
+    // All kinds are among the representative damages.
+    while begun.elapsed() < time || refused == 0 || undelivered == 0 || whole == 0 {
+        let Some(damage) = damages.pop() else {
+            assert!(refused > 0 && undelivered > 0 && whole > 0, "{refused} {undelivered} {whole}");
+            damages = template.damages(&mut random);
+            damages.shuffle(&mut random);
+            continue;
+        };
+        println!("{damage}");
+        let home = template.write();
+        let store = home.path().join("store");
+        damage.inflict(&store);
+        match judge(&store, &damage).await {
+            Verdict::Refused => refused += 1,
+            Verdict::Undelivered => undelivered += 1,
+            Verdict::Whole => whole += 1,
+        }
+    }
+    println!("{refused} refused, {undelivered} not delivered, {whole} whole");
+}
+
+#[tokio::test]
+async fn damage_to_a_closed_store_is_never_passed_over() {
+    try_all(true).await;
+}
+
+#[tokio::test]
+async fn damage_after_a_kill_is_never_passed_over() {
+    try_all(false).await;
+}
+
+fn is_unavailable(reply: &Reply) -> bool {
+    matches!(reply, Reply::Error { failure: Failure::Unavailable, .. })
+}
+
+/// Damages the texts of bob in all segments, while they are in use.
+fn damage_messages(store: &Path) {
+    let mut damaged = 0;
+    for entry in fs::read_dir(store.join("log")).unwrap() {
+        let path = entry.unwrap().path();
+        let bytes = used_part(&path);
+        for at in (0..bytes.len()).step_by(512) {
+            if bytes.get(at..at + 4) == Some(b"xxxx") {
+                flip(&path, at, 0);
+                damaged += 1;
+            }
+        }
+    }
+    assert!(damaged > 100, "there were texts in files");
+}
+
+#[tokio::test]
+async fn damage_met_while_serving_concerns_its_inbox_alone() {
+    let home = tempfile::tempdir().unwrap();
+    let store = home.path().join("store");
+    fill(&store, true).await;
+    let server = builder(&store).start();
+    let mut wire = Wire::connect(server.address()).await;
+    damage_messages(&store);
+    let connect = |user| Request::Connect { user: name(user), password: None };
+    assert!(is_unavailable(&wire.ask(connect("bob")).await));
+    server.wait_for_log("messages cannot be read");
+    // It stays so, and nobody else is concerned.
+    assert!(is_unavailable(&wire.ask(connect("bob")).await));
+    wire.create("amy").await;
+    wire.sent("amy", "hello").await;
+    wire.ok(connect("amy")).await;
+    assert_eq!(wire.message().await.text, "hello");
+    wire.sent("bob", "stored all the same").await;
+    wire.ok(Request::Delete { user: name("amy"), password: None }).await;
+    wire.ok(with_password("eve", SECRET)).await;
+    wire.sent("eve", "hello").await;
+    drop(wire);
+    let mut server = server.stop_and_restart();
+    assert!(!server.log().contains("panic"), "{}", server.log());
+    let mut wire = Wire::connect(server.address()).await;
+    assert!(is_unavailable(&wire.ask(connect("bob")).await), "it is not forgotten");
+    drop(wire);
+    server.signal("TERM");
+    assert!(server.wait().success());
+    let (is_dropped, printed) = check_store(&store, &["--drop-damaged"]);
+    assert!(is_dropped && printed.contains("bob: dropped"), "{printed}");
+    // What is left is a store like any other.
+    let server = builder(&store).start();
+    let mut wire = Wire::connect(server.address()).await;
+    wire.ok(with_password("eve", SECRET)).await;
+    wire.sent("bob", "after it").await;
+    assert_eq!(read_to(&server, "after it").await, ["stored all the same"]);
+}

@@ -1,0 +1,345 @@
+//! More than anybody should send, to the real server: it takes what comes too
+//! fast later, refuses what it has no room for, and says so.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use futures::future::join_all;
+use hark_protocol::{Code, Reply, Request};
+use hark_tests::{
+    Classic, Client, Front, Harkd, HarkdBuilder, Native, PATIENCE, Wire, name, send, wait_until,
+};
+use tokio::net::{TcpSocket, TcpStream};
+
+hark_tests::through_all_fronts! {
+    sessions:
+        bytes_over_the_rate_of_a_connection_are_read_later,
+        bytes_over_the_rate_of_a_user_are_read_later,
+        a_session_that_is_slowed_down_and_cut_stores_everything_once_and_in_order,
+        who_is_slowed_down_receives_as_fast_as_ever,
+        who_takes_all_sessions_that_it_can_leaves_some_to_the_others,
+        who_cannot_be_accepted_costs_no_time_and_disturbs_nobody;
+    calls:
+        commands_over_the_rate_of_a_connection_are_taken_later_and_none_is_refused,
+        the_connections_of_a_user_share_its_rate_and_slow_down_nobody_else,
+        without_being_told_to_the_server_does_not_slow_down_its_own_machine,
+        new_connections_over_the_rate_are_refused_with_the_time_to_wait;
+}
+
+/// A server whose limits hold for the tests as well, and are none but these.
+fn limited<'a>(arguments: impl IntoIterator<Item = &'a str>) -> HarkdBuilder {
+    let all = [
+        "--limit-loopback",
+        "--max-connects-per-second=0",
+        "--max-commands-per-second=0",
+        "--max-bytes-per-second=0",
+        "--max-user-commands-per-second=0",
+        "--max-user-bytes-per-second=0",
+    ];
+    let chosen: Vec<&str> = arguments.into_iter().collect();
+    let flag = |argument: &str| argument.split('=').next().unwrap().to_owned();
+    let kept = all.into_iter().filter(|one| chosen.iter().all(|other| flag(one) != flag(other)));
+    kept.chain(chosen.iter().copied()).fold(Harkd::builder(), HarkdBuilder::arg)
+}
+
+/// Pings, as many at once as may be.
+async fn ping(client: &mut Client, count: u32) {
+    client.write_all((1..=count).map(|id| (id, Request::Ping))).await;
+    for id in 1..=count {
+        let reply = client.reply_to(id).await;
+        assert!(matches!(reply, Reply::Ok(_)), "{reply:?}");
+    }
+}
+
+fn login(user: &str) -> Request {
+    Request::Login { user: name(user), password: None }
+}
+
+#[track_caller]
+fn check_took(begun: Instant, at_least: Duration) {
+    let took = begun.elapsed();
+    assert!(took >= at_least, "{took:?}, and not {at_least:?}");
+}
+
+async fn commands_over_the_rate_of_a_connection_are_taken_later_and_none_is_refused(one: Front, _: Front) {
+    let server = limited(["--max-commands-per-second=100"]).start();
+    let mut client = one.connect(server.address()).await;
+    let begun = Instant::now();
+    ping(&mut client, 600).await;
+    check_took(begun, Duration::from_millis(900));
+}
+
+async fn the_connections_of_a_user_share_its_rate_and_slow_down_nobody_else(one: Front, other: Front) {
+    let server = limited(["--max-user-commands-per-second=100"]).start();
+    let mut client = other.connect(server.address()).await;
+    client.create("bob").await;
+    client.create("eve").await;
+    let begun = Instant::now();
+    let flood = |_| async {
+        let mut bob = one.connect(server.address()).await;
+        bob.ok(login("bob")).await;
+        ping(&mut bob, 130).await;
+    };
+    let flood = join_all((0..5).map(flood));
+    let others = async {
+        client.ok(login("eve")).await;
+        for _ in 0..50 {
+            client.sent("bob", "hello").await;
+        }
+        Instant::now()
+    };
+    let (_, sent) = tokio::join!(flood, others);
+    check_took(begun, Duration::from_millis(1400));
+    assert!(sent.elapsed() > Duration::from_millis(200), "eve has waited for bob: {:?}", sent - begun);
+}
+
+async fn without_being_told_to_the_server_does_not_slow_down_its_own_machine(one: Front, other: Front) {
+    let rates = ["connects", "commands", "bytes", "user-commands", "user-bytes"];
+    let builder =
+        rates.iter().fold(Harkd::builder(), |all, rate| all.arg(format!("--max-{rate}-per-second=1")));
+    let server = builder.start();
+    let begun = Instant::now();
+    for front in [one, other].repeat(5) {
+        let mut client = front.connect(server.address()).await;
+        ping(&mut client, 20).await;
+    }
+    // It would take minutes.
+    assert!(begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
+}
+
+async fn bytes_over_the_rate_of_a_connection_are_read_later(one: Front, other: Front) {
+    let server = limited(["--max-bytes-per-second=100000"]).start();
+    let mut client = one.connect(server.address()).await;
+    client.create("bob").await;
+    check_bytes(client).await;
+    // Another connection begins anew.
+    let begun = Instant::now();
+    other.connect(server.address()).await.sent("bob", &"x".repeat(60_000)).await;
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+}
+
+async fn bytes_over_the_rate_of_a_user_are_read_later(one: Front, other: Front) {
+    let server = limited(["--max-user-bytes-per-second=100000"]).start();
+    let mut client = one.connect(server.address()).await;
+    client.create("bob").await;
+    client.ok(login("bob")).await;
+    check_bytes(client).await;
+    // Another connection goes on where the first has ended.
+    let mut client = other.connect(server.address()).await;
+    client.ok(login("bob")).await;
+    let begun = Instant::now();
+    for _ in 0..3 {
+        client.sent("bob", &"x".repeat(60_000)).await;
+    }
+    check_took(begun, Duration::from_millis(900));
+}
+
+/// Sends 660 kB when 500 go at once, and then 100 a second.
+async fn check_bytes(mut client: Client) {
+    let begun = Instant::now();
+    let text = "x".repeat(60_000);
+    client.write_all((1..=11).map(|id| (id, send("bob", &text)))).await;
+    client.write(12, Request::Ping).await;
+    client.reply_to(12).await;
+    check_took(begun, Duration::from_millis(700));
+    for id in 1..=11 {
+        assert!(matches!(client.reply_to(id).await, Reply::Ok(_)));
+    }
+}
+
+async fn a_session_that_is_slowed_down_and_cut_stores_everything_once_and_in_order(one: Front, other: Front) {
+    let server = limited(["--max-commands-per-second=200", "--max-user-commands-per-second=200"]).start();
+    let mut bob = other.connect(server.address()).await;
+    bob.create("bob").await;
+    let requests = |from: u32| (from..=1500).map(|id| (id, send("bob", &id.to_string())));
+    let mut client = one.hello(server.address(), "session").await;
+    client.ok(login("bob")).await;
+    client.write_all(requests(1).take(1400)).await;
+    // It is slowed down by now, and most of what was sent is unread.
+    for id in 1..=1050 {
+        assert!(matches!(client.reply_to(id).await, Reply::Ok(_)));
+    }
+    drop(client);
+    let mut client = one.hello(server.address(), "session").await;
+    client.ok(login("bob")).await;
+    client.write_all(requests(1051)).await;
+    for id in 1051..=1500 {
+        let reply = client.reply_to(id).await;
+        assert!(matches!(reply, Reply::Ok(_)), "{id}: {reply:?}");
+    }
+    assert_eq!(bob.receive("bob").await, 1500);
+    for id in 1..=1500 {
+        let message = bob.message().await;
+        assert_eq!(*message.text, *id.to_string());
+        if id % 100 == 0 {
+            bob.write(0, Request::Ack { sequence: message.sequence }).await;
+        }
+    }
+}
+
+async fn who_is_slowed_down_receives_as_fast_as_ever(one: Front, other: Front) {
+    let server = limited(["--max-commands-per-second=100"]).start();
+    let mut bob = one.connect(server.address()).await;
+    bob.create("bob").await;
+    bob.receive("bob").await;
+    bob.write_all((1..=2000).map(|id| (id, Request::Ping))).await;
+    bob.reply_to(500).await;
+    // From here on it is read for one command in 10 ms, that is for 15 s.
+    let mut eve = other.connect(server.address()).await;
+    for nth in 0..100 {
+        eve.sent("bob", &nth.to_string()).await;
+    }
+    let mut replies = 0;
+    let mut messages = 0;
+    while messages < 100 {
+        match bob.next().await.unwrap().message {
+            Reply::String(_) => messages += 1,
+            reply => {
+                assert!(matches!(reply, Reply::Ok(_)), "{reply:?}");
+                replies += 1;
+            }
+        }
+    }
+    assert!(replies < 1900, "the messages came after all replies");
+}
+
+async fn new_connections_over_the_rate_are_refused_with_the_time_to_wait(one: Front, other: Front) {
+    let server = limited(["--max-connects-per-second=1"]).start();
+    let mut open = Vec::new();
+    for front in [one, other, one, other, one] {
+        let mut client = front.connect(server.address()).await;
+        client.ping().await;
+        open.push(client);
+    }
+    let mut refused = Wire::connect(server.address()).await;
+    refused.write(1, Request::Ping).await;
+    let frame = refused.next().await.expect("a word");
+    let Reply::NotOk(refusal) = frame.message else { panic!("{frame:?}") };
+    assert_eq!((frame.id, refusal.code), (None, Code::RateLimited));
+    assert_eq!(refused.next().await, None);
+    tokio::time::sleep(refusal.retry_after().expect("the seconds to wait")).await;
+    other.connect(server.address()).await.ping().await;
+    open[0].ping().await;
+}
+
+#[tokio::test]
+async fn an_old_client_over_the_rate_is_answered_later() {
+    let server = limited(["--max-commands-per-second=5"]).start();
+    let mut client = Classic::connect(server.address()).await;
+    let begun = Instant::now();
+    for _ in 0..30 {
+        assert_eq!(client.ask("ping", "").await, ("ok".to_owned(), String::new()));
+    }
+    check_took(begun, Duration::from_millis(900));
+}
+
+fn open_files(server: &Harkd) -> usize {
+    std::fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap().count()
+}
+
+/// Lets a server that runs have no more open files than this.
+fn limit_files(server: &Harkd, files_max: usize) {
+    let pid = server.pid().to_string();
+    let status = Command::new("prlimit").args(["--pid", &pid, &format!("--nofile={files_max}")]).status();
+    assert!(status.expect("prlimit, of util-linux").success());
+}
+
+async fn who_takes_all_sessions_that_it_can_leaves_some_to_the_others(one: Front, other: Front) {
+    let server = limited(["--require-password", "--max-sessions=8"]).start();
+    let mut refused = 0;
+    for nth in 0..20 {
+        let mut nobody = [one, other][nth % 2].connect(server.address()).await;
+        let session = format!("session{nth}").parse().unwrap();
+        match nobody.ask(Request::Hello { version: 1, session }).await {
+            // A refusal is remembered like any other outcome.
+            Reply::Ok(_) => drop(nobody.refused(send("bob", "x"), Code::Denied).await),
+            Reply::NotOk(refusal) if refusal.code == Code::TooMany => refused += 1,
+            reply => panic!("{reply:?}"),
+        }
+    }
+    assert_eq!(refused, 18, "a quarter of all is for one address");
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+    let mut elsewhere = Client::over(Native::over(socket.connect(server.address()).await.unwrap()));
+    elsewhere.ok(Request::Hello { version: 1, session: "elsewhere".parse().unwrap() }).await;
+}
+
+async fn who_cannot_be_accepted_costs_no_time_and_disturbs_nobody(one: Front, other: Front) {
+    let server = Harkd::start();
+    let mut eve = one.connect(server.address()).await;
+    eve.create("bob").await;
+    let mut bob = other.connect(server.address()).await;
+    bob.receive("bob").await;
+    limit_files(&server, open_files(&server) + 10);
+    // The system accepts them all; the server can have ten.
+    let mut crowd = Vec::new();
+    for _ in 0..40 {
+        crowd.push(TcpStream::connect(server.address()).await.unwrap());
+    }
+    server.wait_for_log("cannot accept connections");
+    let (before, begun) = (server.processor_time(), Instant::now());
+    for nth in 0..30 {
+        eve.sent("bob", &nth.to_string()).await;
+        let message = bob.message().await;
+        assert_eq!(*message.text, *nth.to_string());
+        bob.ack(message.sequence).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let (used, elapsed) = (server.processor_time() - before, begun.elapsed().as_millis() as u64 / 10);
+    assert!(used < elapsed / 4, "{used} of {elapsed} hundredths of a second");
+    assert_eq!(server.log().matches("cannot accept connections").count(), 1, "{}", server.log());
+    crowd.truncate(10);
+    crowd.remove(0);
+    crowd.remove(0);
+    server.wait_for_log("accepting connections again");
+    let mut late = one.connect(server.address()).await;
+    late.sent("bob", "in").await;
+    assert_eq!(&*bob.message().await.text, "in");
+}
+
+#[tokio::test]
+async fn connections_leave_files_for_the_store() {
+    let server = Harkd::builder().run_by(["prlimit", "--nofile=500:500"]).start();
+    assert!(server.log().contains("the system allows fewer open files"), "{}", server.log());
+    let mut wire = Wire::connect(server.address()).await;
+    wire.create("bob").await;
+    let mut crowd = Vec::new();
+    for _ in 0..300 {
+        crowd.push(TcpStream::connect(server.address()).await.unwrap());
+    }
+    wait_until("a connection to be refused", || server.log().contains("as many connections as it may have"));
+    // The store writes out tables meanwhile, each of which is a file.
+    let text = "x".repeat(60_000);
+    for _ in 0..10 {
+        wire.write_all((1..=60).map(|id| (id, send("bob", &text)))).await;
+        for id in 1..=60 {
+            assert!(matches!(wire.reply_to(id).await, Reply::Ok(_)));
+        }
+    }
+    assert!(!server.log().contains("cannot accept") && !server.log().contains("ERROR"), "{}", server.log());
+    drop(crowd);
+}
+
+#[tokio::test]
+async fn refused_connections_do_not_fill_the_disk_with_lines() {
+    const REFUSED: usize = 400;
+    let mut server = Harkd::builder().arg("--max-connections-per-address=1").arg("--limit-loopback").start();
+    let mut wire = Wire::connect(server.address()).await;
+    wire.ping().await;
+    for _ in 0..REFUSED {
+        let mut refused = Wire::connect(server.address()).await;
+        refused.write(1, Request::Ping).await;
+        assert!(matches!(refused.next().await.expect("a word").message, Reply::NotOk(_)));
+    }
+    drop(wire);
+    server.signal("TERM");
+    assert!(server.wait().success());
+    let log = server.log();
+    let lines = log.matches("refusing a connection").count();
+    assert!((100..REFUSED / 2).contains(&lines), "{lines} lines");
+    let left_out: usize = log
+        .lines()
+        .filter_map(|line| line.split_once("left_out=")?.1.split_whitespace().next()?.parse::<usize>().ok())
+        .sum();
+    assert_eq!(lines + left_out, REFUSED, "{log}");
+}

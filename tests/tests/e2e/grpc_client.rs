@@ -1,0 +1,226 @@
+//! gRPC clients that no one here wrote: Python's `grpcio`, by reflection and
+//! without generated code; and the programs of `docs/GRPC.md`, as they stand
+//! there.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::Arc;
+
+use hark_protocol::Request;
+use hark_tests::{Certificate, Harkd, Wire, name};
+use tempfile::TempDir;
+
+/// The folder of the workspace.
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
+}
+
+/// The folder of the Python that has the libraries.
+fn python_folder() -> PathBuf {
+    let folder = root().join(".venv/bin");
+    assert!(
+        folder.join("python").exists(),
+        "the Python libraries that this test needs are not installed in .venv: run ./test, which does it"
+    );
+    folder
+}
+
+/// A Python that has the libraries.
+fn python() -> Command {
+    let mut command = Command::new(python_folder().join("python"));
+    // Proxies are not for the loopback.
+    command
+        .env("no_grpc_proxy", "127.0.0.1")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+fn client(server: &Harkd, scenario: &str) -> Child {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/grpc_client.py");
+    python().arg(script).arg(server.address().to_string()).arg(scenario).spawn().unwrap()
+}
+
+/// Waits for the end of a program, which has to be a good one.
+#[track_caller]
+fn check(mut program: Child) {
+    let mut said = String::new();
+    program.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    let status = program.wait().unwrap();
+    assert!(status.success(), "{status}:\n{said}");
+}
+
+/// Runs a scenario of the script on this server.
+#[track_caller]
+fn run(server: &Harkd, scenario: &str) {
+    check(client(server, scenario));
+}
+
+#[test]
+fn reflection_describes_the_services() {
+    run(&Harkd::start(), "reflection");
+}
+
+#[test]
+fn calls_are_answered_and_refused() {
+    run(&Harkd::start(), "calls");
+}
+
+#[test]
+fn it_is_all_the_same_inside_tls() {
+    for scenario in ["calls", "session"] {
+        let certificate = Arc::new(Certificate::trusted());
+        let server = Harkd::builder().certificate(Some(&certificate)).arg("--tls-only").start();
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/grpc_client.py");
+        let mut command = python();
+        command.arg(script).arg(server.address().to_string()).arg(scenario).arg(certificate.authority());
+        check(command.spawn().unwrap());
+    }
+}
+
+#[test]
+fn connect_delivers_and_ack_takes() {
+    run(&Harkd::start(), "receive");
+}
+
+#[test]
+fn a_whole_session_goes_over_one_stream() {
+    run(&Harkd::start(), "session");
+}
+
+#[tokio::test]
+async fn a_list_of_many_users_comes_in_pages() {
+    let server = Harkd::builder().arg("--max-list=2500").start();
+    let mut wire = Wire::connect(server.address()).await;
+    let users =
+        (0..3000).map(|n| Request::Create { user: name(&format!("{n:04}-{:040}", 0)), password: None });
+    wire.write_all((1..).zip(users)).await;
+    wire.reply_to(3000).await;
+    run(&server, "pages");
+}
+
+#[test]
+fn deadlines_and_cancelling_end_calls() {
+    run(&Harkd::start(), "deadlines");
+}
+
+#[test]
+fn the_log_is_watched() {
+    run(&Harkd::builder().arg("--watch-logs=loopback").start(), "logs");
+}
+
+#[test]
+fn health_is_checked_and_watched() {
+    let mut server = Harkd::start();
+    let mut client = client(&server, "health");
+    assert_eq!(Output::of(&mut client).next(), "watching");
+    server.signal("TERM");
+    check(client);
+    assert!(server.wait().success());
+}
+
+#[test]
+fn the_old_service_works_as_it_did() {
+    run(&Harkd::start(), "old");
+}
+
+#[test]
+fn the_client_of_the_document_works_as_it_stands_there() {
+    let document = Document::read();
+    let server = Harkd::start();
+    let mut client = document.start(&server, document.programs.first().unwrap());
+    let mut output = Output::of(&mut client);
+    assert_eq!(output.next(), "['bob']");
+    assert_eq!(output.next(), "somebody says hello, bob");
+    server.signal("TERM");
+    assert_eq!(output.next(), "no more: shutdown");
+    check(client);
+}
+
+#[tokio::test]
+async fn the_other_programs_of_the_document_work_too() {
+    let document = Document::read();
+    let mut server = Harkd::builder().arg("--watch-logs=loopback").start();
+    Wire::connect(server.address()).await.create("bob").await;
+    let [_, session, refusal, logs] = document.programs.as_slice() else {
+        panic!("this test knows other programs: {:#?}", document.programs)
+    };
+    let mut refusal = document.start_after_imports(&server, refusal);
+    assert_eq!(Output::of(&mut refusal).next(), "no-such-user");
+    check(refusal);
+    let mut session = document.start_after_imports(&server, session);
+    assert_eq!(Output::of(&mut session).next(), "bob says hello, me");
+    let logs = document.start_after_imports(&server, logs);
+    server.wait_for_log("the log is watched");
+    server.signal("TERM");
+    // They end well, with the server.
+    check(logs);
+    check(session);
+    assert!(server.wait().success());
+}
+
+/// What a program prints, line by line.
+struct Output(BufReader<ChildStdout>);
+
+impl Output {
+    fn of(program: &mut Child) -> Self {
+        Self(BufReader::new(program.stdout.take().unwrap()))
+    }
+
+    /// The next line, or nothing at the end.
+    fn next(&mut self) -> String {
+        let mut line = String::new();
+        self.0.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    }
+}
+
+/// `docs/GRPC.md`, and a folder in which its commands were run.
+struct Document {
+    programs: Vec<String>,
+    folder: TempDir,
+}
+
+impl Document {
+    fn read() -> Self {
+        let text = fs::read_to_string(root().join("docs/GRPC.md")).unwrap();
+        let document = Self { programs: blocks(&text, "python"), folder: tempfile::tempdir().unwrap() };
+        let [commands, ..] = &*blocks(&text, "sh") else { panic!("no commands in the document") };
+        // ./test has installed what this installs.
+        let generate: Vec<&str> = commands.lines().filter(|line| !line.starts_with("pip install ")).collect();
+        assert_eq!(generate.len(), 1, "{commands}");
+        std::os::unix::fs::symlink(root().join("server"), document.folder.path().join("server")).unwrap();
+        let mut shell = Command::new("sh");
+        shell.args(["-ec", &generate.concat()]).current_dir(&document.folder);
+        let path = std::env::var("PATH").unwrap();
+        shell.env("PATH", format!("{}:{path}", python_folder().display()));
+        assert!(shell.status().unwrap().success(), "{generate:?}");
+        document
+    }
+
+    /// A program as it stands in the document, but for the address.
+    fn start(&self, server: &Harkd, program: &str) -> Child {
+        assert!(program.contains("localhost:3000"), "{program}");
+        let program = program.replace("localhost:3000", &server.address().to_string());
+        let file = tempfile::Builder::new().suffix(".py").tempfile_in(&self.folder).unwrap();
+        fs::write(&file, program).unwrap();
+        let path = file.into_temp_path().keep().unwrap();
+        python().arg("-u").arg(path).current_dir(&self.folder).spawn().unwrap()
+    }
+
+    /// One that goes on where the first has made its `chat`.
+    fn start_after_imports(&self, server: &Harkd, program: &str) -> Child {
+        let (imports, _) = self.programs.first().unwrap().split_once("try:").unwrap();
+        self.start(server, &format!("{imports}{program}"))
+    }
+}
+
+/// The blocks of the document in this language.
+fn blocks(document: &str, language: &str) -> Vec<String> {
+    let opening = format!("\n```{language}\n");
+    let blocks = document.split(&opening).skip(1).map(|rest| rest.split("\n```").next().unwrap());
+    blocks.map(str::to_owned).collect()
+}

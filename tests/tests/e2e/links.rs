@@ -1,0 +1,354 @@
+//! Links that are half open, slow, silent, or too many: who is dropped, who is
+//! not, and what it costs to hold them.
+
+use std::time::{Duration, Instant};
+
+use hark_protocol::{Code, Failure, Reply, Request};
+use hark_tests::{Classic, Harkd, PATIENCE, Wire, name, wait_until};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::sleep;
+
+/// As `--ack-timeout=1` says.
+const ACK_TIMEOUT: Duration = Duration::from_secs(1);
+
+const MIB: u64 = 1024 * 1024;
+
+/// An impatient server, somebody who sends, and bob, who has been sent this
+/// many messages and has read them.
+async fn with_unread(messages: usize) -> (Harkd, Wire, Wire) {
+    let server = Harkd::builder().arg("--ack-timeout=1").start();
+    let mut alice = Wire::connect(server.address()).await;
+    alice.create("bob").await;
+    let mut bob = Wire::connect(server.address()).await;
+    bob.receive("bob").await;
+    for n in 0..messages {
+        alice.sent("bob", &n.to_string()).await;
+        assert_eq!(&*bob.message().await.text, n.to_string());
+    }
+    (server, alice, bob)
+}
+
+#[tokio::test]
+async fn a_silent_peer_that_owes_acks_is_dropped_and_its_messages_stay() {
+    let (server, _alice, mut bob) = with_unread(0).await;
+    let mut alice = Wire::connect(server.address()).await;
+    let start = Instant::now();
+    alice.sent("bob", "one").await;
+    alice.sent("bob", "two").await;
+    for text in ["one", "two"] {
+        assert_eq!(&*bob.message().await.text, text);
+    }
+    assert_eq!(bob.next().await, None);
+    assert!(start.elapsed() >= ACK_TIMEOUT, "it was given {:?}", start.elapsed());
+    server.wait_for_log("dropping a dead link");
+    let mut bob = Wire::connect(server.address()).await;
+    assert_eq!(bob.receive("bob").await, 2);
+    assert_eq!(&*bob.message().await.text, "one");
+}
+
+#[tokio::test]
+async fn a_peer_that_owes_acks_and_pings_is_not_dropped() {
+    let (_server, mut alice, mut bob) = with_unread(1).await;
+    let start = Instant::now();
+    while start.elapsed() < 3 * ACK_TIMEOUT {
+        sleep(ACK_TIMEOUT / 5).await;
+        bob.ping().await;
+    }
+    alice.sent("bob", "last").await;
+    assert_eq!(&*bob.message().await.text, "last");
+}
+
+#[tokio::test]
+async fn an_idle_peer_that_owes_nothing_is_not_dropped_and_has_its_time_when_a_message_comes() {
+    let (_server, mut alice, mut bob) = with_unread(0).await;
+    alice.sent("bob", "before").await;
+    let before = bob.message().await;
+    bob.ack(before.sequence).await;
+    sleep(3 * ACK_TIMEOUT).await;
+    alice.sent("bob", "after").await;
+    let after = bob.message().await;
+    // The time counts from the message on, not from the silence before it.
+    sleep(ACK_TIMEOUT / 4).await;
+    bob.ack(after.sequence).await;
+    sleep(5 * ACK_TIMEOUT / 4).await;
+    assert!(bob.is_quiet().await);
+}
+
+#[tokio::test]
+async fn a_peer_that_acks_one_by_one_has_its_time_for_each() {
+    let (_server, mut alice, mut bob) = with_unread(0).await;
+    for n in 0..6 {
+        alice.sent("bob", &n.to_string()).await;
+    }
+    for _ in 0..6 {
+        let message = bob.message().await;
+        sleep(ACK_TIMEOUT / 4).await;
+        bob.write(0, Request::Ack { sequence: message.sequence }).await;
+    }
+    bob.ping().await;
+}
+
+/// As much of a frame as shows that it would be a large one.
+fn half_a_frame() -> Vec<u8> {
+    [&60_000_u32.to_be_bytes()[..], &1_u32.to_be_bytes(), b"send\0\0\0\0\0\0\0\0\0\0\0bob,"].concat()
+}
+
+/// Reads a byte now and then, for as long as it is let.
+async fn sip(mut stream: TcpStream) {
+    while matches!(stream.read(&mut [0]).await, Ok(1)) {
+        sleep(ACK_TIMEOUT / 10).await;
+    }
+    unreachable!("there is more in between than it can drink");
+}
+
+/// What peers say that never say anything whole.
+fn beginnings() -> [(&'static str, Vec<u8>); 6] {
+    [
+        ("nothing", Vec::new()),
+        ("half a frame", half_a_frame()),
+        ("a length", vec![0, 0]),
+        ("half a classic command", b"crea".to_vec()),
+        // The head of a record that would be a large one.
+        ("half a handshake of TLS", vec![0x16, 3, 1, 0x3f, 0xff, 1, 0]),
+        ("half the preface of HTTP/2", b"PRI * HTTP".to_vec()),
+    ]
+}
+
+#[tokio::test]
+async fn peers_that_say_nothing_whole_cost_little_and_are_dropped_in_time() {
+    let mut kinds = tokio::task::JoinSet::new();
+    for (what, bytes) in beginnings() {
+        kinds.spawn(async move {
+            let each = hold_and_wait_for_the_end(&bytes).await;
+            println!("{what}: {each} bytes a connection");
+            // The buffers of a handshake of TLS are the largest.
+            assert!(each < 24 * 1024, "{what}: {each} bytes a connection");
+        });
+    }
+    while let Some(kind) = kinds.join_next().await {
+        kind.unwrap();
+    }
+}
+
+/// Opens many connections that say this, and waits until all are closed. What
+/// each costs the server meanwhile, in bytes.
+async fn hold_and_wait_for_the_end(bytes: &[u8]) -> u64 {
+    const PEERS: u64 = 200;
+    // So long that all of them are there at the same time on a busy machine, too.
+    let server = Harkd::builder().arg("--ack-timeout=5").start();
+    let mut alice = Wire::connect(server.address()).await;
+    alice.create("bob").await;
+    // What the first of them makes the server set up is there for all.
+    let mut peers = vec![begun(&server, bytes).await];
+    server.wait_until_read();
+    let before = server.resident_bytes();
+    for _ in 0..PEERS {
+        peers.push(begun(&server, bytes).await);
+    }
+    server.wait_until_read();
+    alice.sent("bob", "while they are there").await;
+    let after = server.resident_bytes();
+    assert_eq!(server.connections(), peers.len() + 1, "they were all there when it was measured");
+    for mut peer in peers {
+        tokio::time::timeout(PATIENCE, peer.end()).await.unwrap();
+    }
+    alice.sent("bob", "afterwards").await;
+    after.saturating_sub(before) / PEERS
+}
+
+async fn begun(server: &Harkd, bytes: &[u8]) -> Begun {
+    let mut stream = TcpStream::connect(server.address()).await.unwrap();
+    stream.write_all(bytes).await.unwrap();
+    Begun(stream)
+}
+
+/// A peer that has begun to say something.
+struct Begun(TcpStream);
+
+impl Begun {
+    /// Waits until the server has closed, in order or not.
+    async fn end(&mut self) {
+        // Cut off is as good as closed.
+        drop(self.0.read_to_end(&mut Vec::new()).await);
+    }
+}
+
+#[tokio::test]
+async fn a_peer_that_writes_a_byte_now_and_then_is_dropped_in_time() {
+    let server = Harkd::builder().arg("--ack-timeout=1").start();
+    let mut alice = Wire::connect(server.address()).await;
+    alice.create("bob").await;
+    let mut drips = tokio::task::JoinSet::new();
+    for _ in 0..100 {
+        let mut stream = TcpStream::connect(server.address()).await.unwrap();
+        drips.spawn(async move {
+            let bytes = [half_a_frame(), vec![b'x'; 1000]].concat();
+            for byte in bytes {
+                if stream.write_all(&[byte]).await.is_err() {
+                    return;
+                }
+                sleep(ACK_TIMEOUT / 10).await;
+            }
+            unreachable!("it was heard to its end");
+        });
+    }
+    while let Some(drip) = drips.join_next().await {
+        drip.unwrap();
+    }
+    server.wait_for_log("a frame that it has begun is not whole in time");
+    alice.sent("bob", "still here").await;
+}
+
+#[tokio::test]
+async fn a_large_frame_over_a_slow_link_is_taken() {
+    let server = Harkd::builder().arg("--ack-timeout=1").start();
+    let mut alice = Wire::connect(server.address()).await;
+    alice.create("bob").await;
+    let mut frame = Vec::from(12_023_u32.to_be_bytes());
+    frame.extend([&1_u32.to_be_bytes()[..], b"send\0\0\0\0\0\0\0\0\0\0\0bob,", &[b'x'; 12_000]].concat());
+    for piece in frame.chunks(1000) {
+        alice.write_bytes(piece).await;
+        sleep(ACK_TIMEOUT / 4).await;
+    }
+    assert!(matches!(alice.reply_to(1).await, Reply::Ok(_)));
+}
+
+#[tokio::test]
+async fn a_reader_of_a_byte_now_and_then_delays_nobody_costs_little_and_is_dropped_in_time() {
+    let (server, mut alice, bob) = with_unread(0).await;
+    let before = server.resident_bytes();
+    let sipping = tokio::spawn(sip(bob.into_stream()));
+    let text = "x".repeat(60_000);
+    for _ in 0..500 {
+        alice.sent("bob", &text).await;
+    }
+    server.wait_for_log("dropping a dead link: it neither reads nor acknowledges");
+    // The 30 MB are in the store, which has buffers of its own.
+    let grown = server.resident_bytes().saturating_sub(before);
+    println!("the server has grown by {} KiB", grown / 1024);
+    assert!(grown < 80 * MIB, "the server has grown by {} KiB", grown / 1024);
+    let mut bob = Wire::connect(server.address()).await;
+    assert_eq!(bob.receive("bob").await, 500);
+    assert!(!sipping.is_finished());
+}
+
+#[tokio::test]
+async fn a_first_byte_of_no_framing_is_closed_and_the_log_says_why() {
+    let server = Harkd::start();
+    for (first, expected) in [(b'Z', "0x5a"), (0x01, "0x01"), (0xff, "0xff")] {
+        let mut wire = Wire::connect(server.address()).await;
+        wire.write_bytes(&[first, 3, 1]).await;
+        assert_eq!(wire.next().await, None);
+        server.wait_for_log(&format!("closing a connection that begins with byte {expected}"));
+    }
+}
+
+#[tokio::test]
+async fn a_peer_whose_bytes_are_no_frames_is_told_so_once_whatever_follows() {
+    let server = Harkd::start();
+    let mut wire = Wire::connect(server.address()).await;
+    // A length that no frame has.
+    let noise = 18_u32.to_be_bytes().repeat(1000);
+    wire.write_bytes(&noise).await;
+    let error = wire.next().await.unwrap().message;
+    assert!(matches!(error, Reply::Error { failure: Failure::Protocol, .. }), "{error:?}");
+    assert_eq!(wire.next().await, None);
+    for _ in 0..3 {
+        wire.write_bytes(&noise).await;
+        server.wait_until_read();
+    }
+    assert_eq!(server.log().matches("closing a connection").count(), 1, "{}", server.log());
+}
+
+#[tokio::test]
+async fn a_peer_that_asks_and_never_reads_is_dropped_and_costs_little() {
+    let server = Harkd::builder().arg("--ack-timeout=1").start();
+    let mut wire = Wire::connect(server.address()).await;
+    let users = 1..=1000;
+    wire.write_all(users.map(|n| (n, Request::Create { user: name(&format!("{n:0>60}")), password: None })))
+        .await;
+    wire.reply_to(1000).await;
+    wire.ping().await;
+    let before = server.resident_bytes();
+    let frame = [&19_u32.to_be_bytes()[..], &1_u32.to_be_bytes(), b"list\0\0\0\0\0\0\0\0\0\0\0"].concat();
+    let requests = frame.repeat(1000);
+    let mut stream = wire.into_stream();
+    // It is read until there are too many answers, and then no more, until the
+    // link is cut.
+    let writing = async { while stream.write_all(&requests).await.is_ok() {} };
+    tokio::time::timeout(PATIENCE, writing).await.unwrap();
+    server.wait_for_log("dropping a dead link");
+    let mut other = Wire::connect(server.address()).await;
+    other.ping().await;
+    let grown = server.resident_bytes().saturating_sub(before);
+    assert!(grown < 8 * MIB, "the server has grown by {} KiB", grown / 1024);
+}
+
+#[tokio::test]
+async fn a_reader_that_does_not_read_delays_nobody() {
+    let (server, mut alice, _bob) = with_unread(0).await;
+    let text = "x".repeat(60_000);
+    let mut eve = Wire::connect(server.address()).await;
+    eve.create("eve").await;
+    eve.receive("eve").await;
+    // More than there is room for on the way to somebody who takes none of it.
+    for n in 0..500 {
+        alice.sent("bob", &text).await;
+        if n % 50 == 0 {
+            alice.sent("eve", &n.to_string()).await;
+            let message = eve.message().await;
+            assert_eq!(&*message.text, n.to_string());
+            eve.ack(message.sequence).await;
+        }
+    }
+    server.wait_for_log("dropping a dead link");
+    let mut bob = Wire::connect(server.address()).await;
+    assert_eq!(bob.receive("bob").await, 500);
+}
+
+#[tokio::test]
+async fn connections_that_are_too_many_are_told_so_in_their_own_framing() {
+    let server = Harkd::builder().arg("--max-connections=2").start();
+    let mut first = Wire::connect(server.address()).await;
+    first.ping().await;
+    let mut second = Classic::connect(server.address()).await;
+    second.ok("ping", "").await;
+
+    let mut native = Wire::connect(server.address()).await;
+    native.write(1, Request::Ping).await;
+    let refused = native.next().await.unwrap();
+    assert!(
+        matches!(&refused.message, Reply::NotOk(refusal) if refusal.code == Code::TooMany),
+        "{refused:?}"
+    );
+    assert_eq!((refused.id, native.next().await), (None, None));
+    let mut classic = Classic::connect(server.address()).await;
+    let (answer, why) = classic.ask("ping", "").await;
+    assert!(answer == "notok" && why.starts_with("too-many,"), "{answer} {why}");
+    assert_eq!(classic.next().await, None);
+    // Who says nothing is closed without a word.
+    assert_eq!(Wire::connect(server.address()).await.next().await, None);
+
+    drop(second);
+    let mut is_in = false;
+    while !is_in {
+        let mut third = Wire::connect(server.address()).await;
+        third.write(1, Request::Ping).await;
+        is_in = matches!(third.next().await.unwrap().message, Reply::Ok(_));
+    }
+    first.ping().await;
+}
+
+#[tokio::test]
+async fn the_system_asks_idle_peers_for_life() {
+    let server = Harkd::start();
+    let mut native = Wire::connect(server.address()).await;
+    native.ping().await;
+    let silent = Wire::connect(server.address()).await;
+    let mut classic = Classic::connect(server.address()).await;
+    classic.ok("ping", "").await;
+    for client in [native.address(), silent.address(), classic.address()] {
+        wait_until("keep-alive", || server.keeps_alive(client));
+    }
+}

@@ -1,0 +1,41 @@
+//! End-to-end tests with the real binaries: one program, since each program
+//! more is linked and started on its own.
+//!
+//! A test has its own servers, or its own chat on the NATS cluster that all
+//! tests of this process share. A test that needs a network of its own runs
+//! itself again in a process of its own ([`hark_tests::FarMachine`]).
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
+
+mod accounts;
+mod classic;
+mod cluster;
+mod cluster_crash;
+mod cluster_start;
+mod crash;
+mod damage;
+mod failover;
+mod faults;
+mod floods;
+mod grpc_client;
+mod grpc_memory;
+mod links;
+mod logs;
+mod nats;
+mod password_memory;
+mod receiving;
+mod secrets;
+mod sending;
+mod slow_peers;
+mod soak;
+mod stopping;
+mod tls;
+mod transcript;
+mod unsafe_code;
+mod vanishing;
+mod watch_logs;

@@ -1,0 +1,373 @@
+//! The transcript that everything is measured by, with the real `hark` and the
+//! real `harkd`: in terminals, in a pipe, and as commands; and a `hark listen`
+//! that is killed again and again. All of it over the wire protocol and over
+//! gRPC.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
+
+use hark_tests::{Harkd, Terminal, Trial, Wire, hark};
+use rand::RngExt as _;
+use serde_json::Value;
+use tempfile::TempDir;
+
+const CTRL_D: &str = "\x04";
+
+/// What `hark` speaks, as the environment variables that tell it so.
+type Transport = &'static [(&'static str, &'static str)];
+
+const NATIVE: Transport = &[];
+const GRPC: Transport = &[("HARK_GRPC", "true")];
+
+/// The tests below, over each transport.
+macro_rules! over_both {
+    ($($test:ident),+ $(,)?) => {
+        mod over_native {
+            $(#[test] fn $test() { super::$test(super::NATIVE); })+
+        }
+        mod over_grpc {
+            $(#[test] fn $test() { super::$test(super::GRPC); })+
+        }
+    };
+}
+
+over_both!(
+    the_transcript_in_terminals,
+    who_receives_in_a_terminal_keeps_receiving_over_a_killed_server,
+    what_is_typed_ahead_of_the_prompt_is_carried_out_too,
+    the_transcript_in_a_pipe,
+    the_transcript_as_commands,
+    listeners_that_are_killed_print_everything_in_order_and_nothing_twice,
+);
+
+fn open(transport: Transport, server: &Harkd, state: &TempDir) -> Terminal {
+    let terminal = Terminal::open(server.address(), state.path(), transport);
+    terminal.wait_for_prompt(&prompt(server, ""));
+    terminal
+}
+
+/// The prompt of somebody (`user@`) or nobody while there is a link.
+fn prompt(server: &Harkd, user: &str) -> String {
+    format!("{user}{}> ", server.address())
+}
+
+/// Leaves; what was on the screen.
+#[track_caller]
+fn leave(mut terminal: Terminal, prompt: &str) -> String {
+    terminal.wait_for_prompt(prompt);
+    terminal.keys(CTRL_D);
+    assert_eq!(terminal.end(), 0);
+    terminal.contents()
+}
+
+#[track_caller]
+fn check_shown_once(screen: &str, message: &str) {
+    let times = screen.lines().filter(|line| line.ends_with(message)).count();
+    assert_eq!(times, 1, "{message:?} is not there once:\n{screen}");
+}
+
+fn the_transcript_in_terminals(transport: Transport) {
+    let mut server = Harkd::start();
+    let states = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let (nobody, user3) = (prompt(&server, ""), prompt(&server, "user3@"));
+    // 1
+    let mut second = open(transport, &server, &states[0]);
+    let mut third = open(transport, &server, &states[1]);
+    second.enter("create user2", "user2 was created");
+    third.enter("create user3", "user3 was created");
+    // 2
+    second.enter("list", "2 users: user2 user3");
+    second.enter("list r3$", "1 user: user3");
+    second.enter("list (", "refused (bad-pattern): ");
+    second.wait_for("unclosed group");
+    // 3
+    second.enter("send user3 hello", "→ user3: hello … stored");
+    third.enter("ping", "the server answers");
+    assert!(!third.contents().contains("hello"), "it is not connected yet:\n{}", third.contents());
+    // 4
+    third.enter("connect user3", "you are user3, 1 message was waiting");
+    third.wait_for("(nobody): hello");
+    // 5
+    second.enter("send user3 hello, again", "→ user3: hello, again … stored");
+    third.wait_for("(nobody): hello, again");
+    // 6
+    let screen = leave(third, &user3);
+    check_shown_once(&screen, "(nobody): hello");
+    check_shown_once(&screen, "(nobody): hello, again");
+    second.enter("send user3 later", "→ user3: later … stored");
+    server.kill();
+    second.wait_for("* no link to ");
+    second.wait_for("(offline)");
+    second.enter("send user3 meanwhile", "→ user3: meanwhile … pending (waiting for the server)");
+    server = server.restart();
+    second.wait_for("→ user3: meanwhile … stored");
+    let mut third = open(transport, &server, &states[1]);
+    // An ack that was lost with the server makes them more, and shows nothing
+    // twice.
+    third.enter("connect user3", "messages were waiting");
+    third.wait_for("(nobody): meanwhile");
+    let screen = leave(third, &user3);
+    check_shown_once(&screen, "(nobody): later");
+    check_shown_once(&screen, "(nobody): meanwhile");
+    assert!(!screen.contains("hello"), "{screen}");
+    let mut third = open(transport, &server, &states[1]);
+    third.enter("connect user3", "you are user3, no messages were waiting");
+    assert!(!leave(third, &user3).contains("(nobody)"));
+    // 7
+    second.enter("send user3 unread", "→ user3: unread … stored");
+    second.enter("delete user3", "user3 was deleted");
+    second.enter("send user3 x", "→ user3: x … refused (no-such-user): there is no user user3");
+    second.enter("create user3", "user3 was created");
+    let mut third = open(transport, &server, &states[1]);
+    third.enter("connect user3", "you are user3, no messages were waiting");
+    leave(third, &user3);
+    leave(second, &nobody);
+}
+
+fn who_receives_in_a_terminal_keeps_receiving_over_a_killed_server(transport: Transport) {
+    let mut server = Harkd::start();
+    let states = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let mut amy = open(transport, &server, &states[0]);
+    let mut bob = open(transport, &server, &states[1]);
+    amy.enter("create amy", "amy was created");
+    amy.enter("create bob", "bob was created");
+    amy.enter("connect amy", "you are amy");
+    bob.enter("connect bob", "you are bob");
+    for n in 0..3 {
+        amy.enter(&format!("send bob before {n}"), &format!("→ bob: before {n} … stored"));
+        bob.wait_for(&format!("amy: before {n}"));
+        server.kill();
+        amy.wait_for("(offline)");
+        bob.enter(&format!("send amy during {n}"), &format!("→ amy: during {n} … pending"));
+        server = server.restart();
+        amy.wait_for(&format!("bob: during {n}"));
+        bob.wait_for(&format!("→ amy: during {n} … stored"));
+    }
+    let (amy, bob) = (leave(amy, &prompt(&server, "amy@")), leave(bob, &prompt(&server, "bob@")));
+    for n in 0..3 {
+        check_shown_once(&amy, &format!("bob: during {n}"));
+        check_shown_once(&bob, &format!("amy: before {n}"));
+    }
+}
+
+fn what_is_typed_ahead_of_the_prompt_is_carried_out_too(transport: Transport) {
+    let server = Harkd::start();
+    let state = tempfile::tempdir().unwrap();
+    let mut terminal = open(transport, &server, &state);
+    terminal.keys("create amy\rcreate bob\rsend bob one\rsend bob two\rconnect bob\r");
+    terminal.wait_for("you are bob, 2 messages were waiting");
+    terminal.wait_for("(nobody): two");
+    check_shown_once(&leave(terminal, &prompt(&server, "bob@")), "(nobody): one");
+}
+
+/// `hark`, with its state in a folder.
+fn command(transport: Transport, server: &Harkd, state: &Path) -> Command {
+    let mut command = hark(state);
+    command.envs(transport.iter().copied());
+    command.env("HARK_SERVER", server.address().to_string());
+    command
+}
+
+fn start(mut command: Command) -> Child {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+/// The exit code, and the lines of the output. What others said has its number
+/// and its time left out.
+fn finish(child: Child) -> (i32, Vec<String>) {
+    let Output { status, stdout, stderr } = child.wait_with_output().unwrap();
+    let stdout = String::from_utf8(stdout).unwrap();
+    let code = status.code().unwrap_or_else(|| panic!("{status}: {}", String::from_utf8_lossy(&stderr)));
+    (code, stdout.lines().map(without_numbers).collect())
+}
+
+fn without_numbers(line: &str) -> String {
+    let words: Vec<&str> = line.splitn(5, ' ').collect();
+    let ["message", number, sender, time, text] = words[..] else { return line.to_owned() };
+    assert!(number.parse::<u64>().is_ok() && time.ends_with('Z'), "{line}");
+    format!("message N {sender} T {text}")
+}
+
+#[track_caller]
+fn check_piped(
+    transport: Transport,
+    server: &Harkd,
+    state: &TempDir,
+    code: i32,
+    dialogue: &[(&str, &[&str])],
+) {
+    let mut child = start(command(transport, server, state.path()));
+    let lines: Vec<&str> = dialogue.iter().map(|(line, _)| *line).collect();
+    child.stdin.take().unwrap().write_all(lines.join("\n").as_bytes()).unwrap();
+    let answers: Vec<&str> = dialogue.iter().flat_map(|(_, answers)| *answers).copied().collect();
+    let (ended, said) = finish(child);
+    assert_eq!(said, answers);
+    assert_eq!(ended, code);
+}
+
+fn the_transcript_in_a_pipe(transport: Transport) {
+    let mut server = Harkd::start();
+    let states = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let dialogue: &[(&str, &[&str])] = &[
+        ("create user2", &["ok"]),
+        ("create user3", &["ok"]),
+        ("list", &["ok 2 user2,user3"]),
+        ("list r3$", &["ok 1 user3"]),
+        ("list (", &["notok bad-pattern not a regular expression: unclosed group"]),
+        ("login user2", &["ok"]),
+        ("send user3 hello", &["ok"]),
+        ("send user3 hello, again", &["ok"]),
+    ];
+    check_piped(transport, &server, &states[0], 1, dialogue);
+    let messages: &[&str] = &["ok 2", "message N user2 T hello", "message N user2 T hello, again"];
+    check_piped(transport, &server, &states[1], 0, &[("connect user3", messages)]);
+
+    // The server is killed, and started again after the next line was piped.
+    let mut second = start(command(transport, &server, states[0].path()));
+    let mut keys = second.stdin.take().unwrap();
+    let mut lines = BufReader::new(second.stdout.take().unwrap()).lines().map(Result::unwrap);
+    writeln!(keys, "send user3 later").unwrap();
+    assert_eq!(lines.next().as_deref(), Some("ok"));
+    server.kill();
+    writeln!(keys, "send user3 meanwhile").unwrap();
+    let server = server.restart();
+    assert_eq!(lines.next().as_deref(), Some("ok"));
+    drop(keys);
+    assert_eq!((second.wait().unwrap().code(), lines.next()), (Some(0), None));
+    let mut third = start(command(transport, &server, states[1].path()));
+    third.stdin.take().unwrap().write_all(b"connect user3").unwrap();
+    let (code, mut said) = finish(third);
+    // An ack that was lost with the server makes them more, and nothing twice.
+    assert!(code == 0 && said.remove(0).starts_with("ok "));
+    assert_eq!(said, ["message N , T later", "message N , T meanwhile"]);
+
+    let dialogue: &[(&str, &[&str])] = &[
+        ("send user3 unread", &["ok"]),
+        ("delete user3", &["ok deleted"]),
+        ("send user3 x", &["notok no-such-user there is no user user3"]),
+        ("delete user3", &["ok absent"]),
+        ("create user3", &["ok"]),
+        ("connect user3", &["ok 0"]),
+    ];
+    check_piped(transport, &server, &states[1], 1, dialogue);
+}
+
+fn the_transcript_as_commands(transport: Transport) {
+    let mut server = Harkd::start();
+    let states = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let check = |server: &Harkd, state: &TempDir, words: &[&str], code: i32, expected: &[&str]| {
+        let mut command = command(transport, server, state.path());
+        command.args(words);
+        let (ended, said) = finish(start(command));
+        assert_eq!(
+            (ended, said),
+            (code, expected.iter().map(|line| (*line).to_owned()).collect()),
+            "{words:?}"
+        );
+    };
+    check(&server, &states[0], &["create", "user2"], 0, &["ok"]);
+    check(&server, &states[1], &["create", "user3"], 0, &["ok"]);
+    check(&server, &states[0], &["list"], 0, &["user2", "user3"]);
+    check(&server, &states[0], &["list", "r3$"], 0, &["user3"]);
+    check(&server, &states[0], &["list", "("], 1, &[]);
+    check(&server, &states[0], &["send", "user3", "hello"], 0, &["ok"]);
+    check(&server, &states[0], &["send", "--as", "user2", "user3", "hello,", "again"], 0, &["ok"]);
+    let heard = ["message N , T hello", "message N user2 T hello, again"];
+    check(&server, &states[1], &["listen", "--count", "2", "user3"], 0, &heard);
+    check(&server, &states[0], &["send", "user3", "later"], 0, &["ok"]);
+    server.kill();
+    let mut command = command(transport, &server, states[0].path());
+    command.args(["send", "user3", "meanwhile"]);
+    let mut meanwhile = start(command);
+    // It says so, and goes on trying.
+    let mut complaint = String::new();
+    BufReader::new(meanwhile.stderr.take().unwrap()).read_line(&mut complaint).unwrap();
+    assert!(complaint.contains("waiting for"), "{complaint}");
+    let server = server.restart();
+    assert_eq!(finish(meanwhile), (0, vec!["ok".to_owned()]));
+    let heard = ["message N , T later", "message N , T meanwhile"];
+    check(&server, &states[1], &["listen", "--count", "2", "user3"], 0, &heard);
+    check(&server, &states[0], &["send", "user3", "unread"], 0, &["ok"]);
+    check(&server, &states[0], &["delete", "user3"], 0, &["ok deleted"]);
+    check(&server, &states[0], &["send", "user3", "x"], 1, &[]);
+}
+
+/// Messages that the killed listeners have to print between them.
+const MESSAGES: u64 = 1000;
+
+/// Lines that are read from a listener at most before it is killed. They are so
+/// long that the pipe holds few more, and a kill can cut one.
+const LINES_MAX: u64 = 60;
+const LINE_BYTES: usize = 2000;
+/// So many it takes, with 64 KiB in the pipe and a few in the reader.
+const KILLS_MIN: u64 = 10;
+
+/// What one listener has printed, by number.
+fn listen(
+    transport: Transport,
+    server: &Harkd,
+    state: &Path,
+    left: u64,
+    kill_after: u64,
+) -> Vec<(u64, String)> {
+    let mut command = command(transport, server, state);
+    command.args(["listen", "--json", "--count", &left.to_string(), "bob"]);
+    let mut child = start(command);
+    let mut output = BufReader::new(child.stdout.take().unwrap());
+    let mut printed = Vec::new();
+    while let Some(line) = whole_line(&mut output) {
+        printed.push(line);
+        if printed.len() as u64 == kill_after {
+            // It may have ended by itself, and what it has printed until then
+            // is in the pipe.
+            drop(child.kill());
+        }
+    }
+    child.wait().unwrap();
+    printed
+}
+
+/// A line that was printed whole.
+fn whole_line(output: &mut BufReader<ChildStdout>) -> Option<(u64, String)> {
+    let mut line = String::new();
+    output.read_line(&mut line).unwrap();
+    let object: Value = serde_json::from_str(line.strip_suffix('\n')?).unwrap();
+    let sequence = object.get("sequence").and_then(Value::as_u64).unwrap();
+    Some((sequence, object.get("text").and_then(Value::as_str).unwrap().to_owned()))
+}
+
+fn text(n: u64) -> String {
+    format!("{n} {}", "x".repeat(LINE_BYTES))
+}
+
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+async fn listeners_that_are_killed_print_everything_in_order_and_nothing_twice(transport: Transport) {
+    let mut random = Trial::from_env().random;
+    let server = Harkd::start();
+    let mut wire = Wire::connect(server.address()).await;
+    wire.create("bob").await;
+    let sending = tokio::spawn(async move {
+        for n in 0..MESSAGES {
+            wire.sent("bob", &text(n)).await;
+        }
+    });
+    let state = tempfile::tempdir().unwrap();
+    let mut printed: Vec<(u64, String)> = Vec::new();
+    let mut kills = 0;
+    while (printed.len() as u64) < MESSAGES {
+        let left = MESSAGES - printed.len() as u64;
+        let kill_after = random.random_range(1..=LINES_MAX);
+        let lines =
+            tokio::task::block_in_place(|| listen(transport, &server, state.path(), left, kill_after));
+        // The one line at the kill may come again, and nothing else.
+        let is_again = lines.first().is_some_and(|first| printed.last() == Some(first));
+        printed.extend(lines.into_iter().skip(usize::from(is_again)));
+        kills += 1;
+    }
+    sending.await.unwrap();
+    assert!(kills >= KILLS_MIN, "{kills} kills");
+    assert!(printed.is_sorted_by(|(one, _), (next, _)| one < next), "out of order, or twice");
+    let expected: Vec<String> = (0..MESSAGES).map(text).collect();
+    assert!(printed.iter().map(|(_, text)| text).eq(&expected), "not everything was printed once");
+}
