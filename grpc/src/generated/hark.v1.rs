@@ -106,7 +106,12 @@ pub struct Idempotency {
     pub id: u32,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct SendReply {}
+pub struct SendReply {
+    /// The number of the message: the same as Message.sequence at its reader. A
+    /// repeat of the send gets the same number.
+    #[prost(uint64, optional, tag = "1")]
+    pub sequence: ::core::option::Option<u64>,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListRequest {
     /// A regular expression in the syntax of the Rust crate `regex`, which matches
@@ -249,7 +254,8 @@ pub mod chat_request {
         /// Answered by `names`, as often as needed, and then `listed`.
         #[prost(message, tag = "9")]
         List(super::List),
-        /// Answered by `ok`, once the message is on stable storage.
+        /// Answered by `ok` with the number of the message, once it is on stable
+        /// storage.
         #[prost(message, tag = "10")]
         Send(super::Send),
         /// Every message up to this sequence number has been taken: of the latest
@@ -266,11 +272,9 @@ pub mod chat_request {
 /// lost is repeated on a new stream, after the same `hello`, with the same id
 /// and content, in the order of the ids and before any new one: it is decided
 /// once, and answered the same. A stream that has the session open already is
-/// closed (ABORTED). A `hello` of another version, or for which the server has no
-/// room or no store, ends the stream (UNAVAILABLE), and nothing behind it is
-/// stored. After one that does not come first, or names no session, the stream
-/// goes on as it was. At most 1,024 sends are unanswered; the server stops reading
-/// beyond that.
+/// closed (ABORTED). A `hello` that is refused, for whatever reason, ends the
+/// stream (UNAVAILABLE), and nothing behind it is stored. At most 1,024 sends are
+/// unanswered; the server stops reading beyond that.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Hello {
     /// The version of the protocol: 1.
@@ -345,7 +349,11 @@ pub mod chat_reply {
     }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Ok {}
+pub struct Ok {
+    /// After `send`: the number of the message, as in SendReply.
+    #[prost(uint64, optional, tag = "1")]
+    pub sequence: ::core::option::Option<u64>,
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Opened {
     /// The version of the protocol.
@@ -372,7 +380,8 @@ pub struct Listed {
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct NotOk {
     /// One of: unknown-command, bad-request, bad-name, bad-password, bad-pattern,
-    /// exists, no-such-user, denied, too-large, queue-full, rate-limited, too-many.
+    /// exists, no-such-user, denied, too-large, queue-full, rate-limited, too-many,
+    /// no-space. A client treats any other code as a refusal, too.
     #[prost(string, tag = "1")]
     pub code: ::prost::alloc::string::String,
     /// For a person: what was wrong, and what to do about it.
