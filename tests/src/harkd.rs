@@ -11,6 +11,12 @@ use std::thread::JoinHandle;
 
 use crate::{Certificate, PATIENCE, Place, wait_until};
 
+/// Where the numbers of most servers begin.
+const NUMBERS_AFTER: u64 = 1_000_000;
+
+/// The size of a file of the log, in MiB.
+const SEGMENT_MIB: u32 = 4;
+
 /// How a server is to be started.
 #[derive(Debug, Clone)]
 pub struct HarkdBuilder {
@@ -21,6 +27,8 @@ pub struct HarkdBuilder {
     listen: String,
     place: Option<Place>,
     certificate: Option<Arc<Certificate>>,
+    /// Where its numbers begin; `None`: by the clock.
+    numbers_after: Option<u64>,
 }
 
 /// A server that runs. Dropping it kills it.
@@ -88,6 +96,14 @@ impl HarkdBuilder {
         self
     }
 
+    /// Numbers messages by the clock, as an operator's server does. A new store then
+    /// waits for the next second, which most tests have no use for.
+    #[must_use]
+    pub fn numbers_by_clock(mut self) -> Self {
+        self.numbers_after = None;
+        self
+    }
+
     /// Gives it this certificate, or none.
     #[must_use]
     pub fn certificate(mut self, certificate: Option<&Arc<Certificate>>) -> Self {
@@ -129,6 +145,7 @@ impl Harkd {
             listen: "127.0.0.1:0".to_owned(),
             place: None,
             certificate: Some(Arc::new(Certificate::trusted())),
+            numbers_after: Some(NUMBERS_AFTER),
         }
     }
 
@@ -457,6 +474,11 @@ fn launch(builder: HarkdBuilder, place: Place) -> Result<Harkd, Refusal> {
     command.args(words).args(["--listen", &builder.listen]).args(place.args());
     if let Some(certificate) = &builder.certificate {
         command.arg("--tls-cert").arg(certificate.path()).arg("--tls-key").arg(certificate.key());
+    }
+    // Small files are made sooner, and used up sooner.
+    command.env("HARKD_SEGMENT_SIZE", SEGMENT_MIB.to_string());
+    if let Some(number) = builder.numbers_after {
+        command.env("HARKD_NUMBERS_AFTER", number.to_string());
     }
     command.args(&builder.arguments);
     command.envs(builder.variables.clone()).stdin(Stdio::null()).stderr(Stdio::piped());

@@ -26,7 +26,7 @@ const TEXT_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// How long acknowledgements that nobody waits for may be without a sync: until
 /// then their messages keep their space.
-const ACKS_SYNC_INTERVAL: Duration = Duration::from_secs(1);
+const ACKS_SYNC_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How long after a checkpoint that found no space the next one is tried.
 const CHECKPOINT_RETRY: Duration = Duration::from_secs(30);

@@ -43,7 +43,7 @@ use self::readers::Readers;
 use self::watchdog::{Deadlines, Progress, Watchdog};
 use crate::ledger::Limits;
 use crate::log::Opener;
-use crate::log::disk::DiskOpener;
+use crate::log::disk::{DiskConfig, DiskOpener};
 use crate::log::memory::MemoryOpener;
 use crate::store::{
     Account, AccountEntry, Append, Created, Decide, Outcome, Page, PasswordHash, Pending, Position,
@@ -69,6 +69,8 @@ pub struct ShardConfig {
     /// A number above all that were ever used. With it, numbers do not depend on
     /// the clock, and a new store does not wait for the next second.
     pub numbers_after: Option<u64>,
+    /// The size of a file of the log on disk.
+    pub segment_bytes: u64,
 }
 
 /// What an answer waits for.
@@ -89,6 +91,7 @@ impl ShardConfig {
         queued_bytes_max: 256 * 1024 * 1024,
         sync: Sync::Always,
         numbers_after: None,
+        segment_bytes: 64 << 20,
     };
 
     const fn limits(&self) -> Limits {
@@ -152,7 +155,8 @@ impl ShardStore {
     /// # Errors
     /// See [`StartError`].
     pub fn on_disk(folder: &Path, config: ShardConfig) -> Result<Self, StartError> {
-        Self::open(Arc::new(DiskOpener::new(folder)), config)
+        let layout = DiskConfig { segment_bytes: config.segment_bytes, ..DiskConfig::default() };
+        Self::open(Arc::new(DiskOpener::with_config(folder, layout)), config)
     }
 
     /// A store in memory, which is gone when it is dropped.
