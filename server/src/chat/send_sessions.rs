@@ -13,7 +13,7 @@ use super::Fault;
 use super::control::{Control, Wish};
 use crate::store::Store;
 
-/// The open send sessions of this server. No more than there are peers.
+/// The open send sessions of this server. At most one for each connection.
 #[derive(Debug)]
 pub(super) struct SendSessions {
     store: Arc<dyn Store>,

@@ -35,7 +35,7 @@ use crate::store::{
     Account, Append, Created, Decide, End, Fence, Message, Outcome, Pending, Receiver, Unavailable,
 };
 
-/// What goes out to the peer.
+/// The output of a connection.
 #[derive(Debug)]
 pub enum Output {
     /// The reply to a request.
@@ -51,7 +51,7 @@ pub enum Output {
 
 /// One connection. Dropping it gives back what it holds; what the store has
 /// taken on goes on.
-pub struct Peer {
+pub struct ClientConnection {
     chat: Arc<Chat>,
     address: IpAddr,
     control: Arc<Control>,
@@ -114,7 +114,7 @@ enum Answer {
 /// A command that takes its time.
 type Operation = Pin<Box<dyn Future<Output = Result<Done, Fault>> + Send>>;
 
-/// What comes of an [`Operation`], for the peer to act upon.
+/// What comes of an [`Operation`], for the connection to act upon.
 enum Done {
     Replies(Vec<Reply>),
     Reply(Reply),
@@ -126,7 +126,7 @@ enum Done {
     RoomFor(Box<Append>),
 }
 
-impl Peer {
+impl ClientConnection {
     /// A connection from `address` that is nobody, and listens to `control`.
     #[must_use]
     pub fn new(chat: Arc<Chat>, address: IpAddr, control: Arc<Control>) -> Self {
@@ -156,7 +156,7 @@ impl Peer {
         Self { turn: self.turn.at_pace(pace), ..self }
     }
 
-    /// Its sends are of this session, without a `hello`. Any number of peers may
+    /// Its sends are of this session, without a `hello`. Any number of connections may
     /// send in it at the same time, with their ids in any order.
     #[must_use]
     pub fn in_session(self, session: SessionToken) -> Self {
@@ -498,9 +498,9 @@ impl Peer {
     }
 }
 
-impl std::fmt::Debug for Peer {
+impl std::fmt::Debug for ClientConnection {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Peer")
+        f.debug_struct("ClientConnection")
             .field("address", &self.address)
             .field("user", &self.account())
             .finish_non_exhaustive()
