@@ -79,7 +79,11 @@ impl OfflineStore {
     }
 
     /// Stores a message under its own number.
-    pub(crate) fn import_message(&mut self, to: &UserName, message: Message) -> Result<Imported, AppendError> {
+    pub(crate) fn import_message(
+        &mut self,
+        to: &UserName,
+        message: Message,
+    ) -> Result<Imported, AppendError> {
         let bytes = message.text.len();
         let imported = self.opened.ledger.import_message(to, message, &mut self.changes);
         self.commit_some(bytes)?;
@@ -322,7 +326,8 @@ mod tests {
     #[test]
     fn missing_blocks_become_gaps() {
         let pieces = [whole(5, 2, 7, 5), whole(20, 8, 20, 9)];
-        let expected = [gap(3, 4, 1, 2), Item::Block(5), gap(8, 19, 3, 8), Item::Block(20), gap(21, 30, 1, 10)];
+        let expected =
+            [gap(3, 4, 1, 2), Item::Block(5), gap(8, 19, 3, 8), Item::Block(20), gap(21, 30, 1, 10)];
         assert_eq!(items(&pieces, at(2, 1), at(30, 10)), expected);
     }
 }

@@ -161,11 +161,11 @@ impl ClientConnection {
     /// What there is room for goes to the store with its burst.
     pub(super) fn append(&mut self, id: Option<RequestId>, append: Append) {
         let to = append.to.clone();
-        let (decide, outcome) = Pending::new();
+        let (completer, outcome) = Pending::new();
         if self.sends.is_empty() {
             self.sends.reserve(BURST_SENDS);
         }
-        self.sends.push((append, decide));
+        self.sends.push((append, completer));
         self.answer(id, Answer::Sent { to, outcome });
     }
 }

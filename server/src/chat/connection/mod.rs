@@ -32,7 +32,7 @@ use super::send_sessions::OpenSession;
 use super::{Chat, Fault, NeverPushed};
 use crate::limit::network;
 use crate::store::{
-    Account, Append, Created, Decide, End, Fence, Message, Outcome, Pending, Receiver, Unavailable,
+    Account, Append, Completer, Created, End, Fence, Message, Outcome, Pending, Subscription, Unavailable,
 };
 
 /// The output of a connection.
@@ -65,7 +65,7 @@ pub struct ClientConnection {
     /// Nothing has been asked yet: `hello` is welcome.
     fresh: bool,
     /// Sends of this burst, which the store gets all at once.
-    sends: Vec<(Append, Decide<Outcome>)>,
+    sends: Vec<(Append, Completer<Outcome>)>,
     /// Decided in this order.
     answers: VecDeque<(Option<RequestId>, Answer)>,
     /// A request that waits until `answers` is empty.
@@ -121,7 +121,7 @@ enum Done {
     Hello(OpenSession),
     NoSession(Fault),
     Entered(Entered),
-    Receiving(Entered, Receiver),
+    Receiving(Entered, Subscription),
     Creating(UserName, Pending<Created>),
     RoomFor(Box<Append>),
 }

@@ -3,7 +3,7 @@
 //!
 //! A session that keeps up takes every message from here, without a read. Where
 //! the buffer overflows it is emptied, and the session is told that it lags: it
-//! calls [`Receiver::follow`] and then reads the store until there is no more.
+//! calls [`Subscription::follow`] and then reads the store until there is no more.
 //! A message can so come both ways; its sequence number tells.
 
 use std::collections::VecDeque;
@@ -52,7 +52,7 @@ pub enum End {
 
 /// The session's side. Dropping it ends the reception.
 #[derive(Debug)]
-pub struct Receiver {
+pub struct Subscription {
     account: Account,
     queued: u64,
     cursor: Position,
@@ -63,7 +63,7 @@ pub struct Receiver {
 
 /// The store's side. A clone feeds the same session.
 #[derive(Debug, Clone)]
-pub struct Feed {
+pub struct Publisher {
     buffer: Arc<Buffer>,
 }
 
@@ -87,22 +87,22 @@ struct State {
     end: Option<End>,
 }
 
-impl Receiver {
+impl Subscription {
     /// A session for `account` that receives after `cursor`, with `queued`
     /// messages waiting, and the store's side of it. It starts as one that
     /// lags, whatever there is.
     #[must_use]
-    pub fn new(account: Account, queued: u64, cursor: Position) -> (Feed, Self) {
+    pub fn new(account: Account, queued: u64, cursor: Position) -> (Publisher, Self) {
         let buffer = Arc::new(Buffer::default());
-        (Feed { buffer: Arc::clone(&buffer) }, Self { account, queued, cursor, buffer, _released: None })
+        (Publisher { buffer: Arc::clone(&buffer) }, Self { account, queued, cursor, buffer, _released: None })
     }
 
     /// Cancels the token of `guard` when it is dropped.
     #[must_use]
     pub fn releasing(self, guard: DropGuard) -> Self {
-        let (released, mut receiver) = (Some(guard), self);
-        receiver._released = released;
-        receiver
+        let mut subscription = self;
+        subscription._released = Some(guard);
+        subscription
     }
 
     /// The inbox that it receives for.
@@ -176,13 +176,13 @@ impl Receiver {
     }
 }
 
-impl Drop for Receiver {
+impl Drop for Subscription {
     fn drop(&mut self) {
         self.buffer.end(End::TakenOver);
     }
 }
 
-impl Feed {
+impl Publisher {
     /// Tells of messages that have been stored, in the order of their numbers.
     pub fn appended(&self, messages: impl IntoIterator<Item = Arc<Message>>) {
         let mut state = self.buffer.lock();
@@ -232,7 +232,7 @@ impl Feed {
 
     /// Whether this feeds `receiver`.
     #[must_use]
-    pub fn feeds(&self, receiver: &Receiver) -> bool {
+    pub fn feeds(&self, receiver: &Subscription) -> bool {
         Arc::ptr_eq(&self.buffer, &receiver.buffer)
     }
 }

@@ -9,13 +9,13 @@ const SHARE: usize = 4;
 
 /// Counts by network. It holds no more networks than there are sessions.
 #[derive(Debug)]
-pub(crate) struct Shares {
+pub(crate) struct PerNetworkQuota {
     each_max: usize,
     taken: HashMap<IpAddr, usize>,
 }
 
-impl Shares {
-    /// Shares of so many in all.
+impl PerNetworkQuota {
+    /// PerNetworkQuota of so many in all.
     pub(crate) fn of(max: usize) -> Self {
         Self { each_max: max.div_ceil(SHARE), taken: HashMap::new() }
     }
@@ -56,7 +56,7 @@ mod tests {
 
     #[test]
     fn a_network_has_a_quarter_and_gets_back_what_it_gave() {
-        let mut shares = Shares::of(8);
+        let mut shares = PerNetworkQuota::of(8);
         let [a, b] = [1, 2].map(|last| Some(IpAddr::from([192, 0, 2, last])));
         assert!(shares.take(a) && shares.take(a) && !shares.take(a));
         assert!(shares.take(b) && shares.take(None));
