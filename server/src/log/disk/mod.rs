@@ -13,6 +13,7 @@
 //! | `reader.rs` | reads beside the appends |
 //! | `maintenance.rs`, `copies.rs` | index frames, spare files, copies |
 
+mod bugs;
 mod build;
 mod copies;
 mod file;
@@ -38,6 +39,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
+use self::bugs::{Bug, is_planted};
 use self::copies::{CopyQueue, Piece};
 use self::file::{OsStorage, Storage};
 use self::folder::Folder;
@@ -312,7 +314,7 @@ impl DiskLog {
     /// Recycles the segments that were freed by a synced frame and that no reader
     /// holds.
     fn reclaim(&mut self) {
-        let synced = self.writer.synced();
+        let synced = if is_planted(Bug::RecycledEarly) { u64::MAX } else { self.writer.synced() };
         while let Some((id, _)) = self.freeing.pop_front_if(|(_, commit)| *commit <= synced) {
             self.held.extend(self.shared.segments.remove(id));
         }
@@ -320,6 +322,10 @@ impl DiskLog {
             return;
         }
         for segment in std::mem::take(&mut self.held) {
+            if is_planted(Bug::RecycledUnderReader) {
+                self.shared.files.spares.give(segment.slot.clone());
+                continue;
+            }
             match Arc::try_unwrap(segment) {
                 Ok(segment) => self.shared.files.spares.give(segment.slot),
                 Err(segment) => self.held.push(segment),
@@ -361,7 +367,9 @@ impl Log for DiskLog {
         }
         let bytes = frame.records.len() + frame.blocks.iter().map(|block| block.payload.len()).sum::<usize>();
         let index = &self.shared.index;
-        let copies = self.shared.copies.take(bytes, |entry, source| index.is_live_in(entry, source));
+        let copies = self.shared.copies.take(bytes, |entry, source| {
+            index.is_live_in(entry, source) || is_planted(Bug::RevivedCopy)
+        });
         match self.try_append(&frame, &copies, durability) {
             Ok(()) if copies.is_empty() => {}
             Ok(()) => self.finish_copies(&copies),

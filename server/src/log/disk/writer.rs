@@ -123,6 +123,12 @@ impl Writer {
         self.offset
     }
 
+    /// Where the last frame begins.
+    #[cfg(test)]
+    pub(super) fn last_frame_start(&self) -> u64 {
+        self.offset - self.buffer.len() as u64
+    }
+
     pub(super) fn next_commit(&self) -> u64 {
         self.link.commit + 1
     }
