@@ -1,10 +1,10 @@
 //! The rules of the chat: who may do what, and what is answered. It knows
-//! neither sockets nor files: a front passes requests to a [`ClientConnection`] and takes
-//! replies and messages from it, and the [`Store`] keeps everything.
+//! neither sockets nor files: a front passes requests to a [`ClientConnection`]
+//! and takes replies and messages from it, and the [`Store`] keeps everything.
 //!
 //! | module | what it owns |
 //! | --- | --- |
-//! | `connection` | one connection: who it is, what it has under way, what it receives |
+//! | `connection` | one connection: identity, requests in flight, reception |
 //! | `accounts` | entering, creating, deleting, passwords |
 //! | `attempts` | how many wrong passwords are put up with |
 //! | `pace` | how fast a connection and a user may go |

@@ -156,8 +156,8 @@ impl ClientConnection {
         Self { turn: self.turn.at_pace(pace), ..self }
     }
 
-    /// Its sends are of this session, without a `hello`. Any number of connections may
-    /// send in it at the same time, with their ids in any order.
+    /// Its sends are of this session, without a `hello`. Any number of connections
+    /// may send in it at the same time, with their ids in any order.
     #[must_use]
     pub fn in_session(self, session: SessionToken) -> Self {
         Self { send_session: Some(SendSession::Shared(session)), ..self }

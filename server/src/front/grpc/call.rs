@@ -29,8 +29,8 @@ pub(super) struct Call {
 }
 
 impl Call {
-    /// Returns a connection for the call with these extensions, which is nobody. It is told
-    /// when the connection is to end.
+    /// Returns an anonymous connection for the call with these extensions. It
+    /// ends with the connection of HTTP/2.
     ///
     /// # Errors
     /// None that a client could cause.

@@ -1,6 +1,6 @@
 //! The gRPC front: one HTTP/2 connection, many calls. It owns the connection
-//! and translates; each call is a connection of its own to the chat, and no rules are
-//! here.
+//! and translates; each call is a connection of its own to the chat, and no
+//! rules are here.
 //!
 //! | module | what it owns |
 //! | --- | --- |
