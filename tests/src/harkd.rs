@@ -380,14 +380,23 @@ impl Socket {
     }
 }
 
-/// The path of a binary of this workspace, built if it is not up to date.
+/// Names the folder of binaries that are up to date. Without it they are built,
+/// and since the features of what one package needs are fewer than those of the
+/// workspace with its tests, most of the dependencies are compiled once more.
+const BINARIES_VARIABLE: &str = "HARK_TEST_BINARIES";
+
+/// Returns the path of a binary of this workspace, built if `HARK_TEST_BINARIES`
+/// does not name the folder of those that are up to date.
 ///
 /// # Panics
-/// Where it cannot be built.
+/// If it cannot be built, or is not in that folder.
 #[must_use]
 pub fn binary(name: &str) -> PathBuf {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
-    FOLDER.get_or_init(build).join(name)
+    let path = FOLDER.get_or_init(|| std::env::var_os(BINARIES_VARIABLE).map_or_else(build, PathBuf::from));
+    let path = path.join(name);
+    assert!(path.exists(), "there is no {}", path.display());
+    path
 }
 
 /// The `hark` client as a command, with nothing of the user's environment.
