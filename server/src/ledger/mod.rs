@@ -271,7 +271,7 @@ impl Ledger {
         Ok(sequence)
     }
 
-    /// Whether nobody subscribes to the inbox of an account.
+    /// Whether the inbox of an account has no subscription.
     pub(crate) fn is_free(&mut self, account: &Account) -> bool {
         self.inboxes
             .get_mut(account)

@@ -24,8 +24,8 @@ const COMMANDS_MAX: usize = 4096;
 /// Bytes of text that are appended in one commit; the last text may exceed it.
 const TEXT_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// How long acknowledgements that nobody waits for may be without a sync: until
-/// then their messages keep their space.
+/// How long acknowledgements may be without a sync, which nothing else asks for:
+/// until then their messages keep their space.
 const ACKS_SYNC_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How long after a checkpoint that found no space the next one is tried.
@@ -212,7 +212,7 @@ impl Committer {
             self.ledger.acknowledge(&account, position, &mut self.changes);
         }
         let closing = self.decide_backlog(context);
-        // Where the watchdog finds it, if this commit takes too long.
+        // The watchdog finds it there, if this commit takes too long.
         self.shared.queue.put_back(self.backlog.drain(..));
         self.finish();
         self.continue_checkpoint();
@@ -377,8 +377,8 @@ impl Committer {
         }
     }
 
-    /// The frame was not appended, or nobody knows whether it was. The ledger is
-    /// ahead of the log: both are dropped and opened again.
+    /// Handles a failed append: the ledger is ahead of the log, so both are dropped
+    /// and opened again.
     fn fail(&mut self, error: &AppendError) {
         tracing::error!(%error, "append failed: opening the store again");
         let now = self.now();
@@ -470,7 +470,7 @@ fn hold(permits: &mut Vec<OwnedSemaphorePermit>, permit: OwnedSemaphorePermit) {
 }
 
 impl Drop for Committer {
-    /// However the thread ends, nobody is left waiting.
+    /// However the thread ends, every command is answered.
     fn drop(&mut self) {
         self.recovery = None;
         self.shared.readers.set(None);

@@ -174,8 +174,8 @@ impl ShardStore {
         let watchdog = Watchdog::start(progress, queue, deadlines).map_err(StartError::Thread)?;
         let committer = Committer::new(config, Arc::clone(&shared), opener, opened);
         let commit = move || {
-            // After a bug in here nobody decides anything: nothing that was answered
-            // is lost by the end of the process, and the next one serves.
+            // After a bug in here nothing is decided any more. What was answered outlives
+            // the process, and the next one serves.
             let Ok(closed) = panic::catch_unwind(AssertUnwindSafe(|| committer.run())) else {
                 tracing::error!("commit thread panicked: aborting");
                 std::process::abort();
@@ -238,7 +238,7 @@ impl Store for ShardStore {
         };
         let (completer, pending) = Pending::new();
         let (shared, account) = (Arc::clone(&self.shared), account.clone());
-        // The reader waits for the outcome; nobody waits for the thread.
+        // The caller waits for the outcome, not for the thread.
         drop(runtime.spawn_blocking(move || completer.complete(shared.readers.read(&account, after, limit))));
         pending
     }

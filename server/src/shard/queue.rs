@@ -68,7 +68,7 @@ impl Command {
         }
     }
 
-    /// Whether it waits even if commits make no progress: nobody awaits an answer.
+    /// Whether it waits even if commits make no progress: it has no answer.
     const fn is_patient(&self) -> bool {
         matches!(self, Self::CloseSession(_) | Self::Recovered(_))
     }

@@ -1,10 +1,10 @@
-//! How many of all sessions began from which network: no network takes all of
-//! them and keeps everybody else from sending.
+//! The quota of sessions of each network: no network takes all sessions and keeps
+//! the others from sending.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-/// One network has this share of all at most.
+/// One network has at most one in so many of all.
 const SHARE: usize = 4;
 
 /// Counts by network. It holds no more networks than there are sessions.
@@ -20,8 +20,7 @@ impl PerNetworkQuota {
         Self { each_max: max.div_ceil(SHARE), taken: HashMap::new() }
     }
 
-    /// Takes one; false where this network has its share. `None` is one that
-    /// does not count.
+    /// Takes one. Returns false if this network has its quota. `None` does not count.
     pub(crate) fn take(&mut self, origin: Option<IpAddr>) -> bool {
         let Some(origin) = origin else { return true };
         let taken = self.taken.get(&origin).copied().unwrap_or_default();
