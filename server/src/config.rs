@@ -78,6 +78,11 @@ pub struct ServeArgs {
     #[arg(long, env = "HARKD_NUMBERS_AFTER", value_name = "NUMBER",
           value_parser = clap::value_parser!(u64).range(..=COUNTER_MAX))]
     pub numbers_after: Option<u64>,
+    /// Size of a file of the store, in MiB. Files are made ahead of use; sends are refused
+    /// when less than two of them are free
+    #[arg(long, env = "HARKD_SEGMENT_SIZE", value_name = "MIB", default_value_t = 64,
+          value_parser = clap::value_parser!(u64).range(1..=1024))]
+    pub segment_size: u64,
     /// Every account needs a password, and only who has entered one may send, list and
     /// delete
     #[arg(long, env = "HARKD_REQUIRE_PASSWORD")]
@@ -296,6 +301,7 @@ impl ServeArgs {
                 SyncArg::Os => Sync::Os,
             },
             numbers_after: self.numbers_after,
+            segment_bytes: self.segment_size << 20,
         }
     }
 }

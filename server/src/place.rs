@@ -8,10 +8,10 @@ use anyhow::Context;
 use clap::Args;
 use etcetera::BaseStrategy;
 
+use crate::shard::{ShardConfig, ShardStore};
 use crate::store::Store;
 #[cfg(feature = "cluster")]
 use crate::store::cluster::{ClusterConfig, ClusterStore, Credentials, Nodes};
-use crate::shard::{ShardConfig, ShardStore};
 
 /// Over how many streams a chat is spread unless its maker says otherwise. Each
 /// batch costs every node two syncs, so fewer streams take more sends; a purge

@@ -11,6 +11,12 @@ use std::thread::JoinHandle;
 
 use crate::{Certificate, PATIENCE, Place, wait_until};
 
+/// Where the numbers of most servers begin.
+const NUMBERS_AFTER: u64 = 1_000_000;
+
+/// The size of a file of the log, in MiB.
+const SEGMENT_MIB: u32 = 4;
+
 /// How a server is to be started.
 #[derive(Debug, Clone)]
 pub struct HarkdBuilder {
@@ -21,6 +27,8 @@ pub struct HarkdBuilder {
     listen: String,
     place: Option<Place>,
     certificate: Option<Arc<Certificate>>,
+    /// Where its numbers begin; `None`: by the clock.
+    numbers_after: Option<u64>,
 }
 
 /// A server that runs. Dropping it kills it.
@@ -88,6 +96,14 @@ impl HarkdBuilder {
         self
     }
 
+    /// Numbers messages by the clock, as an operator's server does. A new store then
+    /// waits for the next second, which most tests have no use for.
+    #[must_use]
+    pub fn numbers_by_clock(mut self) -> Self {
+        self.numbers_after = None;
+        self
+    }
+
     /// Gives it this certificate, or none.
     #[must_use]
     pub fn certificate(mut self, certificate: Option<&Arc<Certificate>>) -> Self {
@@ -129,6 +145,7 @@ impl Harkd {
             listen: "127.0.0.1:0".to_owned(),
             place: None,
             certificate: Some(Arc::new(Certificate::trusted())),
+            numbers_after: Some(NUMBERS_AFTER),
         }
     }
 
@@ -363,14 +380,23 @@ impl Socket {
     }
 }
 
-/// The path of a binary of this workspace, built if it is not up to date.
+/// Names the folder of binaries that are up to date. Without it they are built,
+/// and since the features of what one package needs are fewer than those of the
+/// workspace with its tests, most of the dependencies are compiled once more.
+const BINARIES_VARIABLE: &str = "HARK_TEST_BINARIES";
+
+/// Returns the path of a binary of this workspace, built if `HARK_TEST_BINARIES`
+/// does not name the folder of those that are up to date.
 ///
 /// # Panics
-/// Where it cannot be built.
+/// If it cannot be built, or is not in that folder.
 #[must_use]
 pub fn binary(name: &str) -> PathBuf {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
-    FOLDER.get_or_init(build).join(name)
+    let path = FOLDER.get_or_init(|| std::env::var_os(BINARIES_VARIABLE).map_or_else(build, PathBuf::from));
+    let path = path.join(name);
+    assert!(path.exists(), "there is no {}", path.display());
+    path
 }
 
 /// The `hark` client as a command, with nothing of the user's environment.
@@ -457,6 +483,11 @@ fn launch(builder: HarkdBuilder, place: Place) -> Result<Harkd, Refusal> {
     command.args(words).args(["--listen", &builder.listen]).args(place.args());
     if let Some(certificate) = &builder.certificate {
         command.arg("--tls-cert").arg(certificate.path()).arg("--tls-key").arg(certificate.key());
+    }
+    // Small files are made sooner, and used up sooner.
+    command.env("HARKD_SEGMENT_SIZE", SEGMENT_MIB.to_string());
+    if let Some(number) = builder.numbers_after {
+        command.env("HARKD_NUMBERS_AFTER", number.to_string());
     }
     command.args(&builder.arguments);
     command.envs(builder.variables.clone()).stdin(Stdio::null()).stderr(Stdio::piped());

@@ -124,7 +124,7 @@ async fn send_yields_the_number_of_its_message() {
     let mut peer = peers.greeted().await;
     assert_eq!((peer.sent().await.0, peer.sent().await.0), (1, 2));
     peer.reply(1, Reply::Ok(OkFields::stored(Sequence(812)))).await;
-    // As a server says it that knows no number.
+    // A server of an earlier version answers without a number.
     peer.ok(2).await;
     assert_eq!(first.await, Ok(Some(Sequence(812))));
     assert_eq!(second.await, Ok(None));

@@ -21,7 +21,9 @@ pub(super) fn run(folder: &Path, to: impl Write) -> anyhow::Result<()> {
     store.close().context("cannot close the store in order")?;
     match exported {
         Ok(0) => Ok(()),
-        Ok(damaged) => bail!("messages of {damaged} accounts are damaged and were left out; see 'harkd check'"),
+        Ok(damaged) => {
+            bail!("messages of {damaged} accounts are damaged and were left out; see 'harkd check'")
+        }
         // A reader that has gone has read enough.
         Err(error) if is_broken_pipe(&error) => Ok(()),
         Err(error) => Err(error.context("cannot export")),

@@ -97,7 +97,9 @@ fn line(store: &mut OfflineStore, bytes: &[u8]) -> anyhow::Result<Result<Outcome
     Ok(match serde_json::from_slice(bytes) {
         Err(error) => Err(format!("malformed: {error}")),
         Ok(Line::Export { version: VERSION } | Line::Gap { .. }) => Ok(Outcome::Nothing),
-        Ok(Line::Export { version }) => bail!("the export has version {version}, and this harkd reads {VERSION}"),
+        Ok(Line::Export { version }) => {
+            bail!("the export has version {version}, and this harkd reads {VERSION}")
+        }
         Ok(Line::Account { name, password, cursor }) => account(store, &name, password.as_deref(), cursor)?,
         Ok(Line::Message { to, number, sender, time, text }) => {
             match checked_message(&to, number, sender.as_deref(), time, text) {

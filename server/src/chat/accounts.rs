@@ -11,7 +11,9 @@ use tokio::time::Instant;
 use super::passwords::Turn;
 use super::replies::{LOGIN_FIRST, exists, no_such_user};
 use super::{Chat, Fault, MayList};
-use crate::store::{Account, AccountEntry, Created, PasswordHash, Pending, Position, ReadLimit, Receiver};
+use crate::store::{
+    Account, AccountEntry, Created, PasswordHash, Pending, Position, ReadLimit, Subscription,
+};
 
 /// Who a connection is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,7 +68,7 @@ impl Chat {
         address: IpAddr,
         user: UserName,
         password: Option<Password>,
-    ) -> Result<(Entered, Receiver), Fault> {
+    ) -> Result<(Entered, Subscription), Fault> {
         let entered = self.enter(address, user, password).await?;
         let account = &entered.account;
         // Where not even the first message can be read, whoever asks for it is

@@ -434,7 +434,7 @@ mod tests {
             Self { window, now, bytes, reads: 0 }
         }
 
-        /// Does everything that can be done; what is pushed.
+        /// Takes every step that is possible and returns the numbers of the pushes.
         fn run(&mut self) -> Vec<u64> {
             let mut pushed = Vec::new();
             loop {

@@ -1,10 +1,10 @@
 //! The rules of the chat: who may do what, and what is answered. It knows
-//! neither sockets nor files: a front passes requests to a [`Peer`] and takes
-//! replies and messages from it, and the [`Store`] keeps everything.
+//! neither sockets nor files: a front passes requests to a [`ClientConnection`]
+//! and takes replies and messages from it, and the [`Store`] keeps everything.
 //!
 //! | module | what it owns |
 //! | --- | --- |
-//! | `peer` | one connection: who it is, what it has under way, what it receives |
+//! | `connection` | one connection: identity, requests in flight, reception |
 //! | `accounts` | entering, creating, deleting, passwords |
 //! | `attempts` | how many wrong passwords are put up with |
 //! | `pace` | how fast a connection and a user may go |
@@ -20,12 +20,12 @@
 
 mod accounts;
 mod attempts;
+mod connection;
 mod control;
 mod delivery_window;
 mod listing;
 mod pace;
 pub mod passwords;
-mod peer;
 mod reception;
 mod replies;
 mod send_sessions;
@@ -47,10 +47,10 @@ use passwords::Hasher;
 use send_sessions::SendSessions;
 use turns::Turns;
 
+pub use connection::{ClientConnection, Output};
 pub use control::{Control, Wish};
 pub use delivery_window::NeverPushed;
 pub use pace::{Pace, Rates};
-pub use peer::{Output, Peer};
 
 /// Room for messages that are under way to the store, over all connections, in
 /// units of [`UNIT_BYTES`]: 64 MiB.

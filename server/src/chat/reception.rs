@@ -1,5 +1,5 @@
 //! The reception of a connection since the latest `connect` that succeeded: its
-//! [`DeliveryWindow`], the [`Receiver`] that feeds it, and the read in progress.
+//! [`DeliveryWindow`], the [`Subscription`] that feeds it, and the read in progress.
 //! It moves messages between the three and the store, and decides nothing.
 
 use std::pin::Pin;
@@ -10,7 +10,7 @@ use hark_protocol::Sequence;
 use tokio::time::Instant;
 
 use super::delivery_window::{DeliveryWindow, NeverPushed, Step};
-use crate::store::{Account, End, Event, Message, Page, Pending, Receiver, Store};
+use crate::store::{Account, End, Event, Message, Page, Pending, Store, Subscription};
 
 /// What is received since the latest `connect` that succeeded.
 #[derive(Debug)]
@@ -18,7 +18,7 @@ pub(super) struct Reception {
     window: DeliveryWindow,
     account: Account,
     /// `None` once it has ended; acknowledgements still count.
-    receiver: Option<Receiver>,
+    receiver: Option<Subscription>,
     read: Option<Pending<Page>>,
 }
 
@@ -32,7 +32,7 @@ pub(super) enum Received {
 
 impl Reception {
     /// Receives by `receiver`, from its cursor on.
-    pub(super) fn new(receiver: Receiver) -> Self {
+    pub(super) fn new(receiver: Subscription) -> Self {
         Self {
             window: DeliveryWindow::new(receiver.cursor()),
             account: receiver.account().clone(),

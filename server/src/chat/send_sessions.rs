@@ -13,7 +13,7 @@ use super::Fault;
 use super::control::{Control, Wish};
 use crate::store::Store;
 
-/// The open send sessions of this server. No more than there are peers.
+/// The open send sessions of this server. At most one for each connection.
 #[derive(Debug)]
 pub(super) struct SendSessions {
     store: Arc<dyn Store>,
@@ -124,21 +124,21 @@ mod tests {
 
     use super::*;
     use crate::store::{
-        Account, AccountEntry, Append, Created, Decide, Outcome, Page, PasswordHash, Pending, Position,
-        ReadLimit, Receiver, Unavailable,
+        Account, AccountEntry, Append, Completer, Created, Outcome, Page, PasswordHash, Pending, Position,
+        ReadLimit, Subscription, Unavailable,
     };
 
     /// Counts sessions, and leaves each `open_session` to be decided.
     #[derive(Debug, Default)]
     struct Counting {
-        asked: Mutex<Vec<Decide<bool>>>,
+        asked: Mutex<Vec<Completer<bool>>>,
         closed: AtomicUsize,
     }
 
     impl Store for Counting {
         fn open_session(&self, _: &SessionToken, _: Option<IpAddr>) -> Pending<bool> {
-            let (decide, pending) = Pending::new();
-            self.asked.lock().unwrap().push(decide);
+            let (completer, pending) = Pending::new();
+            self.asked.lock().unwrap().push(completer);
             pending
         }
 
@@ -166,15 +166,15 @@ mod tests {
             Pending::ready(Err(Unavailable))
         }
 
-        fn append_all(&self, appends: &mut Vec<(Append, Decide<Outcome>)>) {
+        fn append_all(&self, appends: &mut Vec<(Append, Completer<Outcome>)>) {
             appends.clear();
         }
 
-        fn receive(&self, _: &Account) -> Pending<Option<Receiver>> {
+        fn receive(&self, _: &Account) -> Pending<Option<Subscription>> {
             Pending::ready(Err(Unavailable))
         }
 
-        fn receive_if_free(&self, _: &Account) -> Pending<Option<Receiver>> {
+        fn receive_if_free(&self, _: &Account) -> Pending<Option<Subscription>> {
             Pending::ready(Err(Unavailable))
         }
 
@@ -206,7 +206,7 @@ mod tests {
         for (decided, closed) in [(Ok(true), 2), (Ok(false), 2), (Err(Unavailable), 2)] {
             let mut opening = Box::pin(open());
             assert!(poll!(&mut opening).is_pending());
-            store.asked.lock().unwrap().pop().unwrap().decide(decided);
+            store.asked.lock().unwrap().pop().unwrap().complete(decided);
             drop(opening.await);
             assert_eq!(store.closed.load(Ordering::Relaxed), closed, "after {decided:?}");
         }

@@ -20,7 +20,7 @@ use rustls::AlertDescription;
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
-use crate::chat::{Chat, Control, Peer};
+use crate::chat::{Chat, ClientConnection, Control};
 use crate::store::Message;
 use grpc::Grpc;
 use wire::{Framing, Wire};
@@ -132,9 +132,9 @@ impl Fronts {
     ) -> io::Result<()> {
         match speech(first, address, self.chat.rules().frame_bytes_max) {
             Some(Speech::Wire(framing)) => {
-                let peer = Peer::new(Arc::clone(&self.chat), address, control);
-                let peer = peer.at_pace(self.chat.pace(address));
-                Wire::new(stream, framing, peer, self.settings.ack_timeout).run().await
+                let connection = ClientConnection::new(Arc::clone(&self.chat), address, control);
+                let connection = connection.at_pace(self.chat.pace(address));
+                Wire::new(stream, framing, connection, self.settings.ack_timeout).run().await
             }
             // In a box, so that the other connections take no room for it.
             Some(Speech::Grpc) => Box::pin(self.grpc.serve(stream, address, &control)).await,

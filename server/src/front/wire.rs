@@ -24,7 +24,7 @@ use tokio_util::codec::Decoder;
 
 use super::delivery;
 use super::linger::LINGER_TIMEOUT;
-use crate::chat::{Output, Peer};
+use crate::chat::{ClientConnection, Output};
 use crate::store::Message;
 
 /// No more is written into the output than this and one message, in bytes. What
@@ -61,7 +61,7 @@ pub enum Framing {
 pub struct Wire<S> {
     stream: S,
     framing: Framing,
-    peer: Peer,
+    connection: ClientConnection,
     ack_timeout: Duration,
     input: BytesMut,
     output: BytesMut,
@@ -94,7 +94,7 @@ pub struct Wire<S> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
     Open,
-    /// The peer of the chat has said its last; the output is written.
+    /// The connection of the chat has ended; the output is written.
     Closing,
     /// Everything is written and the sending side is closed. Acknowledgements
     /// that are still on their way are taken.
@@ -111,12 +111,12 @@ thread_local! {
 impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     /// A connection whose first byte is still to be read.
     #[must_use]
-    pub fn new(stream: S, framing: Framing, peer: Peer, ack_timeout: Duration) -> Self {
+    pub fn new(stream: S, framing: Framing, connection: ClientConnection, ack_timeout: Duration) -> Self {
         let now = Instant::now();
         Self {
             stream,
             framing,
-            peer,
+            connection,
             ack_timeout,
             input: BytesMut::new(),
             output: BytesMut::new(),
@@ -147,10 +147,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         for _ in 0..TURNS_MAX {
             self.now = Instant::now();
-            if self.peer.poll_cut(cx).is_ready() {
+            if self.connection.poll_cut(cx).is_ready() {
                 return Poll::Ready(Ok(()));
             }
-            while self.poll_peer(cx) | self.decode() {}
+            while self.poll_connection(cx) | self.decode() {}
             if self.poll_read(cx)? && !self.has_lingered() {
                 continue;
             }
@@ -168,10 +168,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     }
 
     /// Takes what the chat has for the peer. Whether there was anything.
-    fn poll_peer(&mut self, cx: &mut Context<'_>) -> bool {
+    fn poll_connection(&mut self, cx: &mut Context<'_>) -> bool {
         let mut any = false;
         while self.takes_output() {
-            let Poll::Ready(output) = self.peer.poll(cx, self.now) else { break };
+            let Poll::Ready(output) = self.connection.poll(cx, self.now) else { break };
             any = true;
             match output {
                 Output::Reply(id, reply) => self.encode(id, &reply),
@@ -251,8 +251,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         // A text that was accepted fits in a push, and all the rest is short:
         // this is a bug of ours if it happens.
         if let Err(error) = encoded {
-            tracing::error!(peer = ?self.peer, %error, "a reply does not fit in a frame");
-            self.peer.end();
+            tracing::error!(connection = ?self.connection, %error, "a reply does not fit in a frame");
+            self.connection.end();
         }
     }
 
@@ -267,7 +267,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                     let message = message.map(detached);
                     let is_ack = matches!(message, Ok(Request::Ack { .. }));
                     if is_ack || self.stage == Stage::Open {
-                        self.peer.handle(id, message);
+                        self.connection.handle(id, message);
                     }
                 }
                 Ok(None) => {
@@ -279,9 +279,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                     // Once is enough: what still comes while it lingers is no
                     // more the protocol than what came before.
                     if self.stage == Stage::Open {
-                        tracing::info!(peer = ?self.peer, %error, "closing a connection");
+                        tracing::info!(connection = ?self.connection, %error, "closing a connection");
                         self.broken = Some(error);
-                        self.peer.end();
+                        self.connection.end();
                     }
                     return true;
                 }
@@ -322,10 +322,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     fn wants_input(&self) -> bool {
         let has_turn = match self.framing {
             Framing::Native(_) => true,
-            Framing::Classic(_) => self.peer.is_idle() && self.is_written(),
+            Framing::Classic(_) => self.connection.is_idle() && self.is_written(),
         };
         match self.stage {
-            Stage::Open => self.peer.is_ready() && has_turn,
+            Stage::Open => self.connection.is_ready() && has_turn,
             Stage::Closing => false,
             Stage::Lingering { .. } => true,
         }
@@ -348,7 +348,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             Poll::Pending => Ok(false),
             Poll::Ready(Ok(0)) => Ok(self.handle_eof()),
             Poll::Ready(Ok(count)) => {
-                self.peer.count_bytes(count, self.now);
+                self.connection.count_bytes(count, self.now);
                 self.heard_at = self.now;
                 Ok(true)
             }
@@ -366,7 +366,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             *until = self.now;
             return false;
         }
-        self.peer.end();
+        self.connection.end();
         true
     }
 
@@ -392,7 +392,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         }
         self.has_unflushed = false;
         if std::mem::take(&mut self.owes_ack) {
-            self.peer.acknowledge_all();
+            self.connection.acknowledge_all();
         }
         Ok(true)
     }
@@ -421,7 +421,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         if let Stage::Lingering { .. } = self.stage {
             return self.has_lingered();
         }
-        if !self.peer.awaits_ack() {
+        if !self.connection.awaits_ack() {
             self.owing_since = None;
         }
         let is_past = |at: Option<Instant>| at.is_some_and(|at| self.now >= at);
@@ -432,7 +432,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         } else {
             return false;
         };
-        tracing::info!(peer = ?self.peer, "dropping a dead link: {why}");
+        tracing::info!(connection = ?self.connection, "dropping a dead link: {why}");
         true
     }
 
@@ -461,7 +461,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             _ => None,
         };
         // While the output is full the chat is not polled: the peer comes first.
-        let retry = self.peer.wake_at().filter(|_| self.takes_output());
+        let retry = self.connection.wake_at().filter(|_| self.takes_output());
         [self.dead_at(), self.frame_due(), retry, fields, linger].into_iter().flatten().min()
     }
 
@@ -541,10 +541,10 @@ mod tests {
         let rules = <Cli as clap::Parser>::parse_from(["harkd"]).serve.rules();
         let chat = Chat::new(store, rules);
         let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
-        let peer = Peer::new(Arc::new(chat), address, Arc::<Control>::default());
+        let connection = ClientConnection::new(Arc::new(chat), address, Arc::<Control>::default());
         let (client, ours) = tokio::io::duplex(1024);
         let framing = Framing::Native(ServerCodec::new(1024));
-        let wire = Wire::new(BufWriter::new(ours), framing, peer, Duration::from_secs(60));
+        let wire = Wire::new(BufWriter::new(ours), framing, connection, Duration::from_secs(60));
         (client, tokio::spawn(wire.run()))
     }
 

@@ -10,7 +10,7 @@ use super::block::BlockBuilder;
 use super::dedup::Run;
 use super::record::{CLOCK_BYTES, Clock, Record};
 use crate::log::Frame;
-use crate::store::{Account, AccountEntry, End, Feed, Message, Outcome, Position};
+use crate::store::{Account, AccountEntry, End, Message, Outcome, Position, Publisher};
 
 /// The longest run of outcomes in one record.
 const RUN_LENGTH_MAX: u32 = 1024;
@@ -64,7 +64,7 @@ pub(crate) enum AccountChange {
 #[derive(Debug)]
 pub(crate) struct Delivery {
     /// The subscription.
-    pub(crate) publisher: Feed,
+    pub(crate) publisher: Publisher,
     /// The messages.
     pub(crate) messages: Vec<Arc<Message>>,
 }
@@ -75,7 +75,7 @@ pub(crate) struct SubscriptionEnd {
     /// The account that it was for.
     pub(crate) account: Account,
     /// The subscription.
-    pub(crate) publisher: Feed,
+    pub(crate) publisher: Publisher,
     /// Why it ended.
     pub(crate) end: End,
 }
@@ -167,7 +167,7 @@ impl Changes {
 
 impl Effects {
     /// Ends a subscription once the frame is durable.
-    pub(super) fn end(&mut self, account: &Account, publisher: Feed, end: End) {
+    pub(super) fn end(&mut self, account: &Account, publisher: Publisher, end: End) {
         self.ends.push(SubscriptionEnd { account: account.clone(), publisher, end });
     }
 

@@ -9,7 +9,7 @@ use super::block::BlockBuilder;
 use super::changes::{AccountChange, Changes, Delivery};
 use super::record::{AccountRecord, Record};
 use super::slots::Slots;
-use crate::store::{Account, AccountEntry, Feed, Message, PasswordHash, Position};
+use crate::store::{Account, AccountEntry, Message, PasswordHash, Position, Publisher};
 
 /// All inboxes, by name.
 #[derive(Debug, Default)]
@@ -27,7 +27,7 @@ pub(super) struct Inbox {
     pub(super) cursor: Position,
     /// The last message.
     pub(super) tail: Position,
-    pub(super) publisher: Option<Feed>,
+    pub(super) publisher: Option<Publisher>,
     /// The place of its block in the frame that is built. It counts only if the
     /// block there is of this inbox.
     block_at: u32,
@@ -150,7 +150,9 @@ impl Inbox {
         let Some(publisher) = &self.publisher else { return };
         let deliveries = &mut changes.effects.deliveries;
         match deliveries.get_mut(self.delivery_at as usize) {
-            Some(delivery) if delivery.publisher.is_same(publisher) => delivery.messages.push(Arc::new(message)),
+            Some(delivery) if delivery.publisher.is_same(publisher) => {
+                delivery.messages.push(Arc::new(message))
+            }
             _ => {
                 self.delivery_at = deliveries.len() as u32;
                 deliveries.push(Delivery { publisher: publisher.clone(), messages: vec![Arc::new(message)] });

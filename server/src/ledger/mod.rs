@@ -46,8 +46,8 @@ use self::record::{AccountRecord, Record};
 use self::sessions::Sessions;
 use crate::log::Frame;
 use crate::store::{
-    Account, AccountEntry, Append, Created, End, Feed, Message, Outcome, PasswordHash, Position, Receiver,
-    Unavailable,
+    Account, AccountEntry, Append, Created, End, Message, Outcome, PasswordHash, Position, Publisher,
+    Subscription, Unavailable,
 };
 
 pub(crate) use self::block::{Content, Gap, decode, measure};
@@ -271,22 +271,23 @@ impl Ledger {
         Ok(sequence)
     }
 
-    /// Whether nobody subscribes to the inbox of an account.
+    /// Whether the inbox of an account has no subscription.
     pub(crate) fn is_free(&mut self, account: &Account) -> bool {
         self.inboxes
             .get_mut(account)
-            .is_some_and(|inbox| inbox.publisher.as_ref().is_none_or(Feed::is_ended))
+            .is_some_and(|inbox| inbox.publisher.as_ref().is_none_or(Publisher::is_ended))
     }
 
     /// Subscribes to an inbox; the subscription that there was ends. `None` if the
     /// account has ended.
-    pub(crate) fn subscribe(&mut self, account: &Account, changes: &mut Changes) -> Option<Receiver> {
+    pub(crate) fn subscribe(&mut self, account: &Account, changes: &mut Changes) -> Option<Subscription> {
         let inbox = self.inboxes.get_mut(account)?;
-        let (publisher, receiver) = Receiver::new(account.clone(), inbox.queued_messages(), inbox.cursor);
+        let (publisher, subscription) =
+            Subscription::new(account.clone(), inbox.queued_messages(), inbox.cursor);
         if let Some(former) = inbox.publisher.replace(publisher) {
             changes.effects.end(account, former, End::TakenOver);
         }
-        Some(receiver)
+        Some(subscription)
     }
 
     /// Forgets every message up to `position`.

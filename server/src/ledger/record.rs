@@ -342,7 +342,10 @@ mod tests {
             Record::Cursor(5, position(0)),
             Record::Tail(5, position((1 << 52) + 3)),
             Record::Session(session),
-            Record::Outcomes(SESSION_SLOT_MAX, Run { first: 1, length: 1024, outcome: Outcome::Stored(Sequence(3)) }),
+            Record::Outcomes(
+                SESSION_SLOT_MAX,
+                Run { first: 1, length: 1024, outcome: Outcome::Stored(Sequence(3)) },
+            ),
             clock(0),
             Record::SessionEnd(0),
         ]

@@ -12,7 +12,7 @@ use super::dedup::{DedupTable, Known, Run};
 use super::record::{SESSION_SLOT_MAX, SessionRecord};
 use super::slots::Slots;
 use crate::store::Outcome;
-use crate::store::shares::Shares;
+use crate::store::quota::PerNetworkQuota;
 
 /// How long an outcome is remembered at least.
 const REMEMBERED_FOR: Duration = Duration::from_secs(OUTCOME_SECONDS_MIN);
@@ -25,7 +25,7 @@ pub(super) struct Sessions {
     sessions: Slots<Box<Session>>,
     by_token: HashMap<SessionToken, u32>,
     /// The number of sessions that began from each network.
-    quota: Shares,
+    quota: PerNetworkQuota,
     /// Sessions that may have to be forgotten, about in the order of their last
     /// use. A session that is not open is in here once.
     idle: VecDeque<(Duration, SessionToken)>,
@@ -63,7 +63,7 @@ impl Sessions {
             max,
             sessions: Slots::default(),
             by_token: HashMap::new(),
-            quota: Shares::of(max),
+            quota: PerNetworkQuota::of(max),
             idle: VecDeque::new(),
         }
     }
@@ -175,15 +175,8 @@ impl Sessions {
             self.replay_end(former);
         }
         self.by_token.insert(token.clone(), slot);
-        let session = Session {
-            token,
-            table,
-            open: 0,
-            used,
-            is_idle: false,
-            is_recorded: true,
-            origin: None,
-        };
+        let session =
+            Session { token, table, open: 0, used, is_idle: false, is_recorded: true, origin: None };
         self.sessions.place(slot, Box::new(session));
     }
 

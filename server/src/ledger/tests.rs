@@ -140,7 +140,8 @@ impl Driver {
     /// The frames from the beginning of the newest complete checkpoint on.
     fn needed_frames(&self) -> &[Frame] {
         let parts = || self.frames.iter().map(|frame| frame.checkpoint);
-        let is = |test: fn(CheckpointPart) -> bool| move |part: Option<CheckpointPart>| part.is_some_and(test);
+        let is =
+            |test: fn(CheckpointPart) -> bool| move |part: Option<CheckpointPart>| part.is_some_and(test);
         let Some(last) = parts().rposition(is(|part| part.is_last)) else { return &self.frames };
         let first = parts().take(last + 1).collect::<Vec<_>>();
         let first = first.into_iter().rposition(is(|part| part.is_first)).unwrap();

@@ -16,7 +16,7 @@ use super::recovery::Recovery;
 use super::{ShardConfig, Shared, Sync};
 use crate::ledger::{Changes, Checkpoint, Context, Ledger, SubscriptionEnd};
 use crate::log::{AppendError, Durability, Frame, Log, Opener};
-use crate::store::{Append, Created, Decide, Fence, Outcome, Position, Receiver, Unavailable};
+use crate::store::{Append, Completer, Created, Fence, Outcome, Position, Subscription, Unavailable};
 
 /// Commands that are decided in one commit.
 const COMMANDS_MAX: usize = 4096;
@@ -24,9 +24,9 @@ const COMMANDS_MAX: usize = 4096;
 /// Bytes of text that are appended in one commit; the last text may exceed it.
 const TEXT_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// How long acknowledgements that nobody waits for may be without a sync: until
-/// then their messages keep their space.
-const ACKS_SYNC_INTERVAL: Duration = Duration::from_secs(1);
+/// How long acknowledgements may be without a sync, which nothing else asks for:
+/// until then their messages keep their space.
+const ACKS_SYNC_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How long after a checkpoint that found no space the next one is tried.
 const CHECKPOINT_RETRY: Duration = Duration::from_secs(30);
@@ -68,27 +68,27 @@ pub(super) struct Committer {
 /// The completion of a send, which waits for its commit.
 #[derive(Debug)]
 struct Sent {
-    completer: Decide<Outcome>,
+    completer: Completer<Outcome>,
     outcome: Result<Outcome, Unavailable>,
     fence: Option<Fence>,
 }
 
 impl Sent {
     fn complete(self) {
-        self.completer.decide(self.outcome);
+        self.completer.complete(self.outcome);
     }
 
     fn fail(self) {
         if let Some(fence) = self.fence {
             fence.close();
         }
-        self.completer.decide(Err(Unavailable));
+        self.completer.complete(Err(Unavailable));
     }
 
     /// Nothing of the commit was stored, for lack of space. A repeat of a message up
     /// to number `stored` was stored before.
     fn refuse(self, stored: u64) {
-        self.completer.decide(match self.outcome {
+        self.completer.complete(match self.outcome {
             Ok(Outcome::Stored(sequence)) if sequence.0 <= stored => Ok(Outcome::Stored(sequence)),
             Ok(_) => Ok(Outcome::Refused(Code::NoSpace)),
             Err(Unavailable) => Err(Unavailable),
@@ -99,40 +99,40 @@ impl Sent {
 /// Any other completion that waits for its commit.
 #[derive(Debug)]
 enum Completion {
-    Created(Decide<Created>, Created),
-    Flag(Decide<bool>, bool),
-    Subscribed(Decide<Option<Receiver>>, Option<Receiver>),
-    Opened(SessionToken, Decide<bool>, bool),
+    Created(Completer<Created>, Created),
+    Flag(Completer<bool>, bool),
+    Subscribed(Completer<Option<Subscription>>, Option<Subscription>),
+    Opened(SessionToken, Completer<bool>, bool),
 }
 
 impl Completion {
     fn complete(self) {
         match self {
-            Self::Created(completer, created) => completer.decide(Ok(created)),
-            Self::Flag(completer, flag) | Self::Opened(_, completer, flag) => completer.decide(Ok(flag)),
-            Self::Subscribed(completer, receiver) => completer.decide(Ok(receiver)),
+            Self::Created(completer, created) => completer.complete(Ok(created)),
+            Self::Flag(completer, flag) | Self::Opened(_, completer, flag) => completer.complete(Ok(flag)),
+            Self::Subscribed(completer, subscription) => completer.complete(Ok(subscription)),
         }
     }
 
     fn fail(self) {
         match self {
-            Self::Created(completer, _) => completer.decide(Err(Unavailable)),
-            Self::Flag(completer, _) | Self::Opened(_, completer, _) => completer.decide(Err(Unavailable)),
-            Self::Subscribed(completer, _) => completer.decide(Err(Unavailable)),
+            Self::Created(completer, _) => completer.complete(Err(Unavailable)),
+            Self::Flag(completer, _) | Self::Opened(_, completer, _) => completer.complete(Err(Unavailable)),
+            Self::Subscribed(completer, _) => completer.complete(Err(Unavailable)),
         }
     }
 }
 
 /// A shard that was asked to close, and has.
 pub(super) struct Closed {
-    completer: Decide<()>,
+    completer: Completer<()>,
     outcome: Result<(), Unavailable>,
 }
 
 impl Closed {
     /// Answers.
     pub(super) fn complete(self) {
-        self.completer.decide(self.outcome);
+        self.completer.complete(self.outcome);
     }
 }
 
@@ -198,7 +198,7 @@ impl Committer {
     }
 
     /// Decides what waits and commits it. Returns a request to close.
-    fn commit(&mut self, acks: Acks) -> Option<Decide<()>> {
+    fn commit(&mut self, acks: Acks) -> Option<Completer<()>> {
         let context = Context {
             running: self.now(),
             is_low_on_space: self.log.as_ref().is_some_and(|log| log.is_low_on_space()),
@@ -212,7 +212,7 @@ impl Committer {
             self.ledger.acknowledge(&account, position, &mut self.changes);
         }
         let closing = self.decide_backlog(context);
-        // Where the watchdog finds it, if this commit takes too long.
+        // The watchdog finds it there, if this commit takes too long.
         self.shared.queue.put_back(self.backlog.drain(..));
         self.finish();
         self.continue_checkpoint();
@@ -220,7 +220,7 @@ impl Committer {
     }
 
     /// Decides as much of the backlog as fits into one frame.
-    fn decide_backlog(&mut self, context: Context) -> Option<Decide<()>> {
+    fn decide_backlog(&mut self, context: Context) -> Option<Completer<()>> {
         let mut text_bytes = 0;
         while self.has_room(text_bytes) {
             match self.backlog.pop_front()? {
@@ -250,7 +250,7 @@ impl Committer {
             && !self.changes.is_full()
     }
 
-    fn append(&mut self, mut append: Append, completer: Decide<Outcome>, context: Context) {
+    fn append(&mut self, mut append: Append, completer: Completer<Outcome>, context: Context) {
         let is_of_session = append.send_id.is_some();
         let outcome = self.ledger.append(&mut append, context, &mut self.changes);
         if let Some(permit) = append.permit {
@@ -265,20 +265,20 @@ impl Committer {
             Command::Create(name, password, completer) => {
                 Completion::Created(completer, ledger.create(&name, password, changes))
             }
-            Command::SetPassword { account, old, new, decide } => {
-                Completion::Flag(decide, ledger.set_password(&account, old.as_ref(), new, changes))
+            Command::SetPassword { account, old, new, completer } => {
+                Completion::Flag(completer, ledger.set_password(&account, old.as_ref(), new, changes))
             }
             Command::Delete(account, completer) => {
                 Completion::Flag(completer, ledger.delete(&account, changes))
             }
-            Command::Subscribe { account, takes_over, decide } => {
+            Command::Subscribe { account, takes_over, completer } => {
                 let may_subscribe = takes_over || ledger.is_free(&account);
                 // The former subscription may have acknowledged after this was taken.
                 if let Some(position) = self.shared.queue.take_ack(&account) {
                     ledger.acknowledge(&account, position, changes);
                 }
-                let receiver = may_subscribe.then(|| ledger.subscribe(&account, changes)).flatten();
-                Completion::Subscribed(decide, receiver)
+                let subscription = may_subscribe.then(|| ledger.subscribe(&account, changes)).flatten();
+                Completion::Subscribed(completer, subscription)
             }
             Command::OpenSession(token, from, completer) => {
                 let is_open = ledger.open_session(&token, from, now);
@@ -357,7 +357,8 @@ impl Committer {
     /// Appends the next piece of a checkpoint, if one is due or under way.
     fn continue_checkpoint(&mut self) {
         let Some(log) = &self.log else { return };
-        if self.checkpoint.is_none() && !(log.is_checkpoint_due() && Instant::now() >= self.checkpoint_after) {
+        if self.checkpoint.is_none() && !(log.is_checkpoint_due() && Instant::now() >= self.checkpoint_after)
+        {
             return;
         }
         let checkpoint = self.checkpoint.get_or_insert_default();
@@ -376,8 +377,8 @@ impl Committer {
         }
     }
 
-    /// The frame was not appended, or nobody knows whether it was. The ledger is
-    /// ahead of the log: both are dropped and opened again.
+    /// Handles a failed append: the ledger is ahead of the log, so both are dropped
+    /// and opened again.
     fn fail(&mut self, error: &AppendError) {
         tracing::error!(%error, "append failed: opening the store again");
         let now = self.now();
@@ -404,7 +405,7 @@ impl Committer {
     }
 
     /// Answers while there is no log. Returns a request to close.
-    fn refuse(&mut self) -> Option<Decide<()>> {
+    fn refuse(&mut self) -> Option<Completer<()>> {
         let now = self.now();
         while let Some(command) = self.backlog.pop_front() {
             match command {
@@ -469,7 +470,7 @@ fn hold(permits: &mut Vec<OwnedSemaphorePermit>, permit: OwnedSemaphorePermit) {
 }
 
 impl Drop for Committer {
-    /// However the thread ends, nobody is left waiting.
+    /// However the thread ends, every command is answered.
     fn drop(&mut self) {
         self.recovery = None;
         self.shared.readers.set(None);

@@ -43,11 +43,11 @@ use self::readers::Readers;
 use self::watchdog::{Deadlines, Progress, Watchdog};
 use crate::ledger::Limits;
 use crate::log::Opener;
-use crate::log::disk::DiskOpener;
+use crate::log::disk::{DiskConfig, DiskOpener};
 use crate::log::memory::MemoryOpener;
 use crate::store::{
-    Account, AccountEntry, Append, Created, Decide, Outcome, Page, PasswordHash, Pending, Position,
-    ReadLimit, Receiver, Store,
+    Account, AccountEntry, Append, Completer, Created, Outcome, Page, PasswordHash, Pending, Position,
+    ReadLimit, Store, Subscription,
 };
 
 pub use self::open::StartError;
@@ -69,6 +69,8 @@ pub struct ShardConfig {
     /// A number above all that were ever used. With it, numbers do not depend on
     /// the clock, and a new store does not wait for the next second.
     pub numbers_after: Option<u64>,
+    /// The size of a file of the log on disk.
+    pub segment_bytes: u64,
 }
 
 /// What an answer waits for.
@@ -89,6 +91,7 @@ impl ShardConfig {
         queued_bytes_max: 256 * 1024 * 1024,
         sync: Sync::Always,
         numbers_after: None,
+        segment_bytes: 64 << 20,
     };
 
     const fn limits(&self) -> Limits {
@@ -152,7 +155,8 @@ impl ShardStore {
     /// # Errors
     /// See [`StartError`].
     pub fn on_disk(folder: &Path, config: ShardConfig) -> Result<Self, StartError> {
-        Self::open(Arc::new(DiskOpener::new(folder)), config)
+        let layout = DiskConfig { segment_bytes: config.segment_bytes, ..DiskConfig::default() };
+        Self::open(Arc::new(DiskOpener::with_config(folder, layout)), config)
     }
 
     /// A store in memory, which is gone when it is dropped.
@@ -163,19 +167,15 @@ impl ShardStore {
         Self::open(Arc::new(MemoryOpener), config)
     }
 
-    fn start(
-        opener: Arc<dyn Opener>,
-        config: ShardConfig,
-        deadlines: Deadlines,
-    ) -> Result<Self, StartError> {
+    fn start(opener: Arc<dyn Opener>, config: ShardConfig, deadlines: Deadlines) -> Result<Self, StartError> {
         let opened = open::open(&*opener, config.limits(), config.counter_floor())?;
         let shared = Arc::<Shared>::default();
         let (progress, queue) = (Arc::clone(&shared.progress), Arc::clone(&shared.queue));
         let watchdog = Watchdog::start(progress, queue, deadlines).map_err(StartError::Thread)?;
         let committer = Committer::new(config, Arc::clone(&shared), opener, opened);
         let commit = move || {
-            // After a bug in here nobody decides anything: nothing that was answered
-            // is lost by the end of the process, and the next one serves.
+            // After a bug in here nothing is decided any more. What was answered outlives
+            // the process, and the next one serves.
             let Ok(closed) = panic::catch_unwind(AssertUnwindSafe(|| committer.run())) else {
                 tracing::error!("commit thread panicked: aborting");
                 std::process::abort();
@@ -190,16 +190,16 @@ impl ShardStore {
         Ok(Self { shared, _watchdog: watchdog, thread: Mutex::new(Some(thread)) })
     }
 
-    fn ask<T>(&self, command: impl FnOnce(Decide<T>) -> Command) -> Pending<T> {
-        let (decide, pending) = Pending::new();
-        self.shared.queue.push(command(decide));
+    fn ask<T>(&self, command: impl FnOnce(Completer<T>) -> Command) -> Pending<T> {
+        let (completer, pending) = Pending::new();
+        self.shared.queue.push(command(completer));
         pending
     }
 }
 
 impl Store for ShardStore {
     fn create(&self, name: &UserName, password: Option<PasswordHash>) -> Pending<Created> {
-        self.ask(|decide| Command::Create(name.clone(), password, decide))
+        self.ask(|completer| Command::Create(name.clone(), password, completer))
     }
 
     fn account(&self, name: &UserName) -> Pending<Option<AccountEntry>> {
@@ -207,27 +207,27 @@ impl Store for ShardStore {
     }
 
     fn set_password(&self, account: &Account, old: Option<PasswordHash>, new: PasswordHash) -> Pending<bool> {
-        self.ask(|decide| Command::SetPassword { account: account.clone(), old, new, decide })
+        self.ask(|completer| Command::SetPassword { account: account.clone(), old, new, completer })
     }
 
     fn delete(&self, account: &Account) -> Pending<bool> {
-        self.ask(|decide| Command::Delete(account.clone(), decide))
+        self.ask(|completer| Command::Delete(account.clone(), completer))
     }
 
     fn names(&self, after: Option<&UserName>, limit: usize) -> Pending<Vec<UserName>> {
         Pending::ready(self.shared.directory.names(after, limit))
     }
 
-    fn append_all(&self, appends: &mut Vec<(Append, Decide<Outcome>)>) {
+    fn append_all(&self, appends: &mut Vec<(Append, Completer<Outcome>)>) {
         self.shared.queue.push(Command::Appends(std::mem::take(appends).into_iter()));
     }
 
-    fn receive(&self, account: &Account) -> Pending<Option<Receiver>> {
-        self.ask(|decide| Command::Subscribe { account: account.clone(), takes_over: true, decide })
+    fn receive(&self, account: &Account) -> Pending<Option<Subscription>> {
+        self.ask(|completer| Command::Subscribe { account: account.clone(), takes_over: true, completer })
     }
 
-    fn receive_if_free(&self, account: &Account) -> Pending<Option<Receiver>> {
-        self.ask(|decide| Command::Subscribe { account: account.clone(), takes_over: false, decide })
+    fn receive_if_free(&self, account: &Account) -> Pending<Option<Subscription>> {
+        self.ask(|completer| Command::Subscribe { account: account.clone(), takes_over: false, completer })
     }
 
     /// Reads on a thread of the runtime that may block; without a runtime on
@@ -236,10 +236,10 @@ impl Store for ShardStore {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
             return Pending::ready(self.shared.readers.read(account, after, limit));
         };
-        let (decide, pending) = Pending::new();
+        let (completer, pending) = Pending::new();
         let (shared, account) = (Arc::clone(&self.shared), account.clone());
-        // The reader waits for the outcome; nobody waits for the thread.
-        drop(runtime.spawn_blocking(move || decide.decide(shared.readers.read(&account, after, limit))));
+        // The caller waits for the outcome, not for the thread.
+        drop(runtime.spawn_blocking(move || completer.complete(shared.readers.read(&account, after, limit))));
         pending
     }
 
@@ -248,7 +248,7 @@ impl Store for ShardStore {
     }
 
     fn open_session(&self, session: &SessionToken, from: Option<IpAddr>) -> Pending<bool> {
-        self.ask(|decide| Command::OpenSession(session.clone(), from, decide))
+        self.ask(|completer| Command::OpenSession(session.clone(), from, completer))
     }
 
     fn close_session(&self, session: &SessionToken) {
@@ -267,7 +267,9 @@ impl Store for ShardStore {
 impl Drop for ShardStore {
     fn drop(&mut self) {
         self.shared.queue.stop();
-        let Some(thread) = self.thread.get_mut().unwrap_or_else(PoisonError::into_inner).take() else { return };
+        let Some(thread) = self.thread.get_mut().unwrap_or_else(PoisonError::into_inner).take() else {
+            return;
+        };
         if self.shared.queue.is_stalled() {
             tracing::error!("commit still stalled: not waiting for it");
         } else if thread.join().is_err() {

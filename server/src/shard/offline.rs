@@ -79,7 +79,11 @@ impl OfflineStore {
     }
 
     /// Stores a message under its own number.
-    pub(crate) fn import_message(&mut self, to: &UserName, message: Message) -> Result<Imported, AppendError> {
+    pub(crate) fn import_message(
+        &mut self,
+        to: &UserName,
+        message: Message,
+    ) -> Result<Imported, AppendError> {
         let bytes = message.text.len();
         let imported = self.opened.ledger.import_message(to, message, &mut self.changes);
         self.commit_some(bytes)?;
@@ -172,7 +176,7 @@ enum Piece {
 enum Item {
     /// The block with this first number.
     Block(u64),
-    /// A gap, where a block cannot be read or is missing.
+    /// A gap: a block cannot be read, or is missing.
     Gap(Gap),
 }
 
@@ -285,6 +289,8 @@ fn block_at(reader: &dyn Reader, inbox: u64, first: u64) -> Result<Option<Block>
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     const fn at(sequence: u64, messages: u64) -> Position {
@@ -322,7 +328,76 @@ mod tests {
     #[test]
     fn missing_blocks_become_gaps() {
         let pieces = [whole(5, 2, 7, 5), whole(20, 8, 20, 9)];
-        let expected = [gap(3, 4, 1, 2), Item::Block(5), gap(8, 19, 3, 8), Item::Block(20), gap(21, 30, 1, 10)];
+        let expected =
+            [gap(3, 4, 1, 2), Item::Block(5), gap(8, 19, 3, 8), Item::Block(20), gap(21, 30, 1, 10)];
         assert_eq!(items(&pieces, at(2, 1), at(30, 10)), expected);
+    }
+
+    /// Flips a bit in every place of the log that holds this text.
+    fn damage(folder: &Path, text: &str) {
+        let mut damaged = 0;
+        for entry in fs::read_dir(folder.join("log")).unwrap() {
+            let path = entry.unwrap().path();
+            let mut bytes = fs::read(&path).unwrap();
+            let places = bytes.windows(text.len()).enumerate();
+            let places: Vec<_> =
+                places.filter(|(_, part)| *part == text.as_bytes()).map(|(at, _)| at).collect();
+            for at in &places {
+                bytes[*at] ^= 1;
+            }
+            damaged += places.len();
+            if !places.is_empty() {
+                fs::write(&path, bytes).unwrap();
+            }
+        }
+        assert!(damaged > 0, "{text:?} is in no file");
+    }
+
+    fn texts(store: &OfflineStore, inbox: &OfflineInbox) -> (Vec<String>, Vec<Position>) {
+        let (mut texts, mut skipped, mut after) = (Vec::new(), Vec::new(), Sequence(0));
+        loop {
+            let page = store.read(&inbox.entry.account, after).unwrap();
+            if let Some(start) = page.starts_after {
+                skipped.push(start);
+                after = start.sequence;
+            }
+            for message in &page.messages {
+                texts.push(message.text.to_string());
+                after = message.position.sequence;
+            }
+            if page.complete {
+                return (texts, skipped);
+            }
+        }
+    }
+
+    #[test]
+    fn dropped_damage_leaves_the_other_messages() {
+        let folder = tempfile::tempdir().unwrap();
+        let amy = "amy".parse().unwrap();
+        let mut store = OfflineStore::open(folder.path()).unwrap();
+        store.import_account(&amy, None, Sequence(0)).unwrap();
+        for number in 1..=9 {
+            let position = Position { sequence: Sequence(number), ..Position::default() };
+            let text = format!("{number}: marked").into();
+            store.import_message(&amy, Message { position, sender: None, time_ms: 1, text }).unwrap();
+            store.commit().unwrap();
+        }
+        store.close().unwrap();
+        damage(folder.path(), "5: marked");
+        let mut store = OfflineStore::open(folder.path()).unwrap();
+        let inbox = store.inboxes().pop().unwrap();
+        let gaps = store.check(&inbox).unwrap();
+        assert_eq!(gaps.iter().map(|gap| (gap.first, gap.messages)).collect::<Vec<_>>(), [(5, 1)]);
+        store.drop_damaged(&inbox).unwrap();
+        for _ in 0..2 {
+            assert_eq!(store.check(&inbox).unwrap(), []);
+            let (texts, skipped) = texts(&store, &inbox);
+            let left = [1, 2, 3, 4, 6, 7, 8, 9].map(|number| format!("{number}: marked"));
+            assert_eq!(texts, left);
+            assert_eq!(skipped.iter().map(|place| place.messages).collect::<Vec<_>>(), [5]);
+            store.close().unwrap();
+            store = OfflineStore::open(folder.path()).unwrap();
+        }
     }
 }

@@ -11,38 +11,38 @@ use hark_protocol::{SessionToken, UserName};
 
 use super::open::Opened;
 use crate::store::{
-    Account, Append, Created, Decide, Outcome, PasswordHash, Position, Receiver, Unavailable,
+    Account, Append, Completer, Created, Outcome, PasswordHash, Position, Subscription, Unavailable,
 };
 
 /// How long acknowledgements linger before they are committed alone.
 const ACKS_LINGER: Duration = Duration::from_millis(20);
 
 /// A burst of appends of one caller that are not decided yet.
-pub(super) type Appends = std::vec::IntoIter<(Append, Decide<Outcome>)>;
+pub(super) type Appends = std::vec::IntoIter<(Append, Completer<Outcome>)>;
 
 /// A command for the commit thread.
 #[derive(Debug)]
 pub(super) enum Command {
     /// In this order, with nothing between them.
     Appends(Appends),
-    Create(UserName, Option<PasswordHash>, Decide<Created>),
+    Create(UserName, Option<PasswordHash>, Completer<Created>),
     SetPassword {
         account: Account,
         old: Option<PasswordHash>,
         new: PasswordHash,
-        decide: Decide<bool>,
+        completer: Completer<bool>,
     },
-    Delete(Account, Decide<bool>),
+    Delete(Account, Completer<bool>),
     Subscribe {
         account: Account,
         takes_over: bool,
-        decide: Decide<Option<Receiver>>,
+        completer: Completer<Option<Subscription>>,
     },
-    OpenSession(SessionToken, Option<IpAddr>, Decide<bool>),
+    OpenSession(SessionToken, Option<IpAddr>, Completer<bool>),
     CloseSession(SessionToken),
     /// The log is open again after a failure.
     Recovered(Box<Opened>),
-    Close(Decide<()>),
+    Close(Completer<()>),
 }
 
 impl Command {
@@ -50,23 +50,25 @@ impl Command {
     /// send with its fence gets through.
     pub(super) fn refuse(self) {
         match self {
-            Self::Appends(appends) => appends.for_each(|(append, decide)| {
+            Self::Appends(appends) => appends.for_each(|(append, completer)| {
                 if append.send_id.is_some() {
                     append.fence.close();
                 }
-                decide.decide(Err(Unavailable));
+                completer.complete(Err(Unavailable));
             }),
-            Self::Create(_, _, decide) => decide.decide(Err(Unavailable)),
-            Self::SetPassword { decide, .. } | Self::Delete(_, decide) | Self::OpenSession(_, _, decide) => {
-                decide.decide(Err(Unavailable));
+            Self::Create(_, _, completer) => completer.complete(Err(Unavailable)),
+            Self::SetPassword { completer, .. }
+            | Self::Delete(_, completer)
+            | Self::OpenSession(_, _, completer) => {
+                completer.complete(Err(Unavailable));
             }
-            Self::Subscribe { decide, .. } => decide.decide(Err(Unavailable)),
-            Self::Close(decide) => decide.decide(Err(Unavailable)),
+            Self::Subscribe { completer, .. } => completer.complete(Err(Unavailable)),
+            Self::Close(completer) => completer.complete(Err(Unavailable)),
             Self::CloseSession(_) | Self::Recovered(_) => {}
         }
     }
 
-    /// Whether it waits even if commits make no progress: nobody awaits an answer.
+    /// Whether it waits even if commits make no progress: it has no answer.
     const fn is_patient(&self) -> bool {
         matches!(self, Self::CloseSession(_) | Self::Recovered(_))
     }
@@ -164,7 +166,8 @@ impl Queue {
     pub(super) fn stall(&self) {
         let mut state = self.lock();
         state.is_stalled = true;
-        let (patient, refused) = std::mem::take(&mut state.commands).into_iter().partition(Command::is_patient);
+        let (patient, refused) =
+            std::mem::take(&mut state.commands).into_iter().partition(Command::is_patient);
         state.commands = patient;
         drop(state);
         let refused: Vec<Command> = refused;

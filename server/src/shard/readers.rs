@@ -44,7 +44,8 @@ impl Readers {
         let cursor = self.cursors.get(account.incarnation);
         if cursor.sequence > after.sequence {
             page.messages.retain(|message| message.position.sequence > cursor.sequence);
-            page.starts_after = page.starts_after.filter(|gap| gap.sequence > cursor.sequence).or(Some(cursor));
+            page.starts_after =
+                page.starts_after.filter(|gap| gap.sequence > cursor.sequence).or(Some(cursor));
         }
         Ok(page)
     }

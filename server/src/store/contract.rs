@@ -579,7 +579,7 @@ pub(crate) async fn what_was_answered_is_there_after_a_drop_without_a_close(home
     assert_eq!(texts(&*store, &bob).await, ["x"]);
 }
 
-pub(crate) async fn next_event(receiver: &mut Receiver) -> Event {
+pub(crate) async fn next_event(receiver: &mut Subscription) -> Event {
     std::future::poll_fn(|cx| receiver.poll_event(cx)).await
 }
 

@@ -10,8 +10,8 @@ pub mod cluster;
 #[cfg(test)]
 pub(crate) mod contract;
 mod pending;
-mod receiver;
-pub(crate) mod shares;
+pub(crate) mod quota;
+mod subscription;
 
 use std::fmt;
 use std::net::IpAddr;
@@ -22,8 +22,8 @@ use bytestring::ByteString;
 use hark_protocol::{Code, RequestId, Sequence, SessionToken, UserName};
 use tokio::sync::OwnedSemaphorePermit;
 
-pub use pending::{Decide, Pending};
-pub use receiver::{BUFFERED_BYTES_MAX, BUFFERED_MESSAGES_MAX, End, Event, Feed, Receiver};
+pub use pending::{Completer, Pending};
+pub use subscription::{BUFFERED_BYTES_MAX, BUFFERED_MESSAGES_MAX, End, Event, Publisher, Subscription};
 
 /// The filters for the log events of libraries.
 pub const LIBRARY_LOGS: &[&str] = &[
@@ -67,23 +67,23 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
 
     /// Stores a message, or refuses it: the commit decides.
     fn append(&self, append: Append) -> Pending<Outcome> {
-        let (decide, pending) = Pending::new();
-        self.append_all(&mut vec![(append, decide)]);
+        let (completer, pending) = Pending::new();
+        self.append_all(&mut vec![(append, completer)]);
         pending
     }
 
     /// As [`Self::append`] for each of these, in their order; it takes them out.
     /// Many at a time cost less than one by one.
-    fn append_all(&self, appends: &mut Vec<(Append, Decide<Outcome>)>);
+    fn append_all(&self, appends: &mut Vec<(Append, Completer<Outcome>)>);
 
     /// Begins to receive for an account; whoever did before gets
     /// [`End::TakenOver`]. `None` where the account has ended.
-    fn receive(&self, account: &Account) -> Pending<Option<Receiver>>;
+    fn receive(&self, account: &Account) -> Pending<Option<Subscription>>;
 
     /// As [`Self::receive`], but only where nobody receives. `None` where
     /// somebody does, or the account has ended. What was acknowledged before
     /// the last receiver was dropped is not received again.
-    fn receive_if_free(&self, account: &Account) -> Pending<Option<Receiver>>;
+    fn receive_if_free(&self, account: &Account) -> Pending<Option<Subscription>>;
 
     /// Reads the messages after `after`, in the order of their numbers: at most
     /// `limit.messages`, and at most `limit.bytes` of text but at least one. What

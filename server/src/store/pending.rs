@@ -21,9 +21,9 @@ enum State<T> {
     Waiting(oneshot::Receiver<Result<T, Unavailable>>),
 }
 
-/// Decides a [`Pending`]. Dropping it decides [`Unavailable`].
+/// Completes a [`Pending`]. Dropping it completes it with [`Unavailable`].
 #[derive(Debug)]
-pub struct Decide<T>(oneshot::Sender<Result<T, Unavailable>>);
+pub struct Completer<T>(oneshot::Sender<Result<T, Unavailable>>);
 
 impl<T> Pending<T> {
     /// An outcome that is there already.
@@ -33,15 +33,15 @@ impl<T> Pending<T> {
 
     /// An outcome to be decided, and what decides it.
     #[must_use]
-    pub fn new() -> (Decide<T>, Self) {
+    pub fn new() -> (Completer<T>, Self) {
         let (sender, receiver) = oneshot::channel();
-        (Decide(sender), Self(State::Waiting(receiver)))
+        (Completer(sender), Self(State::Waiting(receiver)))
     }
 }
 
-impl<T> Decide<T> {
+impl<T> Completer<T> {
     /// Decides the outcome, once and for all.
-    pub fn decide(self, outcome: Result<T, Unavailable>) {
+    pub fn complete(self, outcome: Result<T, Unavailable>) {
         // Whoever asked may have gone; the operation stands all the same.
         drop(self.0.send(outcome));
     }
@@ -78,8 +78,8 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_decided_is_there_for_a_task_that_has_had_its_share_of_time() {
-        let (decide, mut pending) = Pending::new();
-        decide.decide(Ok(7));
+        let (completer, mut pending) = Pending::new();
+        completer.complete(Ok(7));
         let polled = poll_fn(|cx| {
             while coop::has_budget_remaining() {
                 ready!(coop::poll_proceed(cx)).made_progress();

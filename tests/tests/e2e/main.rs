@@ -27,6 +27,7 @@ mod grpc_memory;
 mod links;
 mod logs;
 mod nats;
+mod numbers;
 mod password_memory;
 mod receiving;
 mod secrets;

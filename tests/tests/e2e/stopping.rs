@@ -313,6 +313,7 @@ fn the_help_has_every_flag_with_its_variable_and_default() {
         ("store", "the folder `hark` in the user's data directory"),
         ("sync", "always"),
         ("numbers-after", ""),
+        ("segment-size", "64"),
         ("require-password", ""),
         ("registration", "open"),
         ("max-frame", "65536"),

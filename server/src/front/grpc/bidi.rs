@@ -60,7 +60,7 @@ impl Bidi {
     fn poll_requests(&mut self, cx: &mut Context<'_>) -> bool {
         let mut any = false;
         for _ in 0..REQUESTS_A_TURN_MAX {
-            let takes = self.call.is_lingering() || self.call.peer.is_ready();
+            let takes = self.call.is_lingering() || self.call.connection.is_ready();
             if !takes || self.all_asked {
                 return any;
             }
@@ -79,7 +79,7 @@ impl Bidi {
         let Frame { id, message } = request::incoming(request);
         // Whoever lingers takes nothing else.
         if !self.call.is_lingering() || matches!(message, Ok(Request::Ack { .. })) {
-            self.call.peer.handle(id, message);
+            self.call.connection.handle(id, message);
         }
     }
 
@@ -87,7 +87,7 @@ impl Bidi {
         self.all_asked = true;
         if !self.call.is_lingering() {
             self.end = why;
-            self.call.peer.end();
+            self.call.connection.end();
         }
     }
 

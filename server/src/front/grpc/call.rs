@@ -1,4 +1,4 @@
-//! One peer of the chat, as long as a call lasts: what wakes it, and how it
+//! One connection of the chat, as long as a call lasts: what wakes it, and how it
 //! ends. It knows nothing of the messages of gRPC.
 
 use std::future::{Future, poll_fn};
@@ -14,14 +14,14 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::{Extensions, Status};
 
 use super::{CALL_PATIENCE, Caller, too_fast};
-use crate::chat::{Chat, Control, Output, Peer, Wish};
+use crate::chat::{Chat, ClientConnection, Control, Output, Wish};
 
-/// A peer, and what wakes its call. Dropping it gives back what it holds.
+/// A connection, and what wakes its call. Dropping it gives back what it holds.
 #[derive(Debug)]
 pub(super) struct Call {
-    pub(super) peer: Peer,
+    pub(super) connection: ClientConnection,
     control: Arc<Control>,
-    /// `None` once the peer has been told.
+    /// `None` once the connection has been told.
     stopping: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     timer: Option<Pin<Box<Sleep>>>,
     /// Nothing goes out any more; acknowledgements are waited for until then.
@@ -29,8 +29,8 @@ pub(super) struct Call {
 }
 
 impl Call {
-    /// A peer for the call with these extensions, which is nobody. It is told
-    /// when the connection is to end.
+    /// Returns an anonymous connection for the call with these extensions. It
+    /// ends with the connection of HTTP/2.
     ///
     /// # Errors
     /// None that a client could cause.
@@ -38,7 +38,7 @@ impl Call {
         let caller = Caller::of(extensions)?;
         let control = Arc::<Control>::default();
         Ok(Self {
-            peer: Peer::new(Arc::clone(chat), caller.address, Arc::clone(&control)),
+            connection: ClientConnection::new(Arc::clone(chat), caller.address, Arc::clone(&control)),
             control,
             stopping: Some(Box::pin(caller.stopping.clone().cancelled_owned())),
             timer: None,
@@ -48,15 +48,15 @@ impl Call {
 
     /// Each of its commands counts as one of `caller`: it is a stream of them.
     pub(super) fn of_many(self, caller: &Caller) -> Self {
-        Self { peer: self.peer.at_pace(caller.pace.clone()), ..self }
+        Self { connection: self.connection.at_pace(caller.pace.clone()), ..self }
     }
 
-    /// Its sends are of this session: see [`Peer::in_session`].
+    /// Its sends are of this session: see [`ClientConnection::in_session`].
     pub(super) fn in_session(self, session: SessionToken) -> Self {
-        Self { peer: self.peer.in_session(session), ..self }
+        Self { connection: self.connection.in_session(session), ..self }
     }
 
-    /// By whom its peer is told to end.
+    /// Returns what tells its connection to end.
     pub(super) fn control(&self) -> Arc<Control> {
         Arc::clone(&self.control)
     }
@@ -80,7 +80,7 @@ impl Call {
     ) -> Result<OkFields, Status> {
         let request = request.map_err(|refusal| status::refused(&refusal))?;
         self.wait_for_turn().await?;
-        self.peer.handle(id, Ok(request));
+        self.connection.handle(id, Ok(request));
         match poll_fn(|cx| self.poll(cx)).await? {
             Output::Reply(_, reply) => answer(reply),
             // The server stops, and this came too late.
@@ -88,16 +88,16 @@ impl Call {
         }
     }
 
-    /// Waits until the peer takes a request: its user may have gone too fast.
+    /// Waits until the connection takes a request: its user may have gone too fast.
     ///
     /// # Errors
     /// [`hark_protocol::Code::RateLimited`] where that is too late; the status
     /// of a call that has to end at once.
     pub(super) async fn wait_for_turn(&mut self) -> Result<(), Status> {
-        if self.peer.is_ready() {
+        if self.connection.is_ready() {
             return Ok(());
         }
-        if let Some(until) = self.peer.paused_until() {
+        if let Some(until) = self.connection.paused_until() {
             let wait = until.saturating_duration_since(Instant::now());
             if wait > CALL_PATIENCE {
                 return Err(status::refused(&too_fast(wait)));
@@ -105,7 +105,7 @@ impl Call {
         }
         poll_fn(|cx| match self.poll(cx)? {
             Poll::Ready(_) => Poll::Ready(Err(ended())),
-            Poll::Pending if self.peer.is_ready() => Poll::Ready(Ok(())),
+            Poll::Pending if self.connection.is_ready() => Poll::Ready(Ok(())),
             Poll::Pending => Poll::Pending,
         })
         .await
@@ -117,14 +117,14 @@ impl Call {
     /// The status of a call that has to end at once.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Output, Status>> {
         loop {
-            if self.peer.poll_cut(cx).is_ready() {
+            if self.connection.poll_cut(cx).is_ready() {
                 return Poll::Ready(Err(cut()));
             }
-            if let Poll::Ready(output) = self.peer.poll(cx, Instant::now()) {
+            if let Poll::Ready(output) = self.connection.poll(cx, Instant::now()) {
                 return Poll::Ready(Ok(output));
             }
             if !self.poll_stopping(cx) {
-                ready!(self.poll_timer(self.peer.wake_at(), cx));
+                ready!(self.poll_timer(self.connection.wake_at(), cx));
             }
         }
     }
@@ -143,13 +143,14 @@ impl Call {
     /// Ready when nothing that went out is unacknowledged, or it has waited
     /// long enough, or the connection is to end.
     pub(super) fn poll_lingered(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if !self.peer.awaits_ack() || self.peer.poll_cut(cx).is_ready() || self.poll_stopping(cx) {
+        if !self.connection.awaits_ack() || self.connection.poll_cut(cx).is_ready() || self.poll_stopping(cx)
+        {
             return Poll::Ready(());
         }
         self.poll_timer(self.lingers_until, cx)
     }
 
-    /// Tells the peer once that the connection is to end. Whether it was now.
+    /// Tells the connection once that the connection is to end. Whether it was now.
     fn poll_stopping(&mut self, cx: &mut Context<'_>) -> bool {
         let told = self.stopping.as_mut().is_some_and(|stopping| stopping.as_mut().poll(cx).is_ready());
         if told {
@@ -191,7 +192,7 @@ pub(super) fn cut() -> Status {
     Status::aborted("another connection has opened this session")
 }
 
-/// The status of a call whose peer has ended before it was over.
+/// The status of a call whose connection has ended before it was over.
 pub(super) fn ended() -> Status {
     status::unavailable("the session has ended; begin another, and repeat what was not answered")
 }

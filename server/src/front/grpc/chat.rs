@@ -1,4 +1,4 @@
-//! `hark.v1.Chat`: each call as requests to a peer of its own.
+//! `hark.v1.Chat`: each call as requests to a connection of its own.
 
 use std::pin::Pin;
 use std::sync::Arc;

@@ -60,7 +60,7 @@ impl Receipts {
         let shared = self.lock().get(receipt).map(Arc::clone).ok_or_else(|| {
             Refusal::new(Code::BadRequest, "no stream has this receipt; what it was sent comes again")
         })?;
-        let taken = shared.lock().peer.acknowledge(Sequence(sequence));
+        let taken = shared.lock().connection.acknowledge(Sequence(sequence));
         taken.map_err(|never| Refusal::new(Code::BadRequest, never.to_string()))?;
         shared.stream.wake();
         Ok(())

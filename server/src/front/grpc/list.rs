@@ -22,7 +22,7 @@ pub(super) struct Pages {
 impl Pages {
     /// Asks for the names by this request.
     pub(super) fn new(mut call: Call, request: Request) -> Self {
-        call.peer.handle(RequestId::new(1), Ok(request));
+        call.connection.handle(RequestId::new(1), Ok(request));
         Self { call: Some(call) }
     }
 }

@@ -1,6 +1,6 @@
 //! The gRPC front: one HTTP/2 connection, many calls. It owns the connection
-//! and translates; each call is a peer of the chat of its own, and no rules are
-//! here.
+//! and translates; each call is a connection of its own to the chat, and no
+//! rules are here.
 //!
 //! | module | what it owns |
 //! | --- | --- |
@@ -14,7 +14,7 @@
 //! | `metered` | its bytes, counted as they are read |
 //! | `reflection` | the standard services that describe the others |
 //! | `preface` | the first bytes of a connection |
-//! | `call` | one peer of the chat, as long as a call lasts |
+//! | `call` | one connection of the chat, as long as a call lasts |
 //! | `cut` | what ends a stream that its client does not read |
 //! | `deadline` | how long a client waits |
 

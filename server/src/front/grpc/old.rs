@@ -111,7 +111,7 @@ fn shown(message: &Message) -> String {
 
 /// What the chat answers to a command.
 async fn outcome(call: &mut Call, request: Asked) -> Result<Outcome, Status> {
-    call.peer.handle(RequestId::new(1), Ok(request));
+    call.connection.handle(RequestId::new(1), Ok(request));
     let mut all = Vec::new();
     loop {
         match poll_fn(|cx| call.poll(cx)).await? {

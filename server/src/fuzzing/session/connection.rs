@@ -11,7 +11,7 @@ use hark_protocol::{ByeReason, Failure, Reply, Request, RequestId, Sequence, Use
 use tokio::time::Instant;
 
 use super::model::{Model, USERS};
-use crate::chat::{Chat, Control, Output, Peer};
+use crate::chat::{Chat, ClientConnection, Control, Output};
 use crate::store::{Message, Outcome};
 
 /// Ids of what is no send begin here.
@@ -23,7 +23,7 @@ const WINDOW_LOW: usize = WINDOW_MESSAGES_MAX * 3 / 4;
 #[derive(Debug, Default)]
 pub(super) struct Connection {
     /// `None` once it is closed.
-    pub(super) peer: Option<Peer>,
+    pub(super) client_connection: Option<ClientConnection>,
     /// Whose session it sends in.
     pub(super) client: Option<usize>,
     pub(super) stream: usize,
@@ -66,16 +66,16 @@ pub(super) struct Reading {
 impl Connection {
     pub(super) fn open(chat: Arc<Chat>, number: u32, client: Option<usize>, stream: usize) -> Self {
         let address = IpAddr::V4(Ipv4Addr::from_bits(Ipv4Addr::new(100, 64, 0, 0).to_bits() + number));
-        let peer = Peer::new(chat, address, Arc::<Control>::default());
-        Self { peer: Some(peer), client, stream, ..Self::default() }
+        let connection = ClientConnection::new(chat, address, Arc::<Control>::default());
+        Self { client_connection: Some(connection), client, stream, ..Self::default() }
     }
 
     pub(super) fn is_lost(&self) -> bool {
-        self.peer.is_none()
+        self.client_connection.is_none()
     }
 
     pub(super) fn is_ready(&self) -> bool {
-        self.peer.as_ref().is_some_and(Peer::is_ready)
+        self.client_connection.as_ref().is_some_and(ClientConnection::is_ready)
     }
 
     pub(super) fn is_answered(&self) -> bool {
@@ -108,11 +108,11 @@ impl Connection {
     }
 
     pub(super) fn ask(&mut self, request: Request) {
-        let Some(peer) = &mut self.peer else { return };
+        let Some(connection) = &mut self.client_connection else { return };
         self.last_other_id += 1;
         self.asked = RequestId::new(OTHER_IDS + self.last_other_id);
         self.replies.clear();
-        peer.handle(self.asked, Ok(request));
+        connection.handle(self.asked, Ok(request));
     }
 
     /// The last reply to what was asked, unless the server could not say.
@@ -126,28 +126,28 @@ impl Connection {
     }
 
     pub(super) fn send(&mut self, id: RequestId, place: usize, user: UserName, text: ByteString) {
-        let peer = self.peer.as_mut().expect("it is ready");
+        let connection = self.client_connection.as_mut().expect("it is ready");
         self.sends.insert(id, place);
         self.unanswered += 1;
-        peer.handle(Some(id), Ok(Request::Send { user, text }));
+        connection.handle(Some(id), Ok(Request::Send { user, text }));
         // The model has one order of all that is asked.
-        peer.pass_sends_on();
+        connection.pass_sends_on();
     }
 
     /// Ready when something has happened.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>, now: Instant, model: &mut Model) -> Poll<()> {
-        let Some(peer) = &mut self.peer else { return Poll::Pending };
-        if peer.poll_cut(cx).is_ready() {
-            self.peer = None;
+        let Some(connection) = &mut self.client_connection else { return Poll::Pending };
+        if connection.poll_cut(cx).is_ready() {
+            self.client_connection = None;
             return Poll::Ready(());
         }
-        peer.poll(cx, now).map(|output| match output {
+        connection.poll(cx, now).map(|output| match output {
             Output::Reply(Some(id), reply) if self.asked == Some(id) => self.handle_reply(reply, model),
             Output::Reply(Some(id), reply) => self.handle_answer(id, reply, model),
             Output::Reply(None, reply) => panic!("{reply:?} was not asked for"),
             Output::Push(message) => self.handle_push(&message, model),
             Output::Bye(reason) => self.handle_bye(reason, model),
-            Output::Close => self.peer = None,
+            Output::Close => self.client_connection = None,
         })
     }
 

@@ -475,8 +475,8 @@ impl World {
     }
 
     fn tell(&mut self, c: usize, request: Request) {
-        if let Some(peer) = &mut self.connections[c].peer {
-            peer.handle(None, Ok(request));
+        if let Some(connection) = &mut self.connections[c].client_connection {
+            connection.handle(None, Ok(request));
         }
     }
 

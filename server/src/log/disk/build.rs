@@ -10,6 +10,7 @@ use super::runs::{Run, RunList};
 use super::scan::Placed;
 use super::segment::{Segment, Segments, units};
 use super::table::{Entry, Table};
+use super::writer::Opened;
 use crate::log::InboxId;
 
 /// The segments of a log and the blocks in them.
@@ -63,6 +64,13 @@ impl IndexBuilder {
                 Found { inbox: block.record.inbox, block: block_ref, is_sealed: false }
             }));
         }
+    }
+
+    /// Adds the segment of the open.
+    pub(super) fn add_opened(&mut self, opened: &Opened) {
+        self.segments.insert(opened.segment());
+        let found = opened.places.iter().map(|&(inbox, block)| Found { inbox, block, is_sealed: false });
+        self.blocks.extend(found);
     }
 
     /// Builds the index. Of several blocks with the same number, of which all but

@@ -122,10 +122,7 @@ impl Maintenance {
             return;
         }
         self.polled_at = Some(Instant::now());
-        match self.shared.storage.free_bytes() {
-            Ok(bytes) => self.shared.free_bytes.store(bytes, Ordering::Relaxed),
-            Err(error) => tracing::warn!(%error, "cannot look up the free space"),
-        }
+        self.shared.files.poll();
     }
 
     /// Writes the index frame of the oldest segment that waits for it.
@@ -163,16 +160,17 @@ impl Maintenance {
     }
 
     fn clean(&self) -> io::Result<Step> {
-        let is_cleaned = self.shared.spares.clean(&*self.shared.storage)?;
+        let is_cleaned = self.shared.files.spares.clean(&*self.shared.files.storage)?;
         Ok(if is_cleaned { Step::Worked } else { Step::Idle })
     }
 
     /// Writes the next piece of a file that is made ahead of use.
     fn make_spare(&mut self) -> io::Result<Step> {
-        let (storage, spares) = (&*self.shared.storage, &self.shared.spares);
+        let files = &self.shared.files;
+        let (storage, spares) = (&*files.storage, &files.spares);
         let is_enough = spares.blank_count() >= SPARES;
         let Some(unfinished) = &mut self.unfinished else {
-            let has_space = self.shared.free_bytes.load(Ordering::Relaxed) > 2 * self.shared.segment_bytes;
+            let has_space = files.free_bytes() > 2 * files.segment_bytes;
             if is_enough || !has_space {
                 return Ok(Step::Idle);
             }
@@ -188,7 +186,7 @@ impl Maintenance {
             && let Some(unfinished) = self.unfinished.take()
         {
             spares.finish(storage, unfinished)?;
-            self.shared.note_used(self.shared.segment_bytes);
+            files.note_used(files.segment_bytes);
             self.zeros = Vec::new();
         }
         Ok(if spares.blank_count() > 0 { Step::Pause(ZERO_PAUSE) } else { Step::Worked })

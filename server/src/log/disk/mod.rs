@@ -13,6 +13,7 @@
 //! | `reader.rs` | reads beside the appends |
 //! | `maintenance.rs`, `copies.rs` | index frames, spare files, copies |
 
+mod bugs;
 mod build;
 mod copies;
 mod file;
@@ -34,10 +35,11 @@ mod writer;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
+use self::bugs::{Bug, is_planted};
 use self::copies::{CopyQueue, Piece};
 use self::file::{OsStorage, Storage};
 use self::folder::Folder;
@@ -47,8 +49,8 @@ use self::maintenance::Runner;
 use self::meta::{CheckpointEnd, Meta};
 use self::recovery::{Recovered, Replay, recover};
 use self::segment::{Segment, Segments, unit_bytes};
-use self::slots::Spares;
-use self::writer::Writer;
+use self::slots::{Files, Spares};
+use self::writer::{Opened, Writer};
 use super::{
     AppendError, CheckpointPart, Durability, Frame, InboxId, Log, LogError, OpenError, Opener, Reader, Usage,
 };
@@ -121,18 +123,14 @@ impl Opener for DiskOpener {
 /// The state that readers and the maintenance share with the thread of the log.
 #[derive(Debug)]
 pub(self) struct Shared {
-    storage: Arc<dyn Storage>,
-    segment_bytes: u64,
+    files: Files,
     segments: Arc<Segments>,
     index: Index,
-    spares: Spares,
     copies: CopyQueue,
     /// Segments whose last live block went away when another was sealed.
     emptied: Mutex<Vec<SegmentId>>,
     /// The oldest segment that a replay needs.
     tail_start: AtomicU32,
-    /// Free space when it was last looked up.
-    free_bytes: AtomicU64,
     is_closed: AtomicBool,
     /// Whether the maintenance was woken, and what wakes it.
     woken: Mutex<bool>,
@@ -142,12 +140,6 @@ pub(self) struct Shared {
 impl Shared {
     fn is_closed(&self) -> bool {
         self.is_closed.load(Ordering::Acquire)
-    }
-
-    /// Notes that a file took free space, until that is looked up again.
-    fn note_used(&self, bytes: u64) {
-        let take = |free: u64| Some(free.saturating_sub(bytes));
-        let _ = self.free_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take);
     }
 
     fn wake(&self) {
@@ -199,26 +191,26 @@ impl DiskLog {
         segment_bytes: u64,
         replay: &mut Replay<'_>,
     ) -> Result<Self, OpenError> {
-        let recovered = recover(&*storage, replay)?;
-        let Recovered { head, next_id, previous, carried, checkpoint, tail_start, index, .. } = recovered;
-        let spares = Spares::new(recovered.blank, recovered.freed, recovered.next_name, segment_bytes);
+        let mut recovered = recover(&*storage, replay)?;
+        let (blank, freed) = (std::mem::take(&mut recovered.blank), std::mem::take(&mut recovered.freed));
+        let spares = Spares::new(blank, freed, recovered.next_name, segment_bytes);
+        let files = Files::new(storage, spares, segment_bytes);
+        let opened = Opened::begin(&files, &recovered)?;
+        let Recovered { head, next_id, checkpoint, tail_start, mut index, .. } = recovered;
+        index.add_opened(&opened);
         let (segments, index) = index.build();
-        let free_bytes = storage.free_bytes().unwrap_or(u64::MAX);
         let shared = Arc::new(Shared {
-            storage,
-            segment_bytes,
+            files,
             segments,
             index,
-            spares,
             copies: CopyQueue::default(),
             emptied: Mutex::default(),
             tail_start: tail_start.unwrap_or(next_id).into(),
-            free_bytes: free_bytes.into(),
             is_closed: false.into(),
             woken: Mutex::default(),
             wake: Condvar::new(),
         });
-        let writer = Writer::open(Arc::clone(&shared), head, next_id, previous, checkpoint, &carried)?;
+        let writer = Writer::new(Arc::clone(&shared), head, checkpoint, opened);
         let emptied = shared.segments.select(|segment| segment.live() == 0 && segment.id != writer.active());
         let mut log = Self {
             shared,
@@ -322,7 +314,7 @@ impl DiskLog {
     /// Recycles the segments that were freed by a synced frame and that no reader
     /// holds.
     fn reclaim(&mut self) {
-        let synced = self.writer.synced();
+        let synced = if is_planted(Bug::RecycledEarly) { u64::MAX } else { self.writer.synced() };
         while let Some((id, _)) = self.freeing.pop_front_if(|(_, commit)| *commit <= synced) {
             self.held.extend(self.shared.segments.remove(id));
         }
@@ -330,8 +322,12 @@ impl DiskLog {
             return;
         }
         for segment in std::mem::take(&mut self.held) {
+            if is_planted(Bug::RecycledUnderReader) {
+                self.shared.files.spares.give(segment.slot.clone());
+                continue;
+            }
             match Arc::try_unwrap(segment) {
-                Ok(segment) => self.shared.spares.give(segment.slot),
+                Ok(segment) => self.shared.files.spares.give(segment.slot),
                 Err(segment) => self.held.push(segment),
             }
         }
@@ -371,7 +367,9 @@ impl Log for DiskLog {
         }
         let bytes = frame.records.len() + frame.blocks.iter().map(|block| block.payload.len()).sum::<usize>();
         let index = &self.shared.index;
-        let copies = self.shared.copies.take(bytes, |entry, source| index.is_live_in(entry, source));
+        let copies = self.shared.copies.take(bytes, |entry, source| {
+            index.is_live_in(entry, source) || is_planted(Bug::RevivedCopy)
+        });
         match self.try_append(&frame, &copies, durability) {
             Ok(()) if copies.is_empty() => {}
             Ok(()) => self.finish_copies(&copies),
@@ -410,20 +408,20 @@ impl Log for DiskLog {
     }
 
     fn is_checkpoint_due(&self) -> bool {
-        let due = (DUE_SEGMENTS * self.shared.segment_bytes).max(DUE_CHECKPOINTS * self.checkpoint.bytes);
+        let due = (DUE_SEGMENTS * self.shared.files.segment_bytes).max(DUE_CHECKPOINTS * self.checkpoint.bytes);
         self.tail_bytes + self.writer.offset() > due
     }
 
     fn is_low_on_space(&self) -> bool {
-        let reserve = RESERVE_SEGMENTS * self.shared.segment_bytes + RESERVE_CHECKPOINTS * self.checkpoint.bytes;
-        self.shared.free_bytes.load(Ordering::Relaxed).saturating_add(self.shared.spares.bytes()) < reserve
+        let reserve = RESERVE_SEGMENTS * self.shared.files.segment_bytes + RESERVE_CHECKPOINTS * self.checkpoint.bytes;
+        self.shared.files.free_bytes().saturating_add(self.shared.files.spares.bytes()) < reserve
     }
 
     fn usage(&self) -> Usage {
         let live = self.shared.segments.sum(Segment::live);
         let held: u64 = self.held.iter().map(|segment| segment.slot.size).sum();
         let files = self.shared.segments.sum(|segment| segment.slot.size);
-        Usage { live_bytes: unit_bytes(live), file_bytes: files + held + self.shared.spares.bytes() }
+        Usage { live_bytes: unit_bytes(live), file_bytes: files + held + self.shared.files.spares.bytes() }
     }
 
     fn close(mut self: Box<Self>) -> Result<(), LogError> {

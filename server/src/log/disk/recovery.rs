@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
+use super::bugs::{Bug, is_planted};
 use super::build::IndexBuilder;
 use super::file::{Storage, read_exact};
 use super::format::{Checkpoint, FRAMES_START, Header, Link, Previous, SegmentId};
@@ -119,10 +120,12 @@ pub(super) fn recover(storage: &dyn Storage, replay: &mut Replay<'_>) -> Result<
 /// written again: the frames that may not be on stable storage, or all of them if
 /// they are few, so that a row of short runs does not take a segment each.
 fn carried_from(header: &Header, end: u64, placed: &[Placed<'_>]) -> usize {
-    if end - FRAMES_START <= header.size / CARRIED_WHOLE_DIVISOR {
+    let is_intact = placed.iter().all(|one| one.frame.is_intact());
+    if end - FRAMES_START <= header.size / CARRIED_WHOLE_DIVISOR && is_intact {
         return 0;
     }
-    let synced = synced_before(header, placed);
+    let is_trusted = is_planted(Bug::TrustedCache);
+    let synced = if is_trusted { u64::MAX } else { synced_before(header, placed) };
     placed.partition_point(|frame| frame.frame.head.commit <= synced)
 }
 

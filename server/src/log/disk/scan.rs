@@ -38,7 +38,7 @@ impl<'a> Frames<'a> {
     }
 
     /// Returns the next frame if it is valid and in its place of the chain. Its
-    /// blocks may be damaged.
+    /// blocks may be damaged. Stays where it is if there is none.
     pub(super) fn next(&mut self) -> Option<Placed<'a>> {
         let rest = self.bytes.get(usize::try_from(self.offset).ok()?..)?;
         let frame = FrameView::decode(rest, self.salt)?;
@@ -87,18 +87,21 @@ pub(super) fn scan_known<'a>(
 /// Returns the frames of the last segment, up to the first that is not valid.
 ///
 /// That one was torn, or never written, unless a valid frame behind it was written
-/// when it was on stable storage.
+/// when it was on stable storage. A frame of which only a text is damaged is kept if
+/// a frame behind it proves that it was whole.
 pub(super) fn scan_tail<'a>(frames: &mut Frames<'a>) -> Result<Vec<Placed<'a>>, Damage> {
-    let mut placed: Vec<Placed<'a>> = Vec::new();
-    loop {
-        let (offset, link) = (frames.offset, frames.link);
-        match frames.next() {
-            Some(next) if next.frame.is_intact() => placed.push(next),
-            _ => {
-                (frames.offset, frames.link) = (offset, link);
-                break;
-            }
-        }
+    let link = frames.link;
+    let mut placed: Vec<_> = std::iter::from_fn(|| frames.next()).collect();
+    let torn = placed.iter().enumerate().position(|(number, one)| {
+        let mut behind = placed.iter().skip(number + 1);
+        let commit = one.frame.head.commit;
+        !one.frame.is_intact()
+            && !behind.any(|other| other.frame.is_intact() && other.frame.head.synced >= commit)
+    });
+    if let Some(torn) = torn {
+        frames.offset = placed.get(torn).map_or(frames.offset, |one| one.offset);
+        placed.truncate(torn);
+        frames.link = placed.last().map_or(link, |last| last.frame.link());
     }
     if frames.is_followed() { Err(Damage { offset: frames.offset }) } else { Ok(placed) }
 }

@@ -5,11 +5,12 @@
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::file::{Storage, read_exact};
 use super::format::{FRAMES_START, HEADER_SPAN, Header};
 use super::segment::Slot;
+use super::table::max_bytes;
 
 /// Blank files that are kept; further ones are removed.
 pub(super) const SPARES_MAX: usize = 4;
@@ -62,6 +63,62 @@ pub(super) fn survey(storage: &dyn Storage) -> io::Result<Survey> {
     Ok(survey)
 }
 
+/// The files of an open log that hold no segment, and the space for more.
+#[derive(Debug)]
+pub(super) struct Files {
+    pub(super) storage: Arc<dyn Storage>,
+    pub(super) spares: Spares,
+    /// The usual size of a segment.
+    pub(super) segment_bytes: u64,
+    /// Free space when it was last looked up, less what was taken since.
+    free_bytes: AtomicU64,
+}
+
+impl Files {
+    pub(super) fn new(storage: Arc<dyn Storage>, spares: Spares, segment_bytes: u64) -> Self {
+        let files = Self { storage, spares, segment_bytes, free_bytes: u64::MAX.into() };
+        files.poll();
+        files
+    }
+
+    /// Looks up the free space.
+    pub(super) fn poll(&self) {
+        match self.storage.free_bytes() {
+            Ok(bytes) => self.free_bytes.store(bytes, Ordering::Relaxed),
+            Err(error) => tracing::warn!(%error, "cannot look up the free space"),
+        }
+    }
+
+    /// The free space, without the files that hold no segment.
+    pub(super) fn free_bytes(&self) -> u64 {
+        self.free_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Notes that a new file took its space.
+    pub(super) fn note_used(&self, bytes: u64) {
+        let take = |free: u64| Some(free.saturating_sub(bytes));
+        let _ = self.free_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take);
+    }
+
+    /// Takes a file for a segment in which a frame of `length` bytes fits, with the
+    /// index of its blocks.
+    pub(super) fn take(&self, length: usize, index_bytes: usize) -> io::Result<Slot> {
+        let needed = FRAMES_START + (length + max_bytes(index_bytes)) as u64;
+        let size = needed.next_multiple_of(HEADER_SPAN as u64).max(self.segment_bytes);
+        if size > SIZE_MAX {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        if size == self.segment_bytes
+            && let Some(slot) = self.spares.take()
+        {
+            return Ok(slot);
+        }
+        let slot = self.spares.create(&*self.storage, size)?;
+        self.note_used(size);
+        Ok(slot)
+    }
+}
+
 /// The files that hold no segment.
 #[derive(Debug)]
 pub(super) struct Spares {
@@ -104,7 +161,7 @@ impl Spares {
     }
 
     /// Takes a blank file of the usual size.
-    pub(super) fn take(&self) -> Option<Slot> {
+    fn take(&self) -> Option<Slot> {
         let slot = self.state().blank.pop()?;
         self.bytes.fetch_sub(slot.size, Ordering::Relaxed);
         Some(slot)
@@ -127,7 +184,7 @@ impl Spares {
     }
 
     /// Makes a file at once, with space that is reserved and not yet written.
-    pub(super) fn create(&self, storage: &dyn Storage, size: u64) -> io::Result<Slot> {
+    fn create(&self, storage: &dyn Storage, size: u64) -> io::Result<Slot> {
         let name = self.next_name();
         let file = storage.create(&name)?;
         if let Err(error) = file.allocate(size).and_then(|()| file.sync()).and_then(|()| storage.sync_names()) {

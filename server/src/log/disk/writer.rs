@@ -10,11 +10,11 @@ use super::format::{
 };
 use super::head::HeadFile;
 use super::index::BlockRef;
-use super::recovery::CarriedFrame;
-use super::segment::{Segment, Slot};
-use super::slots::SIZE_MAX;
+use super::recovery::{CarriedFrame, Recovered};
+use super::segment::Segment;
+use super::slots::Files;
 use super::table::{max_bytes, max_entry_bytes};
-use crate::log::{AppendError, Durability, LogError, OpenError};
+use crate::log::{AppendError, Durability, InboxId, LogError, OpenError};
 
 /// Whether an error says that there is no space.
 pub(super) fn is_full(error: &io::Error) -> bool {
@@ -41,64 +41,66 @@ pub(super) struct Writer {
     extents: Vec<Extent>,
 }
 
-impl Writer {
-    /// Begins the segment of an open. It holds the carried frames and is on stable
-    /// storage when this returns.
-    pub(super) fn open(
-        shared: Arc<Shared>,
-        head: HeadFile,
-        id: SegmentId,
-        previous: Previous,
-        checkpoint: Checkpoint,
-        carried: &[CarriedFrame],
+/// The segment of an open: it holds the carried frames and is on stable storage.
+#[derive(Debug)]
+pub(super) struct Opened {
+    active: Arc<Segment>,
+    offset: u64,
+    index_bytes: usize,
+    link: Link,
+    /// The blocks in it.
+    pub(super) places: Vec<(InboxId, BlockRef)>,
+}
+
+impl Opened {
+    /// Begins the segment behind the log that was recovered.
+    pub(super) fn begin(
+        files: &Files,
+        recovered: &Recovered,
     ) -> Result<Self, OpenError> {
+        let Recovered { head, next_id: id, previous, carried, checkpoint, .. } = recovered;
         let blocks: Vec<Vec<BlockRecord<'_>>> =
             carried.iter().map(|frame| frame.blocks.iter().map(BlockRecord::from).collect()).collect();
-        let length: usize = carried.iter().zip(&blocks).map(|(frame, blocks)| {
+        let lengths = carried.iter().zip(&blocks).map(|(frame, blocks)| {
             FrameContent::max_length(frame.meta.len(), frame.records.len(), blocks)
-        }).sum();
+        });
         let index_bytes = blocks.iter().flatten().map(|block| max_entry_bytes(block.inbox)).sum();
-        let path = shared.storage.path("");
-        let io = |source| OpenError::Io { path: path.clone(), source };
-        let slot = take_slot(&shared, length, index_bytes).map_err(io)?;
-        let commit = carried.last().map_or(0, |frame| frame.commit);
+        let io = |source| OpenError::Io { path: files.storage.path(""), source };
+        let slot = files.take(lengths.sum(), index_bytes).map_err(io)?;
         let header = Header {
-            id,
+            id: *id,
             size: slot.size,
             salt: Salt::random(),
-            previous,
-            carried: commit,
-            checkpoint,
+            previous: *previous,
+            carried: carried.last().map_or(0, |frame| frame.commit),
+            checkpoint: *checkpoint,
         };
         let mut buffer = header.encode();
         let mut link = previous.link;
         let mut places = Vec::new();
         for (frame, blocks) in carried.iter().zip(&blocks) {
-            let content = FrameContent {
-                commit: frame.commit,
-                synced: frame.synced,
-                previous: link.check,
-                part: frame.part,
-                meta: &frame.meta,
-                records: &frame.records,
-                blocks,
-            };
+            let content = frame.content(link.check, blocks);
             let (offset, mut extents) = (buffer.len() as u32, Vec::new());
             link = Link { commit: frame.commit, check: content.encode(header.salt, &mut buffer, &mut extents) };
-            places.extend(blocks.iter().zip(extents).map(|(block, extent)| {
-                let extent = Extent { offset: extent.offset + offset, ..extent };
-                (block.inbox, BlockRef { first: block.first, last: block.last, segment: id, extent })
-            }));
+            places.extend(content.places(*id, offset, &extents));
         }
-        let offset = buffer.len() as u64;
         slot.file.write_at(&buffer, 0).and_then(|()| slot.file.sync()).map_err(io)?;
-        head.write(id).map_err(io)?;
-        let active = Arc::new(Segment::new(id, slot, header.salt, 0, None));
-        shared.segments.insert(Arc::clone(&active));
-        for (inbox, place) in places {
-            shared.index.insert(inbox, place);
-        }
-        Ok(Self {
+        head.write(*id).map_err(io)?;
+        let active = Arc::new(Segment::new(*id, slot, header.salt, 0, None));
+        Ok(Self { active, offset: buffer.len() as u64, index_bytes, link, places })
+    }
+
+    /// The segment.
+    pub(super) fn segment(&self) -> Arc<Segment> {
+        Arc::clone(&self.active)
+    }
+}
+
+impl Writer {
+    /// Goes on behind the segment of an open.
+    pub(super) fn new(shared: Arc<Shared>, head: HeadFile, checkpoint: Checkpoint, opened: Opened) -> Self {
+        let Opened { active, offset, index_bytes, link, .. } = opened;
+        Self {
             shared,
             head,
             active,
@@ -109,7 +111,7 @@ impl Writer {
             checkpoint,
             buffer: Vec::new(),
             extents: Vec::new(),
-        })
+        }
     }
 
     /// The active segment.
@@ -119,6 +121,12 @@ impl Writer {
 
     pub(super) fn offset(&self) -> u64 {
         self.offset
+    }
+
+    /// Where the last frame begins.
+    #[cfg(test)]
+    pub(super) fn last_frame_start(&self) -> u64 {
+        self.offset - self.buffer.len() as u64
     }
 
     pub(super) fn next_commit(&self) -> u64 {
@@ -157,7 +165,7 @@ impl Writer {
 
     /// Begins a new segment, in which a frame of `length` bytes fits.
     fn begin(&mut self, length: usize, entries: usize) -> Result<(), AppendError> {
-        let slot = take_slot(&self.shared, length, entries).map_err(|error| {
+        let slot = self.shared.files.take(length, entries).map_err(|error| {
             if is_full(&error) { AppendError::NoSpace } else { self.error(error).into() }
         })?;
         // The header says where the segment before ends, so that is durable first.
@@ -204,11 +212,9 @@ impl Writer {
             self.synced = content.commit;
         }
         self.link = Link { commit: content.commit, check };
-        for (block, extent) in content.blocks.iter().zip(&self.extents) {
-            let extent = Extent { offset: extent.offset + self.offset as u32, ..*extent };
-            let place = BlockRef { first: block.first, last: block.last, segment: self.active.id, extent };
-            self.index_bytes += max_entry_bytes(block.inbox);
-            self.shared.index.insert(block.inbox, place);
+        for (inbox, place) in content.places(self.active.id, self.offset as u32, &self.extents) {
+            self.index_bytes += max_entry_bytes(inbox);
+            self.shared.index.insert(inbox, place);
         }
         self.offset += self.buffer.len() as u64;
         self.buffer.shrink_to(BUFFER_BYTES);
@@ -230,23 +236,27 @@ impl Writer {
     }
 }
 
+impl CarriedFrame {
+    fn content<'a>(&'a self, previous: u64, blocks: &'a [BlockRecord<'a>]) -> FrameContent<'a> {
+        let Self { commit, synced, part, meta, records, .. } = self;
+        FrameContent { commit: *commit, synced: *synced, previous, part: *part, meta, records, blocks }
+    }
+}
+
+impl FrameContent<'_> {
+    /// The places of the blocks in a segment in which the frame lies at `offset`.
+    fn places(
+        &self,
+        segment: SegmentId,
+        offset: u32,
+        extents: &[Extent],
+    ) -> impl Iterator<Item = (InboxId, BlockRef)> {
+        self.blocks.iter().zip(extents).map(move |(block, extent)| {
+            let extent = Extent { offset: extent.offset + offset, ..*extent };
+            (block.inbox, BlockRef { first: block.first, last: block.last, segment, extent })
+        })
+    }
+}
+
 /// The buffer that is kept from one frame to the next.
 const BUFFER_BYTES: usize = 1 << 20;
-
-/// Takes a file for a segment in which a frame of `length` bytes fits, with the
-/// index of its blocks.
-fn take_slot(shared: &Shared, length: usize, entries: usize) -> io::Result<Slot> {
-    let needed = (FRAMES_START + (length + max_bytes(entries)) as u64).next_multiple_of(4096);
-    let size = needed.max(shared.segment_bytes);
-    if size > SIZE_MAX {
-        return Err(io::ErrorKind::FileTooLarge.into());
-    }
-    if size == shared.segment_bytes
-        && let Some(slot) = shared.spares.take()
-    {
-        return Ok(slot);
-    }
-    let slot = shared.spares.create(&*shared.storage, size)?;
-    shared.note_used(size);
-    Ok(slot)
-}

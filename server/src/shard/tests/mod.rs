@@ -12,7 +12,6 @@ use tempfile::TempDir;
 
 use super::kept::{Kept, KeptOpener};
 use super::{ShardConfig, ShardStore};
-use crate::log::disk::{DiskConfig, DiskOpener};
 use crate::store::Store;
 use crate::store::contract::{Home, Limits};
 
@@ -39,9 +38,6 @@ impl Home for Memory {
     }
 }
 
-/// Small segments, so that there are some.
-const SEGMENT_BYTES: u64 = 1 << 20;
-
 /// A folder.
 struct Folder(TempDir);
 
@@ -57,9 +53,9 @@ impl Folder {
 
 impl Home for Folder {
     fn open(&self, limits: Limits) -> Arc<dyn Store> {
-        let layout = DiskConfig { segment_bytes: SEGMENT_BYTES, ..DiskConfig::default() };
-        let opener = DiskOpener::with_config(self.path(), layout);
-        Arc::new(ShardStore::open(Arc::new(opener), config(limits)).unwrap())
+        // Small segments, so that there are some.
+        let config = ShardConfig { segment_bytes: 1 << 20, ..config(limits) };
+        Arc::new(ShardStore::on_disk(self.path(), config).unwrap())
     }
 }
 

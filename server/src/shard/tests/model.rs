@@ -82,8 +82,8 @@ impl Model {
         format!("{:0>bytes$}", self.contents)
     }
 
-    /// What has to be answered; of a message that is stored only the store says
-    /// the number.
+    /// Returns the answer that the store owes. The number of a message that is
+    /// stored is taken from `answer`, since the store alone gives it.
     fn append(&mut self, to: usize, content: &str, answer: Outcome) -> Outcome {
         let Some(inbox) = self.inboxes.get_mut(&user(to)) else {
             return Outcome::Refused(Code::NoSuchUser);

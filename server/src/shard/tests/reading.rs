@@ -22,7 +22,12 @@ async fn five_messages() -> (ShardStore, Arc<Kept>, Account, Vec<Arc<Message>>) 
 }
 
 /// Puts a gap in the place of the nth message.
-async fn drop_message(store: ShardStore, kept: &Arc<Kept>, bob: &Account, message: &Message) -> Arc<ShardStore> {
+async fn drop_message(
+    store: ShardStore,
+    kept: &Arc<Kept>,
+    bob: &Account,
+    message: &Message,
+) -> Arc<ShardStore> {
     store.close().await.unwrap();
     let first = message.position.sequence.0;
     let gap = Gap { first, end: message.position, messages: 1, bytes: message.text.len() as u64 };

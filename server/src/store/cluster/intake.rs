@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::Shared;
 use super::engine::{ATTEMPT, Lost};
 use super::lane::{Command, Job, PATIENCE};
-use crate::store::{AccountEntry, Append, Decide, Outcome, Unavailable};
+use crate::store::{AccountEntry, Append, Completer, Outcome, Unavailable};
 
 /// How often the accounts are brought up to date while nothing waits for it.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(2);
@@ -27,20 +27,20 @@ const RETRY_AFTER: Duration = Duration::from_millis(100);
 /// Something asked of the store.
 #[derive(Debug)]
 pub(super) enum Asked {
-    Account(UserName, Decide<Option<AccountEntry>>),
-    Names(Option<UserName>, usize, Decide<Vec<UserName>>),
-    Append(Append, Decide<Outcome>),
-    OpenSession(SessionToken, Option<IpAddr>, Decide<bool>),
+    Account(UserName, Completer<Option<AccountEntry>>),
+    Names(Option<UserName>, usize, Completer<Vec<UserName>>),
+    Append(Append, Completer<Outcome>),
+    OpenSession(SessionToken, Option<IpAddr>, Completer<bool>),
     /// What belongs to the lane of a name.
     Lane(UserName, Command),
-    Close(Decide<()>),
+    Close(Completer<()>),
 }
 
 impl Asked {
     /// Decides that it is unknown what becomes of it.
     pub(super) fn refuse(self) {
         match self {
-            Self::Append(append, decide) => Command::Append(append, decide).refuse(),
+            Self::Append(append, completer) => Command::Append(append, completer).refuse(),
             Self::Lane(_, command) => command.refuse(),
             // What is dropped is unavailable.
             Self::Account(..) | Self::Names(..) | Self::OpenSession(..) | Self::Close(_) => {}
@@ -126,15 +126,15 @@ impl Intake {
             match self.shared.refresh(Instant::now()).await {
                 Ok(()) => {
                     while let Some(Waiting { until, asked, _counted }) = self.waiting.pop_front() {
-                        if let Asked::Close(decide) = asked {
-                            return self.close(decide).await;
+                        if let Asked::Close(completer) = asked {
+                            return self.close(completer).await;
                         }
                         self.route(asked, until);
                     }
                 }
                 Err(Lost) => {
-                    if let Some(decide) = self.give_up() {
-                        return self.close(decide).await;
+                    if let Some(completer) = self.give_up() {
+                        return self.close(completer).await;
                     }
                     sleep(RETRY_AFTER).await;
                 }
@@ -149,20 +149,20 @@ impl Intake {
     fn route(&self, asked: Asked, until: Instant) {
         let shared = &self.shared;
         match asked {
-            Asked::Account(name, decide) => decide.decide(Ok(shared.directory.account(&name))),
-            Asked::Names(after, limit, decide) => {
-                decide.decide(Ok(shared.directory.names(after.as_ref(), limit)));
+            Asked::Account(name, completer) => completer.complete(Ok(shared.directory.account(&name))),
+            Asked::Names(after, limit, completer) => {
+                completer.complete(Ok(shared.directory.names(after.as_ref(), limit)));
             }
-            Asked::OpenSession(token, from, decide) => shared.sends.open(&token, from, decide),
+            Asked::OpenSession(token, from, completer) => shared.sends.open(&token, from, completer),
             Asked::Lane(name, command) => shared.push(&name, Job { command, deadline: until }),
-            Asked::Append(append, decide) => shared.append(append, decide, until),
+            Asked::Append(append, completer) => shared.append(append, completer, until),
             Asked::Close(_) => {}
         }
     }
 
     /// Refuses what has waited for too long. Whoever wants to close waits no
     /// longer for a cluster that does not answer.
-    fn give_up(&mut self) -> Option<Decide<()>> {
+    fn give_up(&mut self) -> Option<Completer<()>> {
         let now = Instant::now();
         while self.waiting.front().is_some_and(|first| first.until <= now) {
             if let Some(first) = self.waiting.pop_front() {
@@ -171,13 +171,13 @@ impl Intake {
         }
         let closing = self.waiting.iter().position(|some| matches!(some.asked, Asked::Close(_)))?;
         match self.waiting.remove(closing) {
-            Some(Waiting { asked: Asked::Close(decide), .. }) => Some(decide),
+            Some(Waiting { asked: Asked::Close(completer), .. }) => Some(completer),
             _ => None,
         }
     }
 
     /// Everything that was asked is decided, and nothing else.
-    async fn close(mut self, decide: Decide<()>) {
+    async fn close(mut self, completer: Completer<()>) {
         self.asked.close();
         self.waiting.drain(..).for_each(|late| late.asked.refuse());
         while let Ok((late, _counted)) = self.asked.try_recv() {
@@ -189,6 +189,6 @@ impl Intake {
         let all_done = timeout(PATIENCE, shared.tasks.wait()).await.is_ok();
         let flushed = timeout(ATTEMPT, shared.engine.client().flush()).await;
         shared.stop.cancel();
-        decide.decide(if all_done && matches!(flushed, Ok(Ok(()))) { Ok(()) } else { Err(Unavailable) });
+        completer.complete(if all_done && matches!(flushed, Ok(Ok(()))) { Ok(()) } else { Err(Unavailable) });
     }
 }

@@ -69,8 +69,8 @@ use self::sends::Sends;
 use self::setup::{ENDED_KEPT, Link};
 use self::sweeper::Sweeper;
 use super::{
-    Account, AccountEntry, Append, Created, Decide, Outcome, Page, PasswordHash, Pending, Position,
-    ReadLimit, Receiver, Store, Unavailable,
+    Account, AccountEntry, Append, Completer, Created, Outcome, Page, PasswordHash, Pending, Position,
+    ReadLimit, Store, Subscription, Unavailable,
 };
 
 pub use self::nodes::{BadNodes, Nodes};
@@ -163,9 +163,9 @@ impl ClusterStore {
         Ok(Self { shared, asked, waiting: Count::default() })
     }
 
-    fn ask<T>(&self, asked: impl FnOnce(Decide<T>) -> Asked) -> Pending<T> {
-        let (decide, pending) = Pending::new();
-        self.push(asked(decide));
+    fn ask<T>(&self, asked: impl FnOnce(Completer<T>) -> Asked) -> Pending<T> {
+        let (completer, pending) = Pending::new();
+        self.push(asked(completer));
         pending
     }
 
@@ -176,58 +176,66 @@ impl ClusterStore {
         }
     }
 
-    fn ask_lane<T>(&self, name: &UserName, command: impl FnOnce(Decide<T>) -> Command) -> Pending<T> {
-        self.ask(|decide| Asked::Lane(name.clone(), command(decide)))
+    fn ask_lane<T>(&self, name: &UserName, command: impl FnOnce(Completer<T>) -> Command) -> Pending<T> {
+        self.ask(|completer| Asked::Lane(name.clone(), command(completer)))
     }
 }
 
 impl Store for ClusterStore {
     fn create(&self, name: &UserName, password: Option<PasswordHash>) -> Pending<Created> {
-        self.ask_lane(name, |decide| Command::Create(password, decide))
+        self.ask_lane(name, |completer| Command::Create(password, completer))
     }
 
     fn account(&self, name: &UserName) -> Pending<Option<AccountEntry>> {
-        self.ask(|decide| Asked::Account(name.clone(), decide))
+        self.ask(|completer| Asked::Account(name.clone(), completer))
     }
 
     fn set_password(&self, account: &Account, old: Option<PasswordHash>, new: PasswordHash) -> Pending<bool> {
         let of = account.clone();
-        self.ask_lane(&account.name, |decide| Command::SetPassword { account: of, old, new, decide })
+        self.ask_lane(&account.name, |completer| Command::SetPassword { account: of, old, new, completer })
     }
 
     fn delete(&self, account: &Account) -> Pending<bool> {
-        self.ask_lane(&account.name, |decide| Command::Delete(account.clone(), decide))
+        self.ask_lane(&account.name, |completer| Command::Delete(account.clone(), completer))
     }
 
     fn names(&self, after: Option<&UserName>, limit: usize) -> Pending<Vec<UserName>> {
-        self.ask(|decide| Asked::Names(after.cloned(), limit, decide))
+        self.ask(|completer| Asked::Names(after.cloned(), limit, completer))
     }
 
-    fn append_all(&self, appends: &mut Vec<(Append, Decide<Outcome>)>) {
-        for (append, decide) in appends.drain(..) {
+    fn append_all(&self, appends: &mut Vec<(Append, Completer<Outcome>)>) {
+        for (append, completer) in appends.drain(..) {
             // It overtakes nothing that was asked for before.
             if self.waiting.is_zero() && self.shared.directory.knows(&append.to, append.sender.as_ref()) {
-                self.shared.append(append, decide, Instant::now() + PATIENCE);
+                self.shared.append(append, completer, Instant::now() + PATIENCE);
             } else {
-                self.push(Asked::Append(append, decide));
+                self.push(Asked::Append(append, completer));
             }
         }
     }
 
-    fn receive(&self, account: &Account) -> Pending<Option<Receiver>> {
+    fn receive(&self, account: &Account) -> Pending<Option<Subscription>> {
         let of = account.clone();
-        self.ask_lane(&account.name, |decide| Command::Receive { account: of, takes_over: true, decide })
+        self.ask_lane(&account.name, |completer| Command::Receive {
+            account: of,
+            takes_over: true,
+            completer,
+        })
     }
 
-    fn receive_if_free(&self, account: &Account) -> Pending<Option<Receiver>> {
+    fn receive_if_free(&self, account: &Account) -> Pending<Option<Subscription>> {
         let of = account.clone();
-        self.ask_lane(&account.name, |decide| Command::Receive { account: of, takes_over: false, decide })
+        self.ask_lane(&account.name, |completer| Command::Receive {
+            account: of,
+            takes_over: false,
+            completer,
+        })
     }
 
     fn read(&self, account: &Account, after: Position, limit: ReadLimit) -> Pending<Page> {
-        let (decide, pending) = Pending::new();
+        let (completer, pending) = Pending::new();
         if self.asked.is_closed() {
-            drop(decide);
+            drop(completer);
             return pending;
         }
         let (shared, account) = (Arc::clone(&self.shared), account.clone());
@@ -235,7 +243,7 @@ impl Store for ClusterStore {
             let stop = shared.stop.clone();
             if let Some(page) = stop.run_until_cancelled(reading::read(&shared, &account, after, limit)).await
             {
-                decide.decide(page);
+                completer.complete(page);
             }
         };
         // Whoever reads waits for the outcome, and close for the task.
@@ -248,7 +256,7 @@ impl Store for ClusterStore {
     }
 
     fn open_session(&self, session: &SessionToken, from: Option<IpAddr>) -> Pending<bool> {
-        self.ask(|decide| Asked::OpenSession(session.clone(), from, decide))
+        self.ask(|completer| Asked::OpenSession(session.clone(), from, completer))
     }
 
     fn close_session(&self, session: &SessionToken) {
@@ -289,15 +297,15 @@ impl Shared {
     }
 
     /// Has a message stored or refused, unless its send was decided before.
-    fn append(self: &Arc<Self>, append: Append, decide: Decide<Outcome>, until: Instant) {
+    fn append(self: &Arc<Self>, append: Append, completer: Completer<Outcome>, until: Instant) {
         let name = append.to.clone();
-        let decide = match &append.send_id {
-            Some(_) if append.fence.is_closed() => return decide.decide(Err(Unavailable)),
-            Some(id) => self.sends.take(id, decide),
-            None => Some(decide),
+        let completer = match &append.send_id {
+            Some(_) if append.fence.is_closed() => return completer.complete(Err(Unavailable)),
+            Some(id) => self.sends.take(id, completer),
+            None => Some(completer),
         };
-        if let Some(decide) = decide {
-            self.push(&name, Job { command: Command::Append(append, decide), deadline: until });
+        if let Some(completer) = completer {
+            self.push(&name, Job { command: Command::Append(append, completer), deadline: until });
         }
     }
 

@@ -29,7 +29,7 @@ pub(super) struct Publisher {
 #[derive(Debug)]
 struct Waiting {
     group: Group,
-    decide: oneshot::Sender<Result<Stored, NotStored>>,
+    completer: oneshot::Sender<Result<Stored, NotStored>>,
 }
 
 impl Publisher {
@@ -44,9 +44,9 @@ impl Publisher {
     /// number of the last, and whether it was there before, which is only said
     /// of a message that is alone in its group.
     pub(super) async fn publish(&self, group: Group) -> Result<Stored, NotStored> {
-        let (decide, decided) = oneshot::channel();
+        let (completer, decided) = oneshot::channel();
         // Where the work has ended the store has, too.
-        drop(self.groups.send(Waiting { group, decide }));
+        drop(self.groups.send(Waiting { group, completer }));
         decided.await.unwrap_or(Err(NotStored::Lost))
     }
 }
@@ -98,11 +98,11 @@ impl Batch {
             && self.bytes + group.bytes() <= BATCH_BYTES_MAX
     }
 
-    fn push(&mut self, Waiting { group, decide }: Waiting) {
+    fn push(&mut self, Waiting { group, completer }: Waiting) {
         self.messages += group.messages.len();
         self.bytes += group.bytes();
         self.groups.push(group);
-        self.decides.push(decide);
+        self.decides.push(completer);
     }
 
     async fn publish(self, engine: &Engine) {
@@ -115,8 +115,8 @@ impl Batch {
             // One of them has kept it from all: each alone tells which.
             Err(_) => join_all(groups.iter().map(|group| engine.publish_group(group))).await,
         };
-        for (decide, stored) in decides.into_iter().zip(stored) {
-            if decide.send(stored).is_err() {
+        for (completer, stored) in decides.into_iter().zip(stored) {
+            if completer.send(stored).is_err() {
                 tracing::trace!("whoever has published this has ended");
             }
         }

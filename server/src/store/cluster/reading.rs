@@ -106,8 +106,9 @@ impl Scan {
         }
     }
 
-    /// Returns the page. If its first message does not follow, those before it may
-    /// have been acknowledged at another server and dropped: the state tells.
+    /// Returns the page. If its first message does not follow, the messages before
+    /// it may have been acknowledged at another server and dropped, which the
+    /// state of the account tells.
     async fn finish(mut self, shared: &Shared, account: &Account, after: Position) -> Page {
         let has_gap = self.page.messages.first().is_some_and(|first| !first.position.follows(self.start));
         if has_gap && let Ok((_, state)) = shared.state(account).await {

@@ -20,7 +20,7 @@ use super::engine::{Lost, number};
 use super::lane::Command;
 use super::record::{END, State, Told, decode_message};
 use super::setup::Link;
-use crate::store::{Account, End, Feed};
+use crate::store::{Account, End, Publisher};
 
 /// After so long without a message it is seen whether there is one.
 const SILENCE: Duration = Duration::from_secs(30);
@@ -37,7 +37,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Reception {
     account: Account,
-    feed: Feed,
+    feed: Publisher,
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
@@ -55,7 +55,7 @@ pub(super) struct Claim {
 struct Task {
     shared: Arc<Shared>,
     claim: Claim,
-    feed: Feed,
+    feed: Publisher,
     subscription: Subscriber,
     link: watch::Receiver<Link>,
     /// The last message of the inbox that is known of.
@@ -69,7 +69,7 @@ impl Reception {
         shared: &Arc<Shared>,
         claim: Claim,
         subscription: Subscriber,
-        feed: Feed,
+        feed: Publisher,
         released: CancellationToken,
         last: u64,
     ) -> Self {
@@ -98,7 +98,7 @@ impl Reception {
 
     /// Stops, and resolves once nothing that is asked from then on comes here.
     /// Yields who was told, who hears nothing more but its end.
-    pub(super) async fn stop(self) -> Feed {
+    pub(super) async fn stop(self) -> Publisher {
         self.stop.cancel();
         if let Err(error) = self.task.await {
             tracing::error!(%error, "a reception has failed");

@@ -12,8 +12,8 @@ use hark_protocol::{Code, SessionToken};
 use tokio::time::Instant;
 
 use crate::ledger::{DedupTable, Known};
-use crate::store::shares::Shares;
-use crate::store::{Decide, Outcome, SendId, Unavailable};
+use crate::store::quota::PerNetworkQuota;
+use crate::store::{Completer, Outcome, SendId, Unavailable};
 
 const KEPT: Duration = Duration::from_secs(OUTCOME_SECONDS_MIN);
 
@@ -33,7 +33,7 @@ struct State {
     max: usize,
     sessions: HashMap<SessionToken, Session>,
     /// How many of them began from each network.
-    shares: Shares,
+    shares: PerNetworkQuota,
     swept_at: Instant,
 }
 
@@ -47,34 +47,34 @@ struct Session {
     /// The highest id that was taken on.
     taken: u32,
     /// With those who have repeated it meanwhile.
-    under_way: HashMap<u32, Vec<Decide<Outcome>>>,
+    under_way: HashMap<u32, Vec<Completer<Outcome>>>,
     /// Ids below `taken` of which it is unknown what became.
     undecided: BTreeSet<u32>,
     /// Who waits until nothing is under way.
-    openers: Vec<Decide<bool>>,
+    openers: Vec<Completer<bool>>,
 }
 
 impl Sends {
     /// None yet, and room for `max`.
     pub(super) fn new(max: usize) -> Self {
-        let (sessions, shares) = (HashMap::new(), Shares::of(max));
+        let (sessions, shares) = (HashMap::new(), PerNetworkQuota::of(max));
         Self { state: Mutex::new(State { max, sessions, shares, swept_at: Instant::now() }) }
     }
 
     /// Counts one more connection of a session. It is open once everything of
     /// it that is under way has been decided.
-    pub(super) fn open(&self, token: &SessionToken, from: Option<IpAddr>, decide: Decide<bool>) {
+    pub(super) fn open(&self, token: &SessionToken, from: Option<IpAddr>, completer: Completer<bool>) {
         let mut state = self.lock();
         let Some(session) = state.admit(token, from) else {
             drop(state);
-            return decide.decide(Ok(false));
+            return completer.complete(Ok(false));
         };
         session.open += 1;
         if session.under_way.is_empty() {
             drop(state);
-            decide.decide(Ok(true));
+            completer.complete(Ok(true));
         } else {
-            session.openers.push(decide);
+            session.openers.push(completer);
         }
     }
 
@@ -94,36 +94,36 @@ impl Sends {
     /// Takes a send on: yields its `decide` where it is to be carried out, and
     /// [`Self::decided`] is to be called. Otherwise it was decided before, or it
     /// waits for the one under way, or it is refused.
-    pub(super) fn take(&self, id: &SendId, decide: Decide<Outcome>) -> Option<Decide<Outcome>> {
+    pub(super) fn take(&self, id: &SendId, completer: Completer<Outcome>) -> Option<Completer<Outcome>> {
         let number = id.id.value();
-        let refuse = |decide: Decide<Outcome>, code| {
-            decide.decide(Ok(Outcome::Refused(code)));
+        let refuse = |completer: Completer<Outcome>, code| {
+            completer.complete(Ok(Outcome::Refused(code)));
             None
         };
         let mut state = self.lock();
         let Some(session) = state.admit(&id.session, id.from) else {
             drop(state);
-            return refuse(decide, Code::TooMany);
+            return refuse(completer, Code::TooMany);
         };
         if let Some(repeats) = session.under_way.get_mut(&number) {
-            repeats.push(decide);
+            repeats.push(completer);
             return None;
         }
         let known = session.outcomes.look_up(number);
         if let Known::Decided(outcome) = known {
             drop(state);
-            decide.decide(Ok(outcome));
+            completer.complete(Ok(outcome));
             return None;
         }
         let is_late = number <= session.taken && !session.undecided.contains(&number);
         if is_late && (id.in_order || known == Known::Expired) {
             drop(state);
-            return refuse(decide, Code::BadRequest);
+            return refuse(completer, Code::BadRequest);
         }
         session.taken = session.taken.max(number);
         session.undecided.remove(&number);
         session.under_way.insert(number, Vec::new());
-        Some(decide)
+        Some(completer)
     }
 
     /// Remembers how a send was decided, and tells those who have repeated it.
@@ -142,8 +142,8 @@ impl Sends {
             std::mem::swap(&mut openers, &mut session.openers);
         }
         drop(state);
-        repeats.into_iter().for_each(|repeat| repeat.decide(outcome));
-        openers.into_iter().for_each(|opener| opener.decide(Ok(true)));
+        repeats.into_iter().for_each(|repeat| repeat.complete(outcome));
+        openers.into_iter().for_each(|opener| opener.complete(Ok(true)));
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -223,8 +223,8 @@ mod tests {
     }
 
     fn take(sends: &Sends, number: u32) -> (bool, Pending<Outcome>) {
-        let (decide, pending) = Pending::new();
-        let taken = sends.take(&id(number), decide);
+        let (completer, pending) = Pending::new();
+        let taken = sends.take(&id(number), completer);
         let is_taken = taken.is_some();
         // What is taken on is decided by the test.
         std::mem::forget(taken);
@@ -266,13 +266,13 @@ mod tests {
         let sends = Sends::new(1);
         let token: SessionToken = "s".parse().unwrap();
         assert!(take(&sends, 1).0);
-        let (decide, mut opened) = Pending::new();
-        sends.open(&token, None, decide);
+        let (completer, mut opened) = Pending::new();
+        sends.open(&token, None, completer);
         assert!(futures::poll!(&mut opened).is_pending());
         sends.decided(&id(1), Ok(STORED));
         assert_eq!(opened.await, Ok(true));
-        let (decide, other) = Pending::new();
-        sends.open(&"other".parse().unwrap(), None, decide);
+        let (completer, other) = Pending::new();
+        sends.open(&"other".parse().unwrap(), None, completer);
         assert_eq!(other.await, Ok(false), "there is room for one");
     }
 
@@ -283,8 +283,8 @@ mod tests {
         sends.decided(&id(1), Ok(STORED));
         for (minutes, known) in [(9, true), (20, false)] {
             tokio::time::advance(Duration::from_secs(minutes * 60)).await;
-            let (decide, other) = Pending::new();
-            sends.open(&"other".parse().unwrap(), None, decide);
+            let (completer, other) = Pending::new();
+            sends.open(&"other".parse().unwrap(), None, completer);
             assert_eq!(other.await, Ok(!known));
         }
     }

@@ -270,8 +270,8 @@ mod ends {
             assert_eq!(pair.lane().try_delete(&pair.bob, deadline()).await, Ok(true));
             assert!(pair.two.account(&name("bob")).await.unwrap().is_none());
             assert_eq!(pair.one.create(&name("bob"), None).await, Ok(Created::Created));
-            let (decide, outcome) = Pending::new();
-            pair.two.shared.append(text("bob", "new"), decide, deadline());
+            let (completer, outcome) = Pending::new();
+            pair.two.shared.append(text("bob", "new"), completer, deadline());
             number(outcome.await);
         });
     }

@@ -8,7 +8,7 @@ use hark_grpc::v1::{
 };
 use tonic::Code;
 
-use super::server::{Receiver, Server, Session, to};
+use super::server::{Server, Session, Subscription, to};
 
 fn hello() -> Command {
     Command::Hello(Hello { version: 1, session: "session".to_owned() })
@@ -115,7 +115,7 @@ async fn send_behind_a_refused_hello_is_not_stored() {
         };
         assert_eq!((refusals, end.code()), (1, Code::Unavailable));
     }
-    let (_bob, connected) = Receiver::connect(&mut client, "bob").await;
+    let (_bob, connected) = Subscription::connect(&mut client, "bob").await;
     assert_eq!(connected.queued, 0);
 }
 
@@ -179,7 +179,7 @@ async fn a_stream_that_loses_its_reception_stays_open_and_may_acknowledge() {
     let mut session = Session::open(&mut client).await;
     assert_eq!(session.connect(1, "bob").await, 1);
     let message = session.message().await;
-    let (mut other, _) = Receiver::connect(&mut client, "bob").await;
+    let (mut other, _) = Subscription::connect(&mut client, "bob").await;
     session.bye("taken-over").await;
     assert_eq!(other.message().await, message);
     session.say(0, Command::Ack(message.sequence));

@@ -8,7 +8,7 @@ use hark_grpc::v1::{AckRequest, ConnectRequest, DeleteRequest};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
-use super::server::{Receiver, Server, code, to};
+use super::server::{Server, Subscription, code, to};
 
 async fn ack(client: &mut ChatClient<Channel>, receipt: &str, sequence: u64) -> Result<(), Status> {
     let request = AckRequest { receipt: receipt.to_owned(), sequence };
@@ -27,7 +27,7 @@ async fn what_is_acknowledged_does_not_come_again_and_the_rest_does_with_its_num
     let server = Server::start().await;
     let mut client = server.client_and(&["bob"]).await;
     client.send(to("bob", "queued")).await.unwrap();
-    let (mut bob, connected) = Receiver::connect(&mut client, "bob").await;
+    let (mut bob, connected) = Subscription::connect(&mut client, "bob").await;
     assert_eq!(connected.queued, 1);
     let first = bob.message().await;
     client.send(to("bob", "live")).await.unwrap();
@@ -37,7 +37,7 @@ async fn what_is_acknowledged_does_not_come_again_and_the_rest_does_with_its_num
     ack(&mut server.client().await, &connected.receipt, first.sequence).await.unwrap();
 
     drop(bob);
-    let (mut bob, connected) = Receiver::connect(&mut client, "bob").await;
+    let (mut bob, connected) = Subscription::connect(&mut client, "bob").await;
     assert_eq!(connected.queued, 1);
     assert_eq!(bob.message().await, second);
 }
@@ -49,7 +49,7 @@ async fn at_most_256_messages_come_without_an_ack_and_an_ack_makes_room() {
     for nth in 0..300 {
         client.send(to("bob", &nth.to_string())).await.unwrap();
     }
-    let (mut bob, connected) = Receiver::connect(&mut client, "bob").await;
+    let (mut bob, connected) = Subscription::connect(&mut client, "bob").await;
     let mut last = 0;
     for nth in 0..256 {
         let message = bob.message().await;
@@ -70,14 +70,14 @@ async fn an_ack_of_what_was_never_sent_is_refused_and_counts_for_nothing() {
     let server = Server::start().await;
     let mut client = server.client_and(&["bob"]).await;
     client.send(to("bob", "hello")).await.unwrap();
-    let (mut bob, connected) = Receiver::connect(&mut client, "bob").await;
+    let (mut bob, connected) = Subscription::connect(&mut client, "bob").await;
     let message = bob.message().await;
     let above = ack(&mut client, &connected.receipt, message.sequence + 1).await.unwrap_err();
     assert_eq!(code(&above), (Code::InvalidArgument, "bad-request"));
     let unknown = ack(&mut client, "receipt", message.sequence).await.unwrap_err();
     assert_eq!(code(&unknown), (Code::InvalidArgument, "bad-request"));
     drop(bob);
-    let (_bob, connected) = Receiver::connect(&mut client, "bob").await;
+    let (_bob, connected) = Subscription::connect(&mut client, "bob").await;
     assert_eq!(connected.queued, 1);
 }
 
@@ -86,9 +86,9 @@ async fn a_taken_over_stream_ends_once_what_it_got_is_acknowledged() {
     let server = Server::start().await;
     let mut client = server.client_and(&["bob"]).await;
     client.send(to("bob", "hello")).await.unwrap();
-    let (mut former, receipt) = Receiver::connect(&mut client, "bob").await;
+    let (mut former, receipt) = Subscription::connect(&mut client, "bob").await;
     let message = former.message().await;
-    let (mut latter, _) = Receiver::connect(&mut server.client().await, "bob").await;
+    let (mut latter, _) = Subscription::connect(&mut server.client().await, "bob").await;
     assert_eq!(latter.message().await, message);
     former.bye("taken-over").await;
     ack(&mut client, &receipt.receipt, message.sequence).await.unwrap();
@@ -96,7 +96,7 @@ async fn a_taken_over_stream_ends_once_what_it_got_is_acknowledged() {
     let refused = ack(&mut client, &receipt.receipt, message.sequence).await.unwrap_err();
     assert_eq!(code(&refused), (Code::InvalidArgument, "bad-request"));
 
-    let (_latest, connected) = Receiver::connect(&mut client, "bob").await;
+    let (_latest, connected) = Subscription::connect(&mut client, "bob").await;
     assert_eq!(connected.queued, 0);
 }
 
@@ -105,7 +105,7 @@ async fn the_stream_of_an_account_that_is_deleted_ends() {
     let server = Server::start().await;
     let mut client = server.client_and(&["bob"]).await;
     client.send(to("bob", "hello")).await.unwrap();
-    let (mut bob, _) = Receiver::connect(&mut client, "bob").await;
+    let (mut bob, _) = Subscription::connect(&mut client, "bob").await;
     bob.message().await;
     client
         .delete(DeleteRequest { user: "bob".to_owned(), password: String::new(), login: None })
@@ -119,7 +119,7 @@ async fn the_stream_of_an_account_that_is_deleted_ends() {
 async fn a_stream_that_is_cancelled_receives_no_more() {
     let server = Server::start().await;
     let mut client = server.client_and(&["bob"]).await;
-    let (bob, connected) = Receiver::connect(&mut client, "bob").await;
+    let (bob, connected) = Subscription::connect(&mut client, "bob").await;
     ack(&mut client, &connected.receipt, 0).await.unwrap();
     drop(bob);
     ended(&mut client, &connected.receipt).await;
@@ -132,9 +132,9 @@ async fn a_stream_that_is_not_read_holds_up_nobody_and_can_be_cancelled() {
     for _ in 0..32 {
         client.send(to("bob", &"x".repeat(60_000))).await.unwrap();
     }
-    let (bob, connected) = Receiver::connect(&mut client, "bob").await;
+    let (bob, connected) = Subscription::connect(&mut client, "bob").await;
     // Of the same connection.
-    let (mut eve, _) = Receiver::connect(&mut client, "eve").await;
+    let (mut eve, _) = Subscription::connect(&mut client, "eve").await;
     for nth in 0..100 {
         client.send(to("eve", &nth.to_string())).await.unwrap();
         assert_eq!(eve.message().await.text, nth.to_string());

@@ -10,8 +10,8 @@ use hark_grpc::v1::{Error, Hello, Idempotency, SendRequest};
 use hark_protocol::{SessionToken, UserName};
 use hark_server::shard::{ShardConfig, ShardStore};
 use hark_server::store::{
-    Account, AccountEntry, Append, Created, Decide, Outcome, Page, PasswordHash, Pending, Position,
-    ReadLimit, Receiver, Store, Unavailable,
+    Account, AccountEntry, Append, Completer, Created, Outcome, Page, PasswordHash, Pending, Position,
+    ReadLimit, Store, Subscription, Unavailable,
 };
 use tonic::Code;
 use tonic_health::pb::HealthCheckRequest;
@@ -29,7 +29,8 @@ struct Failing {
 
 impl Failing {
     fn new() -> Arc<Self> {
-        let store = ShardStore::memory(ShardConfig { numbers_after: Some(0), ..ShardConfig::DEFAULT }).unwrap();
+        let store =
+            ShardStore::memory(ShardConfig { numbers_after: Some(0), ..ShardConfig::DEFAULT }).unwrap();
         Arc::new(Self { store, fails: AtomicBool::new(false) })
     }
 
@@ -59,21 +60,21 @@ impl Store for Failing {
         self.store.names(after, limit)
     }
 
-    fn append_all(&self, appends: &mut Vec<(Append, Decide<Outcome>)>) {
+    fn append_all(&self, appends: &mut Vec<(Append, Completer<Outcome>)>) {
         if !self.fails.load(Ordering::SeqCst) {
             return self.store.append_all(appends);
         }
-        for (append, decide) in appends.drain(..) {
+        for (append, completer) in appends.drain(..) {
             append.fence.close();
-            decide.decide(Err(Unavailable));
+            completer.complete(Err(Unavailable));
         }
     }
 
-    fn receive(&self, account: &Account) -> Pending<Option<Receiver>> {
+    fn receive(&self, account: &Account) -> Pending<Option<Subscription>> {
         self.store.receive(account)
     }
 
-    fn receive_if_free(&self, account: &Account) -> Pending<Option<Receiver>> {
+    fn receive_if_free(&self, account: &Account) -> Pending<Option<Subscription>> {
         self.store.receive_if_free(account)
     }
 

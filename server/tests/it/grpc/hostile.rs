@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout};
 use super::raw::{
     self, ACK, CONTINUATION, GOAWAY, HEADERS, PING, PREFACE, RST_STREAM, Raw, SETTINGS, frame, headers,
 };
-use super::server::{Receiver, SETTINGS as SERVER_SETTINGS, Server, Session, to};
+use super::server::{SETTINGS as SERVER_SETTINGS, Server, Session, Subscription, to};
 
 const CREATE: &str = "/hark.v1.Chat/Create";
 
@@ -253,7 +253,7 @@ async fn who_pings_and_does_not_read_is_not_read_either() {
 async fn a_session_of_a_stream_that_is_not_read_can_be_opened_by_another() {
     let server = Server::start().await;
     let mut client = server.client_and(&["bob"]).await;
-    let (mut bob, _) = Receiver::connect(&mut client, "bob").await;
+    let (mut bob, _) = Subscription::connect(&mut client, "bob").await;
     let mut raw = Raw(TcpStream::connect(server.address()).await.unwrap());
     raw.write(PREFACE).await;
     // There is a window for the answer to `hello`, and then none.
@@ -289,7 +289,7 @@ async fn a_reception_that_is_cancelled_in_the_middle_of_a_backlog_loses_and_repe
     let mut cuts = 0;
     while got.len() < all {
         // Another that may not wait for the one before to be noticed as gone.
-        let (mut bob, connected) = Receiver::connect(&mut client, "bob").await;
+        let (mut bob, connected) = Subscription::connect(&mut client, "bob").await;
         assert!(connected.queued as usize >= all - got.len());
         for _ in 0..97 {
             if got.len() == all {

@@ -15,7 +15,7 @@ use tonic::Code;
 use tonic_types::StatusExt;
 
 use super::raw::{Raw, SETTINGS};
-use super::server::{LIMITS, RULES, Receiver, Server, Session, code, to};
+use super::server::{LIMITS, RULES, Server, Session, Subscription, code, to};
 
 #[tokio::test]
 async fn a_connection_too_many_is_refused_in_its_own_words() {
@@ -67,7 +67,7 @@ async fn check_too_fast(rates: Rates, login: Option<Credentials>) {
         tokio::time::sleep(longest).await;
     }
     assert!((2..20).contains(&rounds), "{rounds} rounds");
-    let (mut bob, connected) = Receiver::connect(&mut client, "bob").await;
+    let (mut bob, connected) = Subscription::connect(&mut client, "bob").await;
     assert_eq!(connected.queued, 100);
     let mut texts = BTreeSet::new();
     for _ in 0..100 {
@@ -92,7 +92,7 @@ async fn calls_over_the_rate_of_a_user_are_refused_with_the_time_to_wait_and_sto
 async fn a_server_that_stops_says_bye_and_answers_what_is_under_way() {
     let server = Server::start().await;
     let mut client = server.client_and(&["bob", "eve"]).await;
-    let (mut bob, _) = Receiver::connect(&mut client, "bob").await;
+    let (mut bob, _) = Subscription::connect(&mut client, "bob").await;
     let mut session = Session::open(&mut client).await;
     assert_eq!(session.connect(1, "eve").await, 0);
     let mut idle = Session::open(&mut client).await;
@@ -124,7 +124,7 @@ async fn what_is_acknowledged_after_the_bye_of_a_stopping_server_does_not_come_a
     stopped.await.unwrap();
 
     let server = Server::start_on(store, RULES, LIMITS).await;
-    let (_bob, connected) = Receiver::connect(&mut server.client().await, "bob").await;
+    let (_bob, connected) = Subscription::connect(&mut server.client().await, "bob").await;
     assert_eq!(connected.queued, 0);
 }
 
@@ -153,7 +153,7 @@ async fn sends_that_a_stopping_server_has_taken_are_answered_before_its_bye() {
     assert_eq!(session.next().await, None);
     stopped.await.unwrap();
     let server = Server::start_on(store, RULES, LIMITS).await;
-    let (_bob, connected) = Receiver::connect(&mut server.client().await, "bob").await;
+    let (_bob, connected) = Subscription::connect(&mut server.client().await, "bob").await;
     assert_eq!(connected.queued, u64::from(answered));
 }
 
@@ -165,7 +165,7 @@ async fn a_stream_that_is_cancelled_while_the_server_stops_holds_up_nothing() {
     let mut bob = Session::open(&mut client).await;
     assert_eq!(bob.connect(1, "bob").await, 1);
     bob.message().await;
-    let (mut eve, _) = Receiver::connect(&mut client, "eve").await;
+    let (mut eve, _) = Subscription::connect(&mut client, "eve").await;
     let stopped = server.stop();
     eve.bye("shutdown").await;
     // It owes an acknowledgement, which the server waits for.
@@ -189,7 +189,7 @@ async fn more_streams_than_a_connection_may_have_wait_for_their_turn() {
         }
     });
     join_all(opening).await;
-    let (_bob, connected) = Receiver::connect(&mut client, "bob").await;
+    let (_bob, connected) = Subscription::connect(&mut client, "bob").await;
     assert_eq!(connected.queued, 400);
 }
 
@@ -201,7 +201,7 @@ async fn a_client_that_never_reads_does_not_keep_a_server_from_stopping() {
     for _ in 0..32 {
         client.send(to("bob", &"x".repeat(60_000))).await.unwrap();
     }
-    let (_unread, _) = Receiver::connect(&mut client, "bob").await;
+    let (_unread, _) = Subscription::connect(&mut client, "bob").await;
     let sending = Session::open(&mut client).await;
     for id in 1..=5000 {
         sending.say(id, Command::List(List { pattern: String::new() }));

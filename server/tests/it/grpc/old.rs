@@ -9,7 +9,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use super::raw::{self, Raw};
-use super::server::{LIMITS, RULES, Receiver, Server, to};
+use super::server::{LIMITS, RULES, Server, Subscription, to};
 
 /// A client as there are.
 struct Old(ChatClient<Channel>);
@@ -84,7 +84,7 @@ async fn who_listens_gets_what_is_queued_in_order_and_once_and_nobody_gets_nothi
     assert_eq!(old.listen("bob").await, messages(texts[..256].to_vec()));
     assert_eq!(old.listen("bob").await, messages(texts[256..].to_vec()));
     assert_eq!(old.listen("bob").await, "");
-    let (_, connected) = Receiver::connect(&mut chat, "bob").await;
+    let (_, connected) = Subscription::connect(&mut chat, "bob").await;
     assert_eq!(connected.queued, 0);
 }
 
@@ -112,7 +112,7 @@ async fn who_listens_takes_nothing_from_one_who_can_acknowledge() {
     let mut chat = server.client_and(&["bob"]).await;
     let mut old = Old::new(&server).await;
     chat.send(to("bob", "1")).await.unwrap();
-    let (mut bob, connected) = Receiver::connect(&mut chat, "bob").await;
+    let (mut bob, connected) = Subscription::connect(&mut chat, "bob").await;
     assert_eq!(connected.queued, 1);
     assert_eq!(old.listen("bob").await, "");
     assert_eq!(bob.message().await.text, "1");
@@ -138,7 +138,7 @@ async fn a_message_that_is_too_long_for_the_answer_is_not_lost() {
     assert_eq!(old.listen("bob").await, messages(["x".to_owned()]));
     let refused = old.listen("bob").await;
     assert!(refused.starts_with("Refused: the next message has 4193281 bytes"), "{refused}");
-    let (mut bob, connected) = Receiver::connect(&mut chat, "bob").await;
+    let (mut bob, connected) = Subscription::connect(&mut chat, "bob").await;
     assert_eq!(connected.queued, 1);
     assert_eq!(bob.message().await.text.len(), most + 1);
 }

@@ -16,8 +16,8 @@ use hark_grpc::v1::{
 use hark_server::chat::{Chat, MayList, Rates, Rules};
 use hark_server::front::Settings;
 use hark_server::server::{self, Limits};
-use hark_server::store::Store;
 use hark_server::shard::{ShardConfig, ShardStore};
+use hark_server::store::Store;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -60,7 +60,14 @@ impl Server {
     }
 
     pub(crate) async fn start_with(rules: Rules, limits: Limits) -> Self {
-        Self::start_on(Arc::new(ShardStore::memory(ShardConfig { numbers_after: Some(0), ..ShardConfig::DEFAULT }).unwrap()), rules, limits).await
+        Self::start_on(
+            Arc::new(
+                ShardStore::memory(ShardConfig { numbers_after: Some(0), ..ShardConfig::DEFAULT }).unwrap(),
+            ),
+            rules,
+            limits,
+        )
+        .await
     }
 
     /// Another server on a store that is there.
@@ -126,9 +133,9 @@ pub(crate) fn to(user: &str, text: &str) -> SendRequest {
 }
 
 /// What one `Connect` is sent.
-pub(crate) struct Receiver(Streaming<ConnectReply>);
+pub(crate) struct Subscription(Streaming<ConnectReply>);
 
-impl Receiver {
+impl Subscription {
     /// Receives for an account without a password.
     pub(crate) async fn connect(client: &mut ChatClient<Channel>, user: &str) -> (Self, Connected) {
         let request = ConnectRequest { user: user.to_owned(), password: String::new() };

@@ -10,7 +10,7 @@ use tonic::Code;
 use tonic::transport::Channel;
 use tonic_types::StatusExt;
 
-use super::server::{LIMITS, RULES, Receiver, Server, code, to};
+use super::server::{LIMITS, RULES, Server, Subscription, code, to};
 
 fn idempotent(request: SendRequest, id: u32) -> SendRequest {
     SendRequest { idempotency: Some(Idempotency { session: "session".to_owned(), id }), ..request }
@@ -99,7 +99,7 @@ async fn a_message_says_who_sent_it() {
     let from_eve = SendRequest { login: credentials("eve", "secret"), ..to("bob", "from eve, with a comma") };
     client.send(from_eve).await.unwrap();
 
-    let (mut bob, connected) = Receiver::connect(&mut client, "bob").await;
+    let (mut bob, connected) = Subscription::connect(&mut client, "bob").await;
     assert_eq!(connected.queued, 2);
     let (first, second) = (bob.message().await, bob.message().await);
     assert_eq!((&*first.sender, &*first.text), ("", "from nobody"));
@@ -122,7 +122,7 @@ async fn a_repeated_send_is_stored_once_and_answered_the_same() {
     assert_eq!(code(&still), (Code::NotFound, "no-such-user"), "it was decided");
     let without = client.send(idempotent(to("bob", "x"), 0)).await.unwrap_err();
     assert_eq!(code(&without), (Code::InvalidArgument, "bad-request"));
-    let (mut bob, connected) = Receiver::connect(&mut client, "bob").await;
+    let (mut bob, connected) = Subscription::connect(&mut client, "bob").await;
     assert_eq!(connected.queued, 1);
     assert_eq!(numbers, [Some(bob.message().await.sequence); 3]);
 }
@@ -142,7 +142,7 @@ async fn sends_of_one_session_at_the_same_time_are_each_decided_once() {
     for sent in join_all(sends).await {
         sent.unwrap();
     }
-    let (mut bob, connected) = Receiver::connect(&mut other, "bob").await;
+    let (mut bob, connected) = Subscription::connect(&mut other, "bob").await;
     assert_eq!(connected.queued, u64::from(SENDS));
     let mut ids = Vec::new();
     for _ in 0..256 {

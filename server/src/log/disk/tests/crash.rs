@@ -25,6 +25,7 @@ fn record(seed: u64, steps: usize) -> (Run, SimOpener, Vec<Mark>) {
     let mut marks = vec![Mark { operations: 0, durable: 0, returned: 0 }];
     for _ in 0..steps {
         run.step(&mut *log, &mut random).unwrap();
+        run.compare(&*log, run.returned).unwrap();
         if below(&mut random, 30) == 0 {
             drop(log);
             log = run.reopen(&opener, run.returned).unwrap().0;

@@ -40,12 +40,17 @@ fn fail_at(attempt: usize, fault: Fault, seed: u64) -> bool {
     opener.storage.attempt_count() > attempt
 }
 
+/// Fails each operation of a run in turn.
+pub(super) fn fail_everywhere(fault: Fault, seed: u64) {
+    let reached = (0..10_000).take_while(|&attempt| fail_at(attempt, fault, seed)).count();
+    assert!(reached > STEPS);
+}
+
 #[test]
 fn any_failing_operation_loses_nothing_durable() {
     let seed = super::seed();
     for fault in [Fault::Refuse, Fault::Short, Fault::Full] {
-        let reached = (0..10_000).take_while(|&attempt| fail_at(attempt, fault, seed)).count();
-        assert!(reached > STEPS);
+        fail_everywhere(fault, seed);
     }
 }
 

@@ -1,8 +1,10 @@
 //! The tests of the log on disk.
 
 mod crash;
+mod damage;
 mod faults;
 mod model;
+mod planted;
 mod sim;
 
 use std::path::Path;

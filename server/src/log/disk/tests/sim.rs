@@ -160,6 +160,14 @@ impl SimStorage {
         Self { state: Arc::new(Mutex::new(state)) }
     }
 
+    /// The file and the place of the write with a number.
+    pub(super) fn written(&self, number: usize) -> (String, usize) {
+        let state = self.state();
+        let Operation::Write(inode, offset, _) = &state.operations[number] else { panic!("no write") };
+        let name = state.names.iter().find(|(_, of)| *of == inode).unwrap().0;
+        (name.clone(), *offset as usize)
+    }
+
     /// Every file with its length.
     pub(super) fn files(&self) -> Vec<(String, usize)> {
         let state = self.state();

@@ -7,7 +7,7 @@ use super::{Lane, Tail, Written};
 use crate::store::cluster::engine::{Lost, NotStored, random_id};
 use crate::store::cluster::record::{AccountRecord, AliveRecord, Existence, State, Told};
 use crate::store::cluster::setup::ENDED_KEPT;
-use crate::store::{Account, Created, Decide, PasswordHash, Position, Unavailable};
+use crate::store::{Account, Completer, Created, PasswordHash, Position, Unavailable};
 
 impl Lane {
     pub(super) async fn create(
@@ -88,7 +88,7 @@ impl Lane {
         }
     }
 
-    pub(super) async fn delete(&mut self, account: &Account, decide: Decide<bool>, deadline: Instant) {
+    pub(super) async fn delete(&mut self, account: &Account, completer: Completer<bool>, deadline: Instant) {
         let was_alive = self.shared.directory.is_alive(account);
         let deleted = self.try_delete(account, deadline).await;
         let has_ended = was_alive && !self.shared.directory.is_alive(account);
@@ -96,7 +96,7 @@ impl Lane {
             self.shared.tell(account, Told::Ended).await;
         }
         // Whoever deletes itself gets the answer before the end.
-        decide.decide(deleted);
+        completer.complete(deleted);
         if has_ended {
             self.ended(account).await;
         }

@@ -30,7 +30,8 @@ use super::engine::{Group, Lost, NotStored, random_id};
 use super::reception::Reception;
 use super::record::State;
 use crate::store::{
-    Account, Append, Created, Decide, End, Feed, Outcome, PasswordHash, Position, Receiver, Unavailable,
+    Account, Append, Completer, Created, End, Outcome, PasswordHash, Position, Publisher, Subscription,
+    Unavailable,
 };
 
 /// How long something is tried before it ends as unavailable.
@@ -49,19 +50,19 @@ const PAUSE_MAX: Duration = Duration::from_millis(500);
 /// Something to do for a name.
 #[derive(Debug)]
 pub(super) enum Command {
-    Create(Option<PasswordHash>, Decide<Created>),
+    Create(Option<PasswordHash>, Completer<Created>),
     SetPassword {
         account: Account,
         old: Option<PasswordHash>,
         new: PasswordHash,
-        decide: Decide<bool>,
+        completer: Completer<bool>,
     },
-    Delete(Account, Decide<bool>),
-    Append(Append, Decide<Outcome>),
+    Delete(Account, Completer<bool>),
+    Append(Append, Completer<Outcome>),
     Receive {
         account: Account,
         takes_over: bool,
-        decide: Decide<Option<Receiver>>,
+        completer: Completer<Option<Subscription>>,
     },
     /// Something was acknowledged: see [`super::Cursors`].
     Acknowledged(Account),
@@ -77,11 +78,11 @@ impl Command {
     /// Decides that it is unknown what becomes of it.
     pub(super) fn refuse(self) {
         // What else is dropped is unavailable by that.
-        if let Self::Append(append, decide) = self {
+        if let Self::Append(append, completer) = self {
             if append.send_id.is_some() {
                 append.fence.close();
             }
-            decide.decide(Err(Unavailable));
+            completer.complete(Err(Unavailable));
         }
     }
 }
@@ -132,7 +133,7 @@ pub(super) struct Lane {
     written: Option<Written>,
     reception: Option<Reception>,
     /// Who received here until now, and has not been told that it does no more.
-    former: Option<Feed>,
+    former: Option<Publisher>,
     /// When acknowledgements are to be written, for the account of this number.
     save: Option<(Instant, Account)>,
     pause: Duration,
@@ -191,14 +192,14 @@ impl Lane {
     async fn carry_out(&mut self, job: Job) {
         let deadline = job.deadline;
         match job.command {
-            Command::Append(append, decide) => self.append(append, decide, deadline).await,
-            Command::Create(password, decide) => decide.decide(self.create(password, deadline).await),
-            Command::SetPassword { account, old, new, decide } => {
-                decide.decide(self.set_password(&account, old, new, deadline).await);
+            Command::Append(append, completer) => self.append(append, completer, deadline).await,
+            Command::Create(password, completer) => completer.complete(self.create(password, deadline).await),
+            Command::SetPassword { account, old, new, completer } => {
+                completer.complete(self.set_password(&account, old, new, deadline).await);
             }
-            Command::Delete(account, decide) => self.delete(&account, decide, deadline).await,
-            Command::Receive { account, takes_over, decide } => {
-                decide.decide(self.receive(&account, takes_over, deadline).await);
+            Command::Delete(account, completer) => self.delete(&account, completer, deadline).await,
+            Command::Receive { account, takes_over, completer } => {
+                completer.complete(self.receive(&account, takes_over, deadline).await);
                 // Not before, since the connection may be the same: by now it
                 // has replaced what has ended.
                 if let Some(former) = self.former.take() {

@@ -10,7 +10,7 @@ use super::{Lane, Written, latest};
 use crate::store::cluster::engine::{ATTEMPT, Lost, NotStored};
 use crate::store::cluster::reception::{Claim, Reception};
 use crate::store::cluster::record::{State, Told};
-use crate::store::{Account, End, Receiver, Unavailable};
+use crate::store::{Account, End, Subscription, Unavailable};
 
 impl Lane {
     pub(super) async fn receive(
@@ -18,7 +18,7 @@ impl Lane {
         account: &Account,
         takes_over: bool,
         deadline: Instant,
-    ) -> Result<Option<Receiver>, Unavailable> {
+    ) -> Result<Option<Subscription>, Unavailable> {
         loop {
             if !self.shared.directory.is_alive(account) {
                 return Ok(None);
@@ -38,7 +38,7 @@ impl Lane {
         &mut self,
         account: &Account,
         takes_over: bool,
-    ) -> Result<Option<Receiver>, NotStored> {
+    ) -> Result<Option<Subscription>, NotStored> {
         let is_here = self.reception.as_ref().is_some_and(|reception| !reception.is_ended());
         if is_here && !takes_over {
             return Ok(None);
@@ -66,7 +66,7 @@ impl Lane {
         self.written = Some(Written { incarnation: account.incarnation, revision, state });
         let is_still_ours = state.reception == claim.reception;
         let queued = tail.position.messages.saturating_sub(cursor.messages);
-        let (feed, receiver) = Receiver::new(account.clone(), queued, cursor);
+        let (feed, receiver) = Subscription::new(account.clone(), queued, cursor);
         let guard = CancellationToken::new();
         let receiver = receiver.releasing(guard.clone().drop_guard());
         if !is_still_ours {

@@ -10,7 +10,7 @@ use crate::store::cluster::engine::{
 };
 use crate::store::cluster::record::{END, Letter, Told, decode_message, decode_refusal, encode_refusal};
 use crate::store::cluster::setup::KEPT;
-use crate::store::{Account, AccountEntry, Append, Decide, Outcome, Position, SendId, Unavailable};
+use crate::store::{Account, AccountEntry, Append, Completer, Outcome, Position, SendId, Unavailable};
 
 /// Bytes of text in one batch, at most, but at least one message.
 const BATCH_BYTES_MAX: usize = 512 * 1024;
@@ -18,7 +18,7 @@ const BATCH_BYTES_MAX: usize = 512 * 1024;
 /// A message that is to be stored.
 struct Item {
     append: Append,
-    decide: Decide<Outcome>,
+    completer: Completer<Outcome>,
     deadline: Instant,
     id: MessageId,
     /// It was published, and may be stored.
@@ -26,8 +26,8 @@ struct Item {
 }
 
 impl Lane {
-    pub(super) async fn append(&mut self, append: Append, decide: Decide<Outcome>, deadline: Instant) {
-        let mut items = vec![Item::new(append, decide, deadline)];
+    pub(super) async fn append(&mut self, append: Append, completer: Completer<Outcome>, deadline: Instant) {
+        let mut items = vec![Item::new(append, completer, deadline)];
         self.gather(&mut items);
         let mut one_by_one = false;
         let mut was_lost = false;
@@ -62,9 +62,9 @@ impl Lane {
         let mut bytes: usize = items.iter().map(|item| item.append.text.len()).sum();
         while items.len() < BATCH_MESSAGES_MAX && bytes < BATCH_BYTES_MAX && self.next.is_none() {
             match self.jobs.try_recv() {
-                Ok(Job { command: Command::Append(append, decide), deadline }) => {
+                Ok(Job { command: Command::Append(append, completer), deadline }) => {
                     bytes += append.text.len();
-                    items.push(Item::new(append, decide, deadline));
+                    items.push(Item::new(append, completer, deadline));
                 }
                 Ok(other) => self.next = Some(other),
                 Err(_) => return,
@@ -230,12 +230,12 @@ impl Lane {
     }
 
     fn decide(&self, item: Item, outcome: Result<Outcome, Unavailable>) {
-        let Item { append, decide, .. } = item;
+        let Item { append, completer, .. } = item;
         if outcome.is_err() && append.send_id.is_some() {
             append.fence.close();
         }
         // First whoever sent it, then whoever waits for it.
-        decide.decide(outcome);
+        completer.complete(outcome);
         if let Some(id) = &append.send_id {
             self.shared.sends.decided(id, outcome);
         }
@@ -305,9 +305,9 @@ impl Lane {
 }
 
 impl Item {
-    fn new(append: Append, decide: Decide<Outcome>, deadline: Instant) -> Self {
+    fn new(append: Append, completer: Completer<Outcome>, deadline: Instant) -> Self {
         let id = append.send_id.as_ref().map_or_else(random_id, session_id);
-        Self { append, decide, deadline, id, tried: false }
+        Self { append, completer, deadline, id, tried: false }
     }
 
     fn is_fenced(&self) -> bool {

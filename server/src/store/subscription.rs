@@ -1,10 +1,10 @@
-//! The way from a store to the session that receives for an inbox: a bounded
-//! buffer of what has just been stored, and the two events that end it.
+//! A subscription to an inbox: a bounded buffer of messages that were just stored,
+//! and the two events that end it.
 //!
-//! A session that keeps up takes every message from here, without a read. Where
-//! the buffer overflows it is emptied, and the session is told that it lags: it
-//! calls [`Receiver::follow`] and then reads the store until there is no more.
-//! A message can so come both ways; its sequence number tells.
+//! A subscriber that keeps up takes every message from here, without a read. If
+//! the buffer overflows, it is emptied, and the subscriber gets [`Event::Lagged`]:
+//! it calls [`Subscription::follow`] and then reads the store until there is no
+//! more. So a message can come both ways; its number tells.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,20 +16,19 @@ use tokio_util::sync::DropGuard;
 
 use super::{Account, Message, Position};
 
-/// Messages that are buffered for one session, at most.
+/// The most messages that are buffered for one subscription.
 pub const BUFFERED_MESSAGES_MAX: usize = 256;
 
-/// Bytes of text that are buffered for one session, at most.
+/// The most bytes of text that are buffered for one subscription.
 pub const BUFFERED_BYTES_MAX: usize = 256 * 1024;
 
-/// Messages that a session takes at once, at most.
+/// The most messages in one event.
 pub(super) const TAKEN_MESSAGES_MAX: usize = 32;
 
-/// Bytes of text that a session takes at once, at most, but for a longer first
-/// message.
+/// The most bytes of text in one event; a longer first message comes alone.
 pub(super) const TAKEN_BYTES_MAX: usize = 16 * 1024;
 
-/// What a session is told.
+/// An event of a subscription.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// Messages have been stored. They come in the order of their numbers, and a
@@ -37,33 +36,33 @@ pub enum Event {
     Appended(Vec<Arc<Message>>),
     /// There are messages that will not come as [`Event::Appended`].
     Lagged,
-    /// It receives no more.
+    /// The subscription has ended.
     Ended(End),
 }
 
-/// Why a session receives no more.
+/// Why a subscription has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
-    /// Another session receives for the inbox now.
+    /// Another subscription took over.
     TakenOver,
     /// The account has ended.
     Deleted,
 }
 
-/// The session's side. Dropping it ends the reception.
+/// The subscriber's side. Dropping it ends the subscription.
 #[derive(Debug)]
-pub struct Receiver {
+pub struct Subscription {
     account: Account,
     queued: u64,
     cursor: Position,
     buffer: Arc<Buffer>,
-    /// Tells a store that it was dropped, where that has to know.
+    /// Tells a store that it was dropped, if that has to know.
     _released: Option<DropGuard>,
 }
 
-/// The store's side. A clone feeds the same session.
+/// The store's side. A clone publishes to the same subscription.
 #[derive(Debug, Clone)]
-pub struct Feed {
+pub struct Publisher {
     buffer: Arc<Buffer>,
 }
 
@@ -82,49 +81,48 @@ struct State {
     messages: VecDeque<Arc<Message>>,
     bytes: usize,
     following: bool,
-    /// `Lagged` has been taken by the session, or there is none.
+    /// `Lagged` was taken, or there is none.
     told: bool,
     end: Option<End>,
 }
 
-impl Receiver {
-    /// A session for `account` that receives after `cursor`, with `queued`
-    /// messages waiting, and the store's side of it. It starts as one that
-    /// lags, whatever there is.
+impl Subscription {
+    /// Returns a subscription for `account` that begins after `cursor`, with
+    /// `queued` messages waiting, and its publisher. It begins lagging.
     #[must_use]
-    pub fn new(account: Account, queued: u64, cursor: Position) -> (Feed, Self) {
+    pub fn new(account: Account, queued: u64, cursor: Position) -> (Publisher, Self) {
         let buffer = Arc::new(Buffer::default());
-        (Feed { buffer: Arc::clone(&buffer) }, Self { account, queued, cursor, buffer, _released: None })
+        (Publisher { buffer: Arc::clone(&buffer) }, Self { account, queued, cursor, buffer, _released: None })
     }
 
     /// Cancels the token of `guard` when it is dropped.
     #[must_use]
     pub fn releasing(self, guard: DropGuard) -> Self {
-        let (released, mut receiver) = (Some(guard), self);
-        receiver._released = released;
-        receiver
+        let mut subscription = self;
+        subscription._released = Some(guard);
+        subscription
     }
 
-    /// The inbox that it receives for.
+    /// Returns the account of the inbox.
     #[must_use]
     pub const fn account(&self) -> &Account {
         &self.account
     }
 
-    /// Messages stored and not acknowledged when it began to receive.
+    /// Returns the number of messages that were queued when it began.
     #[must_use]
     pub const fn queued(&self) -> u64 {
         self.queued
     }
 
-    /// The last message that was acknowledged when it began to receive.
+    /// Returns the last message that was acknowledged when it began.
     #[must_use]
     pub const fn cursor(&self) -> Position {
         self.cursor
     }
 
-    /// What has happened next, or `None` where nothing has since. An end comes
-    /// before everything else, and stays.
+    /// Takes the next event; `None` if there is none yet. An end comes before
+    /// everything else, and stays.
     pub fn next_event(&mut self) -> Option<Event> {
         let mut state = self.buffer.lock();
         if let Some(end) = state.end {
@@ -140,7 +138,7 @@ impl Receiver {
         Some(Event::Lagged)
     }
 
-    /// From now on every message that is stored comes as an event, until the
+    /// Lets every message that is stored from now on come as an event, until the
     /// buffer overflows. Called before the store is read, so that nothing falls
     /// between the two.
     pub fn follow(&mut self) {
@@ -149,7 +147,7 @@ impl Receiver {
         state.told = false;
     }
 
-    /// Whether what is stored comes as events.
+    /// Returns whether messages come as events.
     #[cfg(test)]
     pub(crate) fn is_following(&self) -> bool {
         self.buffer.lock().following
@@ -169,21 +167,21 @@ impl Receiver {
         self.end().map_or(Poll::Pending, Poll::Ready)
     }
 
-    /// The end, where it has come. Costs next to nothing.
+    /// Returns the end, if it has come. Costs next to nothing.
     #[must_use]
     pub fn end(&self) -> Option<End> {
         if self.buffer.is_ended() { self.buffer.lock().end } else { None }
     }
 }
 
-impl Drop for Receiver {
+impl Drop for Subscription {
     fn drop(&mut self) {
         self.buffer.end(End::TakenOver);
     }
 }
 
-impl Feed {
-    /// Tells of messages that have been stored, in the order of their numbers.
+impl Publisher {
+    /// Publishes messages that were stored, in the order of their numbers.
     pub fn appended(&self, messages: impl IntoIterator<Item = Arc<Message>>) {
         let mut state = self.buffer.lock();
         if state.end.is_some() || !state.following {
@@ -203,7 +201,7 @@ impl Feed {
         self.buffer.changed.wake();
     }
 
-    /// Tells that messages may have been stored that were not told of.
+    /// Notes that messages may have been stored that were not published.
     pub fn lagged(&self) {
         let mut state = self.buffer.lock();
         state.forget();
@@ -212,27 +210,27 @@ impl Feed {
         self.buffer.changed.wake();
     }
 
-    /// Ends the reception. The first end counts.
+    /// Ends the subscription. The first end counts.
     pub fn end(&self, end: End) {
         self.buffer.end(end);
         self.buffer.changed.wake();
     }
 
-    /// Whether the session has gone or was ended: there is nobody to feed.
+    /// Returns whether the subscription has ended or was dropped.
     #[must_use]
     pub fn is_ended(&self) -> bool {
         self.buffer.is_ended()
     }
 
-    /// Whether this feeds the session that `other` feeds.
+    /// Returns whether `other` publishes to the same subscription.
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.buffer, &other.buffer)
     }
 
-    /// Whether this feeds `receiver`.
+    /// Returns whether this publishes to `receiver`.
     #[must_use]
-    pub fn feeds(&self, receiver: &Receiver) -> bool {
+    pub fn feeds(&self, receiver: &Subscription) -> bool {
         Arc::ptr_eq(&self.buffer, &receiver.buffer)
     }
 }

@@ -32,10 +32,10 @@ use super::send_sessions::OpenSession;
 use super::{Chat, Fault, NeverPushed};
 use crate::limit::network;
 use crate::store::{
-    Account, Append, Created, Decide, End, Fence, Message, Outcome, Pending, Receiver, Unavailable,
+    Account, Append, Completer, Created, End, Fence, Message, Outcome, Pending, Subscription, Unavailable,
 };
 
-/// What goes out to the peer.
+/// The output of a connection.
 #[derive(Debug)]
 pub enum Output {
     /// The reply to a request.
@@ -51,7 +51,7 @@ pub enum Output {
 
 /// One connection. Dropping it gives back what it holds; what the store has
 /// taken on goes on.
-pub struct Peer {
+pub struct ClientConnection {
     chat: Arc<Chat>,
     address: IpAddr,
     control: Arc<Control>,
@@ -65,7 +65,7 @@ pub struct Peer {
     /// Nothing has been asked yet: `hello` is welcome.
     fresh: bool,
     /// Sends of this burst, which the store gets all at once.
-    sends: Vec<(Append, Decide<Outcome>)>,
+    sends: Vec<(Append, Completer<Outcome>)>,
     /// Decided in this order.
     answers: VecDeque<(Option<RequestId>, Answer)>,
     /// A request that waits until `answers` is empty.
@@ -114,19 +114,19 @@ enum Answer {
 /// A command that takes its time.
 type Operation = Pin<Box<dyn Future<Output = Result<Done, Fault>> + Send>>;
 
-/// What comes of an [`Operation`], for the peer to act upon.
+/// What comes of an [`Operation`], for the connection to act upon.
 enum Done {
     Replies(Vec<Reply>),
     Reply(Reply),
     Hello(OpenSession),
     NoSession(Fault),
     Entered(Entered),
-    Receiving(Entered, Receiver),
+    Receiving(Entered, Subscription),
     Creating(UserName, Pending<Created>),
     RoomFor(Box<Append>),
 }
 
-impl Peer {
+impl ClientConnection {
     /// A connection from `address` that is nobody, and listens to `control`.
     #[must_use]
     pub fn new(chat: Arc<Chat>, address: IpAddr, control: Arc<Control>) -> Self {
@@ -156,8 +156,8 @@ impl Peer {
         Self { turn: self.turn.at_pace(pace), ..self }
     }
 
-    /// Its sends are of this session, without a `hello`. Any number of peers may
-    /// send in it at the same time, with their ids in any order.
+    /// Its sends are of this session, without a `hello`. Any number of connections
+    /// may send in it at the same time, with their ids in any order.
     #[must_use]
     pub fn in_session(self, session: SessionToken) -> Self {
         Self { send_session: Some(SendSession::Shared(session)), ..self }
@@ -498,9 +498,9 @@ impl Peer {
     }
 }
 
-impl std::fmt::Debug for Peer {
+impl std::fmt::Debug for ClientConnection {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Peer")
+        f.debug_struct("ClientConnection")
             .field("address", &self.address)
             .field("user", &self.account())
             .finish_non_exhaustive()

@@ -9,14 +9,14 @@ use bytestring::ByteString;
 use hark_protocol::limits::VERSION;
 use hark_protocol::{Code, OkFields, Password, Refusal, Reply, Request, RequestId, SessionToken, UserName};
 
-use super::{Answer, Done, Peer, SendSession};
+use super::{Answer, ClientConnection, Done, SendSession};
 use crate::chat::{Fault, ROOM_UNITS, UNIT_BYTES, now_ms};
 use crate::store::{Append, Pending, SendId, Unavailable};
 
 /// Sends of a burst that there is room for at first.
 const BURST_SENDS: usize = 8;
 
-impl Peer {
+impl ClientConnection {
     /// Begins with the request that waits, once all before it is answered.
     pub(super) fn begin_waiting(&mut self) {
         if self.operation.is_some() || !self.answers.is_empty() {
@@ -161,11 +161,11 @@ impl Peer {
     /// What there is room for goes to the store with its burst.
     pub(super) fn append(&mut self, id: Option<RequestId>, append: Append) {
         let to = append.to.clone();
-        let (decide, outcome) = Pending::new();
+        let (completer, outcome) = Pending::new();
         if self.sends.is_empty() {
             self.sends.reserve(BURST_SENDS);
         }
-        self.sends.push((append, decide));
+        self.sends.push((append, completer));
         self.answer(id, Answer::Sent { to, outcome });
     }
 }

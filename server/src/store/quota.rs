@@ -1,27 +1,26 @@
-//! How many of all sessions began from which network: no network takes all of
-//! them and keeps everybody else from sending.
+//! The quota of sessions of each network: no network takes all sessions and keeps
+//! the others from sending.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-/// One network has this share of all at most.
+/// One network has at most one in so many of all.
 const SHARE: usize = 4;
 
 /// Counts by network. It holds no more networks than there are sessions.
 #[derive(Debug)]
-pub(crate) struct Shares {
+pub(crate) struct PerNetworkQuota {
     each_max: usize,
     taken: HashMap<IpAddr, usize>,
 }
 
-impl Shares {
-    /// Shares of so many in all.
+impl PerNetworkQuota {
+    /// PerNetworkQuota of so many in all.
     pub(crate) fn of(max: usize) -> Self {
         Self { each_max: max.div_ceil(SHARE), taken: HashMap::new() }
     }
 
-    /// Takes one; false where this network has its share. `None` is one that
-    /// does not count.
+    /// Takes one. Returns false if this network has its quota. `None` does not count.
     pub(crate) fn take(&mut self, origin: Option<IpAddr>) -> bool {
         let Some(origin) = origin else { return true };
         let taken = self.taken.get(&origin).copied().unwrap_or_default();
@@ -56,7 +55,7 @@ mod tests {
 
     #[test]
     fn a_network_has_a_quarter_and_gets_back_what_it_gave() {
-        let mut shares = Shares::of(8);
+        let mut shares = PerNetworkQuota::of(8);
         let [a, b] = [1, 2].map(|last| Some(IpAddr::from([192, 0, 2, last])));
         assert!(shares.take(a) && shares.take(a) && !shares.take(a));
         assert!(shares.take(b) && shares.take(None));
