@@ -114,5 +114,5 @@ fn a_server_that_is_missing_is_named() {
         .unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success(), "{said}");
-    assert!(said.contains("MISSING: harkd, durable: /nowhere/harkd cannot be run"), "{said}");
+    assert!(said.contains("MISSING: harkd, durable: cannot run /nowhere/harkd"), "{said}");
 }
