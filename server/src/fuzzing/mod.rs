@@ -14,4 +14,5 @@ mod session;
 
 pub use session::session;
 
+pub use crate::log::disk::fuzzing::segments;
 pub use crate::store::local::fuzzing::records;
