@@ -365,7 +365,7 @@ fn frame_check(head: &FrameHead, salt: Salt, sections: &[u8], block_check: u64) 
 
 fn flags(part: Option<CheckpointPart>) -> u32 {
     part.map_or(0, |part| {
-        FLAG_PART | u32::from(part.is_first) * FLAG_FIRST | u32::from(part.is_last) * FLAG_LAST
+        FLAG_PART | (u32::from(part.is_first) * FLAG_FIRST) | (u32::from(part.is_last) * FLAG_LAST)
     })
 }
 

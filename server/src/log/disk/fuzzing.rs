@@ -89,8 +89,10 @@ fn check_open(mut data: &[u8]) {
 /// A storage in memory.
 #[derive(Debug, Default, Clone)]
 struct Memory {
-    files: Arc<Mutex<Vec<(String, Arc<MemoryFile>)>>>,
+    files: Arc<Mutex<Files>>,
 }
+
+type Files = Vec<(String, Arc<MemoryFile>)>;
 
 #[derive(Debug, Default)]
 struct MemoryFile(Mutex<Vec<u8>>);

@@ -126,7 +126,7 @@ impl Opener for DiskOpener {
 
 /// The state that readers and the maintenance share with the thread of the log.
 #[derive(Debug)]
-pub(self) struct Shared {
+struct Shared {
     files: Files,
     segments: Arc<Segments>,
     index: Index,
