@@ -20,6 +20,8 @@ mod copies;
 mod file;
 mod folder;
 mod format;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod head;
 mod index;
 mod maintenance;
@@ -106,10 +108,11 @@ impl Opener for DiskOpener {
     fn open(&self, replay: &mut Replay<'_>) -> Result<Box<dyn Log>, OpenError> {
         let folder = Folder::open(&self.path, self.config.lock_timeout)?;
         let storage = Arc::new(OsStorage::new(&folder.log()));
-        let mut log = DiskLog::open(storage, self.config.segment_bytes, replay).map_err(|error| match error {
-            OpenError::Damaged { what, .. } => OpenError::Damaged { path: self.path.clone(), what },
-            error => error,
-        })?;
+        let mut log =
+            DiskLog::open(storage, self.config.segment_bytes, replay).map_err(|error| match error {
+                OpenError::Damaged { what, .. } => OpenError::Damaged { path: self.path.clone(), what },
+                error => error,
+            })?;
         let runner = Runner::start(&log.shared);
         log.runner = Some(runner.map_err(|source| OpenError::Io { path: self.path.clone(), source })?);
         log.folder = Some(folder);
@@ -123,7 +126,7 @@ impl Opener for DiskOpener {
 
 /// The state that readers and the maintenance share with the thread of the log.
 #[derive(Debug)]
-pub(self) struct Shared {
+struct Shared {
     files: Files,
     segments: Arc<Segments>,
     index: Index,
@@ -213,7 +216,8 @@ impl DiskLog {
         let opened = Opened::begin(&files, &recovered)?;
         let Recovered { head, next_id, checkpoint, tail_start, mut index, .. } = recovered;
         index.add_opened(&opened);
-        let (segments, index) = index.build();
+        let io = |source| OpenError::Io { path: files.storage.path(""), source };
+        let (segments, index) = index.build().map_err(io)?;
         let shared = Arc::new(Shared::new(files, segments, index, tail_start.unwrap_or(next_id)));
         let writer = Writer::new(Arc::clone(&shared), head, checkpoint, opened);
         let emptied = shared.segments.select(|segment| segment.live() == 0 && segment.id != writer.active());
@@ -234,9 +238,18 @@ impl DiskLog {
         Ok(log)
     }
 
-    fn try_append(&mut self, frame: &Frame, copies: &[Piece], durability: Durability) -> Result<(), AppendError> {
-        let blocks: Vec<_> =
-            frame.blocks.iter().map(BlockRecord::from).chain(copies.iter().filter_map(Piece::record)).collect();
+    fn try_append(
+        &mut self,
+        frame: &Frame,
+        copies: &[Piece],
+        durability: Durability,
+    ) -> Result<(), AppendError> {
+        let blocks: Vec<_> = frame
+            .blocks
+            .iter()
+            .map(BlockRecord::from)
+            .chain(copies.iter().filter_map(Piece::record))
+            .collect();
         let freed = self.take_freed();
         // Each of these numbers takes at most ten bytes.
         let meta_bytes = 10 * (4 + freed.len() + 2 * self.live_count(frame.checkpoint));
@@ -271,7 +284,8 @@ impl DiskLog {
         let begun = if part.is_first { Some(new) } else { self.begun };
         let begun = begun.map(|begun| Begun { bytes: begun.bytes + bytes, ..begun });
         let end = begun.filter(|_| part.is_last).map(|begun| {
-            let live = self.shared.segments.select(|segment| segment.id < begun.segment && segment.live() > 0);
+            let live =
+                self.shared.segments.select(|segment| segment.id < begun.segment && segment.live() > 0);
             let live = live.iter().map(|segment| (segment.id, segment.end().unwrap_or(0))).collect();
             CheckpointEnd { first: begun.first, bytes: begun.bytes, live }
         });
@@ -372,9 +386,10 @@ impl Log for DiskLog {
         }
         let bytes = frame.records.len() + frame.blocks.iter().map(|block| block.payload.len()).sum::<usize>();
         let index = &self.shared.index;
-        let copies = self.shared.copies.take(bytes, |entry, source| {
-            index.is_live_in(entry, source) || is_planted(Bug::RevivedCopy)
-        });
+        let copies = self
+            .shared
+            .copies
+            .take(bytes, |entry, source| index.is_live_in(entry, source) || is_planted(Bug::RevivedCopy));
         match self.try_append(&frame, &copies, durability) {
             Ok(()) if copies.is_empty() => {}
             Ok(()) => self.finish_copies(&copies),
@@ -400,12 +415,9 @@ impl Log for DiskLog {
     }
 
     fn retain(&mut self, cursor: &mut dyn FnMut(InboxId) -> Option<u64>) {
-        for inbox in self.shared.index.inboxes() {
-            let through = cursor(inbox).unwrap_or(u64::MAX);
-            if through > 0 {
-                self.release(inbox, through);
-            }
-        }
+        let mut emptied = Vec::new();
+        self.shared.index.retain(cursor, &mut emptied);
+        self.note_emptied(emptied);
     }
 
     fn reader(&self) -> Arc<dyn Reader> {
@@ -413,12 +425,14 @@ impl Log for DiskLog {
     }
 
     fn is_checkpoint_due(&self) -> bool {
-        let due = (DUE_SEGMENTS * self.shared.files.segment_bytes).max(DUE_CHECKPOINTS * self.checkpoint.bytes);
+        let due =
+            (DUE_SEGMENTS * self.shared.files.segment_bytes).max(DUE_CHECKPOINTS * self.checkpoint.bytes);
         self.tail_bytes + self.writer.offset() > due
     }
 
     fn is_low_on_space(&self) -> bool {
-        let reserve = RESERVE_SEGMENTS * self.shared.files.segment_bytes + RESERVE_CHECKPOINTS * self.checkpoint.bytes;
+        let reserve =
+            RESERVE_SEGMENTS * self.shared.files.segment_bytes + RESERVE_CHECKPOINTS * self.checkpoint.bytes;
         self.shared.files.free_bytes().saturating_add(self.shared.files.spares.bytes()) < reserve
     }
 
