@@ -57,6 +57,11 @@ impl Folder {
         Ok(folder)
     }
 
+    /// Locks the folder of a store that exists.
+    pub(super) fn open_existing(path: &Path, timeout: Duration) -> Result<Self, OpenError> {
+        if has_format(path)? { Self::open(path, timeout) } else { Err(missing_format(path)) }
+    }
+
     /// The folder of the log.
     pub(super) fn log(&self) -> PathBuf {
         self.path.join(LOG)

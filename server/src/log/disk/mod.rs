@@ -15,6 +15,7 @@
 
 mod bugs;
 mod build;
+pub mod check;
 mod copies;
 mod file;
 mod folder;
@@ -138,6 +139,20 @@ pub(self) struct Shared {
 }
 
 impl Shared {
+    fn new(files: Files, segments: Arc<Segments>, index: Index, tail_start: SegmentId) -> Self {
+        Self {
+            files,
+            segments,
+            index,
+            copies: CopyQueue::default(),
+            emptied: Mutex::default(),
+            tail_start: tail_start.into(),
+            is_closed: false.into(),
+            woken: Mutex::default(),
+            wake: Condvar::new(),
+        }
+    }
+
     fn is_closed(&self) -> bool {
         self.is_closed.load(Ordering::Acquire)
     }
@@ -199,17 +214,7 @@ impl DiskLog {
         let Recovered { head, next_id, checkpoint, tail_start, mut index, .. } = recovered;
         index.add_opened(&opened);
         let (segments, index) = index.build();
-        let shared = Arc::new(Shared {
-            files,
-            segments,
-            index,
-            copies: CopyQueue::default(),
-            emptied: Mutex::default(),
-            tail_start: tail_start.unwrap_or(next_id).into(),
-            is_closed: false.into(),
-            woken: Mutex::default(),
-            wake: Condvar::new(),
-        });
+        let shared = Arc::new(Shared::new(files, segments, index, tail_start.unwrap_or(next_id)));
         let writer = Writer::new(Arc::clone(&shared), head, checkpoint, opened);
         let emptied = shared.segments.select(|segment| segment.live() == 0 && segment.id != writer.active());
         let mut log = Self {

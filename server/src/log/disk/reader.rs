@@ -6,8 +6,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::Shared;
+use super::check::DamagedBlock;
 use super::file::read_exact;
-use super::format::{Extent, decode_block};
+use super::format::{Extent, Salt, decode_block};
 use super::index::{BlockRef, Plan};
 use super::segment::Segment;
 use super::table::{Entry, Table};
@@ -16,24 +17,51 @@ use crate::log::{Block, InboxId, LogError, ReadError, Reader};
 /// Adjacent blocks that are read at once, in bytes; a longer one is read alone.
 const READ_BYTES: usize = 64 << 10;
 
+/// Visits a block, or one that is damaged.
+type Visit<'a> = dyn FnMut(Result<Block, DamagedBlock>) -> ControlFlow<()> + 'a;
+
 impl Reader for Shared {
     fn read(
         &self,
         inbox: InboxId,
-        mut after: u64,
+        after: u64,
         visit: &mut dyn FnMut(Block) -> ControlFlow<()>,
     ) -> Result<(), ReadError> {
-        loop {
-            if self.is_closed() {
-                return Err(ReadError::Closed);
+        let mut damage = None;
+        visit_all(self, inbox, after, &mut |found| match found {
+            Ok(block) => visit(block),
+            Err(damaged) => {
+                damage = Some(damaged);
+                ControlFlow::Break(())
             }
-            let plan = self.index.plan(inbox, after);
-            let mut visitor = Visitor { shared: self, inbox, visit, adjacent: Vec::new() };
-            if visitor.visit_plan(&plan)?.is_break() || plan.through == u64::MAX {
-                return Ok(());
-            }
-            after = plan.through;
+        })?;
+        match damage {
+            None => Ok(()),
+            // A log that was opened after this one may have taken the segment for itself.
+            Some(_) if self.is_closed() => Err(ReadError::Closed),
+            Some(DamagedBlock { inbox, first, path, .. }) => Err(ReadError::Damaged { inbox, first, path }),
         }
+    }
+}
+
+/// Visits the live blocks of an inbox that hold a number above `after`, in order,
+/// until `visit` breaks; damaged ones, too.
+pub(super) fn visit_all(
+    shared: &Shared,
+    inbox: InboxId,
+    mut after: u64,
+    visit: &mut Visit<'_>,
+) -> Result<(), ReadError> {
+    loop {
+        if shared.is_closed() {
+            return Err(ReadError::Closed);
+        }
+        let plan = shared.index.plan(inbox, after);
+        let mut visitor = Visitor { shared, inbox, visit, adjacent: Vec::new() };
+        if visitor.visit_plan(&plan)?.is_break() || plan.through == u64::MAX {
+            return Ok(());
+        }
+        after = plan.through;
     }
 }
 
@@ -41,7 +69,7 @@ impl Reader for Shared {
 struct Visitor<'a> {
     shared: &'a Shared,
     inbox: InboxId,
-    visit: &'a mut dyn FnMut(Block) -> ControlFlow<()>,
+    visit: &'a mut Visit<'a>,
     /// Blocks to visit next, which lie side by side in one segment.
     adjacent: Vec<(Arc<Segment>, BlockRef)>,
 }
@@ -116,20 +144,34 @@ impl Visitor<'_> {
         let Some((segment, first)) = adjacent.first() else { return Ok(ControlFlow::Continue(())) };
         let offset = u64::from(first.extent.offset);
         let length = adjacent.iter().map(|(_, block)| block.extent.length as usize).sum();
-        let bytes = read_exact(&*segment.slot.file, offset, length);
-        let bytes = Bytes::from(bytes.map_err(|source| self.failed(segment, first.first, source))?);
+        let bytes = match read_exact(&*segment.slot.file, offset, length) {
+            // The file is shorter than it was.
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Bytes::new(),
+            bytes => bytes.map_err(|source| self.failed(segment, first.first, source))?.into(),
+        };
         for (segment, block) in &adjacent {
             let begin = (u64::from(block.extent.offset) - offset) as usize;
-            let coded = bytes.slice(begin..begin + block.extent.length as usize);
-            let payload = decode_block(&coded, segment.salt, self.inbox, (block.first, block.last));
-            let payload = payload.ok_or_else(|| self.damaged(segment, block.first))?;
-            let payload = coded.slice(payload);
-            let block = Block { inbox: self.inbox, first: block.first, last: block.last, payload };
-            if (self.visit)(block).is_break() {
+            let found = self.decode(&bytes, begin, segment.salt, block);
+            let found = found.ok_or_else(|| DamagedBlock {
+                inbox: self.inbox,
+                first: block.first,
+                last: block.last,
+                path: segment.slot.path.clone(),
+            });
+            if (self.visit)(found).is_break() {
                 return Ok(ControlFlow::Break(()));
             }
         }
         Ok(ControlFlow::Continue(()))
+    }
+
+    /// Returns the block that begins at a place of the bytes, if it is intact.
+    fn decode(&self, bytes: &Bytes, begin: usize, salt: Salt, block: &BlockRef) -> Option<Block> {
+        let BlockRef { first, last, extent, .. } = *block;
+        let end = begin + extent.length as usize;
+        let payload = decode_block(bytes.get(begin..end)?, salt, self.inbox, (first, last))?;
+        let payload = bytes.slice(begin + payload.start..begin + payload.end);
+        Some(Block { inbox: self.inbox, first, last, payload })
     }
 
     fn damaged(&self, segment: &Segment, first: u64) -> ReadError {

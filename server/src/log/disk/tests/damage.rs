@@ -64,7 +64,9 @@ fn outcome(run: &Run, opener: &SimOpener) -> Outcome {
 fn make(seed: u64) -> (Run, SimOpener, String, std::ops::Range<usize>) {
     let mut random = random(seed);
     let opener = SimOpener::new(SEGMENT_BYTES);
+    // A frame that was not synced by itself may be torn, too.
     let mut run = Run::new();
+    run.is_mixed = false;
     let mut log = run.reopen(&opener, 0).unwrap().0;
     for step in 0.. {
         assert!(step < 3000, "there is never enough to damage");

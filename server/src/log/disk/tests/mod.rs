@@ -38,6 +38,8 @@ impl Opener for Home {
     }
 }
 
+use crate::log::contract::open;
+
 contract!(Home::new());
 durable_contract!(Home::new());
 
@@ -47,3 +49,5 @@ fn seed() -> u64 {
     println!("seed {seed}");
     seed
 }
+
+mod check;

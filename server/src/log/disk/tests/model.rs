@@ -92,6 +92,8 @@ pub(super) struct Run {
     next_number: u64,
     next_inbox: InboxId,
     part: Option<u64>,
+    /// Some frames are not synced.
+    pub(super) is_mixed: bool,
 }
 
 /// A step that has not been taken.
@@ -99,7 +101,7 @@ type Failure = AppendError;
 
 impl Run {
     pub(super) fn new() -> Self {
-        Self { states: vec![Ledger::default()], next_number: 1, next_inbox: 1, ..Self::default() }
+        Self { states: vec![Ledger::default()], next_number: 1, next_inbox: 1, is_mixed: true, ..Self::default() }
     }
 
     pub(super) fn state(&self) -> &Ledger {
@@ -116,7 +118,7 @@ impl Run {
     /// Takes a random step.
     pub(super) fn step(&mut self, log: &mut dyn Log, random: &mut StdRng) -> Result<(), Failure> {
         let durability =
-            if below(random, 4) == 0 { Durability::Process } else { Durability::Machine };
+            if self.is_mixed && below(random, 4) == 0 { Durability::Process } else { Durability::Machine };
         if let Some(remainder) = self.part.take() {
             let records = self.state().part(remainder);
             return self.append(log, records, Vec::new(), Some(1), durability);
