@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -313,7 +313,16 @@ impl Harkd {
     fn sockets(&self) -> Vec<Socket> {
         let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
         let all = table.lines().skip(1).map(|line| Socket::parse(line).expect("a row of /proc/net/tcp"));
-        all.filter(|socket| socket.port == self.address.port()).collect()
+        // Other servers may have the same port at other addresses.
+        let is_mine = |socket: &Socket| {
+            socket.port == self.address.port()
+                && (self.listens_everywhere() || socket.ip == self.address.ip())
+        };
+        all.filter(is_mine).collect()
+    }
+
+    fn listens_everywhere(&self) -> bool {
+        self.builder.listen.starts_with("0.0.0.0:")
     }
 
     /// What it has used of the processors, in hundredths of a second.
@@ -353,6 +362,7 @@ impl Drop for Harkd {
 
 /// A row of `/proc/net/tcp`.
 struct Socket {
+    ip: IpAddr,
     port: u16,
     client_port: u16,
     is_established: bool,
@@ -365,11 +375,17 @@ struct Socket {
 impl Socket {
     fn parse(row: &str) -> Option<Self> {
         let mut columns = row.split_whitespace().skip(1);
-        let mut port = || u16::from_str_radix(columns.next()?.split_once(':')?.1, 16).ok();
-        let (port, client_port) = (port()?, port()?);
+        let mut address = || {
+            let (ip, port) = columns.next()?.split_once(':')?;
+            // The address is in the byte order of the machine.
+            let ip = Ipv4Addr::from(u32::from_str_radix(ip, 16).ok()?.to_ne_bytes());
+            Some((IpAddr::from(ip), u16::from_str_radix(port, 16).ok()?))
+        };
+        let ((ip, port), (_, client_port)) = (address()?, address()?);
         let is_established = columns.next()? == "01";
         let (unsent, unread) = columns.next()?.split_once(':')?;
         Some(Self {
+            ip,
             port,
             client_port,
             is_established,

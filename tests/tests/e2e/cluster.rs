@@ -7,14 +7,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use hark_protocol::{ByeReason, Code, Delivery, Frame, Reply, Request};
-use hark_tests::{Client, Front, Harkd, Link, Nats, PATIENCE, Place, Wire, name, send};
+use hark_tests::{Client, Front, Harkd, Link, Nats, PATIENCE, Place, Trial, Wire, name, send};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-/// How often a race is run.
-const ROUNDS: u32 = 40;
+/// Rounds that a race is run for at least.
+const ROUNDS_MIN: u32 = 5;
 
 /// Less than a server waits before it looks by itself whether something was
 /// stored that it was not told of.
@@ -25,6 +25,13 @@ const LONGER_THAN_A_MOMENT: Duration = Duration::from_secs(3);
 
 const BYE_TAKEN_OVER: Frame<Reply> = Frame::new(None, Reply::Bye(ByeReason::TakenOver));
 const BYE_DELETED: Frame<Reply> = Frame::new(None, Reply::Bye(ByeReason::Deleted));
+
+/// The rounds of a race: so many at least, and more until the time of
+/// [`Trial`] is over.
+fn rounds(min: u32) -> impl Iterator<Item = u32> {
+    let (begun, time) = (Instant::now(), Trial::from_env().time);
+    (0..).take_while(move |round| *round < min || begun.elapsed() < time)
+}
 
 /// Two servers of one chat.
 fn servers() -> [Harkd; 2] {
@@ -155,7 +162,7 @@ async fn the_end_of_an_account_is_seen_by_every_server_at_once() {
 async fn a_send_right_after_an_end_is_refused_and_one_after_a_new_beginning_arrives() {
     let servers = servers();
     let [mut one, mut two] = clients(&servers).await;
-    for round in 0..ROUNDS {
+    for round in rounds(ROUNDS_MIN) {
         one.create("bob").await;
         for text in ["before", "before"] {
             two.sent("bob", text).await;
@@ -201,7 +208,7 @@ async fn what_one_server_has_answered_about_accounts_holds_at_the_other() {
 async fn of_two_servers_that_create_the_same_name_one_succeeds() {
     let servers = servers();
     let [mut one, mut two] = clients(&servers).await;
-    for round in 0..ROUNDS {
+    for round in rounds(ROUNDS_MIN) {
         let user = format!("user{round}");
         let replies = tokio::join!(one.ask(create(&user, None)), two.ask(create(&user, None)));
         match replies {
@@ -219,7 +226,7 @@ async fn who_connects_at_two_servers_at_once_receives_at_one_of_them() {
     let [mut one, mut two] = clients(&servers).await;
     let mut sender = Wire::connect(servers[0].address()).await;
     sender.create("bob").await;
-    for round in 0..ROUNDS {
+    for round in rounds(ROUNDS_MIN) {
         let text = format!("round {round}");
         tokio::join!(one.ok(connect("bob")), two.ok(connect("bob")));
         // One of them is told that it has lost.
@@ -246,7 +253,7 @@ async fn a_name_that_is_made_anew_never_sees_the_mail_of_the_one_before() {
     let mut sender = Wire::connect(servers[1].address()).await;
     operator.create("bob").await;
     let mut last_sequence = 0;
-    for round in 0..ROUNDS {
+    for round in rounds(ROUNDS_MIN) {
         // How many sends were answered when the new account was asked for, and
         // when it was there.
         let [asked, made] = [AtomicU32::new(0), AtomicU32::new(0)];
@@ -347,18 +354,17 @@ async fn drain(server: &Harkd, count: u64) -> Vec<Delivery> {
 #[tokio::test]
 async fn pipelined_sends_keep_their_order_across_changes_of_leader() {
     const COUNT: u32 = 1000;
-    const KILLS: usize = 4;
     let mut nats = Nats::start();
     let place = Place::on(&nats);
     let stream = format!("{}-inbox-0", place.chat());
     let [one, two] = [(); 2].map(|()| Harkd::builder().store(place.clone()).start());
     Wire::connect(one.address()).await.create("bob").await;
-    for round in 0..KILLS {
+    for round in rounds(1) {
         let leader = nats.leader_of(&stream);
         let mut is_killed = false;
         send_all(&one, &format!("session{round}"), COUNT, |answered| {
             // In the middle of them, at another place each time.
-            if !is_killed && answered > 50 * round {
+            if !is_killed && answered > 50 * (round as usize % 19) {
                 nats.kill(leader);
                 is_killed = true;
             }

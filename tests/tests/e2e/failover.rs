@@ -8,7 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hark_tests::{Authority, FarMachine, Harkd, Terminal, hark, own_addresses};
+use hark_tests::{Authority, FarMachine, Harkd, Terminal, Trial, hark, own_addresses};
 
 /// What `hark` speaks, as the environment variables that tell it so.
 type Transport = &'static [(&'static str, &'static str)];
@@ -35,14 +35,8 @@ over_both!(
     the_chat_says_where_it_is,
 );
 
-/// How often the store moves.
-const MOVES: usize = 6;
-
 /// Messages that are read between two moves.
-const MESSAGES: usize = 300;
-
-/// So many that are sent.
-const SENT: usize = (MOVES + 1) * MESSAGES;
+const MESSAGES: usize = 100;
 
 /// `hark` gives up on an address after less than this where there is another.
 const SHARE: Duration = Duration::from_secs(5);
@@ -89,7 +83,10 @@ fn a_store_that_moves_from_server_to_server_is_read_once_and_in_order(transport:
     for user in ["amy", "bob"] {
         fine(&run(transport, &servers, folder.path(), &["create", user]));
     }
-    let count = SENT.to_string();
+    // A move for each second of the run.
+    let moves_max = Trial::from_env().time.as_secs().max(1) as usize;
+    let sent = (moves_max + 1) * MESSAGES;
+    let count = sent.to_string();
     let mut listening = command(transport, &servers, folder.path());
     listening.args(["--timeout=60", "listen", "bob", "--count", &count]).stderr(Stdio::null());
     let mut listening = listening.spawn().unwrap();
@@ -98,7 +95,7 @@ fn a_store_that_moves_from_server_to_server_is_read_once_and_in_order(transport:
     let mut stdin = sending.stdin.take().unwrap();
     let typing = std::thread::spawn(move || {
         stdin.write_all(b"login amy\n").unwrap();
-        for n in 0..SENT {
+        for n in 0..sent {
             stdin.write_all(format!("send bob {n}\n").as_bytes()).unwrap();
         }
     });
@@ -108,7 +105,7 @@ fn a_store_that_moves_from_server_to_server_is_read_once_and_in_order(transport:
         let line = line.unwrap();
         assert!(line.ends_with(&format!(" {read}")), "{read} was to come, and it is {line}");
         read += 1;
-        if read % MESSAGES == 0 && moves < MOVES {
+        if read % MESSAGES == 0 && moves < moves_max {
             moves += 1;
             present.kill();
             present = server(addresses[(1 + moves) % 3], &store);
@@ -116,8 +113,8 @@ fn a_store_that_moves_from_server_to_server_is_read_once_and_in_order(transport:
     }
     typing.join().unwrap();
     let answers = fine(&answering.join().unwrap());
-    assert_eq!(answers.lines().filter(|line| *line == "ok").count(), SENT + 1);
-    assert_eq!((read, moves), (SENT, MOVES));
+    assert_eq!(answers.lines().filter(|line| *line == "ok").count(), sent + 1);
+    assert_eq!((read, moves), (sent, moves_max));
     assert!(listening.wait().unwrap().success());
     // All of it was acknowledged, and the memory of it is one for all orders.
     let mut other_order = addresses;
