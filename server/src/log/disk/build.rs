@@ -1,4 +1,7 @@
 //! Builds the index of a log that is opened, from index frames and frames.
+//!
+//! The index frames are sorted, so they are merged a bounded piece at a time, and
+//! never lie in memory as a whole.
 
 use std::cmp::Reverse;
 use std::io;
@@ -9,42 +12,49 @@ use super::index::{BlockRef, Index};
 use super::runs::{Run, RunList};
 use super::scan::Placed;
 use super::segment::{Segment, Segments, units};
-use super::table::{Entry, Table};
+use super::table::{Entry, Table, TableReader};
 use super::writer::Opened;
 use crate::log::InboxId;
+
+/// Pages of index frames that are merged at once.
+const PIECE_PAGES: usize = 64;
 
 /// The segments of a log and the blocks in them.
 #[derive(Debug, Default)]
 pub(super) struct IndexBuilder {
     segments: Segments,
-    blocks: Vec<Found>,
+    sealed: Vec<Arc<Segment>>,
+    /// Blocks of segments without an index frame.
+    recent: Vec<Found>,
 }
 
 /// A block that was found in a segment.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 struct Found {
     inbox: InboxId,
     block: BlockRef,
     is_sealed: bool,
 }
 
+impl Found {
+    fn key(&self) -> (InboxId, u64) {
+        (self.inbox, self.block.first)
+    }
+}
+
 impl IndexBuilder {
-    /// Adds a segment and the blocks that its index frame names. Returns whether it
-    /// has an index frame; if not, its blocks are to be added from its frames.
+    /// Adds a segment. Returns whether it has an index frame; if not, its blocks are
+    /// to be added from its frames.
     pub(super) fn add_sealed(&mut self, segment: Segment) -> io::Result<bool> {
-        let before = self.blocks.len();
-        let mut visit = |entry: Entry| {
-            let block = entry.place(segment.id);
-            self.blocks.push(Found { inbox: entry.inbox, block, is_sealed: true });
-        };
         let end = segment.end().unwrap_or(0);
-        let table = Table::load(&*segment.slot.file, segment.salt, segment.slot.size, end, &mut visit)?;
+        let table = Table::load(&*segment.slot.file, segment.salt, segment.slot.size, end)?;
         let is_sealed = table.is_some();
-        match table {
-            Some(table) => segment.set_table(table),
-            None => self.blocks.truncate(before),
+        table.into_iter().for_each(|table| segment.set_table(table));
+        let segment = Arc::new(segment);
+        self.segments.insert(Arc::clone(&segment));
+        if is_sealed {
+            self.sealed.push(segment);
         }
-        self.segments.insert(Arc::new(segment));
         Ok(is_sealed)
     }
 
@@ -56,7 +66,7 @@ impl IndexBuilder {
     /// Adds the blocks of frames of a segment.
     pub(super) fn add_frames(&mut self, segment: SegmentId, placed: &[Placed<'_>]) {
         for Placed { offset, frame, .. } in placed {
-            self.blocks.extend(frame.blocks.iter().map(|block| {
+            self.recent.extend(frame.blocks.iter().map(|block| {
                 let mut extent = block.extent;
                 extent.offset += *offset as u32;
                 let (first, last) = (block.record.first, block.record.last);
@@ -70,37 +80,92 @@ impl IndexBuilder {
     pub(super) fn add_opened(&mut self, opened: &Opened) {
         self.segments.insert(opened.segment());
         let found = opened.places.iter().map(|&(inbox, block)| Found { inbox, block, is_sealed: false });
-        self.blocks.extend(found);
+        self.recent.extend(found);
     }
 
     /// Builds the index. Of several blocks with the same number, of which all but
     /// one were copied forward, it takes the newest.
-    pub(super) fn build(mut self) -> (Arc<Segments>, Index) {
+    pub(super) fn build(mut self) -> io::Result<(Arc<Segments>, Index)> {
         let segments = Arc::new(self.segments);
         let index = Index::new(Arc::clone(&segments));
-        let newest = |found: &Found| Reverse((found.block.segment, found.block.extent.offset));
-        self.blocks.sort_unstable_by_key(|found| (found.inbox, found.block.first, newest(found)));
-        self.blocks.dedup_by_key(|found| (found.inbox, found.block.first));
-        for inbox in self.blocks.chunk_by(|a, b| a.inbox == b.inbox) {
-            build_inbox(&index, inbox);
+        self.recent.sort_unstable_by_key(Found::key);
+        let mut recent = &self.recent[..];
+        let tables = self.sealed.iter().filter_map(|segment| segment.table());
+        let mut bounds: Vec<_> = tables.flat_map(Table::fences).copied().collect();
+        bounds.sort_unstable();
+        let mut readers: Vec<_> = self.sealed.iter().map(|segment| Source::new(segment)).collect();
+        let mut inbox = InboxBuilder { index: &index, inbox: 0, list: RunList::default(), before: None };
+        let mut piece: Vec<Found> = Vec::new();
+        let bounds = bounds.into_iter().skip(PIECE_PAGES).step_by(PIECE_PAGES);
+        for bound in bounds.map(Some).chain([None]) {
+            piece.clear();
+            for reader in &mut readers {
+                reader.take_below(bound, &mut piece)?;
+            }
+            let below = recent.partition_point(|found| bound.is_none_or(|bound| found.key() < bound));
+            let (taken, rest) = recent.split_at(below);
+            piece.extend(taken);
+            recent = rest;
+            // Stable: it merges the sorted parts.
+            piece.sort_by_key(|found| (found.key(), Reverse((found.block.segment, found.block.extent.offset))));
+            piece.dedup_by_key(|found| found.key());
+            piece.iter().for_each(|found| inbox.push(found));
         }
-        (segments, index)
+        inbox.finish();
+        Ok((segments, index))
     }
 }
 
-fn build_inbox(index: &Index, blocks: &[Found]) {
-    let mut list = RunList::default();
-    let mut before = None;
-    for Found { inbox, block, is_sealed } in blocks {
-        if *is_sealed {
-            let run = Run { segment: block.segment, last: block.last, units: units(block.extent) };
-            list.push_block(run, before == Some(block.segment));
-        } else {
-            index.insert(*inbox, *block);
-        }
-        before = Some(block.segment);
+/// Reads the index frame of one segment.
+struct Source<'a> {
+    segment: SegmentId,
+    reader: TableReader<'a>,
+}
+
+impl<'a> Source<'a> {
+    fn new(segment: &'a Segment) -> Self {
+        let table = segment.table();
+        Self { segment: segment.id, reader: TableReader::new(table, &*segment.slot.file, segment.salt) }
     }
-    if let (Some(found), false) = (blocks.first(), list.runs.is_empty()) {
-        index.insert_runs(found.inbox, &list);
+
+    fn take_below(&mut self, bound: Option<(InboxId, u64)>, piece: &mut Vec<Found>) -> io::Result<()> {
+        self.reader.take_below(bound, &mut |entry: Entry| {
+            piece.push(Found { inbox: entry.inbox, block: entry.place(self.segment), is_sealed: true });
+        })
+    }
+}
+
+/// Builds one inbox after the other from their blocks in order.
+struct InboxBuilder<'a> {
+    index: &'a Index,
+    inbox: InboxId,
+    list: RunList,
+    /// The segment of the block before.
+    before: Option<SegmentId>,
+}
+
+impl InboxBuilder<'_> {
+    fn push(&mut self, found: &Found) {
+        if self.inbox != found.inbox {
+            self.finish();
+            self.inbox = found.inbox;
+        }
+        let block = found.block;
+        if found.is_sealed {
+            let run = Run { segment: block.segment, last: block.last, units: units(block.extent) };
+            self.list.push_block(run, self.before == Some(block.segment));
+        } else {
+            self.index.insert(found.inbox, block);
+        }
+        self.before = Some(block.segment);
+    }
+
+    /// Adds the runs of the inbox to the index.
+    fn finish(&mut self) {
+        if !self.list.runs.is_empty() {
+            self.index.insert_runs(self.inbox, &self.list);
+        }
+        self.list.runs.clear();
+        self.before = None;
     }
 }

@@ -88,7 +88,8 @@ impl Check {
         let verified = recovered.carried.iter().flat_map(|frame| &frame.blocks);
         let verified = verified.map(|block| (block.inbox, block.first)).collect();
         let spares = Spares::new(Vec::new(), Vec::new(), 0, SEGMENT_BYTES);
-        let (segments, index) = recovered.index.build();
+        let io = |source| OpenError::Io { path: path.to_owned(), source };
+        let (segments, index) = recovered.index.build().map_err(io)?;
         let shared = Shared::new(Files::new(storage, spares, SEGMENT_BYTES), segments, index, 0);
         Ok(Self { shared, frames, verified, _folder: folder })
     }

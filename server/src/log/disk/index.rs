@@ -97,31 +97,74 @@ impl Index {
     /// live block any more to `emptied`.
     pub(super) fn release(&self, inbox: InboxId, through: u64, emptied: &mut Vec<SegmentId>) {
         let mut guard = self.write(inbox);
-        let shard = &mut *guard;
-        let mut remove = |segment, units| {
-            if self.segments.remove_live(segment, units) {
-                emptied.push(segment);
-            }
-        };
-        if let Some(recent) = shard.recent.get_mut(&inbox) {
-            while let Some(block) = recent.pop_front_if(|block| block.last <= through) {
-                remove(block.segment, units(block.extent));
-            }
-            if recent.is_empty() {
-                shard.recent.remove(&inbox);
-            }
+        let Shard { recent, sealed, buffer } = &mut *guard;
+        if let Some(blocks) = recent.get_mut(&inbox)
+            && !self.release_recent(blocks, through, emptied)
+        {
+            recent.remove(&inbox);
         }
-        let Some(packed) = shard.sealed.get_mut(&inbox) else { return };
+        if let Some(packed) = sealed.get_mut(&inbox)
+            && !self.release_runs(packed, through, buffer, emptied)
+        {
+            sealed.remove(&inbox);
+        }
+    }
+
+    /// Releases the blocks of each inbox by its cursor, all of them if it has none.
+    pub(super) fn retain(
+        &self,
+        cursor: &mut dyn FnMut(InboxId) -> Option<u64>,
+        emptied: &mut Vec<SegmentId>,
+    ) {
+        for shard in &self.shards {
+            let mut guard = shard.write().unwrap_or_else(PoisonError::into_inner);
+            let Shard { recent, sealed, buffer } = &mut *guard;
+            recent.retain(|&inbox, blocks| {
+                self.release_recent(blocks, cursor(inbox).unwrap_or(u64::MAX), emptied)
+            });
+            sealed.retain(|&inbox, packed| {
+                self.release_runs(packed, cursor(inbox).unwrap_or(u64::MAX), buffer, emptied)
+            });
+        }
+    }
+
+    /// Returns whether any is left.
+    fn release_recent(
+        &self,
+        blocks: &mut VecDeque<BlockRef>,
+        through: u64,
+        emptied: &mut Vec<SegmentId>,
+    ) -> bool {
+        while let Some(block) = blocks.pop_front_if(|block| block.last <= through) {
+            self.remove_live(block.segment, units(block.extent), emptied);
+        }
+        !blocks.is_empty()
+    }
+
+    /// Returns whether any is left.
+    fn release_runs(
+        &self,
+        packed: &mut PackedRuns,
+        through: u64,
+        buffer: &mut Vec<u8>,
+        emptied: &mut Vec<SegmentId>,
+    ) -> bool {
+        if packed.start() >= through {
+            return true;
+        }
         let mut list = packed.unpack();
         let dead = list.runs.iter().take_while(|run| run.last <= through).count();
         for run in list.runs.drain(..dead) {
-            remove(run.segment, run.units);
+            self.remove_live(run.segment, run.units, emptied);
         }
         list.start = list.start.max(through);
-        if list.runs.is_empty() {
-            shard.sealed.remove(&inbox);
-        } else {
-            *packed = list.pack(&mut shard.buffer);
+        *packed = list.pack(buffer);
+        !list.runs.is_empty()
+    }
+
+    fn remove_live(&self, segment: SegmentId, units: u64, emptied: &mut Vec<SegmentId>) {
+        if self.segments.remove_live(segment, units) {
+            emptied.push(segment);
         }
     }
 
@@ -206,11 +249,7 @@ impl Index {
                     // The index frame may name blocks that were released before.
                     None => RunList { start: lowest.first.saturating_sub(1), runs: Vec::new() },
                 };
-                let list = merge(before, &blocks, |run| {
-                    if self.segments.remove_live(run.segment, run.units) {
-                        emptied.push(run.segment);
-                    }
-                });
+                let list = merge(before, &blocks, |run| self.remove_live(run.segment, run.units, emptied));
                 sealed.insert(inbox, list.pack(buffer));
                 recent.retain(|block| block.segment != segment);
                 !recent.is_empty()
@@ -238,10 +277,10 @@ impl Index {
         let before = packed.unpack();
         let mut list = RunList { start: before.start, runs: Vec::new() };
         for run in before.runs {
-            if run.segment != segment {
+            if run.segment == segment {
+                self.remove_live(segment, run.units, emptied);
+            } else {
                 list.runs.push(run);
-            } else if self.segments.remove_live(segment, run.units) {
-                emptied.push(segment);
             }
         }
         if list.runs.is_empty() {

@@ -213,7 +213,8 @@ impl DiskLog {
         let opened = Opened::begin(&files, &recovered)?;
         let Recovered { head, next_id, checkpoint, tail_start, mut index, .. } = recovered;
         index.add_opened(&opened);
-        let (segments, index) = index.build();
+        let io = |source| OpenError::Io { path: files.storage.path(""), source };
+        let (segments, index) = index.build().map_err(io)?;
         let shared = Arc::new(Shared::new(files, segments, index, tail_start.unwrap_or(next_id)));
         let writer = Writer::new(Arc::clone(&shared), head, checkpoint, opened);
         let emptied = shared.segments.select(|segment| segment.live() == 0 && segment.id != writer.active());
@@ -400,12 +401,9 @@ impl Log for DiskLog {
     }
 
     fn retain(&mut self, cursor: &mut dyn FnMut(InboxId) -> Option<u64>) {
-        for inbox in self.shared.index.inboxes() {
-            let through = cursor(inbox).unwrap_or(u64::MAX);
-            if through > 0 {
-                self.release(inbox, through);
-            }
-        }
+        let mut emptied = Vec::new();
+        self.shared.index.retain(cursor, &mut emptied);
+        self.note_emptied(emptied);
     }
 
     fn reader(&self) -> Arc<dyn Reader> {

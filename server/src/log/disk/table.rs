@@ -114,16 +114,9 @@ impl Table {
         self.fences.len()
     }
 
-    /// Loads the index frame of a segment of `size` bytes whose frames end at
-    /// `end`, and visits its entries in order; `None` if there is none that is
-    /// intact.
-    pub(super) fn load(
-        file: &dyn StorageFile,
-        salt: Salt,
-        size: u64,
-        end: u64,
-        visit: &mut dyn FnMut(Entry),
-    ) -> io::Result<Option<Self>> {
+    /// Loads the index frame of a segment of `size` bytes whose frames end at `end`,
+    /// and verifies all of it; `None` if there is none that is intact.
+    pub(super) fn load(file: &dyn StorageFile, salt: Salt, size: u64, end: u64) -> io::Result<Option<Self>> {
         let Some(footer) = size.checked_sub(FOOTER_BYTES as u64) else { return Ok(None) };
         let bytes = match read_exact(file, footer, FOOTER_BYTES) {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
@@ -131,27 +124,23 @@ impl Table {
         };
         let Some((offset, count)) = decode_footer(&bytes, salt, size, end) else { return Ok(None) };
         let mut table = Self { offset, fences: Vec::with_capacity(count) };
-        let mut chunk = Vec::new();
-        let mut entries = Vec::new();
-        for number in 0..count {
-            if chunk.len() <= PAGE_BYTES * (number % CHUNK_PAGES) {
-                let pages = CHUNK_PAGES.min(count - number);
-                chunk = read_exact(file, offset + (number * PAGE_BYTES) as u64, pages * PAGE_BYTES)?;
-            }
-            let begin = PAGE_BYTES * (number % CHUNK_PAGES);
-            let page = chunk.get(begin..begin + PAGE_BYTES).unwrap_or_default();
-            entries.clear();
-            if decode_page(page, salt, number, &mut entries).is_none() {
-                return Ok(None);
-            }
-            let Some(first) = entries.first() else { return Ok(None) };
-            table.fences.push((first.inbox, first.first));
-            entries.iter().copied().for_each(&mut *visit);
-            if number % CHUNK_PAGES == CHUNK_PAGES - 1 {
-                chunk.clear();
+        for begin in (0..count).step_by(CHUNK_PAGES) {
+            let length = PAGE_BYTES * CHUNK_PAGES.min(count - begin);
+            let chunk = read_exact(file, offset + (begin * PAGE_BYTES) as u64, length)?;
+            for (page, number) in chunk.chunks(PAGE_BYTES).zip(begin..) {
+                let first = verify_page(page, salt, number).and_then(|(_, mut rest)| {
+                    Entry::decode(&Entry::ZERO, &mut rest)
+                });
+                let Some(first) = first else { return Ok(None) };
+                table.fences.push((first.inbox, first.first));
             }
         }
         Ok(Some(table))
+    }
+
+    /// Inbox and first number of the first entry of each page.
+    pub(super) fn fences(&self) -> &[(InboxId, u64)] {
+        &self.fences
     }
 
     /// Reads one page; `None` if it is damaged.
@@ -179,8 +168,64 @@ impl Table {
     }
 }
 
-/// Pages that a load reads at once.
-const CHUNK_PAGES: usize = 256;
+/// Pages that are read at once when an index frame is read as a whole.
+const CHUNK_PAGES: usize = 32;
+
+/// Reads an index frame as a whole, in order.
+#[derive(Debug)]
+pub(super) struct TableReader<'a> {
+    table: Option<&'a Table>,
+    file: &'a dyn StorageFile,
+    salt: Salt,
+    /// The next page.
+    page: usize,
+    entries: Vec<Entry>,
+    /// The next entry.
+    entry: usize,
+}
+
+impl<'a> TableReader<'a> {
+    pub(super) fn new(table: Option<&'a Table>, file: &'a dyn StorageFile, salt: Salt) -> Self {
+        Self { table, file, salt, page: 0, entries: Vec::new(), entry: 0 }
+    }
+
+    /// Takes the entries below a key, or all if there is none.
+    pub(super) fn take_below(
+        &mut self,
+        bound: Option<(InboxId, u64)>,
+        take: &mut dyn FnMut(Entry),
+    ) -> io::Result<()> {
+        loop {
+            let rest = self.entries.get(self.entry..).unwrap_or_default();
+            for entry in rest {
+                if bound.is_some_and(|bound| (entry.inbox, entry.first) >= bound) {
+                    return Ok(());
+                }
+                take(*entry);
+                self.entry += 1;
+            }
+            if !self.read()? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Reads the next pages. Returns whether there are any.
+    fn read(&mut self) -> io::Result<bool> {
+        self.entry = 0;
+        self.entries.clear();
+        let Some(table) = self.table.filter(|table| self.page < table.page_count()) else { return Ok(false) };
+        let count = CHUNK_PAGES.min(table.page_count() - self.page);
+        let offset = table.offset + (self.page * PAGE_BYTES) as u64;
+        let chunk = read_exact(self.file, offset, count * PAGE_BYTES)?;
+        for (page, number) in chunk.chunks(PAGE_BYTES).zip(self.page..) {
+            // It was intact when it was loaded.
+            decode_page(page, self.salt, number, &mut self.entries).ok_or(io::ErrorKind::InvalidData)?;
+        }
+        self.page += count;
+        Ok(true)
+    }
+}
 
 impl Entry {
     /// The place of the block in a segment.
@@ -227,14 +272,20 @@ fn decode_footer(bytes: &[u8], salt: Salt, size: u64, end: u64) -> Option<(u64, 
     is_valid.then_some((offset, usize::try_from(count).ok()?))
 }
 
-fn decode_page(page: &[u8], salt: Salt, number: usize, entries: &mut Vec<Entry>) -> Option<()> {
+/// Returns the number of entries of a page and their bytes, if it is intact.
+fn verify_page(page: &[u8], salt: Salt, number: usize) -> Option<(u16, &[u8])> {
     let (check, content) = page.split_first_chunk::<8>()?;
     if salt.check(DOMAIN_INDEX + number as u64, content) != u64::from_le_bytes(*check) {
         return None;
     }
-    let (count, mut rest) = content.split_first_chunk::<2>()?;
+    let (count, entries) = content.split_first_chunk::<2>()?;
+    Some((u16::from_le_bytes(*count), entries))
+}
+
+fn decode_page(page: &[u8], salt: Salt, number: usize, entries: &mut Vec<Entry>) -> Option<()> {
+    let (count, mut rest) = verify_page(page, salt, number)?;
     let mut before = Entry::ZERO;
-    for _ in 0..u16::from_le_bytes(*count) {
+    for _ in 0..count {
         before = Entry::decode(&before, &mut rest)?;
         entries.push(before);
     }
