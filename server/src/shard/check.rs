@@ -96,7 +96,7 @@ fn inboxes(ledger: &Ledger) -> HashMap<InboxId, Inbox> {
     inboxes.collect()
 }
 
-/// A gap without messages, in the place of a block that is acknowledged already.
+/// Returns a gap without messages, in the place of a block that is acknowledged already.
 fn below_cursor(damaged: &DamagedBlock, inbox: Option<&Inbox>) -> Gap {
     let cursor = inbox.map_or_else(Position::default, |inbox| inbox.cursor);
     let end = Position { sequence: Sequence(damaged.last), ..cursor };
@@ -112,7 +112,7 @@ enum Piece {
     Damaged { first: u64, last: u64 },
 }
 
-/// The blocks of an inbox, in order.
+/// Returns the blocks of an inbox, in order.
 fn pieces(repair: &Repair, id: InboxId, inbox: &Inbox) -> Result<Vec<Piece>, ReadError> {
     let mut pieces = Vec::new();
     repair.visit(id, inbox.cursor.sequence.0, &mut |found| {
@@ -128,7 +128,7 @@ fn pieces(repair: &Repair, id: InboxId, inbox: &Inbox) -> Result<Vec<Piece>, Rea
     Ok(pieces)
 }
 
-/// The gaps in the place of damaged blocks, between the cursor and the last position
+/// Returns the gaps in the place of damaged blocks, between the cursor and the last position
 /// of an inbox.
 fn gaps_in(pieces: &[Piece], cursor: Position, tail: Position) -> Vec<Gap> {
     let (mut gaps, mut damaged) = (Vec::new(), Vec::new());

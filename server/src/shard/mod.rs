@@ -160,7 +160,7 @@ impl ShardStore {
         Self::open(Arc::new(DiskOpener::with_config(folder, layout)), config)
     }
 
-    /// A store in memory, which is gone when it is dropped.
+    /// Returns a store in memory, which is gone when it is dropped.
     ///
     /// # Errors
     /// [`StartError::Clock`] and [`StartError::Thread`].

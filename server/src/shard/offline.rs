@@ -26,14 +26,12 @@ pub(crate) struct OfflineStore {
     text_bytes: usize,
 }
 
-/// An account, and what its inbox should hold.
+/// An account, and up to where its inbox is acknowledged.
 #[derive(Debug, Clone)]
 pub(crate) struct OfflineInbox {
     pub(crate) entry: AccountEntry,
     /// The last message that was acknowledged.
     pub(crate) cursor: Position,
-    /// The last message.
-    pub(crate) tail: Position,
 }
 
 impl OfflineStore {
@@ -47,11 +45,11 @@ impl OfflineStore {
         Ok(store)
     }
 
-    /// The inboxes in the order of their names.
+    /// Returns the inboxes in the order of their names.
     pub(crate) fn inboxes(&self) -> Vec<OfflineInbox> {
         let inboxes = self.opened.ledger.inboxes();
         let mut inboxes: Vec<_> =
-            inboxes.map(|(entry, cursor, tail)| OfflineInbox { entry, cursor, tail }).collect();
+            inboxes.map(|(entry, cursor, _)| OfflineInbox { entry, cursor }).collect();
         inboxes.sort_by(|a, b| a.entry.account.name.cmp(&b.entry.account.name));
         inboxes
     }
