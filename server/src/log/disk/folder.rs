@@ -242,6 +242,15 @@ mod tests {
         fs::write(home.path().join(FORMAT), "hark store 03\n").unwrap();
         assert!(matches!(open(home.path()), Err(OpenError::Damaged { .. })));
         fs::remove_file(home.path().join(FORMAT)).unwrap();
+        fs::write(home.path().join(LOG).join("HEAD"), "").unwrap();
+        assert!(matches!(open(home.path()), Err(OpenError::Damaged { .. })));
+    }
+
+    #[test]
+    fn missing_log_is_damage() {
+        let home = tempfile::tempdir().unwrap();
+        drop(open(home.path()).unwrap());
+        fs::remove_dir(home.path().join(LOG)).unwrap();
         assert!(matches!(open(home.path()), Err(OpenError::Damaged { .. })));
     }
 
@@ -250,6 +259,7 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         fs::write(home.path().join("FORMAT.new"), "hark").unwrap();
         fs::write(home.path().join(LOCK), "").unwrap();
+        fs::create_dir(home.path().join(LOG)).unwrap();
         drop(open(home.path()).unwrap());
     }
 }
