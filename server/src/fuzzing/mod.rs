@@ -15,3 +15,4 @@ mod session;
 pub use session::session;
 
 pub use crate::ledger::fuzzing::records;
+pub use crate::log::disk::fuzzing::segments;

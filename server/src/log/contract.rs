@@ -3,8 +3,6 @@
 //! A log instantiates it with [`contract!`], and one that outlives its process
 //! with [`durable_contract!`] besides.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -107,7 +107,9 @@ impl IndexBuilder {
             piece.extend(taken);
             recent = rest;
             // Stable: it merges the sorted parts.
-            piece.sort_by_key(|found| (found.key(), Reverse((found.block.segment, found.block.extent.offset))));
+            piece.sort_by_key(|found| {
+                (found.key(), Reverse((found.block.segment, found.block.extent.offset)))
+            });
             piece.dedup_by_key(|found| found.key());
             piece.iter().for_each(|found| inbox.push(found));
         }

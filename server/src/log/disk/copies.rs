@@ -38,12 +38,9 @@ impl Piece {
     /// The block to append, if it is one.
     pub(super) fn record(&self) -> Option<BlockRecord<'_>> {
         match self {
-            Self::Block { entry, payload, .. } => Some(BlockRecord {
-                inbox: entry.inbox,
-                first: entry.first,
-                last: entry.last,
-                payload,
-            }),
+            Self::Block { entry, payload, .. } => {
+                Some(BlockRecord { inbox: entry.inbox, first: entry.first, last: entry.last, payload })
+            }
             Self::Done { .. } => None,
         }
     }
@@ -76,7 +73,8 @@ impl CopyQueue {
         let mut state = self.state();
         let mut budget = bytes.clamp(PIECE_MIN, PIECE_MAX);
         let mut taken = Vec::new();
-        while let Some(piece) = state.pieces.pop_front_if(|piece| taken.is_empty() || piece.bytes() <= budget) {
+        while let Some(piece) = state.pieces.pop_front_if(|piece| taken.is_empty() || piece.bytes() <= budget)
+        {
             state.bytes -= piece.bytes();
             budget = budget.saturating_sub(piece.bytes());
             let is_wanted = match &piece {
@@ -160,7 +158,8 @@ impl CopyJob {
             if !index.is_live_in(&entry, source.id) {
                 continue;
             }
-            let bytes = Bytes::from(read_exact(file, entry.extent.offset.into(), entry.extent.length as usize)?);
+            let bytes =
+                Bytes::from(read_exact(file, entry.extent.offset.into(), entry.extent.length as usize)?);
             let payload = decode_block(&bytes, source.salt, entry.inbox, (entry.first, entry.last));
             let payload = bytes.slice(payload.ok_or(io::ErrorKind::InvalidData)?);
             queue.push(Piece::Block { source: source.id, entry, payload });

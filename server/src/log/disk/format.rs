@@ -179,11 +179,7 @@ impl Header {
                 link: Link { commit: take_u64(rest)?, check: take_u64(rest)? },
             },
             carried: take_u64(rest)?,
-            checkpoint: Checkpoint {
-                first: take_u64(rest)?,
-                last: take_u64(rest)?,
-                bytes: take_u64(rest)?,
-            },
+            checkpoint: Checkpoint { first: take_u64(rest)?, last: take_u64(rest)?, bytes: take_u64(rest)? },
         };
         (header.id > header.previous.id).then_some(header)
     }
@@ -231,7 +227,8 @@ impl FrameHead {
         let bytes = bytes.first_chunk::<FRAME_HEAD>()?;
         let (body, head_check) = bytes.split_last_chunk::<8>()?;
         let rest = &mut { body };
-        if take_u32(rest)? != FRAME_MAGIC || salt.check(DOMAIN_HEAD, body) != u64::from_le_bytes(*head_check) {
+        if take_u32(rest)? != FRAME_MAGIC || salt.check(DOMAIN_HEAD, body) != u64::from_le_bytes(*head_check)
+        {
             return None;
         }
         Some(Self {
@@ -368,7 +365,7 @@ fn frame_check(head: &FrameHead, salt: Salt, sections: &[u8], block_check: u64) 
 
 fn flags(part: Option<CheckpointPart>) -> u32 {
     part.map_or(0, |part| {
-        FLAG_PART | u32::from(part.is_first) * FLAG_FIRST | u32::from(part.is_last) * FLAG_LAST
+        FLAG_PART | (u32::from(part.is_first) * FLAG_FIRST) | (u32::from(part.is_last) * FLAG_LAST)
     })
 }
 

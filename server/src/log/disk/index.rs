@@ -68,7 +68,8 @@ impl Index {
     pub(super) fn insert(&self, inbox: InboxId, block: BlockRef) {
         let mut shard = self.write(inbox);
         self.segments.add_live(block.segment, units(block.extent));
-        let recent = shard.recent.entry(inbox).or_default();
+        // Most inboxes have one block in a segment.
+        let recent = shard.recent.entry(inbox).or_insert_with(|| VecDeque::with_capacity(1));
         if recent.back().is_none_or(|back| back.first < block.first) {
             recent.push_back(block);
             return;
@@ -262,9 +263,10 @@ impl Index {
     pub(super) fn is_live_in(&self, entry: &Entry, segment: SegmentId) -> bool {
         let shard = read(self.shard(entry.inbox));
         let Some(packed) = shard.sealed.get(&entry.inbox) else { return false };
-        let is_in_run = packed.unpack().ranges().any(|(start, run)| {
-            run.segment == segment && start < entry.last && entry.last <= run.last
-        });
+        let is_in_run = packed
+            .unpack()
+            .ranges()
+            .any(|(start, run)| run.segment == segment && start < entry.last && entry.last <= run.last);
         is_in_run && !shard.recent.get(&entry.inbox).is_some_and(|recent| has(recent, entry.first))
     }
 

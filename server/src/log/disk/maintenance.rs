@@ -179,7 +179,11 @@ impl Maintenance {
         };
         if is_enough {
             // Segments were freed meanwhile.
-            return self.unfinished.take().map_or(Ok(()), |file| file.abandon(storage)).map(|()| Step::Worked);
+            return self
+                .unfinished
+                .take()
+                .map_or(Ok(()), |file| file.abandon(storage))
+                .map(|()| Step::Worked);
         }
         self.zeros.resize(ZERO_PIECE, 0);
         if unfinished.write(&self.zeros)?
@@ -200,7 +204,8 @@ impl Maintenance {
         }
         let Some(job) = &mut self.job else {
             let tail_start = self.shared.tail_start.load(Ordering::Relaxed);
-            let sources = self.shared.segments.select(|segment| segment.id < tail_start && is_mostly_dead(segment));
+            let sources =
+                self.shared.segments.select(|segment| segment.id < tail_start && is_mostly_dead(segment));
             let source = sources.into_iter().min_by_key(|segment| segment.live());
             // The blocks of the job before are to be copied first.
             self.job = source.filter(|_| queue.is_empty()).map(CopyJob::new);

@@ -20,6 +20,8 @@ mod copies;
 mod file;
 mod folder;
 mod format;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod head;
 mod index;
 mod maintenance;
@@ -106,10 +108,11 @@ impl Opener for DiskOpener {
     fn open(&self, replay: &mut Replay<'_>) -> Result<Box<dyn Log>, OpenError> {
         let folder = Folder::open(&self.path, self.config.lock_timeout)?;
         let storage = Arc::new(OsStorage::new(&folder.log()));
-        let mut log = DiskLog::open(storage, self.config.segment_bytes, replay).map_err(|error| match error {
-            OpenError::Damaged { what, .. } => OpenError::Damaged { path: self.path.clone(), what },
-            error => error,
-        })?;
+        let mut log =
+            DiskLog::open(storage, self.config.segment_bytes, replay).map_err(|error| match error {
+                OpenError::Damaged { what, .. } => OpenError::Damaged { path: self.path.clone(), what },
+                error => error,
+            })?;
         let runner = Runner::start(&log.shared);
         log.runner = Some(runner.map_err(|source| OpenError::Io { path: self.path.clone(), source })?);
         log.folder = Some(folder);
@@ -123,7 +126,7 @@ impl Opener for DiskOpener {
 
 /// The state that readers and the maintenance share with the thread of the log.
 #[derive(Debug)]
-pub(self) struct Shared {
+struct Shared {
     files: Files,
     segments: Arc<Segments>,
     index: Index,
@@ -235,9 +238,18 @@ impl DiskLog {
         Ok(log)
     }
 
-    fn try_append(&mut self, frame: &Frame, copies: &[Piece], durability: Durability) -> Result<(), AppendError> {
-        let blocks: Vec<_> =
-            frame.blocks.iter().map(BlockRecord::from).chain(copies.iter().filter_map(Piece::record)).collect();
+    fn try_append(
+        &mut self,
+        frame: &Frame,
+        copies: &[Piece],
+        durability: Durability,
+    ) -> Result<(), AppendError> {
+        let blocks: Vec<_> = frame
+            .blocks
+            .iter()
+            .map(BlockRecord::from)
+            .chain(copies.iter().filter_map(Piece::record))
+            .collect();
         let freed = self.take_freed();
         // Each of these numbers takes at most ten bytes.
         let meta_bytes = 10 * (4 + freed.len() + 2 * self.live_count(frame.checkpoint));
@@ -272,7 +284,8 @@ impl DiskLog {
         let begun = if part.is_first { Some(new) } else { self.begun };
         let begun = begun.map(|begun| Begun { bytes: begun.bytes + bytes, ..begun });
         let end = begun.filter(|_| part.is_last).map(|begun| {
-            let live = self.shared.segments.select(|segment| segment.id < begun.segment && segment.live() > 0);
+            let live =
+                self.shared.segments.select(|segment| segment.id < begun.segment && segment.live() > 0);
             let live = live.iter().map(|segment| (segment.id, segment.end().unwrap_or(0))).collect();
             CheckpointEnd { first: begun.first, bytes: begun.bytes, live }
         });
@@ -373,9 +386,10 @@ impl Log for DiskLog {
         }
         let bytes = frame.records.len() + frame.blocks.iter().map(|block| block.payload.len()).sum::<usize>();
         let index = &self.shared.index;
-        let copies = self.shared.copies.take(bytes, |entry, source| {
-            index.is_live_in(entry, source) || is_planted(Bug::RevivedCopy)
-        });
+        let copies = self
+            .shared
+            .copies
+            .take(bytes, |entry, source| index.is_live_in(entry, source) || is_planted(Bug::RevivedCopy));
         match self.try_append(&frame, &copies, durability) {
             Ok(()) if copies.is_empty() => {}
             Ok(()) => self.finish_copies(&copies),
@@ -411,12 +425,14 @@ impl Log for DiskLog {
     }
 
     fn is_checkpoint_due(&self) -> bool {
-        let due = (DUE_SEGMENTS * self.shared.files.segment_bytes).max(DUE_CHECKPOINTS * self.checkpoint.bytes);
+        let due =
+            (DUE_SEGMENTS * self.shared.files.segment_bytes).max(DUE_CHECKPOINTS * self.checkpoint.bytes);
         self.tail_bytes + self.writer.offset() > due
     }
 
     fn is_low_on_space(&self) -> bool {
-        let reserve = RESERVE_SEGMENTS * self.shared.files.segment_bytes + RESERVE_CHECKPOINTS * self.checkpoint.bytes;
+        let reserve =
+            RESERVE_SEGMENTS * self.shared.files.segment_bytes + RESERVE_CHECKPOINTS * self.checkpoint.bytes;
         self.shared.files.free_bytes().saturating_add(self.shared.files.spares.bytes()) < reserve
     }
 

@@ -87,7 +87,8 @@ impl Visitor<'_> {
                 }
                 for entry in self.page(segment, table, number, (after, end))? {
                     after = entry.last;
-                    while let Some((segment, block)) = recent.next_if(|(_, block)| block.first < entry.first) {
+                    while let Some((segment, block)) = recent.next_if(|(_, block)| block.first < entry.first)
+                    {
                         if self.push(segment, *block)?.is_break() {
                             return Ok(ControlFlow::Break(()));
                         }

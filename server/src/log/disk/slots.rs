@@ -154,8 +154,7 @@ impl Spares {
         }
         let freed: Vec<_> = freed.into_iter().map(|(slot, _)| slot).collect();
         let bytes = blank.iter().chain(&freed).map(|slot| slot.size).sum::<u64>();
-        let (blank, other): (Vec<_>, Vec<_>) =
-            blank.into_iter().partition(|slot| slot.size == segment_bytes);
+        let (blank, other): (Vec<_>, Vec<_>) = blank.into_iter().partition(|slot| slot.size == segment_bytes);
         let dirty = freed.into_iter().chain(other).collect();
         Self { state: State { blank, dirty, next_name }.into(), bytes: bytes.into(), segment_bytes }
     }
@@ -187,7 +186,8 @@ impl Spares {
     fn create(&self, storage: &dyn Storage, size: u64) -> io::Result<Slot> {
         let name = self.next_name();
         let file = storage.create(&name)?;
-        if let Err(error) = file.allocate(size).and_then(|()| file.sync()).and_then(|()| storage.sync_names()) {
+        if let Err(error) = file.allocate(size).and_then(|()| file.sync()).and_then(|()| storage.sync_names())
+        {
             // It would take the space that is lacking.
             let _ = storage.remove(&name);
             return Err(error);

@@ -64,8 +64,7 @@ impl Table {
     /// Encodes the index frame of a segment whose frames end at `end`, from
     /// entries that are sorted.
     pub(super) fn encode(entries: &[Entry], salt: Salt, end: u64) -> EncodedTable {
-        let mut table =
-            Self { offset: end.next_multiple_of(PAGE_BYTES as u64), fences: Vec::new() };
+        let mut table = Self { offset: end.next_multiple_of(PAGE_BYTES as u64), fences: Vec::new() };
         let mut pages = Vec::new();
         let mut rest = entries;
         while let Some(first) = rest.first() {
@@ -83,7 +82,9 @@ impl Table {
             rest = rest.get(count..).unwrap_or_default();
             pages.resize(begin + PAGE_BYTES, 0);
             let number = table.fences.len() as u64;
-            if let Some((check, content)) = pages.get_mut(begin..).and_then(|page| page.split_first_chunk_mut::<8>()) {
+            if let Some((check, content)) =
+                pages.get_mut(begin..).and_then(|page| page.split_first_chunk_mut::<8>())
+            {
                 if let Some(slot) = content.first_chunk_mut::<2>() {
                     *slot = (count as u16).to_le_bytes();
                 }
@@ -128,9 +129,8 @@ impl Table {
             let length = PAGE_BYTES * CHUNK_PAGES.min(count - begin);
             let chunk = read_exact(file, offset + (begin * PAGE_BYTES) as u64, length)?;
             for (page, number) in chunk.chunks(PAGE_BYTES).zip(begin..) {
-                let first = verify_page(page, salt, number).and_then(|(_, mut rest)| {
-                    Entry::decode(&Entry::ZERO, &mut rest)
-                });
+                let first = verify_page(page, salt, number)
+                    .and_then(|(_, mut rest)| Entry::decode(&Entry::ZERO, &mut rest));
                 let Some(first) = first else { return Ok(None) };
                 table.fences.push((first.inbox, first.first));
             }
@@ -266,7 +266,8 @@ fn decode_footer(bytes: &[u8], salt: Salt, size: u64, end: u64) -> Option<(u64, 
         return None;
     }
     let rest = &mut { body };
-    let (magic, frames_end, offset, count) = (take_u64(rest)?, take_u64(rest)?, take_u64(rest)?, take_u64(rest)?);
+    let (magic, frames_end, offset, count) =
+        (take_u64(rest)?, take_u64(rest)?, take_u64(rest)?, take_u64(rest)?);
     let pages_end = count.checked_mul(PAGE_BYTES as u64)?.checked_add(offset)?;
     let is_valid = magic == FOOTER_MAGIC && frames_end == end && offset >= end && pages_end <= size;
     is_valid.then_some((offset, usize::try_from(count).ok()?))

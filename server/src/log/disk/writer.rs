@@ -54,16 +54,14 @@ pub(super) struct Opened {
 
 impl Opened {
     /// Begins the segment behind the log that was recovered.
-    pub(super) fn begin(
-        files: &Files,
-        recovered: &Recovered,
-    ) -> Result<Self, OpenError> {
+    pub(super) fn begin(files: &Files, recovered: &Recovered) -> Result<Self, OpenError> {
         let Recovered { head, next_id: id, previous, carried, checkpoint, .. } = recovered;
         let blocks: Vec<Vec<BlockRecord<'_>>> =
             carried.iter().map(|frame| frame.blocks.iter().map(BlockRecord::from).collect()).collect();
-        let lengths = carried.iter().zip(&blocks).map(|(frame, blocks)| {
-            FrameContent::max_length(frame.meta.len(), frame.records.len(), blocks)
-        });
+        let lengths = carried
+            .iter()
+            .zip(&blocks)
+            .map(|(frame, blocks)| FrameContent::max_length(frame.meta.len(), frame.records.len(), blocks));
         let index_bytes = blocks.iter().flatten().map(|block| max_entry_bytes(block.inbox)).sum();
         let io = |source| OpenError::Io { path: files.storage.path(""), source };
         let slot = files.take(lengths.sum(), index_bytes).map_err(io)?;
@@ -81,7 +79,8 @@ impl Opened {
         for (frame, blocks) in carried.iter().zip(&blocks) {
             let content = frame.content(link.check, blocks);
             let (offset, mut extents) = (buffer.len() as u32, Vec::new());
-            link = Link { commit: frame.commit, check: content.encode(header.salt, &mut buffer, &mut extents) };
+            link =
+                Link { commit: frame.commit, check: content.encode(header.salt, &mut buffer, &mut extents) };
             places.extend(content.places(*id, offset, &extents));
         }
         slot.file.write_at(&buffer, 0).and_then(|()| slot.file.sync()).map_err(io)?;
@@ -165,15 +164,17 @@ impl Writer {
 
     /// Begins a new segment, in which a frame of `length` bytes fits.
     fn begin(&mut self, length: usize, entries: usize) -> Result<(), AppendError> {
-        let slot = self.shared.files.take(length, entries).map_err(|error| {
-            if is_full(&error) { AppendError::NoSpace } else { self.error(error).into() }
-        })?;
+        let slot =
+            self.shared.files.take(length, entries).map_err(|error| {
+                if is_full(&error) { AppendError::NoSpace } else { self.error(error).into() }
+            })?;
         // The header says where the segment before ends, so that is durable first.
         self.sync()?;
         let previous = Previous { id: self.active.id, end: self.offset, link: self.link };
         // A segment without frames is left out of the chain by no one, but costs
         // nothing: it is freed at once.
-        let id = self.active.id.checked_add(1).ok_or_else(|| self.error(io::Error::other("no segment number")))?;
+        let id =
+            self.active.id.checked_add(1).ok_or_else(|| self.error(io::Error::other("no segment number")))?;
         let header = Header {
             id,
             size: slot.size,
@@ -198,7 +199,11 @@ impl Writer {
 
     /// Appends a frame for which there is room. Its blocks are indexed when this
     /// returns.
-    pub(super) fn append(&mut self, content: &FrameContent<'_>, durability: Durability) -> Result<(), AppendError> {
+    pub(super) fn append(
+        &mut self,
+        content: &FrameContent<'_>,
+        durability: Durability,
+    ) -> Result<(), AppendError> {
         self.buffer.clear();
         self.extents.clear();
         let check = content.encode(self.active.salt, &mut self.buffer, &mut self.extents);

@@ -61,7 +61,10 @@ fn check_reports_damaged_blocks_and_changes_nothing() {
     assert_eq!(damaged, expected);
     assert_eq!(report.blocks, 2001 - 200);
     assert!(report.segments > 2);
-    assert!(matches!(read(&*open(&home).reader(), 1, 0), Err(ReadError::Damaged { inbox: 1, first: 501, .. })));
+    assert!(matches!(
+        read(&*open(&home).reader(), 1, 0),
+        Err(ReadError::Damaged { inbox: 1, first: 501, .. })
+    ));
 }
 
 #[test]
@@ -78,13 +81,15 @@ fn repair_replaces_damaged_blocks() {
         for inbox in 0..5 {
             let blocks = read(&*log.reader(), inbox, 0).unwrap();
             let numbers = (1..=2000).filter(|number| number % 5 == inbox);
-            let expected: Vec<_> = numbers.map(|number| {
-                let mut block = block(inbox, number, number);
-                if changed.contains(&number) {
-                    block.payload = format!("gap {number}").into();
-                }
-                block
-            }).collect();
+            let expected: Vec<_> = numbers
+                .map(|number| {
+                    let mut block = block(inbox, number, number);
+                    if changed.contains(&number) {
+                        block.payload = format!("gap {number}").into();
+                    }
+                    block
+                })
+                .collect();
             assert_eq!(blocks, expected);
         }
         log.close().unwrap();

@@ -39,7 +39,14 @@ fn record(seed: u64, steps: usize) -> (Run, SimOpener, Vec<Mark>) {
 }
 
 /// Opens what a crash left; then kills that open, too, and opens again.
-fn check_crash(run: &Run, opener: &SimOpener, mark: Mark, at: usize, unsynced: Unsynced, random: &mut StdRng) {
+fn check_crash(
+    run: &Run,
+    opener: &SimOpener,
+    mark: Mark,
+    at: usize,
+    unsynced: Unsynced,
+    random: &mut StdRng,
+) {
     println!("operation {at}, {mark:?}, {unsynced:?}");
     let least = if unsynced == Unsynced::Kept { mark.returned } else { mark.durable };
     let left = opener.on(opener.storage.crash(at, unsynced, random));

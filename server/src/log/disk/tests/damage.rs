@@ -74,7 +74,11 @@ fn make(seed: u64) -> (Run, SimOpener, String, std::ops::Range<usize>) {
         let live = |segment: &Segment| segment.table().is_some() && segment.live() > 10;
         let sealed = log.shared.segments.select(live).len();
         let start = log.writer.last_frame_start();
-        if step > 150 && sealed >= 2 && start > FRAMES_START + SEGMENT_BYTES / 8 && run.durable == run.returned {
+        if step > 150
+            && sealed >= 2
+            && start > FRAMES_START + SEGMENT_BYTES / 8
+            && run.durable == run.returned
+        {
             break;
         }
     }

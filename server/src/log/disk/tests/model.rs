@@ -101,7 +101,13 @@ type Failure = AppendError;
 
 impl Run {
     pub(super) fn new() -> Self {
-        Self { states: vec![Ledger::default()], next_number: 1, next_inbox: 1, is_mixed: true, ..Self::default() }
+        Self {
+            states: vec![Ledger::default()],
+            next_number: 1,
+            next_inbox: 1,
+            is_mixed: true,
+            ..Self::default()
+        }
     }
 
     pub(super) fn state(&self) -> &Ledger {
@@ -214,9 +220,10 @@ impl Run {
     /// The live blocks of an inbox behind a frame.
     pub(super) fn expected(&self, frame: u64, inbox: InboxId) -> Vec<Block> {
         let Some(&cursor) = self.states[frame as usize].cursors.get(&inbox) else { return Vec::new() };
-        let blocks = self.blocks.iter().filter(|(of, block)| {
-            *of <= frame && block.inbox == inbox && block.last > cursor
-        });
+        let blocks = self
+            .blocks
+            .iter()
+            .filter(|(of, block)| *of <= frame && block.inbox == inbox && block.last > cursor);
         blocks.map(|(_, block)| block.clone()).collect()
     }
 

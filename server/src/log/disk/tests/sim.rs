@@ -116,12 +116,16 @@ impl SimStorage {
                 }
                 Operation::Sync(inode) => {
                     let pending = pending.remove(inode).unwrap_or_default();
-                    pending.into_iter().for_each(|write| apply_write(&mut inodes[*inode], write, &mut |_| true));
+                    pending
+                        .into_iter()
+                        .for_each(|write| apply_write(&mut inodes[*inode], write, &mut |_| true));
                 }
                 Operation::FailedSync(inode) => {
                     if unsynced == Unsynced::Kept {
                         let pending = pending.remove(inode).unwrap_or_default();
-                        pending.into_iter().for_each(|write| apply_write(&mut inodes[*inode], write, &mut |_| true));
+                        pending
+                            .into_iter()
+                            .for_each(|write| apply_write(&mut inodes[*inode], write, &mut |_| true));
                     } else {
                         pending.remove(inode);
                     }
@@ -244,7 +248,9 @@ impl State {
     fn check_capacity(&self, inode: Inode, length: u64) -> io::Result<()> {
         let more = length.saturating_sub(self.inodes[inode].len() as u64);
         match self.capacity {
-            Some(capacity) if more > 0 && self.used() + more > capacity => Err(io::ErrorKind::StorageFull.into()),
+            Some(capacity) if more > 0 && self.used() + more > capacity => {
+                Err(io::ErrorKind::StorageFull.into())
+            }
             _ => Ok(()),
         }
     }
