@@ -16,8 +16,8 @@ use super::table::{Entry, Table, TableReader};
 use super::writer::Opened;
 use crate::log::InboxId;
 
-/// Pages of index frames that are merged at once.
-const PIECE_PAGES: usize = 64;
+/// Pages of index frames that are merged at once; few in a test, whose logs are small.
+const PIECE_PAGES: usize = if cfg!(test) { 1 } else { 64 };
 
 /// The segments of a log and the blocks in them.
 #[derive(Debug, Default)]
@@ -28,6 +28,9 @@ pub(super) struct IndexBuilder {
     recent: Vec<Found>,
 }
 
+/// Inbox and first number of a block.
+type Key = (InboxId, u64);
+
 /// A block that was found in a segment.
 #[derive(Debug, Clone, Copy)]
 struct Found {
@@ -37,7 +40,7 @@ struct Found {
 }
 
 impl Found {
-    fn key(&self) -> (InboxId, u64) {
+    fn key(&self) -> Key {
         (self.inbox, self.block.first)
     }
 }
@@ -86,26 +89,52 @@ impl IndexBuilder {
     /// Builds the index. Of several blocks with the same number, of which all but
     /// one were copied forward, it takes the newest.
     pub(super) fn build(mut self) -> io::Result<(Arc<Segments>, Index)> {
-        let segments = Arc::new(self.segments);
+        let segments = Arc::new(std::mem::take(&mut self.segments));
         let index = Index::new(Arc::clone(&segments));
         self.recent.sort_unstable_by_key(Found::key);
-        let mut recent = &self.recent[..];
         let tables = self.sealed.iter().filter_map(|segment| segment.table());
         let mut bounds: Vec<_> = tables.flat_map(Table::fences).copied().collect();
         bounds.sort_unstable();
-        let mut readers: Vec<_> = self.sealed.iter().map(|segment| Source::new(segment)).collect();
-        let mut inbox = InboxBuilder { index: &index, inbox: 0, list: RunList::default(), before: None };
+        let bounds: Vec<_> = bounds.into_iter().skip(PIECE_PAGES).step_by(PIECE_PAGES).collect();
+        // Two halves of the inboxes, side by side.
+        let middle = bounds.get(bounds.len() / 2).map(|&(inbox, _)| (inbox, 0));
+        let below = bounds.partition_point(|&bound| middle.is_none_or(|middle| bound < middle));
+        let (low, high) = bounds.split_at(below);
+        let results = std::thread::scope(|scope| {
+            let builder = &self;
+            let index = &index;
+            let other =
+                middle.map(|middle| scope.spawn(move || builder.merge(index, Some(middle), high, None)));
+            let one = self.merge(index, None, low, middle);
+            (one, other.map(|other| other.join()))
+        });
+        results.0?;
+        if let Some(other) = results.1 {
+            other.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        }
+        Ok((segments, index))
+    }
+
+    /// Merges the blocks from one key to another, in pieces that end at `bounds`.
+    fn merge(&self, index: &Index, from: Option<Key>, bounds: &[Key], to: Option<Key>) -> io::Result<()> {
+        let below = |bound: Option<Key>| {
+            self.recent.partition_point(|found| bound.is_none_or(|bound| found.key() < bound))
+        };
+        let mut taken = from.map_or(0, |from| below(Some(from)));
+        let mut sources: Vec<_> = self.sealed.iter().map(|segment| Source::new(segment)).collect();
+        if let Some(from) = from {
+            sources.iter_mut().try_for_each(|source| source.reader.skip_below(from))?;
+        }
+        let mut inbox = InboxBuilder::new(index);
         let mut piece: Vec<Found> = Vec::new();
-        let bounds = bounds.into_iter().skip(PIECE_PAGES).step_by(PIECE_PAGES);
-        for bound in bounds.map(Some).chain([None]) {
+        for bound in bounds.iter().copied().map(Some).chain([to]) {
             piece.clear();
-            for reader in &mut readers {
-                reader.take_below(bound, &mut piece)?;
+            for source in &mut sources {
+                source.take_below(bound, &mut piece)?;
             }
-            let below = recent.partition_point(|found| bound.is_none_or(|bound| found.key() < bound));
-            let (taken, rest) = recent.split_at(below);
-            piece.extend(taken);
-            recent = rest;
+            let end = below(bound);
+            piece.extend(self.recent.get(taken..end).unwrap_or_default());
+            taken = end;
             // Stable: it merges the sorted parts.
             piece.sort_by_key(|found| {
                 (found.key(), Reverse((found.block.segment, found.block.extent.offset)))
@@ -114,7 +143,7 @@ impl IndexBuilder {
             piece.iter().for_each(|found| inbox.push(found));
         }
         inbox.finish();
-        Ok((segments, index))
+        Ok(())
     }
 }
 
@@ -130,7 +159,7 @@ impl<'a> Source<'a> {
         Self { segment: segment.id, reader: TableReader::new(table, &*segment.slot.file, segment.salt) }
     }
 
-    fn take_below(&mut self, bound: Option<(InboxId, u64)>, piece: &mut Vec<Found>) -> io::Result<()> {
+    fn take_below(&mut self, bound: Option<Key>, piece: &mut Vec<Found>) -> io::Result<()> {
         self.reader.take_below(bound, &mut |entry: Entry| {
             piece.push(Found { inbox: entry.inbox, block: entry.place(self.segment), is_sealed: true });
         })
@@ -146,7 +175,11 @@ struct InboxBuilder<'a> {
     before: Option<SegmentId>,
 }
 
-impl InboxBuilder<'_> {
+impl<'a> InboxBuilder<'a> {
+    fn new(index: &'a Index) -> Self {
+        Self { index, inbox: 0, list: RunList::default(), before: None }
+    }
+
     fn push(&mut self, found: &Found) {
         if self.inbox != found.inbox {
             self.finish();

@@ -103,13 +103,28 @@ impl Files {
     /// Takes a file for a segment in which a frame of `length` bytes fits, with the
     /// index of its blocks.
     pub(super) fn take(&self, length: usize, index_bytes: usize) -> io::Result<Slot> {
+        self.take_or_create(length, index_bytes, || self.spares.take().or_else(|| self.spares.take_dirty()))
+    }
+
+    /// Takes a file like [`Self::take`], and none that an open may still need if it
+    /// does not succeed.
+    pub(super) fn take_blank(&self, length: usize, index_bytes: usize) -> io::Result<Slot> {
+        self.take_or_create(length, index_bytes, || self.spares.take())
+    }
+
+    fn take_or_create(
+        &self,
+        length: usize,
+        index_bytes: usize,
+        take: impl FnOnce() -> Option<Slot>,
+    ) -> io::Result<Slot> {
         let needed = FRAMES_START + (length + max_bytes(index_bytes)) as u64;
         let size = needed.next_multiple_of(HEADER_SPAN as u64).max(self.segment_bytes);
         if size > SIZE_MAX {
             return Err(io::ErrorKind::FileTooLarge.into());
         }
         if size == self.segment_bytes
-            && let Some(slot) = self.spares.take()
+            && let Some(slot) = take()
         {
             return Ok(slot);
         }
@@ -162,6 +177,15 @@ impl Spares {
     /// Takes a blank file of the usual size.
     fn take(&self) -> Option<Slot> {
         let slot = self.state().blank.pop()?;
+        self.bytes.fetch_sub(slot.size, Ordering::Relaxed);
+        Some(slot)
+    }
+
+    /// Takes a file of the usual size whose segment was freed.
+    fn take_dirty(&self) -> Option<Slot> {
+        let mut state = self.state();
+        let at = state.dirty.iter().position(|slot| slot.size == self.segment_bytes)?;
+        let slot = state.dirty.swap_remove(at);
         self.bytes.fetch_sub(slot.size, Ordering::Relaxed);
         Some(slot)
     }

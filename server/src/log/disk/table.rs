@@ -189,6 +189,13 @@ impl<'a> TableReader<'a> {
         Self { table, file, salt, page: 0, entries: Vec::new(), entry: 0 }
     }
 
+    /// Goes on with the first entry that is not below a key.
+    pub(super) fn skip_below(&mut self, key: (InboxId, u64)) -> io::Result<()> {
+        let page = |table: &Table| table.fences.partition_point(|fence| *fence <= key).saturating_sub(1);
+        self.page = self.table.map_or(0, page);
+        self.take_below(Some(key), &mut |_| {})
+    }
+
     /// Takes the entries below a key, or all if there is none.
     pub(super) fn take_below(
         &mut self,

@@ -64,7 +64,7 @@ impl Opened {
             .map(|(frame, blocks)| FrameContent::max_length(frame.meta.len(), frame.records.len(), blocks));
         let index_bytes = blocks.iter().flatten().map(|block| max_entry_bytes(block.inbox)).sum();
         let io = |source| OpenError::Io { path: files.storage.path(""), source };
-        let slot = files.take(lengths.sum(), index_bytes).map_err(io)?;
+        let slot = files.take_blank(lengths.sum(), index_bytes).map_err(io)?;
         let header = Header {
             id: *id,
             size: slot.size,
