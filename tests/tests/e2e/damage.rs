@@ -167,21 +167,31 @@ impl Template {
         damages
     }
 
-    /// The segment that was written last, by the number in its name.
+    /// The segment with the messages. A start has written them again, into one segment.
     fn newest_segment(&self) -> Option<&Path> {
-        let segments = self.files.iter().filter(|(path, content)| {
-            path.starts_with("log") && content.length >= 1 << 20 && !content.bytes.is_empty()
-        });
-        segments.map(|(path, _)| &**path).max()
+        let segments = self.files.iter().filter(|(_, content)| content.bytes.starts_with(b"harkseg"));
+        segments.max_by_key(|(_, content)| content.bytes.len()).map(|(path, _)| &**path)
     }
 
-    /// One of each kind of damage to each kind of file.
+    /// One of each kind of damage to each kind of file, and damage to a text.
     fn representative(&self, random: &mut StdRng) -> Vec<Damage> {
         let mut damages = self.damages(random);
         damages.shuffle(random);
         let mut kinds = BTreeSet::new();
         damages.retain(|damage| kinds.insert(damage.kind(self)));
+        damages.extend(self.text_damage(random.random_range(ACKNOWLEDGED + 1..QUEUED - 50)));
         damages
+    }
+
+    /// A flipped bit in this text, in the file that holds it.
+    fn text_damage(&self, n: u32) -> Option<Damage> {
+        let begin = format!("{n}:xxxx");
+        let place = |bytes: &[u8]| bytes.windows(begin.len()).position(|part| part == begin.as_bytes());
+        let mut places = self.files.iter().filter_map(|(path, content)| Some((path, place(&content.bytes)?)));
+        places.find(|(path, _)| self.newest_segment() == Some(path)).map(|(path, at)| Damage {
+            path: path.clone(),
+            how: How::Flipped { at, bit: 0 },
+        })
     }
 }
 
