@@ -72,6 +72,9 @@ struct Seed {
 fn load(folder: &Path) -> io::Result<Vec<Seed>> {
     let mut seeds = named(folder)?;
     seeds.extend(archived(&folder.with_extension("tar"))?);
+    if seeds.is_empty() {
+        return Err(io::Error::new(io::ErrorKind::NotFound, "the target has no seeds"));
+    }
     Ok(seeds)
 }
 
@@ -83,8 +86,12 @@ fn named(folder: &Path) -> io::Result<Vec<Seed>> {
     paths.iter().map(|path| read(path)).collect()
 }
 
+/// Returns no seeds if there is no archive: the target was not fuzzed yet.
 fn archived(path: &Path) -> io::Result<Vec<Seed>> {
-    let archive = fs::read(path)?;
+    let archive = match fs::read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        archive => archive?,
+    };
     let mut seeds = Vec::new();
     for entry in Archive::new(archive.as_slice()).entries()? {
         let mut entry = entry?;

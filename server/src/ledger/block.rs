@@ -45,7 +45,7 @@ pub(super) struct BlockBuilder {
 }
 
 impl BlockBuilder {
-    /// A block that begins with `message`, which comes after `before` in this inbox.
+    /// Returns a block that begins with `message`, which comes after `before` in this inbox.
     pub(super) fn new(inbox: u64, before: Position, message: &Message) -> Self {
         let mut payload = Vec::with_capacity(PAYLOAD_BYTES_FIRST);
         payload.push(MESSAGES);
@@ -58,17 +58,17 @@ impl BlockBuilder {
         block
     }
 
-    /// The inbox.
+    /// Returns the inbox.
     pub(super) const fn inbox(&self) -> u64 {
         self.inbox
     }
 
-    /// The position of the last message.
+    /// Returns the position of the last message.
     pub(super) const fn tail(&self) -> Position {
         self.tail
     }
 
-    /// Whether the block should take no more messages.
+    /// Returns whether the block should take no more messages.
     pub(super) const fn is_full(&self) -> bool {
         self.payload.len() >= PAYLOAD_BYTES_MAX && self.tail.sequence.0 != self.first
     }
@@ -94,7 +94,7 @@ impl BlockBuilder {
         (self.tail, self.time_ms) = (message.position, message.time_ms);
     }
 
-    /// The block for the log.
+    /// Returns the block for the log.
     pub(super) fn finish(self) -> Block {
         let last = self.tail.sequence.0;
         Block { inbox: self.inbox, first: self.first, last, payload: self.payload.into() }
@@ -115,7 +115,7 @@ pub(crate) struct Gap {
 }
 
 impl Gap {
-    /// The block that stands for the missing messages.
+    /// Returns the block that stands for the missing messages.
     pub(crate) fn block(self, inbox: u64) -> Block {
         let mut payload = vec![GAP];
         put_number(&mut payload, self.end.messages.saturating_sub(self.messages));
@@ -250,7 +250,7 @@ impl<'b> Messages<'b> {
 }
 
 impl Stored<'_> {
-    /// The message, whose text is a slice of the block. `former` is the message
+    /// Returns the message, whose text is a slice of the block. `former` is the message
     /// before; its sender is shared if it is the same.
     pub(crate) fn message(&self, former: Option<&Arc<Message>>) -> Result<Message, Malformed> {
         let text = ByteString::try_from(self.payload.slice_ref(self.text)).map_err(|_| Malformed)?;

@@ -117,7 +117,7 @@ impl Changes {
         }
     }
 
-    /// The block at `at` if it is of this inbox.
+    /// Returns the block at `at` if it is of this inbox.
     pub(super) fn block_of(&mut self, inbox: u64, at: u32) -> Option<&mut BlockBuilder> {
         self.blocks.get_mut(at as usize).filter(|block| block.inbox() == inbox)
     }
@@ -133,7 +133,7 @@ impl Changes {
         self.is_full = true;
     }
 
-    /// Whether the frame should take no more messages.
+    /// Returns whether the frame should take no more messages.
     pub(crate) const fn is_full(&self) -> bool {
         self.is_full
     }

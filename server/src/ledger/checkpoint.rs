@@ -32,7 +32,7 @@ enum Stage {
 }
 
 impl Checkpoint {
-    /// Whether the last piece was built.
+    /// Returns whether the last piece was built.
     pub(crate) const fn is_complete(&self) -> bool {
         matches!(self.stage, Stage::Complete)
     }
@@ -43,7 +43,7 @@ impl Checkpoint {
         self.next_piece_of(PIECE_BYTES_MAX, ledger, changes)
     }
 
-    /// As [`Self::next_piece`], for pieces of about this size.
+    /// Builds the next piece, of about this size.
     pub(super) fn next_piece_of(
         &mut self,
         bytes_max: usize,

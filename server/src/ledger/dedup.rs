@@ -21,17 +21,17 @@ pub(crate) struct Run {
 }
 
 impl Run {
-    /// A run of one id.
+    /// Returns a run of one id.
     pub(crate) const fn of(id: u32, outcome: Outcome) -> Self {
         Self { first: id, length: 1, outcome }
     }
 
-    /// The id after the last one.
+    /// Returns the id after the last one.
     pub(crate) const fn end(self) -> u64 {
         self.first as u64 + self.length as u64
     }
 
-    /// The outcome of an id that is in this run, or of one that continues it.
+    /// Returns the outcome of an id that is in this run, or of one that continues it.
     pub(crate) fn outcome_of(self, id: u32) -> Outcome {
         match self.outcome {
             Outcome::Stored(Sequence(number)) => {
@@ -41,7 +41,7 @@ impl Run {
         }
     }
 
-    /// Whether `id` and its outcome come right behind this run.
+    /// Returns whether `id` and its outcome come right behind this run.
     pub(crate) fn is_continued_by(self, id: u32, outcome: Outcome) -> bool {
         self.end() == u64::from(id) && self.outcome_of(id) == outcome
     }
@@ -89,17 +89,17 @@ impl DedupTable {
         fits.then(|| Self { highest, runs: runs.into(), remembered })
     }
 
-    /// The highest id that was decided, 0 if none was.
+    /// Returns the highest id that was decided, 0 if none was.
     pub(crate) const fn highest(&self) -> u32 {
         self.highest
     }
 
-    /// The runs, in the order of their ids.
+    /// Returns the runs, in the order of their ids.
     pub(crate) fn runs(&self) -> impl ExactSizeIterator<Item = &Run> {
         self.runs.iter()
     }
 
-    /// The number of outcomes that are remembered.
+    /// Returns the number of outcomes that are remembered.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) const fn remembered(&self) -> usize {
         self.remembered

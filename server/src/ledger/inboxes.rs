@@ -36,27 +36,27 @@ pub(super) struct Inbox {
 }
 
 impl Inboxes {
-    /// The number of accounts.
+    /// Returns the number of accounts.
     pub(super) fn len(&self) -> usize {
         self.by_name.len()
     }
 
-    /// Whether there is an account of this name.
+    /// Returns whether there is an account of this name.
     pub(super) fn contains(&self, name: &UserName) -> bool {
         self.by_name.contains_key(name)
     }
 
-    /// The inbox of this name.
+    /// Returns the inbox of this name.
     pub(super) fn by_name(&mut self, name: &UserName) -> Option<&mut Inbox> {
         self.inboxes.get_mut(*self.by_name.get(name)?)
     }
 
-    /// The inbox of an account that has not ended.
+    /// Returns the inbox of an account that has not ended.
     pub(super) fn get_mut(&mut self, account: &Account) -> Option<&mut Inbox> {
         self.by_name(&account.name).filter(|inbox| inbox.account.incarnation == account.incarnation)
     }
 
-    /// Whether an account has not ended.
+    /// Returns whether an account has not ended.
     pub(super) fn is_alive(&self, account: &Account) -> bool {
         let slot = self.by_name.get(&account.name);
         slot.and_then(|slot| self.inboxes.get(*slot))
@@ -78,12 +78,12 @@ impl Inboxes {
         self.inboxes.remove(slot)
     }
 
-    /// The inbox in a place.
+    /// Returns the inbox in a place.
     pub(super) fn at(&mut self, slot: u32) -> Option<&mut Inbox> {
         self.inboxes.get_mut(slot)
     }
 
-    /// The inboxes from this place on, with their places.
+    /// Returns the inboxes from this place on, with their places.
     pub(super) fn iter_from(&self, slot: u32) -> impl Iterator<Item = (u32, &Inbox)> {
         self.inboxes.iter_from(slot)
     }
@@ -95,14 +95,14 @@ impl Inboxes {
 }
 
 impl Inbox {
-    /// An inbox as a record has it.
+    /// Returns an inbox as a record has it.
     pub(super) fn new(record: AccountRecord) -> Self {
         let AccountRecord { name, incarnation, password, cursor, tail } = record;
         let account = Account { name, incarnation };
         Self { account, password, cursor, tail, publisher: None, block_at: 0, delivery_at: 0 }
     }
 
-    /// The record of the inbox.
+    /// Returns the record of the inbox.
     pub(super) fn record(&self) -> AccountRecord {
         AccountRecord {
             name: self.account.name.clone(),
@@ -113,7 +113,7 @@ impl Inbox {
         }
     }
 
-    /// The account, for the directory.
+    /// Returns the account, for the directory.
     pub(super) fn entry(&self) -> AccountEntry {
         AccountEntry { account: self.account.clone(), password: self.password.clone() }
     }

@@ -96,7 +96,7 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
-    /// A ledger without accounts whose numbers come after `counter`.
+    /// Returns a ledger without accounts whose numbers come after `counter`.
     pub(crate) fn new(limits: Limits, counter: u64) -> Self {
         Self {
             limits,
@@ -108,12 +108,12 @@ impl Ledger {
         }
     }
 
-    /// The running time that the last frame was written at.
+    /// Returns the running time that the last frame was written at.
     pub(crate) const fn running(&self) -> Duration {
         self.running
     }
 
-    /// The number that was given out last.
+    /// Returns the number that was given out last.
     pub(crate) const fn counter(&self) -> u64 {
         self.numbers.last()
     }
@@ -271,7 +271,7 @@ impl Ledger {
         Ok(sequence)
     }
 
-    /// Whether the inbox of an account has no subscription.
+    /// Returns whether the inbox of an account has no subscription.
     pub(crate) fn is_free(&mut self, account: &Account) -> bool {
         self.inboxes
             .get_mut(account)
@@ -354,12 +354,12 @@ impl Ledger {
         acks
     }
 
-    /// The accounts, in no order.
+    /// Returns the accounts, in no order.
     pub(crate) fn accounts(&self) -> impl Iterator<Item = AccountEntry> {
         self.inboxes.iter_from(0).map(|(_, inbox)| inbox.entry())
     }
 
-    /// The accounts with the cursors and the last positions of their inboxes.
+    /// Returns the accounts with the cursors and the last positions of their inboxes.
     pub(crate) fn inboxes(&self) -> impl Iterator<Item = (AccountEntry, Position, Position)> {
         self.inboxes.iter_from(0).map(|(_, inbox)| (inbox.entry(), inbox.cursor, inbox.tail))
     }

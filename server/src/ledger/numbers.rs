@@ -64,17 +64,17 @@ pub(super) struct Numbers {
 }
 
 impl Numbers {
-    /// A counter that begins after `last`, with nothing reserved.
+    /// Returns a counter that begins after `last`, with nothing reserved.
     pub(super) const fn after(last: u64) -> Self {
         Self { last, reserved: last }
     }
 
-    /// The number that was given out last.
+    /// Returns the number that was given out last.
     pub(super) const fn last(self) -> u64 {
         self.last
     }
 
-    /// The bound up to which numbers may have been given out.
+    /// Returns the bound up to which numbers may have been given out.
     pub(super) const fn reserved(self) -> u64 {
         self.reserved
     }
@@ -91,7 +91,7 @@ impl Numbers {
         (self.last, bound)
     }
 
-    /// Never gives out `number` or one below it. Returns the new bound if it had
+    /// Skips the numbers up to `number`. Returns the new bound if it had
     /// to be raised.
     pub(super) const fn skip(&mut self, number: u64) -> Option<u64> {
         if number <= self.last {

@@ -150,7 +150,7 @@ impl Clock {
         to.extend_from_slice(&self.encode());
     }
 
-    /// The clock as a record.
+    /// Returns the clock as a record.
     pub(super) fn encode(self) -> [u8; CLOCK_BYTES] {
         let mut bytes = [kind::CLOCK; CLOCK_BYTES];
         let running_ms = u64::try_from(self.running.as_millis()).unwrap_or(u64::MAX);
@@ -215,7 +215,7 @@ pub(super) struct Records<'r> {
 }
 
 impl<'r> Records<'r> {
-    /// The records in these bytes.
+    /// Returns the records in these bytes.
     pub(super) const fn new(records: &'r [u8]) -> Self {
         Self { rest: records, counter: 0 }
     }

@@ -26,7 +26,7 @@ pub(crate) struct Replay {
 }
 
 impl Replay {
-    /// A replay of nothing yet.
+    /// Returns a replay of nothing yet.
     pub(crate) fn new(limits: Limits) -> Self {
         Self {
             ledger: Ledger::new(limits, 0),
@@ -102,18 +102,18 @@ impl Replay {
         self.ledger.inboxes.at(*self.by_incarnation.get(&incarnation)?)
     }
 
-    /// The cursor of an inbox, as far as it was replayed; `None` if there is no
+    /// Returns the cursor of an inbox, as far as it was replayed; `None` if there is no
     /// such account.
     pub(crate) fn cursor(&mut self, incarnation: u64) -> Option<u64> {
         self.inbox(incarnation).map(|inbox| inbox.cursor.sequence.0)
     }
 
-    /// The persisted counter, if there is one.
+    /// Returns the persisted counter, if there is one.
     pub(crate) const fn counter(&self) -> Option<u64> {
         self.reserved
     }
 
-    /// The ledger after everything that was replayed. Its numbers come after the
+    /// Returns the ledger after everything that was replayed. Its numbers come after the
     /// persisted counter and after `counter`.
     pub(crate) fn finish(mut self, counter: u64) -> Ledger {
         self.ledger.sessions.finish_replay();

@@ -56,7 +56,7 @@ pub(super) struct Forgotten {
 }
 
 impl Sessions {
-    /// No sessions, and room for `max`.
+    /// Returns an empty table with room for `max` sessions.
     pub(super) fn new(max: usize) -> Self {
         let max = max.min(SESSION_SLOT_MAX as usize);
         Self {
@@ -147,7 +147,7 @@ impl Sessions {
         }
     }
 
-    /// The sessions that are open, and by how many connections.
+    /// Returns the sessions that are open, and by how many connections.
     pub(super) fn open_counts(&self) -> impl Iterator<Item = (&SessionToken, usize)> {
         let sessions = self.sessions.iter_from(0).map(|(_, session)| session);
         sessions.filter(|session| session.open > 0).map(|session| (&session.token, session.open))
@@ -206,7 +206,7 @@ impl Sessions {
         used.into_iter().for_each(|(_, slot)| self.mark_idle(slot));
     }
 
-    /// The records of the sessions from this place on.
+    /// Returns the records of the sessions from this place on.
     pub(super) fn records_from(&self, slot: u32) -> impl Iterator<Item = SessionRecord> {
         let sessions = self.sessions.iter_from(slot).filter(|(_, session)| session.is_recorded);
         sessions.map(|(slot, session)| SessionRecord {
@@ -253,7 +253,8 @@ impl Sessions {
         }
     }
 
-    /// A session that is not open will be looked at ten minutes after its use.
+    /// Puts a session that is not open among the idle ones: it is looked at ten minutes
+    /// after its use.
     fn mark_idle(&mut self, slot: u32) {
         if let Some(session) = self.sessions.get_mut(slot)
             && session.open == 0

@@ -56,17 +56,17 @@ impl<T> Slots<T> {
         item
     }
 
-    /// The item in a place.
+    /// Returns the item in a place.
     pub(super) fn get(&self, slot: u32) -> Option<&T> {
         self.items.get(slot as usize)?.as_ref()
     }
 
-    /// The item in a place.
+    /// Returns the item in a place.
     pub(super) fn get_mut(&mut self, slot: u32) -> Option<&mut T> {
         self.items.get_mut(slot as usize)?.as_mut()
     }
 
-    /// The places in use, from `from` on, and their items.
+    /// Returns the places in use, from `from` on, and their items.
     pub(super) fn iter_from(&self, from: u32) -> impl Iterator<Item = (u32, &T)> {
         let items = self.items.get(from as usize..).unwrap_or_default();
         items.iter().zip(from..).filter_map(|(item, slot)| item.as_ref().map(|item| (slot, item)))

@@ -56,7 +56,7 @@ fn token(text: &str) -> SessionToken {
     text.parse().unwrap()
 }
 
-/// A message without a sender and a session.
+/// Returns a message without a sender and a session.
 fn text(to: &str, text: &str) -> Append {
     Append {
         to: name(to),
@@ -137,7 +137,7 @@ impl Driver {
         self.ledger.begin(self.context, &mut self.changes);
     }
 
-    /// The frames from the beginning of the newest complete checkpoint on.
+    /// Returns the frames from the beginning of the newest complete checkpoint on.
     fn needed_frames(&self) -> &[Frame] {
         let parts = || self.frames.iter().map(|frame| frame.checkpoint);
         let is =
@@ -166,7 +166,7 @@ impl Driver {
         assert_eq!(state(&self.replayed(2)), expected, "each frame twice");
     }
 
-    /// The messages of an account in all frames.
+    /// Returns the messages of an account in all frames.
     fn messages(&self, account: &Account) -> Vec<Message> {
         let blocks = self.frames.iter().flat_map(|frame| &frame.blocks);
         let mut messages: Vec<Arc<Message>> = Vec::new();

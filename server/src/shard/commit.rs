@@ -85,7 +85,7 @@ impl Sent {
         self.completer.complete(Err(Unavailable));
     }
 
-    /// Nothing of the commit was stored, for lack of space. A repeat of a message up
+    /// Completes a send of a commit that had no space. A repeat of a message up
     /// to number `stored` was stored before.
     fn refuse(self, stored: u64) {
         self.completer.complete(match self.outcome {
@@ -137,7 +137,7 @@ impl Closed {
 }
 
 impl Committer {
-    /// For a log that was just opened.
+    /// Returns a committer for a log that was just opened.
     pub(super) fn new(
         config: ShardConfig,
         shared: Arc<Shared>,
@@ -454,7 +454,7 @@ impl Committer {
         })
     }
 
-    /// The running time of the store.
+    /// Returns the running time of the store.
     fn now(&self) -> Duration {
         self.running_before + self.started.elapsed()
     }
@@ -470,7 +470,7 @@ fn hold(permits: &mut Vec<OwnedSemaphorePermit>, permit: OwnedSemaphorePermit) {
 }
 
 impl Drop for Committer {
-    /// However the thread ends, every command is answered.
+    /// Answers every command, however the thread ends.
     fn drop(&mut self) {
         self.recovery = None;
         self.shared.readers.set(None);

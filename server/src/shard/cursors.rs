@@ -18,7 +18,7 @@ pub(super) struct Cursors {
 }
 
 impl Cursors {
-    /// The cursor of an inbox.
+    /// Returns the cursor of an inbox.
     pub(super) fn get(&self, incarnation: u64) -> Position {
         self.read().get(&incarnation).copied().unwrap_or_default()
     }

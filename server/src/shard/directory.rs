@@ -37,7 +37,7 @@ impl Directory {
         }))
     }
 
-    /// The names after `after`, at most `limit`.
+    /// Returns the names after `after`, at most `limit`.
     pub(super) fn names(&self, after: Option<&UserName>, limit: usize) -> Result<Vec<UserName>, Unavailable> {
         let after = after.map_or(Bound::Unbounded, Bound::Excluded);
         let entries = self.read();
@@ -70,7 +70,7 @@ impl Directory {
         *self.write() = entries;
     }
 
-    /// The store has closed: it cannot say any more.
+    /// Closes the directory: from now on it knows nothing.
     pub(super) fn close(&self) {
         *self.write() = None;
     }

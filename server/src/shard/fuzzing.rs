@@ -23,20 +23,20 @@ impl Home {
         ShardStore::open(Arc::clone(&self.opener) as _, config).expect("it is memory")
     }
 
-    /// The next append fails, with all of the frame written or nothing.
+    /// Makes the next append fail, with all of the frame written or nothing.
     pub(crate) fn fail_next(&self, is_written: bool) {
         self.opener.kept.fail_next(if is_written { Failure::After } else { Failure::Before });
     }
 }
 
-/// The hash of a password that takes next to no time.
+/// Returns the hash of a password that takes next to no time.
 pub(crate) fn weak_hash(password: &str) -> PasswordHash {
     let params = Params::new(Params::MIN_M_COST, 1, 1, None).expect("these are allowed");
     let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
     PasswordHash::new(&argon2.hash_password(password.as_bytes()).expect("there is randomness").to_string())
 }
 
-/// Whether a hash is verified in next to no time.
+/// Returns whether a hash is verified in next to no time.
 pub(crate) fn is_weak(hash: &PasswordHash) -> bool {
     hash.as_str().contains(&format!("m={},", Params::MIN_M_COST))
 }

@@ -51,7 +51,7 @@ struct State {
 }
 
 impl Kept {
-    /// The next append waits before its sync returns, until [`Self::release`].
+    /// Makes the next append wait before its sync returns, until [`Self::release`].
     pub(crate) fn hold(&self) {
         self.lock().is_holding = true;
     }
@@ -67,17 +67,17 @@ impl Kept {
         self.changed.notify_all();
     }
 
-    /// The next append fails. One that waits already does not.
+    /// Makes the next append fail. One that waits already does not.
     pub(crate) fn fail_next(&self, failure: Failure) {
         self.lock().failure = Some(failure);
     }
 
-    /// Whether free space is below the reserve.
+    /// Sets whether free space is below the reserve.
     pub(crate) fn set_low_on_space(&self, is_low: bool) {
         self.lock().is_low_on_space = is_low;
     }
 
-    /// Whether the log can be opened.
+    /// Sets whether opens fail.
     pub(crate) fn fail_opens(&self, fail: bool) {
         self.lock().opens_fail = fail;
     }
@@ -87,12 +87,12 @@ impl Kept {
         drop(self.changed.wait_while(self.lock(), |state| state.failed_opens < count).unwrap());
     }
 
-    /// How durable the appends were asked to be, but for those of checkpoints.
+    /// Returns how durable the appends were asked to be, but for those of checkpoints.
     pub(crate) fn appends(&self) -> Vec<Durability> {
         self.lock().appends.clone()
     }
 
-    /// The number of complete checkpoints.
+    /// Returns the number of complete checkpoints.
     pub(crate) fn checkpoints(&self) -> usize {
         self.lock().checkpoints
     }
@@ -106,7 +106,7 @@ impl Kept {
         }
     }
 
-    /// The blocks that are live.
+    /// Returns the blocks that are live.
     pub(crate) fn blocks(&self) -> Vec<Block> {
         self.lock().blocks.clone()
     }

@@ -7,9 +7,10 @@
 //! | `commit` | the commit thread: one frame for everything that waits |
 //! | `open`, `recovery` | the start, and opening the log again after a failure |
 //! | `watchdog` | commits that take too long |
-//! | `offline` | a store that is open without being served |
+//! | `offline`, `check` | a store that is open without being served; its damage |
 //! | `directory`, `readers`, `cursors` | what other threads may see: what is committed |
 
+pub(crate) mod check;
 mod commit;
 mod cursors;
 mod directory;
@@ -159,7 +160,7 @@ impl ShardStore {
         Self::open(Arc::new(DiskOpener::with_config(folder, layout)), config)
     }
 
-    /// A store in memory, which is gone when it is dropped.
+    /// Returns a store in memory, which is gone when it is dropped.
     ///
     /// # Errors
     /// [`StartError::Clock`] and [`StartError::Thread`].

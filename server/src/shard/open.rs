@@ -1,6 +1,7 @@
 //! Opening a log and replaying its ledger, at the start and after a failure.
 
 use std::io;
+use std::path::Path;
 use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -44,18 +45,21 @@ pub enum StartError {
 /// the next full second of the clock.
 pub(crate) fn open(opener: &dyn Opener, limits: Limits, floor: CounterFloor) -> Result<Opened, StartError> {
     let mut replay = Replay::new(limits);
-    let mut log = opener.open(&mut |records| {
-        replay.frame(records).map_err(|_| OpenError::Damaged {
-            path: opener.path().to_owned(),
-            what: "a record is malformed or of a later version".to_owned(),
-        })
-    })?;
+    let mut log = opener.open(&mut |records| replay_frame(&mut replay, opener.path(), records))?;
     log.retain(&mut |inbox| replay.cursor(inbox));
     let counter = match floor {
         CounterFloor::After(number) => number,
         CounterFloor::Clock => counter(replay.counter().is_none())?,
     };
     Ok(Opened { log, ledger: replay.finish(counter) })
+}
+
+/// Replays a frame of the log at `path`.
+pub(super) fn replay_frame(replay: &mut Replay, path: &Path, records: &[u8]) -> Result<(), OpenError> {
+    replay.frame(records).map_err(|_| OpenError::Damaged {
+        path: path.to_owned(),
+        what: "a record is malformed or of a later version".to_owned(),
+    })
 }
 
 fn counter(is_new: bool) -> Result<u64, WrongClock> {

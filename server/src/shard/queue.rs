@@ -68,7 +68,7 @@ impl Command {
         }
     }
 
-    /// Whether it waits even if commits make no progress: it has no answer.
+    /// Returns whether it waits even if commits make no progress: it has no answer.
     const fn is_patient(&self) -> bool {
         matches!(self, Self::CloseSession(_) | Self::Recovered(_))
     }
@@ -179,7 +179,7 @@ impl Queue {
         self.lock().is_stalled = false;
     }
 
-    /// Whether commands are refused since the thread makes no progress.
+    /// Returns whether commands are refused since the thread makes no progress.
     pub(super) fn is_stalled(&self) -> bool {
         self.lock().is_stalled
     }

@@ -71,7 +71,7 @@ impl Drop for Recovery {
     }
 }
 
-/// Without a recovery the store would be unavailable for good. The next process
+/// Aborts. Without a recovery the store would be unavailable for good. The next process
 /// recovers it; nothing that was answered is lost.
 fn give_up<E: std::fmt::Debug, T>(error: E) -> T {
     tracing::error!(?error, "store cannot be recovered: aborting");

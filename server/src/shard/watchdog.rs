@@ -46,12 +46,12 @@ impl Default for Progress {
 }
 
 impl Progress {
-    /// A commit begins.
+    /// Notes that a commit begins.
     pub(super) fn begin(&self) {
         self.since.store(1 + self.now_ms(), Ordering::Release);
     }
 
-    /// The commit has ended.
+    /// Notes that the commit has ended.
     pub(super) fn end(&self, queue: &Queue) {
         let since = self.since.swap(0, Ordering::AcqRel);
         if self.is_slow.load(Ordering::Acquire) {
@@ -62,7 +62,7 @@ impl Progress {
         }
     }
 
-    /// Whether a commit takes too long.
+    /// Returns whether a commit takes too long.
     pub(super) fn is_slow(&self) -> bool {
         self.is_slow.load(Ordering::Acquire)
     }

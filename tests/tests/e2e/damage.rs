@@ -167,21 +167,31 @@ impl Template {
         damages
     }
 
-    /// The segment that was written last, by the number in its name.
+    /// The segment with the messages. A start has written them again, into one segment.
     fn newest_segment(&self) -> Option<&Path> {
-        let segments = self.files.iter().filter(|(path, content)| {
-            path.starts_with("log") && content.length >= 1 << 20 && !content.bytes.is_empty()
-        });
-        segments.map(|(path, _)| &**path).max()
+        let segments = self.files.iter().filter(|(_, content)| content.bytes.starts_with(b"harkseg"));
+        segments.max_by_key(|(_, content)| content.bytes.len()).map(|(path, _)| &**path)
     }
 
-    /// One of each kind of damage to each kind of file.
+    /// One of each kind of damage to each kind of file, and damage to a text.
     fn representative(&self, random: &mut StdRng) -> Vec<Damage> {
         let mut damages = self.damages(random);
         damages.shuffle(random);
         let mut kinds = BTreeSet::new();
         damages.retain(|damage| kinds.insert(damage.kind(self)));
+        damages.extend(self.text_damage(random.random_range(ACKNOWLEDGED + 1..QUEUED - 50)));
         damages
+    }
+
+    /// A flipped bit in this text, in the file that holds it.
+    fn text_damage(&self, n: u32) -> Option<Damage> {
+        let begin = format!("{n}:xxxx");
+        let place = |bytes: &[u8]| bytes.windows(begin.len()).position(|part| part == begin.as_bytes());
+        let mut places = self.files.iter().filter_map(|(path, content)| Some((path, place(&content.bytes)?)));
+        places.find(|(path, _)| self.newest_segment() == Some(path)).map(|(path, at)| Damage {
+            path: path.clone(),
+            how: How::Flipped { at, bit: 0 },
+        })
     }
 }
 
@@ -349,7 +359,7 @@ async fn check_dropped(mut server: Harkd, store: &Path) {
     let (is_dropped, printed) = check_store(store, &["--drop-damaged"]);
     assert!(is_dropped && printed.contains("bob: dropped"), "{printed}");
     let (is_whole, printed) = check_store(store, &[]);
-    assert!(is_whole && printed.contains("0 of them damaged"), "{printed}");
+    assert!(is_whole && printed.contains(" 0 damaged blocks"), "{printed}");
     check_rest(store).await;
 }
 
@@ -477,20 +487,22 @@ fn is_unavailable(reply: &Reply) -> bool {
     matches!(reply, Reply::Error { failure: Failure::Unavailable, .. })
 }
 
-/// Damages the texts of bob in all segments, while they are in use.
+/// Damages the first hundred unread texts of bob, while they are in use.
 fn damage_messages(store: &Path) {
     let mut damaged = 0;
     for entry in fs::read_dir(store.join("log")).unwrap() {
         let path = entry.unwrap().path();
         let bytes = used_part(&path);
-        for at in (0..bytes.len()).step_by(512) {
-            if bytes.get(at..at + 4) == Some(b"xxxx") {
+        for n in ACKNOWLEDGED + 1..=ACKNOWLEDGED + 100 {
+            let begin = format!("{n}:xxxx");
+            let places = bytes.windows(begin.len()).enumerate();
+            for (at, _) in places.filter(|(_, part)| *part == begin.as_bytes()) {
                 flip(&path, at, 0);
                 damaged += 1;
             }
         }
     }
-    assert!(damaged > 100, "there were texts in files");
+    assert!(damaged >= 100, "there were texts in files");
 }
 
 #[tokio::test]
@@ -529,5 +541,7 @@ async fn damage_met_while_serving_concerns_its_inbox_alone() {
     let mut wire = Wire::connect(server.address()).await;
     wire.ok(with_password("eve", SECRET)).await;
     wire.sent("bob", "after it").await;
-    assert_eq!(read_to(&server, "after it").await, ["stored all the same"]);
+    let mut left: Vec<_> = (ACKNOWLEDGED + 101..=QUEUED).map(text).collect();
+    left.push("stored all the same".to_owned());
+    assert!(read_to(&server, "after it").await == left);
 }

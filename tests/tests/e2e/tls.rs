@@ -300,8 +300,8 @@ async fn who_does_not_read_is_dropped_over_tls_too() {
 
 /// What so many idle connections that receive cost the server, in bytes each.
 async fn cost_of_idling(front: Front) -> u64 {
-    const WARM_UP: usize = 200;
-    const MEASURED: usize = 800;
+    const WARM_UP: usize = 100;
+    const MEASURED: usize = 300;
     let server = server(&[]);
     let mut clients = Vec::new();
     let mut before = 0;

@@ -158,6 +158,20 @@ impl Repair {
         Ok(Self { log: Box::new(log) })
     }
 
+    /// Visits the live blocks of `inbox` that hold a number above `after`, in order,
+    /// until `visit` breaks; damaged ones, too.
+    ///
+    /// # Errors
+    /// [`ReadError::Failed`] if the disk fails.
+    pub fn visit(
+        &self,
+        inbox: InboxId,
+        after: u64,
+        visit: &mut dyn FnMut(Result<Block, DamagedBlock>) -> ControlFlow<()>,
+    ) -> Result<(), ReadError> {
+        visit_all(&self.log.shared, inbox, after, visit)
+    }
+
     /// Replaces the damaged blocks by `payload`, and returns them. All live blocks of
     /// their inboxes are written anew.
     ///

@@ -48,12 +48,15 @@ impl Folder {
         }
         let lock = lock(path, timeout)?;
         warn_if_open_to_others(path).map_err(io)?;
+        let folder = Self { path: path.to_owned(), _lock: lock };
         if !has_format(path)? {
+            // The folder of the log comes first: if it is missing later, it was lost.
+            create_folder(&folder.log()).map_err(io)?;
             let line = format!("{FORMAT_NAME}{FORMAT_VERSION}\n");
             write_synced(path, FORMAT, line.as_bytes()).map_err(io)?;
+        } else if !folder.log().is_dir() {
+            return Err(OpenError::Damaged { path: path.to_owned(), what: format!("{LOG} is missing") });
         }
-        let folder = Self { path: path.to_owned(), _lock: lock };
-        create_folder(&folder.log()).map_err(io)?;
         Ok(folder)
     }
 
@@ -117,8 +120,10 @@ fn missing_format(path: &Path) -> OpenError {
 /// before `FORMAT` was written.
 fn is_free(path: &Path) -> io::Result<bool> {
     for entry in fs::read_dir(path)? {
-        let name = entry?.file_name();
-        if name != LOCK && name != temporary(FORMAT).as_str() {
+        let entry = entry?;
+        let name = entry.file_name();
+        let is_empty_log = name == LOG && fs::read_dir(entry.path()).is_ok_and(|mut files| files.next().is_none());
+        if name != LOCK && name != temporary(FORMAT).as_str() && !is_empty_log {
             return Ok(false);
         }
     }
@@ -141,7 +146,7 @@ fn lock(path: &Path, timeout: Duration) -> Result<File, OpenError> {
         }
         if !is_logged {
             let (store, timeout_s) = (path.display(), timeout.as_secs());
-            tracing::warn!(%store, timeout_s, "store in use by another process: waiting for its lock");
+            tracing::info!(%store, timeout_s, "store in use by another process: waiting for its lock");
             is_logged = true;
         }
         std::thread::sleep(LOCK_RETRY_INTERVAL);
@@ -237,6 +242,15 @@ mod tests {
         fs::write(home.path().join(FORMAT), "hark store 03\n").unwrap();
         assert!(matches!(open(home.path()), Err(OpenError::Damaged { .. })));
         fs::remove_file(home.path().join(FORMAT)).unwrap();
+        fs::write(home.path().join(LOG).join("HEAD"), "").unwrap();
+        assert!(matches!(open(home.path()), Err(OpenError::Damaged { .. })));
+    }
+
+    #[test]
+    fn missing_log_is_damage() {
+        let home = tempfile::tempdir().unwrap();
+        drop(open(home.path()).unwrap());
+        fs::remove_dir(home.path().join(LOG)).unwrap();
         assert!(matches!(open(home.path()), Err(OpenError::Damaged { .. })));
     }
 
@@ -245,6 +259,7 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         fs::write(home.path().join("FORMAT.new"), "hark").unwrap();
         fs::write(home.path().join(LOCK), "").unwrap();
+        fs::create_dir(home.path().join(LOG)).unwrap();
         drop(open(home.path()).unwrap());
     }
 }

@@ -94,6 +94,10 @@ pub(super) fn recover(storage: &dyn Storage, replay: &mut Replay<'_>) -> Result<
     let header = newest.segment.header;
     let mut frames = Frames::new(&newest.bytes, header.salt, header.previous.link);
     let placed = scan_tail(&mut frames).map_err(|damage| recovery.damage(&newest.segment, damage))?;
+    if placed.last().map_or(0, |last| last.frame.head.commit) < header.carried {
+        // It was on stable storage before anything else was appended.
+        return Err(recovery.damage(&newest.segment, Damage { offset: frames.offset }));
+    }
     recovery.checkpoint = header.checkpoint;
     recovery.synced = synced_before(&header, &placed);
     for frame in &placed {
@@ -206,14 +210,16 @@ impl<'a> Recovery<'a> {
             let header = newest.header;
             let bytes = self.read(&newest, header.size)?;
             let mut frames = Frames::new(&bytes, header.salt, header.previous.link);
-            let is_whole = std::iter::repeat_with(|| frames.next())
-                .take_while(|placed| placed.as_ref().is_some_and(|placed| placed.frame.is_intact()))
-                .flatten()
+            // `HEAD` names a segment once it is complete: a text in it may have been
+            // damaged since.
+            let is_complete = id <= self.head_id;
+            let is_whole = std::iter::from_fn(|| frames.next())
+                .take_while(|placed| is_complete || placed.frame.is_intact())
                 .any(|placed| placed.frame.head.commit == header.carried);
             if is_whole || header.carried == 0 {
                 return Ok(Some(Newest { segment: newest, bytes }));
             }
-            if id <= self.head_id {
+            if is_complete {
                 return Err(self.damage(&newest, Damage { offset: FRAMES_START }));
             }
             tracing::info!(segment = id, "segment of an interrupted open ignored");

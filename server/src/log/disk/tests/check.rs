@@ -103,3 +103,20 @@ fn check_of_missing_store_makes_none() {
     assert!(matches!(Check::open(&path, &mut |_| Ok(())), Err(OpenError::NotAStore(_))));
     assert!(!path.exists());
 }
+
+#[test]
+fn damaged_text_in_a_carried_frame_concerns_its_inbox_alone() {
+    let home = Home::new();
+    let mut log = open(&home);
+    for number in 1..=20 {
+        append(&mut *log, blocks(vec![block(number % 2, number, number)]));
+    }
+    log.close().unwrap();
+    drop(open(&home));
+    change(&home.folder.path().join("store/log"), &block(1, 5, 5).payload);
+    for _ in 0..2 {
+        let log = open(&home);
+        assert!(matches!(read(&*log.reader(), 1, 0), Err(ReadError::Damaged { first: 5, .. })));
+        assert_eq!(read(&*log.reader(), 0, 0).unwrap().len(), 10);
+    }
+}
