@@ -81,7 +81,8 @@ fn folder_bytes(folder: &Path) -> u64 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unread_inboxes_keep_memory_and_disk_bounded() {
     let trial = Trial::from_env();
-    let disk = if Path::new("/dev/shm").is_dir() { tempfile::tempdir_in("/dev/shm") } else { tempfile::tempdir() };
+    let disk =
+        if Path::new("/dev/shm").is_dir() { tempfile::tempdir_in("/dev/shm") } else { tempfile::tempdir() };
     let disk = disk.unwrap();
     let store = disk.path().join("store");
     let limit = format!("--max-queued-bytes={INBOX_BYTES_MAX}");
@@ -109,7 +110,11 @@ async fn unread_inboxes_keep_memory_and_disk_bounded() {
     client.ok(Request::Create { user: name("last"), password: None }).await;
     client.sent("last", "still answered").await;
     let (sent, stall) = (seen.sent.load(Ordering::Relaxed), seen.stall_ms.load(Ordering::Relaxed));
-    println!("{sent} sent, at most {} MiB resident, {} MiB of files, {stall} ms for an answer", resident >> 20, files >> 20);
+    println!(
+        "{sent} sent, at most {} MiB resident, {} MiB of files, {stall} ms for an answer",
+        resident >> 20,
+        files >> 20
+    );
     assert!(sent > 100, "only {sent} sends were answered");
     assert!(resident < RESIDENT_BYTES_MAX, "{resident} bytes resident");
     assert!(files < FILE_BYTES_MAX, "{files} bytes of files");

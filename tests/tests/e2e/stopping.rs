@@ -190,7 +190,8 @@ fn refusal(command: &mut Command) -> String {
     let (stdout, stderr) = (String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap());
     assert!(status.code().is_some_and(|code| code != 0), "{status}: {stderr}");
     assert_eq!(stdout, "");
-    let said: Vec<&str> = stderr.lines().filter(|line| !line.contains(" INFO ")).collect();
+    let said: Vec<&str> =
+        stderr.lines().filter(|line| !line.contains(" INFO ") && !line.contains(" WARN ")).collect();
     let [line] = said[..] else { panic!("not one line:\n{stderr}") };
     line.to_owned()
 }

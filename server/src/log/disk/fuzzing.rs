@@ -49,7 +49,7 @@ fn check_frames(data: &[u8]) {
     // Behind the frame, and shifted over it, they are no frame.
     bytes.extend_from_slice(data);
     let mut frames = Frames::new(&bytes, salt, Default::default());
-    let placed = scan_tail(&mut frames).unwrap();
+    let placed = scan_tail(&mut frames, 0).unwrap();
     assert_eq!(placed.len(), 1);
     assert!(placed.iter().all(|placed| placed.frame.records == data));
     assert!(FrameView::decode(data, salt).is_none());

@@ -75,6 +75,9 @@ struct Needed {
 struct Newest {
     segment: Use,
     bytes: Vec<u8>,
+    /// The last carried commit, if `HEAD` names the segment: then everything up to
+    /// it is on stable storage.
+    durable: u64,
 }
 
 /// Recovers the log of a folder.
@@ -93,13 +96,14 @@ pub(super) fn recover(storage: &dyn Storage, replay: &mut Replay<'_>) -> Result<
     };
     let header = newest.segment.header;
     let mut frames = Frames::new(&newest.bytes, header.salt, header.previous.link);
-    let placed = scan_tail(&mut frames).map_err(|damage| recovery.damage(&newest.segment, damage))?;
+    let placed =
+        scan_tail(&mut frames, newest.durable).map_err(|damage| recovery.damage(&newest.segment, damage))?;
     if placed.last().map_or(0, |last| last.frame.head.commit) < header.carried {
         // It was on stable storage before anything else was appended.
         return Err(recovery.damage(&newest.segment, Damage { offset: frames.offset }));
     }
     recovery.checkpoint = header.checkpoint;
-    recovery.synced = synced_before(&header, &placed);
+    recovery.synced = synced_before(&newest, &placed);
     for frame in &placed {
         recovery.note_checkpoint(frame);
     }
@@ -112,7 +116,7 @@ pub(super) fn recover(storage: &dyn Storage, replay: &mut Replay<'_>) -> Result<
         recovery.replay_frame(frame, replay)?;
     }
     recovery.load_live(oldest)?;
-    let (kept, doubtful) = placed.split_at(carried_from(&header, frames.offset, &placed));
+    let (kept, doubtful) = placed.split_at(carried_from(&newest, frames.offset, &placed));
     let previous = recovery.end_newest(&newest.segment, kept);
     let tail_start = (recovery.checkpoint.first.max(1) <= previous.link.commit).then_some(oldest);
     let ended = (!kept.is_empty()).then_some(previous);
@@ -123,19 +127,21 @@ pub(super) fn recover(storage: &dyn Storage, replay: &mut Replay<'_>) -> Result<
 /// Returns the first frame of the newest segment, which ends at `end`, that is to be
 /// written again: the frames that may not be on stable storage, or all of them if
 /// they are few, so that a row of short runs does not take a segment each.
-fn carried_from(header: &Header, end: u64, placed: &[Placed<'_>]) -> usize {
+fn carried_from(newest: &Newest, end: u64, placed: &[Placed<'_>]) -> usize {
     let is_intact = placed.iter().all(|one| one.frame.is_intact());
-    if end - FRAMES_START <= header.size / CARRIED_WHOLE_DIVISOR && is_intact {
+    if end - FRAMES_START <= newest.segment.header.size / CARRIED_WHOLE_DIVISOR && is_intact {
         return 0;
     }
     let is_trusted = is_planted(Bug::TrustedCache);
-    let synced = if is_trusted { u64::MAX } else { synced_before(header, placed) };
+    let synced = if is_trusted { u64::MAX } else { synced_before(newest, placed) };
     placed.partition_point(|frame| frame.frame.head.commit <= synced)
 }
 
 /// Returns the last commit that was certainly synced.
-fn synced_before(header: &Header, placed: &[Placed<'_>]) -> u64 {
-    placed.last().map_or(header.previous.link.commit, |last| last.frame.head.synced)
+fn synced_before(newest: &Newest, placed: &[Placed<'_>]) -> u64 {
+    let synced =
+        placed.last().map_or(newest.segment.header.previous.link.commit, |last| last.frame.head.synced);
+    synced.max(newest.durable)
 }
 
 /// Opens `HEAD` and looks at every file.
@@ -217,7 +223,8 @@ impl<'a> Recovery<'a> {
                 .take_while(|placed| is_complete || placed.frame.is_intact())
                 .any(|placed| placed.frame.head.commit == header.carried);
             if is_whole || header.carried == 0 {
-                return Ok(Some(Newest { segment: newest, bytes }));
+                let durable = if is_complete { header.carried } else { 0 };
+                return Ok(Some(Newest { segment: newest, bytes, durable }));
             }
             if is_complete {
                 return Err(self.damage(&newest, Damage { offset: FRAMES_START }));

@@ -88,14 +88,15 @@ pub(super) fn scan_known<'a>(
 ///
 /// That one was torn, or never written, unless a valid frame behind it was written
 /// when it was on stable storage. A frame of which only a text is damaged is kept if
-/// a frame behind it proves that it was whole.
-pub(super) fn scan_tail<'a>(frames: &mut Frames<'a>) -> Result<Vec<Placed<'a>>, Damage> {
+/// it is known to have been whole: up to commit `carried`, or by a frame behind it.
+pub(super) fn scan_tail<'a>(frames: &mut Frames<'a>, carried: u64) -> Result<Vec<Placed<'a>>, Damage> {
     let link = frames.link;
     let mut placed: Vec<_> = std::iter::from_fn(|| frames.next()).collect();
     let torn = placed.iter().enumerate().position(|(number, one)| {
         let mut behind = placed.iter().skip(number + 1);
         let commit = one.frame.head.commit;
-        !one.frame.is_intact()
+        commit > carried
+            && !one.frame.is_intact()
             && !behind.any(|other| other.frame.is_intact() && other.frame.head.synced >= commit)
     });
     if let Some(torn) = torn {
