@@ -88,7 +88,7 @@ async fn send_as(wire: &mut Wire, id: u32) {
 
 /// A store as it was left, to be written out again and again.
 struct Template {
-    home: TempDir,
+    _home: TempDir,
     folders: Vec<PathBuf>,
     files: Vec<(PathBuf, Content)>,
 }
@@ -104,7 +104,7 @@ impl Template {
         let home = tempfile::tempdir().unwrap();
         let store = home.path().join("store");
         fill(&store, is_clean).await;
-        let mut template = Self { home, folders: Vec::new(), files: Vec::new() };
+        let mut template = Self { _home: home, folders: Vec::new(), files: Vec::new() };
         template.add(&store, Path::new(""));
         template
     }
