@@ -133,12 +133,12 @@ fn mode(path: &Path) -> u32 {
 fn the_folder_of_the_store_is_its_owners_alone_and_one_that_is_not_is_warned_of() {
     let mut server = Harkd::start();
     assert_eq!(mode(server.store()), 0o700);
-    assert!(!server.log().contains("others on this machine"));
+    assert!(!server.log().contains("open to other users"));
     server.signal("TERM");
     server.wait();
     set_mode(server.store(), 0o750);
     let server = server.restart();
-    server.wait_for_log("others on this machine may look into the store; chmod 700 makes it yours alone");
+    server.wait_for_log("store open to other users of this machine; chmod 700 closes it");
     server.wait_for_log("mode=\"750\"");
 }
 

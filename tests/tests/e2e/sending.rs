@@ -269,7 +269,6 @@ async fn what_is_not_a_request_is_refused_and_the_connection_goes_on() {
         ("create", ",x", Code::BadName),
         ("list", "(", Code::BadPattern),
         ("ping", "x", Code::BadRequest),
-        ("hello", "1", Code::BadRequest),
         ("send", "\u{1}\u{2},x", Code::BadName),
     ] {
         let length = u32::try_from(19 + payload.len()).unwrap();

@@ -78,7 +78,7 @@ async fn the_level_of_a_watcher_is_its_own_whatever_goes_to_standard_error() {
     let mut wire = Wire::connect(server.address()).await;
     mark(&mut wire, 7).await;
     let event = debug.until(7).await.pop().unwrap();
-    assert_eq!((event.level(), &*event.target), (LogLevel::Debug, "hark_server::chat::peer"));
+    assert_eq!((event.level(), &*event.target), (LogLevel::Debug, "hark_server::chat::connection"));
     assert_eq!(event.fields["address"], "127.0.0.1");
     assert!(event.time_ms > 1_700_000_000_000);
     assert!(!server.log().contains("received nothing"), "{}", server.log());
@@ -109,7 +109,7 @@ async fn events_are_chosen_by_their_target_and_a_limit_ends_the_stream() {
         login: None,
     };
     let mut elsewhere = Watch::try_open(&server, request("hark_server::store", 0)).await.unwrap();
-    let mut two = Watch::try_open(&server, request("hark_server::chat::peer", 2)).await.unwrap();
+    let mut two = Watch::try_open(&server, request("hark_server::chat::connection", 2)).await.unwrap();
     let mut wire = Wire::connect(server.address()).await;
     for number in 1..=3 {
         mark(&mut wire, number).await;
