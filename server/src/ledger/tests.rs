@@ -177,7 +177,7 @@ impl Driver {
                 messages.push(Arc::new(message.unwrap()));
             }
         }
-        messages.into_iter().map(|message| Arc::unwrap_or_clone(message)).collect()
+        messages.into_iter().map(Arc::unwrap_or_clone).collect()
     }
 }
 

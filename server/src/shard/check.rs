@@ -258,7 +258,8 @@ mod tests {
         damage(folder, "5: marked");
         let found = check(folder).unwrap();
         assert_eq!((found.accounts, found.messages), (1, 9));
-        let numbers = |found: &Findings| found.damaged.iter().map(|(_, block)| block.first).collect::<Vec<_>>();
+        let numbers =
+            |found: &Findings| found.damaged.iter().map(|(_, block)| block.first).collect::<Vec<_>>();
         assert_eq!(numbers(&found), [5]);
         let dropped = drop_damaged(folder).unwrap();
         assert_eq!(dropped.iter().map(|(_, gap)| (gap.first, gap.messages)).collect::<Vec<_>>(), [(5, 1)]);

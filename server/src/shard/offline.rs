@@ -48,8 +48,7 @@ impl OfflineStore {
     /// Returns the inboxes in the order of their names.
     pub(crate) fn inboxes(&self) -> Vec<OfflineInbox> {
         let inboxes = self.opened.ledger.inboxes();
-        let mut inboxes: Vec<_> =
-            inboxes.map(|(entry, cursor, _)| OfflineInbox { entry, cursor }).collect();
+        let mut inboxes: Vec<_> = inboxes.map(|(entry, cursor, _)| OfflineInbox { entry, cursor }).collect();
         inboxes.sort_by(|a, b| a.entry.account.name.cmp(&b.entry.account.name));
         inboxes
     }

@@ -188,10 +188,9 @@ impl Template {
         let begin = format!("{n}:xxxx");
         let place = |bytes: &[u8]| bytes.windows(begin.len()).position(|part| part == begin.as_bytes());
         let mut places = self.files.iter().filter_map(|(path, content)| Some((path, place(&content.bytes)?)));
-        places.find(|(path, _)| self.newest_segment() == Some(path)).map(|(path, at)| Damage {
-            path: path.clone(),
-            how: How::Flipped { at, bit: 0 },
-        })
+        places
+            .find(|(path, _)| self.newest_segment() == Some(path))
+            .map(|(path, at)| Damage { path: path.clone(), how: How::Flipped { at, bit: 0 } })
     }
 }
 

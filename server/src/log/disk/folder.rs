@@ -122,7 +122,8 @@ fn is_free(path: &Path) -> io::Result<bool> {
     for entry in fs::read_dir(path)? {
         let entry = entry?;
         let name = entry.file_name();
-        let is_empty_log = name == LOG && fs::read_dir(entry.path()).is_ok_and(|mut files| files.next().is_none());
+        let is_empty_log =
+            name == LOG && fs::read_dir(entry.path()).is_ok_and(|mut files| files.next().is_none());
         if name != LOCK && name != temporary(FORMAT).as_str() && !is_empty_log {
             return Ok(false);
         }
