@@ -54,7 +54,9 @@ pub(crate) use self::block::{Content, Gap, decode, measure};
 pub(crate) use self::bytes::Malformed;
 pub(crate) use self::changes::{AccountChange, Changes, SubscriptionEnd};
 pub(crate) use self::checkpoint::Checkpoint;
-pub(crate) use self::dedup::{DedupTable, Known};
+#[cfg(feature = "cluster")]
+pub(crate) use self::dedup::DedupTable;
+pub(crate) use self::dedup::Known;
 pub(crate) use self::import::Imported;
 pub use self::numbers::{COUNTER_MAX, WrongClock};
 pub(crate) use self::numbers::{counter_at, until_next_second};

@@ -264,12 +264,21 @@ async fn who_takes_all_sessions_that_it_can_leaves_some_to_the_others(one: Front
     elsewhere.ok(Request::Hello { version: 1, session: "elsewhere".parse().unwrap() }).await;
 }
 
+/// Waits until the server has made the files that the store needs next.
+async fn files_are_made(server: &Harkd) {
+    let mut before = 0;
+    while std::mem::replace(&mut before, open_files(server)) != before {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
 async fn who_cannot_be_accepted_costs_no_time_and_disturbs_nobody(one: Front, other: Front) {
     let server = Harkd::start();
     let mut eve = one.connect(server.address()).await;
     eve.create("bob").await;
     let mut bob = other.connect(server.address()).await;
     bob.receive("bob").await;
+    files_are_made(&server).await;
     limit_files(&server, open_files(&server) + 10);
     // The system accepts them all; the server can have ten.
     let mut crowd = Vec::new();
