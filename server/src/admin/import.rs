@@ -141,6 +141,9 @@ fn store_message(
     Ok(match imported {
         Imported::Stored => Ok(Outcome::Message),
         Imported::Known => Ok(Outcome::Known),
+        Imported::Behind(_) => Err(format!(
+            "{to} has a later message already: import into an empty store, in order of the numbers"
+        )),
         Imported::NoSuchUser => Err(format!("no account {to} in the lines before")),
     })
 }
@@ -159,9 +162,16 @@ fn checked_message(
     if text.len() > FRAME_BYTES_MAX {
         return Err(format!("a text of {} bytes", text.len()));
     }
+    if time_ms > TIME_MS_MAX {
+        return Err(format!("the time {time_ms} ms is after the year 2100"));
+    }
     let position = Position { sequence: Sequence(number), ..Position::default() };
     Ok((to, Message { position, sender, time_ms, text: ByteString::from(text) }))
 }
+
+/// The latest time of a message: 2100-01-01, in milliseconds since 1970. Later
+/// messages of the store never get an earlier time.
+const TIME_MS_MAX: u64 = 4_102_444_800_000;
 
 fn checked_number(number: u64) -> Result<(), String> {
     if number <= COUNTER_MAX { Ok(()) } else { Err(format!("the number {number} is above {COUNTER_MAX}")) }
@@ -184,6 +194,22 @@ mod tests {
         let mut lines = Vec::new();
         export::run(folder, &mut lines).unwrap();
         String::from_utf8(lines).unwrap()
+    }
+
+    #[test]
+    fn message_behind_a_later_one_is_a_bad_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path().join("store");
+        let line = |number, time| {
+            format!(
+                r#"{{"type":"message","to":"amy","number":{number},"sender":null,"time":{time},"text":"x"}}"#
+            )
+        };
+        let account = r#"{"type":"account","name":"amy","cursor":0}"#;
+        let head = r#"{"type":"export","version":1}"#;
+        let lines = [head, account, &line(9, 1), &line(12, 1), &line(9, 1), &line(8, 1), &line(13, u64::MAX)];
+        let counts = imported(&folder, &lines.join("\n"));
+        assert_eq!((counts.messages, counts.known, counts.bad), (2, 1, 2));
     }
 
     const LINES: &str = r#"{"type":"export","version":1}

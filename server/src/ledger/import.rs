@@ -11,8 +11,11 @@ use crate::store::{Created, Message, PasswordHash, Position};
 pub(crate) enum Imported {
     /// It is in the inbox.
     Stored,
-    /// The inbox has this number, or a later one, or its cursor has passed it.
+    /// The inbox has this number, or its cursor has passed it.
     Known,
+    /// The inbox of this account has a later number already. The ledger does not know
+    /// whether it has this one, too.
+    Behind(u64),
     /// There is no such account.
     NoSuchUser,
 }
@@ -46,8 +49,11 @@ impl Ledger {
     ) -> Imported {
         let Some(inbox) = self.inboxes.by_name(to) else { return Imported::NoSuchUser };
         let sequence = message.position.sequence;
-        if sequence <= inbox.tail.sequence {
+        if sequence <= inbox.cursor.sequence || sequence == inbox.tail.sequence {
             return Imported::Known;
+        }
+        if sequence < inbox.tail.sequence {
+            return Imported::Behind(inbox.account.incarnation);
         }
         let position = Position {
             sequence,

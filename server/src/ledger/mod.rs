@@ -136,6 +136,11 @@ impl Ledger {
         changes.take_frame(self.time_ms)
     }
 
+    /// Completes a frame that changes nothing.
+    pub(crate) fn finish_empty(&self, changes: &mut Changes) -> Frame {
+        changes.take_whole_frame(self.time_ms)
+    }
+
     /// Creates an account.
     pub(crate) fn create(
         &mut self,

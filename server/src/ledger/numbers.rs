@@ -35,7 +35,8 @@ pub struct WrongClock {
     pub unix_seconds: u64,
 }
 
-/// Returns the counter at `time`.
+/// Returns the counter at `time`: Unix seconds × 2²¹, and the fraction of the second,
+/// so that a copy that is put back within a second repeats no number either.
 ///
 /// # Errors
 /// [`WrongClock`] if the time is before the release of this version or over 20
@@ -45,7 +46,9 @@ pub(crate) fn counter_at(time: SystemTime) -> Result<u64, WrongClock> {
     if !(RELEASED..=RELEASED + CLOCK_AHEAD_MAX).contains(&unix_seconds) {
         return Err(WrongClock { unix_seconds });
     }
-    Ok(unix_seconds << NUMBERS_PER_SECOND_BITS)
+    let nanos = time.duration_since(UNIX_EPOCH).unwrap_or_default().subsec_nanos();
+    let within_second = (u64::from(nanos) << NUMBERS_PER_SECOND_BITS) / 1_000_000_000;
+    Ok((unix_seconds << NUMBERS_PER_SECOND_BITS) + within_second)
 }
 
 /// Returns the time until the next full second of the clock.

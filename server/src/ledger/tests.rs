@@ -394,6 +394,7 @@ fn imported_messages_keep_their_numbers() {
     assert_eq!(import(70_000_007, "a"), Imported::Stored);
     assert_eq!(import(70_000_007, "again"), Imported::Known);
     assert_eq!(import(90_000_000, "b"), Imported::Stored);
+    assert!(matches!(import(80_000_000, "between"), Imported::Behind(_)));
     driver.next_frame();
     let account = driver.account("bob").unwrap();
     let messages = driver.messages(&account);

@@ -88,6 +88,10 @@ impl Log for MemoryLog {
         false
     }
 
+    fn has_pending_work(&self) -> bool {
+        false
+    }
+
     fn usage(&self) -> Usage {
         Usage { live_bytes: self.shared.lock_shared().live_bytes, file_bytes: 0 }
     }

@@ -28,6 +28,11 @@ const TEXT_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// until then their messages keep their space.
 const ACKS_SYNC_INTERVAL: Duration = Duration::from_secs(5);
 
+/// How long the commit thread waits for work before it looks whether the log has some
+/// to do, and how long if it has.
+const IDLE_INTERVAL: Duration = Duration::from_secs(1);
+const MAINTENANCE_INTERVAL: Duration = Duration::from_millis(50);
+
 /// How long after a checkpoint that found no space the next one is tried.
 const CHECKPOINT_RETRY: Duration = Duration::from_secs(30);
 
@@ -58,6 +63,7 @@ pub(super) struct Committer {
     backlog: VecDeque<Command>,
     /// Cursors that were appended, and that no sync has covered.
     unsynced: HashMap<u64, Position>,
+    is_low_on_space: bool,
     acks_committed: Instant,
     synced: Instant,
     started: Instant,
@@ -164,6 +170,7 @@ impl Committer {
             permits: Vec::new(),
             backlog: VecDeque::new(),
             unsynced: HashMap::new(),
+            is_low_on_space: false,
             acks_committed: now,
             synced: now,
             started: now,
@@ -192,7 +199,11 @@ impl Committer {
     fn wait(&self) -> Wait {
         match &self.log {
             Some(_) if self.checkpoint.is_some() => Wait::Nothing,
-            Some(_) => Wait::AcksSince(self.acks_committed),
+            Some(log) => {
+                let has_work = log.has_pending_work();
+                let timeout = if has_work { MAINTENANCE_INTERVAL } else { IDLE_INTERVAL };
+                Wait::AcksSince(self.acks_committed, timeout)
+            }
             None => Wait::Commands,
         }
     }
@@ -203,6 +214,7 @@ impl Committer {
             running: self.now(),
             is_low_on_space: self.log.as_ref().is_some_and(|log| log.is_low_on_space()),
         };
+        self.report_space(context.is_low_on_space);
         self.stored = self.ledger.counter();
         self.ledger.begin(context, &mut self.changes);
         if !acks.is_empty() {
@@ -301,8 +313,11 @@ impl Committer {
     /// Of the sends the last is completed first: a connection waits for its first
     /// one, and so wakes when all are completed.
     fn finish(&mut self) {
-        if let Some(frame) = self.ledger.finish(&mut self.changes) {
-            let durability = self.durability();
+        let frame = self.ledger.finish(&mut self.changes);
+        let is_maintenance = frame.is_none() && self.is_maintenance_due();
+        let frame = frame.or_else(|| is_maintenance.then(|| self.ledger.finish_empty(&mut self.changes)));
+        if let Some(frame) = frame {
+            let durability = if is_maintenance { Durability::Machine } else { self.durability() };
             if let Err(error) = self.append_frame(frame, durability) {
                 return self.fail(&error);
             }
@@ -314,6 +329,23 @@ impl Committer {
         self.permits.clear();
         self.changes.effects.publish();
         self.changes.effects.clear();
+    }
+
+    /// Returns whether a frame is to be appended although nothing was decided: space
+    /// is reclaimed without traffic, too.
+    fn is_maintenance_due(&self) -> bool {
+        let is_unsynced = !self.unsynced.is_empty()
+            && (self.is_low_on_space || self.synced.elapsed() >= ACKS_SYNC_INTERVAL);
+        is_unsynced || self.log.as_ref().is_some_and(|log| log.has_pending_work())
+    }
+
+    fn report_space(&mut self, is_low: bool) {
+        if std::mem::replace(&mut self.is_low_on_space, is_low) != is_low {
+            match is_low {
+                true => tracing::warn!("low on disk space: sends are refused"),
+                false => tracing::info!("disk space available again"),
+            }
+        }
     }
 
     fn durability(&self) -> Durability {
@@ -366,7 +398,10 @@ impl Committer {
         let is_complete = checkpoint.is_complete();
         let durability = if is_complete { Durability::Machine } else { Durability::Process };
         match self.append_frame(piece, durability) {
-            Ok(()) if is_complete => self.checkpoint = None,
+            Ok(()) if is_complete => {
+                self.checkpoint = None;
+                self.release(Durability::Machine);
+            }
             Ok(()) => {}
             Err(AppendError::NoSpace) => {
                 tracing::warn!("checkpoint abandoned: no space left");

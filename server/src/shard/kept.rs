@@ -224,6 +224,10 @@ impl Log for KeptLog {
         self.kept.lock().is_low_on_space
     }
 
+    fn has_pending_work(&self) -> bool {
+        self.inner.has_pending_work()
+    }
+
     fn usage(&self) -> Usage {
         self.inner.usage()
     }

@@ -70,16 +70,30 @@ impl OfflineStore {
         Ok(created)
     }
 
-    /// Stores a message under its own number.
+    /// Stores a message under its own number. [`Imported::Behind`] says that the number
+    /// is not in the inbox and can no longer be put there.
     pub(crate) fn import_message(
         &mut self,
         to: &UserName,
         message: Message,
     ) -> Result<Imported, AppendError> {
         let bytes = message.text.len();
+        let sequence = message.position.sequence;
         let imported = self.opened.ledger.import_message(to, message, &mut self.changes);
+        if let Imported::Behind(incarnation) = imported {
+            self.commit()?;
+            return Ok(if self.has(incarnation, sequence) { Imported::Known } else { imported });
+        }
         self.commit_some(bytes)?;
         Ok(imported)
+    }
+
+    /// Returns whether a message is in an inbox. One that cannot be read is not.
+    fn has(&self, incarnation: u64, sequence: Sequence) -> bool {
+        let limit = ReadLimit { messages: 1, bytes: 0 };
+        let after = Sequence(sequence.0.saturating_sub(1));
+        let page = read_page(&*self.opened.log.reader(), incarnation, after, limit);
+        page.is_ok_and(|page| page.messages.iter().any(|message| message.position.sequence == sequence))
     }
 
     fn commit_some(&mut self, bytes: usize) -> Result<(), AppendError> {

@@ -107,8 +107,9 @@ struct State {
 pub(super) enum Wait {
     /// Nothing: it has work left.
     Nothing,
-    /// A command, or acknowledgements that have lingered since then.
-    AcksSince(Instant),
+    /// A command, or acknowledgements that have lingered since the instant, or the end
+    /// of the duration.
+    AcksSince(Instant, Duration),
     /// A command; acknowledgements stay where they are.
     Commands,
 }
@@ -204,6 +205,7 @@ impl Queue {
     /// Takes everything that is there, once something is. `commands` is empty and
     /// lends its memory. `None` if the thread is to end.
     pub(super) fn take(&self, wait: Wait, commands: &mut Vec<Command>) -> Option<Acks> {
+        let begun = Instant::now();
         let mut state = self.lock();
         loop {
             if state.is_stopped {
@@ -212,10 +214,11 @@ impl Queue {
             let limit = match wait {
                 _ if !state.commands.is_empty() => break,
                 Wait::Nothing => break,
-                Wait::AcksSince(since) if !state.acks.is_empty() => {
+                Wait::AcksSince(since, _) if !state.acks.is_empty() => {
                     Some(ACKS_LINGER.saturating_sub(since.elapsed()))
                 }
-                Wait::AcksSince(_) | Wait::Commands => None,
+                Wait::AcksSince(_, timeout) => Some(timeout.saturating_sub(begun.elapsed())),
+                Wait::Commands => None,
             };
             if limit.is_some_and(|limit| limit.is_zero()) {
                 break;
@@ -225,7 +228,7 @@ impl Queue {
         std::mem::swap(&mut state.commands, commands);
         match wait {
             Wait::Commands => Some(Acks::new()),
-            Wait::Nothing | Wait::AcksSince(_) => Some(std::mem::take(&mut state.acks)),
+            Wait::Nothing | Wait::AcksSince(..) => Some(std::mem::take(&mut state.acks)),
         }
     }
 

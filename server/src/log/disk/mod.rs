@@ -427,7 +427,19 @@ impl Log for DiskLog {
     fn is_checkpoint_due(&self) -> bool {
         let due =
             (DUE_SEGMENTS * self.shared.files.segment_bytes).max(DUE_CHECKPOINTS * self.checkpoint.bytes);
-        self.tail_bytes + self.writer.offset() > due
+        // A checkpoint lets the segments before it go.
+        let is_held_up = self.is_low_on_space() && self.tail_bytes > 0 && !self.emptied.is_empty();
+        is_held_up || self.tail_bytes + self.writer.offset() > due
+    }
+
+    fn has_pending_work(&self) -> bool {
+        let tail_start = self.shared.tail_start.load(Ordering::Relaxed);
+        let is_free = |id: &SegmentId| *id < tail_start;
+        let emptied = self.shared.emptied.lock().unwrap_or_else(PoisonError::into_inner);
+        emptied.iter().chain(&self.emptied).any(is_free)
+            || !self.shared.copies.is_empty()
+            || !self.freeing.is_empty()
+            || !self.held.is_empty()
     }
 
     fn is_low_on_space(&self) -> bool {
