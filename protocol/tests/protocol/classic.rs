@@ -301,6 +301,16 @@ fn a_list_is_split_between_names() {
 }
 
 #[test]
+fn list_that_fills_a_block_is_not_split() {
+    for (last_bytes, blocks) in [(17, 1), (18, 2)] {
+        // 62 names of 15 bytes and as many commas leave 17 bytes.
+        let lengths = std::iter::repeat_n(15, 62).chain([last_bytes]);
+        let names = lengths.map(|bytes| "x".repeat(bytes).parse().unwrap()).collect();
+        assert_eq!(received(&Reply::List(names)).len(), blocks);
+    }
+}
+
+#[test]
 fn an_explanation_that_is_too_long_is_cut_between_characters() {
     let refusal = Refusal::new(Code::Denied, "é".repeat(1_000));
     let messages = received(&Reply::NotOk(refusal));

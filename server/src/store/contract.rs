@@ -3,6 +3,7 @@
 
 use std::fmt::Debug;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytestring::ByteString;
 use hark_protocol::{Code, RequestId, Sequence, SessionToken, UserName};
@@ -24,6 +25,9 @@ pub(crate) struct Limits {
     pub(crate) messages: u64,
     pub(crate) bytes: u64,
 }
+
+/// The longest wait for an event, also of a cluster on a busy machine.
+const EVENT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Limits that do not matter.
 pub(crate) const WIDE: Limits = Limits { accounts: 1000, sessions: 1000, messages: 100_000, bytes: 1 << 30 };
@@ -579,8 +583,10 @@ pub(crate) async fn what_was_answered_is_there_after_a_drop_without_a_close(home
     assert_eq!(texts(&*store, &bob).await, ["x"]);
 }
 
+/// Returns the next event. Panics if none comes in time.
 pub(crate) async fn next_event(receiver: &mut Subscription) -> Event {
-    std::future::poll_fn(|cx| receiver.poll_event(cx)).await
+    let event = std::future::poll_fn(|cx| receiver.poll_event(cx));
+    tokio::time::timeout(EVENT_TIMEOUT, event).await.expect("an event in time")
 }
 
 /// The suite as tests; `$home` makes an empty [`Home`] for each.
