@@ -9,18 +9,21 @@ use std::time::{Duration, Instant};
 
 use super::Shared;
 use super::copies::{CopyJob, is_mostly_dead};
-use super::segment::Segment;
+use super::segment::{Segment, unit_bytes};
 use super::slots::Unfinished;
 use super::table::{FOOTER_BYTES, Table};
 
 /// Blank files that are made ahead of use.
 const SPARES: usize = 2;
-/// Zeros that are written and synced at once.
-const ZERO_PIECE: usize = 1 << 20;
+/// Zeros that are written and synced at once; few in a test, whose segments are small.
+const ZERO_PIECE: usize = if cfg!(test) { 16 << 10 } else { 1 << 20 };
 /// Pause after each piece, unless there is no blank file at all.
 const ZERO_PAUSE: Duration = Duration::from_millis(15);
 /// How often the free space is looked up, and an error tried again.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// Copies come before blank files if the segments that are mostly dead exceed this
+/// many segments, and the live bytes.
+const DEBT_SEGMENTS: u64 = 4;
 
 /// Runs the maintenance of a log.
 #[derive(Debug)]
@@ -67,6 +70,8 @@ pub(super) struct Maintenance {
     shared: Arc<Shared>,
     unfinished: Option<Unfinished>,
     job: Option<CopyJob>,
+    /// The last step copied, so a blank file is next.
+    has_copied: bool,
     zeros: Vec<u8>,
     polled_at: Option<Instant>,
 }
@@ -83,7 +88,7 @@ enum Step {
 
 impl Maintenance {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, unfinished: None, job: None, zeros: Vec::new(), polled_at: None }
+        Self { shared, unfinished: None, job: None, has_copied: false, zeros: Vec::new(), polled_at: None }
     }
 
     fn run(&mut self) {
@@ -102,6 +107,12 @@ impl Maintenance {
         if self.seal() {
             return Step::Worked;
         }
+        // Without debt, copies and blank files take turns.
+        let is_copy_first = self.note_debt() || !self.has_copied;
+        self.has_copied = is_copy_first && self.copy();
+        if self.has_copied {
+            return Step::Worked;
+        }
         let spares = self.clean().and_then(|step| match step {
             Step::Idle => self.make_spare(),
             step => Ok(step),
@@ -114,7 +125,19 @@ impl Maintenance {
                 self.unfinished = None;
             }
         }
-        if self.copy() { Step::Worked } else { Step::Idle }
+        if !is_copy_first && self.copy() { Step::Worked } else { Step::Idle }
+    }
+
+    /// Looks up whether the space that copies would free exceeds its bound, and lets
+    /// the appends copy more if so.
+    fn note_debt(&self) -> bool {
+        let tail_start = self.shared.tail_start.load(Ordering::Relaxed);
+        let is_debt = |segment: &Segment| segment.id < tail_start && is_mostly_dead(segment);
+        let debt = self.shared.segments.sum(|segment| if is_debt(segment) { segment.slot.size } else { 0 });
+        let live = unit_bytes(self.shared.segments.sum(Segment::live));
+        let is_urgent = debt > live.max(DEBT_SEGMENTS * self.shared.files.segment_bytes);
+        self.shared.copies.set_urgent(is_urgent);
+        is_urgent
     }
 
     fn poll(&mut self) {

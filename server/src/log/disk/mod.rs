@@ -143,11 +143,12 @@ struct Shared {
 
 impl Shared {
     fn new(files: Files, segments: Arc<Segments>, index: Index, tail_start: SegmentId) -> Self {
+        let copies = CopyQueue::new(files.segment_bytes);
         Self {
             files,
             segments,
             index,
-            copies: CopyQueue::default(),
+            copies,
             emptied: Mutex::default(),
             tail_start: tail_start.into(),
             is_closed: false.into(),
