@@ -19,8 +19,11 @@ const SPARES: usize = 2;
 const ZERO_PIECE: usize = if cfg!(test) { 16 << 10 } else { 1 << 20 };
 /// Pause after each piece, unless there is no blank file at all.
 const ZERO_PAUSE: Duration = Duration::from_millis(15);
-/// How often the free space is looked up, and an error tried again.
+/// How often the free space is looked up.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// Delay before blank files are made again after an error; it doubles with each.
+const RETRY_MIN: Duration = Duration::from_secs(1);
+const RETRY_MAX: Duration = Duration::from_secs(30);
 /// Copies come before blank files if the segments that are mostly dead exceed this
 /// many segments, and the live bytes.
 const DEBT_SEGMENTS: u64 = 4;
@@ -74,6 +77,8 @@ pub(super) struct Maintenance {
     has_copied: bool,
     zeros: Vec<u8>,
     polled_at: Option<Instant>,
+    /// When blank files are made again after an error, and the delay until then.
+    retry: Option<(Instant, Duration)>,
 }
 
 /// What a step did.
@@ -88,7 +93,15 @@ enum Step {
 
 impl Maintenance {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, unfinished: None, job: None, has_copied: false, zeros: Vec::new(), polled_at: None }
+        Self {
+            shared,
+            unfinished: None,
+            job: None,
+            has_copied: false,
+            zeros: Vec::new(),
+            polled_at: None,
+            retry: None,
+        }
     }
 
     fn run(&mut self) {
@@ -113,19 +126,33 @@ impl Maintenance {
         if self.has_copied {
             return Step::Worked;
         }
-        let spares = self.clean().and_then(|step| match step {
-            Step::Idle => self.make_spare(),
-            step => Ok(step),
-        });
-        match spares {
-            Ok(Step::Idle) => {}
-            Ok(step) => return step,
+        match self.prepare_space() {
+            Step::Idle if !is_copy_first && self.copy() => Step::Worked,
+            step => step,
+        }
+    }
+
+    /// Cleans freed files and makes blank ones, with a delay after an error.
+    fn prepare_space(&mut self) -> Step {
+        if self.retry.is_some_and(|(at, _)| Instant::now() < at) {
+            return Step::Idle;
+        }
+        let prepared = match self.clean() {
+            Ok(Step::Idle) => self.make_spare(),
+            cleaned => cleaned,
+        };
+        match prepared {
+            Ok(step) => {
+                self.retry = None;
+                step
+            }
             Err(error) => {
-                tracing::warn!(%error, "cannot prepare space for the log");
-                self.unfinished = None;
+                let delay = self.retry.map_or(RETRY_MIN, |(_, delay)| (2 * delay).min(RETRY_MAX));
+                self.retry = Some((Instant::now() + delay, delay));
+                tracing::warn!(%error, retry_ms = delay.as_millis(), "cannot prepare space for the log");
+                Step::Idle
             }
         }
-        if !is_copy_first && self.copy() { Step::Worked } else { Step::Idle }
     }
 
     /// Looks up whether the space that copies would free exceeds its bound, and lets
@@ -200,21 +227,32 @@ impl Maintenance {
             self.unfinished = Some(spares.begin(storage)?);
             return Ok(Step::Worked);
         };
-        if is_enough {
-            // Segments were freed meanwhile.
-            return self
-                .unfinished
-                .take()
-                .map_or(Ok(()), |file| file.abandon(storage))
-                .map(|()| Step::Worked);
+        if is_enough || unfinished.has_failed {
+            // Segments were freed meanwhile, or the file could not be removed before.
+            unfinished.abandon(storage)?;
+            self.unfinished = None;
+            return Ok(Step::Worked);
         }
         self.zeros.resize(ZERO_PIECE, 0);
-        if unfinished.write(&self.zeros)?
-            && let Some(unfinished) = self.unfinished.take()
-        {
-            spares.finish(storage, unfinished)?;
-            files.note_used(files.segment_bytes);
-            self.zeros = Vec::new();
+        let written = unfinished.write(&self.zeros).and_then(|is_complete| {
+            if is_complete {
+                spares.finish(storage, unfinished)?;
+            }
+            Ok(is_complete)
+        });
+        match written {
+            Ok(false) => {}
+            Ok(true) => {
+                files.note_used(files.segment_bytes);
+                self.unfinished = None;
+                self.zeros = Vec::new();
+            }
+            Err(error) => {
+                unfinished.has_failed = true;
+                unfinished.abandon(storage)?;
+                self.unfinished = None;
+                return Err(error);
+            }
         }
         Ok(if spares.blank_count() > 0 { Step::Pause(ZERO_PAUSE) } else { Step::Worked })
     }

@@ -220,7 +220,7 @@ impl Spares {
     }
 
     /// Cleans one file whose segment was freed: blanks or removes it. Returns
-    /// whether there was one.
+    /// whether there was one. After an error, the other files come first.
     pub(super) fn clean(&self, storage: &dyn Storage) -> io::Result<bool> {
         let (slot, is_kept) = {
             let mut state = self.state();
@@ -228,13 +228,17 @@ impl Spares {
             let is_kept = slot.size == self.segment_bytes && state.blank.len() < SPARES_MAX;
             (slot, is_kept)
         };
-        if is_kept {
-            slot.file.write_at(&[0; 2 * HEADER_SPAN], 0)?;
-            slot.file.sync()?;
-            self.state().blank.push(slot);
-        } else {
-            self.bytes.fetch_sub(slot.size, Ordering::Relaxed);
-            storage.remove(&slot.name)?;
+        let cleaned = if is_kept { slot.blank() } else { storage.remove(&slot.name) };
+        let mut state = self.state();
+        match cleaned {
+            Ok(()) if is_kept => state.blank.push(slot),
+            Ok(()) => {
+                self.bytes.fetch_sub(slot.size, Ordering::Relaxed);
+            }
+            Err(error) => {
+                state.dirty.insert(0, slot);
+                return Err(error);
+            }
         }
         Ok(true)
     }
@@ -245,17 +249,18 @@ impl Spares {
         let unfinished = format!("{name}{UNFINISHED}");
         let file = storage.create(&unfinished)?;
         let slot = Slot { path: storage.path(&name), name, file, size: self.segment_bytes };
-        Ok(Unfinished { slot, name: unfinished, written: 0 })
+        Ok(Unfinished { slot, name: unfinished, written: 0, has_failed: false })
     }
 
-    /// Adds a finished file.
-    pub(super) fn finish(&self, storage: &dyn Storage, unfinished: Unfinished) -> io::Result<()> {
+    /// Adds a finished file, which the caller drops.
+    pub(super) fn finish(&self, storage: &dyn Storage, unfinished: &mut Unfinished) -> io::Result<()> {
         let Unfinished { slot, name, .. } = unfinished;
         slot.file.sync()?;
-        storage.rename(&name, &slot.name)?;
+        storage.rename(name, &slot.name)?;
+        name.clone_from(&slot.name);
         storage.sync_names()?;
         self.bytes.fetch_add(slot.size, Ordering::Relaxed);
-        self.state().blank.push(slot);
+        self.state().blank.push(slot.clone());
         Ok(())
     }
 
@@ -275,8 +280,11 @@ impl Spares {
 #[derive(Debug)]
 pub(super) struct Unfinished {
     slot: Slot,
+    /// The name that the file has now.
     name: String,
     written: u64,
+    /// The content is uncertain: the file is only removed.
+    pub(super) has_failed: bool,
 }
 
 impl Unfinished {
@@ -292,7 +300,7 @@ impl Unfinished {
     }
 
     /// Removes the file.
-    pub(super) fn abandon(self, storage: &dyn Storage) -> io::Result<()> {
+    pub(super) fn abandon(&self, storage: &dyn Storage) -> io::Result<()> {
         storage.remove(&self.name)
     }
 }
