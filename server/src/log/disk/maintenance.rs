@@ -220,7 +220,9 @@ impl Maintenance {
         let (storage, spares) = (&*files.storage, &files.spares);
         let is_enough = spares.blank_count() >= SPARES;
         let Some(unfinished) = &mut self.unfinished else {
-            let has_space = files.free_bytes() > 2 * files.segment_bytes;
+            // The reserve of an open comes first.
+            let least = if spares.blank_count() == 0 { 1 } else { 2 };
+            let has_space = files.free_bytes() > least * files.segment_bytes;
             if is_enough || !has_space {
                 return Ok(Step::Idle);
             }

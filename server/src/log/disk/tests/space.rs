@@ -4,9 +4,9 @@ use super::super::file::Storage as _;
 use super::super::segment::Slot;
 use super::super::slots::Spares;
 use super::model::SimOpener;
-use super::sim::{Fault, SimStorage};
-use crate::log::contract::{append, block, blocks, frame, open, part};
-use crate::log::{Durability, Log};
+use super::sim::{Fault, SimStorage, Unsynced, random};
+use crate::log::contract::{append, block, blocks, frame, open, part, read};
+use crate::log::{AppendError, Durability, Log};
 
 const SEGMENT_BYTES: u64 = 128 << 10;
 
@@ -70,4 +70,53 @@ fn failed_cleaning_keeps_the_file() {
     spares.clean(&storage).unwrap_err();
     assert!(spares.clean(&storage).unwrap());
     assert_eq!((spares.blank_count(), spares.bytes()), (1, SEGMENT_BYTES));
+}
+
+const CAPACITY: u64 = 12 * SEGMENT_BYTES;
+
+/// Appends frames of every kind on a full disk. Returns how many were refused.
+fn append_until_refused(log: &mut dyn Log, first: u64, kept: &mut Vec<u64>) -> u64 {
+    let mut refused = 0;
+    for number in first..first + 200 {
+        let inbox = number % 2;
+        let mut one = block(inbox, number, number);
+        one.payload = vec![7; 2000].into();
+        let content = match number % 4 {
+            0 if log.is_checkpoint_due() => part("state", true, true),
+            0 => frame(2, number),
+            _ => blocks(vec![one]),
+        };
+        let has_block = content.blocks.iter().any(|block| block.inbox == 0);
+        match log.append(content, Durability::Machine) {
+            Ok(()) if has_block => kept.push(number),
+            Ok(()) => {}
+            Err(AppendError::NoSpace) => refused += 1,
+            Err(error) => panic!("frame {number}: {error}"),
+        }
+        log.release(1, number.saturating_sub(100));
+    }
+    refused
+}
+
+#[test]
+fn full_disk_never_prevents_a_restart() {
+    let mut random = random(1);
+    let mut opener = SimOpener::new(SEGMENT_BYTES);
+    opener.storage.set_capacity(Some(CAPACITY));
+    let mut log = open(&opener);
+    let mut kept = Vec::new();
+    let mut refused = 0;
+    for round in 0..60 {
+        refused += append_until_refused(&mut *log, 1000 * (round + 1), &mut kept);
+        drop(log);
+        if round % 3 == 2 {
+            let at = opener.storage.operation_count();
+            opener = opener.on(opener.storage.crash(at, Unsynced::Lost, &mut random));
+            opener.storage.set_capacity(Some(CAPACITY));
+        }
+        log = open(&opener);
+        let found: Vec<_> = read(&*log.reader(), 0, 0).unwrap().iter().map(|block| block.first).collect();
+        assert_eq!(found, kept, "round {round}");
+    }
+    assert!(refused > 1000, "{refused}");
 }
