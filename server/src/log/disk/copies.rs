@@ -8,6 +8,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -20,10 +21,14 @@ use super::table::Entry;
 use crate::log::InboxId;
 
 /// Bytes that are read ahead.
-const QUEUE_BYTES: usize = 512 << 10;
+const QUEUE_BYTES: usize = 1 << 20;
 /// Bytes that an append copies beside its own: as many as its own, between these.
 const PIECE_MIN: usize = 16 << 10;
 const PIECE_MAX: usize = 256 << 10;
+/// Bytes that an append copies at most if copies are urgent, also as a part of a
+/// segment.
+const URGENT_MAX: u64 = 1 << 20;
+const URGENT_DIVISOR: u64 = 16;
 
 /// The next thing to copy.
 #[derive(Debug)]
@@ -54,10 +59,13 @@ impl Piece {
 }
 
 /// Blocks that were read ahead.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct CopyQueue {
     /// Filled by the maintenance thread, emptied by the thread of the log.
     state: Mutex<State>,
+    is_urgent: AtomicBool,
+    /// Bytes that an append copies at least if copies are urgent.
+    urgent_bytes: usize,
 }
 
 #[derive(Debug, Default)]
@@ -67,11 +75,22 @@ struct State {
 }
 
 impl CopyQueue {
+    pub(super) fn new(segment_bytes: u64) -> Self {
+        let urgent_bytes = URGENT_MAX.min(segment_bytes / URGENT_DIVISOR) as usize;
+        Self { state: Mutex::default(), is_urgent: false.into(), urgent_bytes }
+    }
+
+    /// Sets whether appends copy more than their own size.
+    pub(super) fn set_urgent(&self, is_urgent: bool) {
+        self.is_urgent.store(is_urgent, Ordering::Relaxed);
+    }
+
     /// Takes what an append of `bytes` copies beside its own: the blocks that are
     /// still live where they were read.
     pub(super) fn take(&self, bytes: usize, is_live: impl Fn(&Entry, SegmentId) -> bool) -> Vec<Piece> {
         let mut state = self.state();
-        let mut budget = bytes.clamp(PIECE_MIN, PIECE_MAX);
+        let least = if self.is_urgent.load(Ordering::Relaxed) { self.urgent_bytes } else { 0 };
+        let mut budget = bytes.clamp(PIECE_MIN, PIECE_MAX).max(least);
         let mut taken = Vec::new();
         while let Some(piece) = state.pieces.pop_front_if(|piece| taken.is_empty() || piece.bytes() <= budget)
         {

@@ -9,18 +9,24 @@ use std::time::{Duration, Instant};
 
 use super::Shared;
 use super::copies::{CopyJob, is_mostly_dead};
-use super::segment::Segment;
+use super::segment::{Segment, unit_bytes};
 use super::slots::Unfinished;
 use super::table::{FOOTER_BYTES, Table};
 
 /// Blank files that are made ahead of use.
 const SPARES: usize = 2;
-/// Zeros that are written and synced at once.
-const ZERO_PIECE: usize = 1 << 20;
+/// Zeros that are written and synced at once; few in a test, whose segments are small.
+const ZERO_PIECE: usize = if cfg!(test) { 16 << 10 } else { 1 << 20 };
 /// Pause after each piece, unless there is no blank file at all.
 const ZERO_PAUSE: Duration = Duration::from_millis(15);
-/// How often the free space is looked up, and an error tried again.
+/// How often the free space is looked up.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// Delay before blank files are made again after an error; it doubles with each.
+const RETRY_MIN: Duration = Duration::from_secs(1);
+const RETRY_MAX: Duration = Duration::from_secs(30);
+/// Copies come before blank files if the segments that are mostly dead exceed this
+/// many segments, and the live bytes.
+const DEBT_SEGMENTS: u64 = 4;
 
 /// Runs the maintenance of a log.
 #[derive(Debug)]
@@ -67,8 +73,12 @@ pub(super) struct Maintenance {
     shared: Arc<Shared>,
     unfinished: Option<Unfinished>,
     job: Option<CopyJob>,
+    /// The last step copied, so a blank file is next.
+    has_copied: bool,
     zeros: Vec<u8>,
     polled_at: Option<Instant>,
+    /// When blank files are made again after an error, and the delay until then.
+    retry: Option<(Instant, Duration)>,
 }
 
 /// What a step did.
@@ -83,7 +93,15 @@ enum Step {
 
 impl Maintenance {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, unfinished: None, job: None, zeros: Vec::new(), polled_at: None }
+        Self {
+            shared,
+            unfinished: None,
+            job: None,
+            has_copied: false,
+            zeros: Vec::new(),
+            polled_at: None,
+            retry: None,
+        }
     }
 
     fn run(&mut self) {
@@ -102,19 +120,51 @@ impl Maintenance {
         if self.seal() {
             return Step::Worked;
         }
-        let spares = self.clean().and_then(|step| match step {
-            Step::Idle => self.make_spare(),
-            step => Ok(step),
-        });
-        match spares {
-            Ok(Step::Idle) => {}
-            Ok(step) => return step,
+        // Without debt, copies and blank files take turns.
+        let is_copy_first = self.note_debt() || !self.has_copied;
+        self.has_copied = is_copy_first && self.copy();
+        if self.has_copied {
+            return Step::Worked;
+        }
+        match self.prepare_space() {
+            Step::Idle if !is_copy_first && self.copy() => Step::Worked,
+            step => step,
+        }
+    }
+
+    /// Cleans freed files and makes blank ones, with a delay after an error.
+    fn prepare_space(&mut self) -> Step {
+        if self.retry.is_some_and(|(at, _)| Instant::now() < at) {
+            return Step::Idle;
+        }
+        let prepared = match self.clean() {
+            Ok(Step::Idle) => self.make_spare(),
+            cleaned => cleaned,
+        };
+        match prepared {
+            Ok(step) => {
+                self.retry = None;
+                step
+            }
             Err(error) => {
-                tracing::warn!(%error, "cannot prepare space for the log");
-                self.unfinished = None;
+                let delay = self.retry.map_or(RETRY_MIN, |(_, delay)| (2 * delay).min(RETRY_MAX));
+                self.retry = Some((Instant::now() + delay, delay));
+                tracing::warn!(%error, retry_ms = delay.as_millis(), "cannot prepare space for the log");
+                Step::Idle
             }
         }
-        if self.copy() { Step::Worked } else { Step::Idle }
+    }
+
+    /// Looks up whether the space that copies would free exceeds its bound, and lets
+    /// the appends copy more if so.
+    fn note_debt(&self) -> bool {
+        let tail_start = self.shared.tail_start.load(Ordering::Relaxed);
+        let is_debt = |segment: &Segment| segment.id < tail_start && is_mostly_dead(segment);
+        let debt = self.shared.segments.sum(|segment| if is_debt(segment) { segment.slot.size } else { 0 });
+        let live = unit_bytes(self.shared.segments.sum(Segment::live));
+        let is_urgent = debt > live.max(DEBT_SEGMENTS * self.shared.files.segment_bytes);
+        self.shared.copies.set_urgent(is_urgent);
+        is_urgent
     }
 
     fn poll(&mut self) {
@@ -170,28 +220,41 @@ impl Maintenance {
         let (storage, spares) = (&*files.storage, &files.spares);
         let is_enough = spares.blank_count() >= SPARES;
         let Some(unfinished) = &mut self.unfinished else {
-            let has_space = files.free_bytes() > 2 * files.segment_bytes;
+            // The reserve of an open comes first.
+            let least = if spares.blank_count() == 0 { 1 } else { 2 };
+            let has_space = files.free_bytes() > least * files.segment_bytes;
             if is_enough || !has_space {
                 return Ok(Step::Idle);
             }
             self.unfinished = Some(spares.begin(storage)?);
             return Ok(Step::Worked);
         };
-        if is_enough {
-            // Segments were freed meanwhile.
-            return self
-                .unfinished
-                .take()
-                .map_or(Ok(()), |file| file.abandon(storage))
-                .map(|()| Step::Worked);
+        if is_enough || unfinished.has_failed {
+            // Segments were freed meanwhile, or the file could not be removed before.
+            unfinished.abandon(storage)?;
+            self.unfinished = None;
+            return Ok(Step::Worked);
         }
         self.zeros.resize(ZERO_PIECE, 0);
-        if unfinished.write(&self.zeros)?
-            && let Some(unfinished) = self.unfinished.take()
-        {
-            spares.finish(storage, unfinished)?;
-            files.note_used(files.segment_bytes);
-            self.zeros = Vec::new();
+        let written = unfinished.write(&self.zeros).and_then(|is_complete| {
+            if is_complete {
+                spares.finish(storage, unfinished)?;
+            }
+            Ok(is_complete)
+        });
+        match written {
+            Ok(false) => {}
+            Ok(true) => {
+                files.note_used(files.segment_bytes);
+                self.unfinished = None;
+                self.zeros = Vec::new();
+            }
+            Err(error) => {
+                unfinished.has_failed = true;
+                unfinished.abandon(storage)?;
+                self.unfinished = None;
+                return Err(error);
+            }
         }
         Ok(if spares.blank_count() > 0 { Step::Pause(ZERO_PAUSE) } else { Step::Worked })
     }

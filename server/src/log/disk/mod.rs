@@ -143,11 +143,12 @@ struct Shared {
 
 impl Shared {
     fn new(files: Files, segments: Arc<Segments>, index: Index, tail_start: SegmentId) -> Self {
+        let copies = CopyQueue::new(files.segment_bytes);
         Self {
             files,
             segments,
             index,
-            copies: CopyQueue::default(),
+            copies,
             emptied: Mutex::default(),
             tail_start: tail_start.into(),
             is_closed: false.into(),
@@ -209,7 +210,7 @@ impl DiskLog {
         segment_bytes: u64,
         replay: &mut Replay<'_>,
     ) -> Result<Self, OpenError> {
-        let mut recovered = recover(&*storage, replay)?;
+        let mut recovered = recover(&*storage, segment_bytes, replay)?;
         let (blank, freed) = (std::mem::take(&mut recovered.blank), std::mem::take(&mut recovered.freed));
         let spares = Spares::new(blank, freed, recovered.next_name, segment_bytes);
         let files = Files::new(storage, spares, segment_bytes);
@@ -386,17 +387,20 @@ impl Log for DiskLog {
         }
         let bytes = frame.records.len() + frame.blocks.iter().map(|block| block.payload.len()).sum::<usize>();
         let index = &self.shared.index;
-        let copies = self
+        let mut copies = self
             .shared
             .copies
             .take(bytes, |entry, source| index.is_live_in(entry, source) || is_planted(Bug::RevivedCopy));
-        match self.try_append(&frame, &copies, durability) {
+        let mut result = self.try_append(&frame, &copies, durability);
+        if matches!(result, Err(AppendError::NoSpace)) && !copies.is_empty() {
+            // There may be room for the frame alone.
+            self.shared.copies.put_back(std::mem::take(&mut copies));
+            result = self.try_append(&frame, &copies, durability);
+        }
+        match result {
             Ok(()) if copies.is_empty() => {}
             Ok(()) => self.finish_copies(&copies),
-            Err(AppendError::NoSpace) => {
-                self.shared.copies.put_back(copies);
-                return Err(AppendError::NoSpace);
-            }
+            Err(AppendError::NoSpace) => return Err(AppendError::NoSpace),
             Err(error) => {
                 self.is_failed = true;
                 return Err(error);

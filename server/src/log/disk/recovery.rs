@@ -81,7 +81,11 @@ struct Newest {
 }
 
 /// Recovers the log of a folder.
-pub(super) fn recover(storage: &dyn Storage, replay: &mut Replay<'_>) -> Result<Recovered, OpenError> {
+pub(super) fn recover(
+    storage: &dyn Storage,
+    segment_bytes: u64,
+    replay: &mut Replay<'_>,
+) -> Result<Recovered, OpenError> {
     let (head, survey, head_id) = survey(storage)?;
     let mut recovery = Recovery::new(storage, survey, head_id);
     let next_id = recovery.uses.last_key_value().map_or(0, |(&id, _)| id).max(head_id);
@@ -116,7 +120,9 @@ pub(super) fn recover(storage: &dyn Storage, replay: &mut Replay<'_>) -> Result<
         recovery.replay_frame(frame, replay)?;
     }
     recovery.load_live(oldest)?;
-    let (kept, doubtful) = placed.split_at(carried_from(&newest, frames.offset, &placed));
+    let carried_whole = recovery.carried_whole(&newest, segment_bytes);
+    let is_whole = frames.offset - FRAMES_START <= carried_whole;
+    let (kept, doubtful) = placed.split_at(carried_from(&newest, is_whole, &placed));
     let previous = recovery.end_newest(&newest.segment, kept);
     let tail_start = (recovery.checkpoint.first.max(1) <= previous.link.commit).then_some(oldest);
     let ended = (!kept.is_empty()).then_some(previous);
@@ -124,12 +130,10 @@ pub(super) fn recover(storage: &dyn Storage, replay: &mut Replay<'_>) -> Result<
     Ok(recovery.finish(head, next_id, previous, carried, tail_start))
 }
 
-/// Returns the first frame of the newest segment, which ends at `end`, that is to be
-/// written again: the frames that may not be on stable storage, or all of them if
-/// they are few, so that a row of short runs does not take a segment each.
-fn carried_from(newest: &Newest, end: u64, placed: &[Placed<'_>]) -> usize {
-    let is_intact = placed.iter().all(|one| one.frame.is_intact());
-    if end - FRAMES_START <= newest.segment.header.size / CARRIED_WHOLE_DIVISOR && is_intact {
+/// Returns the first frame of the newest segment that is to be written again: the
+/// frames that may not be on stable storage, or all of them if it is carried whole.
+fn carried_from(newest: &Newest, is_whole: bool, placed: &[Placed<'_>]) -> usize {
+    if is_whole && placed.iter().all(|one| one.frame.is_intact()) {
         return 0;
     }
     let is_trusted = is_planted(Bug::TrustedCache);
@@ -343,6 +347,28 @@ impl<'a> Recovery<'a> {
         Ok(())
     }
 
+    /// Returns how many bytes of frames the newest segment holds at most if it is
+    /// carried whole: few, so that a row of short runs does not take a segment each,
+    /// or any if the open takes the last file. Then the open gives one back for it.
+    fn carried_whole(&self, newest: &Newest, segment_bytes: u64) -> u64 {
+        let size = newest.segment.header.size;
+        let is_usual = |slot: &Slot| slot.size == segment_bytes;
+        let blank = self.blank.iter().filter(|slot| is_usual(slot)).count();
+        let freed =
+            self.uses.values().filter(|one| is_usual(&one.slot) && self.is_free(one.header.id)).count();
+        let is_last = size == segment_bytes
+            && blank + freed < 2
+            // Without the figure, there is space until an operation fails.
+            && self.storage.free_bytes().is_ok_and(|bytes| bytes < 2 * segment_bytes);
+        if is_last { size } else { size / CARRIED_WHOLE_DIVISOR }
+    }
+
+    /// Whether a file that is not needed may be written over at once.
+    fn is_free(&self, id: SegmentId) -> bool {
+        // If the end of the checkpoint is lost, the one before it may need any of them.
+        self.checkpoint.last <= self.synced && !self.kept.contains(&id)
+    }
+
     /// Ends the newest segment behind the frames that are kept there.
     fn end_newest(&mut self, newest: &Use, kept: &[Placed<'_>]) -> Previous {
         let Some(last) = kept.last() else {
@@ -358,17 +384,15 @@ impl<'a> Recovery<'a> {
     }
 
     fn finish(
-        self,
+        mut self,
         head: HeadFile,
         next_id: SegmentId,
         previous: Previous,
         carried: Vec<CarriedFrame>,
         tail_start: Option<SegmentId>,
     ) -> Recovered {
-        // If the end of the checkpoint is lost, the one before it may need any of them.
-        let is_durable = self.checkpoint.last <= self.synced;
-        let is_free = |id: SegmentId| is_durable && !self.kept.contains(&id);
-        let freed = self.uses.into_values().map(|segment| (segment.slot, is_free(segment.header.id)));
+        let uses = std::mem::take(&mut self.uses);
+        let freed = uses.into_iter().map(|(id, segment)| (segment.slot, self.is_free(id))).collect();
         Recovered {
             head,
             next_id,
@@ -378,7 +402,7 @@ impl<'a> Recovery<'a> {
             tail_start,
             index: self.index,
             blank: self.blank,
-            freed: freed.collect(),
+            freed,
             next_name: self.next_name,
         }
     }

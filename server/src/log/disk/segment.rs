@@ -1,12 +1,13 @@
 //! The segments of an open log, by their use.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use super::file::StorageFile;
-use super::format::{Extent, Salt, SegmentId};
+use super::format::{Extent, HEADER_SPAN, Salt, SegmentId};
 use super::table::Table;
 
 /// Bytes of a unit, in which live blocks are counted.
@@ -29,6 +30,14 @@ pub(super) struct Slot {
     pub(super) path: PathBuf,
     pub(super) file: Arc<dyn StorageFile>,
     pub(super) size: u64,
+}
+
+impl Slot {
+    /// Makes sure that no segment is found in the file.
+    pub(super) fn blank(&self) -> io::Result<()> {
+        self.file.write_at(&[0; 2 * HEADER_SPAN], 0)?;
+        self.file.sync()
+    }
 }
 
 /// One use of a segment. A reader that holds a reference keeps it from being

@@ -15,6 +15,9 @@ use super::table::max_bytes;
 /// Blank files that are kept; further ones are removed.
 pub(super) const SPARES_MAX: usize = 4;
 
+/// Blank files that only an open takes: it has to succeed on a full disk.
+const RESERVED_BLANKS: usize = 1;
+
 /// The largest segment: offsets in it have 32 bits.
 pub(super) const SIZE_MAX: u64 = u32::MAX as u64;
 
@@ -101,9 +104,9 @@ impl Files {
     }
 
     /// Takes a file for a segment in which a frame of `length` bytes fits, with the
-    /// index of its blocks.
+    /// index of its blocks. Leaves the reserve of an open.
     pub(super) fn take(&self, length: usize, index_bytes: usize) -> io::Result<Slot> {
-        self.take_or_create(length, index_bytes, || self.spares.take().or_else(|| self.spares.take_dirty()))
+        self.take_or_create(length, index_bytes, || self.spares.take_unreserved(&*self.storage))
     }
 
     /// Takes a file like [`Self::take`], and none that an open may still need if it
@@ -181,13 +184,36 @@ impl Spares {
         Some(slot)
     }
 
-    /// Takes a file of the usual size whose segment was freed.
-    fn take_dirty(&self) -> Option<Slot> {
+    /// Takes a blank file of the usual size, or one whose segment was freed, if the
+    /// reserve of an open is left.
+    fn take_unreserved(&self, storage: &dyn Storage) -> Option<Slot> {
+        self.restore_reserve(storage);
         let mut state = self.state();
-        let at = state.dirty.iter().position(|slot| slot.size == self.segment_bytes)?;
-        let slot = state.dirty.swap_remove(at);
+        let slot = match state.blank.len() {
+            0..RESERVED_BLANKS => return None,
+            RESERVED_BLANKS => {
+                let at = state.dirty.iter().position(|slot| slot.size == self.segment_bytes)?;
+                state.dirty.swap_remove(at)
+            }
+            _ => state.blank.pop()?,
+        };
         self.bytes.fetch_sub(slot.size, Ordering::Relaxed);
         Some(slot)
+    }
+
+    /// Cleans freed files until the reserve of an open is complete. An open cannot
+    /// rely on others: the frame that frees a segment may be its last.
+    fn restore_reserve(&self, storage: &dyn Storage) {
+        while self.blank_count() < RESERVED_BLANKS {
+            match self.clean(storage) {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot clean a freed segment");
+                    return;
+                }
+            }
+        }
     }
 
     /// Gives a file back whose segment was freed.
@@ -220,7 +246,7 @@ impl Spares {
     }
 
     /// Cleans one file whose segment was freed: blanks or removes it. Returns
-    /// whether there was one.
+    /// whether there was one. After an error, the other files come first.
     pub(super) fn clean(&self, storage: &dyn Storage) -> io::Result<bool> {
         let (slot, is_kept) = {
             let mut state = self.state();
@@ -228,13 +254,17 @@ impl Spares {
             let is_kept = slot.size == self.segment_bytes && state.blank.len() < SPARES_MAX;
             (slot, is_kept)
         };
-        if is_kept {
-            slot.file.write_at(&[0; 2 * HEADER_SPAN], 0)?;
-            slot.file.sync()?;
-            self.state().blank.push(slot);
-        } else {
-            self.bytes.fetch_sub(slot.size, Ordering::Relaxed);
-            storage.remove(&slot.name)?;
+        let cleaned = if is_kept { slot.blank() } else { storage.remove(&slot.name) };
+        let mut state = self.state();
+        match cleaned {
+            Ok(()) if is_kept => state.blank.push(slot),
+            Ok(()) => {
+                self.bytes.fetch_sub(slot.size, Ordering::Relaxed);
+            }
+            Err(error) => {
+                state.dirty.insert(0, slot);
+                return Err(error);
+            }
         }
         Ok(true)
     }
@@ -245,17 +275,18 @@ impl Spares {
         let unfinished = format!("{name}{UNFINISHED}");
         let file = storage.create(&unfinished)?;
         let slot = Slot { path: storage.path(&name), name, file, size: self.segment_bytes };
-        Ok(Unfinished { slot, name: unfinished, written: 0 })
+        Ok(Unfinished { slot, name: unfinished, written: 0, has_failed: false })
     }
 
-    /// Adds a finished file.
-    pub(super) fn finish(&self, storage: &dyn Storage, unfinished: Unfinished) -> io::Result<()> {
+    /// Adds a finished file, which the caller drops.
+    pub(super) fn finish(&self, storage: &dyn Storage, unfinished: &mut Unfinished) -> io::Result<()> {
         let Unfinished { slot, name, .. } = unfinished;
         slot.file.sync()?;
-        storage.rename(&name, &slot.name)?;
+        storage.rename(name, &slot.name)?;
+        name.clone_from(&slot.name);
         storage.sync_names()?;
         self.bytes.fetch_add(slot.size, Ordering::Relaxed);
-        self.state().blank.push(slot);
+        self.state().blank.push(slot.clone());
         Ok(())
     }
 
@@ -275,8 +306,11 @@ impl Spares {
 #[derive(Debug)]
 pub(super) struct Unfinished {
     slot: Slot,
+    /// The name that the file has now.
     name: String,
     written: u64,
+    /// The content is uncertain: the file is only removed.
+    pub(super) has_failed: bool,
 }
 
 impl Unfinished {
@@ -292,7 +326,7 @@ impl Unfinished {
     }
 
     /// Removes the file.
-    pub(super) fn abandon(self, storage: &dyn Storage) -> io::Result<()> {
+    pub(super) fn abandon(&self, storage: &dyn Storage) -> io::Result<()> {
         storage.remove(&self.name)
     }
 }

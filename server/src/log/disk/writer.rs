@@ -58,34 +58,32 @@ impl Opened {
         let Recovered { head, next_id: id, previous, carried, checkpoint, .. } = recovered;
         let blocks: Vec<Vec<BlockRecord<'_>>> =
             carried.iter().map(|frame| frame.blocks.iter().map(BlockRecord::from).collect()).collect();
-        let lengths = carried
-            .iter()
-            .zip(&blocks)
-            .map(|(frame, blocks)| FrameContent::max_length(frame.meta.len(), frame.records.len(), blocks));
         let index_bytes = blocks.iter().flatten().map(|block| max_entry_bytes(block.inbox)).sum();
         let io = |source| OpenError::Io { path: files.storage.path(""), source };
-        let slot = files.take_blank(lengths.sum(), index_bytes).map_err(io)?;
-        let header = Header {
-            id: *id,
-            size: slot.size,
-            salt: Salt::random(),
-            previous: *previous,
-            carried: carried.last().map_or(0, |frame| frame.commit),
-            checkpoint: *checkpoint,
-        };
-        let mut buffer = header.encode();
+        let salt = Salt::random();
+        // The frames of a whole segment fit into a file of its size, to the byte.
+        let mut buffer = vec![0; FRAMES_START as usize];
         let mut link = previous.link;
         let mut places = Vec::new();
         for (frame, blocks) in carried.iter().zip(&blocks) {
             let content = frame.content(link.check, blocks);
             let (offset, mut extents) = (buffer.len() as u32, Vec::new());
-            link =
-                Link { commit: frame.commit, check: content.encode(header.salt, &mut buffer, &mut extents) };
+            link = Link { commit: frame.commit, check: content.encode(salt, &mut buffer, &mut extents) };
             places.extend(content.places(*id, offset, &extents));
         }
+        let slot = files.take_blank(buffer.len() - FRAMES_START as usize, index_bytes).map_err(io)?;
+        let header = Header {
+            id: *id,
+            size: slot.size,
+            salt,
+            previous: *previous,
+            carried: carried.last().map_or(0, |frame| frame.commit),
+            checkpoint: *checkpoint,
+        };
+        buffer.splice(..FRAMES_START as usize, header.encode());
         slot.file.write_at(&buffer, 0).and_then(|()| slot.file.sync()).map_err(io)?;
         head.write(*id).map_err(io)?;
-        let active = Arc::new(Segment::new(*id, slot, header.salt, 0, None));
+        let active = Arc::new(Segment::new(*id, slot, salt, 0, None));
         Ok(Self { active, offset: buffer.len() as u64, index_bytes, link, places })
     }
 

@@ -5,6 +5,7 @@ use rand::rngs::StdRng;
 
 use super::model::{Run, SimOpener};
 use super::sim::{Unsynced, below, random};
+use crate::log::OpenError;
 
 const SEGMENT_BYTES: u64 = 20 << 10;
 
@@ -96,4 +97,38 @@ fn kill_at_random_operations_of_long_runs_loses_nothing() {
         let unsynced = [Unsynced::Kept, Unsynced::Lost, Unsynced::Torn][at % 3];
         check_crash(&run, &opener, *mark, at, unsynced, &mut random);
     }
+}
+
+#[test]
+fn kill_on_full_disk_loses_nothing() {
+    let seed = super::seed();
+    let mut random = random(seed);
+    let (run, opener, marks) = record(seed, 600);
+    let mut opened = 0;
+    for _ in 0..150 {
+        let at = below(&mut random, opener.storage.operation_count() as u64 + 1) as usize;
+        let mark = marks.iter().rev().find(|mark| mark.operations <= at).unwrap();
+        let unsynced = [Unsynced::Kept, Unsynced::Lost, Unsynced::Torn][at % 3];
+        println!("operation {at}, {mark:?}, {unsynced:?}");
+        let least = if unsynced == Unsynced::Kept { mark.returned } else { mark.durable };
+        let left = opener.on(opener.storage.crash(at, unsynced, &mut random));
+        left.storage.set_capacity(Some(0));
+        let frame = match run.reopen(&left, least) {
+            Ok((_, frame)) => {
+                opened += 1;
+                frame
+            }
+            // No blank file had been made yet.
+            Err(OpenError::Io { .. }) => {
+                left.storage.set_capacity(None);
+                run.reopen(&left, least).unwrap().1
+            }
+            Err(error) => panic!("{error}"),
+        };
+        let end = left.storage.operation_count();
+        let at = below(&mut random, end as u64 + 1) as usize;
+        run.reopen(&left.on(left.storage.crash(at, unsynced, &mut random)), least).unwrap();
+        run.reopen(&left.on(left.storage.crash(end, Unsynced::Lost, &mut random)), frame).unwrap();
+    }
+    assert!(opened > 50, "{opened}");
 }

@@ -6,6 +6,7 @@ mod faults;
 mod model;
 mod planted;
 mod sim;
+mod space;
 
 use std::path::Path;
 

@@ -1,0 +1,122 @@
+//! The space that a log takes: copies under load, and files that fail.
+
+use super::super::file::Storage as _;
+use super::super::segment::Slot;
+use super::super::slots::Spares;
+use super::model::SimOpener;
+use super::sim::{Fault, SimStorage, Unsynced, random};
+use crate::log::contract::{append, block, blocks, frame, open, part, read};
+use crate::log::{AppendError, Durability, Log};
+
+const SEGMENT_BYTES: u64 = 128 << 10;
+
+/// Appends a large block that is read at once and a small one that stays, and a
+/// checkpoint when one is due.
+fn load(log: &mut dyn Log, number: u64) {
+    let mut large = block(1, number, number);
+    large.payload = vec![7; 16 << 10].into();
+    log.append(blocks(vec![large, block(2, number, number)]), Durability::Machine).unwrap();
+    log.release(1, number);
+    if log.is_checkpoint_due() {
+        append(log, part("state", true, true));
+    }
+}
+
+#[test]
+fn copies_keep_up_with_a_fast_writer() {
+    let opener = SimOpener::new(SEGMENT_BYTES);
+    let mut log = open(&opener);
+    for number in 1..1000 {
+        load(&mut *log, number);
+        let usage = log.usage();
+        assert!(usage.file_bytes < 20 * SEGMENT_BYTES, "block {number}: {usage:?}");
+    }
+}
+
+/// Appends small frames until the operation with a number has failed in the
+/// maintenance. Returns whether it was reached.
+fn fail_spare_at(attempt: usize) -> bool {
+    let opener = SimOpener::new(SEGMENT_BYTES);
+    let mut log = open(&opener);
+    let attempt = opener.storage.attempt_count() + attempt;
+    opener.storage.fail(attempt, Fault::Full);
+    for number in 1..40 {
+        let is_appended = log.append(frame(1, number), Durability::Process).is_ok();
+        if opener.storage.attempt_count() > attempt {
+            let files = opener.storage.files();
+            let bytes: usize = files.iter().filter(|(name, _)| name != "HEAD").map(|(_, bytes)| bytes).sum();
+            assert!(!is_appended || bytes as u64 == log.usage().file_bytes, "{attempt}: {files:?}");
+            return true;
+        }
+    }
+    false
+}
+
+#[test]
+fn failed_blank_file_is_removed() {
+    let reached = (0..1000).take_while(|&attempt| fail_spare_at(attempt)).count();
+    assert!(reached > 30, "{reached}");
+}
+
+#[test]
+fn failed_cleaning_keeps_the_file() {
+    let storage = SimStorage::default();
+    let name = String::from("00000000.segment");
+    let file = storage.create(&name).unwrap();
+    file.allocate(SEGMENT_BYTES).unwrap();
+    let spares = Spares::new(Vec::new(), Vec::new(), 1, SEGMENT_BYTES);
+    spares.give(Slot { path: storage.path(&name), name, file, size: SEGMENT_BYTES });
+    storage.fail(storage.attempt_count(), Fault::Full);
+    spares.clean(&storage).unwrap_err();
+    assert!(spares.clean(&storage).unwrap());
+    assert_eq!((spares.blank_count(), spares.bytes()), (1, SEGMENT_BYTES));
+}
+
+const CAPACITY: u64 = 12 * SEGMENT_BYTES;
+
+/// Appends frames of every kind on a full disk. Returns how many were refused.
+fn append_until_refused(log: &mut dyn Log, first: u64, kept: &mut Vec<u64>) -> u64 {
+    let mut refused = 0;
+    for number in first..first + 200 {
+        let inbox = number % 2;
+        let mut one = block(inbox, number, number);
+        one.payload = vec![7; 2000].into();
+        let content = match number % 4 {
+            0 if log.is_checkpoint_due() => part("state", true, true),
+            0 => frame(2, number),
+            _ => blocks(vec![one]),
+        };
+        let has_block = content.blocks.iter().any(|block| block.inbox == 0);
+        match log.append(content, Durability::Machine) {
+            Ok(()) if has_block => kept.push(number),
+            Ok(()) => {}
+            Err(AppendError::NoSpace) => refused += 1,
+            Err(error) => panic!("frame {number}: {error}"),
+        }
+        log.release(1, number.saturating_sub(100));
+    }
+    refused
+}
+
+#[test]
+fn full_disk_never_prevents_a_restart() {
+    let mut random = random(1);
+    let mut opener = SimOpener::new(SEGMENT_BYTES);
+    opener.storage.set_capacity(Some(CAPACITY));
+    let mut log = open(&opener);
+    let mut kept = Vec::new();
+    let mut refused = 0;
+    for round in 0..60 {
+        refused += append_until_refused(&mut *log, 1000 * (round + 1), &mut kept);
+        drop(log);
+        if round % 3 == 2 {
+            let at = opener.storage.operation_count();
+            opener = opener.on(opener.storage.crash(at, Unsynced::Lost, &mut random));
+            opener.storage.set_capacity(Some(CAPACITY));
+        }
+        log = open(&opener);
+        let found: Vec<_> = read(&*log.reader(), 0, 0).unwrap().iter().map(|block| block.first).collect();
+        assert_eq!(found, kept, "round {round}");
+    }
+    assert!(refused > 1000, "{refused}");
+}
