@@ -146,3 +146,21 @@ fn small_frame_is_not_refused_for_copies() {
     // The index frame takes up to two pages of them.
     assert!(left < 9000, "{left} bytes are left behind frame {number}");
 }
+
+#[test]
+fn writer_leaves_space_for_the_next_open() {
+    let opener = SimOpener::new(SEGMENT_BYTES);
+    opener.storage.set_capacity(Some(5 * SEGMENT_BYTES));
+    for round in 1..6 {
+        let mut log = open(&opener);
+        for number in 100 * round.. {
+            let mut one = block(1, number, number);
+            one.payload = vec![7; 90_000].into();
+            match log.append(blocks(vec![one]), Durability::Machine) {
+                Err(AppendError::NoSpace) => break,
+                result => result.unwrap(),
+            }
+        }
+    }
+    assert!(read(&*open(&opener).reader(), 1, 0).unwrap().len() > 1);
+}
