@@ -106,19 +106,24 @@ impl Files {
     /// Takes a file for a segment in which a frame of `length` bytes fits, with the
     /// index of its blocks. Leaves the reserve of an open.
     pub(super) fn take(&self, length: usize, index_bytes: usize) -> io::Result<Slot> {
-        self.take_or_create(length, index_bytes, || self.spares.take_unreserved(&*self.storage))
+        self.spares.restore_reserve(&*self.storage);
+        let has_reserve = self.spares.blank_count() >= RESERVED_BLANKS;
+        let left = if has_reserve { 0 } else { self.segment_bytes };
+        self.take_or_create(length, index_bytes, left, || self.spares.take_unreserved())
     }
 
     /// Takes a file like [`Self::take`], and none that an open may still need if it
     /// does not succeed.
     pub(super) fn take_blank(&self, length: usize, index_bytes: usize) -> io::Result<Slot> {
-        self.take_or_create(length, index_bytes, || self.spares.take())
+        self.take_or_create(length, index_bytes, 0, || self.spares.take())
     }
 
+    /// Takes a file, or creates one that leaves some free space.
     fn take_or_create(
         &self,
         length: usize,
         index_bytes: usize,
+        left: u64,
         take: impl FnOnce() -> Option<Slot>,
     ) -> io::Result<Slot> {
         let needed = FRAMES_START + (length + max_bytes(index_bytes)) as u64;
@@ -130,6 +135,9 @@ impl Files {
             && let Some(slot) = take()
         {
             return Ok(slot);
+        }
+        if left > 0 && self.free_bytes() < size + left {
+            return Err(io::ErrorKind::StorageFull.into());
         }
         let slot = self.spares.create(&*self.storage, size)?;
         self.note_used(size);
@@ -186,8 +194,7 @@ impl Spares {
 
     /// Takes a blank file of the usual size, or one whose segment was freed, if the
     /// reserve of an open is left.
-    fn take_unreserved(&self, storage: &dyn Storage) -> Option<Slot> {
-        self.restore_reserve(storage);
+    fn take_unreserved(&self) -> Option<Slot> {
         let mut state = self.state();
         let slot = match state.blank.len() {
             0..RESERVED_BLANKS => return None,

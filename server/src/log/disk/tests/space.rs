@@ -120,3 +120,47 @@ fn full_disk_never_prevents_a_restart() {
     }
     assert!(refused > 1000, "{refused}");
 }
+
+#[test]
+fn small_frame_is_not_refused_for_copies() {
+    let opener = SimOpener::new(SEGMENT_BYTES);
+    opener.storage.set_capacity(Some(CAPACITY));
+    let mut log = opener.open_disk(&mut |_| Ok(())).unwrap();
+    for number in 1.. {
+        let mut one = block(1 + u64::from(number % 8 == 0), number, number);
+        one.payload = vec![7; 10_000].into();
+        match log.append(blocks(vec![one]), Durability::Machine) {
+            Err(AppendError::NoSpace) => break,
+            result => result.unwrap(),
+        }
+        if log.is_checkpoint_due() {
+            append(&mut *log, part("state", true, true));
+        }
+    }
+    log.release(1, u64::MAX);
+    let active = log.writer.active();
+    let number = (1..).find(|&number| log.append(frame(3, number), Durability::Machine).is_err()).unwrap();
+    assert_eq!(log.writer.active(), active);
+    assert!(!log.shared.copies.is_empty());
+    let left = SEGMENT_BYTES - log.writer.offset();
+    // The index frame takes up to two pages of them.
+    assert!(left < 9000, "{left} bytes are left behind frame {number}");
+}
+
+#[test]
+fn writer_leaves_space_for_the_next_open() {
+    let opener = SimOpener::new(SEGMENT_BYTES);
+    opener.storage.set_capacity(Some(5 * SEGMENT_BYTES));
+    for round in 1..6 {
+        let mut log = open(&opener);
+        for number in 100 * round.. {
+            let mut one = block(1, number, number);
+            one.payload = vec![7; 90_000].into();
+            match log.append(blocks(vec![one]), Durability::Machine) {
+                Err(AppendError::NoSpace) => break,
+                result => result.unwrap(),
+            }
+        }
+    }
+    assert!(read(&*open(&opener).reader(), 1, 0).unwrap().len() > 1);
+}
