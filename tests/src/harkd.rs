@@ -336,14 +336,15 @@ impl Harkd {
         fields.split(' ').skip(11).take(2).map(|field| field.parse::<u64>().unwrap()).sum()
     }
 
-    /// Its resident memory in bytes.
+    /// Returns the memory that it has allocated and touched, in bytes. The pages of
+    /// its program, which depend on what it has executed so far, do not count.
     ///
     /// # Panics
     /// Where the system does not say.
     #[must_use]
     pub fn resident_bytes(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("a line VmRSS");
+        let line = status.lines().find(|line| line.starts_with("RssAnon:")).expect("a line RssAnon");
         let kib: u64 = line.split_whitespace().nth(1).expect("a number").parse().unwrap();
         kib * 1024
     }

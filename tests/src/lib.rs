@@ -40,8 +40,9 @@ pub use wire::{Client, Wire, name, send};
 
 use std::time::{Duration, Instant};
 
-/// Nothing that a test waits for takes longer than this on a slow machine.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+/// Nothing that a test waits for takes longer than this on a busy machine. Less than
+/// the default `--ack-timeout`, so that a shorter one that has no effect is noticed.
+pub const PATIENCE: Duration = Duration::from_secs(55);
 
 /// Waits until something is so, for [`PATIENCE`] at most.
 ///

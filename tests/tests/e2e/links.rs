@@ -9,15 +9,20 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::sleep;
 
-/// As `--ack-timeout=1` says.
-const ACK_TIMEOUT: Duration = Duration::from_secs(1);
+/// As [`impatient`] has it. A busy machine delays a peer by less.
+const ACK_TIMEOUT: Duration = Duration::from_secs(2);
 
 const MIB: u64 = 1024 * 1024;
+
+/// A server that waits for acknowledgements for [`ACK_TIMEOUT`].
+fn impatient() -> Harkd {
+    Harkd::builder().arg(format!("--ack-timeout={}", ACK_TIMEOUT.as_secs())).start()
+}
 
 /// An impatient server, somebody who sends, and bob, who has been sent this
 /// many messages and has read them.
 async fn with_unread(messages: usize) -> (Harkd, Wire, Wire) {
-    let server = Harkd::builder().arg("--ack-timeout=1").start();
+    let server = impatient();
     let mut alice = Wire::connect(server.address()).await;
     alice.create("bob").await;
     let mut bob = Wire::connect(server.address()).await;
@@ -116,28 +121,21 @@ fn beginnings() -> [(&'static str, Vec<u8>); 6] {
 }
 
 #[tokio::test]
-async fn peers_that_say_nothing_whole_cost_little_and_are_dropped_in_time() {
-    let mut kinds = tokio::task::JoinSet::new();
+async fn peers_that_say_nothing_whole_cost_little() {
     for (what, bytes) in beginnings() {
-        // The start blocks this thread: nobody is connected yet.
-        let server = Harkd::builder().arg("--ack-timeout=5").start();
-        kinds.spawn(async move {
-            let each = hold_and_wait_for_the_end(server, &bytes).await;
-            println!("{what}: {each} bytes a connection");
-            // The buffers of a handshake of TLS are the largest.
-            assert!(each < 24 * 1024, "{what}: {each} bytes a connection");
-        });
-    }
-    while let Some(kind) = kinds.join_next().await {
-        kind.unwrap();
+        let each = bytes_for_each_peer(&bytes).await;
+        println!("{what}: {each} bytes a connection");
+        // The buffers of a handshake of TLS are the largest.
+        assert!(each < 24 * 1024, "{what}: {each} bytes a connection");
     }
 }
 
-/// Opens many connections that say this, and waits until all are closed. What
-/// each costs the server meanwhile, in bytes.
-async fn hold_and_wait_for_the_end(server: Harkd, bytes: &[u8]) -> u64 {
-    // So few that all of them are there at the same time on a busy machine, too.
+/// Opens many connections that begin with these bytes, and returns the resident
+/// bytes of the server for each. It drops none of them meanwhile: a busy machine
+/// delays the measurement by less than `--ack-timeout` and the limit of a handshake.
+async fn bytes_for_each_peer(bytes: &[u8]) -> u64 {
     const PEERS: u64 = 100;
+    let server = Harkd::builder().arg("--ack-timeout=600").start();
     let mut alice = Wire::connect(server.address()).await;
     alice.create("bob").await;
     // What the first of them makes the server set up is there for all.
@@ -150,12 +148,26 @@ async fn hold_and_wait_for_the_end(server: Harkd, bytes: &[u8]) -> u64 {
     server.wait_until_read();
     alice.sent("bob", "while they are there").await;
     let after = server.resident_bytes();
-    assert_eq!(server.connections(), peers.len() + 1, "they were all there when it was measured");
-    for mut peer in peers {
-        tokio::time::timeout(PATIENCE, peer.end()).await.unwrap();
+    assert_eq!(server.connections(), peers.len() + 1, "all peers were connected when it was measured");
+    after.saturating_sub(before) / PEERS
+}
+
+#[tokio::test]
+async fn peers_that_say_nothing_whole_are_dropped_in_time() {
+    const PEERS_OF_A_KIND: usize = 20;
+    let server = impatient();
+    let mut alice = Wire::connect(server.address()).await;
+    alice.create("bob").await;
+    let mut peers = Vec::new();
+    for (what, bytes) in beginnings() {
+        for _ in 0..PEERS_OF_A_KIND {
+            peers.push((what, begun(&server, &bytes).await));
+        }
+    }
+    for (what, mut peer) in peers {
+        assert!(tokio::time::timeout(PATIENCE, peer.end()).await.is_ok(), "{what}: it is not dropped");
     }
     alice.sent("bob", "afterwards").await;
-    after.saturating_sub(before) / PEERS
 }
 
 async fn begun(server: &Harkd, bytes: &[u8]) -> Begun {
@@ -177,7 +189,7 @@ impl Begun {
 
 #[tokio::test]
 async fn a_peer_that_writes_a_byte_now_and_then_is_dropped_in_time() {
-    let server = Harkd::builder().arg("--ack-timeout=1").start();
+    let server = impatient();
     let mut alice = Wire::connect(server.address()).await;
     alice.create("bob").await;
     let mut drips = tokio::task::JoinSet::new();
@@ -203,7 +215,7 @@ async fn a_peer_that_writes_a_byte_now_and_then_is_dropped_in_time() {
 
 #[tokio::test]
 async fn a_large_frame_over_a_slow_link_is_taken() {
-    let server = Harkd::builder().arg("--ack-timeout=1").start();
+    let server = impatient();
     let mut alice = Wire::connect(server.address()).await;
     alice.create("bob").await;
     let mut frame = Vec::from(12_023_u32.to_be_bytes());
@@ -255,8 +267,12 @@ async fn a_peer_whose_bytes_are_no_frames_is_told_so_once_whatever_follows() {
     let error = wire.next().await.unwrap().message;
     assert!(matches!(error, Reply::Error { failure: Failure::Protocol, .. }), "{error:?}");
     assert_eq!(wire.next().await, None);
+    let mut stream = wire.into_stream();
     for _ in 0..3 {
-        wire.write_bytes(&noise).await;
+        // The server may have closed the connection by then.
+        if stream.write_all(&noise).await.is_err() {
+            break;
+        }
         server.wait_until_read();
     }
     assert_eq!(server.log().matches("closing a connection").count(), 1, "{}", server.log());
@@ -264,7 +280,7 @@ async fn a_peer_whose_bytes_are_no_frames_is_told_so_once_whatever_follows() {
 
 #[tokio::test]
 async fn a_peer_that_asks_and_never_reads_is_dropped_and_costs_little() {
-    let server = Harkd::builder().arg("--ack-timeout=1").start();
+    let server = impatient();
     let mut wire = Wire::connect(server.address()).await;
     let users = 1..=1000;
     wire.write_all(users.map(|n| (n, Request::Create { user: name(&format!("{n:0>60}")), password: None })))
