@@ -14,8 +14,12 @@ use crate::{Certificate, PATIENCE, Place, wait_until};
 /// Where the numbers of most servers begin.
 const NUMBERS_AFTER: u64 = 1_000_000;
 
-/// The size of a file of the log, in MiB.
+/// The size of a file of the log, in MiB. Small files are made sooner, and used up
+/// sooner.
 const SEGMENT_MIB: u32 = 4;
+
+/// Sets that size.
+const SEGMENT_SIZE_VARIABLE: &str = "HARKD_SEGMENT_SIZE";
 
 /// How a server is to be started.
 #[derive(Debug, Clone)]
@@ -428,7 +432,8 @@ pub fn hark(state: &Path) -> Command {
     command
 }
 
-/// `harkd` as a command, with nothing of the user's environment.
+/// `harkd` as a command, with nothing of the user's environment. A store that it
+/// makes has small files.
 ///
 /// # Panics
 /// Where it cannot be built.
@@ -436,6 +441,7 @@ pub fn hark(state: &Path) -> Command {
 pub fn harkd() -> Command {
     let mut command = Command::new(binary("harkd"));
     forget_settings(&mut command);
+    command.env(SEGMENT_SIZE_VARIABLE, SEGMENT_MIB.to_string());
     command
 }
 
@@ -501,8 +507,7 @@ fn launch(builder: HarkdBuilder, place: Place) -> Result<Harkd, Refusal> {
     if let Some(certificate) = &builder.certificate {
         command.arg("--tls-cert").arg(certificate.path()).arg("--tls-key").arg(certificate.key());
     }
-    // Small files are made sooner, and used up sooner.
-    command.env("HARKD_SEGMENT_SIZE", SEGMENT_MIB.to_string());
+    command.env(SEGMENT_SIZE_VARIABLE, SEGMENT_MIB.to_string());
     if let Some(number) = builder.numbers_after {
         command.env("HARKD_NUMBERS_AFTER", number.to_string());
     }
