@@ -235,7 +235,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_rate_limit_says_how_long_to_wait() {
+    fn rate_limit_names_its_wait() {
         let refusal = Refusal::rate_limited(Duration::from_millis(6001), "too many passwords");
         assert_eq!(refusal.to_string(), "rate-limited: 7 s to wait: too many passwords");
         assert_eq!(refusal.retry_after(), Some(Duration::from_secs(7)));

@@ -26,13 +26,13 @@ pub enum CallError {
     #[error("no reply came in time")]
     TimedOut,
     /// The link ended, or the call was cancelled.
-    #[error("the link ended before a reply came")]
+    #[error("the link closed before the reply")]
     Closed,
 }
 
 /// A pending call has this id already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a call with this id is already under way")]
+#[error("a call with this id is already pending")]
 pub struct DuplicateId;
 
 /// Receives the outcome of a call.
@@ -355,14 +355,14 @@ mod tests {
     }
 
     #[test]
-    fn the_memory_of_a_burst_is_given_back_however_it_ends() {
+    fn burst_memory_is_released() {
         check_memory(|calls| (0..BURST).for_each(|id| assert_eq!(calls.remove(&id), Some(()))));
         check_memory(|calls| while calls.expire_next(&BURST).is_some() {});
         check_memory(|calls| assert_eq!(calls.drain().len(), BURST as usize));
     }
 
     #[test]
-    fn a_burst_is_given_back_in_few_steps() {
+    fn burst_memory_is_released_in_few_steps() {
         let mut calls: Calls<u32, u32, ()> = Calls::default();
         for id in 0..BURST {
             assert_eq!(calls.register(id, None, ()), Ok(()));

@@ -24,7 +24,7 @@
 //! let request = Request::Send { user: "bob".parse()?, text: "hello, again".into() };
 //! let mut bytes = BytesMut::new();
 //! ClientCodec::new(FRAME_BYTES_DEFAULT).encode(Frame::new(RequestId::new(7), request.clone()), &mut bytes)?;
-//! let frame = ServerCodec::new(FRAME_BYTES_DEFAULT).decode(&mut bytes)?.ok_or("not whole")?;
+//! let frame = ServerCodec::new(FRAME_BYTES_DEFAULT).decode(&mut bytes)?.ok_or("incomplete")?;
 //! assert_eq!(frame, Frame::new(RequestId::new(7), Ok(request)));
 //! # Ok(())
 //! # }

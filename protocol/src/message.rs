@@ -432,7 +432,7 @@ impl Message for Reply {
             "string" => parse_delivery(payload).map(Self::String),
             "bye" => match ByeReason::parse(&payload) {
                 Some(reason) => Ok(Self::Bye(reason)),
-                None => Err(bad_request("this reason of a bye is not known")),
+                None => Err(bad_request("unknown reason of a bye")),
             },
             "notok" => {
                 let (code, explanation) = payload.split_once(',').unwrap_or((&payload, ""));
@@ -442,7 +442,7 @@ impl Message for Reply {
                 let (code, explanation) = payload.split_once(',').unwrap_or((&payload, ""));
                 match Failure::parse(code) {
                     Some(failure) => Ok(Self::Error { failure, explanation: explanation.to_owned().into() }),
-                    None => Err(bad_request("this code of an error is not known")),
+                    None => Err(bad_request("unknown code of an error")),
                 }
             }
             _ => Err(unknown_command(command)),
@@ -478,7 +478,7 @@ pub(crate) fn split(message: Bytes) -> Result<(ByteString, ByteString), Refusal>
         return Err(bad_request("a message must be UTF-8"));
     };
     let Some((command, payload)) = message.split_at_checked(COMMAND_BYTES) else {
-        return Err(bad_request("a command takes exactly 15 bytes, padded with NUL"));
+        return Err(bad_request("a command has exactly 15 bytes, padded with NUL"));
     };
     let command = command.trim_end_matches('\0');
     if command.is_empty() || command.contains('\0') {
@@ -495,7 +495,7 @@ pub(crate) fn write_command(command: &str, to: &mut BytesMut) {
 }
 
 fn unknown_command(command: &str) -> Refusal {
-    Refusal::new(Code::UnknownCommand, format!("there is no command \"{}\"", command.escape_default()))
+    Refusal::new(Code::UnknownCommand, format!("unknown command \"{}\"", command.escape_default()))
 }
 
 fn bad_request(explanation: &'static str) -> Refusal {
@@ -526,7 +526,7 @@ fn user_and_password(payload: &str) -> Result<(UserName, Option<Password>), Refu
 fn parse_hello(payload: &str) -> Result<Request, Refusal> {
     let (version, session) =
         payload.split_once(',').ok_or_else(|| bad_request("hello takes a version and a session"))?;
-    let version = number(version).ok_or_else(|| bad_request("the version is no number"))?;
+    let version = number(version).ok_or_else(|| bad_request("the version must be a number"))?;
     Ok(Request::Hello { version, session: session.parse()? })
 }
 
@@ -567,9 +567,9 @@ fn parse_delivery(payload: ByteString) -> Result<Delivery, Refusal> {
         return Err(bad_request("string takes a number, a sender, a time and a text"));
     };
     Ok(Delivery {
-        sequence: Sequence(number(sequence).ok_or_else(|| bad_request("the sequence number is no number"))?),
+        sequence: Sequence(number(sequence).ok_or_else(|| bad_request("the sequence number must be a number"))?),
         sender: if sender.is_empty() { None } else { Some(sender.parse()?) },
-        time_ms: number(time).ok_or_else(|| bad_request("the time is no number"))?,
+        time_ms: number(time).ok_or_else(|| bad_request("the time must be a number"))?,
         text: payload.slice_ref(text),
     })
 }
@@ -637,7 +637,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_message_with_a_password_is_wiped_where_it_was_read() {
+    fn message_with_password_is_wiped_in_receive_buffer() {
         for (command, is_secret) in [("login", true), ("password", true), ("send", false), ("logi", false)] {
             let mut message = BytesMut::new();
             write_command(command, &mut message);
@@ -650,7 +650,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_cut_into_runs_that_fit() {
+    fn names_are_split_into_runs_that_fit() {
         let names: Vec<UserName> = (0..99).map(|n| format!("{n:064}").parse().unwrap()).collect();
         for (bytes_max, each) in [(200, 3), (194, 3), (193, 2), (64, 1)] {
             let runs = list_parts(&names, bytes_max);

@@ -24,7 +24,7 @@ pub enum BadName {
     #[error("a user name cannot be empty")]
     Empty,
     /// The text is longer than [`USER_NAME_BYTES_MAX`].
-    #[error("a user name has at most {USER_NAME_BYTES_MAX} bytes, this has {0}")]
+    #[error("a user name has at most {USER_NAME_BYTES_MAX} bytes; this one has {0}")]
     TooLong(usize),
     /// The text contains a forbidden character.
     #[error("a user name cannot contain {0:?}")]
@@ -87,7 +87,7 @@ pub enum BadPassword {
     #[error("a password cannot be empty")]
     Empty,
     /// The text is longer than [`PASSWORD_BYTES_MAX`].
-    #[error("a password has at most {PASSWORD_BYTES_MAX} bytes, this has {0}")]
+    #[error("a password has at most {PASSWORD_BYTES_MAX} bytes; this one has {0}")]
     TooLong(usize),
     /// The text contains a comma or a control character.
     #[error("a password cannot contain commas or control characters")]
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_user_name_is_1_to_64_bytes_without_comma_space_and_control() {
+    fn user_name_bounds_and_characters_are_checked() {
         check_name("bob", Ok(()));
         check_name("Zoë-🦀.$", Ok(()));
         check_name(&"x".repeat(64), Ok(()));
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn a_password_may_have_spaces_but_no_comma_and_is_never_shown() {
+    fn password_is_checked_and_never_shown() {
         assert!("correct horse".parse::<Password>().is_ok());
         assert_eq!("".parse::<Password>(), Err(BadPassword::Empty));
         assert_eq!("a,b".parse::<Password>(), Err(BadPassword::Forbidden));
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_token_is_url_safe_and_mostly_hidden() {
+    fn session_token_is_checked_and_mostly_hidden() {
         assert!("A-z_09".parse::<SessionToken>().is_ok());
         for bad in ["", "a b", "a,b", "é", &"x".repeat(65)] {
             assert_eq!(bad.parse::<SessionToken>(), Err(BadToken), "{bad:?}");

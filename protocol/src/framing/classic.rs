@@ -98,7 +98,7 @@ impl Decoder for ClassicServerCodec {
                 self.discard(src);
                 let refusal = Refusal::new(
                     Code::TooLarge,
-                    "a message in the classic framing has at most 1024 bytes; none of this one was taken",
+                    "a message in the classic framing has at most 1024 bytes; this one was discarded",
                 );
                 Ok(Some(Err(Malformed { refusal, is_hello })))
             }
@@ -248,7 +248,7 @@ fn parse(message: Bytes) -> Result<Request, Malformed> {
     }
     let refusal = Refusal::new(
         Code::BadRequest,
-        "the classic framing has neither sessions nor acknowledgements; use the native one",
+        "the classic framing supports neither sessions nor acknowledgements; use the native framing",
     );
     Err(Malformed { refusal, is_hello })
 }

@@ -65,7 +65,7 @@ pub enum ProtocolError {
     #[error("a frame of {0} bytes is too short to hold an id and a command")]
     TooShort(usize),
     /// The length field exceeds the largest frame.
-    #[error("a frame of {bytes} bytes is over the largest of {bytes_max}")]
+    #[error("a frame of {bytes} bytes exceeds the limit of {bytes_max}")]
     TooLong {
         /// Value of the length field.
         bytes: usize,
