@@ -1,11 +1,10 @@
-//! Who a client is, as far as it knows: what makes a new connection the same
-//! user, and what ends that.
+//! The user that a client is authenticated as, and the requests that change it.
 
 use std::borrow::Cow;
 
 use hark_protocol::{OkFields, Password, Refusal, Request, UserName};
 
-/// Who one is.
+/// The authenticated user, as known to the client.
 #[derive(Debug, Default)]
 pub(crate) enum Identity {
     #[default]
@@ -15,13 +14,13 @@ pub(crate) enum Identity {
         password: Option<Password>,
         receives: bool,
     },
-    /// One was a user and is no more, for this reason; until the application
-    /// says who to be, nothing is sent as nobody.
+    /// Authentication was lost, with the reason. Sends fail until the
+    /// application logs in, connects or disconnects.
     Lost(Cow<'static, str>),
 }
 
 impl Identity {
-    /// Who one is, if somebody.
+    /// Returns the current user.
     pub(crate) const fn user(&self) -> Option<&UserName> {
         match self {
             Self::User { name, .. } => Some(name),
@@ -29,7 +28,7 @@ impl Identity {
         }
     }
 
-    /// Why one is nobody, if that was not asked for.
+    /// Returns why authentication was lost, if it was.
     pub(crate) const fn loss(&self) -> Option<&Cow<'static, str>> {
         match self {
             Self::Lost(why) => Some(why),
@@ -37,7 +36,7 @@ impl Identity {
         }
     }
 
-    /// What makes a new connection who one is; `None` for nobody.
+    /// Returns the request that authenticates a new link; `None` if anonymous.
     pub(crate) fn introduction(&self) -> Option<Request> {
         let Self::User { name, password, receives } = self else {
             return None;
@@ -49,7 +48,8 @@ impl Identity {
         })
     }
 
-    /// Whether one may be somebody else, or need another password, after this.
+    /// Returns whether the request may change the user or the password of the
+    /// client.
     pub(crate) fn is_changed_by(&self, request: &Request) -> bool {
         match request {
             Request::Login { .. } | Request::Connect { .. } | Request::Disconnect => true,
@@ -58,8 +58,8 @@ impl Identity {
         }
     }
 
-    /// Takes in a request that was carried out. Who receives from then on, and
-    /// how many messages are to come, if it was a `connect`.
+    /// Applies a successful request. For a `connect`, returns the receiving
+    /// user and the number of queued messages.
     pub(crate) fn carried_out(&mut self, request: &Request, fields: &OkFields) -> Option<(UserName, u64)> {
         match request {
             Request::Connect { user, password } => {
@@ -90,15 +90,15 @@ impl Identity {
         }
     }
 
-    /// The server takes one for nobody; who one was until now, if somebody.
+    /// Drops authentication after a refusal, and returns the former user.
     pub(crate) fn lose(&mut self, refusal: &Refusal) -> Option<UserName> {
         let user = self.user()?.clone();
         *self = Self::Lost(format!("no longer {user}: {}", refusal.explanation).into());
         Some(user)
     }
 
-    /// Another connection receives now; whose messages these are, if they
-    /// came here until now.
+    /// Stops receiving because another connection took over, and returns the
+    /// user if the client was receiving.
     pub(crate) fn taken_over(&mut self) -> Option<UserName> {
         match self {
             Self::User { name, receives, .. } if *receives => {

@@ -1,10 +1,10 @@
-//! What was pushed, and what of it may be acknowledged.
+//! Received messages, and their acknowledgement.
 //!
-//! The engine puts pushes in ([`Inbox::push`]), the application takes them
-//! ([`Inbox::take`]), and the engine asks what to acknowledge
-//! ([`Inbox::next_ack`]). An ack covers every number up to it, so it stops
-//! before the first message that the application still holds or has given
-//! back. Knows neither frames nor the task that calls it.
+//! The engine adds pushes ([`Inbox::push`]), the application takes messages
+//! ([`Inbox::take`]), and the engine fetches the next acknowledgement
+//! ([`Inbox::next_ack`]). An ack covers every number up to its own, so it stops
+//! before the first message that the application still holds or has released.
+//! Independent of frames and of the engine's task.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -16,36 +16,36 @@ use tokio::sync::Notify;
 use crate::event::Message;
 use crate::taken::{Taken, TakenStore, Window};
 
-/// While messages are waiting to be taken, this many are acknowledged at once.
+/// Number of messages after which an ack is sent while more are held.
 const ACK_EVERY: usize = 64;
 
 /// The messages of one client on their way to the application.
 #[derive(Debug)]
 pub(crate) struct Inbox {
     store: Arc<dyn TakenStore>,
-    // A lock, since messages are taken on any task; held for one operation on
-    // the tables, and never while the store is written.
+    // A lock because messages are taken on any task. Held for one operation on
+    // the tables, never during writes to the store.
     state: Mutex<State>,
-    /// Something was taken, so there may be something to acknowledge.
+    /// Signals that a message was settled, so that an ack may be due.
     pub(crate) changed: Notify,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// Whose messages the pushes are.
+    /// The user that pushes belong to.
     user: Option<UserName>,
     window: Window,
-    /// Counts the successful `connect`s: an ack counts only for what was
-    /// pushed since the last one, on a link that still is.
+    /// Number of successful `connect`s. An ack covers only pushes since the
+    /// last one, on the same link.
     epoch: u64,
     is_linked: bool,
-    /// What was pushed and is not acknowledged: of this user, and of former
-    /// ones what the application still holds.
+    /// Unacknowledged pushes: of this user, and of former users if the
+    /// application still holds them.
     pushed: BTreeMap<(UserName, Taken), Pushed>,
-    /// Pushes that are still to come of what was queued at the last `connect`.
+    /// Number of pushes still to come of those queued at the last `connect`.
     queued: u64,
     ackable: Option<Sequence>,
-    /// Messages that were taken since the last ack.
+    /// Number of messages seen since the last ack.
     taken_since: usize,
 }
 
@@ -57,20 +57,20 @@ struct Pushed {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fate {
-    /// In the hands of the application.
+    /// Held by the application.
     Held,
-    /// Taken, while something before it is not.
+    /// Seen, behind a message that is not.
     Taken,
-    /// Dropped by the application without a word.
+    /// Dropped by the application without an ack.
     GivenBack,
 }
 
-/// What a push comes to.
+/// Result of a push.
 #[derive(Debug)]
 pub(crate) struct Arrival {
-    /// The message, unless the application has or had it already.
+    /// The message, unless the application holds it or has seen it.
     pub(crate) message: Option<Message>,
-    /// Who has now been pushed all that was queued.
+    /// The user whose queued messages have now all been pushed.
     pub(crate) caught_up: Option<UserName>,
 }
 
@@ -83,12 +83,12 @@ impl Inbox {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A `connect` as `user` has succeeded, with `queued` messages to come;
-    /// whether these are none.
+    /// Records a successful `connect` as `user` with `queued` messages to come.
+    /// Returns whether there are none.
     ///
     /// # Errors
-    /// Where it cannot be read what the user has taken. Nothing may be
-    /// received then.
+    /// Any error of reading the record of seen messages. Nothing may be
+    /// received in that case.
     pub(crate) fn begin(&self, user: &UserName, queued: u64) -> io::Result<bool> {
         let window = self.store.load(user)?.into_iter().collect();
         let mut state = self.state();
@@ -100,7 +100,7 @@ impl Inbox {
         Ok(queued == 0)
     }
 
-    /// The link has ended: nothing can be acknowledged before the next
+    /// Ends the link: nothing can be acknowledged before the next
     /// [`Self::begin`].
     pub(crate) fn link_lost(&self) {
         let mut state = self.state();
@@ -108,12 +108,12 @@ impl Inbox {
         state.reset(false);
     }
 
-    /// Takes a push. One that comes again is handed out again only if it was
-    /// given back.
+    /// Processes a push. A repeated push is delivered again only if the
+    /// application has released the message.
     pub(crate) fn push(self: &Arc<Self>, delivery: Delivery) -> Arrival {
         let mut state = self.state();
         let Some(user) = state.user.clone() else {
-            // The server pushes only to who has connected; not this one, then.
+            // A conforming server pushes only after a `connect`.
             return Arrival { message: None, caught_up: None };
         };
         let is_new = state.arrive(&user, Taken::from(&delivery));
@@ -123,7 +123,7 @@ impl Inbox {
         Arrival { message, caught_up }
     }
 
-    /// The application has taken a message.
+    /// Marks a message as seen by the application.
     pub(crate) fn take(&self, user: &UserName, delivery: &Delivery) -> io::Result<()> {
         let taken = Taken::from(delivery);
         self.store.record(user, taken)?;
@@ -137,14 +137,14 @@ impl Inbox {
         Ok(())
     }
 
-    /// The application has dropped a message without taking it.
+    /// Releases a message that the application dropped without an ack.
     pub(crate) fn give_back(&self, user: &UserName, delivery: &Delivery) {
         self.state().settle(user, Taken::from(delivery), Fate::GivenBack);
     }
 
-    /// What is to be acknowledged now, if anything: many at once while there
-    /// is more to take, and everything as soon as there is not, or if asked
-    /// for all.
+    /// Returns the next acknowledgement, if one is due: for many messages at
+    /// once while the application holds more, otherwise or if `is_all` for all
+    /// seen.
     pub(crate) fn next_ack(&self, is_all: bool) -> Option<Sequence> {
         let mut state = self.state();
         if !is_all && state.taken_since < ACK_EVERY && state.is_held() {
@@ -156,8 +156,8 @@ impl Inbox {
 }
 
 impl State {
-    /// Forgets what belonged to the reception before. What the application
-    /// still holds stays, so that it is not handed out twice.
+    /// Clears the state of the former link. Messages held by the application
+    /// are kept, so that they are not delivered twice.
     fn reset(&mut self, is_linked: bool) {
         self.pushed.retain(|_, pushed| pushed.fate == Fate::Held);
         self.is_linked = is_linked;
@@ -165,7 +165,7 @@ impl State {
         self.taken_since = 0;
     }
 
-    /// Notes a push; whether the application is to have it.
+    /// Records a push, and returns whether to deliver it to the application.
     fn arrive(&mut self, user: &UserName, message: Taken) -> bool {
         let epoch = self.epoch;
         if let Some(pushed) = self.pushed.get_mut(&(user.clone(), message)) {
@@ -181,7 +181,7 @@ impl State {
         is_new
     }
 
-    /// Whether this push was the last of those that were queued.
+    /// Counts a push, and returns whether it was the last of those queued.
     fn count_down(&mut self) -> bool {
         let was_last = self.queued == 1;
         self.queued = self.queued.saturating_sub(1);
@@ -200,8 +200,8 @@ impl State {
         }
     }
 
-    /// Moves what may be acknowledged over everything that was taken, up to
-    /// the first message that was not.
+    /// Advances the acknowledgement over all seen messages, up to the first
+    /// other one.
     fn advance(&mut self, user: &UserName) {
         let start = (user.clone(), Taken { sequence: Sequence(0), time_ms: 0 });
         while let Some((key, pushed)) = self.pushed.range(start.clone()..).next() {
@@ -217,7 +217,7 @@ impl State {
         }
     }
 
-    /// Whether the application holds a message of the present user.
+    /// Returns whether the application holds a message of the current user.
     fn is_held(&self) -> bool {
         let is_held = |(key, pushed): (&(UserName, Taken), &Pushed)| {
             pushed.fate == Fate::Held && Some(&key.0) == self.user.as_ref()

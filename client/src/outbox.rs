@@ -1,14 +1,15 @@
-//! What is asked and not answered, and who one is while asking.
+//! Unanswered requests, and the authenticated user.
 //!
-//! Commands go in in the order of the calls, take an id, and wait until they
-//! are written ([`Outbox::write_next`]), then until they are answered
-//! ([`Outbox::reply`]), expire ([`Outbox::expire`]) or have to be written once
-//! more ([`Outbox::link_lost`]). No I/O and no clock: times are arguments.
+//! Commands enter in the order of the calls and get an id. They wait to be
+//! written ([`Outbox::write_next`]), then to be answered ([`Outbox::reply`]),
+//! to expire ([`Outbox::expire`]) or to be repeated on another link
+//! ([`Outbox::link_lost`]). No I/O and no clock: times are arguments.
 //!
-//! What changes who one is (`login`, `connect`, `disconnect`, and `delete` or
-//! `password` of oneself) is asked alone: it waits until nothing is under way,
-//! and nothing new is written before its answer. So whatever is under way
-//! belongs to the present identity, and can be repeated under it.
+//! A request that changes the identity (`login`, `connect`, `disconnect`, and
+//! `delete` or `password` of the current user) is a barrier: it waits until
+//! nothing is in flight, and no new request is written before its answer. So
+//! every request in flight belongs to the current identity and can be repeated
+//! under it.
 
 use std::borrow::Cow;
 use std::collections::{BTreeSet, VecDeque};
@@ -23,24 +24,24 @@ use tokio::time::Instant;
 use crate::error::RequestError;
 use crate::identity::Identity;
 
-/// Sends take their ids below this one and everything else at or above it, so
-/// that the server's record of a session stays dense.
+/// Boundary of the id ranges: sends take the ids below, other requests the ids
+/// from here, so that the server's record of a session stays dense.
 const OTHER_IDS: u32 = 1 << 31;
 
-/// Requests other than sends that may be under way at once.
+/// Largest number of pending requests other than sends.
 const OTHERS_MAX: usize = 256;
 
-/// What the server has answered.
+/// An answer of the server.
 #[derive(Debug, Default)]
 pub(crate) struct Answer {
     pub(crate) fields: OkFields,
-    /// The names, if it answers `list`.
+    /// The names, if this answers `list`.
     pub(crate) names: Vec<UserName>,
-    /// Whether some names were left out here.
+    /// Whether names were dropped because of the client's own limit.
     pub(crate) is_cut: bool,
 }
 
-/// A request, and who waits for its answer.
+/// A request, and the receiver of its answer.
 #[derive(Debug)]
 pub(crate) struct Command {
     pub(crate) request: Request,
@@ -48,20 +49,20 @@ pub(crate) struct Command {
     pub(crate) answer: Option<oneshot::Sender<Result<Answer, RequestError>>>,
 }
 
-/// What a reply means beyond its request.
+/// The effect of a reply beyond its request.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Effect {
     /// Nothing.
     None,
-    /// This client receives for the user, with so many messages to come.
+    /// The client now receives for the user, with this many messages queued.
     Receives(UserName, u64),
-    /// The server failed: the link is to be given up, and what was not
-    /// answered repeated on another.
+    /// The server failed: the link is to be closed, and unanswered requests are
+    /// to be repeated on another.
     GiveUp(Failure, Cow<'static, str>),
 }
 
-/// One moment, by two clocks: the steady one, which may stand still while the
-/// machine sleeps, and the wall clock, which may be set.
+/// A point in time by two clocks: the monotonic clock, which may stand still
+/// while the machine is suspended, and the wall clock, which may be set.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Now {
     pub(crate) steady: Instant,
@@ -74,18 +75,18 @@ impl Now {
     }
 }
 
-/// A request under way.
+/// A pending request.
 #[derive(Debug)]
 struct Asked {
     command: Command,
     answer: Answer,
-    /// When it was first written.
+    /// Time of the first write.
     first_written: Option<Now>,
-    /// Whether nothing else may be under way beside it.
+    /// Whether this is a barrier.
     is_alone: bool,
 }
 
-/// Everything that is asked and not answered.
+/// All unanswered requests.
 #[derive(Debug)]
 pub(crate) struct Outbox {
     session: SessionToken,
@@ -94,19 +95,19 @@ pub(crate) struct Outbox {
     names_max: usize,
     next_send: u32,
     next_other: u32,
-    /// What was written at least once.
+    /// Requests that were written at least once.
     calls: Calls<RequestId, Instant, Asked>,
-    /// What of `calls` has to be written once more, in the order of the ids.
+    /// Requests in `calls` that have to be repeated, in ascending order of id.
     repeats: VecDeque<RequestId>,
-    /// What was never written.
+    /// Requests that were never written.
     fresh: VecDeque<(RequestId, Asked)>,
-    /// The ids of all sends in `calls` and `fresh`.
+    /// Ids of all sends in `calls` and `fresh`.
     sends: BTreeSet<RequestId>,
-    /// What changes the identity, until everything before it is answered.
+    /// A barrier that waits until the requests before it are answered.
     held: Option<Command>,
-    /// Whether such a change is under way, alone.
+    /// Whether a barrier is in flight.
     is_settling: bool,
-    /// Whether it is a `connect`.
+    /// Whether the barrier is a `connect`.
     is_connecting: bool,
 }
 
@@ -133,12 +134,12 @@ impl Outbox {
         &self.session
     }
 
-    /// The number of requests that are not answered.
+    /// Returns the number of unanswered requests.
     pub(crate) fn len(&self) -> usize {
         self.calls.len() + self.fresh.len() + usize::from(self.held.is_some())
     }
 
-    /// Whether another command may be accepted.
+    /// Returns whether another command may be accepted.
     pub(crate) fn has_room(&self) -> bool {
         self.held.is_none()
             && !self.is_settling
@@ -147,15 +148,15 @@ impl Outbox {
             && self.is_next_send_remembered()
     }
 
-    /// The server remembers the last 1,024 sends. So the ids that are under
-    /// way may not spread over more: the oldest could not be repeated.
+    /// Returns whether the next send keeps all pending sends within the last
+    /// 1,024 ids, which the server remembers. Beyond that, the oldest could not
+    /// be repeated.
     fn is_next_send_remembered(&self) -> bool {
         let oldest = self.sends.first().map_or(self.next_send, |id| id.value());
         ((self.next_send - oldest) as usize) < SENDS_UNANSWERED_MAX
     }
 
-    /// Accepts a command, behind all that were accepted before. Call only
-    /// while [`Self::has_room`].
+    /// Accepts a command, behind all earlier ones. Requires [`Self::has_room`].
     pub(crate) fn accept(&mut self, command: Command) {
         if self.identity.is_changed_by(&command.request) && self.len() > 0 {
             self.held = Some(command);
@@ -181,8 +182,8 @@ impl Outbox {
         }
     }
 
-    /// An id that is not under way: those of sends are never used again, and
-    /// the others come round after 2³¹ requests, by when the first has expired.
+    /// Returns an unused id. Ids of sends are never reused; the others wrap
+    /// around after 2³¹ requests, when the first has long expired.
     fn new_id(&mut self, is_send: bool) -> Option<RequestId> {
         if is_send {
             let id = RequestId::new(self.next_send)?;
@@ -195,13 +196,14 @@ impl Outbox {
         Some(id)
     }
 
-    /// Whether a `connect` is under way. Nothing may be acknowledged then.
+    /// Returns whether a `connect` is in flight, during which nothing may be
+    /// acknowledged.
     pub(crate) const fn is_connecting(&self) -> bool {
         self.is_connecting
     }
 
-    /// Passes the next request to `write`, what is repeated before what is
-    /// new; whether there was one. `write` says why one is too large.
+    /// Passes the next request to `write`, repeats before new ones, and returns
+    /// whether there was one. `write` fails if the request is too large.
     pub(crate) fn write_next(
         &mut self,
         now: Now,
@@ -225,9 +227,9 @@ impl Outbox {
         true
     }
 
-    /// Whether the server may have forgotten a request by now. The steady
-    /// clock is seen to by [`Self::expire`]; but the server's goes on while
-    /// this machine sleeps, and then the wall clock knows better.
+    /// Returns whether the server may have forgotten the request.
+    /// [`Self::expire`] watches the monotonic clock; the wall clock covers the
+    /// time for which this machine was suspended.
     fn is_forgotten(&self, asked: &Asked, now: Now) -> bool {
         asked.first_written.is_some_and(|first| {
             now.wall.duration_since(first.wall).is_ok_and(|passed| passed > self.repeat_for)
@@ -249,8 +251,8 @@ impl Outbox {
         debug_assert!(registered.is_ok(), "an id is not used while it is under way");
     }
 
-    /// Takes a reply. One to a request that is not under way is late, and
-    /// means nothing any more.
+    /// Processes a reply. A reply to a request that is no longer pending is
+    /// ignored.
     pub(crate) fn reply(&mut self, id: RequestId, reply: Reply) -> Effect {
         let Some(mut asked) = self.calls.remove(&id) else {
             return Effect::None;
@@ -263,13 +265,13 @@ impl Outbox {
                 self.register(id, asked);
             }
             Reply::Error { failure, explanation } => return self.fail(id, asked, failure, explanation),
-            // Neither answers a request, whatever its id says.
+            // Neither is a reply, despite its id.
             Reply::String(_) | Reply::Bye(_) => self.register(id, asked),
         }
         Effect::None
     }
 
-    /// Takes a reply that cannot be read. It is not known what it says.
+    /// Processes a reply that cannot be decoded: the outcome is unknown.
     pub(crate) fn reply_unreadable(&mut self, id: RequestId, unreadable: &Refusal) {
         if let Some(asked) = self.calls.remove(&id) {
             let why = format!("the answer cannot be read: {}", unreadable.explanation);
@@ -277,7 +279,7 @@ impl Outbox {
         }
     }
 
-    /// Asks for a word, for nobody to hear the answer.
+    /// Enqueues a ping whose answer is ignored.
     pub(crate) fn ping(&mut self) {
         self.enqueue(Command { request: Request::Ping, answer: None });
     }
@@ -308,15 +310,15 @@ impl Outbox {
         }
     }
 
-    /// The link has ended: what can be repeated is put back, in the order of
-    /// the ids, and the outcome of the rest is unknown.
+    /// Ends the link: repeatable requests are queued again in ascending order
+    /// of id, and the outcome of the others is unknown.
     pub(crate) fn link_lost(&mut self) {
         self.repeats.clear();
         let mut open = self.calls.drain();
         open.sort_unstable_by_key(|(id, _)| *id);
         for (id, mut asked) in open {
             match &asked.command.request {
-                // Nobody waits for it: it was about the link that is lost.
+                // A keepalive ping concerns the lost link alone.
                 Request::Ping if asked.command.answer.is_none() => {
                     self.conclude(id, asked, Ok(Answer::default()));
                 }
@@ -325,7 +327,7 @@ impl Outbox {
                     self.register(id, asked);
                     self.repeats.push_back(id);
                 }
-                // One is nobody on any new connection.
+                // A new connection starts anonymous.
                 Request::Disconnect => drop(self.succeed(id, asked, OkFields::none())),
                 _ => self.conclude_unknown(id, asked, "the link was lost before the answer came"),
             }
@@ -333,8 +335,8 @@ impl Outbox {
         self.drop_sends_of_the_lost();
     }
 
-    /// One is no longer who one was, and this is why; who that was. What was
-    /// to be sent as that user is not sent as anybody else.
+    /// Drops authentication for this reason, and returns the former user.
+    /// Pending sends of that user are not sent as any other user.
     pub(crate) fn identity_lost(&mut self, refusal: &Refusal) -> Option<UserName> {
         let user = self.identity.lose(refusal)?;
         self.drop_sends_of_the_lost();
@@ -360,31 +362,32 @@ impl Outbox {
         }
     }
 
-    /// When the next request expires, unless it is answered before.
+    /// Returns the time at which the next request expires.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         self.calls.next_deadline().copied()
     }
 
-    /// Ends what has waited for too long; the outcome is unknown.
+    /// Expires overdue requests; their outcome is unknown.
     pub(crate) fn expire(&mut self, now: Instant) {
         while let Some((id, asked)) = self.calls.expire_next(&now) {
             self.conclude_unknown(id, asked, "no answer came in time");
         }
     }
 
-    /// Whether the ids of this session are used up and nothing depends on them
-    /// any more.
+    /// Returns whether the ids of the session are used up and no send is
+    /// pending.
     pub(crate) fn is_session_spent(&self) -> bool {
         self.next_send >= OTHER_IDS && self.sends.is_empty()
     }
 
-    /// Begins another session, whose ids start again.
+    /// Begins another session, with ids from 1.
     pub(crate) fn renew_session(&mut self, session: SessionToken) {
         self.session = session;
         self.next_send = 1;
     }
 
-    /// Ends everything; the client is closed. How many requests that were.
+    /// Ends all requests because the client is closed, and returns their
+    /// number.
     pub(crate) fn abandon(&mut self) -> usize {
         let count = self.len();
         for (_, asked) in self.calls.drain() {
@@ -402,7 +405,7 @@ impl Outbox {
         self.conclude(id, asked, Err(outcome));
     }
 
-    /// Ends a request, and lets in what waited for it.
+    /// Ends a request, and releases a barrier that waited for it.
     fn conclude(&mut self, id: RequestId, asked: Asked, outcome: Result<Answer, RequestError>) {
         self.sends.remove(&id);
         if asked.is_alone {
@@ -420,7 +423,7 @@ impl Outbox {
 }
 
 impl Answer {
-    /// Adds names, up to `names_max` of them.
+    /// Adds names up to the limit `names_max`.
     fn add(&mut self, names: Vec<UserName>, names_max: usize) {
         let room = names_max.saturating_sub(self.names.len());
         self.is_cut |= names.len() > room;
@@ -428,7 +431,8 @@ impl Answer {
     }
 }
 
-/// Whether the protocol allows to ask this again when the answer is lost.
+/// Returns whether the protocol allows repeating the request if its answer is
+/// lost.
 const fn is_repeatable(request: &Request) -> bool {
     matches!(
         request,
@@ -442,7 +446,7 @@ const fn is_repeatable(request: &Request) -> bool {
 
 fn end(command: Command, outcome: Result<Answer, RequestError>) {
     if let Some(answer) = command.answer {
-        // Whoever asked may have stopped waiting; the request was carried out
+        // The caller may have dropped its future; the request has taken effect
         // all the same.
         drop(answer.send(outcome));
     }
@@ -466,7 +470,7 @@ mod tests {
         waiting
     }
 
-    /// Writes everything there is to write; the ids.
+    /// Writes all pending requests and returns their ids.
     fn write_all(outbox: &mut Outbox, now: Now) -> Vec<u32> {
         let mut ids = Vec::new();
         while outbox.write_next(now, |id, _| {

@@ -1,5 +1,5 @@
-//! Which server is tried next, and when: one after the other without a rest,
-//! and a rest after each round. No I/O and no clock.
+//! Failover: the servers are tried in turn without a pause, and a backoff
+//! follows each round. No I/O and no clock.
 
 use std::time::Duration;
 
@@ -7,35 +7,35 @@ use rand::RngExt as _;
 
 use crate::config::Timing;
 
-/// Where a client is in the list of its servers.
+/// Position in the list of servers, and the state of the current round.
 #[derive(Debug)]
 pub(crate) struct Rounds {
-    /// How many servers there are, at least one.
+    /// Number of servers, at least one.
     count: u32,
     at: u32,
-    /// How many have failed since one has worked, or since the last rest.
+    /// Failures since the last success or backoff.
     failed: u32,
-    /// Whether none has worked since the last rest.
+    /// Whether all servers have failed since the last success.
     is_repeated: bool,
-    /// The least that one of those has asked to be left alone for.
+    /// Shortest wait that a server of this round has asked for.
     asked: Option<Duration>,
-    /// Whether all of those fail until somebody changes something.
+    /// Whether all failures of this round are permanent.
     is_lasting: bool,
     connect: Duration,
     backoff: Backoff,
 }
 
-/// What comes after a server has failed.
+/// The next step after a failure.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Next {
-    /// How long to rest before the next is tried.
+    /// Delay before the next attempt.
     pub(crate) rest: Duration,
-    /// Whether all of them fail until somebody changes something.
+    /// Whether every server fails permanently, until the configuration changes.
     pub(crate) is_lasting: bool,
 }
 
 impl Rounds {
-    /// Through so many servers, from the first.
+    /// Starts at the first of `count` servers.
     pub(crate) fn new(count: usize, timing: &Timing) -> Self {
         Self {
             count: u32::try_from(count).unwrap_or(u32::MAX).max(1),
@@ -49,18 +49,20 @@ impl Rounds {
         }
     }
 
-    /// Which server it is at.
+    /// Returns the index of the current server.
     pub(crate) const fn at(&self) -> usize {
         self.at as usize
     }
 
-    /// How long this server may take: no longer than leaves as much to each of
-    /// the others, until all have failed. Some may be slow and not away.
+    /// Returns the timeout of the next attempt. In the first round each server
+    /// gets its share of the connect timeout; after all have failed, which may
+    /// be slowness, each gets all of it.
     pub(crate) fn patience(&self) -> Duration {
         if self.is_repeated { self.connect } else { self.connect / self.count }
     }
 
-    /// This server has failed, and has asked to be left alone for a while.
+    /// Records a failure of the current server, with the wait that it has asked
+    /// for.
     pub(crate) fn failed(&mut self, asked: Duration, is_lasting: bool) -> Next {
         self.at = (self.at + 1) % self.count;
         self.failed += 1;
@@ -76,7 +78,7 @@ impl Rounds {
         next
     }
 
-    /// This server works.
+    /// Records that the current server works.
     pub(crate) fn works(&mut self) {
         self.backoff.reset();
         self.begin();
@@ -90,8 +92,8 @@ impl Rounds {
     }
 }
 
-/// The waits between attempts: each is twice the one before, less a random
-/// part of up to a half, so that many clients do not come back at once.
+/// Exponential backoff with jitter: each delay is drawn between half and all of
+/// a limit that doubles, so that clients do not reconnect in step.
 #[derive(Debug)]
 struct Backoff {
     min: Duration,
@@ -104,14 +106,14 @@ impl Backoff {
         Self { min: timing.backoff_min, max: timing.backoff_max, next: timing.backoff_min }
     }
 
-    /// The next wait, from half of what it would be up to all of it.
+    /// Returns the next delay.
     fn next(&mut self) -> Duration {
         let longest = self.next.min(self.max);
         self.next = longest.saturating_mul(2);
         longest.mul_f64(rand::rng().random_range(0.5..=1.0))
     }
 
-    /// The server works: the next wait is a short one again.
+    /// Returns to the shortest delay.
     fn reset(&mut self) {
         self.next = self.min;
     }

@@ -1,13 +1,14 @@
-//! What was taken, in files: one for each user of a server, or of a cluster.
+//! The record of seen messages in files: one for each user of a server or a
+//! cluster.
 //!
-//! A file is lines of `SEQUENCE TIME_MS.`, the last one taken last. A line is
-//! added with one write, and when the file has grown to several windows the
-//! last one is kept, by way of a rename: a process that is killed at any
-//! moment leaves either file whole, and at most a torn line, which is known by
-//! its missing full stop and skipped. Writers of several processes take turns
-//! by a lock on a file of its own, which is never renamed. Nothing is synced to
-//! the disk: after a power cut the newest lines may be gone, which can show a
-//! message twice and never loses one.
+//! A file consists of lines `SEQUENCE TIME_MS.`, in the order in which the
+//! messages were seen. Each line is appended with one write. When a file
+//! exceeds its limit, it is replaced, by a rename, with one that holds the last
+//! window. A process that is killed at any moment leaves one of the two files
+//! intact, and at most one torn line, which lacks the full stop and is skipped.
+//! Writers in several processes are serialized by a lock on a separate file
+//! that is never renamed. Nothing is synced: a power failure may lose the
+//! newest lines, which can repeat a message but never loses one.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
@@ -18,28 +19,27 @@ use hark_protocol::{Sequence, UserName};
 
 use super::{REMEMBERED, Taken, TakenStore};
 
-/// Bytes that a file grows to before it is cut: a line takes about 20, and a
-/// cut file up to 54 kB.
+/// Size in bytes at which a file is truncated. A line has about 20 bytes, a
+/// truncated file up to 54 kB.
 const FILE_BYTES_MAX: u64 = 256 * 1024;
 
-/// Remembers in the files of a directory.
+/// The record of seen messages in the files of a directory.
 #[derive(Debug)]
 pub struct FileTaken {
     directory: PathBuf,
 }
 
 impl FileTaken {
-    /// Remembers for the users of `servers` in a directory of its own below
-    /// `directory`: of one server, or of several that share what they store,
-    /// joined by commas in any order. Another set of servers has a memory of
-    /// its own, also where some are the same: it may be another store, and
-    /// what was taken from one says nothing about the other. Nothing is
-    /// created before the first message is taken.
+    /// Returns the store for the users of `servers`, in a directory below
+    /// `directory`. `servers` is one server, or the servers of one cluster
+    /// joined by commas in any order. Each set of servers has a record of its
+    /// own, since overlapping sets may still be different stores. No file is
+    /// created before the first message is seen.
     #[must_use]
     pub fn new(directory: &Path, servers: &str) -> Self {
         let names: BTreeSet<String> = servers.split(',').map(file_name).collect();
-        // No user's file is called as a server behind the first, since a plus
-        // is always encoded.
+        // No user's file has the name of a second or later server: a plus sign
+        // is always escaped.
         let prefixes = std::iter::once("").chain(std::iter::repeat("+"));
         let below = names.iter().zip(prefixes).map(|(name, prefix)| format!("{prefix}{name}"));
         Self { directory: below.fold(directory.to_owned(), |path, name| path.join(name)) }
@@ -49,10 +49,10 @@ impl FileTaken {
         self.directory.join(file_name(user.as_str()))
     }
 
-    /// Waits for the turn of this process; it ends when the file is dropped.
+    /// Locks the directory against other processes until the file is dropped.
     fn lock(&self) -> io::Result<File> {
         fs::create_dir_all(&self.directory)?;
-        // No user's file has this name: a dot is always encoded.
+        // No user's file has this name: a dot is always escaped.
         let lock = OpenOptions::new().create(true).append(true).open(self.directory.join(".lock"))?;
         lock.lock()?;
         Ok(lock)
@@ -88,26 +88,27 @@ fn read(path: &Path) -> io::Result<Vec<Taken>> {
     Ok(String::from_utf8_lossy(&text).lines().filter_map(parse).collect())
 }
 
-/// A line as it is written. The line break comes first, so that it does not
-/// continue a torn one.
+/// Formats a line. The line break comes first, so that a torn line before it
+/// stays separate.
 fn line(taken: Taken) -> String {
     format!("\n{} {}.", taken.sequence, taken.time_ms)
 }
 
-/// Reads one line; `None` where it is empty, or only a part of one.
+/// Parses a line; `None` if it is empty or torn.
 fn parse(line: &str) -> Option<Taken> {
     let (sequence, time_ms) = line.strip_suffix('.')?.split_once(' ')?;
     Some(Taken { sequence: Sequence(sequence.parse().ok()?), time_ms: time_ms.parse().ok()? })
 }
 
-/// Adds a line, and says how long the file is then.
+/// Appends a line, and returns the length of the file in bytes.
 fn append(path: &Path, taken: Taken) -> io::Result<u64> {
     let mut file = OpenOptions::new().create(true).append(true).open(path)?;
     file.write_all(line(taken).as_bytes())?;
     Ok(file.metadata()?.len())
 }
 
-/// Keeps one window, and the one message before it that marks its edge.
+/// Truncates a file to one window and the message before it, which marks its
+/// edge.
 fn cut(path: &Path) -> io::Result<()> {
     let all = read(path)?;
     let kept = all.iter().skip(all.len().saturating_sub(REMEMBERED + 1));
@@ -117,8 +118,8 @@ fn cut(path: &Path) -> io::Result<()> {
     fs::rename(&new, path)
 }
 
-/// A file name for any text of up to 85 bytes, and no two texts share one,
-/// also where the file system takes `A` for `a`.
+/// Encodes a text of up to 85 bytes as a file name. Different texts have
+/// different names, also on a file system that ignores case.
 fn file_name(text: &str) -> String {
     let mut name = String::with_capacity(text.len());
     for byte in text.bytes() {
@@ -167,7 +168,7 @@ mod tests {
         for other in ["a:1", "b:1", "a:1,b:1", "a:1,c:1", "a:1,b:1,c:1,d:1", "a:1,b:1,c:2"] {
             assert_eq!(of(other).load(&user()).unwrap(), vec![], "{other}");
         }
-        // Neither is what a user of one server is called.
+        // Names of users that resemble the directory of a server.
         for name in ["b:1", "+b:1"] {
             of("a:1").record(&name.parse().unwrap(), taken(2)).unwrap();
         }

@@ -1,15 +1,16 @@
-//! Which messages a reader has taken, so that one that comes again is dropped.
+//! The record of the messages that a reader has seen, by which repeats are
+//! dropped.
 //!
-//! A number alone does not do. Numbers are never used twice on one store, but
-//! a throw-away server starts again at 1, and a reader that only remembers
-//! "everything up to 500" would silently swallow its first 500 messages. So a
-//! message is known by its number *and* its time, and a `Window` holds the
-//! last [`REMEMBERED`] of them. The server pushes at most 256 messages that
-//! are not acknowledged, so the window holds every message whose ack can have
-//! been lost with a link. A server that crashed may have lost more acks than
-//! that; what comes again from before the window is recognised by being both
-//! lower in number and not later in time than the last one forgotten. Nothing
-//! else is ever dropped.
+//! A sequence number alone does not suffice. Numbers are never reused within
+//! one store, but a new store may start from 1, and a reader that remembers
+//! only "everything up to 500" would silently drop its first 500 messages.
+//! Messages are therefore identified by number *and* time, and a `Window` holds
+//! the last [`REMEMBERED`] of them. The server keeps at most 256 messages
+//! unacknowledged, so the window covers every message whose ack may be lost
+//! with a link. A server that crashed may have lost more acks; a repeat from
+//! before the window is recognized because neither its number nor its time
+//! exceeds that of the last message dropped from the window. No other message
+//! is dropped.
 
 mod file;
 
@@ -23,15 +24,16 @@ use std::sync::{Mutex, PoisonError};
 use hark_protocol::limits::WINDOW_MESSAGES_MAX;
 use hark_protocol::{Delivery, Sequence, UserName};
 
-/// Messages that are remembered for each user: five windows of the server.
+/// Number of messages remembered for each user: five windows of the server.
 pub const REMEMBERED: usize = 5 * WINDOW_MESSAGES_MAX;
 
-/// What a message is known by.
+/// Identity of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Taken {
-    /// Its number in the inbox.
+    /// Sequence number.
     pub sequence: Sequence,
-    /// When the server took it, in milliseconds since 1970.
+    /// Time at which the server accepted it, in milliseconds since the Unix
+    /// epoch.
     pub time_ms: u64,
 }
 
@@ -41,28 +43,29 @@ impl From<&Delivery> for Taken {
     }
 }
 
-/// Remembers what was taken, for each user of one server.
+/// The record of seen messages, for each user of one server.
 ///
-/// Both functions may block for as long as a small file takes.
+/// Both functions may block for a small file operation.
 pub trait TakenStore: fmt::Debug + Send + Sync {
-    /// The last messages that `user` has taken, in the order in which they
-    /// were: at least the last [`REMEMBERED`] and the one before them.
+    /// Returns the last messages that `user` has seen, in order: at least the
+    /// last [`REMEMBERED`] and the one before them.
     ///
     /// # Errors
-    /// Where they cannot be read. That none was taken yet is no error.
+    /// If they cannot be read. An empty record is not an error.
     fn load(&self, user: &UserName) -> io::Result<Vec<Taken>>;
 
-    /// Remembers one more; it survives the end of this process from then on.
+    /// Records a message durably against the end of this process.
     ///
     /// # Errors
-    /// Where it cannot be written. It then counts as not taken.
+    /// If it cannot be written. The message does not count as seen in that
+    /// case.
     fn record(&self, user: &UserName, taken: Taken) -> io::Result<()>;
 }
 
-/// Remembers for as long as it lives.
+/// A record in memory.
 #[derive(Debug, Default)]
 pub struct MemoryTaken {
-    // A lock, since messages are taken on any task; held for one operation.
+    // A lock because messages are taken on any task; held for one operation.
     users: Mutex<HashMap<UserName, VecDeque<Taken>>>,
 }
 
@@ -83,13 +86,13 @@ impl TakenStore for MemoryTaken {
     }
 }
 
-/// The last messages that one user has taken.
+/// The last messages that one user has seen.
 #[derive(Debug, Default)]
 pub(crate) struct Window {
     recent: VecDeque<Taken>,
-    /// The last one that no longer fits in `recent`.
+    /// The last message that was dropped from `recent`.
     forgotten: Option<Taken>,
-    /// No number in `recent` is above this one.
+    /// Upper bound of the numbers in `recent`.
     highest: Sequence,
 }
 
@@ -110,10 +113,10 @@ impl Window {
         self.highest = self.highest.max(taken.sequence);
     }
 
-    /// Whether this message has been taken.
+    /// Returns whether the message has been seen.
     pub(crate) fn contains(&self, message: Taken) -> bool {
         let is_forgotten = |gone: Taken| message.sequence <= gone.sequence && message.time_ms <= gone.time_ms;
-        // What is above everything, which is nearly all, needs no search.
+        // Most messages are above the highest number and need no search.
         (message.sequence <= self.highest && self.recent.contains(&message))
             || self.forgotten.is_some_and(is_forgotten)
     }
