@@ -1,5 +1,5 @@
-//! How the commands that are typed, piped or given as arguments are carried
-//! out; which there are the library knows.
+//! Execution of commands that are typed, piped or given as arguments. The
+//! commands themselves are defined in the library.
 
 use hark_client::handle::Names;
 use hark_client::{Handle, RequestError};
@@ -7,28 +7,28 @@ use hark_protocol::Password;
 
 pub(crate) use hark_client::command::{COMMANDS, Command, help, parse};
 
-/// What a command needs beside its words.
+/// Passwords for a command.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Secrets {
-    /// The password of the account.
+    /// Password of the account.
     pub(crate) password: Option<Password>,
-    /// The one that `password` sets.
+    /// New password, for `password`.
     pub(crate) new_password: Option<Password>,
 }
 
-/// What came of a command that was carried out.
+/// Result of a successful command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Done {
     Plainly,
-    /// With so many messages waiting.
+    /// The number of queued messages.
     Connected(u64),
-    /// Whether there was such an account.
+    /// Whether the account existed.
     Deleted(bool),
     Listed(Names),
 }
 
-/// Asks the server for what a command says, and waits for the answer. `help`
-/// and `quit` ask nothing.
+/// Sends a command to the server and waits for the answer. `help` and `quit`
+/// send nothing.
 pub(crate) async fn carry_out(
     handle: &Handle,
     command: Command,

@@ -1,5 +1,5 @@
-//! The stable lines of output: one for each command, one for each message.
-//! Scripts depend on them; the help says what they are.
+//! The stable output format: one line for each command and each message.
+//! Scripts depend on it; the help documents it.
 
 use hark_client::{Message, RequestError};
 use hark_protocol::{Delivery, UserName};
@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use crate::command::Done;
 use crate::text::{escape_json, escape_line, escape_name};
 
-/// The line for the outcome of a command.
+/// Formats the outcome of a command.
 pub(crate) fn outcome(outcome: &Result<Done, RequestError>) -> String {
     match outcome {
         Ok(done) => ok(done),
@@ -19,7 +19,7 @@ pub(crate) fn outcome(outcome: &Result<Done, RequestError>) -> String {
     }
 }
 
-/// The line for a refusal.
+/// Formats a refusal.
 pub(crate) fn not_ok(code: &str, explanation: &str) -> String {
     format!("notok {code} {}", escape_line(explanation))
 }
@@ -39,14 +39,15 @@ fn ok(done: &Done) -> String {
     }
 }
 
-/// The line for a message. A comma, which no name contains, stands for nobody.
+/// Formats a message. A comma, which no name contains, stands for an anonymous
+/// sender.
 pub(crate) fn message(delivery: &Delivery) -> String {
     let sender = delivery.sender.as_ref().map_or(",", UserName::as_str);
     let (sender, text) = (escape_name(sender), escape_line(&delivery.text));
     format!("message {} {sender} {} {text}", delivery.sequence, time(delivery.time_ms))
 }
 
-/// A message as an object of JSON, on one line.
+/// Formats a message as a JSON object on one line.
 pub(crate) fn json(message: &Message) -> String {
     let delivery = &message.delivery;
     let object = serde_json::json!({
@@ -59,8 +60,8 @@ pub(crate) fn json(message: &Message) -> String {
     escape_json(&object.to_string())
 }
 
-/// UTC to the millisecond, as RFC 3339 has it; the bare number where no
-/// calendar reaches.
+/// Formats a time in UTC with milliseconds by RFC 3339, or as a bare number if
+/// it is out of range.
 pub(crate) fn time(time_ms: u64) -> String {
     let timestamp = i64::try_from(time_ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
     timestamp.map_or_else(|| time_ms.to_string(), |time| format!("{time:.3}"))

@@ -1,5 +1,5 @@
-//! `hark listen`: prints messages as they come, and acknowledges each once it
-//! has been printed.
+//! `hark listen`: prints messages as they arrive, and acknowledges each once it
+//! is printed.
 
 use hark_client::{Event, LinkState};
 use hark_protocol::UserName;
@@ -10,14 +10,14 @@ use crate::exit::{Exit, Failure};
 use crate::text::escape;
 use crate::{lines, once, output, setup, signals};
 
-/// How messages are printed, and how many.
+/// Output format, and number of messages.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Printing {
     pub(crate) is_json: bool,
     pub(crate) count: Option<u64>,
 }
 
-/// Receives for `user` until `count` messages were printed, or until a signal.
+/// Receives for `user` until `count` messages are printed, or until a signal.
 pub(crate) async fn run(settings: &Settings, user: UserName, printing: Printing) -> Result<Exit, Failure> {
     let secrets = setup::secrets(settings)?;
     let mut stop = signals::stop()?;
@@ -50,19 +50,20 @@ pub(crate) async fn run(settings: &Settings, user: UserName, printing: Printing)
             None => break Exit::Failed,
         }
     };
-    // What was printed is acknowledged; what was not comes again.
+    // Printed messages are acknowledged; others are delivered again.
     handle.close(settings.timeout).await;
     Ok(exit)
 }
 
-/// Says on stderr what else happens; how to end, where that ends it.
+/// Reports other events on stderr. Returns the exit code if the event ends the
+/// run.
 fn say(settings: &Settings, event: &Event) -> Option<Exit> {
     match event {
         Event::Link(LinkState::Down { server, reason, retry_in, .. }) => {
             let next = if retry_in.is_zero() { "trying the next" } else { "trying again" };
             eprintln!("hark: no link to {server}: {}; {next}", escape(reason));
         }
-        // Of several it is worth a word which one it is.
+        // The address is worth reporting only if there are several.
         Event::Link(LinkState::Up { server }) if **server != *settings.server => {
             eprintln!("hark: connected to {server}");
         }

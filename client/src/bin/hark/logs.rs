@@ -1,4 +1,4 @@
-//! `hark logs`: the log of the server, line by line, as it happens.
+//! `hark logs`: shows the log of the server live, line by line.
 
 use std::io::IsTerminal as _;
 
@@ -14,14 +14,14 @@ use crate::lines;
 use crate::text::{escape, escape_json, escape_line};
 use crate::{output, setup, signals};
 
-/// Shows the log until its end, a signal, or the end of the link.
+/// Shows the log until it ends, a signal arrives, or the connection fails.
 pub(crate) async fn run(settings: &Settings, arguments: LogsArguments) -> Result<Exit, Failure> {
     let (shown, limit) = (Shown::new(arguments.json), arguments.limit);
     let mut logs = match watch(settings, arguments).await? {
         Ok(logs) => logs,
         Err(error) => return say(settings, error),
     };
-    // Of several it is worth a word whose log it is.
+    // The address is worth reporting only if there are several.
     if logs.server() != settings.server {
         eprintln!("hark: the log of {}", logs.server());
     }
@@ -44,8 +44,8 @@ pub(crate) async fn run(settings: &Settings, arguments: LogsArguments) -> Result
     }
 }
 
-/// Asks for the log; once more with a password, if the server wants one that
-/// was not given and there is somebody to ask.
+/// Opens the log. Retries with a password from a prompt if the server requires
+/// one and none was given.
 async fn watch(settings: &Settings, arguments: LogsArguments) -> Result<Result<Logs, WatchError>, Failure> {
     let LogsArguments { level, target, limit, as_user, .. } = arguments;
     let password = setup::secrets(settings)?.password;
@@ -70,7 +70,7 @@ async fn watch(settings: &Settings, arguments: LogsArguments) -> Result<Result<L
     }
 }
 
-/// Says why nothing more is shown.
+/// Reports why the log has ended.
 fn say(settings: &Settings, error: WatchError) -> Result<Exit, Failure> {
     match error {
         WatchError::Refused(refusal) => Err(RequestError::from(refusal).into()),
@@ -81,7 +81,7 @@ fn say(settings: &Settings, error: WatchError) -> Result<Exit, Failure> {
     }
 }
 
-/// How the log is shown.
+/// Output format.
 #[derive(Debug, Clone, Copy)]
 enum Shown {
     Text(Style),
@@ -109,7 +109,7 @@ impl Shown {
     }
 }
 
-/// An event as the server's own log has it: time, level, target, message,
+/// Formats an event like the server's own log: time, level, target, message,
 /// fields.
 fn text(style: Style, event: &LogEvent) -> String {
     let level = event.level();
@@ -129,7 +129,7 @@ fn text(style: Style, event: &LogEvent) -> String {
     line
 }
 
-/// An event as an object of JSON, on one line.
+/// Formats an event as a JSON object on one line.
 fn object(event: &LogEvent) -> String {
     let fields: serde_json::Map<_, _> =
         sorted(event).into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect();

@@ -1,4 +1,4 @@
-//! One command, given as arguments: ask, wait in bounds, say what came of it.
+//! A single command, given as arguments.
 
 use std::future::Future;
 use std::io::Write as _;
@@ -13,7 +13,7 @@ use crate::exit::{Exit, Failure};
 use crate::text::{escape, escape_name};
 use crate::{lines, output, setup};
 
-/// Carries out one command, as `as_user` or as nobody.
+/// Executes one command, as `as_user` or anonymously.
 pub(crate) async fn run(
     settings: &Settings,
     as_user: Option<UserName>,
@@ -24,7 +24,7 @@ pub(crate) async fn run(
         ask_for_change(&mut secrets)?;
     }
     let (handle, events) = setup::client(settings)?;
-    // Nothing is received for who only logs in.
+    // A login receives nothing.
     drop(events);
     let could_be_somebody = as_user.is_none() && takes_as(&command);
     if let Some(user) = as_user {
@@ -44,7 +44,7 @@ pub(crate) async fn run(
     Ok(Exit::Done)
 }
 
-/// Whether the command line of this command has `--as`.
+/// Returns whether this command has the flag `--as`.
 const fn takes_as(command: &Command) -> bool {
     matches!(command, Command::Send(..) | Command::Delete(_) | Command::List(_))
 }
@@ -63,7 +63,7 @@ fn print(done: &Done) -> Result<(), Failure> {
     Ok(out.flush()?)
 }
 
-/// The new password comes first: without one there is nothing to ask for.
+/// Prompts for the new password first, since nothing can be done without one.
 fn ask_for_change(secrets: &mut Secrets) -> Result<(), Failure> {
     if secrets.new_password.is_none() && setup::can_ask() {
         secrets.new_password = setup::ask_new("New password: ")?;
@@ -74,8 +74,8 @@ fn ask_for_change(secrets: &mut Secrets) -> Result<(), Failure> {
     }
 }
 
-/// Asks the server; once more with a password, if it wants one that was not
-/// given and there is somebody to ask.
+/// Executes a command. Retries with a password from a prompt if the server
+/// requires one and none was given.
 pub(crate) async fn attempt(
     settings: &Settings,
     handle: &Handle,
@@ -96,9 +96,9 @@ pub(crate) async fn attempt(
     }
 }
 
-/// Waits for an answer, and gives up after `--timeout`, or where waiting does
-/// not help: then the client is closed, which tells what was never sent from
-/// what is not known.
+/// Waits for an answer up to `--timeout`, or until the connection fails
+/// permanently. The client is then closed, which distinguishes unsent requests
+/// from unknown outcomes.
 async fn within_time<T>(
     settings: &Settings,
     handle: &Handle,
@@ -120,8 +120,8 @@ async fn within_time<T>(
     })
 }
 
-/// Waits until there is no link, and never will be one as things are; why. Says
-/// once that there is none, where there may be one soon.
+/// Waits until the connection fails permanently, and returns the reason.
+/// Reports once that the server is unreachable if it may come back.
 async fn hopeless(settings: &Settings, handle: &Handle) -> String {
     let (mut link, mut is_said) = (handle.link(), false);
     loop {
@@ -129,7 +129,7 @@ async fn hopeless(settings: &Settings, handle: &Handle) -> String {
             if *is_lasting {
                 return reason.clone();
             }
-            // Where another is tried at once there is nothing to wait for.
+            // No wait begins if another server is tried at once.
             if !retry_in.is_zero() && !std::mem::replace(&mut is_said, true) {
                 let (seconds, reason) = (settings.timeout.as_secs(), escape(reason));
                 eprintln!("hark: waiting for {}: {reason}; giving up after {seconds} s", settings.server);

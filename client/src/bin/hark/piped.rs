@@ -1,5 +1,5 @@
-//! Commands on stdin, one a line, when there is no terminal: one line of
-//! output for each, in order, and the messages between them.
+//! Commands on stdin, one per line, without a terminal: one line of output for
+//! each, in order, with messages in between.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -21,10 +21,10 @@ use crate::exit::{Exit, Failure};
 use crate::text::escape;
 use crate::{lines, output, setup, signals};
 
-/// Answers that wait for their turn to be printed.
+/// Largest number of commands whose answers are pending.
 const ANSWERS_MAX: usize = 1024;
 
-/// Bytes of a line: more than any server takes.
+/// Largest line in bytes, above the largest frame of any server.
 const LINE_BYTES_MAX: u64 = FRAME_BYTES_MAX as u64;
 
 /// Reads commands until the end of stdin, and waits for all the answers.
@@ -50,8 +50,8 @@ pub(crate) async fn run(settings: &Settings) -> Result<Exit, Failure> {
     Ok(printer.exit)
 }
 
-/// Closes the client when the server is away for too long, or when a signal
-/// comes, and never ends: every command then has its outcome at once.
+/// Closes the client when the server was unreachable for too long or a signal
+/// arrives; every command then has its outcome at once. Never returns.
 async fn close_when_over(settings: &Settings, handle: &Handle, mut stop: signals::Stop) -> Infallible {
     tokio::select! {
         reason = unreachable(handle.link(), settings.timeout) => {
@@ -63,8 +63,8 @@ async fn close_when_over(settings: &Settings, handle: &Handle, mut stop: signals
     std::future::pending().await
 }
 
-/// Waits until there was no link for `patience` without a break, or never will
-/// be one as things are; why there is none.
+/// Waits until the link was down for `timeout` without interruption, or fails
+/// permanently, and returns the reason.
 async fn unreachable(mut link: watch::Receiver<LinkState>, patience: Duration) -> String {
     let mut reason = "no answer".to_owned();
     loop {
@@ -77,8 +77,8 @@ async fn unreachable(mut link: watch::Receiver<LinkState>, patience: Duration) -
     }
 }
 
-/// Waits until there is a link, or never will be one as things are, and notes
-/// why there is none.
+/// Waits until the link is up, or fails permanently, and stores the reason of
+/// failures.
 async fn is_back(link: &mut watch::Receiver<LinkState>, reason: &mut String) -> bool {
     loop {
         match &*link.borrow_and_update() {
@@ -97,22 +97,22 @@ async fn is_back(link: &mut watch::Receiver<LinkState>, reason: &mut String) -> 
     }
 }
 
-/// Turns lines into requests.
+/// The part that turns lines into requests.
 struct Reader {
     handle: Handle,
     secrets: Secrets,
     answers: mpsc::Sender<Answer>,
 }
 
-/// The outcome of a command, sooner or later.
+/// The pending outcome of a command.
 struct Answer {
-    /// Who receives from then on, if it is a `connect` and succeeds.
+    /// The receiving user after a successful `connect`.
     receiver: Option<UserName>,
     outcome: BoxFuture<'static, Result<Done, RequestError>>,
 }
 
 impl Reader {
-    /// Reads to the end, or until the client is closed.
+    /// Reads until the end of the input, or until the client is closed.
     async fn read(self, mut input: impl AsyncBufRead + Unpin) -> Result<(), Failure> {
         let mut link = self.handle.link();
         let is_closed = |state: &LinkState| *state == LinkState::Closed;
@@ -138,8 +138,8 @@ impl Reader {
         }
     }
 
-    /// Asks, and leaves it to the printer to wait for the answer; whether
-    /// nobody prints any more.
+    /// Sends a command and queues its pending answer for the printer. Returns
+    /// whether the printer has ended.
     async fn ask(&self, command: Command) -> bool {
         let receiver = match &command {
             Command::Connect(user) => Some(user.clone()),
@@ -147,7 +147,7 @@ impl Reader {
         };
         let (handle, secrets) = (self.handle.clone(), self.secrets.clone());
         let mut asking = async move { command::carry_out(&handle, command, secrets).await }.boxed();
-        // Polling it once gives it its place among the requests.
+        // The first poll queues the request in order.
         match (&mut asking).now_or_never() {
             Some(outcome) => self.put(receiver, outcome).await,
             None => self.answers.send(Answer { receiver, outcome: asking }).await.is_err(),
@@ -177,7 +177,7 @@ async fn next_line(input: &mut (impl AsyncBufRead + Unpin)) -> io::Result<Option
     Ok((read > 0).then_some(line))
 }
 
-/// What a line says; `None` for a blank one and for a comment.
+/// Parses a line; `None` if it is blank or a comment.
 fn understand(line: &[u8]) -> Option<Result<Command, Refusal>> {
     let refuse = |explanation: String| Refusal::new(Code::BadRequest, explanation);
     let Ok(line) = std::str::from_utf8(line) else {
@@ -192,16 +192,16 @@ fn understand(line: &[u8]) -> Option<Result<Command, Refusal>> {
     })
 }
 
-/// Owns the output.
+/// The part that owns the output.
 struct Printer {
     events: Events,
     exit: Exit,
-    /// Who has connected and was not pushed all that was queued.
+    /// The user whose queued messages have not all been received.
     behind: Option<UserName>,
 }
 
 impl Printer {
-    /// Prints the outcomes in order until there are no more.
+    /// Prints all outcomes in order.
     async fn print(&mut self, mut answers: mpsc::Receiver<Answer>) -> Result<(), Failure> {
         while let Some(answer) = self.meanwhile(answers.recv()).await? {
             let outcome = self.meanwhile(answer.outcome).await?;
@@ -214,8 +214,8 @@ impl Printer {
         Ok(())
     }
 
-    /// Waits, and prints the messages that come. What is waited for goes
-    /// first: the answer to a `connect` stands before its messages.
+    /// Awaits `work`, and prints messages that arrive meanwhile. `work` has
+    /// priority: the answer to a `connect` precedes its messages.
     async fn meanwhile<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Failure> {
         let mut work = pin!(work);
         loop {
@@ -227,8 +227,8 @@ impl Printer {
         }
     }
 
-    /// Prints what was queued for whoever has connected last, as far as it
-    /// comes in time.
+    /// Prints the messages that were queued at the last `connect`, within a
+    /// time limit.
     async fn catch_up(&mut self, patience: Duration) -> Result<(), Failure> {
         let mut patience = pin!(tokio::time::sleep(patience));
         while self.behind.is_some() {

@@ -1,4 +1,4 @@
-//! From the command line to a client: settings, passwords and files.
+//! Creation of a client from the command line: settings, passwords and files.
 
 use std::fs;
 use std::io::{self, IsTerminal as _};
@@ -16,7 +16,7 @@ use crate::args::Settings;
 use crate::command::Secrets;
 use crate::exit::Failure;
 
-/// Where this user's state is kept.
+/// Returns the directory for this user's state.
 pub(crate) fn state_dir(settings: &Settings) -> Result<PathBuf, Failure> {
     if let Some(directory) = &settings.state_dir {
         return Ok(directory.clone());
@@ -26,13 +26,13 @@ pub(crate) fn state_dir(settings: &Settings) -> Result<PathBuf, Failure> {
     Ok(base.state_dir().unwrap_or_else(|| base.data_dir()).join("hark"))
 }
 
-/// Starts a client that remembers what was taken in files.
+/// Starts a client with a record of seen messages in files.
 pub(crate) fn client(settings: &Settings) -> Result<(Handle, Events), Failure> {
     let taken = FileTaken::new(&state_dir(settings)?.join("taken"), &settings.server);
     Ok(Client::connect(Config { taken: Arc::new(taken), ..config(settings)? }))
 }
 
-/// Where the server is, and how it is spoken to.
+/// Returns the configuration for the chosen transport.
 fn config(settings: &Settings) -> Result<Config, Failure> {
     #[cfg(feature = "grpc")]
     if settings.grpc {
@@ -43,7 +43,7 @@ fn config(settings: &Settings) -> Result<Config, Failure> {
     trust(settings).map_or_else(|| Ok(Config::tcp(server)), over_tls)
 }
 
-/// The same, over gRPC whatever is set.
+/// Returns the configuration for gRPC, regardless of the settings.
 #[cfg(feature = "grpc")]
 pub(crate) fn grpc(settings: &Settings) -> Result<Config, Failure> {
     let server = settings.server.as_str();
@@ -51,13 +51,13 @@ pub(crate) fn grpc(settings: &Settings) -> Result<Config, Failure> {
     trust(settings).map_or_else(|| Ok(Config::grpc(server)), over_tls)
 }
 
-/// Whom TLS trusts, where it is spoken. Who names an authority means it.
+/// Returns the trusted authorities; `None` without TLS. `--ca` implies TLS.
 fn trust(settings: &Settings) -> Option<Trust> {
     let named = settings.ca.clone().map(Trust::File);
     named.or_else(|| settings.tls.then_some(Trust::System))
 }
 
-/// The passwords that were given, without asking.
+/// Returns the passwords from files and the environment.
 pub(crate) fn secrets(settings: &Settings) -> Result<Secrets, Failure> {
     Ok(Secrets {
         password: given(settings.password_file.as_deref(), "HARK_PASSWORD")?,
@@ -79,17 +79,17 @@ fn given(file: Option<&Path>, variable: &str) -> Result<Option<Password>, Failur
     line.parse().map(Some).map_err(|bad| Failure::local(format!("{source}: {bad}")))
 }
 
-/// Whether there is somebody to ask.
+/// Returns whether a password can be prompted for.
 pub(crate) fn can_ask() -> bool {
     io::stdin().is_terminal()
 }
 
-/// Asks for a password without echo; `None` where none is given.
+/// Prompts for a password without echo; `None` if the input is empty.
 pub(crate) fn ask(prompt: &str) -> Result<Option<Password>, Failure> {
     ask_quietly(&mut quiet()?, prompt)
 }
 
-/// Asks for a new password twice.
+/// Prompts for a new password twice.
 pub(crate) fn ask_new(prompt: &str) -> Result<Option<Password>, Failure> {
     let mut quiet = quiet()?;
     let Some(first) = ask_quietly(&mut quiet, prompt)? else {

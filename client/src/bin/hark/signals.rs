@@ -1,24 +1,24 @@
-//! The signals that ask to end.
+//! Handlers for the signals that end the process.
 
 #[cfg(unix)]
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::exit::Failure;
 
-/// SIGINT, as something to wait for.
+/// A handler for SIGINT.
 pub(crate) struct Interrupts {
     #[cfg(unix)]
     signal: Signal,
 }
 
-/// SIGINT and SIGTERM, as something to wait for.
+/// A handler for SIGINT and SIGTERM.
 pub(crate) struct Stop {
     interrupts: Interrupts,
     #[cfg(unix)]
     terminate: Signal,
 }
 
-/// SIGTERM and SIGHUP, as something to wait for.
+/// A handler for SIGTERM and SIGHUP.
 pub(crate) struct Ends {
     #[cfg(unix)]
     terminate: Signal,
@@ -31,7 +31,7 @@ fn catch(kind: SignalKind) -> Result<Signal, Failure> {
     signal(kind).map_err(|error| Failure::local(format!("cannot catch signals: {error}")))
 }
 
-/// Begins to catch SIGINT: from now on it does not end the process.
+/// Installs the handler: the signal no longer ends the process.
 pub(crate) fn interrupts() -> Result<Interrupts, Failure> {
     Ok(Interrupts {
         #[cfg(unix)]
@@ -39,7 +39,7 @@ pub(crate) fn interrupts() -> Result<Interrupts, Failure> {
     })
 }
 
-/// Begins to catch both: from now on they do not end the process.
+/// Installs the handler: the signals no longer end the process.
 pub(crate) fn stop() -> Result<Stop, Failure> {
     Ok(Stop {
         interrupts: interrupts()?,
@@ -48,8 +48,8 @@ pub(crate) fn stop() -> Result<Stop, Failure> {
     })
 }
 
-/// Begins to catch those that are no key: from now on they do not end the
-/// process. Not for who may be told by nohup to outlive its terminal.
+/// Installs the handler: the signals no longer end the process. Only for the
+/// chat: under nohup, SIGHUP has to stay ignored.
 pub(crate) fn ends() -> Result<Ends, Failure> {
     Ok(Ends {
         #[cfg(unix)]

@@ -1,5 +1,5 @@
-//! The chat in a terminal: a line is typed, messages appear above it, and
-//! every command says what became of it.
+//! The chat in a terminal: commands are typed, and messages and outcomes appear
+//! above the line.
 
 mod editor;
 mod prompt;
@@ -33,23 +33,23 @@ use crate::signals::{self, Ends, Interrupts};
 use crate::text::escape_name;
 use crate::{piped, setup};
 
-/// How long a command keeps the prompt away.
+/// Time for which a command delays the next prompt.
 const PROMPT_AFTER: Duration = Duration::from_secs(1);
 
-/// How long a send does, and anything that the server is not asked for.
+/// Time for which a send or a local command delays the next prompt.
 const PROMPT_SOON: Duration = Duration::from_millis(100);
 
-/// How long a send is silent about not being answered yet.
+/// Time after which an unanswered send is shown as pending.
 const PENDING_AFTER: Duration = Duration::from_millis(400);
 
-/// How long each step of the end may take once the process is told to end: what
-/// was seen is acknowledged, as far as the server answers.
+/// Time limit for each step of a shutdown by signal, such as sending the last
+/// acknowledgement.
 const LEAVE_WITHIN: Duration = Duration::from_secs(1);
 
-/// Commands that wait for their answer, and messages not yet answered.
+/// Largest number of commands and sends that are pending.
 const JOBS_MAX: usize = 2048;
 
-/// Chats until the user leaves.
+/// Runs the chat until the user leaves.
 pub(crate) async fn run(settings: &Settings) -> Result<Exit, Failure> {
     let secrets = setup::secrets(settings)?;
     let (mut interrupts, mut ends) = (signals::interrupts()?, signals::ends()?);
@@ -78,7 +78,7 @@ pub(crate) async fn run(settings: &Settings) -> Result<Exit, Failure> {
         () = chat.read_commands() => false,
         () = ends.received() => true,
     };
-    // One that came while a command was waited for meant that.
+    // Earlier interrupts were meant for a command.
     while interrupts.received().now_or_never().is_some() {}
     if is_told {
         let given_up = chat.leave_at_once(watching).await;
@@ -94,7 +94,7 @@ pub(crate) async fn run(settings: &Settings) -> Result<Exit, Failure> {
     Ok(left(given_up))
 }
 
-/// How a chat has ended that gave up so many requests.
+/// Returns the result of a chat that abandoned this number of requests.
 const fn left(given_up: usize) -> Exit {
     if given_up == 0 { Exit::Done } else { Exit::Unknown }
 }
@@ -106,35 +106,35 @@ struct Chat {
     style: Style,
     secrets: Secrets,
     names: SeenNames,
-    // Who one is, for the prompt; held for one look.
+    // The current user, for the prompt; held for one access.
     user: Mutex<Option<UserName>>,
     place: Place,
-    /// How many commands that change who one is have not said their result,
-    /// which stands before the messages.
+    /// Number of commands that change the user and have not printed their
+    /// outcome, which precedes the user's messages.
     changing: watch::Sender<usize>,
-    /// Held from when a message comes on the terminal until it is taken.
+    /// Held from displaying a message until acknowledging it.
     showing: tokio::sync::Mutex<()>,
-    /// Commands that gave the prompt back before they were answered.
+    /// Commands that continue after the prompt has returned.
     jobs: TaskTracker,
 }
 
-/// Whether a command still has the prompt, and whether it is using it.
+/// State of a command that still delays the prompt.
 #[derive(Debug, Default)]
 struct Foreground {
     is_over: AtomicBool,
     is_asking: AtomicBool,
 }
 
-/// What a notice about the link has said.
+/// Content of the last notice about the link.
 #[derive(Debug, PartialEq, Eq)]
 struct Shown {
-    /// Where the link goes, if there is one.
+    /// Address of the server, if the link is up.
     server: Option<Arc<str>>,
-    /// Whether waiting does not help.
+    /// Whether the failure is permanent.
     is_lasting: bool,
 }
 
-/// Counts a command that changes who one is, until it is dropped.
+/// Counts a command that changes the user, until dropped.
 struct Changing<'a>(&'a watch::Sender<usize>);
 
 impl<'a> Changing<'a> {
@@ -150,7 +150,7 @@ impl Drop for Changing<'_> {
     }
 }
 
-/// Typing.
+/// Command input.
 impl Chat {
     async fn read_commands(self: &Arc<Self>) {
         self.wait_for_first_word().await;
@@ -172,7 +172,7 @@ impl Chat {
         }
     }
 
-    /// Waits a moment, so that the first prompt says how things are.
+    /// Waits briefly for the link, so that the first prompt shows its state.
     async fn wait_for_first_word(&self) {
         let mut link = self.handle.link();
         let is_word = |state: &LinkState| match state {
@@ -181,7 +181,7 @@ impl Chat {
             LinkState::Up { .. } | LinkState::Closed => true,
         };
         let first = link.wait_for(is_word);
-        // Whether it came in time shows in the prompt.
+        // The prompt shows whether the link is up.
         drop(tokio::time::timeout(PROMPT_AFTER, first).await);
     }
 
@@ -226,16 +226,16 @@ impl Chat {
         }
     }
 
-    /// Prints something before the next prompt, or with it.
+    /// Prints a text before or along with the next prompt.
     async fn say(self: &Arc<Self>, text: String) {
         let chat = Arc::clone(self);
         let job = async move { chat.terminal.show(text).await };
         self.run(job, &Foreground::default(), PROMPT_SOON).await;
     }
 
-    /// Runs a command for as long as it may keep the prompt, and leaves it to
-    /// itself then; whether it has ended. It is polled here first, so that
-    /// commands are asked in the order in which they were typed.
+    /// Runs a command while it may delay the prompt, then in the background.
+    /// Returns whether it has completed. The first poll happens here, so that
+    /// commands are sent in the order in which they were typed.
     async fn run(
         &self,
         job: impl Future<Output = ()> + Send + 'static,
@@ -257,7 +257,8 @@ impl Chat {
         false
     }
 
-    /// Leaves: what is under way may take a while, and says what became of it.
+    /// Leaves the chat after pending requests have completed or timed out, and
+    /// shows their outcomes.
     async fn leave(&self, patience: Duration, mut interrupts: Interrupts, mut ends: Ends) -> usize {
         self.terminal.stop_reading();
         let waiting = self.handle.unanswered();
@@ -266,7 +267,7 @@ impl Chat {
             self.notice(&format!("waiting up to {seconds} s for {waiting} answers; Ctrl-C leaves at once"))
                 .await;
         }
-        // What has been seen is acknowledged on this link.
+        // Displayed messages are acknowledged on this link.
         drop(self.showing.lock().await);
         let given_up = tokio::select! {
             given_up = self.handle.close(patience) => given_up,
@@ -278,8 +279,8 @@ impl Chat {
         given_up
     }
 
-    /// Leaves in the middle of whatever is typed. What is to be said may have been
-    /// given to an editor that never takes it: that is not waited for long.
+    /// Leaves the chat at once. Texts may be stuck in the editor, so every wait
+    /// is bounded.
     async fn leave_at_once(&self, watching: JoinHandle<()>) -> usize {
         self.terminal.give_up_reading();
         let shown = tokio::time::timeout(LEAVE_WITHIN, self.showing.lock()).await;
@@ -296,7 +297,7 @@ impl Chat {
     }
 }
 
-/// Asking the server.
+/// Requests to the server.
 impl Chat {
     async fn send(self: Arc<Self>, user: UserName, text: ByteString) {
         let sending =
@@ -340,7 +341,7 @@ impl Chat {
         self.terminal.show(self.style.outcome(&command, &outcome)).await;
     }
 
-    /// Asks for the password that a command was denied without.
+    /// Prompts for the password that a denied command needs.
     async fn ask_password(&self, command: &Command, foreground: &Foreground) -> Option<Password> {
         let (user, is_new) = match command {
             Command::Create(user) => (user, true),
@@ -352,7 +353,8 @@ impl Chat {
         self.ask(format!("{word} for {}: ", escape_name(user.as_str())), is_new, foreground).await
     }
 
-    /// Asks for a password, unless the prompt was given back meanwhile.
+    /// Prompts for a password, unless the command runs in the background by
+    /// now.
     async fn ask(&self, prompt: String, is_new: bool, foreground: &Foreground) -> Option<Password> {
         if foreground.is_over.load(Ordering::Relaxed) {
             self.notice("it needs a password: give the command once more").await;
@@ -370,7 +372,7 @@ impl Chat {
         }
     }
 
-    /// Learns from an outcome who one is, and who there is.
+    /// Updates the current user and the known names after a command.
     fn note(&self, command: &Command, outcome: &Result<Done, RequestError>) {
         let Ok(done) = outcome else {
             return;
@@ -394,9 +396,9 @@ impl Chat {
     }
 }
 
-/// Waits until no command that changes who one is is under way.
+/// Waits until no command that changes the user is pending.
 async fn settled(changing: &mut watch::Receiver<usize>) {
-    // The chat has the sender for as long as it watches.
+    // The chat keeps the sender while it watches.
     drop(changing.wait_for(|count| *count == 0).await);
 }
 
@@ -404,21 +406,21 @@ fn is_denied(outcome: &Result<Done, RequestError>) -> bool {
     matches!(outcome, Err(RequestError::Refused(Refusal { code: Code::Denied, .. })))
 }
 
-/// Watching what happens.
+/// Display of events.
 impl Chat {
     /// Shows events until the client has ended.
     async fn watch(self: Arc<Self>, mut events: Events) {
-        // A notice is given when the link goes and when it comes, not for
-        // every attempt between, unless one shows that waiting does not help.
+        // Attempts between two states are not shown, except that a failure
+        // turned out to be permanent.
         let mut shown = None;
         let mut changing = self.changing.subscribe();
-        // What came while a command that changes who one is had not said its
-        // result. No more than a window, since nothing of it is acknowledged.
+        // Events behind a command that changes the user and has not printed its
+        // outcome. Bounded by one window, since none is acknowledged.
         let mut held = VecDeque::new();
         loop {
             tokio::select! {
                 event = events.next() => match event {
-                    // Who waits for the server is told how that is.
+                    // Link states are shown at once.
                     Some(Event::Link(state)) => self.show_link(&state, &mut shown).await,
                     Some(event) => held.push_back(event),
                     None => break,
@@ -453,7 +455,7 @@ impl Chat {
         }
     }
 
-    /// Shows a message, and takes it once it is on the terminal.
+    /// Shows a message, then acknowledges it.
     async fn show_message(&self, message: Message) {
         let _showing = self.showing.lock().await;
         self.names.learn(&message.delivery.sender);

@@ -1,5 +1,5 @@
-//! The prompt: who one is, and at which server, if it is there. It changes
-//! while a line is being typed, so all its versions have the same width.
+//! The prompt: the current user, and the server or "(offline)". It may change
+//! while a line is being typed, so all variants have the same width.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,20 +9,20 @@ use hark_protocol::UserName;
 use super::style::Style;
 use crate::text::escape_name;
 
-/// Stands where the server does while there is no link.
+/// Shown in place of the server while the link is down.
 const OFFLINE: &str = "(offline)";
 
-/// At which of its servers a chat is.
+/// The server that the link is connected to.
 #[derive(Debug, Clone)]
 pub(crate) struct Place {
     servers: Arc<[String]>,
-    /// Its place in the list, counted from 1; 0 for none.
+    /// Index in the list, counted from 1; 0 while the link is down.
     at: Arc<AtomicUsize>,
 }
 
-/// What is in front of the line being typed.
+/// The prompt in front of the line being typed.
 pub(crate) struct LinkPrompt {
-    /// For each place, as [`Place`] counts them.
+    /// One variant for each index of [`Place`].
     faces: Vec<Face>,
     place: Place,
 }
@@ -33,18 +33,18 @@ struct Face {
 }
 
 impl Place {
-    /// Not yet at any of these servers, which are joined by commas.
+    /// Starts disconnected. `servers` are joined by commas.
     pub(crate) fn new(servers: &str) -> Self {
         Self { servers: servers.split(',').map(str::to_owned).collect(), at: Arc::default() }
     }
 
-    /// The link goes to this server now, or to none.
+    /// Sets the current server; `None` while the link is down.
     pub(crate) fn set(&self, server: Option<&str>) {
         let at = server.and_then(|server| self.servers.iter().position(|one| one == server));
         self.at.store(at.map_or(0, |at| at + 1), Ordering::Relaxed);
     }
 
-    /// Whether it goes to one.
+    /// Returns whether the link is up.
     pub(crate) fn is_up(&self) -> bool {
         self.at.load(Ordering::Relaxed) > 0
     }
@@ -64,7 +64,7 @@ impl LinkPrompt {
     }
 
     fn face(&self) -> Option<&Face> {
-        // The editor looks at the prompt whenever it draws the line.
+        // The editor reads the prompt whenever it draws the line.
         self.faces.get(self.place.at.load(Ordering::Relaxed))
     }
 }

@@ -1,5 +1,5 @@
-//! How things look on the terminal: pure functions from what happened to the
-//! lines that say so.
+//! Formatting for the terminal: pure functions from outcomes and events to
+//! lines.
 
 use hark_client::handle::Names;
 use hark_client::{LinkState, RequestError};
@@ -10,22 +10,22 @@ use jiff::{Timestamp, Zoned};
 use crate::command::{Command, Done};
 use crate::text::{block, escape, escape_name};
 
-/// Characters of a text that are repeated in its status line.
+/// Length of the excerpt of a sent text, in characters.
 const EXCERPT_CHARS: usize = 60;
 
-/// Whether there are colours.
+/// Whether colors are used.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Style {
     pub(crate) is_coloured: bool,
 }
 
 impl Style {
-    /// Colours unless `NO_COLOR` says otherwise. Call it on a terminal only.
+    /// Uses colors unless `NO_COLOR` is set. For terminals only.
     pub(crate) fn of_terminal() -> Self {
         Self { is_coloured: std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()) }
     }
 
-    /// Text in a colour, by its SGR code.
+    /// Colors a text by an SGR code.
     pub(crate) fn paint(self, code: &str, text: &str) -> String {
         if self.is_coloured { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
     }
@@ -46,7 +46,8 @@ impl Style {
         self.paint("31", text)
     }
 
-    /// A message, as seen at `now` in its time zone.
+    /// Formats a message with the local time; the date is shown unless it is
+    /// that of `now`.
     pub(crate) fn message(self, delivery: &Delivery, now: &Zoned) -> String {
         let time = local_time(delivery.time_ms, now);
         let sender = escape_name(delivery.sender.as_ref().map_or("(nobody)", UserName::as_str));
@@ -55,7 +56,7 @@ impl Style {
         format!("{} {}: {text}", self.dim(&time), self.name(&sender))
     }
 
-    /// What has become of a send.
+    /// Formats a sent message with its status.
     pub(crate) fn sent(self, user: &UserName, text: &str, status: &str) -> String {
         let line: String = text.chars().take(EXCERPT_CHARS).collect();
         let cut = if line.len() < text.len() { "…" } else { "" };
@@ -63,7 +64,7 @@ impl Style {
         format!("{} {user}: {}{cut} {} {status}", self.dim("→"), escape(&line), self.dim("…"))
     }
 
-    /// The status of a send that is answered.
+    /// Formats the status of an answered send.
     pub(crate) fn send_status(self, outcome: &Result<Done, RequestError>) -> String {
         match outcome {
             Ok(_) => self.good("stored"),
@@ -71,12 +72,12 @@ impl Style {
         }
     }
 
-    /// The status of a send that is not answered.
+    /// Formats the status of an unanswered send.
     pub(crate) fn pending(self, is_up: bool) -> String {
         self.dim(if is_up { "pending" } else { "pending (waiting for the server)" })
     }
 
-    /// Why a command was not carried out.
+    /// Formats a failed command.
     pub(crate) fn error(self, error: &RequestError) -> String {
         match error {
             RequestError::Refused(refusal) => {
@@ -91,7 +92,7 @@ impl Style {
         }
     }
 
-    /// What came of a command.
+    /// Formats the outcome of a command.
     pub(crate) fn outcome(self, command: &Command, outcome: &Result<Done, RequestError>) -> String {
         match outcome {
             Ok(done) => self.done(command, done),
@@ -133,12 +134,12 @@ impl Style {
         }
     }
 
-    /// A notice that nobody asked for.
+    /// Formats an unsolicited notice.
     pub(crate) fn notice(self, text: &str) -> String {
         self.dim(&format!("* {}", block(text, 2)))
     }
 
-    /// The notice for a state of the link, where there is something to say.
+    /// Formats a state of the link; `None` if it is not worth a notice.
     pub(crate) fn link(self, state: &LinkState) -> Option<String> {
         match state {
             LinkState::Up { server } => Some(self.notice(&format!("connected to {server}"))),
@@ -151,7 +152,7 @@ impl Style {
     }
 }
 
-/// The time of day, with the date where it is not today.
+/// Formats the time of day, with the date unless it is today.
 fn local_time(time_ms: u64, now: &Zoned) -> String {
     let timestamp = i64::try_from(time_ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
     let Some(timestamp) = timestamp else {
@@ -162,7 +163,7 @@ fn local_time(time_ms: u64, now: &Zoned) -> String {
     time.strftime(format).to_string()
 }
 
-/// Now, where this machine is.
+/// Returns the current time in the local time zone.
 pub(crate) fn now() -> Zoned {
     Timestamp::now().to_zoned(TimeZone::system())
 }

@@ -1,25 +1,25 @@
-//! Whose turn it is on the terminal: the editor's, somebody's who asks for a
-//! password, or that of whoever has something to print.
+//! Ownership of the terminal: by the editor, by a password prompt, or by none
+//! of them.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-/// Who writes to the terminal.
+/// The owner of the terminal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum Turn {
-    /// Nobody: what is to be printed is written.
+    /// Texts are written directly.
     #[default]
     Free,
-    /// The editor: what is to be printed is given to it.
+    /// Texts are passed to the editor.
     Editing,
-    /// A password is being typed: what is to be printed waits.
+    /// A password is being typed; texts wait.
     Asking,
 }
 
-/// Shared by the thread that edits and the one that prints.
+/// The owner, shared by the input thread and the printing thread.
 #[derive(Debug, Default)]
 pub(crate) struct Turns {
-    // Held while a line is written directly, so that the editor does not
-    // start in the middle of it.
+    // Held while a text is written directly, so that the editor does not start
+    // in the middle of it.
     turn: Mutex<Turn>,
     changed: Condvar,
 }
@@ -29,29 +29,29 @@ impl Turns {
         self.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a turn, or gives it back.
+    /// Sets or clears the owner.
     pub(crate) fn set(&self, turn: Turn) {
         *self.turn() = turn;
         self.changed.notify_all();
     }
 
-    /// Ends whoever's turn it is, without their doing; whose it was.
+    /// Clears the owner on its behalf, and returns it.
     pub(crate) fn end(&self) -> Turn {
         let turn = std::mem::take(&mut *self.turn());
         self.changed.notify_all();
         turn
     }
 
-    /// Prints by `write` where the terminal is free, and by `hand`, which
-    /// gives it to the editor, while that has it; again by `write` if the
-    /// editor does not take it.
+    /// Prints by `write` if the terminal is free, and by `hand` while the
+    /// editor owns it, or again by `write` if the editor does not take the
+    /// text.
     pub(crate) fn print(&self, write: impl Fn(), hand: impl FnOnce() -> bool) {
         let is_asking = |turn: &mut Turn| *turn == Turn::Asking;
         let turn = self.changed.wait_while(self.turn(), is_asking).unwrap_or_else(PoisonError::into_inner);
         if *turn == Turn::Free {
             return write();
         }
-        // The editor may wait for this lock to end its turn.
+        // The editor may need this lock to release the terminal.
         drop(turn);
         if !hand() {
             write();
