@@ -6,7 +6,7 @@ use std::time::Duration;
 use hark_protocol::limits::REPEAT_SECONDS_MAX;
 
 use crate::dial::{Dial, TcpDial};
-use crate::taken::{MemoryTaken, TakenStore};
+use crate::seen::{MemorySeenStore, SeenStore};
 use crate::tls::{Tls, Trust, TrustError};
 
 /// Configuration of a client.
@@ -17,7 +17,7 @@ pub struct Config {
     /// after all have failed.
     pub servers: Vec<Server>,
     /// The record of seen messages, shared by all the servers.
-    pub taken: Arc<dyn TakenStore>,
+    pub seen: Arc<dyn SeenStore>,
     /// Timeouts.
     pub timing: Timing,
     /// Largest number of names in an answer to `list`; more are dropped, and
@@ -89,7 +89,7 @@ impl Config {
     fn of(servers: Vec<Server>) -> Self {
         Self {
             servers,
-            taken: Arc::new(MemoryTaken::default()),
+            seen: Arc::new(MemorySeenStore::default()),
             timing: Timing::default(),
             names_max: 1_000_000,
         }

@@ -18,10 +18,10 @@ use tokio::time::Instant;
 
 use crate::config::Config;
 use crate::event::{Event, Events, LinkState};
+use crate::failover::{Failover, Next};
 use crate::inbox::Inbox;
-use crate::link::{self, Introduction, Link, LinkError, Opened};
+use crate::link::{self, Handshake, Link, LinkError, Opened};
 use crate::outbox::{Command, Effect, Now, Outbox};
-use crate::rounds::{Next, Rounds};
 
 /// Free slots in the event queue that are needed to process a frame.
 const EVENTS_HEADROOM: usize = 4;
@@ -45,7 +45,7 @@ pub(crate) enum Stop {
 }
 
 impl Stop {
-    pub(crate) fn sooner(self, other: Instant) -> Self {
+    pub(crate) fn earlier(self, other: Instant) -> Self {
         match self {
             Self::No => Self::By(other),
             Self::By(time) => Self::By(time.min(other)),
@@ -58,7 +58,7 @@ pub(crate) struct Engine {
     config: Config,
     outbox: Outbox,
     inbox: Arc<Inbox>,
-    rounds: Rounds,
+    failover: Failover,
     commands: mpsc::Receiver<Command>,
     /// Whether the command channel is closed and empty.
     is_drained: bool,
@@ -95,8 +95,8 @@ impl Engine {
         let (link_state, link) = watch::channel(LinkState::Connecting);
         let engine = Self {
             outbox: Outbox::new(new_session(), config.timing.repeat_for, config.names_max),
-            inbox: Arc::new(Inbox::new(Arc::clone(&config.taken))),
-            rounds: Rounds::new(config.servers.len(), &config.timing),
+            inbox: Arc::new(Inbox::new(Arc::clone(&config.seen))),
+            failover: Failover::new(config.servers.len(), &config.timing),
             config,
             commands,
             is_drained: false,
@@ -117,10 +117,10 @@ impl Engine {
             self.inbox.link_lost();
             self.outbox.link_lost();
             self.is_server_ending = false;
-            if self.outbox.is_session_spent() {
+            if self.outbox.is_session_exhausted() {
                 self.outbox.renew_session(new_session());
             }
-            if self.rest(&lost).await.is_none() {
+            if self.back_off(&lost).await.is_none() {
                 break;
             }
         }
@@ -138,7 +138,7 @@ impl Engine {
             Err(error) => return Some(error),
         };
         let mut link = opened.link;
-        if let Err(error) = self.introduced(opened.identity).await {
+        if let Err(error) = self.on_authenticated(opened.identity).await {
             return Some(error);
         }
         self.link_state.send_replace(LinkState::Up { server: self.server() });
@@ -154,22 +154,22 @@ impl Engine {
     }
 
     async fn open(&mut self) -> Option<Result<Opened, LinkError>> {
-        let introduction = Introduction {
+        let handshake = Handshake {
             session: self.outbox.session().clone(),
-            identity: self.outbox.identity.introduction(),
+            identity: self.outbox.identity.authentication(),
         };
-        let Some(server) = self.config.servers.get(self.rounds.at()).cloned() else {
+        let Some(server) = self.config.servers.get(self.failover.current()).cloned() else {
             return Some(Err(LinkError::NoServer));
         };
-        let opening = async move { link::open(&server, &introduction).await };
-        let opening = tokio::time::timeout(self.rounds.patience(), opening);
+        let opening = async move { link::open(&server, &handshake).await };
+        let opening = tokio::time::timeout(self.failover.attempt_timeout(), opening);
         let opened = self.meanwhile(opening).await?;
         Some(opened.unwrap_or(Err(LinkError::Silent)))
     }
 
     /// Processes the answer to the authentication of a new link.
-    async fn introduced(&mut self, identity: Result<OkFields, Refusal>) -> Result<(), LinkError> {
-        match (identity, self.outbox.identity.introduction()) {
+    async fn on_authenticated(&mut self, identity: Result<OkFields, Refusal>) -> Result<(), LinkError> {
+        match (identity, self.outbox.identity.authentication()) {
             (Ok(fields), Some(Request::Connect { user, .. })) => {
                 self.receive_for(user, fields.as_queued().unwrap_or(0)).await
             }
@@ -183,17 +183,18 @@ impl Engine {
 
     /// Returns the address of the current server.
     fn server(&self) -> Arc<str> {
-        let server = self.config.servers.get(self.rounds.at());
+        let server = self.config.servers.get(self.failover.current());
         server.map_or_else(|| Arc::from(""), |server| Arc::clone(&server.address))
     }
 
     /// Switches to the next server and waits for the backoff, if one is due;
     /// `None` if the client ends.
-    async fn rest(&mut self, lost: &LinkError) -> Option<()> {
+    async fn back_off(&mut self, lost: &LinkError) -> Option<()> {
         let (server, reason) = (self.server(), lost.to_string());
-        let asked = lost.retry_after().unwrap_or_default().min(RETRY_AFTER_MAX);
-        let Next { rest: retry_in, is_lasting } = self.rounds.failed(asked, lost.is_lasting());
-        self.link_state.send_replace(LinkState::Down { server, reason, retry_in, is_lasting });
+        let retry_after = lost.retry_after().unwrap_or_default().min(RETRY_AFTER_MAX);
+        let Next { delay: retry_in, is_permanent } =
+            self.failover.on_failure(retry_after, lost.is_permanent());
+        self.link_state.send_replace(LinkState::Down { server, reason, retry_in, is_permanent });
         self.meanwhile(tokio::time::sleep(retry_in)).await
     }
 
@@ -271,7 +272,7 @@ impl Engine {
     }
 
     async fn receive_for(&mut self, user: UserName, queued: u64) -> Result<(), LinkError> {
-        if self.inbox.begin(&user, queued).map_err(LinkError::Taken)? {
+        if self.inbox.begin(&user, queued).map_err(LinkError::SeenStore)? {
             self.emit(Event::CaughtUp { user }).await;
         }
         Ok(())
@@ -295,8 +296,8 @@ impl Engine {
             if self.is_due_to_end() {
                 return Err(LinkError::Ended);
             }
-            if self.outbox.is_session_spent() {
-                return Err(LinkError::SessionSpent);
+            if self.outbox.is_session_exhausted() {
+                return Err(LinkError::SessionExhausted);
             }
             tokio::select! {
                 incoming = link.reader.next(), if is_reading => self.receive(incoming?).await?,
@@ -318,22 +319,22 @@ impl Engine {
         is_reading: bool,
         pinged: &mut Option<Instant>,
     ) -> Result<Option<Instant>, LinkError> {
-        let (now, heard) = (Instant::now(), link.reader.heard());
+        let (now, last_received_at) = (Instant::now(), link.reader.last_received_at());
         self.outbox.expire(now);
         if !is_reading {
             *pinged = None;
             return Ok(None);
         }
         let timing = self.config.timing;
-        match pinged.filter(|pinged| *pinged > heard) {
+        match pinged.filter(|pinged| *pinged > last_received_at) {
             Some(pinged) if now >= pinged + timing.dead_after => Err(LinkError::Silent),
             Some(pinged) => Ok(Some(pinged + timing.dead_after)),
-            None if now >= heard + timing.ping_after => {
+            None if now >= last_received_at + timing.ping_after => {
                 self.outbox.ping();
                 *pinged = Some(now);
                 Ok(Some(now + timing.dead_after))
             }
-            None => Ok(Some(heard + timing.ping_after)),
+            None => Ok(Some(last_received_at + timing.ping_after)),
         }
     }
 
@@ -375,7 +376,7 @@ impl Engine {
 
     async fn receive_reply(&mut self, id: RequestId, reply: Reply) -> Result<(), LinkError> {
         if !matches!(reply, Reply::Error { .. }) {
-            self.rounds.works();
+            self.failover.on_success();
         }
         match self.outbox.reply(id, reply) {
             Effect::None => Ok(()),
@@ -387,7 +388,7 @@ impl Engine {
     async fn receive_message(&mut self, delivery: Delivery) {
         let arrival = self.inbox.push(delivery);
         if let Some(message) = arrival.message {
-            self.rounds.works();
+            self.failover.on_success();
             self.emit(Event::Message(message)).await;
         }
         if let Some(user) = arrival.caught_up {

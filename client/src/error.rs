@@ -9,8 +9,8 @@ use hark_protocol::{Refusal, Request};
 pub enum RequestError {
     /// The server refused the request and changed nothing. Repeating it is
     /// futile.
-    #[error(transparent)]
-    Refused(#[from] Refusal),
+    #[error("{}", .0.message())]
+    Refused(Refusal),
     /// The request may or may not have taken effect. Check before repeating it.
     #[error("it is unknown whether {what}: {why}")]
     Unknown {
@@ -25,7 +25,13 @@ pub enum RequestError {
     /// The record of seen messages cannot be read or written. Check the files
     /// of this machine.
     #[error("{0}")]
-    Taken(String),
+    SeenStore(String),
+}
+
+impl From<Refusal> for RequestError {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
 }
 
 impl RequestError {

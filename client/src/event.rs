@@ -63,7 +63,7 @@ pub enum LinkState {
         /// Whether attempts fail with every server until a configuration
         /// changes, for example because a certificate is not trusted or TLS is
         /// required.
-        is_lasting: bool,
+        is_permanent: bool,
     },
     /// The client is closed.
     Closed,
@@ -119,7 +119,7 @@ impl Message {
     /// # Errors
     /// Any error of the store. The message is not acknowledged in that case.
     pub fn ack(mut self) -> io::Result<()> {
-        self.inbox.take(&self.user, &self.delivery)?;
+        self.inbox.mark_seen(&self.user, &self.delivery)?;
         self.is_settled = true;
         Ok(())
     }
@@ -128,7 +128,7 @@ impl Message {
 impl Drop for Message {
     fn drop(&mut self) {
         if !self.is_settled {
-            self.inbox.give_back(&self.user, &self.delivery);
+            self.inbox.release(&self.user, &self.delivery);
         }
     }
 }

@@ -18,7 +18,7 @@ use crate::engine::{self, Stop};
 use crate::error::RequestError;
 use crate::event::{Events, LinkState};
 use crate::outbox::{Answer, Command};
-use crate::taken::TakenStore;
+use crate::seen::SeenStore;
 
 /// Capacity of the command queue.
 const COMMANDS_MAX: usize = 16;
@@ -41,7 +41,7 @@ impl Client {
     pub fn connect(config: Config) -> (Handle, Events) {
         let (commands, commands_in) = mpsc::channel(COMMANDS_MAX);
         let (stop, stop_in) = watch::channel(Stop::No);
-        let taken = Arc::clone(&config.taken);
+        let seen = Arc::clone(&config.seen);
         let unanswered = Arc::<AtomicUsize>::default();
         let (engine, events) = engine::Engine::new(config, commands_in, stop_in, Arc::clone(&unanswered));
         let tasks = TaskTracker::new();
@@ -49,7 +49,7 @@ impl Client {
         tasks.close();
         let link = events.link.clone();
         let commands = Mutex::new(commands);
-        (Handle { shared: Arc::new(Shared { commands, stop, taken, tasks, link, unanswered }) }, events)
+        (Handle { shared: Arc::new(Shared { commands, stop, seen, tasks, link, unanswered }) }, events)
     }
 }
 
@@ -69,7 +69,7 @@ struct Shared {
     // Fair, and held while the queue is full: callers are served in order.
     commands: Mutex<mpsc::Sender<Command>>,
     stop: watch::Sender<Stop>,
-    taken: Arc<dyn TakenStore>,
+    seen: Arc<dyn SeenStore>,
     tasks: TaskTracker,
     link: watch::Receiver<LinkState>,
     unanswered: Arc<AtomicUsize>,
@@ -111,7 +111,7 @@ impl Handle {
     pub async fn connect(&self, user: UserName, password: Option<Password>) -> Result<u64, RequestError> {
         // Read before the request: a client that cannot tell which messages
         // were seen must not take over from another one.
-        self.shared.taken.load(&user).map_err(|error| RequestError::Taken(error.to_string()))?;
+        self.shared.seen.load(&user).map_err(|error| RequestError::SeenStore(error.to_string()))?;
         let answer = self.ask(Request::Connect { user, password }).await?;
         Ok(answer.fields.as_queued().unwrap_or(0))
     }
@@ -191,7 +191,7 @@ impl Handle {
     /// requests, which end as [`RequestError::Unknown`] if they had been
     /// written and as [`RequestError::NotSent`] otherwise.
     pub async fn close(&self, within: Duration) -> usize {
-        self.shared.stop.send_modify(|stop| *stop = stop.sooner(Instant::now() + within));
+        self.shared.stop.send_modify(|stop| *stop = stop.earlier(Instant::now() + within));
         self.shared.tasks.wait().await;
         self.unanswered()
     }

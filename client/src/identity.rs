@@ -8,7 +8,7 @@ use hark_protocol::{OkFields, Password, Refusal, Request, UserName};
 #[derive(Debug, Default)]
 pub(crate) enum Identity {
     #[default]
-    Nobody,
+    Anonymous,
     User {
         name: UserName,
         password: Option<Password>,
@@ -24,7 +24,7 @@ impl Identity {
     pub(crate) const fn user(&self) -> Option<&UserName> {
         match self {
             Self::User { name, .. } => Some(name),
-            Self::Nobody | Self::Lost(_) => None,
+            Self::Anonymous | Self::Lost(_) => None,
         }
     }
 
@@ -32,12 +32,12 @@ impl Identity {
     pub(crate) const fn loss(&self) -> Option<&Cow<'static, str>> {
         match self {
             Self::Lost(why) => Some(why),
-            Self::Nobody | Self::User { .. } => None,
+            Self::Anonymous | Self::User { .. } => None,
         }
     }
 
     /// Returns the request that authenticates a new link; `None` if anonymous.
-    pub(crate) fn introduction(&self) -> Option<Request> {
+    pub(crate) fn authentication(&self) -> Option<Request> {
         let Self::User { name, password, receives } = self else {
             return None;
         };
@@ -60,7 +60,7 @@ impl Identity {
 
     /// Applies a successful request. For a `connect`, returns the receiving
     /// user and the number of queued messages.
-    pub(crate) fn carried_out(&mut self, request: &Request, fields: &OkFields) -> Option<(UserName, u64)> {
+    pub(crate) fn apply(&mut self, request: &Request, fields: &OkFields) -> Option<(UserName, u64)> {
         match request {
             Request::Connect { user, password } => {
                 *self = Self::User { name: user.clone(), password: password.clone(), receives: true };
@@ -70,8 +70,8 @@ impl Identity {
                 let receives = self.is_receiving_for(user);
                 *self = Self::User { name: user.clone(), password: password.clone(), receives };
             }
-            Request::Disconnect => *self = Self::Nobody,
-            Request::Delete { user, .. } if self.user() == Some(user) => *self = Self::Nobody,
+            Request::Disconnect => *self = Self::Anonymous,
+            Request::Delete { user, .. } if self.user() == Some(user) => *self = Self::Anonymous,
             Request::Password { user, new, .. } => self.change_password(user, new),
             _ => {}
         }
@@ -93,7 +93,7 @@ impl Identity {
     /// Drops authentication after a refusal, and returns the former user.
     pub(crate) fn lose(&mut self, refusal: &Refusal) -> Option<UserName> {
         let user = self.user()?.clone();
-        *self = Self::Lost(format!("no longer {user}: {}", refusal.explanation).into());
+        *self = Self::Lost(format!("no longer logged in as {user}: {}", refusal.explanation).into());
         Some(user)
     }
 

@@ -1,7 +1,7 @@
 //! Received messages, and their acknowledgement.
 //!
 //! The engine adds pushes ([`Inbox::push`]), the application takes messages
-//! ([`Inbox::take`]), and the engine fetches the next acknowledgement
+//! ([`Inbox::mark_seen`]), and the engine fetches the next acknowledgement
 //! ([`Inbox::next_ack`]). An ack covers every number up to its own, so it stops
 //! before the first message that the application still holds or has released.
 //! Independent of frames and of the engine's task.
@@ -14,7 +14,7 @@ use hark_protocol::{Delivery, Sequence, UserName};
 use tokio::sync::Notify;
 
 use crate::event::Message;
-use crate::taken::{Taken, TakenStore, Window};
+use crate::seen::{MessageId, SeenStore, Window};
 
 /// Number of messages after which an ack is sent while more are held.
 const ACK_EVERY: usize = 64;
@@ -22,7 +22,7 @@ const ACK_EVERY: usize = 64;
 /// The messages of one client on their way to the application.
 #[derive(Debug)]
 pub(crate) struct Inbox {
-    store: Arc<dyn TakenStore>,
+    store: Arc<dyn SeenStore>,
     // A lock because messages are taken on any task. Held for one operation on
     // the tables, never during writes to the store.
     state: Mutex<State>,
@@ -41,28 +41,28 @@ struct State {
     is_linked: bool,
     /// Unacknowledged pushes: of this user, and of former users if the
     /// application still holds them.
-    pushed: BTreeMap<(UserName, Taken), Pushed>,
+    pushed: BTreeMap<(UserName, MessageId), Pushed>,
     /// Number of pushes still to come of those queued at the last `connect`.
     queued: u64,
     ackable: Option<Sequence>,
     /// Number of messages seen since the last ack.
-    taken_since: usize,
+    seen_since: usize,
 }
 
 #[derive(Debug)]
 struct Pushed {
     epoch: u64,
-    fate: Fate,
+    state: MessageState,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fate {
+enum MessageState {
     /// Held by the application.
     Held,
     /// Seen, behind a message that is not.
-    Taken,
+    Seen,
     /// Dropped by the application without an ack.
-    GivenBack,
+    Released,
 }
 
 /// Result of a push.
@@ -75,7 +75,7 @@ pub(crate) struct Arrival {
 }
 
 impl Inbox {
-    pub(crate) fn new(store: Arc<dyn TakenStore>) -> Self {
+    pub(crate) fn new(store: Arc<dyn SeenStore>) -> Self {
         Self { store, state: Mutex::default(), changed: Notify::new() }
     }
 
@@ -116,7 +116,7 @@ impl Inbox {
             // A conforming server pushes only after a `connect`.
             return Arrival { message: None, caught_up: None };
         };
-        let is_new = state.arrive(&user, Taken::from(&delivery));
+        let is_new = state.arrive(&user, MessageId::from(&delivery));
         let caught_up = state.count_down().then(|| user.clone());
         drop(state);
         let message = is_new.then(|| Message { user, delivery, inbox: Arc::clone(self), is_settled: false });
@@ -124,22 +124,22 @@ impl Inbox {
     }
 
     /// Marks a message as seen by the application.
-    pub(crate) fn take(&self, user: &UserName, delivery: &Delivery) -> io::Result<()> {
-        let taken = Taken::from(delivery);
-        self.store.record(user, taken)?;
+    pub(crate) fn mark_seen(&self, user: &UserName, delivery: &Delivery) -> io::Result<()> {
+        let message = MessageId::from(delivery);
+        self.store.record(user, message)?;
         let mut state = self.state();
         if state.user.as_ref() == Some(user) {
-            state.window.insert(taken);
+            state.window.insert(message);
         }
-        state.settle(user, taken, Fate::Taken);
+        state.settle(user, message, MessageState::Seen);
         drop(state);
         self.changed.notify_one();
         Ok(())
     }
 
     /// Releases a message that the application dropped without an ack.
-    pub(crate) fn give_back(&self, user: &UserName, delivery: &Delivery) {
-        self.state().settle(user, Taken::from(delivery), Fate::GivenBack);
+    pub(crate) fn release(&self, user: &UserName, delivery: &Delivery) {
+        self.state().settle(user, MessageId::from(delivery), MessageState::Released);
     }
 
     /// Returns the next acknowledgement, if one is due: for many messages at
@@ -147,10 +147,10 @@ impl Inbox {
     /// seen.
     pub(crate) fn next_ack(&self, is_all: bool) -> Option<Sequence> {
         let mut state = self.state();
-        if !is_all && state.taken_since < ACK_EVERY && state.is_held() {
+        if !is_all && state.seen_since < ACK_EVERY && state.is_held() {
             return None;
         }
-        state.taken_since = 0;
+        state.seen_since = 0;
         state.ackable.take()
     }
 }
@@ -159,22 +159,22 @@ impl State {
     /// Clears the state of the former link. Messages held by the application
     /// are kept, so that they are not delivered twice.
     fn reset(&mut self, is_linked: bool) {
-        self.pushed.retain(|_, pushed| pushed.fate == Fate::Held);
+        self.pushed.retain(|_, pushed| pushed.state == MessageState::Held);
         self.is_linked = is_linked;
         self.ackable = None;
-        self.taken_since = 0;
+        self.seen_since = 0;
     }
 
     /// Records a push, and returns whether to deliver it to the application.
-    fn arrive(&mut self, user: &UserName, message: Taken) -> bool {
+    fn arrive(&mut self, user: &UserName, message: MessageId) -> bool {
         let epoch = self.epoch;
         if let Some(pushed) = self.pushed.get_mut(&(user.clone(), message)) {
             pushed.epoch = epoch;
             return false;
         }
         let is_new = !self.window.contains(message);
-        let fate = if is_new { Fate::Held } else { Fate::Taken };
-        self.pushed.insert((user.clone(), message), Pushed { epoch, fate });
+        let state = if is_new { MessageState::Held } else { MessageState::Seen };
+        self.pushed.insert((user.clone(), message), Pushed { epoch, state });
         if !is_new {
             self.advance(user);
         }
@@ -188,11 +188,11 @@ impl State {
         was_last
     }
 
-    fn settle(&mut self, user: &UserName, message: Taken, fate: Fate) {
+    fn settle(&mut self, user: &UserName, message: MessageId, state: MessageState) {
         let key = (user.clone(), message);
         let is_present = self.user.as_ref() == Some(user);
         match self.pushed.get_mut(&key) {
-            Some(pushed) if is_present => pushed.fate = fate,
+            Some(pushed) if is_present => pushed.state = state,
             _ => drop(self.pushed.remove(&key)),
         }
         if is_present {
@@ -203,24 +203,24 @@ impl State {
     /// Advances the acknowledgement over all seen messages, up to the first
     /// other one.
     fn advance(&mut self, user: &UserName) {
-        let start = (user.clone(), Taken { sequence: Sequence(0), time_ms: 0 });
+        let start = (user.clone(), MessageId { sequence: Sequence(0), time_ms: 0 });
         while let Some((key, pushed)) = self.pushed.range(start.clone()..).next() {
-            if key.0 != *user || pushed.fate != Fate::Taken {
+            if key.0 != *user || pushed.state != MessageState::Seen {
                 return;
             }
             let (key, is_current) = (key.clone(), pushed.epoch == self.epoch && self.is_linked);
             self.pushed.remove(&key);
             if is_current {
                 self.ackable = self.ackable.max(Some(key.1.sequence));
-                self.taken_since += 1;
+                self.seen_since += 1;
             }
         }
     }
 
     /// Returns whether the application holds a message of the current user.
     fn is_held(&self) -> bool {
-        let is_held = |(key, pushed): (&(UserName, Taken), &Pushed)| {
-            pushed.fate == Fate::Held && Some(&key.0) == self.user.as_ref()
+        let is_held = |(key, pushed): (&(UserName, MessageId), &Pushed)| {
+            pushed.state == MessageState::Held && Some(&key.0) == self.user.as_ref()
         };
         self.pushed.iter().any(is_held)
     }
@@ -229,10 +229,10 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::taken::MemoryTaken;
+    use crate::seen::MemorySeenStore;
 
     fn inbox() -> Arc<Inbox> {
-        Arc::new(Inbox::new(Arc::new(MemoryTaken::default())))
+        Arc::new(Inbox::new(Arc::new(MemorySeenStore::default())))
     }
 
     fn bob() -> UserName {

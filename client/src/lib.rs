@@ -55,6 +55,7 @@ pub mod dial;
 mod engine;
 pub mod error;
 pub mod event;
+mod failover;
 pub mod handle;
 #[cfg(feature = "grpc")]
 mod http2;
@@ -64,8 +65,7 @@ mod link;
 #[cfg(feature = "grpc")]
 pub mod logs;
 mod outbox;
-mod rounds;
-pub mod taken;
+pub mod seen;
 pub mod tls;
 
 pub use config::{Config, Server, Timing, Transport};

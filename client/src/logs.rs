@@ -14,9 +14,9 @@ use tonic::{Response, Streaming};
 pub use hark_grpc::v1::{LogEvent, LogLevel};
 
 use crate::config::{Config, Server, Timing, Transport};
+use crate::failover::Failover;
 use crate::http2::{self, KeepAlive};
 use crate::link::LinkError;
-use crate::rounds::Rounds;
 
 /// Selection of events.
 #[derive(Debug, Clone, Default)]
@@ -33,7 +33,7 @@ pub struct Query {
 
 /// An item of the log stream.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Heard {
+pub enum LogItem {
     /// An event.
     Event(LogEvent),
     /// Number of events that were dropped here because the client was too slow.
@@ -44,7 +44,7 @@ pub enum Heard {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum WatchError {
     /// The server refused the request.
-    #[error(transparent)]
+    #[error("{}", .0.message())]
     Refused(Refusal),
     /// The connection failed.
     #[error("{0}")]
@@ -74,11 +74,11 @@ impl Logs {
     ///
     /// ```no_run
     /// use hark_client::Config;
-    /// use hark_client::logs::{Heard, Logs, Query};
+    /// use hark_client::logs::{LogItem, Logs, Query};
     ///
     /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
     /// let mut logs = Logs::watch(&Config::grpc("127.0.0.1:3000"), Query::default()).await?;
-    /// while let Some(Heard::Event(event)) = logs.next().await? {
+    /// while let Some(LogItem::Event(event)) = logs.next().await? {
     ///     println!("{}", event.message);
     /// }
     /// # Ok(())
@@ -90,9 +90,9 @@ impl Logs {
     /// within [`crate::Timing::connect`].
     pub async fn watch(config: &Config, query: Query) -> Result<Self, WatchError> {
         let mut last = LinkError::NoServer;
-        let patience = Rounds::new(config.servers.len(), &config.timing).patience();
+        let attempt_timeout = Failover::new(config.servers.len(), &config.timing).attempt_timeout();
         for server in &config.servers {
-            let opening = tokio::time::timeout(patience, open(server, config.timing, query.clone()));
+            let opening = tokio::time::timeout(attempt_timeout, open(server, config.timing, query.clone()));
             match opening.await.unwrap_or(Err(LinkError::Silent)) {
                 Ok(logs) => return Ok(logs),
                 Err(error @ (LinkError::Refused(_) | LinkError::Denied(_))) => return Err(error.into()),
@@ -113,16 +113,16 @@ impl Logs {
     ///
     /// # Errors
     /// [`WatchError::Link`] if the connection fails.
-    pub async fn next(&mut self) -> Result<Option<Heard>, WatchError> {
+    pub async fn next(&mut self) -> Result<Option<LogItem>, WatchError> {
         loop {
             let reply = self.replies.message().await.map_err(|status| http2::ended(&status, true))?;
             match reply {
                 None => return Ok(None),
                 Some(WatchLogsReply { event: Some(Event::Log(event)) }) => {
-                    return Ok(Some(Heard::Event(event)));
+                    return Ok(Some(LogItem::Event(event)));
                 }
                 Some(WatchLogsReply { event: Some(Event::Missed(count)) }) => {
-                    return Ok(Some(Heard::Missed(count)));
+                    return Ok(Some(LogItem::Missed(count)));
                 }
                 // An item of a later protocol version.
                 Some(WatchLogsReply { event: None }) => {}

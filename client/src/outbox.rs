@@ -77,13 +77,13 @@ impl Now {
 
 /// A pending request.
 #[derive(Debug)]
-struct Asked {
+struct Pending {
     command: Command,
     answer: Answer,
     /// Time of the first write.
     first_written: Option<Now>,
     /// Whether this is a barrier.
-    is_alone: bool,
+    is_barrier: bool,
 }
 
 /// All unanswered requests.
@@ -96,17 +96,17 @@ pub(crate) struct Outbox {
     next_send: u32,
     next_other: u32,
     /// Requests that were written at least once.
-    calls: Calls<RequestId, Instant, Asked>,
+    calls: Calls<RequestId, Instant, Pending>,
     /// Requests in `calls` that have to be repeated, in ascending order of id.
     repeats: VecDeque<RequestId>,
     /// Requests that were never written.
-    fresh: VecDeque<(RequestId, Asked)>,
+    fresh: VecDeque<(RequestId, Pending)>,
     /// Ids of all sends in `calls` and `fresh`.
     sends: BTreeSet<RequestId>,
     /// A barrier that waits until the requests before it are answered.
-    held: Option<Command>,
+    barrier: Option<Command>,
     /// Whether a barrier is in flight.
-    is_settling: bool,
+    is_barrier_in_flight: bool,
     /// Whether the barrier is a `connect`.
     is_connecting: bool,
 }
@@ -124,8 +124,8 @@ impl Outbox {
             repeats: VecDeque::new(),
             fresh: VecDeque::new(),
             sends: BTreeSet::new(),
-            held: None,
-            is_settling: false,
+            barrier: None,
+            is_barrier_in_flight: false,
             is_connecting: false,
         }
     }
@@ -136,13 +136,13 @@ impl Outbox {
 
     /// Returns the number of unanswered requests.
     pub(crate) fn len(&self) -> usize {
-        self.calls.len() + self.fresh.len() + usize::from(self.held.is_some())
+        self.calls.len() + self.fresh.len() + usize::from(self.barrier.is_some())
     }
 
     /// Returns whether another command may be accepted.
     pub(crate) fn has_room(&self) -> bool {
-        self.held.is_none()
-            && !self.is_settling
+        self.barrier.is_none()
+            && !self.is_barrier_in_flight
             && self.next_send < OTHER_IDS
             && self.len() - self.sends.len() < OTHERS_MAX
             && self.is_next_send_remembered()
@@ -159,7 +159,7 @@ impl Outbox {
     /// Accepts a command, behind all earlier ones. Requires [`Self::has_room`].
     pub(crate) fn accept(&mut self, command: Command) {
         if self.identity.is_changed_by(&command.request) && self.len() > 0 {
-            self.held = Some(command);
+            self.barrier = Some(command);
         } else {
             self.enqueue(command);
         }
@@ -171,14 +171,14 @@ impl Outbox {
             let outcome = RequestError::NotSent(why.clone());
             return end(command, Err(outcome));
         }
-        let is_alone = self.identity.is_changed_by(&command.request);
-        if is_alone {
-            self.is_settling = true;
+        let is_barrier = self.identity.is_changed_by(&command.request);
+        if is_barrier {
+            self.is_barrier_in_flight = true;
             self.is_connecting = matches!(command.request, Request::Connect { .. });
         }
         if let Some(id) = self.new_id(is_send) {
-            let asked = Asked { command, answer: Answer::default(), first_written: None, is_alone };
-            self.fresh.push_back((id, asked));
+            let pending = Pending { command, answer: Answer::default(), first_written: None, is_barrier };
+            self.fresh.push_back((id, pending));
         }
     }
 
@@ -209,20 +209,24 @@ impl Outbox {
         now: Now,
         write: impl FnOnce(RequestId, &Request) -> Result<(), String>,
     ) -> bool {
-        let Some((id, mut asked)) = self.next_to_write() else {
+        let Some((id, mut pending)) = self.next_to_write() else {
             return false;
         };
-        if self.is_forgotten(&asked, now) {
-            self.conclude_unknown(id, asked, "this machine was away for too long to ask again");
+        if self.may_be_forgotten(&pending, now) {
+            self.conclude_unknown(
+                id,
+                pending,
+                "this machine was suspended for too long to repeat the request",
+            );
             return true;
         }
-        match write(id, &asked.command.request) {
+        match write(id, &pending.command.request) {
             Ok(()) => {
-                asked.first_written = asked.first_written.or(Some(now));
-                self.register(id, asked);
+                pending.first_written = pending.first_written.or(Some(now));
+                self.register(id, pending);
             }
-            Err(why) if asked.first_written.is_some() => self.conclude_unknown(id, asked, why),
-            Err(why) => self.conclude(id, asked, Err(Refusal::new(Code::TooLarge, why).into())),
+            Err(why) if pending.first_written.is_some() => self.conclude_unknown(id, pending, why),
+            Err(why) => self.conclude(id, pending, Err(Refusal::new(Code::TooLarge, why).into())),
         }
         true
     }
@@ -230,52 +234,52 @@ impl Outbox {
     /// Returns whether the server may have forgotten the request.
     /// [`Self::expire`] watches the monotonic clock; the wall clock covers the
     /// time for which this machine was suspended.
-    fn is_forgotten(&self, asked: &Asked, now: Now) -> bool {
-        asked.first_written.is_some_and(|first| {
+    fn may_be_forgotten(&self, pending: &Pending, now: Now) -> bool {
+        pending.first_written.is_some_and(|first| {
             now.wall.duration_since(first.wall).is_ok_and(|passed| passed > self.repeat_for)
         })
     }
 
-    fn next_to_write(&mut self) -> Option<(RequestId, Asked)> {
+    fn next_to_write(&mut self) -> Option<(RequestId, Pending)> {
         while let Some(id) = self.repeats.pop_front() {
-            if let Some(asked) = self.calls.remove(&id) {
-                return Some((id, asked));
+            if let Some(pending) = self.calls.remove(&id) {
+                return Some((id, pending));
             }
         }
         self.fresh.pop_front()
     }
 
-    fn register(&mut self, id: RequestId, asked: Asked) {
-        let deadline = asked.first_written.map(|first| first.steady + self.repeat_for);
-        let registered = self.calls.register(id, deadline, asked);
-        debug_assert!(registered.is_ok(), "an id is not used while it is under way");
+    fn register(&mut self, id: RequestId, pending: Pending) {
+        let deadline = pending.first_written.map(|first| first.steady + self.repeat_for);
+        let registered = self.calls.register(id, deadline, pending);
+        debug_assert!(registered.is_ok(), "the id of a pending request is not reused");
     }
 
     /// Processes a reply. A reply to a request that is no longer pending is
     /// ignored.
     pub(crate) fn reply(&mut self, id: RequestId, reply: Reply) -> Effect {
-        let Some(mut asked) = self.calls.remove(&id) else {
+        let Some(mut pending) = self.calls.remove(&id) else {
             return Effect::None;
         };
         match reply {
-            Reply::Ok(fields) => return self.succeed(id, asked, fields),
-            Reply::NotOk(refusal) => self.conclude(id, asked, Err(refusal.into())),
+            Reply::Ok(fields) => return self.succeed(id, pending, fields),
+            Reply::NotOk(refusal) => self.conclude(id, pending, Err(refusal.into())),
             Reply::List(names) => {
-                asked.answer.add(names, self.names_max);
-                self.register(id, asked);
+                pending.answer.add(names, self.names_max);
+                self.register(id, pending);
             }
-            Reply::Error { failure, explanation } => return self.fail(id, asked, failure, explanation),
+            Reply::Error { failure, explanation } => return self.fail(id, pending, failure, explanation),
             // Neither is a reply, despite its id.
-            Reply::String(_) | Reply::Bye(_) => self.register(id, asked),
+            Reply::String(_) | Reply::Bye(_) => self.register(id, pending),
         }
         Effect::None
     }
 
     /// Processes a reply that cannot be decoded: the outcome is unknown.
     pub(crate) fn reply_unreadable(&mut self, id: RequestId, unreadable: &Refusal) {
-        if let Some(asked) = self.calls.remove(&id) {
-            let why = format!("the answer cannot be read: {}", unreadable.explanation);
-            self.conclude_unknown(id, asked, why);
+        if let Some(pending) = self.calls.remove(&id) {
+            let why = format!("malformed answer: {}", unreadable.explanation);
+            self.conclude_unknown(id, pending, why);
         }
     }
 
@@ -284,26 +288,26 @@ impl Outbox {
         self.enqueue(Command { request: Request::Ping, answer: None });
     }
 
-    fn succeed(&mut self, id: RequestId, mut asked: Asked, fields: OkFields) -> Effect {
-        let receives = self.identity.carried_out(&asked.command.request, &fields);
-        let mut answer = std::mem::take(&mut asked.answer);
+    fn succeed(&mut self, id: RequestId, mut pending: Pending, fields: OkFields) -> Effect {
+        let receives = self.identity.apply(&pending.command.request, &fields);
+        let mut answer = std::mem::take(&mut pending.answer);
         answer.fields = fields;
-        self.conclude(id, asked, Ok(answer));
+        self.conclude(id, pending, Ok(answer));
         receives.map_or(Effect::None, |(user, queued)| Effect::Receives(user, queued))
     }
 
     fn fail(
         &mut self,
         id: RequestId,
-        asked: Asked,
+        pending: Pending,
         failure: Failure,
         explanation: Cow<'static, str>,
     ) -> Effect {
-        if is_repeatable(&asked.command.request) {
-            self.register(id, asked);
+        if is_repeatable(&pending.command.request) {
+            self.register(id, pending);
             return Effect::GiveUp(failure, explanation);
         }
-        self.conclude_unknown(id, asked, explanation.clone());
+        self.conclude_unknown(id, pending, explanation.clone());
         match failure {
             Failure::Unavailable => Effect::None,
             Failure::Protocol => Effect::GiveUp(failure, explanation),
@@ -316,48 +320,48 @@ impl Outbox {
         self.repeats.clear();
         let mut open = self.calls.drain();
         open.sort_unstable_by_key(|(id, _)| *id);
-        for (id, mut asked) in open {
-            match &asked.command.request {
+        for (id, mut pending) in open {
+            match &pending.command.request {
                 // A keepalive ping concerns the lost link alone.
-                Request::Ping if asked.command.answer.is_none() => {
-                    self.conclude(id, asked, Ok(Answer::default()));
+                Request::Ping if pending.command.answer.is_none() => {
+                    self.conclude(id, pending, Ok(Answer::default()));
                 }
                 request if is_repeatable(request) => {
-                    asked.answer = Answer::default();
-                    self.register(id, asked);
+                    pending.answer = Answer::default();
+                    self.register(id, pending);
                     self.repeats.push_back(id);
                 }
                 // A new connection starts anonymous.
-                Request::Disconnect => drop(self.succeed(id, asked, OkFields::none())),
-                _ => self.conclude_unknown(id, asked, "the link was lost before the answer came"),
+                Request::Disconnect => drop(self.succeed(id, pending, OkFields::none())),
+                _ => self.conclude_unknown(id, pending, "the connection was lost before the answer"),
             }
         }
-        self.drop_sends_of_the_lost();
+        self.drop_sends_of_lost_user();
     }
 
     /// Drops authentication for this reason, and returns the former user.
     /// Pending sends of that user are not sent as any other user.
     pub(crate) fn identity_lost(&mut self, refusal: &Refusal) -> Option<UserName> {
         let user = self.identity.lose(refusal)?;
-        self.drop_sends_of_the_lost();
+        self.drop_sends_of_lost_user();
         Some(user)
     }
 
-    fn drop_sends_of_the_lost(&mut self) {
+    fn drop_sends_of_lost_user(&mut self) {
         let Some(why) = self.identity.loss().cloned() else {
             return;
         };
-        let is_send = |asked: &Asked| matches!(asked.command.request, Request::Send { .. });
+        let is_send = |pending: &Pending| matches!(pending.command.request, Request::Send { .. });
         let (unwritten, kept) =
-            std::mem::take(&mut self.fresh).into_iter().partition(|(_, asked)| is_send(asked));
+            std::mem::take(&mut self.fresh).into_iter().partition(|(_, pending)| is_send(pending));
         self.fresh = kept;
-        let unwritten: VecDeque<(RequestId, Asked)> = unwritten;
-        for (id, asked) in unwritten {
-            self.conclude(id, asked, Err(RequestError::NotSent(why.clone())));
+        let unwritten: VecDeque<(RequestId, Pending)> = unwritten;
+        for (id, pending) in unwritten {
+            self.conclude(id, pending, Err(RequestError::NotSent(why.clone())));
         }
         for id in self.repeats.clone() {
-            if let Some(asked) = self.calls.remove_if(&id, is_send) {
-                self.conclude_unknown(id, asked, why.clone());
+            if let Some(pending) = self.calls.remove_if(&id, is_send) {
+                self.conclude_unknown(id, pending, why.clone());
             }
         }
     }
@@ -369,14 +373,14 @@ impl Outbox {
 
     /// Expires overdue requests; their outcome is unknown.
     pub(crate) fn expire(&mut self, now: Instant) {
-        while let Some((id, asked)) = self.calls.expire_next(&now) {
-            self.conclude_unknown(id, asked, "no answer came in time");
+        while let Some((id, pending)) = self.calls.expire_next(&now) {
+            self.conclude_unknown(id, pending, "no answer in time");
         }
     }
 
     /// Returns whether the ids of the session are used up and no send is
     /// pending.
-    pub(crate) fn is_session_spent(&self) -> bool {
+    pub(crate) fn is_session_exhausted(&self) -> bool {
         self.next_send >= OTHER_IDS && self.sends.is_empty()
     }
 
@@ -390,34 +394,34 @@ impl Outbox {
     /// number.
     pub(crate) fn abandon(&mut self) -> usize {
         let count = self.len();
-        for (_, asked) in self.calls.drain() {
-            let outcome = RequestError::unknown(&asked.command.request, "the client is closed");
-            end(asked.command, Err(outcome));
+        for (_, pending) in self.calls.drain() {
+            let outcome = RequestError::unknown(&pending.command.request, "the client is closed");
+            end(pending.command, Err(outcome));
         }
-        let unwritten = self.fresh.drain(..).map(|(_, asked)| asked.command).chain(self.held.take());
+        let unwritten = self.fresh.drain(..).map(|(_, pending)| pending.command).chain(self.barrier.take());
         unwritten.for_each(|command| end(command, Err(RequestError::closed())));
         self.sends.clear();
         count
     }
 
-    fn conclude_unknown(&mut self, id: RequestId, asked: Asked, why: impl Into<Cow<'static, str>>) {
-        let outcome = RequestError::unknown(&asked.command.request, why);
-        self.conclude(id, asked, Err(outcome));
+    fn conclude_unknown(&mut self, id: RequestId, pending: Pending, why: impl Into<Cow<'static, str>>) {
+        let outcome = RequestError::unknown(&pending.command.request, why);
+        self.conclude(id, pending, Err(outcome));
     }
 
     /// Ends a request, and releases a barrier that waited for it.
-    fn conclude(&mut self, id: RequestId, asked: Asked, outcome: Result<Answer, RequestError>) {
+    fn conclude(&mut self, id: RequestId, pending: Pending, outcome: Result<Answer, RequestError>) {
         self.sends.remove(&id);
-        if asked.is_alone {
-            self.is_settling = false;
+        if pending.is_barrier {
+            self.is_barrier_in_flight = false;
             self.is_connecting = false;
         }
-        end(asked.command, outcome);
+        end(pending.command, outcome);
         if self.calls.is_empty()
             && self.fresh.is_empty()
-            && let Some(held) = self.held.take()
+            && let Some(barrier) = self.barrier.take()
         {
-            self.enqueue(held);
+            self.enqueue(barrier);
         }
     }
 }
@@ -485,11 +489,11 @@ mod tests {
         let mut outbox = outbox();
         outbox.next_send = OTHER_IDS - 1;
         let last = send(&mut outbox);
-        assert!(!outbox.has_room() && !outbox.is_session_spent());
+        assert!(!outbox.has_room() && !outbox.is_session_exhausted());
         assert_eq!(write_all(&mut outbox, Now::read()), [OTHER_IDS - 1]);
         outbox.reply(RequestId::new(OTHER_IDS - 1).unwrap(), Reply::Ok(OkFields::none()));
         last.await.unwrap().unwrap();
-        assert!(outbox.is_session_spent());
+        assert!(outbox.is_session_exhausted());
         outbox.renew_session("another".parse().unwrap());
         assert!(outbox.has_room());
         drop(send(&mut outbox));

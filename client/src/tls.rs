@@ -61,9 +61,9 @@ pub enum TrustError {
 /// server changes. Wrapped in the [`io::Error`] of a dial.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct Distrust(pub(crate) String);
+pub struct TlsError(pub(crate) String);
 
-impl Distrust {
+impl TlsError {
     /// Returns whether an error is caused by this.
     pub(crate) fn is_in(error: &io::Error) -> bool {
         error.get_ref().is_some_and(|inner| inner.is::<Self>())
@@ -136,22 +136,23 @@ impl TlsDial {
             }
             None => return error,
         };
-        let lasting = |why: String| io::Error::new(io::ErrorKind::InvalidData, Distrust(why));
+        let permanent = |why: String| io::Error::new(io::ErrorKind::InvalidData, TlsError(why));
         match reason {
-            rustls::Error::InvalidCertificate(error) => lasting(self.explain_certificate(error)),
-            rustls::Error::InvalidMessage(_) => lasting("the server does not support TLS".to_owned()),
-            rustls::Error::AlertReceived(AlertDescription::HandshakeFailure) => {
-                lasting("the server refused the handshake: it has no certificate, or no common cipher suite".to_owned())
-            }
+            rustls::Error::InvalidCertificate(error) => permanent(self.explain_certificate(error)),
+            rustls::Error::InvalidMessage(_) => permanent("the server does not support TLS".to_owned()),
+            rustls::Error::AlertReceived(AlertDescription::HandshakeFailure) => permanent(
+                "the server refused the handshake: it has no certificate, or no common cipher suite"
+                    .to_owned(),
+            ),
             rustls::Error::AlertReceived(AlertDescription::InternalError) => {
                 let why = "the server is busy: it refused the connection before the TLS handshake";
                 io::Error::new(io::ErrorKind::ConnectionRefused, why)
             }
             rustls::Error::AlertReceived(AlertDescription::NoApplicationProtocol) => {
-                lasting("the server does not support HTTP/2 over TLS, which gRPC needs".to_owned())
+                permanent("the server does not support HTTP/2 over TLS, which gRPC needs".to_owned())
             }
             rustls::Error::AlertReceived(_) | rustls::Error::PeerIncompatible(_) => {
-                lasting(format!("the TLS versions or features are incompatible: {reason}"))
+                permanent(format!("the TLS versions or features are incompatible: {reason}"))
             }
             _ => error,
         }
@@ -162,13 +163,13 @@ impl TlsDial {
         match error {
             CertificateError::UnknownIssuer | CertificateError::BadSignature => match &self.tls.trust {
                 Trust::System => {
-                    "the server's certificate is not trusted: it is signed by no authority that this \
-                     machine knows; name the authority with --ca FILE"
+                    "the server's certificate is not trusted: its issuer is unknown to this machine; \
+                     name the authority with --ca FILE"
                         .to_owned()
                 }
                 Trust::File(file) => {
                     format!(
-                        "the server's certificate is not trusted: it is signed by no authority in {}",
+                        "the server's certificate is not trusted: its issuer is not in {}",
                         file.display()
                     )
                 }
@@ -181,9 +182,7 @@ impl TlsDial {
             }
             CertificateError::NotValidYetContext { not_before, .. } => {
                 let date = date(*not_before);
-                format!(
-                    "the server's certificate is valid from {date}; is the clock of this machine right?"
-                )
+                format!("the server's certificate is valid from {date}; is the clock of this machine right?")
             }
             CertificateError::Other(other) if other.to_string() == AUTHORITY_AS_SERVER => {
                 "the server's certificate is a CA certificate (CA:TRUE); \
@@ -221,8 +220,7 @@ fn authorities(trust: &Trust) -> Result<RootCertStore, TrustError> {
             // Systems keep some authorities that webpki cannot parse.
             let (taken, _) = roots.add_parsable_certificates(found.certs);
             if taken == 0 {
-                let why =
-                    found.errors.first().map_or_else(|| "none found".to_owned(), ToString::to_string);
+                let why = found.errors.first().map_or_else(|| "none found".to_owned(), ToString::to_string);
                 return Err(TrustError::NoAuthorities(why));
             }
         }

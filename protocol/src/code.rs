@@ -66,6 +66,10 @@ impl Failure {
     }
 }
 
+/// Separates the seconds to wait from the cause in the explanation of a
+/// [`Code::RateLimited`].
+const RATE_LIMIT_SEPARATOR: &str = " s to wait: ";
+
 /// A refused request. The server changed nothing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{code}: {explanation}")]
@@ -104,12 +108,27 @@ impl Refusal {
         }
     }
 
+    /// Returns the explanation as a sentence for people.
+    #[must_use]
+    pub fn message(&self) -> Cow<'_, str> {
+        match (self.code, self.as_written()) {
+            (Code::Unknown, (word, explanation)) if !explanation.is_empty() => {
+                format!("{explanation} ({word})").into()
+            }
+            (Code::RateLimited, (_, explanation)) => match explanation.split_once(RATE_LIMIT_SEPARATOR) {
+                Some((seconds, why)) => format!("{why}; try again in {seconds} s").into(),
+                None => explanation.into(),
+            },
+            _ => (&*self.explanation).into(),
+        }
+    }
+
     /// Returns a [`Code::RateLimited`] refusal with the cause `why`, to be
     /// retried after `wait`, rounded up to whole seconds.
     #[must_use]
     pub fn rate_limited(wait: Duration, why: &str) -> Self {
         let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
-        Self::new(Code::RateLimited, format!("{seconds} s to wait: {why}"))
+        Self::new(Code::RateLimited, format!("{seconds}{RATE_LIMIT_SEPARATOR}{why}"))
     }
 
     /// Returns the wait that a [`Code::RateLimited`] refusal asks for; `None`
@@ -238,6 +257,7 @@ mod tests {
     fn rate_limit_names_its_wait() {
         let refusal = Refusal::rate_limited(Duration::from_millis(6001), "too many passwords");
         assert_eq!(refusal.to_string(), "rate-limited: 7 s to wait: too many passwords");
+        assert_eq!(refusal.message(), "too many passwords; try again in 7 s");
         assert_eq!(refusal.retry_after(), Some(Duration::from_secs(7)));
         assert_eq!(Refusal::new(Code::RateLimited, "3").retry_after(), Some(Duration::from_secs(3)));
         assert_eq!(Refusal::new(Code::RateLimited, "later").retry_after(), None);
@@ -250,6 +270,7 @@ mod tests {
         assert_eq!(refusal.code, Code::Unknown);
         assert_eq!(refusal.as_written(), ("out-of-tea", "come back at five"));
         assert_eq!(refusal.to_string(), "unknown-code: out-of-tea,come back at five");
+        assert_eq!(refusal.message(), "come back at five (out-of-tea)");
         assert_eq!(Refusal::parse("unknown-code", "x").code, Code::Unknown, "no server writes it");
         for code in Code::ALL {
             assert_eq!(Refusal::parse(code.as_str(), "why"), Refusal::new(code, "why"));

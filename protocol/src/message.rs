@@ -567,7 +567,9 @@ fn parse_delivery(payload: ByteString) -> Result<Delivery, Refusal> {
         return Err(bad_request("string takes a number, a sender, a time and a text"));
     };
     Ok(Delivery {
-        sequence: Sequence(number(sequence).ok_or_else(|| bad_request("the sequence number must be a number"))?),
+        sequence: Sequence(
+            number(sequence).ok_or_else(|| bad_request("the sequence number must be a number"))?,
+        ),
         sender: if sender.is_empty() { None } else { Some(sender.parse()?) },
         time_ms: number(time).ok_or_else(|| bad_request("the time must be a number"))?,
         text: payload.slice_ref(text),

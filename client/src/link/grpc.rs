@@ -41,8 +41,8 @@ pub(super) async fn link(stream: Box<dyn Stream>, origin: &str) -> Result<Link, 
     let call = async move { client.bi_di_chat(requests).await.map(Response::into_inner) };
     let reader = GrpcReader {
         replies: call.try_flatten_stream().boxed(),
-        heard: Instant::now(),
-        has_heard: false,
+        last_received_at: Instant::now(),
+        has_received: false,
         _connection: guard,
     };
     let writer = GrpcWriter {
@@ -57,8 +57,8 @@ pub(super) async fn link(stream: Box<dyn Stream>, origin: &str) -> Result<Link, 
 /// The receiving half.
 struct GrpcReader {
     replies: BoxStream<'static, Result<ChatReply, Status>>,
-    heard: Instant,
-    has_heard: bool,
+    last_received_at: Instant,
+    has_received: bool,
     /// The connection belongs to the reader, which notices its end.
     _connection: DropGuard,
 }
@@ -67,16 +67,16 @@ impl Reader for GrpcReader {
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Incoming<Reply>, LinkError>> {
         let reply = match ready!(self.replies.poll_next_unpin(cx)) {
             Some(Ok(reply)) => reply,
-            Some(Err(status)) => return Poll::Ready(Err(http2::ended(&status, self.has_heard))),
+            Some(Err(status)) => return Poll::Ready(Err(http2::ended(&status, self.has_received))),
             None => return Poll::Ready(Err(LinkError::Ended)),
         };
-        self.heard = Instant::now();
-        self.has_heard = true;
+        self.last_received_at = Instant::now();
+        self.has_received = true;
         Poll::Ready(Ok(reply::incoming(reply)))
     }
 
-    fn heard(&self) -> Instant {
-        self.heard
+    fn last_received_at(&self) -> Instant {
+        self.last_received_at
     }
 
     // Replies are not framed here; the message size limit covers them.

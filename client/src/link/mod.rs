@@ -20,7 +20,7 @@ use hark_protocol::{Code, Failure, Incoming, OkFields, Refusal, Reply, Request, 
 use tokio::time::Instant;
 
 use crate::config::{Server, Transport};
-use crate::tls::Distrust;
+use crate::tls::TlsError;
 
 /// Size of the write buffer at which it has to be flushed, in bytes.
 const WRITE_BYTES_MAX: usize = 64 * 1024;
@@ -40,7 +40,7 @@ pub(crate) trait Reader: Send {
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Incoming<Reply>, LinkError>>;
 
     /// Returns when the server was last heard from.
-    fn heard(&self) -> Instant;
+    fn last_received_at(&self) -> Instant;
 
     /// Sets the server's largest frame, in bytes.
     fn limit(&mut self, frame_bytes_max: usize);
@@ -119,11 +119,11 @@ pub(crate) enum LinkError {
     #[error("the server refused the connection: {}", .0.explanation)]
     Denied(Refusal),
     #[error("{0}")]
-    Taken(io::Error),
+    SeenStore(io::Error),
     #[error("no server is configured")]
     NoServer,
     #[error("the ids of the session are used up")]
-    SessionSpent,
+    SessionExhausted,
 }
 
 impl LinkError {
@@ -133,9 +133,9 @@ impl LinkError {
     }
 
     /// Returns whether the error persists until a configuration changes.
-    pub(crate) fn is_lasting(&self) -> bool {
+    pub(crate) fn is_permanent(&self) -> bool {
         match self {
-            Self::Io(error) => Distrust::is_in(error),
+            Self::Io(error) => TlsError::is_in(error),
             Self::Denied(_) | Self::NoServer => true,
             _ => false,
         }
@@ -151,7 +151,7 @@ impl LinkError {
 }
 
 /// Opening requests of a new connection.
-pub(crate) struct Introduction {
+pub(crate) struct Handshake {
     pub(crate) session: SessionToken,
     /// `login` or `connect`; `None` if anonymous.
     pub(crate) identity: Option<Request>,
@@ -165,32 +165,31 @@ pub(crate) struct Opened {
 }
 
 /// Dials, sends `hello` and authenticates. The caller limits the time.
-pub(crate) async fn open(server: &Server, introduction: &Introduction) -> Result<Opened, LinkError> {
+pub(crate) async fn open(server: &Server, handshake: &Handshake) -> Result<Opened, LinkError> {
     let stream = server.dial.dial().await?;
     let mut link = match &server.transport {
         Transport::Native => native::link(stream),
         #[cfg(feature = "grpc")]
         Transport::Grpc { origin } => grpc::link(stream, origin).await?,
     };
-    let hello = Request::Hello { version: VERSION, session: introduction.session.clone() };
+    let hello = Request::Hello { version: VERSION, session: handshake.session.clone() };
     let fields = link.ask(&hello).await?.map_err(LinkError::refused)?;
-    let (_, frame_bytes_max) = fields
-        .as_hello()
-        .ok_or_else(|| LinkError::Protocol("unexpected answer to hello".into()))?;
+    let (_, frame_bytes_max) =
+        fields.as_hello().ok_or_else(|| LinkError::Protocol("unexpected answer to hello".into()))?;
     link.reader.limit(frame_bytes_max);
     link.writer.limit(frame_bytes_max);
-    let identity = match &introduction.identity {
+    let identity = match &handshake.identity {
         Some(request) => link.ask(request).await?,
         None => Ok(OkFields::none()),
     };
     match identity {
-        Err(refusal) if is_passing(refusal.code) => Err(LinkError::Refused(refusal)),
+        Err(refusal) if is_transient(refusal.code) => Err(LinkError::Refused(refusal)),
         identity => Ok(Opened { link, identity }),
     }
 }
 
 /// Returns whether a refused login may succeed a little later.
-const fn is_passing(code: Code) -> bool {
+const fn is_transient(code: Code) -> bool {
     matches!(code, Code::RateLimited | Code::TooMany)
 }
 
@@ -217,14 +216,14 @@ impl Link {
     /// Closes the connection in order, so that everything written arrives:
     /// closing a socket with unread bytes would reset it.
     pub(crate) async fn finish(mut self) {
-        let last_word = async {
+        let closing = async {
             self.writer.flush_all().await?;
             poll_fn(|cx| self.writer.poll_close(cx)).await?;
             while self.reader.next().await.is_ok() {}
             Ok::<(), LinkError>(())
         };
         // All requests have their outcome, so errors are irrelevant.
-        drop(tokio::time::timeout(FINISH, last_word).await);
+        drop(tokio::time::timeout(FINISH, closing).await);
     }
 }
 

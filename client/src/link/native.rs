@@ -15,7 +15,7 @@ use tokio_util::io::{poll_read_buf, poll_write_buf};
 
 use super::{Link, LinkError, Reader, WRITE_BYTES_MAX, Writer, too_large};
 use crate::dial::Stream;
-use crate::tls::Distrust;
+use crate::tls::TlsError;
 
 /// Size of a read, in bytes.
 const READ_BYTES: usize = 16 * 1024;
@@ -31,7 +31,7 @@ pub(super) fn link(stream: Box<dyn Stream>) -> Link {
         stream: reader,
         codec: ClientCodec::new(FRAME_BYTES_DEFAULT),
         buffer: BytesMut::new(),
-        heard: Instant::now(),
+        last_received_at: Instant::now(),
     };
     let writer = NativeWriter {
         stream: writer,
@@ -47,7 +47,7 @@ struct NativeReader {
     stream: ReadHalf<Box<dyn Stream>>,
     codec: ClientCodec,
     buffer: BytesMut,
-    heard: Instant,
+    last_received_at: Instant,
 }
 
 impl Reader for NativeReader {
@@ -57,7 +57,7 @@ impl Reader for NativeReader {
                 Ok(Some(incoming)) => return Poll::Ready(Ok(incoming)),
                 Ok(None) => {}
                 Err(_) if self.buffer.starts_with(&TLS_ALERT) => {
-                    return Poll::Ready(Err(Distrust::unencrypted().into()));
+                    return Poll::Ready(Err(TlsError::unencrypted().into()));
                 }
                 Err(error) => return Poll::Ready(Err(LinkError::Protocol(error.to_string()))),
             }
@@ -70,12 +70,12 @@ impl Reader for NativeReader {
                 }
                 read => read?,
             };
-            self.heard = Instant::now();
+            self.last_received_at = Instant::now();
         }
     }
 
-    fn heard(&self) -> Instant {
-        self.heard
+    fn last_received_at(&self) -> Instant {
+        self.last_received_at
     }
 
     fn limit(&mut self, frame_bytes_max: usize) {

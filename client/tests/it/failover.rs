@@ -1,5 +1,5 @@
-//! Several servers that share what they store: which is tried when, and what
-//! goes with the client from one to the next.
+//! Failover between servers that share one store: the order of attempts, and
+//! the state that the client keeps.
 
 use std::time::Duration;
 
@@ -10,8 +10,8 @@ use tokio::time::Instant;
 use super::transport;
 use crate::peer::{Peers, link, message, quiet, server, user};
 
-/// A config of so many servers, named by letters, and the connections that a
-/// client opens to each.
+/// Returns the configuration for `servers` servers named by letters, and the
+/// connections that a client opens to each.
 fn config(servers: usize) -> (Config, Vec<Peers>) {
     let names = ["a:1", "b:1", "c:1"];
     let (servers, peers) = names[..servers].iter().map(|name| server(name, transport())).unzip();
@@ -43,7 +43,7 @@ async fn the_next_is_tried_at_once_and_the_wait_comes_after_all() {
 async fn a_client_stays_where_it_is_and_goes_on_from_there() {
     let (config, mut peers) = config(3);
     let (handle, _events) = Client::connect(config);
-    // The first is not there.
+    // The first server is down.
     peers.remove(0);
     let second = peers[0].greeted().await;
     link(&handle, |state| is_up_at(state, "b:1")).await;
@@ -54,7 +54,7 @@ async fn a_client_stays_where_it_is_and_goes_on_from_there() {
     link(&handle, |state| is_up_at(state, "c:1")).await;
     assert!(start.elapsed() < Duration::from_millis(10));
     drop(third);
-    // The first is not there yet.
+    // The first server is still down.
     let _again = peers[0].greeted().await;
     link(&handle, |state| is_up_at(state, "b:1")).await;
 }
@@ -80,7 +80,7 @@ async fn what_was_not_answered_is_repeated_at_the_next_in_order_as_the_same_user
         ids.push(first.sent().await.0);
     }
     first.ok(ids[1]).await;
-    // It has read what follows, too.
+    // The peer reads the next send, too.
     first.sent().await;
     receipts.remove(1).await.unwrap();
     drop(first);
@@ -176,7 +176,7 @@ async fn one_that_cannot_store_is_left_for_one_that_can() {
 async fn waiting_does_not_help_where_it_helps_with_none_of_them() {
     let (config, mut peers) = config(2);
     let (handle, _events) = Client::connect(config);
-    for (code, lasts) in [(Code::TooMany, false), (Code::Denied, true)] {
+    for (code, expected) in [(Code::TooMany, false), (Code::Denied, true)] {
         for (peers, code) in peers.iter_mut().zip([Code::Denied, code]) {
             let mut peer = peers.accept().await;
             peer.next().await;
@@ -184,10 +184,10 @@ async fn waiting_does_not_help_where_it_helps_with_none_of_them() {
             peer.closed().await;
         }
         let is_over = |state: &LinkState| matches!(state, LinkState::Down { server, .. } if **server == *"b:1");
-        let LinkState::Down { is_lasting, retry_in, .. } = link(&handle, is_over).await else {
+        let LinkState::Down { is_permanent, retry_in, .. } = link(&handle, is_over).await else {
             unreachable!("it is down");
         };
-        assert_eq!(is_lasting, lasts);
+        assert_eq!(is_permanent, expected);
         assert!(!retry_in.is_zero());
     }
 }
@@ -196,5 +196,5 @@ async fn waiting_does_not_help_where_it_helps_with_none_of_them() {
 async fn without_any_server_it_is_hopeless() {
     let (handle, _events) = Client::connect(Config { servers: Vec::new(), ..Config::tcp("") });
     let down = link(&handle, |state| matches!(state, LinkState::Down { .. })).await;
-    assert!(matches!(down, LinkState::Down { is_lasting: true, reason, .. } if reason == "no server is named"));
+    assert!(matches!(down, LinkState::Down { is_permanent: true, reason, .. } if reason == "no server is configured"));
 }

@@ -1,4 +1,4 @@
-//! Who a client is, across links and changes.
+//! The authenticated user, across links and changes.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use hark_protocol::{ByeReason, Code, OkFields, Reply, Request};
 use super::up;
 use crate::peer::{Peer, event, message, quiet, user};
 
-/// Becomes somebody, with the peer's consent.
+/// Authenticates; the peer accepts.
 async fn enter(handle: &Handle, peer: &mut Peer, name: &'static str, receives: bool) {
     let call = tokio::spawn({
         let handle = handle.clone();
@@ -34,7 +34,7 @@ async fn on_a_new_link_one_is_who_one_was_before_anything_is_repeated() {
         let mut peer = peers.greeted().await;
         let (id, name, still_receives) = peer.entered().await;
         assert_eq!((name, still_receives), (user("amy"), receives));
-        // Nothing is repeated before it is certain who as.
+        // Nothing is repeated before authentication is confirmed.
         peer.silence(Duration::from_secs(5)).await;
         peer.reply(id, Reply::Ok(OkFields::queued(0))).await;
         assert_eq!(peer.sent().await.0, 1);
@@ -65,7 +65,7 @@ async fn after_disconnect_one_stays_nobody() {
     });
     let (_, request) = peer.next().await;
     assert_eq!(request, Request::Disconnect);
-    // The link is lost before the answer: on a new one, one is nobody.
+    // The link is lost before the answer: a new one starts anonymous.
     drop(peer);
     let mut peer = peers.greeted().await;
     call.await.unwrap().unwrap();
@@ -87,12 +87,12 @@ async fn nothing_is_sent_as_nobody_after_the_account_was_deleted() {
     }
     let late = handle.send(user("bob"), "2".into()).await.unwrap();
     let late = late.await.unwrap_err();
-    assert_eq!(late.to_string(), "not sent: no longer amy: the account was deleted");
+    assert_eq!(late.to_string(), "not sent: no longer logged in as amy: the account was deleted");
     drop(peer);
     let mut peer = peers.greeted().await;
     assert!(matches!(written.await, Err(RequestError::Unknown { .. })));
     peer.silence(Duration::from_secs(5)).await;
-    // Whoever says who to be can send again.
+    // Sends work again after a login.
     enter(&handle, &mut peer, "ann", false).await;
     drop(handle.send(user("bob"), "3".into()).await.unwrap());
     assert_eq!(peer.sent().await.1, "3");
@@ -151,7 +151,7 @@ async fn a_change_of_user_waits_for_the_sends_before_it_and_holds_those_after_it
     });
     assert_eq!(peer.sent().await.1, "as amy");
     peer.silence(Duration::from_secs(5)).await;
-    // The link is lost: what amy sent is repeated as amy.
+    // The link is lost: sends of amy are repeated as amy.
     drop(peer);
     let mut peer = peers.greeted().await;
     assert_eq!(peer.grant(0).await, (user("amy"), false));

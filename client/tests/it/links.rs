@@ -1,4 +1,4 @@
-//! How a link is opened, watched and given up.
+//! Opening, keepalive and failure of a link.
 
 use std::time::Duration;
 
@@ -17,10 +17,10 @@ async fn a_ping_asks_for_a_word_after_20_s_and_the_link_is_dead_10_s_later() {
     peer.ok(id).await;
     let (_, request) = peer.next().await;
     assert_eq!((request, start.elapsed().as_secs()), (Request::Ping, 40));
-    // This one is not answered.
+    // This ping is not answered.
     let down = link(&handle, |state| matches!(state, LinkState::Down { .. })).await;
     assert_eq!(start.elapsed().as_secs(), 50);
-    assert!(matches!(down, LinkState::Down { reason, .. } if reason == "the server does not answer"));
+    assert!(matches!(down, LinkState::Down { reason, .. } if reason == "the server does not respond"));
     let _peer = peers.greeted().await;
     link(&handle, |state| state.is_up()).await;
 }
@@ -32,7 +32,7 @@ async fn whatever_is_heard_keeps_a_link_alive() {
     peer.sent().await;
     for n in 0..20 {
         tokio::time::sleep(Duration::from_secs(19)).await;
-        // A reply to nothing is a word, too.
+        // An unsolicited reply counts as well.
         peer.ok(77 + n).await;
     }
     assert!(handle.link().borrow().is_up());
@@ -97,7 +97,7 @@ async fn the_states_of_the_link_are_events() {
     }
     assert!(matches!(&seen[..2], [LinkState::Connecting, LinkState::Up { .. }]), "{seen:?}");
     assert!(
-        matches!(&seen[2], LinkState::Down { reason, .. } if reason == "the server is stopping"),
+        matches!(&seen[2], LinkState::Down { reason, .. } if reason == "the server is shutting down"),
         "{seen:?}"
     );
     assert_eq!(seen[3], LinkState::Connecting);
@@ -118,15 +118,15 @@ async fn bytes_that_are_not_the_protocol_end_the_link() {
 async fn a_connection_that_is_refused_says_why_and_whether_waiting_helps() {
     let (config, mut peers) = config();
     let (handle, _events) = Client::connect(config);
-    for (code, lasts) in [(Code::TooMany, false), (Code::Denied, true)] {
+    for (code, expected) in [(Code::TooMany, false), (Code::Denied, true)] {
         let mut peer = peers.accept().await;
         peer.next().await;
         peer.reply(0, hark_protocol::Reply::NotOk(hark_protocol::Refusal::new(code, "not here"))).await;
-        let is_so = |state: &LinkState| matches!(state, LinkState::Down { is_lasting, .. } if *is_lasting == lasts);
-        let down = link(&handle, is_so).await;
+        let is_down = |state: &LinkState| matches!(state, LinkState::Down { is_permanent, .. } if *is_permanent == expected);
+        let down = link(&handle, is_down).await;
         assert!(matches!(&down, LinkState::Down { reason, .. } if reason.contains("not here")), "{down:?}");
     }
-    // Somebody may change something meanwhile.
+    // The configuration may change meanwhile.
     let _peer = peers.greeted().await;
     link(&handle, |state| state.is_up()).await;
 }

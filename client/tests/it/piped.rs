@@ -27,7 +27,7 @@ fn what_is_refused_is_said_in_its_place_and_in_the_exit_code() {
     let expected = [
         "notok no-such-user there is no user bob",
         r"notok bad-pattern regex parse error:\n    (\n    ^\nerror: unclosed group",
-        "notok bad-request there is no command \"frobnicate\", try help",
+        "notok bad-request unknown command \"frobnicate\"; try help",
         "notok bad-request a user name cannot contain ','",
         "notok denied wrong or missing password",
         "ok",
@@ -84,7 +84,7 @@ fn a_server_that_is_away_for_too_long_is_given_up() {
     let ran = pipe(command, "send bob x\nping\n");
     assert_eq!(ran.out, "notsent the client is closed\nnotsent the client is closed\n");
     assert_eq!(ran.code, Some(3));
-    assert!(ran.err.starts_with(&format!("hark: gave up waiting for {}: ", terminal.server)), "{}", ran.err);
+    assert!(ran.err.starts_with(&format!("hark: cannot reach {}: ", terminal.server)), "{}", ran.err);
 }
 
 #[test]
@@ -136,7 +136,7 @@ fn an_output_that_is_closed_ends_it_quietly() {
     let mut child = terminal.hark([""; 0]).stdin(Stdio::piped()).spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
     drop(child.stdout.take());
-    // It may have ended before it has read both.
+    // hark may have ended before both are read.
     drop(stdin.write_all(b"ping\nping\n"));
     drop(stdin);
     let ran = ran(child.wait_with_output().unwrap());

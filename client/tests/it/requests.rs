@@ -1,4 +1,4 @@
-//! How requests are numbered, repeated, and ended.
+//! Numbering, repetition and completion of requests.
 
 use std::time::Duration;
 
@@ -41,7 +41,7 @@ async fn callers_that_wait_for_room_are_served_in_the_order_of_their_calls() {
     for n in 1..=1500_u32 {
         let handle = handle.clone();
         let mut call = Box::pin(async move { handle.send(user("bob"), n.to_string().into()).await?.await });
-        // The first poll is the call.
+        // The first poll queues the request.
         assert!(futures::poll!(&mut call).is_pending());
         calls.push(tokio::spawn(call));
     }
@@ -71,7 +71,8 @@ async fn no_id_is_so_far_ahead_that_the_server_forgets_the_oldest_one_under_way(
         assert_eq!(peer.sent().await.0, n);
         peer.ok(n).await;
     }
-    // Only one is unanswered, but the next would push it out of the record.
+    // Only one is unanswered, but the next would evict it from the server's
+    // record.
     drop(handle.send(user("bob"), "1025".into()).await.unwrap());
     peer.silence(Duration::from_secs(1)).await;
     drop(peer);
@@ -98,7 +99,7 @@ async fn unanswered_sends_are_repeated_in_order_before_anything_new() {
     for n in 6..=7_u32 {
         receipts.push(handle.send(user("bob"), n.to_string().into()).await.unwrap());
     }
-    // The second link takes two of them and answers none.
+    // The second link reads two of them and answers none.
     let mut peer = peers.greeted().await;
     assert_eq!(peer.sent().await.0, 1);
     assert_eq!(peer.sent().await.0, 3);
@@ -124,7 +125,7 @@ async fn send_yields_the_number_of_its_message() {
     let mut peer = peers.greeted().await;
     assert_eq!((peer.sent().await.0, peer.sent().await.0), (1, 2));
     peer.reply(1, Reply::Ok(OkFields::stored(Sequence(812)))).await;
-    // A server of an earlier version answers without a number.
+    // An earlier server answers without a number.
     peer.ok(2).await;
     assert_eq!(first.await, Ok(Some(Sequence(812))));
     assert_eq!(second.await, Ok(None));
@@ -138,7 +139,7 @@ async fn unknown_refusal_code_ends_a_request_as_refused() {
     let unknown = Refusal::parse("out-of-tea", "come back at five");
     peer.reply(id, Reply::NotOk(unknown.clone())).await;
     assert_eq!(receipt.await, Err(RequestError::Refused(unknown)));
-    // Neither the link nor the next request suffers from it.
+    // The link and the next request are unaffected.
     let next = handle.send(user("bob"), "y".into()).await.unwrap();
     let (id, _) = peer.sent().await;
     peer.ok(id).await;
@@ -172,7 +173,7 @@ async fn a_send_that_is_never_answered_is_unknown_after_nine_minutes_and_never_r
         tokio::select! {
             outcome = &mut receipt => break outcome,
             mut peer = peers.accept() => {
-                // One link after another takes it, and ends 20 s later.
+                // Each link reads the send, and ends after 20 s.
                 peer.hello().await;
                 assert_eq!(peer.sent().await.0, 1);
                 repeats += 1;
@@ -192,7 +193,7 @@ async fn a_send_that_is_never_answered_is_unknown_after_nine_minutes_and_never_r
     );
     let mut peer = peers.greeted().await;
     peer.silence(Duration::from_secs(15)).await;
-    // A late answer means nothing any more, and the next send has the next id.
+    // A late answer is ignored, and the next send has the next id.
     peer.ok(1).await;
     drop(handle.send(user("bob"), "y".into()).await.unwrap());
     assert_eq!(peer.sent().await, (2, "y".to_owned()));
@@ -236,7 +237,7 @@ async fn after_a_lost_link_reads_are_repeated_and_changes_are_unknown() {
     for _ in 0..5 {
         let (id, request) = peer.next().await;
         if matches!(request, Request::List { .. }) {
-            // A part of an answer, which is not to be seen twice.
+            // A partial answer, which must not be returned twice.
             peer.reply(id, Reply::List(vec![user("x")])).await;
         }
     }
@@ -269,7 +270,7 @@ async fn a_send_that_the_server_could_not_store_is_repeated_on_another_link() {
     let second = handle.send(user("bob"), "2".into()).await.unwrap();
     assert_eq!(peer.sent().await.0, 1);
     peer.unavailable(1).await;
-    // Whatever is still written on this link has no effect.
+    // Later sends on this link have no effect.
     while peer.frame().await.is_some() {}
     let mut peer = peers.greeted().await;
     for n in [1, 2] {
@@ -304,7 +305,7 @@ async fn a_change_that_the_server_could_not_make_is_unknown_and_the_link_stays()
     let (id, _) = peer.next().await;
     peer.unavailable(id).await;
     let outcome = call.await.unwrap().unwrap_err();
-    assert_eq!(outcome.to_string(), "it is not known whether the account was created: the disk is full");
+    assert_eq!(outcome.to_string(), "it is unknown whether the account was created: the disk is full");
     drop(handle.send(user("bob"), "x".into()).await.unwrap());
     assert_eq!(peer.sent().await.0, 1);
 }
@@ -326,7 +327,7 @@ async fn a_text_over_the_largest_frame_is_refused_here_and_harms_no_other() {
     let small = handle.send(user("bob"), "y".into()).await.unwrap();
     let Err(RequestError::Refused(refusal)) = large.await else { panic!("it is too large") };
     assert_eq!(refusal.code, Code::TooLarge);
-    assert!(refusal.explanation.contains("this server takes at most 65280"), "{refusal}");
+    assert!(refusal.explanation.contains("this server accepts at most 65280"), "{refusal}");
     assert_eq!(peer.sent().await, (2, "y".to_owned()));
     peer.ok(2).await;
     small.await.unwrap();

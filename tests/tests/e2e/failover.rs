@@ -142,7 +142,7 @@ fn a_server_that_is_not_there_costs_nothing_and_one_that_hangs_its_share(transpo
     let said = run(transport, &neither, folder.path(), &["--timeout=1", "ping"]);
     assert_eq!(said.status.code(), Some(3));
     let why = String::from_utf8(said.stderr).unwrap();
-    assert_eq!(why, format!("hark: not sent: {neither} was not reached in 1 s\n"));
+    assert_eq!(why, format!("hark: not sent: cannot reach {neither} within 1 s\n"));
 }
 
 fn each_server_has_to_prove_its_own_name(transport: Transport) {
@@ -173,7 +173,7 @@ fn each_server_has_to_prove_its_own_name(transport: Transport) {
     let start = Instant::now();
     let said = run(transport, &none, folder.path(), &delete);
     let why = String::from_utf8_lossy(&said.stderr);
-    assert!(why.contains("certificate is not for localhost but for 127.0.0.1"), "{why}");
+    assert!(why.contains("certificate is not valid for localhost, only for 127.0.0.1"), "{why}");
     assert!(start.elapsed() < SHARE, "waiting does not help");
 }
 
@@ -189,9 +189,9 @@ fn the_chat_says_where_it_is(transport: Transport) {
     chat.wait_for(&format!("* connected to {first}"));
     chat.wait_for_prompt(&format!("{first}> "));
     chat.enter("create bob", "bob was created");
-    chat.enter("connect bob", "no messages were waiting");
+    chat.enter("connect bob", "no messages are waiting");
     present.kill();
-    chat.wait_for(&format!("* no link to {first}: "));
+    chat.wait_for(&format!("* no connection to {first}: "));
     chat.wait_for_prompt(&format!("bob@{:width$}> ", "(offline)", width = first.to_string().len()));
     let _present = server(second, &store);
     chat.wait_for(&format!("* connected to {second}"));

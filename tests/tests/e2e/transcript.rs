@@ -83,21 +83,21 @@ fn the_transcript_in_terminals(transport: Transport) {
     second.wait_for("unclosed group");
     // 3
     second.enter("send user3 hello", "→ user3: hello … stored");
-    third.enter("ping", "the server answers");
+    third.enter("ping", "the server responds");
     assert!(!third.contents().contains("hello"), "it is not connected yet:\n{}", third.contents());
     // 4
-    third.enter("connect user3", "you are user3, 1 message was waiting");
-    third.wait_for("(nobody): hello");
+    third.enter("connect user3", "you are connected as user3; 1 message is waiting");
+    third.wait_for("(anonymous): hello");
     // 5
     second.enter("send user3 hello, again", "→ user3: hello, again … stored");
-    third.wait_for("(nobody): hello, again");
+    third.wait_for("(anonymous): hello, again");
     // 6
     let screen = leave(third, &user3);
-    check_shown_once(&screen, "(nobody): hello");
-    check_shown_once(&screen, "(nobody): hello, again");
+    check_shown_once(&screen, "(anonymous): hello");
+    check_shown_once(&screen, "(anonymous): hello, again");
     second.enter("send user3 later", "→ user3: later … stored");
     server.kill();
-    second.wait_for("* no link to ");
+    second.wait_for("* no connection to ");
     second.wait_for("(offline)");
     second.enter("send user3 meanwhile", "→ user3: meanwhile … pending (waiting for the server)");
     server = server.restart();
@@ -105,22 +105,22 @@ fn the_transcript_in_terminals(transport: Transport) {
     let mut third = open(transport, &server, &states[1]);
     // An ack that was lost with the server makes them more, and shows nothing
     // twice.
-    third.enter("connect user3", "messages were waiting");
-    third.wait_for("(nobody): meanwhile");
+    third.enter("connect user3", "messages are waiting");
+    third.wait_for("(anonymous): meanwhile");
     let screen = leave(third, &user3);
-    check_shown_once(&screen, "(nobody): later");
-    check_shown_once(&screen, "(nobody): meanwhile");
+    check_shown_once(&screen, "(anonymous): later");
+    check_shown_once(&screen, "(anonymous): meanwhile");
     assert!(!screen.contains("hello"), "{screen}");
     let mut third = open(transport, &server, &states[1]);
-    third.enter("connect user3", "you are user3, no messages were waiting");
-    assert!(!leave(third, &user3).contains("(nobody)"));
+    third.enter("connect user3", "you are connected as user3; no messages are waiting");
+    assert!(!leave(third, &user3).contains("(anonymous)"));
     // 7
     second.enter("send user3 unread", "→ user3: unread … stored");
     second.enter("delete user3", "user3 was deleted");
     second.enter("send user3 x", "→ user3: x … refused (no-such-user): there is no user user3");
     second.enter("create user3", "user3 was created");
     let mut third = open(transport, &server, &states[1]);
-    third.enter("connect user3", "you are user3, no messages were waiting");
+    third.enter("connect user3", "you are connected as user3; no messages are waiting");
     leave(third, &user3);
     leave(second, &nobody);
 }
@@ -132,8 +132,8 @@ fn who_receives_in_a_terminal_keeps_receiving_over_a_killed_server(transport: Tr
     let mut bob = open(transport, &server, &states[1]);
     amy.enter("create amy", "amy was created");
     amy.enter("create bob", "bob was created");
-    amy.enter("connect amy", "you are amy");
-    bob.enter("connect bob", "you are bob");
+    amy.enter("connect amy", "you are connected as amy");
+    bob.enter("connect bob", "you are connected as bob");
     for n in 0..3 {
         amy.enter(&format!("send bob before {n}"), &format!("→ bob: before {n} … stored"));
         bob.wait_for(&format!("amy: before {n}"));
@@ -156,9 +156,9 @@ fn what_is_typed_ahead_of_the_prompt_is_carried_out_too(transport: Transport) {
     let state = tempfile::tempdir().unwrap();
     let mut terminal = open(transport, &server, &state);
     terminal.keys("create amy\rcreate bob\rsend bob one\rsend bob two\rconnect bob\r");
-    terminal.wait_for("you are bob, 2 messages were waiting");
-    terminal.wait_for("(nobody): two");
-    check_shown_once(&leave(terminal, &prompt(&server, "bob@")), "(nobody): one");
+    terminal.wait_for("you are connected as bob; 2 messages are waiting");
+    terminal.wait_for("(anonymous): two");
+    check_shown_once(&leave(terminal, &prompt(&server, "bob@")), "(anonymous): one");
 }
 
 /// `hark`, with its state in a folder.

@@ -8,24 +8,24 @@ use clap::{Args, Parser, Subcommand};
 use hark_protocol::UserName;
 
 const AFTER_HELP: &str = "\
-Without a command, hark is a chat in the terminal; where stdin or stdout is no \
-terminal, it reads one command a line and prints exactly one line for each, in order:
+Without a command, hark is a chat in the terminal. If stdin or stdout is not a terminal, \
+hark reads one command per line and prints one line for each, in order:
   ok [...]             done; `ok 3` after connect: messages waiting; `ok 2 amy,bob` after list
-  notok CODE TEXT      refused, nothing was changed
-  unknown TEXT         it may or may not have been done
-  notsent TEXT         not done, the server was not asked
-and, between them, `message NUMBER SENDER TIME TEXT` for each message received. SENDER is a \
-comma where nobody was logged in. In TEXT, \\n, \\t, \\\\ and \\u{...} stand for what they escape. \
-Lines that are empty or begin with # are skipped.
+  notok CODE TEXT      refused; nothing was changed
+  unknown TEXT         the outcome is unknown
+  notsent TEXT         not done; the request was not sent
+Between them it prints `message NUMBER SENDER TIME TEXT` for each received message. SENDER is a \
+comma if the sender was anonymous. In TEXT, \\n, \\t, \\\\ and \\u{...} are escape sequences. \
+Empty lines and lines that begin with # are skipped.
 
-A password is asked for without echo, or read from --password-file or HARK_PASSWORD.
+Passwords are read from a prompt without echo, from --password-file, or from HARK_PASSWORD.
 
 Exit codes:
-  0  done
-  1  something was refused, or the reception was taken over
-  2  the command line is wrong
-  3  the server could not be reached, or not in time, or an outcome is unknown
-  4  something failed on this side: a file, the terminal, the output";
+  0  success
+  1  a request was refused, or another connection took over
+  2  invalid command line
+  3  the server was unreachable or did not answer in time, or an outcome is unknown
+  4  local failure: a file, the terminal, or the output";
 
 /// Largest number of servers. Each gets its share of the time for which a
 /// command waits.
@@ -195,17 +195,15 @@ pub(crate) enum Level {
 fn parse_servers(text: &str) -> Result<String, String> {
     let servers: Vec<&str> = text.split(',').collect();
     if servers.len() > SERVERS_MAX {
-        return Err(format!("these are {} servers, and at most {SERVERS_MAX} can be tried", servers.len()));
+        return Err(format!("at most {SERVERS_MAX} servers are allowed; these are {}", servers.len()));
     }
     for (place, server) in servers.iter().enumerate() {
         let port = server.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port);
         if !matches!(port.map(str::parse::<u16>), Some(Ok(_))) {
-            return Err(
-                "it must be HOST:PORT, such as 127.0.0.1:3000, or several joined by commas".to_owned()
-            );
+            return Err("expected HOST:PORT, such as 127.0.0.1:3000, or several joined by commas".to_owned());
         }
         if servers.iter().take(place).any(|other| other == server) {
-            return Err(format!("{server} is named twice"));
+            return Err(format!("duplicate server {server}"));
         }
     }
     Ok(text.to_owned())
@@ -214,7 +212,7 @@ fn parse_servers(text: &str) -> Result<String, String> {
 fn parse_seconds(text: &str) -> Result<Duration, String> {
     match text.parse() {
         Ok(seconds @ 1..=86_400) => Ok(Duration::from_secs(seconds)),
-        _ => Err("it must be a number of seconds from 1 to 86400".to_owned()),
+        _ => Err("expected a number of seconds from 1 to 86400".to_owned()),
     }
 }
 

@@ -19,7 +19,7 @@ pub(crate) struct Secrets {
 /// Result of a successful command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Done {
-    Plainly,
+    Plain,
     /// The number of queued messages.
     Connected(u64),
     /// Whether the account existed.
@@ -29,30 +29,30 @@ pub(crate) enum Done {
 
 /// Sends a command to the server and waits for the answer. `help` and `quit`
 /// send nothing.
-pub(crate) async fn carry_out(
+pub(crate) async fn execute(
     handle: &Handle,
     command: Command,
     secrets: Secrets,
 ) -> Result<Done, RequestError> {
     let Secrets { password, new_password } = secrets;
     match command {
-        Command::Create(user) => handle.create(user, password).await.map(plainly),
-        Command::Login(user) => handle.login(user, password).await.map(plainly),
+        Command::Create(user) => handle.create(user, password).await.map(plain),
+        Command::Login(user) => handle.login(user, password).await.map(plain),
         Command::Connect(user) => handle.connect(user, password).await.map(Done::Connected),
-        Command::Disconnect => handle.disconnect().await.map(plainly),
+        Command::Disconnect => handle.disconnect().await.map(plain),
         Command::Delete(user) => handle.delete(user, password).await.map(Done::Deleted),
         Command::List(pattern) => handle.list(pattern).await.map(Done::Listed),
-        Command::Send(user, text) => handle.send(user, text).await?.await.map(|_| Done::Plainly),
-        Command::Ping => handle.ping().await.map(plainly),
+        Command::Send(user, text) => handle.send(user, text).await?.await.map(|_| Done::Plain),
+        Command::Ping => handle.ping().await.map(plain),
         Command::Password(user) => match (user, new_password) {
-            (Some(user), Some(new)) => handle.password(user, password, new).await.map(plainly),
-            (None, _) => Err(RequestError::NotSent("no user is named".into())),
-            (_, None) => Err(RequestError::NotSent("there is no new password".into())),
+            (Some(user), Some(new)) => handle.password(user, password, new).await.map(plain),
+            (None, _) => Err(RequestError::NotSent("no user given".into())),
+            (_, None) => Err(RequestError::NotSent("no new password given".into())),
         },
-        Command::Help | Command::Quit => Ok(Done::Plainly),
+        Command::Help | Command::Quit => Ok(Done::Plain),
     }
 }
 
-const fn plainly((): ()) -> Done {
-    Done::Plainly
+const fn plain((): ()) -> Done {
+    Done::Plain
 }

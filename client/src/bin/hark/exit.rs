@@ -32,7 +32,7 @@ impl From<&RequestError> for Exit {
         match error {
             RequestError::Refused(_) => Self::Refused,
             RequestError::Unknown { .. } | RequestError::NotSent(_) => Self::Unknown,
-            RequestError::Taken(_) => Self::Failed,
+            RequestError::SeenStore(_) => Self::Failed,
         }
     }
 }

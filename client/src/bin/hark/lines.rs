@@ -15,7 +15,7 @@ pub(crate) fn outcome(outcome: &Result<Done, RequestError>) -> String {
         Err(RequestError::Refused(refusal)) => not_ok(refusal.code.as_str(), &refusal.explanation),
         Err(error @ RequestError::Unknown { .. }) => format!("unknown {}", escape_line(&error.to_string())),
         Err(RequestError::NotSent(why)) => format!("notsent {}", escape_line(why)),
-        Err(RequestError::Taken(why)) => format!("notsent {}", escape_line(why)),
+        Err(RequestError::SeenStore(why)) => format!("notsent {}", escape_line(why)),
     }
 }
 
@@ -26,7 +26,7 @@ pub(crate) fn not_ok(code: &str, explanation: &str) -> String {
 
 fn ok(done: &Done) -> String {
     match done {
-        Done::Plainly => "ok".to_owned(),
+        Done::Plain => "ok".to_owned(),
         Done::Connected(queued) => format!("ok {queued}"),
         Done::Deleted(true) => "ok deleted".to_owned(),
         Done::Deleted(false) => "ok absent".to_owned(),
@@ -92,7 +92,7 @@ mod tests {
             let names = names.iter().map(|name| name.parse().unwrap()).collect();
             Ok(Done::Listed(Names { names, is_truncated }))
         };
-        assert_eq!(outcome(&Ok(Done::Plainly)), "ok");
+        assert_eq!(outcome(&Ok(Done::Plain)), "ok");
         assert_eq!(outcome(&Ok(Done::Connected(3))), "ok 3");
         assert_eq!(outcome(&Ok(Done::Deleted(false))), "ok absent");
         assert_eq!(outcome(&listed(&["amy", "bob"], true)), "ok 2 amy,bob truncated");

@@ -26,9 +26,9 @@ pub(crate) async fn run(settings: &Settings, user: UserName, printing: Printing)
         connected = once::attempt(settings, &handle, Command::Connect(user), &secrets) => connected?,
         () = stop.received() => return Ok(Exit::Done),
     };
-    let mut left = printing.count;
+    let mut remaining = printing.count;
     let exit = loop {
-        if left == Some(0) {
+        if remaining == Some(0) {
             break Exit::Done;
         }
         let event = tokio::select! {
@@ -40,7 +40,7 @@ pub(crate) async fn run(settings: &Settings, user: UserName, printing: Printing)
                 let is_json = printing.is_json;
                 let line = if is_json { lines::json(&message) } else { lines::message(&message.delivery) };
                 output::message(message, &line)?;
-                left = left.map(|left| left - 1);
+                remaining = remaining.map(|remaining| remaining - 1);
             }
             Some(other) => {
                 if let Some(exit) = say(settings, &other) {
@@ -60,8 +60,8 @@ pub(crate) async fn run(settings: &Settings, user: UserName, printing: Printing)
 fn say(settings: &Settings, event: &Event) -> Option<Exit> {
     match event {
         Event::Link(LinkState::Down { server, reason, retry_in, .. }) => {
-            let next = if retry_in.is_zero() { "trying the next" } else { "trying again" };
-            eprintln!("hark: no link to {server}: {}; {next}", escape(reason));
+            let next = if retry_in.is_zero() { "trying the next server" } else { "reconnecting" };
+            eprintln!("hark: no connection to {server}: {}; {next}", escape(reason));
         }
         // The address is worth reporting only if there are several.
         Event::Link(LinkState::Up { server }) if **server != *settings.server => {
@@ -69,5 +69,5 @@ fn say(settings: &Settings, event: &Event) -> Option<Exit> {
         }
         _ => {}
     }
-    output::say_if_over(event).then_some(Exit::Refused)
+    output::report_end(event).then_some(Exit::Refused)
 }

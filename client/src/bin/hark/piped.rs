@@ -44,7 +44,7 @@ pub(crate) async fn run(settings: &Settings) -> Result<Exit, Failure> {
     };
     tokio::select! {
         ended = work => ended?,
-        never = close_when_over(settings, &handle, stop) => match never {},
+        never = close_on_failure(settings, &handle, stop) => match never {},
     }
     handle.close(settings.timeout).await;
     Ok(printer.exit)
@@ -52,10 +52,10 @@ pub(crate) async fn run(settings: &Settings) -> Result<Exit, Failure> {
 
 /// Closes the client when the server was unreachable for too long or a signal
 /// arrives; every command then has its outcome at once. Never returns.
-async fn close_when_over(settings: &Settings, handle: &Handle, mut stop: signals::Stop) -> Infallible {
+async fn close_on_failure(settings: &Settings, handle: &Handle, mut stop: signals::Stop) -> Infallible {
     tokio::select! {
         reason = unreachable(handle.link(), settings.timeout) => {
-            eprintln!("hark: gave up waiting for {}: {}", settings.server, escape(&reason));
+            eprintln!("hark: cannot reach {}: {}", settings.server, escape(&reason));
         }
         () = stop.received() => {}
     }
@@ -65,12 +65,12 @@ async fn close_when_over(settings: &Settings, handle: &Handle, mut stop: signals
 
 /// Waits until the link was down for `timeout` without interruption, or fails
 /// permanently, and returns the reason.
-async fn unreachable(mut link: watch::Receiver<LinkState>, patience: Duration) -> String {
+async fn unreachable(mut link: watch::Receiver<LinkState>, timeout: Duration) -> String {
     let mut reason = "no answer".to_owned();
     loop {
         let is_down = |state: &LinkState| !state.is_up();
         let was_closed = link.wait_for(is_down).await.is_err();
-        let back = tokio::time::timeout(patience, is_back(&mut link, &mut reason)).await;
+        let back = tokio::time::timeout(timeout, is_back(&mut link, &mut reason)).await;
         if was_closed || back != Ok(true) {
             return reason;
         }
@@ -83,9 +83,9 @@ async fn is_back(link: &mut watch::Receiver<LinkState>, reason: &mut String) -> 
     loop {
         match &*link.borrow_and_update() {
             LinkState::Up { .. } => return true,
-            LinkState::Down { reason: why, is_lasting, .. } => {
+            LinkState::Down { reason: why, is_permanent, .. } => {
                 why.clone_into(reason);
-                if *is_lasting {
+                if *is_permanent {
                     return false;
                 }
             }
@@ -124,7 +124,7 @@ impl Reader {
             let Some(line) = line else {
                 return Ok(());
             };
-            let is_over = match understand(&line) {
+            let is_over = match parse_line(&line) {
                 None => false,
                 Some(Ok(command)) => {
                     let is_over = command == Command::Quit;
@@ -146,11 +146,11 @@ impl Reader {
             _ => None,
         };
         let (handle, secrets) = (self.handle.clone(), self.secrets.clone());
-        let mut asking = async move { command::carry_out(&handle, command, secrets).await }.boxed();
+        let mut attempt = async move { command::execute(&handle, command, secrets).await }.boxed();
         // The first poll queues the request in order.
-        match (&mut asking).now_or_never() {
+        match (&mut attempt).now_or_never() {
             Some(outcome) => self.put(receiver, outcome).await,
-            None => self.answers.send(Answer { receiver, outcome: asking }).await.is_err(),
+            None => self.answers.send(Answer { receiver, outcome: attempt }).await.is_err(),
         }
     }
 
@@ -167,7 +167,7 @@ async fn next_line(input: &mut (impl AsyncBufRead + Unpin)) -> io::Result<Option
     match line.last() {
         Some(b'\n') => drop(line.pop()),
         _ if read as u64 == LINE_BYTES_MAX => {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "a line of 16 MiB or more"));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "a line must be shorter than 16 MiB"));
         }
         _ => {}
     }
@@ -178,7 +178,7 @@ async fn next_line(input: &mut (impl AsyncBufRead + Unpin)) -> io::Result<Option
 }
 
 /// Parses a line; `None` if it is blank or a comment.
-fn understand(line: &[u8]) -> Option<Result<Command, Refusal>> {
+fn parse_line(line: &[u8]) -> Option<Result<Command, Refusal>> {
     let refuse = |explanation: String| Refusal::new(Code::BadRequest, explanation);
     let Ok(line) = std::str::from_utf8(line) else {
         return Some(Err(refuse("the line is not UTF-8".to_owned())));
@@ -229,15 +229,15 @@ impl Printer {
 
     /// Prints the messages that were queued at the last `connect`, within a
     /// time limit.
-    async fn catch_up(&mut self, patience: Duration) -> Result<(), Failure> {
-        let mut patience = pin!(tokio::time::sleep(patience));
+    async fn catch_up(&mut self, timeout: Duration) -> Result<(), Failure> {
+        let mut timeout = pin!(tokio::time::sleep(timeout));
         while self.behind.is_some() {
             tokio::select! {
                 event = self.events.next() => match event {
                     Some(event) => self.take(event)?,
                     None => return Ok(()),
                 },
-                () = &mut patience => return Ok(()),
+                () = &mut timeout => return Ok(()),
             }
         }
         Ok(())
@@ -248,7 +248,7 @@ impl Printer {
             let line = lines::message(&message.delivery);
             return output::message(message, &line);
         }
-        if matches!(event, Event::CaughtUp { .. }) || output::say_if_over(&event) {
+        if matches!(event, Event::CaughtUp { .. }) || output::report_end(&event) {
             self.behind = None;
         }
         Ok(())
@@ -261,15 +261,15 @@ mod tests {
 
     #[test]
     fn blank_lines_and_comments_ask_nothing() {
-        assert!(understand(b"").is_none());
-        assert!(understand(b"  # send bob x").is_none());
-        assert_eq!(understand(b"ping"), Some(Ok(Command::Ping)));
+        assert!(parse_line(b"").is_none());
+        assert!(parse_line(b"  # send bob x").is_none());
+        assert_eq!(parse_line(b"ping"), Some(Ok(Command::Ping)));
     }
 
     #[test]
     fn what_is_no_command_is_refused_here() {
         for bad in [&b"frobnicate"[..], b"\xff", b"password", b"send bob"] {
-            assert_eq!(understand(bad).unwrap().unwrap_err().code, Code::BadRequest);
+            assert_eq!(parse_line(bad).unwrap().unwrap_err().code, Code::BadRequest);
         }
     }
 

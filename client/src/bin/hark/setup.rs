@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use etcetera::BaseStrategy as _;
-use hark_client::taken::FileTaken;
+use hark_client::seen::FileSeenStore;
 use hark_client::{Client, Config, Events, Handle, Trust};
 use hark_prompt::Quiet;
 use hark_protocol::Password;
@@ -22,14 +22,14 @@ pub(crate) fn state_dir(settings: &Settings) -> Result<PathBuf, Failure> {
         return Ok(directory.clone());
     }
     let base = etcetera::choose_base_strategy()
-        .map_err(|error| Failure::local(format!("no home directory, set --state-dir: {error}")))?;
+        .map_err(|error| Failure::local(format!("no home directory; use --state-dir: {error}")))?;
     Ok(base.state_dir().unwrap_or_else(|| base.data_dir()).join("hark"))
 }
 
 /// Starts a client with a record of seen messages in files.
 pub(crate) fn client(settings: &Settings) -> Result<(Handle, Events), Failure> {
-    let taken = FileTaken::new(&state_dir(settings)?.join("taken"), &settings.server);
-    Ok(Client::connect(Config { taken: Arc::new(taken), ..config(settings)? }))
+    let seen = FileSeenStore::new(&state_dir(settings)?.join("taken"), &settings.server);
+    Ok(Client::connect(Config { seen: Arc::new(seen), ..config(settings)? }))
 }
 
 /// Returns the configuration for the chosen transport.
@@ -80,36 +80,36 @@ fn given(file: Option<&Path>, variable: &str) -> Result<Option<Password>, Failur
 }
 
 /// Returns whether a password can be prompted for.
-pub(crate) fn can_ask() -> bool {
+pub(crate) fn can_prompt() -> bool {
     io::stdin().is_terminal()
 }
 
 /// Prompts for a password without echo; `None` if the input is empty.
 pub(crate) fn ask(prompt: &str) -> Result<Option<Password>, Failure> {
-    ask_quietly(&mut quiet()?, prompt)
+    prompt_with(&mut quiet()?, prompt)
 }
 
 /// Prompts for a new password twice.
-pub(crate) fn ask_new(prompt: &str) -> Result<Option<Password>, Failure> {
+pub(crate) fn prompt_new(prompt: &str) -> Result<Option<Password>, Failure> {
     let mut quiet = quiet()?;
-    let Some(first) = ask_quietly(&mut quiet, prompt)? else {
+    let Some(first) = prompt_with(&mut quiet, prompt)? else {
         return Ok(None);
     };
-    match ask_quietly(&mut quiet, "The same again: ")? {
+    match prompt_with(&mut quiet, "Repeat the password: ")? {
         Some(second) if second == first => Ok(Some(first)),
-        _ => Err(Failure::local("the two passwords are not the same")),
+        _ => Err(Failure::local("the passwords do not match")),
     }
 }
 
 fn quiet() -> Result<Quiet, Failure> {
-    Quiet::begin().map_err(cannot_ask)
+    Quiet::begin().map_err(prompt_error)
 }
 
-fn ask_quietly(quiet: &mut Quiet, prompt: &str) -> Result<Option<Password>, Failure> {
-    let text = quiet.ask(prompt).map_err(cannot_ask)?;
+fn prompt_with(quiet: &mut Quiet, prompt: &str) -> Result<Option<Password>, Failure> {
+    let text = quiet.ask(prompt).map_err(prompt_error)?;
     if text.is_empty() { Ok(None) } else { text.parse().map(Some).map_err(Failure::local) }
 }
 
-fn cannot_ask(error: io::Error) -> Failure {
-    Failure::local(format!("cannot ask for a password: {error}"))
+fn prompt_error(error: io::Error) -> Failure {
+    Failure::local(format!("cannot prompt for a password: {error}"))
 }

@@ -19,7 +19,7 @@ pub(crate) struct Stop {
 }
 
 /// A handler for SIGTERM and SIGHUP.
-pub(crate) struct Ends {
+pub(crate) struct Termination {
     #[cfg(unix)]
     terminate: Signal,
     #[cfg(unix)]
@@ -50,8 +50,8 @@ pub(crate) fn stop() -> Result<Stop, Failure> {
 
 /// Installs the handler: the signals no longer end the process. Only for the
 /// chat: under nohup, SIGHUP has to stay ignored.
-pub(crate) fn ends() -> Result<Ends, Failure> {
-    Ok(Ends {
+pub(crate) fn termination() -> Result<Termination, Failure> {
+    Ok(Termination {
         #[cfg(unix)]
         terminate: catch(SignalKind::terminate())?,
         #[cfg(unix)]
@@ -59,7 +59,7 @@ pub(crate) fn ends() -> Result<Ends, Failure> {
     })
 }
 
-impl Ends {
+impl Termination {
     /// Waits for either signal. Cancel-safe.
     pub(crate) async fn received(&mut self) {
         #[cfg(unix)]

@@ -20,7 +20,7 @@ pub(crate) fn run(arguments: Vec<OsString>) -> Result<Exit, Failure> {
     let error = exec(&mut command)?;
     Err(Failure::local(match error.kind() {
         std::io::ErrorKind::NotFound => {
-            "harkd manages the accounts, and is neither beside hark nor in the PATH".to_owned()
+            "cannot find harkd, which manages the accounts: it is neither next to hark nor in PATH".to_owned()
         }
         _ => format!("cannot run {}: {error}", program.display()),
     }))

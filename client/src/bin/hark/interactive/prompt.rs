@@ -14,7 +14,7 @@ const OFFLINE: &str = "(offline)";
 
 /// The server that the link is connected to.
 #[derive(Debug, Clone)]
-pub(crate) struct Place {
+pub(crate) struct CurrentServer {
     servers: Arc<[String]>,
     /// Index in the list, counted from 1; 0 while the link is down.
     at: Arc<AtomicUsize>,
@@ -22,17 +22,17 @@ pub(crate) struct Place {
 
 /// The prompt in front of the line being typed.
 pub(crate) struct LinkPrompt {
-    /// One variant for each index of [`Place`].
-    faces: Vec<Face>,
-    place: Place,
+    /// One variant for each index of [`CurrentServer`].
+    variants: Vec<Variant>,
+    current_server: CurrentServer,
 }
 
-struct Face {
+struct Variant {
     raw: String,
     styled: String,
 }
 
-impl Place {
+impl CurrentServer {
     /// Starts disconnected. `servers` are joined by commas.
     pub(crate) fn new(servers: &str) -> Self {
         Self { servers: servers.split(',').map(str::to_owned).collect(), at: Arc::default() }
@@ -51,30 +51,30 @@ impl Place {
 }
 
 impl LinkPrompt {
-    pub(crate) fn new(user: Option<&UserName>, style: Style, place: Place) -> Self {
+    pub(crate) fn new(user: Option<&UserName>, style: Style, current_server: CurrentServer) -> Self {
         let user = user.map(|user| format!("{}@", escape_name(user.as_str()))).unwrap_or_default();
-        let places = || std::iter::once(OFFLINE).chain(place.servers.iter().map(String::as_str));
-        let width = places().map(|place| place.chars().count()).max().unwrap_or(0);
-        let face = |text: &str| {
+        let labels = || std::iter::once(OFFLINE).chain(current_server.servers.iter().map(String::as_str));
+        let width = labels().map(|label| label.chars().count()).max().unwrap_or(0);
+        let variant = |text: &str| {
             let raw = format!("{user}{text:width$}> ");
             let styled = if text == OFFLINE { style.bad(&raw) } else { raw.clone() };
-            Face { raw, styled }
+            Variant { raw, styled }
         };
-        Self { faces: places().map(face).collect(), place }
+        Self { variants: labels().map(variant).collect(), current_server }
     }
 
-    fn face(&self) -> Option<&Face> {
+    fn variant(&self) -> Option<&Variant> {
         // The editor reads the prompt whenever it draws the line.
-        self.faces.get(self.place.at.load(Ordering::Relaxed))
+        self.variants.get(self.current_server.at.load(Ordering::Relaxed))
     }
 }
 
 impl rustyline::Prompt for LinkPrompt {
     fn raw(&self) -> &str {
-        self.face().map_or("", |face| &face.raw)
+        self.variant().map_or("", |variant| &variant.raw)
     }
 
     fn styled(&self) -> &str {
-        self.face().map_or("", |face| &face.styled)
+        self.variant().map_or("", |variant| &variant.styled)
     }
 }

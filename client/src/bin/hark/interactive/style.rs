@@ -16,18 +16,18 @@ const EXCERPT_CHARS: usize = 60;
 /// Whether colors are used.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Style {
-    pub(crate) is_coloured: bool,
+    pub(crate) is_colored: bool,
 }
 
 impl Style {
     /// Uses colors unless `NO_COLOR` is set. For terminals only.
     pub(crate) fn of_terminal() -> Self {
-        Self { is_coloured: std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()) }
+        Self { is_colored: std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()) }
     }
 
     /// Colors a text by an SGR code.
     pub(crate) fn paint(self, code: &str, text: &str) -> String {
-        if self.is_coloured { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+        if self.is_colored { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
     }
 
     pub(crate) fn dim(self, text: &str) -> String {
@@ -50,7 +50,7 @@ impl Style {
     /// that of `now`.
     pub(crate) fn message(self, delivery: &Delivery, now: &Zoned) -> String {
         let time = local_time(delivery.time_ms, now);
-        let sender = escape_name(delivery.sender.as_ref().map_or("(nobody)", UserName::as_str));
+        let sender = escape_name(delivery.sender.as_ref().map_or("(anonymous)", UserName::as_str));
         let indent = time.chars().count() + sender.chars().count() + 3;
         let text = block(&delivery.text, indent);
         format!("{} {}: {text}", self.dim(&time), self.name(&sender))
@@ -82,13 +82,13 @@ impl Style {
         match error {
             RequestError::Refused(refusal) => {
                 let refused = format!("refused ({}):", refusal.code);
-                format!("{} {}", self.bad(&refused), block(&refusal.explanation, 2))
+                format!("{} {}", self.bad(&refused), block(&refusal.message(), 2))
             }
             RequestError::Unknown { .. } => {
                 format!("{} {}", self.bad("unknown:"), block(&error.to_string(), 2))
             }
             RequestError::NotSent(why) => format!("{} {}", self.bad("not sent:"), block(why, 2)),
-            RequestError::Taken(why) => format!("{} {}", self.bad("failed:"), block(why, 2)),
+            RequestError::SeenStore(why) => format!("{} {}", self.bad("failed:"), block(why, 2)),
         }
     }
 
@@ -104,22 +104,22 @@ impl Style {
         let name = |user: &UserName| self.name(&escape_name(user.as_str()));
         match (command, done) {
             (Command::Create(user), _) => format!("{} was created", name(user)),
-            (Command::Login(user), _) => format!("you are {}", name(user)),
+            (Command::Login(user), _) => format!("you are logged in as {}", name(user)),
             (Command::Connect(user), Done::Connected(0)) => {
-                format!("you are {}, no messages were waiting", name(user))
+                format!("you are connected as {}; no messages are waiting", name(user))
             }
             (Command::Connect(user), Done::Connected(1)) => {
-                format!("you are {}, 1 message was waiting", name(user))
+                format!("you are connected as {}; 1 message is waiting", name(user))
             }
             (Command::Connect(user), Done::Connected(queued)) => {
-                format!("you are {}, {queued} messages were waiting", name(user))
+                format!("you are connected as {}; {queued} messages are waiting", name(user))
             }
             (Command::Delete(user), Done::Deleted(false)) => format!("there was no user {}", name(user)),
             (Command::Delete(user), _) => format!("{} was deleted", name(user)),
-            (Command::Password(Some(user)), _) => format!("{} has a new password", name(user)),
+            (Command::Password(Some(user)), _) => format!("the password of {} was changed", name(user)),
             (_, Done::Listed(answer)) => self.names(answer),
-            (Command::Disconnect, _) => "you are nobody".to_owned(),
-            (Command::Ping, _) => "the server answers".to_owned(),
+            (Command::Disconnect, _) => "you are logged out".to_owned(),
+            (Command::Ping, _) => "the server responds".to_owned(),
             _ => self.good("done"),
         }
     }
@@ -144,8 +144,8 @@ impl Style {
         match state {
             LinkState::Up { server } => Some(self.notice(&format!("connected to {server}"))),
             LinkState::Down { server, reason, retry_in, .. } => {
-                let next = if retry_in.is_zero() { "trying the next" } else { "trying again" };
-                Some(self.notice(&format!("no link to {server}: {reason}; {next}")))
+                let next = if retry_in.is_zero() { "trying the next server" } else { "reconnecting" };
+                Some(self.notice(&format!("no connection to {server}: {reason}; {next}")))
             }
             LinkState::Connecting | LinkState::Closed => None,
         }
@@ -173,7 +173,7 @@ mod tests {
     use super::*;
     use hark_protocol::Sequence;
 
-    const PLAIN: Style = Style { is_coloured: false };
+    const PLAIN: Style = Style { is_colored: false };
 
     fn noon() -> Zoned {
         "2026-11-21T12:00:00+01:00[+01:00]".parse().unwrap()
@@ -203,15 +203,15 @@ mod tests {
 
     #[test]
     fn colours_are_only_there_when_asked_for() {
-        let coloured = Style { is_coloured: true };
-        assert!(coloured.message(&delivery("x", 1), &noon()).contains("\x1b["));
+        let colored = Style { is_colored: true };
+        assert!(colored.message(&delivery("x", 1), &noon()).contains("\x1b["));
         assert!(!PLAIN.message(&delivery("x", 1), &noon()).contains('\x1b'));
     }
 
     #[test]
     fn a_sent_line_says_what_became_of_it() {
         let bob = "bob".parse().unwrap();
-        let stored = PLAIN.send_status(&Ok(Done::Plainly));
+        let stored = PLAIN.send_status(&Ok(Done::Plain));
         assert_eq!(PLAIN.sent(&bob, "hello, again", &stored), "→ bob: hello, again … stored");
         let long = PLAIN.sent(&bob, &"x".repeat(100), &PLAIN.pending(false));
         assert_eq!(long, format!("→ bob: {}… … pending (waiting for the server)", "x".repeat(60)));

@@ -14,8 +14,8 @@ use rustyline::{ColorMode, Config, Editor, ExternalPrinter};
 use tokio::sync::{mpsc, oneshot};
 
 use super::editor::Completion;
+use super::owner::{Owner, TerminalOwner};
 use super::prompt::LinkPrompt;
-use super::turns::{Turn, Turns};
 use crate::exit::Failure;
 use crate::{command, setup};
 
@@ -52,7 +52,7 @@ pub(crate) struct Terminal {
     // `None` once reading has stopped; held for one access.
     requests: Mutex<Option<mpsc::Sender<Request>>>,
     texts: mpsc::Sender<Text>,
-    turns: Arc<Turns>,
+    owner: Arc<TerminalOwner>,
 }
 
 /// The threads, to be joined after the [`Terminal`] is dropped.
@@ -67,25 +67,25 @@ impl Terminal {
     /// Opens the terminal; `None` if it does not support line editing.
     pub(crate) fn open(
         completion: Completion,
-        is_coloured: bool,
+        is_colored: bool,
         history: PathBuf,
     ) -> Result<Option<(Self, Threads)>, Failure> {
-        let mut editor = new_editor(completion, is_coloured).map_err(Failure::local)?;
+        let mut editor = new_editor(completion, is_colored).map_err(Failure::local)?;
         let Ok(printer) = editor.create_external_printer() else {
             return Ok(None);
         };
         let modes = Modes::now().map_err(Failure::local)?;
-        let turns = Arc::<Turns>::default();
+        let owner = Arc::<TerminalOwner>::default();
         let (requests, requests_in) = mpsc::channel(1);
         let (texts, texts_in) = mpsc::channel(LINES_MAX);
-        let typist = Typist { editor, history: Some(history), turns: Arc::clone(&turns) };
-        let editing = thread::spawn(move || typist.run(requests_in));
+        let input_thread = InputThread { editor, history: Some(history), owner: Arc::clone(&owner) };
+        let editing = thread::spawn(move || input_thread.run(requests_in));
         let printing = thread::spawn({
-            let turns = Arc::clone(&turns);
-            move || print_all(texts_in, printer, &turns)
+            let owner = Arc::clone(&owner);
+            move || print_all(texts_in, printer, &owner)
         });
         let requests = Mutex::new(Some(requests));
-        Ok(Some((Self { requests, texts, turns }, Threads { editing, printing, modes })))
+        Ok(Some((Self { requests, texts, owner }, Threads { editing, printing, modes })))
     }
 
     /// Reads a line.
@@ -108,7 +108,7 @@ impl Terminal {
     /// discarded.
     pub(crate) fn give_up_reading(&self) {
         self.stop_reading();
-        if self.turns.end() != Turn::Free {
+        if self.owner.release() != Owner::Free {
             write(&format!("{PASTE_UNMARKED}\n"));
         }
     }
@@ -156,12 +156,12 @@ impl Threads {
 
 type LineEditor = Editor<Completion, FileHistory>;
 
-fn new_editor(completion: Completion, is_coloured: bool) -> rustyline::Result<LineEditor> {
-    let colours = if is_coloured { ColorMode::Enabled } else { ColorMode::Disabled };
+fn new_editor(completion: Completion, is_colored: bool) -> rustyline::Result<LineEditor> {
+    let color_mode = if is_colored { ColorMode::Enabled } else { ColorMode::Disabled };
     let config = Config::builder()
         .max_history_size(HISTORY_LINES_MAX)?
         .history_ignore_dups(true)?
-        .color_mode(colours)
+        .color_mode(color_mode)
         .build();
     let mut editor = Editor::with_config(config)?;
     editor.set_helper(Some(completion));
@@ -169,14 +169,14 @@ fn new_editor(completion: Completion, is_coloured: bool) -> rustyline::Result<Li
 }
 
 /// Reads input on a thread of its own, since that blocks.
-struct Typist {
+struct InputThread {
     editor: LineEditor,
     /// File of the history; `None` once it has failed.
     history: Option<PathBuf>,
-    turns: Arc<Turns>,
+    owner: Arc<TerminalOwner>,
 }
 
-impl Typist {
+impl InputThread {
     fn run(mut self, mut requests: mpsc::Receiver<Request>) {
         self.load_history();
         while let Some(request) = requests.blocking_recv() {
@@ -193,9 +193,9 @@ impl Typist {
         if hark_prompt::is_ended().unwrap_or(true) {
             return Input::Ended;
         }
-        self.turns.set(Turn::Editing);
+        self.owner.set(Owner::Editor);
         let read = self.editor.readline(prompt);
-        self.turns.set(Turn::Free);
+        self.owner.set(Owner::Free);
         match read {
             Ok(line) => {
                 self.remember(&line);
@@ -207,9 +207,9 @@ impl Typist {
     }
 
     fn secret(&self, prompt: &str, is_new: bool) -> Result<Option<Password>, Failure> {
-        self.turns.set(Turn::Asking);
-        let secret = if is_new { setup::ask_new(prompt) } else { setup::ask(prompt) };
-        self.turns.set(Turn::Free);
+        self.owner.set(Owner::PasswordPrompt);
+        let secret = if is_new { setup::prompt_new(prompt) } else { setup::ask(prompt) };
+        self.owner.set(Owner::Free);
         secret
     }
 
@@ -245,16 +245,16 @@ impl Typist {
 
     fn give_up_history(&mut self, error: &ReadlineError) {
         if let Some(path) = self.history.take() {
-            eprintln!("hark: what you type is not remembered: {}: {error}", path.display());
+            eprintln!("hark: cannot save the history in {}: {error}", path.display());
         }
     }
 }
 
 /// Prints texts until all senders are dropped.
-fn print_all(mut texts: mpsc::Receiver<Text>, mut printer: impl ExternalPrinter, turns: &Turns) {
+fn print_all(mut texts: mpsc::Receiver<Text>, mut printer: impl ExternalPrinter, owner: &TerminalOwner) {
     while let Some((text, done)) = texts.blocking_recv() {
         let line = format!("{text}\n");
-        turns.print(|| write(&line), || hand(&mut printer, &line));
+        owner.print(|| write(&line), || hand_to_editor(&mut printer, &line));
         // Fails only if the sender no longer waits.
         done.send(()).unwrap_or_default();
     }
@@ -264,7 +264,7 @@ fn print_all(mut texts: mpsc::Receiver<Text>, mut printer: impl ExternalPrinter,
 /// The editor has room for one untaken line, so accepting a second one proves
 /// that the first was taken. The second changes nothing: it moves the cursor up
 /// and down again.
-fn hand(printer: &mut impl ExternalPrinter, line: &str) -> bool {
+fn hand_to_editor(printer: &mut impl ExternalPrinter, line: &str) -> bool {
     printer.print(line.to_owned()).is_ok() && printer.print("\x1b[A\n".to_owned()).is_ok()
 }
 

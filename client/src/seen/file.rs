@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use hark_protocol::{Sequence, UserName};
 
-use super::{REMEMBERED, Taken, TakenStore};
+use super::{MessageId, REMEMBERED, SeenStore};
 
 /// Size in bytes at which a file is truncated. A line has about 20 bytes, a
 /// truncated file up to 54 kB.
@@ -25,11 +25,11 @@ const FILE_BYTES_MAX: u64 = 256 * 1024;
 
 /// The record of seen messages in the files of a directory.
 #[derive(Debug)]
-pub struct FileTaken {
+pub struct FileSeenStore {
     directory: PathBuf,
 }
 
-impl FileTaken {
+impl FileSeenStore {
     /// Returns the store for the users of `servers`, in a directory below
     /// `directory`. `servers` is one server, or the servers of one cluster
     /// joined by commas in any order. Each set of servers has a record of its
@@ -59,27 +59,30 @@ impl FileTaken {
     }
 }
 
-impl TakenStore for FileTaken {
-    fn load(&self, user: &UserName) -> io::Result<Vec<Taken>> {
+impl SeenStore for FileSeenStore {
+    fn load(&self, user: &UserName) -> io::Result<Vec<MessageId>> {
         let path = self.path(user);
         read(&path).map_err(|error| naming(&path, "read", &error))
     }
 
-    fn record(&self, user: &UserName, taken: Taken) -> io::Result<()> {
+    fn record(&self, user: &UserName, message: MessageId) -> io::Result<()> {
         let path = self.path(user);
         let record = || {
             let _turn = self.lock()?;
-            if append(&path, taken)? > FILE_BYTES_MAX { cut(&path) } else { Ok(()) }
+            if append(&path, message)? > FILE_BYTES_MAX { cut(&path) } else { Ok(()) }
         };
         record().map_err(|error| naming(&path, "write", &error))
     }
 }
 
 fn naming(path: &Path, verb: &str, error: &io::Error) -> io::Error {
-    io::Error::new(error.kind(), format!("cannot {verb} what was taken, {}: {error}", path.display()))
+    io::Error::new(
+        error.kind(),
+        format!("cannot {verb} the record of seen messages {}: {error}", path.display()),
+    )
 }
 
-fn read(path: &Path) -> io::Result<Vec<Taken>> {
+fn read(path: &Path) -> io::Result<Vec<MessageId>> {
     let text = match fs::read(path) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -90,20 +93,20 @@ fn read(path: &Path) -> io::Result<Vec<Taken>> {
 
 /// Formats a line. The line break comes first, so that a torn line before it
 /// stays separate.
-fn line(taken: Taken) -> String {
-    format!("\n{} {}.", taken.sequence, taken.time_ms)
+fn line(message: MessageId) -> String {
+    format!("\n{} {}.", message.sequence, message.time_ms)
 }
 
 /// Parses a line; `None` if it is empty or torn.
-fn parse(line: &str) -> Option<Taken> {
+fn parse(line: &str) -> Option<MessageId> {
     let (sequence, time_ms) = line.strip_suffix('.')?.split_once(' ')?;
-    Some(Taken { sequence: Sequence(sequence.parse().ok()?), time_ms: time_ms.parse().ok()? })
+    Some(MessageId { sequence: Sequence(sequence.parse().ok()?), time_ms: time_ms.parse().ok()? })
 }
 
 /// Appends a line, and returns the length of the file in bytes.
-fn append(path: &Path, taken: Taken) -> io::Result<u64> {
+fn append(path: &Path, message: MessageId) -> io::Result<u64> {
     let mut file = OpenOptions::new().create(true).append(true).open(path)?;
-    file.write_all(line(taken).as_bytes())?;
+    file.write_all(line(message).as_bytes())?;
     Ok(file.metadata()?.len())
 }
 
@@ -135,8 +138,8 @@ fn file_name(text: &str) -> String {
 mod tests {
     use super::*;
 
-    fn taken(n: u64) -> Taken {
-        Taken { sequence: Sequence(n), time_ms: 1_700_000_000_000 + n }
+    fn message(n: u64) -> MessageId {
+        MessageId { sequence: Sequence(n), time_ms: 1_700_000_000_000 + n }
     }
 
     fn user() -> UserName {
@@ -146,75 +149,75 @@ mod tests {
     #[test]
     fn what_was_recorded_is_loaded_by_another_process() {
         let directory = tempfile::tempdir().unwrap();
-        let first = FileTaken::new(directory.path(), "127.0.0.1:3000");
+        let first = FileSeenStore::new(directory.path(), "127.0.0.1:3000");
         assert_eq!(first.load(&user()).unwrap(), vec![]);
-        first.record(&user(), taken(1)).unwrap();
-        first.record(&user(), taken(2)).unwrap();
-        let second = FileTaken::new(directory.path(), "127.0.0.1:3000");
-        assert_eq!(second.load(&user()).unwrap(), vec![taken(1), taken(2)]);
+        first.record(&user(), message(1)).unwrap();
+        first.record(&user(), message(2)).unwrap();
+        let second = FileSeenStore::new(directory.path(), "127.0.0.1:3000");
+        assert_eq!(second.load(&user()).unwrap(), vec![message(1), message(2)]);
         assert_eq!(second.load(&"bob".parse().unwrap()).unwrap(), vec![]);
-        let other = FileTaken::new(directory.path(), "127.0.0.1:3001");
+        let other = FileSeenStore::new(directory.path(), "127.0.0.1:3001");
         assert_eq!(other.load(&user()).unwrap(), vec![]);
     }
 
     #[test]
     fn a_set_of_servers_is_one_whatever_the_order_and_no_other_set() {
         let directory = tempfile::tempdir().unwrap();
-        let of = |servers| FileTaken::new(directory.path(), servers);
-        of("a:1,b:1,c:1").record(&user(), taken(1)).unwrap();
+        let of = |servers| FileSeenStore::new(directory.path(), servers);
+        of("a:1,b:1,c:1").record(&user(), message(1)).unwrap();
         for same in ["a:1,b:1,c:1", "c:1,a:1,b:1", "b:1,b:1,c:1,a:1"] {
-            assert_eq!(of(same).load(&user()).unwrap(), vec![taken(1)], "{same}");
+            assert_eq!(of(same).load(&user()).unwrap(), vec![message(1)], "{same}");
         }
         for other in ["a:1", "b:1", "a:1,b:1", "a:1,c:1", "a:1,b:1,c:1,d:1", "a:1,b:1,c:2"] {
             assert_eq!(of(other).load(&user()).unwrap(), vec![], "{other}");
         }
         // Names of users that resemble the directory of a server.
         for name in ["b:1", "+b:1"] {
-            of("a:1").record(&name.parse().unwrap(), taken(2)).unwrap();
+            of("a:1").record(&name.parse().unwrap(), message(2)).unwrap();
         }
-        of("a:1,b:1").record(&user(), taken(3)).unwrap();
+        of("a:1,b:1").record(&user(), message(3)).unwrap();
         assert_eq!(of("a:1").load(&user()).unwrap(), vec![]);
     }
 
     #[test]
     fn a_file_stays_small_and_keeps_the_last_window() {
         let directory = tempfile::tempdir().unwrap();
-        let store = FileTaken::new(directory.path(), "here");
+        let store = FileSeenStore::new(directory.path(), "here");
         let count = 20_000;
-        (1..=count).for_each(|n| store.record(&user(), taken(n)).unwrap());
+        (1..=count).for_each(|n| store.record(&user(), message(n)).unwrap());
         assert!(fs::metadata(store.path(&user())).unwrap().len() <= FILE_BYTES_MAX + 64);
         let loaded = store.load(&user()).unwrap();
         assert!(loaded.len() > REMEMBERED);
-        assert_eq!(loaded.last(), Some(&taken(count)));
+        assert_eq!(loaded.last(), Some(&message(count)));
         assert!(loaded.is_sorted());
     }
 
     #[test]
     fn a_torn_line_is_skipped_and_costs_no_other() {
         let directory = tempfile::tempdir().unwrap();
-        let store = FileTaken::new(directory.path(), "here");
-        store.record(&user(), taken(1)).unwrap();
+        let store = FileSeenStore::new(directory.path(), "here");
+        store.record(&user(), message(1)).unwrap();
         let mut file = OpenOptions::new().append(true).open(store.path(&user())).unwrap();
         file.write_all(b"\n2 17000").unwrap();
-        assert_eq!(store.load(&user()).unwrap(), vec![taken(1)]);
-        store.record(&user(), taken(3)).unwrap();
-        assert_eq!(store.load(&user()).unwrap(), vec![taken(1), taken(3)]);
+        assert_eq!(store.load(&user()).unwrap(), vec![message(1)]);
+        store.record(&user(), message(3)).unwrap();
+        assert_eq!(store.load(&user()).unwrap(), vec![message(1), message(3)]);
     }
 
     #[test]
     fn two_writers_lose_nothing_of_each_other() {
         let directory = tempfile::tempdir().unwrap();
         let write = |from: u64| {
-            let store = FileTaken::new(directory.path(), "here");
-            (from..from + 500).for_each(|n| store.record(&user(), taken(n)).unwrap());
+            let store = FileSeenStore::new(directory.path(), "here");
+            (from..from + 500).for_each(|n| store.record(&user(), message(n)).unwrap());
         };
         std::thread::scope(|scope| {
             scope.spawn(|| write(1));
             scope.spawn(|| write(501));
         });
-        let mut all = FileTaken::new(directory.path(), "here").load(&user()).unwrap();
+        let mut all = FileSeenStore::new(directory.path(), "here").load(&user()).unwrap();
         all.sort_unstable();
-        assert_eq!(all, (1..=1000).map(taken).collect::<Vec<_>>());
+        assert_eq!(all, (1..=1000).map(message).collect::<Vec<_>>());
     }
 
     #[test]

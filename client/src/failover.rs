@@ -9,19 +9,19 @@ use crate::config::Timing;
 
 /// Position in the list of servers, and the state of the current round.
 #[derive(Debug)]
-pub(crate) struct Rounds {
+pub(crate) struct Failover {
     /// Number of servers, at least one.
     count: u32,
-    at: u32,
+    current: u32,
     /// Failures since the last success or backoff.
     failed: u32,
     /// Whether all servers have failed since the last success.
     is_repeated: bool,
     /// Shortest wait that a server of this round has asked for.
-    asked: Option<Duration>,
+    retry_after: Option<Duration>,
     /// Whether all failures of this round are permanent.
-    is_lasting: bool,
-    connect: Duration,
+    is_permanent: bool,
+    connect_timeout: Duration,
     backoff: Backoff,
 }
 
@@ -29,66 +29,66 @@ pub(crate) struct Rounds {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Next {
     /// Delay before the next attempt.
-    pub(crate) rest: Duration,
+    pub(crate) delay: Duration,
     /// Whether every server fails permanently, until the configuration changes.
-    pub(crate) is_lasting: bool,
+    pub(crate) is_permanent: bool,
 }
 
-impl Rounds {
+impl Failover {
     /// Starts at the first of `count` servers.
     pub(crate) fn new(count: usize, timing: &Timing) -> Self {
         Self {
             count: u32::try_from(count).unwrap_or(u32::MAX).max(1),
-            at: 0,
+            current: 0,
             failed: 0,
             is_repeated: false,
-            asked: None,
-            is_lasting: true,
-            connect: timing.connect,
+            retry_after: None,
+            is_permanent: true,
+            connect_timeout: timing.connect,
             backoff: Backoff::new(timing),
         }
     }
 
     /// Returns the index of the current server.
-    pub(crate) const fn at(&self) -> usize {
-        self.at as usize
+    pub(crate) const fn current(&self) -> usize {
+        self.current as usize
     }
 
     /// Returns the timeout of the next attempt. In the first round each server
     /// gets its share of the connect timeout; after all have failed, which may
     /// be slowness, each gets all of it.
-    pub(crate) fn patience(&self) -> Duration {
-        if self.is_repeated { self.connect } else { self.connect / self.count }
+    pub(crate) fn attempt_timeout(&self) -> Duration {
+        if self.is_repeated { self.connect_timeout } else { self.connect_timeout / self.count }
     }
 
     /// Records a failure of the current server, with the wait that it has asked
     /// for.
-    pub(crate) fn failed(&mut self, asked: Duration, is_lasting: bool) -> Next {
-        self.at = (self.at + 1) % self.count;
+    pub(crate) fn on_failure(&mut self, retry_after: Duration, is_permanent: bool) -> Next {
+        self.current = (self.current + 1) % self.count;
         self.failed += 1;
-        self.asked = Some(self.asked.map_or(asked, |least| least.min(asked)));
-        self.is_lasting &= is_lasting;
+        self.retry_after = Some(self.retry_after.map_or(retry_after, |least| least.min(retry_after)));
+        self.is_permanent &= is_permanent;
         if self.failed < self.count {
-            return Next { rest: Duration::ZERO, is_lasting: false };
+            return Next { delay: Duration::ZERO, is_permanent: false };
         }
-        let rest = self.backoff.next().max(self.asked.unwrap_or_default());
-        let next = Next { rest, is_lasting: self.is_lasting };
-        self.begin();
+        let delay = self.backoff.next().max(self.retry_after.unwrap_or_default());
+        let next = Next { delay, is_permanent: self.is_permanent };
+        self.begin_round();
         self.is_repeated = true;
         next
     }
 
     /// Records that the current server works.
-    pub(crate) fn works(&mut self) {
+    pub(crate) fn on_success(&mut self) {
         self.backoff.reset();
-        self.begin();
+        self.begin_round();
     }
 
-    fn begin(&mut self) {
+    fn begin_round(&mut self) {
         self.failed = 0;
         self.is_repeated = false;
-        self.asked = None;
-        self.is_lasting = true;
+        self.retry_after = None;
+        self.is_permanent = true;
     }
 }
 
@@ -125,8 +125,8 @@ mod tests {
 
     const NEVER: Duration = Duration::ZERO;
 
-    fn rounds(count: usize) -> Rounds {
-        Rounds::new(count, &Timing::default())
+    fn failover(count: usize) -> Failover {
+        Failover::new(count, &Timing::default())
     }
 
     #[test]
@@ -145,59 +145,59 @@ mod tests {
 
     #[test]
     fn each_server_is_tried_in_turn_and_the_rest_comes_after_the_last() {
-        let mut rounds = rounds(3);
+        let mut failover = failover(3);
         for round in 0..4 {
-            for at in 0..3 {
-                assert_eq!(rounds.at(), at);
-                let next = rounds.failed(NEVER, false);
-                assert_eq!(next.rest > NEVER, at == 2, "round {round}, server {at}");
+            for current in 0..3 {
+                assert_eq!(failover.current(), current);
+                let next = failover.on_failure(NEVER, false);
+                assert_eq!(next.delay > NEVER, current == 2, "round {round}, server {current}");
             }
         }
     }
 
     #[test]
     fn after_one_that_has_worked_all_the_others_are_tried_before_the_rest() {
-        let mut rounds = rounds(3);
-        rounds.failed(NEVER, false);
-        rounds.works();
-        assert_eq!(rounds.at(), 1);
-        let rests: Vec<bool> = (0..3).map(|_| rounds.failed(NEVER, false).rest > NEVER).collect();
-        assert_eq!((rests, rounds.at()), (vec![false, false, true], 1));
+        let mut failover = failover(3);
+        failover.on_failure(NEVER, false);
+        failover.on_success();
+        assert_eq!(failover.current(), 1);
+        let delays: Vec<bool> = (0..3).map(|_| failover.on_failure(NEVER, false).delay > NEVER).collect();
+        assert_eq!((delays, failover.current()), (vec![false, false, true], 1));
     }
 
     #[test]
     fn the_rest_is_as_long_as_the_one_asks_who_asks_for_least() {
         let (short, long) = (Duration::from_secs(20), Duration::from_secs(40));
-        let mut rounds = rounds(2);
-        rounds.failed(long, false);
-        assert_eq!(rounds.failed(short, false).rest, short);
-        rounds.failed(long, false);
-        assert!(rounds.failed(NEVER, false).rest <= Timing::default().backoff_min * 2);
-        rounds.failed(long, false);
-        assert_eq!(rounds.failed(long, false).rest, long);
+        let mut failover = failover(2);
+        failover.on_failure(long, false);
+        assert_eq!(failover.on_failure(short, false).delay, short);
+        failover.on_failure(long, false);
+        assert!(failover.on_failure(NEVER, false).delay <= Timing::default().backoff_min * 2);
+        failover.on_failure(long, false);
+        assert_eq!(failover.on_failure(long, false).delay, long);
     }
 
     #[test]
     fn it_is_hopeless_where_it_is_with_every_server() {
-        let mut rounds = rounds(2);
-        assert!(!rounds.failed(NEVER, true).is_lasting, "there is another");
-        assert!(rounds.failed(NEVER, true).is_lasting);
-        rounds.failed(NEVER, false);
-        assert!(!rounds.failed(NEVER, true).is_lasting, "the other may come back");
-        rounds.failed(NEVER, true);
-        assert!(rounds.failed(NEVER, true).is_lasting);
+        let mut failover = failover(2);
+        assert!(!failover.on_failure(NEVER, true).is_permanent, "there is another");
+        assert!(failover.on_failure(NEVER, true).is_permanent);
+        failover.on_failure(NEVER, false);
+        assert!(!failover.on_failure(NEVER, true).is_permanent, "the other may come back");
+        failover.on_failure(NEVER, true);
+        assert!(failover.on_failure(NEVER, true).is_permanent);
     }
 
     #[test]
     fn a_round_takes_no_longer_than_one_server_may_until_all_have_failed() {
-        let connect = Timing::default().connect;
-        let mut rounds = rounds(4);
+        let connect_timeout = Timing::default().connect;
+        let mut failover = failover(4);
         for _ in 0..4 {
-            assert_eq!(rounds.patience(), connect / 4);
-            rounds.failed(NEVER, false);
+            assert_eq!(failover.attempt_timeout(), connect_timeout / 4);
+            failover.on_failure(NEVER, false);
         }
-        assert_eq!(rounds.patience(), connect);
-        rounds.works();
-        assert_eq!(rounds.patience(), connect / 4);
+        assert_eq!(failover.attempt_timeout(), connect_timeout);
+        failover.on_success();
+        assert_eq!(failover.attempt_timeout(), connect_timeout / 4);
     }
 }

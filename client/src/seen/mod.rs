@@ -14,7 +14,7 @@
 
 mod file;
 
-pub use file::FileTaken;
+pub use file::FileSeenStore;
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -29,7 +29,7 @@ pub const REMEMBERED: usize = 5 * WINDOW_MESSAGES_MAX;
 
 /// Identity of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Taken {
+pub struct MessageId {
     /// Sequence number.
     pub sequence: Sequence,
     /// Time at which the server accepted it, in milliseconds since the Unix
@@ -37,7 +37,7 @@ pub struct Taken {
     pub time_ms: u64,
 }
 
-impl From<&Delivery> for Taken {
+impl From<&Delivery> for MessageId {
     fn from(delivery: &Delivery) -> Self {
         Self { sequence: delivery.sequence, time_ms: delivery.time_ms }
     }
@@ -46,42 +46,42 @@ impl From<&Delivery> for Taken {
 /// The record of seen messages, for each user of one server.
 ///
 /// Both functions may block for a small file operation.
-pub trait TakenStore: fmt::Debug + Send + Sync {
+pub trait SeenStore: fmt::Debug + Send + Sync {
     /// Returns the last messages that `user` has seen, in order: at least the
     /// last [`REMEMBERED`] and the one before them.
     ///
     /// # Errors
     /// If they cannot be read. An empty record is not an error.
-    fn load(&self, user: &UserName) -> io::Result<Vec<Taken>>;
+    fn load(&self, user: &UserName) -> io::Result<Vec<MessageId>>;
 
     /// Records a message durably against the end of this process.
     ///
     /// # Errors
     /// If it cannot be written. The message does not count as seen in that
     /// case.
-    fn record(&self, user: &UserName, taken: Taken) -> io::Result<()>;
+    fn record(&self, user: &UserName, message: MessageId) -> io::Result<()>;
 }
 
 /// A record in memory.
 #[derive(Debug, Default)]
-pub struct MemoryTaken {
+pub struct MemorySeenStore {
     // A lock because messages are taken on any task; held for one operation.
-    users: Mutex<HashMap<UserName, VecDeque<Taken>>>,
+    users: Mutex<HashMap<UserName, VecDeque<MessageId>>>,
 }
 
-impl TakenStore for MemoryTaken {
-    fn load(&self, user: &UserName) -> io::Result<Vec<Taken>> {
+impl SeenStore for MemorySeenStore {
+    fn load(&self, user: &UserName) -> io::Result<Vec<MessageId>> {
         let users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(users.get(user).map(|all| all.iter().copied().collect()).unwrap_or_default())
     }
 
-    fn record(&self, user: &UserName, taken: Taken) -> io::Result<()> {
+    fn record(&self, user: &UserName, message: MessageId) -> io::Result<()> {
         let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
         let all = users.entry(user.clone()).or_default();
         if all.len() > REMEMBERED {
             all.pop_front();
         }
-        all.push_back(taken);
+        all.push_back(message);
         Ok(())
     }
 }
@@ -89,33 +89,34 @@ impl TakenStore for MemoryTaken {
 /// The last messages that one user has seen.
 #[derive(Debug, Default)]
 pub(crate) struct Window {
-    recent: VecDeque<Taken>,
+    recent: VecDeque<MessageId>,
     /// The last message that was dropped from `recent`.
-    forgotten: Option<Taken>,
+    forgotten: Option<MessageId>,
     /// Upper bound of the numbers in `recent`.
     highest: Sequence,
 }
 
-impl FromIterator<Taken> for Window {
-    fn from_iter<I: IntoIterator<Item = Taken>>(all: I) -> Self {
+impl FromIterator<MessageId> for Window {
+    fn from_iter<I: IntoIterator<Item = MessageId>>(all: I) -> Self {
         let mut window = Self::default();
-        all.into_iter().for_each(|taken| window.insert(taken));
+        all.into_iter().for_each(|message| window.insert(message));
         window
     }
 }
 
 impl Window {
-    pub(crate) fn insert(&mut self, taken: Taken) {
+    pub(crate) fn insert(&mut self, message: MessageId) {
         if self.recent.len() == REMEMBERED {
             self.forgotten = self.recent.pop_front();
         }
-        self.recent.push_back(taken);
-        self.highest = self.highest.max(taken.sequence);
+        self.recent.push_back(message);
+        self.highest = self.highest.max(message.sequence);
     }
 
     /// Returns whether the message has been seen.
-    pub(crate) fn contains(&self, message: Taken) -> bool {
-        let is_forgotten = |gone: Taken| message.sequence <= gone.sequence && message.time_ms <= gone.time_ms;
+    pub(crate) fn contains(&self, message: MessageId) -> bool {
+        let is_forgotten =
+            |gone: MessageId| message.sequence <= gone.sequence && message.time_ms <= gone.time_ms;
         // Most messages are above the highest number and need no search.
         (message.sequence <= self.highest && self.recent.contains(&message))
             || self.forgotten.is_some_and(is_forgotten)
@@ -126,32 +127,32 @@ impl Window {
 mod tests {
     use super::*;
 
-    fn taken(sequence: u64, time_ms: u64) -> Taken {
-        Taken { sequence: Sequence(sequence), time_ms }
+    fn message(sequence: u64, time_ms: u64) -> MessageId {
+        MessageId { sequence: Sequence(sequence), time_ms }
     }
 
     #[test]
     fn what_was_taken_is_known_however_long_ago() {
-        let window: Window = (1..=5_000).map(|n| taken(n, 10 * n)).collect();
-        assert!((1..=5_000).all(|n| window.contains(taken(n, 10 * n))));
-        assert!(!window.contains(taken(5_001, 50_010)));
+        let window: Window = (1..=5_000).map(|n| message(n, 10 * n)).collect();
+        assert!((1..=5_000).all(|n| window.contains(message(n, 10 * n))));
+        assert!(!window.contains(message(5_001, 50_010)));
     }
 
     #[test]
     fn a_server_that_starts_again_at_1_loses_no_message() {
-        let mut window: Window = (1..=5_000).map(|n| taken(n, 10 * n)).collect();
+        let mut window: Window = (1..=5_000).map(|n| message(n, 10 * n)).collect();
         for n in 1..=9_000 {
-            let again = taken(n, 60_000 + n);
+            let again = message(n, 60_000 + n);
             assert!(!window.contains(again), "message {n} of the new store");
             window.insert(again);
             assert!(window.contains(again));
         }
-        assert!((1..=9_000).all(|n| window.contains(taken(n, 60_000 + n))));
+        assert!((1..=9_000).all(|n| window.contains(message(n, 60_000 + n))));
     }
 
     #[test]
     fn a_gap_within_the_window_is_not_taken() {
-        let window: Window = [taken(1, 1), taken(3, 3)].into_iter().collect();
-        assert!(!window.contains(taken(2, 2)));
+        let window: Window = [message(1, 1), message(3, 3)].into_iter().collect();
+        assert!(!window.contains(message(2, 2)));
     }
 }

@@ -5,55 +5,56 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 /// The owner of the terminal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) enum Turn {
+pub(crate) enum Owner {
     /// Texts are written directly.
     #[default]
     Free,
     /// Texts are passed to the editor.
-    Editing,
+    Editor,
     /// A password is being typed; texts wait.
-    Asking,
+    PasswordPrompt,
 }
 
 /// The owner, shared by the input thread and the printing thread.
 #[derive(Debug, Default)]
-pub(crate) struct Turns {
+pub(crate) struct TerminalOwner {
     // Held while a text is written directly, so that the editor does not start
     // in the middle of it.
-    turn: Mutex<Turn>,
+    owner: Mutex<Owner>,
     changed: Condvar,
 }
 
-impl Turns {
-    fn turn(&self) -> MutexGuard<'_, Turn> {
-        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+impl TerminalOwner {
+    fn owner(&self) -> MutexGuard<'_, Owner> {
+        self.owner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sets or clears the owner.
-    pub(crate) fn set(&self, turn: Turn) {
-        *self.turn() = turn;
+    pub(crate) fn set(&self, owner: Owner) {
+        *self.owner() = owner;
         self.changed.notify_all();
     }
 
     /// Clears the owner on its behalf, and returns it.
-    pub(crate) fn end(&self) -> Turn {
-        let turn = std::mem::take(&mut *self.turn());
+    pub(crate) fn release(&self) -> Owner {
+        let owner = std::mem::take(&mut *self.owner());
         self.changed.notify_all();
-        turn
+        owner
     }
 
     /// Prints by `write` if the terminal is free, and by `hand` while the
     /// editor owns it, or again by `write` if the editor does not take the
     /// text.
-    pub(crate) fn print(&self, write: impl Fn(), hand: impl FnOnce() -> bool) {
-        let is_asking = |turn: &mut Turn| *turn == Turn::Asking;
-        let turn = self.changed.wait_while(self.turn(), is_asking).unwrap_or_else(PoisonError::into_inner);
-        if *turn == Turn::Free {
+    pub(crate) fn print(&self, write: impl Fn(), hand_to_editor: impl FnOnce() -> bool) {
+        let is_prompting = |owner: &mut Owner| *owner == Owner::PasswordPrompt;
+        let owner =
+            self.changed.wait_while(self.owner(), is_prompting).unwrap_or_else(PoisonError::into_inner);
+        if *owner == Owner::Free {
             return write();
         }
         // The editor may need this lock to release the terminal.
-        drop(turn);
-        if !hand() {
+        drop(owner);
+        if !hand_to_editor() {
             write();
         }
     }
