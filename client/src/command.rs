@@ -195,21 +195,21 @@ mod tests {
     }
 
     #[test]
-    fn a_text_is_everything_after_the_user() {
+    fn text_is_everything_after_the_user() {
         check("send bob hello, again", &Command::Send(user("bob"), "hello, again".into()));
         check("send  bob   two  spaces ", &Command::Send(user("bob"), "  two  spaces ".into()));
         check("send bob ", &Command::Send(user("bob"), "".into()));
     }
 
     #[test]
-    fn a_pattern_may_be_left_out_and_may_have_spaces() {
+    fn pattern_is_optional_and_may_have_spaces() {
         check("list", &Command::List(None));
         check(" list  ", &Command::List(None));
         check("list a b", &Command::List(Some("a b".into())));
     }
 
     #[test]
-    fn a_password_is_never_part_of_a_line_and_never_repeated() {
+    fn password_in_a_line_is_refused_and_hidden() {
         for line in ["login bob secret", "password bob secret", "create bob secret", "password a b c"] {
             let error = parse(line).unwrap_err().to_string();
             assert!(error.starts_with("usage: ") && !error.contains("secret"), "{error}");
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_said() {
+    fn invalid_lines_are_explained() {
         let wrong = |line| parse(line).unwrap_err().to_string();
         assert_eq!(wrong("sned bob x"), "unknown command \"sned\"; try help");
         assert_eq!(wrong("send bob"), "usage: send USER TEXT");

@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn the_waits_double_up_to_the_longest_and_start_again_after_a_reset() {
+    fn backoff_doubles_to_its_maximum_and_resets() {
         let timing = Timing::default();
         let mut backoff = Backoff::new(&timing);
         let mut expected = timing.backoff_min;
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn each_server_is_tried_in_turn_and_the_rest_comes_after_the_last() {
+    fn backoff_follows_each_round_of_servers() {
         let mut failover = failover(3);
         for round in 0..4 {
             for current in 0..3 {
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn after_one_that_has_worked_all_the_others_are_tried_before_the_rest() {
+    fn success_starts_a_new_round() {
         let mut failover = failover(3);
         failover.on_failure(NEVER, false);
         failover.on_success();
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rest_is_as_long_as_the_one_asks_who_asks_for_least() {
+    fn backoff_is_at_least_the_shortest_retry_after() {
         let (short, long) = (Duration::from_secs(20), Duration::from_secs(40));
         let mut failover = failover(2);
         failover.on_failure(long, false);
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_hopeless_where_it_is_with_every_server() {
+    fn failure_is_permanent_if_every_server_fails_permanently() {
         let mut failover = failover(2);
         assert!(!failover.on_failure(NEVER, true).is_permanent, "there is another");
         assert!(failover.on_failure(NEVER, true).is_permanent);
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_round_takes_no_longer_than_one_server_may_until_all_have_failed() {
+    fn first_round_shares_the_connect_timeout() {
         let connect_timeout = Timing::default().connect;
         let mut failover = failover(4);
         for _ in 0..4 {

@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ack_waits_until_nothing_is_held_and_then_covers_all() {
+    fn ack_waits_for_held_messages() {
         let inbox = inbox();
         inbox.begin(&bob(), 0).unwrap();
         let first = push(&inbox, 5).unwrap();
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ack_comes_after_64_messages_also_under_load() {
+    fn ack_is_due_after_64_messages() {
         let inbox = inbox();
         inbox.begin(&bob(), 0).unwrap();
         let mut held: Vec<_> = (1..=100).map(|n| push(&inbox, n).unwrap()).collect();
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ack_never_passes_a_message_that_is_held_or_was_given_back() {
+    fn ack_stops_before_held_or_released_message() {
         let inbox = inbox();
         inbox.begin(&bob(), 0).unwrap();
         let [first, second, third] = [1, 2, 3].map(|n| push(&inbox, n).unwrap());
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_held_over_a_lost_link_is_not_handed_out_twice_and_acknowledged_when_pushed_again() {
+    fn message_held_across_links_is_delivered_once() {
         let inbox = inbox();
         inbox.begin(&bob(), 0).unwrap();
         let message = push(&inbox, 1).unwrap();
@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_of_a_former_user_is_taken_but_never_acknowledged() {
+    fn message_of_former_user_is_seen_but_not_acknowledged() {
         let inbox = inbox();
         inbox.begin(&bob(), 0).unwrap();
         let message = push(&inbox, 7).unwrap();
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_said_when_all_that_was_queued_has_come() {
+    fn end_of_queued_messages_is_reported() {
         let inbox = inbox();
         assert!(!inbox.begin(&bob(), 2).unwrap());
         assert!(inbox.push(delivery(1)).caught_up.is_none());
@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_kept_of_what_is_acknowledged() {
+    fn acknowledged_messages_are_dropped() {
         let inbox = inbox();
         inbox.begin(&bob(), 0).unwrap();
         (1..=1000).for_each(|n| push(&inbox, n).unwrap().ack().unwrap());

@@ -485,7 +485,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_session_whose_ids_are_used_up_is_followed_by_another() {
+    async fn exhausted_session_is_renewed() {
         let mut outbox = outbox();
         outbox.next_send = OTHER_IDS - 1;
         let last = send(&mut outbox);
@@ -501,7 +501,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_send_is_not_repeated_after_a_sleep_that_only_the_wall_clock_has_seen() {
+    async fn send_is_not_repeated_after_long_suspend() {
         for (asleep_s, expected) in [(500, &[1][..]), (600, &[])] {
             let mut outbox = outbox();
             let mut waiting = send(&mut outbox);

@@ -261,14 +261,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_names_of_a_certificate_are_shown_bare() {
+    fn certificate_names_are_shown_bare() {
         let presented = ["DnsName(\"hark.test\")", "IpAddress(192.0.2.1)"].map(str::to_owned);
         assert_eq!(names(&presented), "hark.test, 192.0.2.1");
         assert_eq!(names(&[]), "no name");
     }
 
     #[test]
-    fn what_no_certificate_can_be_for_is_refused_at_once() {
+    fn invalid_host_name_is_refused_at_once() {
         let folder = tempfile::tempdir().unwrap();
         let dial =
             |address| TlsDial::new(address, &Trust::File(folder.path().join("none")), &[]).unwrap_err();
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_without_certificates_trusts_nobody() {
+    fn file_without_certificates_is_refused() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let error = TlsDial::new("hark.test:1", &Trust::File(file.path().to_owned()), &[]).unwrap_err();
         assert!(matches!(error, TrustError::NoCertificate(_)), "{error}");

@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_recorded_is_loaded_by_another_process() {
+    fn record_is_loaded_by_another_process() {
         let directory = tempfile::tempdir().unwrap();
         let first = FileSeenStore::new(directory.path(), "127.0.0.1:3000");
         assert_eq!(first.load(&user()).unwrap(), vec![]);
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_set_of_servers_is_one_whatever_the_order_and_no_other_set() {
+    fn record_belongs_to_a_set_of_servers() {
         let directory = tempfile::tempdir().unwrap();
         let of = |servers| FileSeenStore::new(directory.path(), servers);
         of("a:1,b:1,c:1").record(&user(), message(1)).unwrap();
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_stays_small_and_keeps_the_last_window() {
+    fn file_stays_small_and_keeps_last_window() {
         let directory = tempfile::tempdir().unwrap();
         let store = FileSeenStore::new(directory.path(), "here");
         let count = 20_000;
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_torn_line_is_skipped_and_costs_no_other() {
+    fn torn_line_is_skipped() {
         let directory = tempfile::tempdir().unwrap();
         let store = FileSeenStore::new(directory.path(), "here");
         store.record(&user(), message(1)).unwrap();
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn two_writers_lose_nothing_of_each_other() {
+    fn concurrent_writers_lose_no_line() {
         let directory = tempfile::tempdir().unwrap();
         let write = |from: u64| {
             let store = FileSeenStore::new(directory.path(), "here");
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_name_tells_all_texts_apart() {
+    fn file_names_are_unambiguous() {
         assert_eq!(file_name("bob"), "bob");
         assert_eq!(file_name("Bob"), "%42ob");
         assert_eq!(file_name("../x"), "%2e%2e%2fx");

@@ -132,14 +132,14 @@ mod tests {
     }
 
     #[test]
-    fn what_was_taken_is_known_however_long_ago() {
+    fn seen_messages_are_recognized_at_any_age() {
         let window: Window = (1..=5_000).map(|n| message(n, 10 * n)).collect();
         assert!((1..=5_000).all(|n| window.contains(message(n, 10 * n))));
         assert!(!window.contains(message(5_001, 50_010)));
     }
 
     #[test]
-    fn a_server_that_starts_again_at_1_loses_no_message() {
+    fn new_store_with_lower_numbers_loses_no_message() {
         let mut window: Window = (1..=5_000).map(|n| message(n, 10 * n)).collect();
         for n in 1..=9_000 {
             let again = message(n, 60_000 + n);
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gap_within_the_window_is_not_taken() {
+    fn gap_within_the_window_is_unseen() {
         let window: Window = [message(1, 1), message(3, 3)].into_iter().collect();
         assert!(!window.contains(message(2, 2)));
     }

@@ -28,7 +28,7 @@ async fn ack_next(events: &mut Events) -> u64 {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_message_is_acknowledged_after_it_was_taken_and_not_before() {
+async fn message_is_acknowledged_after_it_was_processed() {
     let (handle, mut events, _peers, mut peer) = up().await;
     connect(&handle, &mut peer, 1).await;
     peer.push(7).await;
@@ -41,7 +41,7 @@ async fn a_message_is_acknowledged_after_it_was_taken_and_not_before() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn acks_are_not_one_frame_for_each_message() {
+async fn acks_are_coalesced() {
     let (handle, mut events, _peers, mut peer) = up().await;
     connect(&handle, &mut peer, 256).await;
     for n in 1..=256 {
@@ -60,7 +60,7 @@ async fn acks_are_not_one_frame_for_each_message() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_comes_again_on_a_new_link_is_dropped_and_acknowledged_again() {
+async fn repeats_on_a_new_link_are_dropped() {
     let (handle, mut events, mut peers, mut peer) = up().await;
     connect(&handle, &mut peer, 3).await;
     for n in 1..=3 {
@@ -86,7 +86,7 @@ async fn what_comes_again_on_a_new_link_is_dropped_and_acknowledged_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_message_that_was_dropped_unread_comes_again() {
+async fn message_dropped_without_ack_is_delivered_again() {
     let (handle, mut events, mut peers, mut peer) = up().await;
     connect(&handle, &mut peer, 0).await;
     peer.push(1).await;
@@ -107,7 +107,7 @@ async fn a_message_that_was_dropped_unread_comes_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_is_acknowledged_between_a_connect_as_another_and_its_answer() {
+async fn no_ack_is_sent_during_a_connect() {
     let (handle, mut events, _peers, mut peer) = up().await;
     connect(&handle, &mut peer, 0).await;
     peer.push(1).await;
@@ -128,7 +128,7 @@ async fn nothing_is_acknowledged_between_a_connect_as_another_and_its_answer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refused_connect_leaves_the_acks_as_they_were() {
+async fn refused_connect_does_not_affect_acks() {
     let (handle, mut events, _peers, mut peer) = up().await;
     connect(&handle, &mut peer, 0).await;
     peer.push(1).await;
@@ -155,7 +155,7 @@ async fn with_seen_store(directory: &std::path::Path, queued: u64) -> (Handle, E
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_taken_before_a_restart_is_dropped_after_it() {
+async fn messages_seen_before_restart_are_dropped() {
     let directory = tempfile::tempdir().unwrap();
     let (handle, mut events, mut peer) = with_seen_store(directory.path(), 0).await;
     for n in 1..=10 {
@@ -176,7 +176,7 @@ async fn what_was_taken_before_a_restart_is_dropped_after_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_server_that_begins_anew_loses_no_message() {
+async fn new_store_on_the_server_loses_no_message() {
     let directory = tempfile::tempdir().unwrap();
     let (handle, mut events, mut peer) = with_seen_store(directory.path(), 0).await;
     for n in 1..=2000 {
@@ -193,7 +193,7 @@ async fn a_server_that_begins_anew_loses_no_message() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_memory_that_cannot_be_read_refuses_the_connect_before_it_takes_anything_over() {
+async fn unreadable_record_refuses_the_connect() {
     let directory = tempfile::tempdir().unwrap();
     std::fs::create_dir_all(directory.path().join("server%3a1").join("amy")).unwrap();
     let (config, mut peers) = config();
@@ -206,7 +206,7 @@ async fn a_memory_that_cannot_be_read_refuses_the_connect_before_it_takes_anythi
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_application_that_takes_nothing_stops_the_reading_and_not_the_link() {
+async fn full_event_queue_pauses_reading() {
     let (handle, mut events, _peers, mut peer) = up().await;
     connect(&handle, &mut peer, 0).await;
     let pushing = tokio::spawn(async move {
@@ -230,7 +230,7 @@ async fn an_application_that_takes_nothing_stops_the_reading_and_not_the_link() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_anybody_to_take_them_messages_stay_with_the_server() {
+async fn without_events_receiver_messages_stay_on_server() {
     let (handle, events, _peers, mut peer) = up().await;
     drop(events);
     connect(&handle, &mut peer, 1).await;
@@ -240,7 +240,7 @@ async fn without_anybody_to_take_them_messages_stay_with_the_server() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn close_acknowledges_everything_that_was_taken() {
+async fn close_acknowledges_processed_messages() {
     let (handle, mut events, _peers, mut peer) = up().await;
     connect(&handle, &mut peer, 3).await;
     for n in 1..=3 {

@@ -50,6 +50,6 @@ fn is_unsafe(c: char) -> bool {
 }
 
 #[test]
-fn any_line_is_understood_or_refused_in_words_that_are_safe_to_show() {
+fn any_line_is_parsed_or_safely_refused() {
     hark_seeds::check("command", command);
 }

@@ -23,7 +23,7 @@ fn is_up_at(state: &LinkState, name: &str) -> bool {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_next_is_tried_at_once_and_the_wait_comes_after_all() {
+async fn next_server_is_tried_at_once() {
     let (config, mut peers) = config(3);
     let (_handle, _events) = Client::connect(config);
     let mut last = Instant::now();
@@ -40,7 +40,7 @@ async fn the_next_is_tried_at_once_and_the_wait_comes_after_all() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_stays_where_it_is_and_goes_on_from_there() {
+async fn failover_continues_from_the_current_server() {
     let (config, mut peers) = config(3);
     let (handle, _events) = Client::connect(config);
     // The first server is down.
@@ -60,7 +60,7 @@ async fn a_client_stays_where_it_is_and_goes_on_from_there() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_not_answered_is_repeated_at_the_next_in_order_as_the_same_user_and_session() {
+async fn unanswered_sends_are_repeated_at_next_server() {
     let (config, mut peers) = config(2);
     let (handle, _events) = Client::connect(config);
     let mut first = peers[0].accept().await;
@@ -101,7 +101,7 @@ async fn what_was_not_answered_is_repeated_at_the_next_in_order_as_the_same_user
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_message_that_was_taken_from_one_is_dropped_when_another_pushes_it_again() {
+async fn repeats_from_another_server_are_dropped() {
     let (config, mut peers) = config(2);
     let (handle, mut events) = Client::connect(config);
     let mut first = peers[0].greeted().await;
@@ -130,7 +130,7 @@ async fn a_message_that_was_taken_from_one_is_dropped_when_another_pushes_it_aga
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_that_accepts_and_says_nothing_leaves_its_share_of_the_time_to_the_other() {
+async fn unresponsive_server_gets_its_share_of_time() {
     let (config, mut peers) = config(2);
     let connect = config.timing.connect;
     let (handle, _events) = Client::connect(config);
@@ -143,7 +143,7 @@ async fn one_that_accepts_and_says_nothing_leaves_its_share_of_the_time_to_the_o
 }
 
 #[tokio::test(start_paused = true)]
-async fn where_all_are_slow_each_gets_all_the_time_from_the_second_round_on() {
+async fn second_round_gives_each_server_full_time() {
     let (config, mut peers) = config(2);
     let connect = config.timing.connect;
     let (_handle, _events) = Client::connect(config);
@@ -156,7 +156,7 @@ async fn where_all_are_slow_each_gets_all_the_time_from_the_second_round_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_that_cannot_store_is_left_for_one_that_can() {
+async fn unavailable_server_is_left_for_another() {
     let (config, mut peers) = config(2);
     let (handle, _events) = Client::connect(config);
     let mut first = peers[0].greeted().await;
@@ -173,7 +173,7 @@ async fn one_that_cannot_store_is_left_for_one_that_can() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn waiting_does_not_help_where_it_helps_with_none_of_them() {
+async fn link_failure_is_permanent_if_all_servers_are() {
     let (config, mut peers) = config(2);
     let (handle, _events) = Client::connect(config);
     for (code, expected) in [(Code::TooMany, false), (Code::Denied, true)] {
@@ -193,7 +193,7 @@ async fn waiting_does_not_help_where_it_helps_with_none_of_them() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_any_server_it_is_hopeless() {
+async fn empty_server_list_is_a_permanent_failure() {
     let (handle, _events) = Client::connect(Config { servers: Vec::new(), ..Config::tcp("") });
     let down = link(&handle, |state| matches!(state, LinkState::Down { .. })).await;
     assert!(matches!(down, LinkState::Down { is_permanent: true, reason, .. } if reason == "no server is configured"));

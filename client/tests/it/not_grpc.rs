@@ -23,7 +23,7 @@ async fn server(answer: &'static [u8]) -> String {
 }
 
 #[tokio::test]
-async fn a_server_that_speaks_no_grpc_is_said_to_and_tried_again() {
+async fn server_without_grpc_is_reported_and_retried() {
     for answer in [&b""[..], b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n"] {
         let config = Config::grpc(server(answer).await);
         let watched = Logs::watch(&config, Query::default()).await.unwrap_err();
@@ -37,7 +37,7 @@ async fn a_server_that_speaks_no_grpc_is_said_to_and_tried_again() {
 }
 
 #[tokio::test]
-async fn the_log_is_watched_over_grpc_alone() {
+async fn log_requires_grpc() {
     let watched = Logs::watch(&Config::tcp(server(b"").await), Query::default()).await.unwrap_err();
     assert!(matches!(&watched, WatchError::Link(why) if why.contains("over gRPC")), "{watched}");
 }

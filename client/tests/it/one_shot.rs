@@ -7,7 +7,7 @@ use crate::chat::{ChatServer, Faults};
 use crate::hark::{Ran, Terminal, fine, ran};
 
 #[test]
-fn one_command_does_one_thing() {
+fn each_command_runs_once() {
     let server = ChatServer::start();
     let terminal = Terminal::at(&server);
     for name in ["amy", "bob"] {
@@ -22,7 +22,7 @@ fn one_command_does_one_thing() {
 }
 
 #[test]
-fn a_refusal_is_one_line_and_exit_code_1() {
+fn refusal_is_one_line_and_exit_code_1() {
     let server = ChatServer::start();
     let terminal = Terminal::at(&server);
     let refused = terminal.run(&["send", "bob", "x"]);
@@ -41,7 +41,7 @@ fn unknown_refusal_code_is_a_refusal() {
 }
 
 #[test]
-fn who_is_denied_as_nobody_is_told_of_as() {
+fn denial_of_anonymous_user_suggests_as() {
     let server = ChatServer::start();
     server.chat.add("amy", Some("secret"));
     let terminal = Terminal::at(&server);
@@ -56,7 +56,7 @@ fn who_is_denied_as_nobody_is_told_of_as() {
 }
 
 #[test]
-fn a_wrong_command_line_is_exit_code_2() {
+fn invalid_command_line_is_exit_code_2() {
     let server = ChatServer::start();
     let terminal = Terminal::at(&server);
     for wrong in [&["frobnicate"][..], &["send", "bob"], &["create", "a,b"], &["--server", "nowhere", "ping"]]
@@ -66,7 +66,7 @@ fn a_wrong_command_line_is_exit_code_2() {
 }
 
 #[test]
-fn sending_as_somebody_does_not_take_over_its_terminal() {
+fn send_as_user_does_not_take_over() {
     let server = ChatServer::start();
     for name in ["amy", "bob"] {
         server.chat.add(name, None);
@@ -96,7 +96,7 @@ fn listen(mut command: Command) -> (Child, BufReader<ChildStdout>) {
 }
 
 #[test]
-fn a_listener_that_is_asked_to_end_has_acknowledged_what_it_printed() {
+fn signaled_listener_acknowledges_printed_messages() {
     let server = ChatServer::start();
     server.chat.add("amy", None);
     let terminal = Terminal::at(&server);
@@ -117,7 +117,7 @@ fn a_listener_that_is_asked_to_end_has_acknowledged_what_it_printed() {
 }
 
 #[test]
-fn a_listener_that_is_killed_prints_nothing_twice() {
+fn killed_listener_repeats_at_most_one_message() {
     let server = ChatServer::start();
     server.chat.add("amy", None);
     for n in 0..500 {
@@ -158,7 +158,7 @@ fn a_listener_that_is_killed_prints_nothing_twice() {
 }
 
 #[test]
-fn a_listener_that_is_taken_over_says_so_and_ends() {
+fn listener_reports_takeover_and_ends() {
     let server = ChatServer::start();
     server.chat.add("amy", None);
     let terminal = Terminal::at(&server);
@@ -181,7 +181,7 @@ fn a_listener_that_is_taken_over_says_so_and_ends() {
 }
 
 #[test]
-fn a_server_that_cannot_be_reached_is_said_in_time() {
+fn unreachable_server_is_reported_in_time() {
     let server = ChatServer::start();
     server.stop();
     let terminal = Terminal::at(&server);
@@ -199,7 +199,7 @@ fn a_server_that_cannot_be_reached_is_said_in_time() {
 }
 
 #[test]
-fn the_users_of_a_stopped_server_are_the_servers_business() {
+fn user_command_runs_harkd() {
     let server = ChatServer::start();
     let terminal = Terminal::at(&server);
     let directory = tempfile::tempdir().unwrap();

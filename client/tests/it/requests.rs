@@ -11,7 +11,7 @@ use crate::peer::{quiet, user};
 const MINUTE: Duration = Duration::from_secs(60);
 
 #[tokio::test(start_paused = true)]
-async fn sends_are_numbered_from_1_in_the_order_of_the_calls_and_other_requests_elsewhere() {
+async fn sends_are_numbered_from_1_in_call_order() {
     let (handle, _events, _peers, mut peer) = up().await;
     let other = handle.clone();
     let asking = tokio::spawn({
@@ -35,7 +35,7 @@ async fn sends_are_numbered_from_1_in_the_order_of_the_calls_and_other_requests_
 }
 
 #[tokio::test(start_paused = true)]
-async fn callers_that_wait_for_room_are_served_in_the_order_of_their_calls() {
+async fn waiting_callers_are_served_in_order() {
     let (handle, _events, _peers, mut peer) = up().await;
     let mut calls = Vec::new();
     for n in 1..=1500_u32 {
@@ -62,7 +62,7 @@ async fn callers_that_wait_for_room_are_served_in_the_order_of_their_calls() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_id_is_so_far_ahead_that_the_server_forgets_the_oldest_one_under_way() {
+async fn pending_ids_stay_within_server_memory() {
     let (handle, _events, mut peers, mut peer) = up().await;
     let first = handle.send(user("bob"), "1".into()).await.unwrap();
     assert_eq!(peer.sent().await.0, 1);
@@ -86,7 +86,7 @@ async fn no_id_is_so_far_ahead_that_the_server_forgets_the_oldest_one_under_way(
 }
 
 #[tokio::test(start_paused = true)]
-async fn unanswered_sends_are_repeated_in_order_before_anything_new() {
+async fn unanswered_sends_are_repeated_first_in_order() {
     let (handle, _events, mut peers, mut peer) = up().await;
     let mut receipts = Vec::new();
     for n in 1..=5_u32 {
@@ -116,7 +116,7 @@ async fn unanswered_sends_are_repeated_in_order_before_anything_new() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn send_yields_the_number_of_its_message() {
+async fn send_returns_its_sequence_number() {
     let (handle, _events, mut peers, mut peer) = up().await;
     let first = handle.send(user("bob"), "first".into()).await.unwrap();
     let second = handle.send(user("bob"), "second".into()).await.unwrap();
@@ -132,7 +132,7 @@ async fn send_yields_the_number_of_its_message() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn unknown_refusal_code_ends_a_request_as_refused() {
+async fn unknown_refusal_code_is_passed_on() {
     let (handle, _events, _peers, mut peer) = up().await;
     let receipt = handle.send(user("bob"), "x".into()).await.unwrap();
     let (id, _) = peer.sent().await;
@@ -147,7 +147,7 @@ async fn unknown_refusal_code_ends_a_request_as_refused() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_session_is_kept_across_links_and_differs_between_clients() {
+async fn session_is_kept_across_links() {
     let (first_config, mut peers) = config();
     let (_first, _events) = Client::connect(first_config);
     let mut tokens = Vec::new();
@@ -161,7 +161,7 @@ async fn the_session_is_kept_across_links_and_differs_between_clients() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_send_that_is_never_answered_is_unknown_after_nine_minutes_and_never_repeated() {
+async fn unanswered_send_is_unknown_after_nine_minutes() {
     let (handle, _events, mut peers, mut peer) = up().await;
     let receipt = handle.send(user("bob"), "x".into()).await.unwrap();
     peer.sent().await;
@@ -202,7 +202,7 @@ async fn a_send_that_is_never_answered_is_unknown_after_nine_minutes_and_never_r
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_never_written_waits_for_the_server_as_long_as_it_takes() {
+async fn unwritten_send_waits_indefinitely() {
     let (config, mut peers) = config();
     let (handle, _events) = Client::connect(config);
     let receipt = handle.send(user("bob"), "patient".into()).await.unwrap();
@@ -219,7 +219,7 @@ async fn what_was_never_written_waits_for_the_server_as_long_as_it_takes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn after_a_lost_link_reads_are_repeated_and_changes_are_unknown() {
+async fn lost_link_repeats_reads_but_not_changes() {
     let (handle, _events, mut peers, mut peer) = up().await;
     let ask = |name: &'static str| {
         let handle = handle.clone();
@@ -264,7 +264,7 @@ async fn after_a_lost_link_reads_are_repeated_and_changes_are_unknown() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_send_that_the_server_could_not_store_is_repeated_on_another_link() {
+async fn unavailable_send_is_repeated_on_another_link() {
     let (handle, _events, mut peers, mut peer) = up().await;
     let first = handle.send(user("bob"), "1".into()).await.unwrap();
     let second = handle.send(user("bob"), "2".into()).await.unwrap();
@@ -282,7 +282,7 @@ async fn a_send_that_the_server_could_not_store_is_repeated_on_another_link() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_server_that_stays_unavailable_is_not_hammered() {
+async fn unavailable_server_is_retried_with_backoff() {
     let (handle, _events, mut peers, mut peer) = up().await;
     drop(handle.send(user("bob"), "x".into()).await.unwrap());
     let start = tokio::time::Instant::now();
@@ -296,7 +296,7 @@ async fn a_server_that_stays_unavailable_is_not_hammered() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_change_that_the_server_could_not_make_is_unknown_and_the_link_stays() {
+async fn unavailable_change_is_unknown_and_keeps_link() {
     let (handle, _events, _peers, mut peer) = up().await;
     let call = tokio::spawn({
         let handle = handle.clone();
@@ -311,7 +311,7 @@ async fn a_change_that_the_server_could_not_make_is_unknown_and_the_link_stays()
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_is_passed_on_as_it_is() {
+async fn refusal_is_passed_on() {
     let (handle, _events, _peers, mut peer) = up().await;
     let receipt = handle.send(user("bob"), "x".into()).await.unwrap();
     peer.sent().await;
@@ -321,7 +321,7 @@ async fn a_refusal_is_passed_on_as_it_is() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_text_over_the_largest_frame_is_refused_here_and_harms_no_other() {
+async fn overlong_text_is_refused_locally() {
     let (handle, _events, _peers, mut peer) = up().await;
     let large = handle.send(user("bob"), "x".repeat(70_000).into()).await.unwrap();
     let small = handle.send(user("bob"), "y".into()).await.unwrap();
@@ -334,7 +334,7 @@ async fn a_text_over_the_largest_frame_is_refused_here_and_harms_no_other() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_to_list_is_bounded() {
+async fn answer_to_list_is_bounded() {
     let (config, mut peers) = config();
     let (handle, _events) = Client::connect(hark_client::Config { names_max: 3, ..config });
     let mut peer = peers.greeted().await;
@@ -352,7 +352,7 @@ async fn an_answer_to_list_is_bounded() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn at_most_256_other_requests_are_under_way() {
+async fn at_most_256_other_requests_are_pending() {
     let (handle, _events, _peers, mut peer) = up().await;
     let calls: Vec<_> = (0..300)
         .map(|_| {
@@ -379,7 +379,7 @@ async fn at_most_256_other_requests_are_under_way() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_is_abandoned_leaves_nothing_behind() {
+async fn abandoned_call_leaves_nothing_behind() {
     let (handle, _events, _peers, mut peer) = up().await;
     for _ in 0..1000 {
         let gone = tokio::time::timeout(Duration::from_millis(1), handle.ping()).await;
@@ -391,7 +391,7 @@ async fn a_call_that_is_abandoned_leaves_nothing_behind() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn close_waits_for_what_is_under_way_and_then_closes_the_connection() {
+async fn close_waits_for_pending_requests() {
     let (handle, _events, _peers, mut peer) = up().await;
     let receipts = [
         handle.send(user("bob"), "1".into()).await.unwrap(),
@@ -416,7 +416,7 @@ async fn close_waits_for_what_is_under_way_and_then_closes_the_connection() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn close_gives_up_in_time_and_tells_what_is_unknown_from_what_was_not_sent() {
+async fn close_times_out_with_exact_outcomes() {
     let (handle, _events, mut peers, mut peer) = up().await;
     let written = handle.send(user("bob"), "1".into()).await.unwrap();
     peer.sent().await;
@@ -433,7 +433,7 @@ async fn close_gives_up_in_time_and_tells_what_is_unknown_from_what_was_not_sent
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_task_ends_when_the_last_handle_is_dropped() {
+async fn task_ends_with_the_last_handle() {
     let (handle, mut events, _peers, mut peer) = up().await;
     let receipt = handle.send(user("bob"), "1".into()).await.unwrap();
     peer.sent().await;

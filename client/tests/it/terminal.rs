@@ -146,7 +146,7 @@ fn chat() -> (ChatServer, Terminal) {
 }
 
 #[test]
-fn the_prompt_says_who_one_is_and_every_command_what_became_of_it() {
+fn prompt_and_outcomes_are_shown() {
     let (_server, terminal) = chat();
     let mut screen = Screen::open(&terminal, &[]);
     screen.wait_for(&screen.prompt(""));
@@ -168,7 +168,7 @@ fn the_prompt_says_who_one_is_and_every_command_what_became_of_it() {
 }
 
 #[test]
-fn a_message_appears_above_the_line_being_typed() {
+fn message_appears_above_the_typed_line() {
     let (server, terminal) = chat();
     server.chat.add("amy", None);
     let mut screen = Screen::open(&terminal, &[]);
@@ -192,7 +192,7 @@ fn a_message_appears_above_the_line_being_typed() {
 }
 
 #[test]
-fn what_others_send_is_shown_and_not_obeyed() {
+fn received_text_is_escaped() {
     let (server, terminal) = chat();
     server.chat.add("amy", None);
     server.chat.leave(Some("bob"), "amy", "\x1b[2J\x07\u{202e}evil\u{9b}31m\n10:00 ann: not ann");
@@ -206,7 +206,7 @@ fn what_others_send_is_shown_and_not_obeyed() {
 }
 
 #[test]
-fn colours_are_on_a_terminal_and_not_with_no_color() {
+fn no_color_turns_colors_off() {
     for (variables, is_colored) in [(&[][..], true), (&[("NO_COLOR", "1")][..], false)] {
         let (server, terminal) = chat();
         server.chat.add("amy", None);
@@ -227,7 +227,7 @@ fn colours_are_on_a_terminal_and_not_with_no_color() {
 }
 
 #[test]
-fn while_the_server_is_away_what_is_typed_waits_and_says_so() {
+fn commands_wait_while_server_is_down() {
     let (server, terminal) = chat();
     server.chat.add("bob", None);
     let mut screen = Screen::open(&terminal, &[]);
@@ -246,7 +246,7 @@ fn while_the_server_is_away_what_is_typed_waits_and_says_so() {
 }
 
 #[test]
-fn whoever_leaves_learns_what_is_not_stored() {
+fn leaving_reports_unstored_sends() {
     let (server, terminal) = chat();
     server.chat.add("bob", None);
     let mut screen = Screen::open(&terminal, &[]);
@@ -264,7 +264,7 @@ fn whoever_leaves_learns_what_is_not_stored() {
 }
 
 #[test]
-fn a_password_is_asked_for_without_echo_and_remembered_nowhere() {
+fn password_is_neither_echoed_nor_saved() {
     let (server, terminal) = chat();
     server.chat.add("amy", None);
     let mut screen = Screen::open(&terminal, &[]);
@@ -323,7 +323,7 @@ fn in_terminal(terminal: &Terminal, arguments: &[&str]) -> (PtyPair, Box<dyn Chi
 }
 
 #[test]
-fn a_password_that_is_typed_at_once_is_not_echoed() {
+fn early_keystrokes_of_password_are_not_echoed() {
     let (server, terminal) = chat();
     server.chat.add("amy", None);
     // Repeated because the echo is turned off in a race with the prompt.
@@ -394,7 +394,7 @@ fn check_end_by(signal: &str, typed: &str, asked: &str) {
 }
 
 #[test]
-fn a_signal_that_ends_the_chat_gives_the_terminal_back_as_it_was() {
+fn signal_restores_the_terminal() {
     for signal in ["-TERM", "-HUP"] {
         check_end_by(signal, "send amy hal", "hal");
         check_end_by(signal, "password amy\r", "New password for amy: ");
@@ -402,7 +402,7 @@ fn a_signal_that_ends_the_chat_gives_the_terminal_back_as_it_was() {
 }
 
 #[test]
-fn ctrl_d_between_two_prompts_leaves() {
+fn ctrl_d_between_prompts_leaves() {
     let (server, terminal) = chat();
     let (pair, mut hark, mut written) = in_terminal(&terminal, &[]);
     written.until("> ");
@@ -417,7 +417,7 @@ fn ctrl_d_between_two_prompts_leaves() {
 }
 
 #[test]
-fn ctrl_c_at_the_prompt_for_a_password_gives_the_terminal_back_as_it_was() {
+fn ctrl_c_at_password_prompt_restores_the_terminal() {
     let (_server, terminal) = chat();
     let (pair, mut hark, mut written) = in_terminal(&terminal, &["password", "amy"]);
     written.until("New password: ");
@@ -441,7 +441,7 @@ fn ctrl_c_at_the_prompt_for_a_password_gives_the_terminal_back_as_it_was() {
 }
 
 #[test]
-fn tab_completes_commands_and_the_names_that_were_seen() {
+fn tab_completes_commands_and_known_names() {
     let (server, terminal) = chat();
     server.chat.add("somebody", None);
     let mut screen = Screen::open(&terminal, &[]);
@@ -459,7 +459,7 @@ fn tab_completes_commands_and_the_names_that_were_seen() {
 }
 
 #[test]
-fn the_reception_that_is_taken_over_is_not_taken_back() {
+fn chat_does_not_reconnect_after_takeover() {
     let (server, terminal) = chat();
     server.chat.add("amy", None);
     let other = Terminal::at(&server);

@@ -445,7 +445,7 @@ fn hark_speaks_tls_by_wire_and_by_grpc_and_for_the_log() {
 /// Runs `hark ping` by wire and by gRPC; each has to give up at once, and say
 /// why.
 #[track_caller]
-fn check_distrust(server: &str, words: &[&str], expected: &str) {
+fn check_tls_error(server: &str, words: &[&str], expected: &str) {
     for grpc in [&[][..], &["--grpc"]] {
         let begun = Instant::now();
         let (code, out, said) = run(server, &[words, grpc, &["--timeout=60", "ping"]].concat());
@@ -467,28 +467,28 @@ fn hark_gives_up_at_once_on_a_certificate_that_it_does_not_trust_and_says_why() 
         server.signal("HUP");
         wait_until("the reading", || server.log().matches("were read again").count() == count);
     };
-    check_distrust(
+    check_tls_error(
         &address,
         &["--tls"],
         "is not trusted: its issuer is unknown to this machine; name the authority with --ca FILE",
     );
     let other = Authority::new().sign(&["127.0.0.1"]);
     let (file, expected) = (other.authority(), "is not trusted: its issuer is not in ");
-    check_distrust(&address, &["--ca", utf8(&file)], expected);
+    check_tls_error(&address, &["--ca", utf8(&file)], expected);
 
     certificate.replace(Authority::trusted(), &["hark.test", "192.0.2.1"]);
     renew(1);
-    check_distrust(
+    check_tls_error(
         &address,
         &ca,
         "the server's certificate is not valid for 127.0.0.1, only for hark.test, 192.0.2.1",
     );
     certificate.replace_by_expired(Authority::trusted(), &["127.0.0.1"]);
     renew(2);
-    check_distrust(&address, &ca, "the server's certificate expired on 2020-02-03");
+    check_tls_error(&address, &ca, "the server's certificate expired on 2020-02-03");
     certificate.replace_by_self_signed(&["127.0.0.1"], true);
     renew(3);
-    check_distrust(&address, &ca, "is a CA certificate (CA:TRUE)");
+    check_tls_error(&address, &ca, "is a CA certificate (CA:TRUE)");
     certificate.replace_by_self_signed(&["127.0.0.1"], false);
     renew(4);
     assert_eq!(
@@ -501,9 +501,9 @@ fn hark_gives_up_at_once_on_a_certificate_that_it_does_not_trust_and_says_why() 
 #[test]
 fn hark_gives_up_at_once_where_one_side_alone_speaks_tls() {
     let encrypted = server(&["--tls-only"]);
-    check_distrust(&encrypted.address().to_string(), &[], "use TLS (hark --tls)");
+    check_tls_error(&encrypted.address().to_string(), &[], "use TLS (hark --tls)");
     let plain = Harkd::builder().certificate(None).start();
-    check_distrust(
+    check_tls_error(
         &plain.address().to_string(),
         &["--tls"],
         "the server refused the handshake: it has no certificate",
@@ -526,7 +526,7 @@ async fn hark_says_so_where_something_else_answers() {
         }
     });
     tokio::task::block_in_place(|| {
-        check_distrust(&address, &["--tls"], "the server does not support TLS");
+        check_tls_error(&address, &["--tls"], "the server does not support TLS");
         let (code, _, said) = run(&address, &["--timeout=60", "ping"]);
         assert_eq!(code, Some(3));
         assert!(said.contains("the server requires TLS") && said.contains("hark --tls"), "{said}");

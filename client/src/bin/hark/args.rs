@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_is_a_host_and_a_port() {
+    fn server_is_a_host_and_a_port() {
         assert!(parse_servers("localhost:3000").is_ok());
         assert!(parse_servers("[::1]:3000").is_ok());
         for bad in ["localhost", ":3000", "localhost:x", "localhost:70000"] {
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn servers_are_joined_by_commas_each_once_and_not_without_end() {
+    fn server_list_is_checked() {
         assert_eq!(parse_servers("b:1,a:1,a:2").as_deref(), Ok("b:1,a:1,a:2"));
         for bad in ["a:1,", ",a:1", "a:1,,b:1", "a:1, b", "a:1,b:1,a:1"] {
             assert!(parse_servers(bad).is_err(), "{bad}");

@@ -74,7 +74,7 @@ mod tests {
     use hark_protocol::{Code, Refusal, Sequence};
 
     #[test]
-    fn a_message_is_one_line() {
+    fn message_is_one_line() {
         let delivery = Delivery {
             sequence: Sequence(7),
             sender: Some("amy".parse().unwrap()),

@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_is_one_line_that_a_terminal_obeys_nothing_of() {
+    fn event_is_one_escaped_line() {
         assert_eq!(
             text(PLAIN, &event()),
             r"2023-11-14T22:13:20.123Z  WARN hark_server::server: too many\nconnections address=\u{1b}[31m most=3"
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_in_json_is_the_same_value_on_one_line() {
+    fn json_event_is_one_line_of_the_same_value() {
         let line = Shown::Json.line(&LogItem::Event(event()));
         assert!(!line.contains(['\n', '\x1b']), "{line}");
         let value: serde_json::Value = serde_json::from_str(&line).unwrap();
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn events_that_were_missed_are_said() {
+    fn missed_events_are_reported() {
         assert_eq!(Shown::Text(PLAIN).line(&LogItem::Missed(7)), "(7 events were dropped here)");
         assert_eq!(Shown::Json.line(&LogItem::Missed(7)), r#"{"missed":7}"#);
     }

@@ -260,21 +260,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn blank_lines_and_comments_ask_nothing() {
+    fn blank_lines_and_comments_are_skipped() {
         assert!(parse_line(b"").is_none());
         assert!(parse_line(b"  # send bob x").is_none());
         assert_eq!(parse_line(b"ping"), Some(Ok(Command::Ping)));
     }
 
     #[test]
-    fn what_is_no_command_is_refused_here() {
+    fn invalid_line_is_refused_locally() {
         for bad in [&b"frobnicate"[..], b"\xff", b"password", b"send bob"] {
             assert_eq!(parse_line(bad).unwrap().unwrap_err().code, Code::BadRequest);
         }
     }
 
     #[tokio::test]
-    async fn lines_end_in_either_way_and_the_last_may_end_without() {
+    async fn lines_may_end_in_crlf_lf_or_eof() {
         let mut input = &b"one\r\n\ntwo"[..];
         let mut read = Vec::new();
         while let Some(line) = next_line(&mut input).await.unwrap() {

@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_terminal_would_obey_is_shown() {
+    fn unsafe_characters_are_escaped() {
         assert_eq!(escape("plain, ünï 🦀"), "plain, ünï 🦀");
         assert_eq!(escape("\x1b[31mred\x07"), r"\u{1b}[31mred\u{7}");
         assert_eq!(escape("a\u{9b}b\x7f"), r"a\u{9b}b\u{7f}");
@@ -79,12 +79,12 @@ mod tests {
     }
 
     #[test]
-    fn a_line_can_be_read_back() {
+    fn escaped_line_is_reversible() {
         assert_eq!(escape_line("a\nb\\n"), r"a\nb\\n");
     }
 
     #[test]
-    fn no_name_looks_like_another() {
+    fn names_are_never_ambiguous() {
         assert_eq!(escape_name("Zoë-🦀.$"), "Zoë-🦀.$");
         let same =
             ["bob", "bob\u{2060}", "b\u{ad}ob", "bob\u{3164}", "bob\u{200d}", "bob\u{fe0f}", "bob\u{e0041}"];

@@ -190,26 +190,26 @@ mod tests {
     }
 
     #[test]
-    fn a_message_has_its_local_time_and_its_date_where_it_is_not_of_today() {
+    fn message_shows_local_time_and_older_date() {
         assert_eq!(PLAIN.message(&delivery("hello, again", 2), &noon()), "10:00 user2: hello, again");
         assert_eq!(PLAIN.message(&delivery("old", 13), &noon()), "2026-11-20 23:00 user2: old");
     }
 
     #[test]
-    fn a_message_obeys_nothing_and_keeps_its_lines_apart_from_others() {
+    fn message_is_escaped_and_indented() {
         let shown = PLAIN.message(&delivery("one\n10:01 bob: \x1b[2J\u{202e}", 2), &noon());
         assert_eq!(shown, "10:00 user2: one\n             10:01 bob: \\u{1b}[2J\\u{202e}");
     }
 
     #[test]
-    fn colours_are_only_there_when_asked_for() {
+    fn colors_are_optional() {
         let colored = Style { is_colored: true };
         assert!(colored.message(&delivery("x", 1), &noon()).contains("\x1b["));
         assert!(!PLAIN.message(&delivery("x", 1), &noon()).contains('\x1b'));
     }
 
     #[test]
-    fn a_sent_line_says_what_became_of_it() {
+    fn sent_line_shows_its_status() {
         let bob = "bob".parse().unwrap();
         let stored = PLAIN.send_status(&Ok(Done::Plain));
         assert_eq!(PLAIN.sent(&bob, "hello, again", &stored), "→ bob: hello, again … stored");
