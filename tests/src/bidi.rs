@@ -14,13 +14,13 @@ use tonic::{Code, Status, Streaming};
 
 use crate::Link;
 
-/// Requests that are said and not written yet.
+/// Capacity of the request queue.
 const UNWRITTEN_MAX: usize = 64;
 
-/// What a message has at most beside what fits in a frame, in bytes.
+/// Largest size of a message beyond the largest frame, in bytes.
 const BESIDE_FRAME_BYTES_MAX: usize = 1024;
 
-/// One stream over a connection of its own. Dropping it closes that.
+/// A stream over a connection of its own, which closes on drop.
 #[derive(Debug)]
 pub struct Bidi {
     requests: mpsc::Sender<ChatRequest>,
@@ -28,7 +28,7 @@ pub struct Bidi {
 }
 
 impl Bidi {
-    /// Connects and opens the stream, where there is a server.
+    /// Connects and opens the stream; `None` if there is no server.
     pub async fn connect(address: SocketAddr) -> Option<Self> {
         let (requests, mut asked) = mpsc::channel(UNWRITTEN_MAX);
         let asked = futures::stream::poll_fn(move |cx| asked.poll_recv(cx));
@@ -59,17 +59,17 @@ impl Link for Bidi {
     }
 }
 
-/// The generated client over a connection of its own, where there is a server.
+/// Connects the generated client; `None` if there is no server.
 pub(crate) async fn client(address: SocketAddr) -> Option<ChatClient<Channel>> {
     let endpoint = Endpoint::from_shared(format!("http://{address}")).expect("an address");
     let client = ChatClient::new(endpoint.connect().await.ok()?);
     Some(client.max_decoding_message_size(FRAME_BYTES_MAX + BESIDE_FRAME_BYTES_MAX))
 }
 
-/// `None` for a status that says no more than that the stream has ended.
+/// Returns `None` if the status means that the stream has ended.
 ///
 /// # Panics
-/// For any other: a client of the protocol should not see it.
+/// On any other status: a conforming client never receives one.
 pub(crate) fn unless_gone<T>(result: Result<T, Status>) -> Option<T> {
     match result {
         Ok(value) => Some(value),
@@ -78,7 +78,7 @@ pub(crate) fn unless_gone<T>(result: Result<T, Status>) -> Option<T> {
     }
 }
 
-/// Whether the connection is lost, or the stream was closed by the server.
+/// Returns whether the connection was lost, or the server closed the stream.
 fn is_gone(status: &Status) -> bool {
     let is_lost = std::error::Error::source(status).is_some();
     is_lost || matches!(status.code(), Code::Unavailable | Code::Aborted)

@@ -1,12 +1,11 @@
-//! What the tests share: the real `harkd` as a process ([`Harkd`]), clients of
-//! every [`Front`] that say exactly what they are told to ([`Client`], of which
-//! [`Wire`] is one, and [`Classic`]), the real `hark` in a terminal
-//! ([`Terminal`]), a disk that gets full ([`SmallDisk`]), a network that can be
-//! cut ([`FarMachine`]), a cluster of the real NATS ([`Nats`]), where a server
-//! keeps its messages ([`Place`]), and senders and readers who see whether what
-//! was promised is kept ([`Promise`]).
+//! Shared helpers of the tests: the real `harkd` as a process ([`Harkd`]),
+//! scripted clients of every [`Front`] ([`Client`], of which [`Wire`] is one,
+//! and [`Classic`]), the real `hark` in a terminal ([`Terminal`]), a disk that
+//! gets full ([`SmallDisk`]), a network that can be cut ([`FarMachine`]), a
+//! cluster of the real NATS ([`Nats`]), locations of stores ([`Place`]), and
+//! senders and readers that verify the promise ([`Promise`]).
 //!
-//! A test fails by panicking, so these helpers do too.
+//! A test fails by panicking, and so do these helpers.
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod bidi;
@@ -40,13 +39,13 @@ pub use wire::{Client, Wire, name, send};
 
 use std::time::{Duration, Instant};
 
-/// Nothing that a test waits for takes longer than this on a slow machine.
+/// Time limit for anything that a test waits for, generous for slow machines.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Waits until something is so, for [`PATIENCE`] at most.
+/// Waits until a condition holds, up to [`PATIENCE`].
 ///
 /// # Panics
-/// Where it does not become so.
+/// On a timeout.
 #[track_caller]
 pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     let until = Instant::now() + PATIENCE;

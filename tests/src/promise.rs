@@ -1,10 +1,10 @@
-//! The promise, as those see it who rely on it: senders that repeat what was
-//! not answered, readers that drop their links in the middle of their window and
-//! take over from each other, queues that are full, an account that is deleted
-//! and made again. Each connection takes another server and another way into it:
-//! what was not answered over one is repeated over the next. Meanwhile a test
-//! does to the servers what it likes; in the end everything that was answered
-//! was read, once and in each sender's order, and nothing that was refused.
+//! Verification of the promise under load: senders that repeat unanswered
+//! sends, readers that drop their connections in the middle of the window and
+//! take over from each other, full inboxes, and an account that is deleted and
+//! recreated. Each connection uses another server and front; a send that is
+//! unanswered over one is repeated over the next. Meanwhile the test injects
+//! faults. In the end, every send that was answered `ok` must have been read
+//! once and in each sender's order, and no refused one.
 #![expect(clippy::indexing_slicing, reason = "a test fails by panicking")]
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -25,44 +25,44 @@ use crate::{Front, Link, PATIENCE, name, send};
 const SENDERS: usize = 4;
 const READERS: usize = 3;
 
-/// Sends of one sender that are unanswered.
+/// Largest number of unanswered sends of a sender.
 const IN_FLIGHT: usize = 32;
 
-/// How long whoever has lost its connection waits before it tries again.
+/// Delay before a reconnect.
 const AGAIN: Duration = Duration::from_millis(20);
 
-/// How long a reader waits for the next message before it does something else.
+/// Silence after which a reader stops reading.
 const QUIET: Duration = Duration::from_millis(100);
 
-/// The environment variables that [`Trial`] reads, and the short run.
+/// Environment variables of [`Trial`], and the duration of the short run.
 const SEED_VARIABLE: &str = "HARK_SEED";
 const SECONDS_VARIABLE: &str = "HARK_TEST_SECONDS";
 const SECONDS_DEFAULT: u64 = 3;
 
-/// A run at random, for a while.
+/// A randomized run of limited duration.
 #[derive(Debug)]
 pub struct Trial {
-    /// How long things are done to the servers.
+    /// Duration of the fault injection.
     pub time: Duration,
-    /// What decides what is done.
+    /// Source of random decisions.
     pub random: StdRng,
 }
 
-/// Who sends and reads, and where.
+/// Configuration of the senders and readers.
 #[derive(Debug, Clone)]
 pub struct Roles {
-    /// The servers. Each connection goes to any of them.
+    /// The servers. Each connection uses any of them.
     pub servers: Vec<SocketAddr>,
-    /// The ways into them.
+    /// The fronts. Each connection uses any of them.
     pub fronts: Vec<Front>,
-    /// How long an answer may take. Whoever has waited longer takes another
-    /// connection, which is counted: see [`Kept::given_up`].
+    /// Time limit for an answer, after which the connection is dropped and
+    /// counted in [`Kept::given_up`].
     pub patience: Duration,
-    /// How long everybody together may take to come to an end.
+    /// Time limit for all senders and readers to finish.
     pub end_within: Duration,
 }
 
-/// Senders and readers at work.
+/// Running senders and readers.
 #[derive(Debug)]
 pub struct Promise {
     record: Arc<Record>,
@@ -72,47 +72,47 @@ pub struct Promise {
     readers: Vec<JoinHandle<()>>,
 }
 
-/// What was promised and kept.
+/// Result of a run.
 #[derive(Debug)]
 pub struct Kept {
-    /// Sends that were answered `ok`.
+    /// Number of sends answered `ok`.
     pub answered: usize,
-    /// Of those, the ones that were read in their place.
+    /// Number of those that were read in order.
     pub compared: usize,
-    /// Sends that were refused, and those of them for a full queue.
+    /// Number of refused sends, and of those refused because of a full inbox.
     pub refused: (usize, u64),
-    /// Receptions that were taken from another connection.
+    /// Number of takeovers.
     pub takeovers: u64,
-    /// How often an account was deleted and made again.
+    /// Number of deletions and recreations of an account.
     pub rebirths: u64,
-    /// Connections that were given up since no answer came in time.
+    /// Number of connections dropped because of a timeout.
     pub given_up: u64,
-    /// Connections that were not told in time that another has taken over.
+    /// Number of connections that received no `bye` in time after a takeover.
     pub byes_missed: u64,
-    /// Answers that said `error unavailable`.
+    /// Number of answers `error unavailable`.
     pub unavailable: u64,
-    /// The longest time in which no send was answered.
+    /// Longest period without an answered send.
     pub longest_pause: Duration,
-    /// The longest time that one send took, with its repeats.
+    /// Longest time from the first attempt of a send to its answer.
     pub longest_send: Duration,
-    /// The longest time that one server took to answer, if it did.
+    /// Longest time from the last attempt of a send to its answer.
     pub longest_answer: Duration,
-    /// Connections that were opened, by front.
+    /// Number of connections, by front.
     pub opened: Vec<(Front, u64)>,
 }
 
-/// What the senders know and the readers have seen.
+/// Shared record of answers and received messages.
 #[derive(Debug)]
 struct Record {
     roles: Roles,
-    /// The texts that were answered `ok`, by sender and recipient, by id.
+    /// Texts answered `ok`, by sender and recipient, by id.
     stored: Mutex<BTreeMap<(String, String), BTreeMap<u32, String>>>,
     refused: Mutex<HashSet<String>>,
-    /// What was read, by recipient.
+    /// Texts read, by recipient.
     read: Mutex<BTreeMap<String, Vec<String>>>,
-    /// Counts what happens, to tell before from after.
+    /// Logical clock for the order of events.
     clock: AtomicU64,
-    /// When a message to the reborn account was answered.
+    /// Logical times of answers for messages to the recreated account.
     answered_at: Mutex<HashMap<String, u64>>,
     answers: Mutex<Answers>,
     opened: Vec<AtomicU64>,
@@ -126,7 +126,7 @@ struct Record {
     stop_reading: AtomicBool,
 }
 
-/// When sends were answered.
+/// Statistics of answered sends.
 #[derive(Debug)]
 struct Answers {
     count: u64,
@@ -136,12 +136,12 @@ struct Answers {
     longest_answer: Duration,
 }
 
-/// A send that is not answered.
+/// An unanswered send.
 struct Unanswered {
     to: String,
     text: String,
     first_sent: Instant,
-    /// Over the connection that there is.
+    /// Time of the last attempt.
     sent: Instant,
 }
 
@@ -160,7 +160,7 @@ impl Trial {
         Self { time: Duration::from_secs(seconds), random: StdRng::seed_from_u64(seed) }
     }
 
-    /// What decides for somebody else.
+    /// Returns a generator for another task.
     #[must_use]
     pub fn random(&mut self) -> StdRng {
         StdRng::seed_from_u64(self.random.random())
@@ -168,10 +168,10 @@ impl Trial {
 }
 
 impl Promise {
-    /// Makes the accounts, and has everybody begin.
+    /// Creates the accounts, and starts all tasks.
     ///
     /// # Panics
-    /// Where an account cannot be made.
+    /// If an account cannot be created.
     pub async fn begin(roles: Roles, mut random: StdRng) -> Self {
         let record = Arc::new(Record::new(roles));
         for user in recipients().chain(["full".into(), "reborn".into()]) {
@@ -185,14 +185,14 @@ impl Promise {
         Self { record, begun: Instant::now(), random, senders, readers }
     }
 
-    /// The time since everybody began.
+    /// Returns the time since the start.
     #[must_use]
     pub fn elapsed(&self) -> Duration {
         self.begun.elapsed()
     }
 
-    /// Whether a run of this length may end: it is over, and everything was
-    /// tried. After [`PATIENCE`] more it ends in any case, and
+    /// Returns whether a run of this duration may end: it is over, and every
+    /// feature was exercised. After [`PATIENCE`] more it ends in any case, and
     /// [`Kept::assert_all_tried`] fails.
     #[must_use]
     pub fn may_end(&self, time: Duration) -> bool {
@@ -200,16 +200,16 @@ impl Promise {
         elapsed >= time && (self.record.has_tried_all() || elapsed >= time + PATIENCE)
     }
 
-    /// Sends that were answered so far, one way or the other.
+    /// Returns the number of sends answered so far.
     #[must_use]
     pub fn answers(&self) -> u64 {
         self.record.answers.lock().unwrap().count
     }
 
-    /// Waits until something more is answered than `before`.
+    /// Waits until more than `before` sends are answered.
     ///
     /// # Panics
-    /// Where nothing is within the time in which everybody has to end.
+    /// If that takes longer than [`Roles::end_within`].
     pub async fn answer_after(&self, before: u64) {
         let until = Instant::now() + self.record.roles.end_within;
         while self.answers() <= before {
@@ -218,11 +218,10 @@ impl Promise {
         }
     }
 
-    /// Has everybody come to an end, and compares. What is kept is printed
-    /// before anything that is not makes it fail.
+    /// Finishes all tasks, prints the result, and compares.
     ///
     /// # Panics
-    /// Where somebody gets no answer, or the promise is broken: with where.
+    /// If a task times out, or the promise is broken; the message says where.
     pub async fn end(mut self) -> Kept {
         let record = &self.record;
         record.stop_sending.store(true, Ordering::SeqCst);
@@ -242,10 +241,10 @@ impl Promise {
 }
 
 impl Kept {
-    /// Sees that everything was tried.
+    /// Checks that every feature was exercised.
     ///
     /// # Panics
-    /// Where something was not.
+    /// If one was not.
     pub fn assert_all_tried(&self) {
         let counts = [self.compared as u64, self.refused.1, self.takeovers, self.rebirths];
         assert!(counts.iter().all(|count| *count > 0), "something was not tried: {self}");
@@ -334,7 +333,7 @@ impl Record {
         assert!(matches!(made, Some(Reply::Ok(_))), "creating {user}: {made:?}");
     }
 
-    /// A connection to any server by any front.
+    /// Connects to a random server by a random front.
     async fn connect(&self, random: &mut StdRng, session: Option<&str>) -> Option<Connection<'_>> {
         let server = self.roles.servers[random.random_range(0..self.roles.servers.len())];
         let nth = random.random_range(0..self.roles.fronts.len());
@@ -372,8 +371,8 @@ impl Record {
         answers.last = now;
     }
 
-    /// Everything that was answered was read, once and in order; nothing else
-    /// was.
+    /// Checks that every answered send was read once and in order, and no
+    /// other.
     fn compare(&self) -> Kept {
         let (stored, read) = (self.stored.lock().unwrap(), self.read.lock().unwrap());
         let (mut answered, mut compared) = (0, 0);
@@ -437,7 +436,7 @@ fn recipients() -> impl Iterator<Item = String> {
     (0..READERS).map(|n| format!("reader{n}"))
 }
 
-/// Sends until it is told to stop, and repeats what was not answered.
+/// Sends until told to stop, and repeats unanswered sends.
 async fn sender(n: usize, record: Arc<Record>, mut random: StdRng) {
     let me = format!("sender{n}");
     let session = format!("{me}-{}", random.random::<u64>());
@@ -523,8 +522,8 @@ impl Unanswered {
     }
 }
 
-/// Reads for a user, remembering the last number, until it is told to stop and
-/// there is nothing more.
+/// Reads for a user and remembers the last number, until told to stop and the
+/// inbox is empty.
 async fn reader(user: String, record: Arc<Record>, mut random: StdRng) {
     let mut last = Sequence(0);
     loop {
@@ -541,8 +540,8 @@ async fn reader(user: String, record: Arc<Record>, mut random: StdRng) {
         if queued == 0 && record.stop_reading.load(Ordering::SeqCst) {
             return;
         }
-        // It ends in the middle of its window, without an ack for what it has
-        // taken since the last.
+        // The connection ends in the middle of its window, with messages
+        // unacknowledged.
         let patience = random.random_range(1..400);
         for _ in 0..patience {
             let Ok(frame) = timeout(QUIET, link.next()).await else { break };
@@ -569,8 +568,8 @@ async fn reader(user: String, record: Arc<Record>, mut random: StdRng) {
     }
 }
 
-/// Another connection connects while this one receives: this one gets a `bye`,
-/// after which nothing more is pushed to it.
+/// Connects from a second connection while the first one receives, and checks
+/// that the first gets a `bye` and no further message.
 async fn take_over(user: &str, record: &Record, random: &mut StdRng, mut former: Connection<'_>) {
     let Some(mut latter) = record.connect(random, None).await else { return };
     let Some(Reply::Ok(_)) = latter.ask(1, Request::Connect { user: name(user), password: None }).await
@@ -597,8 +596,8 @@ async fn take_over(user: &str, record: &Record, random: &mut StdRng, mut former:
     record.takeovers.fetch_add(1, Ordering::SeqCst);
 }
 
-/// Deletes an account and makes it again, and checks that the new one never
-/// sees what was answered before the old one was deleted.
+/// Deletes and recreates an account repeatedly, and checks that it never
+/// receives a message answered before its deletion.
 async fn reborn(record: Arc<Record>, mut random: StdRng) {
     let user = || name("reborn");
     while !record.stop_reading.load(Ordering::SeqCst) {
@@ -609,7 +608,7 @@ async fn reborn(record: Arc<Record>, mut random: StdRng) {
         {
             continue;
         }
-        // Where the answer to this is lost the account may be there already.
+        // If the answer to this was lost, the account may exist already.
         while !matches!(
             link.ask(2, Request::Create { user: user(), password: None }).await,
             Some(Reply::Ok(_) | Reply::NotOk(_))
@@ -639,7 +638,7 @@ async fn reborn(record: Arc<Record>, mut random: StdRng) {
     }
 }
 
-/// A connection that may end at any time, which is then said by `None`.
+/// A connection that may end at any time, which is reported as `None`.
 struct Connection<'a> {
     link: Box<dyn Link>,
     at: (SocketAddr, Front),
@@ -648,7 +647,7 @@ struct Connection<'a> {
 
 impl Connection<'_> {
     async fn write_all(&mut self, requests: impl IntoIterator<Item = (u32, Request)>) -> Option<()> {
-        // Over calls of gRPC this waits for the answers, one after the other.
+        // gRPC calls are answered one after the other.
         for chunk in self.in_turn(requests) {
             let written = timeout(self.record.roles.patience, self.link.write_all(chunk)).await;
             self.record.unless_too_late(written, || format!("{:?} does not take requests", self.at))??;
@@ -656,7 +655,7 @@ impl Connection<'_> {
         Some(())
     }
 
-    /// What is to be said in one go.
+    /// Splits requests into batches of one write.
     fn in_turn(&self, requests: impl IntoIterator<Item = (u32, Request)>) -> Vec<Vec<(u32, Request)>> {
         let requests: Vec<_> = requests.into_iter().collect();
         match self.at.1 {
@@ -674,7 +673,7 @@ impl Connection<'_> {
         self.record.unless_too_late(next, || format!("{:?} does not answer a send", self.at))?
     }
 
-    /// Asks, and drops what comes before the answer.
+    /// Sends a request, and skips messages before its answer.
     async fn ask(&mut self, id: u32, request: Request) -> Option<Reply> {
         let asked = format!("{request:?}");
         self.write_all([(id, request)]).await?;
