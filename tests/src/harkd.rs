@@ -474,8 +474,8 @@ fn build() -> PathBuf {
     if !cfg!(debug_assertions) {
         cargo.arg("--release");
     }
-    // What Cargo says to a test about its package looks to the build of `ring`
-    // as if everything had changed.
+    // The variables that Cargo sets for a test would make the build script of
+    // `ring` run again.
     for (variable, _) in std::env::vars_os() {
         let name = variable.to_string_lossy();
         if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {

@@ -146,8 +146,9 @@ struct Unanswered {
 }
 
 impl Trial {
-    /// Reads the seed from `HARK_SEED`, or takes any, and the seconds of the run
-    /// from `HARK_TEST_SECONDS`, or takes 3. Prints how to run the same again.
+    /// Reads the seed from `HARK_SEED` (default: random) and the duration in
+    /// seconds from `HARK_TEST_SECONDS` (default: 3), and prints how to repeat
+    /// the run.
     ///
     /// # Panics
     /// If they are not numbers.

@@ -1,5 +1,5 @@
-//! Accounts, passwords, `list`, and the flags about them, of the real server
-//! and through all fronts.
+//! Accounts, passwords, `list` and the flags for them, with the real server and
+//! over all fronts.
 
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -66,10 +66,10 @@ async fn start(front: Front, builder: HarkdBuilder) -> (Harkd, Client) {
     (server, client)
 }
 
-/// An id that no other request of these tests has.
+/// An id that no other request of these tests uses.
 const LIST_ID: u32 = 1_000_000;
 
-/// All names of a list, and what its `ok` says.
+/// Returns all names of a list, and the fields of its `ok`.
 async fn listed(wire: &mut Client, pattern: &str) -> (Vec<UserName>, (usize, bool)) {
     wire.write(LIST_ID, list(pattern)).await;
     let mut names = Vec::new();
@@ -137,7 +137,7 @@ async fn wrong_passwords_are_limited_and_lock_out_nobody_who_is_right_elsewhere(
     let seconds: u64 = explanation.split(' ').next().unwrap().parse().expect("seconds to wait");
     assert!((1..=10).contains(&seconds), "{explanation}");
     assert!(!server.log().contains("secret") && server.log().contains("wrong password"), "{}", server.log());
-    // From another address bob gets in.
+    // The limit does not apply to another address.
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
     let mut stream = socket.connect(server.address()).await.unwrap();
@@ -166,7 +166,7 @@ async fn guesses_at_the_same_time_are_as_few_as_one_after_another(one: Front, ot
         assert!([Code::Denied, Code::RateLimited].contains(&refusal.code), "{refusal}");
         tried += usize::from(refusal.code == Code::Denied);
     }
-    // Those that are hashed at the same time are all let in.
+    // Passwords that are hashed at the same time all pass.
     let at_once = std::thread::available_parallelism().map_or(1, |processors| processors.get().div_ceil(2));
     assert!((5..5 + at_once).contains(&tried), "{tried} passwords were tried");
 }
@@ -180,7 +180,7 @@ async fn a_flood_of_logins_does_not_stall_the_chat(one: Front, other: Front) {
         flood.write(1, create(&format!("u{n}"), Some("secret"))).await;
         floods.push(flood);
     }
-    // Each of these is hashed after the other; a send does not wait for them.
+    // These are hashed one after another; a send does not wait for them.
     wire.sent("bob", "hello").await;
     assert_eq!(wire.receive("bob").await, 1);
     for mut flood in floods {
@@ -228,8 +228,8 @@ async fn with_require_password_an_account_without_one_is_not_entered(one: Front,
     wire.refused(delete("bob", None), Code::Denied).await;
 }
 
-/// A server with these accounts, by name and password, where `root` and `ann`
-/// are admins.
+/// Starts a server with these accounts, by name and password, and with the
+/// admins `root` and `ann`.
 fn with_admins(accounts: &[(&str, Option<&str>)], builder: HarkdBuilder) -> Harkd {
     let place = Place::fresh();
     for (name, password) in accounts {
@@ -294,7 +294,7 @@ async fn who_has_entered_an_admins_account_without_a_password_is_no_admin(one: F
     for request in forbidden() {
         anybody.refused(request, Code::Denied).await;
     }
-    // Nor does it become one by a password of its own.
+    // Setting a password does not make the account an admin.
     let explanation = anybody.refused(set_password("root", None, "mine"), Code::Denied).await;
     assert!(explanation.contains("kept by the operator"), "{explanation}");
     let mut ann = other.connect(server.address()).await;
@@ -409,7 +409,8 @@ async fn connections_of_one_address_have_a_limit_that_says_so() {
     assert_eq!(fourth.next().await, None);
 }
 
-/// `harkd user …` on this store, with this password; its output if it succeeds.
+/// Runs `harkd user …` on this store with this password, and returns its output
+/// if it succeeds.
 fn operator(server: &Harkd, arguments: &[&str], password: Option<&str>) -> Result<String, String> {
     operator_on(server.place(), arguments, password)
 }

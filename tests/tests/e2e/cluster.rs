@@ -1,5 +1,5 @@
-//! Several servers, one chat: what crosses from one to the other, on the real
-//! cluster. What one server owes there is in the contract of the chat.
+//! Several servers of one chat on the real cluster: interaction between them.
+//! The guarantees of a single server are covered by the contract tests.
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -13,27 +13,27 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-/// Rounds that a race is run for at least.
+/// Smallest number of rounds of a race.
 const ROUNDS_MIN: u32 = 5;
 
-/// Less than a server waits before it looks by itself whether something was
-/// stored that it was not told of.
+/// Time below the interval at which a server polls for messages that it was not
+/// notified of.
 const UNTOLD: Duration = Duration::from_secs(24);
 
-/// How long nothing is said that cannot be known.
+/// Duration for which a pending outcome must not be answered.
 const LONGER_THAN_A_MOMENT: Duration = Duration::from_secs(3);
 
 const BYE_TAKEN_OVER: Frame<Reply> = Frame::new(None, Reply::Bye(ByeReason::TakenOver));
 const BYE_DELETED: Frame<Reply> = Frame::new(None, Reply::Bye(ByeReason::Deleted));
 
-/// The rounds of a race: so many at least, and more until the time of
+/// Returns the rounds of a race: at least `min`, and more until the time of
 /// [`Trial`] is over.
 fn rounds(min: u32) -> impl Iterator<Item = u32> {
     let (begun, time) = (Instant::now(), Trial::from_env().time);
     (0..).take_while(move |round| *round < min || begun.elapsed() < time)
 }
 
-/// Two servers of one chat.
+/// Starts two servers of one chat.
 fn servers() -> [Harkd; 2] {
     let place = Place::on(Nats::shared());
     [(); 2].map(|()| Harkd::builder().store(place.clone()).start())
@@ -41,7 +41,7 @@ fn servers() -> [Harkd; 2] {
 
 async fn clients(servers: &[Harkd; 2]) -> [Client; 2] {
     let [one, two] = servers;
-    // Each test crosses from one front to the other, too.
+    // Each test also crosses two fronts.
     [Front::Native.connect(one.address()).await, Front::Bidi.connect(two.address()).await]
 }
 
@@ -61,7 +61,7 @@ fn delete(user: &str) -> Request {
     Request::Delete { user: name(user), password: None }
 }
 
-/// The names of all users.
+/// Returns the names of all users.
 async fn listed(client: &mut Client) -> Vec<String> {
     const ID: u32 = 1;
     client.write(ID, Request::List { pattern: None }).await;
@@ -115,7 +115,7 @@ async fn a_connect_at_another_server_takes_over_with_all_that_is_not_acknowledge
     assert_eq!(&*latter.message().await.text, "four");
     assert!(former.is_quiet().await, "no further messages");
 
-    // Acks of the former count for what it was pushed, though they take a while.
+    // Acks of the former receiver count for its pushes, with a delay.
     former.ack(two.sequence).await;
     let until = Instant::now() + PATIENCE;
     while latter.receive("bob").await != 2 {
@@ -143,7 +143,7 @@ async fn the_end_of_an_account_is_seen_by_every_server_at_once() {
         assert_eq!(two.next().await, Some(BYE_DELETED));
         assert_eq!(two.ok(delete("bob")).await.as_deleted(), Some(false));
 
-        // The next of this name has neither its mail nor its acks.
+        // The new account has neither messages nor acks of the former one.
         two.create("bob").await;
         two.ack(unread.sequence).await;
         one.sent("bob", "new").await;
@@ -156,8 +156,8 @@ async fn the_end_of_an_account_is_seen_by_every_server_at_once() {
     assert!(began.elapsed() < UNTOLD, "twenty ends took {:?}", began.elapsed());
 }
 
-/// The other server has sent to the account a moment ago, so that it does not
-/// ask whether it is still there.
+/// The other server has just sent to the account, so that it does not check
+/// whether the account still exists.
 #[tokio::test]
 async fn a_send_right_after_an_end_is_refused_and_one_after_a_new_beginning_arrives() {
     let servers = servers();
@@ -229,7 +229,7 @@ async fn who_connects_at_two_servers_at_once_receives_at_one_of_them() {
     for round in rounds(ROUNDS_MIN) {
         let text = format!("round {round}");
         tokio::join!(one.ok(connect("bob")), two.ok(connect("bob")));
-        // One of them is told that it has lost.
+        // The loser gets a `bye`.
         let (lost, (loser, winner)) = tokio::select! {
             lost = one.next() => (lost, (&mut one, &mut two)),
             lost = two.next() => (lost, (&mut two, &mut one)),
@@ -240,7 +240,7 @@ async fn who_connects_at_two_servers_at_once_receives_at_one_of_them() {
         assert_eq!(message.text, *text);
         winner.ack(message.sequence).await;
         assert!(loser.is_quiet().await && winner.is_quiet().await, "round {round}");
-        // Acks are written a while later; the next round must not depend on it.
+        // Acks are written with a delay; the next round must not depend on it.
         loser.ok(Request::Disconnect).await;
         winner.ok(Request::Disconnect).await;
     }
@@ -254,12 +254,12 @@ async fn a_name_that_is_made_anew_never_sees_the_mail_of_the_one_before() {
     operator.create("bob").await;
     let mut last_sequence = 0;
     for round in rounds(ROUNDS_MIN) {
-        // How many sends were answered when the new account was asked for, and
-        // when it was there.
+        // Number of sends answered when the new account was requested, and when
+        // it was created.
         let [asked, made] = [AtomicU32::new(0), AtomicU32::new(0)];
         let (sent, is_over) = (AtomicU32::new(0), AtomicU32::new(0));
         let remake = async {
-            // The race begins once a message of this round is stored.
+            // The race begins after a message of this round is stored.
             while sent.load(Ordering::SeqCst) == 0 {
                 tokio::task::yield_now().await;
             }
@@ -271,7 +271,7 @@ async fn a_name_that_is_made_anew_never_sees_the_mail_of_the_one_before() {
         };
         let sending = async {
             let (mut stored, mut after) = (Vec::new(), 0);
-            // Three of them surely go to the new one.
+            // At least three messages are for the new account.
             for n in 0.. {
                 match sender.ask(send("bob", &n.to_string())).await {
                     Reply::Ok(_) => stored.push(n),
@@ -296,20 +296,21 @@ async fn a_name_that_is_made_anew_never_sees_the_mail_of_the_one_before() {
             texts.push(message.text.parse::<u32>().unwrap());
             reader.ack(message.sequence).await;
         }
-        // What comes to the one who ends next is no matter of the next round.
+        // Messages to this receiver must not affect the next round.
         reader.ok(Request::Disconnect).await;
         assert!(texts.is_sorted_by(|one, other| one < other), "round {round}: {texts:?}");
         let (asked, made) = (asked.into_inner(), made.into_inner());
         assert!(texts.iter().all(|text| *text >= asked), "round {round}: {texts:?} from before {asked}");
-        // The first that was asked for after the account was made is `made + 1`.
+        // The first message requested after the account was created is `made +
+        // 1`.
         let owed: Vec<u32> = stored.iter().copied().filter(|text| *text > made).collect();
         assert!(owed.len() >= 3 && texts.ends_with(&owed), "round {round}: {texts:?} lacks some of {owed:?}");
         assert!(texts.iter().all(|text| stored.contains(text)), "round {round}: {texts:?} of {stored:?}");
     }
 }
 
-/// Sends these texts of a session to bob, until each has its outcome: repeats
-/// what was not answered as the protocol says.
+/// Sends these texts of a session to bob until each has its outcome, and
+/// repeats unanswered ones by the protocol's rules.
 async fn send_all(server: &Harkd, session: &str, count: u32, mut answered: impl FnMut(usize)) {
     let mut open: Vec<u32> = (1..=count).collect();
     let until = Instant::now() + 3 * PATIENCE;
@@ -324,7 +325,7 @@ async fn send_all(server: &Harkd, session: &str, count: u32, mut answered: impl 
                     stored.insert(id.value());
                     answered(stored.len());
                 }
-                // Cut off, or to be repeated.
+                // The connection was closed, or the send has to be repeated.
                 None | Some(Frame { message: Reply::Error { .. }, .. }) => break,
                 Some(other) => panic!("{other:?}"),
             }
@@ -337,7 +338,7 @@ async fn next_within<L: Link>(client: &mut Client<L>, patience: Duration) -> Opt
     tokio::time::timeout(patience, client.next()).await.ok().flatten()
 }
 
-/// Everything that waits for bob, each message once.
+/// Receives all messages queued for bob.
 async fn drain(server: &Harkd, count: u64) -> Vec<Delivery> {
     let mut bob = Wire::connect(server.address()).await;
     assert_eq!(bob.receive("bob").await, count);
@@ -363,7 +364,8 @@ async fn pipelined_sends_keep_their_order_across_changes_of_leader() {
         let leader = nats.leader_of(&stream);
         let mut is_killed = false;
         send_all(&one, &format!("session{round}"), COUNT, |answered| {
-            // In the middle of them, at another place each time.
+            // Kills the leader in the middle, at a different position in each
+            // round.
             if !is_killed && answered > 50 * (round as usize % 19) {
                 nats.kill(leader);
                 is_killed = true;
@@ -397,8 +399,8 @@ async fn who_connects_while_nobody_answers_for_its_messages_waits_until_somebody
     assert!(matches!(bob.reply_to(7).await, Reply::Ok(_)));
 }
 
-/// An address that leads to a node, on which the client hears nothing any more
-/// from the moment on that it says `word`.
+/// Returns an address that forwards to a node, and stops forwarding its answers
+/// once the client has sent `word`.
 async fn deaf_way(node: SocketAddr, word: &'static str) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -422,7 +424,7 @@ async fn deaf_way(node: SocketAddr, word: &'static str) -> SocketAddr {
                     _ = tokio::io::copy(&mut from_node, &mut to_client) => {}
                     _ = is_deaf.wait_for(|is_deaf| *is_deaf) => {}
                 }
-                // Open, and silent.
+                // Keeps the connection open and silent.
                 std::future::pending::<()>().await;
             });
         }

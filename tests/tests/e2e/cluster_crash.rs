@@ -1,10 +1,9 @@
-//! The promise, on a cluster: what has been answered `ok` is read once, in each
-//! sender's order, and what was refused is not read at all, while servers and
-//! nodes of NATS are killed, or stand still for a while, and the clients go on
-//! at the other server.
+//! The promise on a cluster: every send answered `ok` is read once and in each
+//! sender's order, and no refused one, while servers and NATS nodes are killed
+//! or frozen and the clients fail over.
 //!
-//! Each run prints its seed; `HARK_SEED` and `HARK_TEST_SECONDS` run it
-//! again, or for longer.
+//! Each run prints its seed. `HARK_SEED` repeats it, and `HARK_TEST_SECONDS`
+//! sets its duration.
 
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -22,34 +21,33 @@ use tokio::time::sleep;
 
 const FRONTS: [Front; 4] = [Front::Native, Front::Tls, Front::Bidi, Front::Calls];
 const NODES: usize = 3;
-/// Messages that the queue of one user holds: few enough to be full soon.
+/// Capacity of an inbox in messages, small enough to be exceeded soon.
 const QUEUED_MAX: u64 = 100;
 const SERVERS: usize = 2;
 
-/// A server answers within this, whatever happens to NATS: it gives up after
-/// twenty seconds, and what it waits for first may have taken as long.
+/// Time limit for an answer of a server in any state of NATS: the server times
+/// out after twenty seconds, and may have waited as long before.
 const ANSWER: Duration = Duration::from_secs(45);
 
-/// How long somebody waits who does not wait for a server that stands still.
+/// Time limit for an answer if the client is to fail over from a frozen server.
 const HASTE: Duration = Duration::from_millis(1500);
 
-/// How long a link is cut so that everything goes on afterwards, and so that a
-/// server gives up before.
+/// Durations of a cut: below and above the timeout of a server.
 const SHORT_MS: u64 = 5_000;
 const LONG_MS: u64 = 25_000;
 
-/// What a server says, for a failure.
+/// Log level of the servers, for failures.
 const LOG: &str = "info,hark_server::store=debug";
 
 const END: Duration = Duration::from_secs(120);
 
-/// Servers on a cluster, any of which may be down.
+/// Servers on a cluster, some of which may be down.
 struct Cluster {
     nats: Nats,
     servers: Vec<Option<Harkd>>,
 }
 
-/// What is done to a process for a while.
+/// A fault that is injected into a process for a while.
 #[derive(Debug, Clone, Copy)]
 enum Blow {
     Kill,
@@ -57,15 +55,15 @@ enum Blow {
 }
 
 impl Cluster {
-    /// Where everything is on one machine.
+    /// Starts everything on one machine.
     fn start() -> Self {
         let nats = Nats::start();
         let servers = own_addresses(SERVERS).iter().map(|address| server(&nats, address).start()).collect();
         Self::of(nats, servers)
     }
 
-    /// Where some nodes are on the far machine, and the last of the servers if
-    /// that is said: it is linked to its clients in any case.
+    /// Starts some nodes on the far machine, and optionally the last of the
+    /// servers, which stays linked to its clients.
     fn with_far(far: &FarMachine, nodes: &[usize], has_server: bool) -> Self {
         let nats = Nats::builder(NODES).on(far, nodes.iter().copied()).start();
         let mut servers: Vec<_> =
@@ -126,8 +124,8 @@ fn server(nats: &Nats, address: &SocketAddr) -> HarkdBuilder {
     builder.store(nats.url()).args(["--log", LOG]).arg(format!("--max-queued-messages={QUEUED_MAX}"))
 }
 
-/// Deals such blows until the time is over: each to any of the processes, for
-/// so many milliseconds, and the next once something was answered since.
+/// Injects faults of this kind until the time is over: into a random process,
+/// for a duration in `down_ms`, and the next after another answer.
 async fn deal(mut trial: Trial, blow: Blow, down_ms: Range<u64>, patience: Duration) -> Kept {
     let mut cluster = block_in_place(Cluster::start);
     let promise = cluster.promise(patience, &mut trial).await;
@@ -152,8 +150,8 @@ async fn deal(mut trial: Trial, blow: Blow, down_ms: Range<u64>, patience: Durat
     kept
 }
 
-/// Cuts the link to the far machine again and again until the time is over, the
-/// first time for so many milliseconds.
+/// Cuts the link to the far machine repeatedly until the time is over; the
+/// first cut takes `first_ms` milliseconds.
 async fn cut(mut trial: Trial, far: &FarMachine, cluster: Cluster, first_ms: u64) -> Kept {
     let promise = cluster.promise(ANSWER, &mut trial).await;
     let mut cuts = 0;
@@ -176,7 +174,7 @@ async fn cut(mut trial: Trial, far: &FarMachine, cluster: Cluster, first_ms: u64
     kept
 }
 
-/// Sends to this server until it says that it cannot tell what became of it.
+/// Sends to this server until it reports an unknown outcome.
 async fn until_unavailable(server: SocketAddr) {
     let mut link = Front::Native.link(server).await.expect("a server");
     for id in 1.. {
@@ -216,8 +214,7 @@ async fn what_was_answered_is_read_once_and_in_order_though_a_node_is_cut_off() 
     cut(Trial::from_env(), &far, cluster, SHORT_MS).await;
 }
 
-/// A server gives up on its operations after twenty seconds, so each cut of it
-/// takes longer.
+/// Each cut takes longer than the server's timeout of twenty seconds.
 mod long {
     use super::*;
 

@@ -1,5 +1,4 @@
-//! How a server enters a cluster, and what it says where it cannot: one line,
-//! with what to do.
+//! Start of a server on a cluster, and its errors: one line with the remedy.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener};
@@ -34,8 +33,8 @@ fn a_cluster_that_is_not_there_is_refused_with_its_address() {
     check_refused(at(free), &["cannot connect to the cluster", &free.to_string(), "is it running"]);
 }
 
-/// Says of itself what a node says at first, with these values instead of
-/// those that would do, and `pong`.
+/// Starts a pretended node that sends `INFO` with these values in place of
+/// valid ones, and `PONG`. Returns its address.
 fn pretended_node(values: Value) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -51,7 +50,7 @@ fn pretended_node(values: Value) -> SocketAddr {
             write!(stream, "INFO {info}\r\n").unwrap();
             let lines = BufReader::new(stream.try_clone().unwrap()).lines();
             for line in lines.map_while(Result::ok) {
-                // It may have heard enough.
+                // The server may have disconnected.
                 if line == "PING" && stream.write_all(b"PONG\r\n").is_err() {
                     break;
                 }
@@ -92,7 +91,7 @@ fn a_stream_that_is_not_harks_is_refused_and_left_alone() {
     check_refused(at(nats.address_of(0)), &["chat-accounts", "its subjects", "--store nats://…/NAME"]);
     let found = request(nats.address_of(0), "$JS.API.STREAM.INFO.chat-accounts", &Value::Null);
     assert_eq!(found["config"]["subjects"], accounts["subjects"]);
-    // Another chat on the same cluster has room.
+    // There is room for another chat on the same cluster.
     drop(Harkd::builder().store(Place::on(&nats)).start());
 }
 
@@ -103,7 +102,7 @@ fn more_replicas_than_nodes_are_refused() {
     check_refused(builder, &["-accounts", "--replicas"]);
 }
 
-/// Asks a node in the text protocol of NATS.
+/// Sends a request to a node in the NATS text protocol.
 fn request(node: SocketAddr, subject: &str, body: &Value) -> Value {
     let mut stream = std::net::TcpStream::connect(node).unwrap();
     let body = if body.is_null() { String::new() } else { body.to_string() };
@@ -129,7 +128,7 @@ async fn a_chat_keeps_the_number_of_streams_that_it_was_made_with() {
         sender.sent(user, "made over three").await;
     }
     drop(first);
-    // A new chat would have others.
+    // A new chat would use a different number of streams.
     let second = at(nats.address_of(0)).start();
     let names = request(nats.address_of(0), "$JS.API.STREAM.NAMES", &Value::Null);
     assert_eq!(names["total"], 3 + 2, "{names}");
@@ -140,7 +139,7 @@ async fn a_chat_keeps_the_number_of_streams_that_it_was_made_with() {
     }
 }
 
-/// A file with this first line, and its folder.
+/// Returns a file with this first line, and its folder.
 fn secret(line: &str) -> (PathBuf, TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("secret");
@@ -180,8 +179,8 @@ fn a_token_comes_from_a_file() {
     }
 }
 
-/// A token that says this of `subject`, as NATS wants it: a JWT, signed by an
-/// nkey (its decision record ADR-14).
+/// Returns a JWT with these claims about `subject`, signed by an nkey (NATS
+/// decision record ADR-14).
 fn jwt(signer: &KeyPair, subject: &KeyPair, nats: &Value) -> String {
     let claims = json!({
         "iss": signer.public_key(), "sub": subject.public_key(), "iat": 1_700_000_000,
@@ -237,7 +236,7 @@ fn credentials_come_from_a_file_as_nats_makes_it() {
 
 #[test]
 fn nodes_that_speak_tls_are_believed_where_their_authority_is_named() {
-    // Where the node listens is known once it does.
+    // The port of the node is known only after its start.
     let certificate = Authority::trusted().sign(&["localhost"]);
     let (file, key) = (certificate.path(), certificate.key());
     let tls = format!("tls {{ cert_file: {file:?}, key_file: {key:?} }}");
@@ -301,7 +300,7 @@ async fn the_operator_looks_after_the_accounts_of_a_cluster_while_servers_run() 
         let said = if output.status.success() { output.stdout } else { output.stderr };
         String::from_utf8(said).unwrap()
     };
-    // There is no chat yet: the first who comes makes it.
+    // The chat does not exist yet; the first command creates it.
     assert_eq!(user(&["add", "bob", "--no-password"]), "added bob\n");
     let server = Harkd::builder().store(place.clone()).start();
     let mut bob = Wire::connect(server.address()).await;

@@ -1,9 +1,9 @@
-//! The promise, under `kill -9`: what has been answered `ok` is read once, in
-//! each sender's order, and what was refused is not read at all, while the
-//! server is killed again and again.
+//! The promise under `kill -9`: every send answered `ok` is read once and in
+//! each sender's order, and no refused one, while the server is killed again
+//! and again.
 //!
-//! It prints its seed; `HARK_SEED` and `HARK_TEST_SECONDS` run it again, or
-//! for longer.
+//! Each run prints its seed. `HARK_SEED` repeats it, and `HARK_TEST_SECONDS`
+//! sets its duration.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use rand::RngExt as _;
 use tokio::time::sleep;
 
 const FRONTS: [Front; 4] = [Front::Native, Front::Tls, Front::Bidi, Front::Calls];
-/// Messages that the queue of one user holds: few enough to be full.
+/// Capacity of an inbox in messages, small enough to be exceeded.
 const QUEUED_MAX: u64 = 400;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,5 +1,5 @@
-//! The real `hark` with several servers to go to. Where they share a store, it
-//! is that of one which moves to the next when that one is killed.
+//! The real `hark` with several servers. If they share a store, its location
+//! moves to the next server when one is killed.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 
 use hark_tests::{Authority, FarMachine, Harkd, Terminal, Trial, hark, own_addresses};
 
-/// What `hark` speaks, as the environment variables that tell it so.
+/// Transport of `hark`, as environment variables.
 type Transport = &'static [(&'static str, &'static str)];
 
 const NATIVE: Transport = &[];
 const GRPC: Transport = &[("HARK_GRPC", "true")];
 
-/// The tests below, over each transport.
+/// Runs the tests below over each transport.
 macro_rules! over_both {
     ($($test:ident),+ $(,)?) => {
         mod over_native {
@@ -35,10 +35,10 @@ over_both!(
     the_chat_says_where_it_is,
 );
 
-/// Messages that are read between two moves.
+/// Number of messages between two moves.
 const MESSAGES: usize = 100;
 
-/// `hark` gives up on an address after less than this where there is another.
+/// Time below which `hark` gives up on an address if there is another one.
 const SHARE: Duration = Duration::from_secs(5);
 
 fn list(addresses: &[SocketAddr]) -> String {
@@ -56,7 +56,8 @@ fn run(transport: Transport, servers: &str, state: &Path, arguments: &[&str]) ->
     command(transport, servers, state).args(arguments).output().unwrap()
 }
 
-/// What a command has said that had to succeed, and had nothing to complain of.
+/// Returns the output of a command, which has to succeed without messages on
+/// stderr.
 #[track_caller]
 fn fine(output: &Output) -> String {
     let complaints = String::from_utf8_lossy(&output.stderr);
@@ -64,9 +65,9 @@ fn fine(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
-/// Waits for the end of a command.
+/// Waits for the exit of a command.
 fn ended(mut child: Child) -> Output {
-    // Nothing more is typed.
+    // Closes its stdin.
     drop(child.stdin.take());
     child.wait_with_output().unwrap()
 }
@@ -83,7 +84,7 @@ fn a_store_that_moves_from_server_to_server_is_read_once_and_in_order(transport:
     for user in ["amy", "bob"] {
         fine(&run(transport, &servers, folder.path(), &["create", user]));
     }
-    // A move for each second of the run.
+    // One move for each second of the run.
     let moves_max = Trial::from_env().time.as_secs().max(1) as usize;
     let sent = (moves_max + 1) * MESSAGES;
     let count = sent.to_string();
@@ -116,7 +117,8 @@ fn a_store_that_moves_from_server_to_server_is_read_once_and_in_order(transport:
     assert_eq!(answers.lines().filter(|line| *line == "ok").count(), sent + 1);
     assert_eq!((read, moves), (sent, moves_max));
     assert!(listening.wait().unwrap().success());
-    // All of it was acknowledged, and the memory of it is one for all orders.
+    // All messages were acknowledged, and their record is independent of the
+    // order of servers.
     let mut other_order = addresses;
     other_order.reverse();
     let mut last =
@@ -155,12 +157,12 @@ fn each_server_has_to_prove_its_own_name(transport: Transport) {
     let (first_port, second_port) = (port(&first), port(&second));
     let authority = certificates[0].authority();
     let arguments = ["--ca", authority.to_str().unwrap(), "create", "amy"];
-    // Each under the name that it can prove.
+    // Each server under a name in its certificate.
     let both = format!("localhost:{first_port},127.0.0.1:{second_port}");
     fine(&run(transport, &both, folder.path(), &arguments));
     first.kill();
     fine(&run(transport, &both, folder.path(), &arguments));
-    // It has an account of that name, so it was the second.
+    // The second server has an account of that name, so it was used.
     let said = run(transport, &format!("127.0.0.1:{second_port}"), folder.path(), &arguments);
     assert_eq!(said.status.code(), Some(1), "{said:?}");
 
@@ -212,7 +214,7 @@ fn a_server_behind_a_cut_link_is_left_for_another_and_found_again() {
     let create = || run(NATIVE, &servers, folder.path(), &["create", "amy"]);
     fine(&create());
     far.cut();
-    // The one that is here has no such account yet.
+    // The near server does not have the account yet.
     fine(&create());
     far.mend();
     let said = create();

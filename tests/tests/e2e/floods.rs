@@ -1,5 +1,5 @@
-//! More than anybody should send, to the real server: it takes what comes too
-//! fast later, refuses what it has no room for, and says so.
+//! Overload of the real server: it delays excessive input, refuses what exceeds
+//! its limits, and reports both.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -26,7 +26,7 @@ hark_tests::through_all_fronts! {
         new_connections_over_the_rate_are_refused_with_the_time_to_wait;
 }
 
-/// A server whose limits hold for the tests as well, and are none but these.
+/// Starts a server with only these limits, which also apply to the loopback.
 fn limited<'a>(arguments: impl IntoIterator<Item = &'a str>) -> HarkdBuilder {
     let all = [
         "--limit-loopback",
@@ -42,7 +42,7 @@ fn limited<'a>(arguments: impl IntoIterator<Item = &'a str>) -> HarkdBuilder {
     kept.chain(chosen.iter().copied()).fold(Harkd::builder(), HarkdBuilder::arg)
 }
 
-/// Pings, as many at once as may be.
+/// Sends pings, as many at once as possible.
 async fn ping(client: &mut Client, count: u32) {
     client.write_all((1..=count).map(|id| (id, Request::Ping))).await;
     for id in 1..=count {
@@ -103,7 +103,7 @@ async fn without_being_told_to_the_server_does_not_slow_down_its_own_machine(one
         let mut client = front.connect(server.address()).await;
         ping(&mut client, 20).await;
     }
-    // It would take minutes.
+    // With these limits in force it would take minutes.
     assert!(begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
 }
 
@@ -112,7 +112,7 @@ async fn bytes_over_the_rate_of_a_connection_are_read_later(one: Front, other: F
     let mut client = one.connect(server.address()).await;
     client.create("bob").await;
     check_bytes(client).await;
-    // Another connection begins anew.
+    // Another connection has a limit of its own.
     let begun = Instant::now();
     other.connect(server.address()).await.sent("bob", &"x".repeat(60_000)).await;
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
@@ -124,7 +124,7 @@ async fn bytes_over_the_rate_of_a_user_are_read_later(one: Front, other: Front) 
     client.create("bob").await;
     client.ok(login("bob")).await;
     check_bytes(client).await;
-    // Another connection goes on where the first has ended.
+    // Another connection of the user continues where the first one ended.
     let mut client = other.connect(server.address()).await;
     client.ok(login("bob")).await;
     let begun = Instant::now();
@@ -134,7 +134,7 @@ async fn bytes_over_the_rate_of_a_user_are_read_later(one: Front, other: Front) 
     check_took(begun, Duration::from_millis(900));
 }
 
-/// Sends 660 kB when 500 go at once, and then 100 a second.
+/// Sends 660 kB, of which 500 pass at once and 100 per second afterwards.
 async fn check_bytes(mut client: Client) {
     let begun = Instant::now();
     let text = "x".repeat(60_000);
@@ -155,7 +155,7 @@ async fn a_session_that_is_slowed_down_and_cut_stores_everything_once_and_in_ord
     let mut client = one.hello(server.address(), "session").await;
     client.ok(login("bob")).await;
     client.write_all(requests(1).take(1400)).await;
-    // It is slowed down by now, and most of what was sent is unread.
+    // The connection is throttled by now, and most of its input is unread.
     for id in 1..=1050 {
         assert!(matches!(client.reply_to(id).await, Reply::Ok(_)));
     }
@@ -184,7 +184,7 @@ async fn who_is_slowed_down_receives_as_fast_as_ever(one: Front, other: Front) {
     bob.receive("bob").await;
     bob.write_all((1..=2000).map(|id| (id, Request::Ping))).await;
     bob.reply_to(500).await;
-    // From here on it is read for one command in 10 ms, that is for 15 s.
+    // From here on one command is read every 10 ms, for 15 s.
     let mut eve = other.connect(server.address()).await;
     for nth in 0..100 {
         eve.sent("bob", &nth.to_string()).await;
@@ -237,7 +237,7 @@ fn open_files(server: &Harkd) -> usize {
     std::fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap().count()
 }
 
-/// Lets a server that runs have no more open files than this.
+/// Limits the open files of a running server.
 fn limit_files(server: &Harkd, files_max: usize) {
     let pid = server.pid().to_string();
     let status = Command::new("prlimit").args(["--pid", &pid, &format!("--nofile={files_max}")]).status();
@@ -264,7 +264,7 @@ async fn who_takes_all_sessions_that_it_can_leaves_some_to_the_others(one: Front
     elsewhere.ok(Request::Hello { version: 1, session: "elsewhere".parse().unwrap() }).await;
 }
 
-/// Waits until the server has made the files that the store needs next.
+/// Waits until the server has created the files that the store prepares.
 async fn files_are_made(server: &Harkd) {
     let mut before = 0;
     while std::mem::replace(&mut before, open_files(server)) != before {
@@ -280,7 +280,7 @@ async fn who_cannot_be_accepted_costs_no_time_and_disturbs_nobody(one: Front, ot
     bob.receive("bob").await;
     files_are_made(&server).await;
     limit_files(&server, open_files(&server) + 10);
-    // The system accepts them all; the server can have ten.
+    // The system accepts all of them; the server can have ten.
     let mut crowd = Vec::new();
     for _ in 0..40 {
         crowd.push(TcpStream::connect(server.address()).await.unwrap());
@@ -296,7 +296,7 @@ async fn who_cannot_be_accepted_costs_no_time_and_disturbs_nobody(one: Front, ot
     }
     let (used, elapsed) = (server.processor_time() - before, begun.elapsed().as_millis() as u64 / 10);
     assert!(used < elapsed / 4, "{used} of {elapsed} hundredths of a second");
-    // Now and then the store closes a file, whose place the next connection takes.
+    // The store may close a file, whose slot the next connection takes.
     let reported = server.log().matches("cannot accept connections").count();
     assert!(reported <= 3, "{}", server.log());
     crowd.truncate(10);
@@ -319,7 +319,7 @@ async fn connections_leave_files_for_the_store() {
         crowd.push(TcpStream::connect(server.address()).await.unwrap());
     }
     wait_until("a connection to be refused", || server.log().contains("as many connections as it may have"));
-    // The store writes out tables meanwhile, each of which is a file.
+    // The store creates further files meanwhile.
     let text = "x".repeat(60_000);
     for _ in 0..10 {
         wire.write_all((1..=60).map(|id| (id, send("bob", &text)))).await;

@@ -1,4 +1,4 @@
-//! `hark logs`: the log of the real server, as the real client shows it.
+//! `hark logs`: the log of the real server, shown by the real client.
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
@@ -19,14 +19,14 @@ fn command(server: &Harkd, state: &Path, words: &[&str]) -> Command {
     command
 }
 
-/// The exit code, what was printed, and what was said on stderr.
+/// Returns exit code, stdout and stderr.
 fn finish(mut command: Command) -> (i32, String, String) {
     let Output { status, stdout, stderr } = command.output().unwrap();
     let [stdout, stderr] = [stdout, stderr].map(|bytes| String::from_utf8(bytes).unwrap());
     (status.code().unwrap_or_else(|| panic!("{status}: {stderr}")), stdout, stderr)
 }
 
-/// Watches, up to the event that says so.
+/// Watches up to the event that announces it.
 fn watch(server: &Harkd, state: &Path) -> (Child, BufReader<ChildStdout>) {
     let mut child = command(server, state, &["logs"]).spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap());
@@ -36,7 +36,7 @@ fn watch(server: &Harkd, state: &Path) -> (Child, BufReader<ChildStdout>) {
     (child, lines)
 }
 
-/// The exit code of one that was started, and what it said on stderr.
+/// Returns exit code and stderr.
 fn end(mut child: Child) -> (Option<i32>, String) {
     let mut said = String::new();
     child.stderr.take().unwrap().read_to_string(&mut said).unwrap();

@@ -1,5 +1,5 @@
-//! That the cluster which other tests rely on does what they ask of it: the
-//! nodes are lost, come back, and have what they had.
+//! The cluster that other tests rely on: nodes fail, recover, and keep their
+//! data.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -8,14 +8,14 @@ use std::time::Duration;
 use hark_tests::{FarMachine, Nats, wait_until};
 use serde_json::{Value, json};
 
-/// Longer than a request takes where somebody leads, and shorter than the
-/// patience of whoever waits for a leader.
+/// Time limit for an answer: longer than a request takes with a leader, and
+/// shorter than the wait for a leader.
 const ANSWER: Duration = Duration::from_secs(5);
 
 const STREAM: &str = "kept";
 
-/// Asks a node over a connection of its own, in the text protocol of NATS;
-/// `None` where no answer comes in time.
+/// Sends a request to a node over a connection of its own, in the NATS text
+/// protocol; `None` on a timeout.
 fn request(nats: &Nats, node: usize, subject: &str, body: &str) -> Option<Value> {
     let url = nats.url_of(node);
     let mut stream = TcpStream::connect(url.strip_prefix("nats://").unwrap()).ok()?;
@@ -51,7 +51,7 @@ fn create(nats: &Nats) {
     assert_eq!(made["config"]["num_replicas"], replicas, "{made}");
 }
 
-/// Leaves a message by a node, once somebody takes it; its number.
+/// Publishes a message at a node, once it is accepted, and returns its number.
 fn publish(nats: &Nats, node: usize) -> u64 {
     let mut number = None;
     wait_until("a message to be stored", || {
@@ -61,13 +61,13 @@ fn publish(nats: &Nats, node: usize) -> u64 {
     number.unwrap()
 }
 
-/// The messages that a node says it has.
+/// Returns the number of messages on a node, by its own account.
 fn count(nats: &Nats, node: usize) -> u64 {
     let all = nats.ask(node, "/jsz?accounts=1&streams=1").unwrap();
     all["account_details"][0]["stream_detail"][0]["state"]["messages"].as_u64().unwrap()
 }
 
-/// Some node that is none of these.
+/// Returns a node other than these.
 fn other_than(nats: &Nats, nodes: &[usize]) -> usize {
     (0..nats.len()).find(|node| !nodes.contains(node)).unwrap()
 }

@@ -1,5 +1,5 @@
-//! What section "Receiving" of `docs/PROTOCOL.md` promises, sentence by
-//! sentence, of the real server and through all fronts.
+//! Section "Receiving" of `docs/PROTOCOL.md`, sentence by sentence, with the
+//! real server and over all fronts.
 
 use hark_protocol::limits::WINDOW_MESSAGES_MAX;
 use hark_protocol::{ByeReason, Code, Frame, Reply, Request, Sequence};
@@ -33,7 +33,7 @@ const BYE_TAKEN_OVER: Frame<Reply> = Frame::new(None, Reply::Bye(ByeReason::Take
 const BYE_SHUTDOWN: Frame<Reply> = Frame::new(None, Reply::Bye(ByeReason::Shutdown));
 const BYE_DELETED: Frame<Reply> = Frame::new(None, Reply::Bye(ByeReason::Deleted));
 
-/// A server with the users, and a connection to it.
+/// Starts a server with these users, and connects to it.
 async fn with_users(front: Front, users: &[&str]) -> (Harkd, Client) {
     let server = Harkd::start();
     let mut client = front.connect(server.address()).await;
@@ -121,8 +121,7 @@ async fn what_is_acknowledged_does_not_come_again_after_a_kill(one: Front, other
     assert_eq!(bob.receive("bob").await, 2);
     let [first, second] = [bob.message().await, bob.message().await];
     bob.ack(first.sequence).await;
-    // An ack may be lost in a crash, but not one that is older than something
-    // that was answered.
+    // A crash may lose an ack, but none that precedes an answered request.
     bob.sent("bob", "three").await;
     let server = match keeps_acks_in_order() {
         true => server.kill_and_restart(),
@@ -160,7 +159,7 @@ async fn a_later_connect_takes_over_and_the_former_stays_open_as_the_user(one: F
     let two = latter.message().await;
     assert!(former.is_quiet().await, "no further messages");
 
-    // It is still bob, and its acks count for what it was pushed.
+    // It is still logged in as bob, and its acks count for its pushes.
     former.sent("alice", "hi").await;
     former.ack(first.sequence).await;
     former.ack(two.sequence).await;
@@ -253,8 +252,8 @@ async fn delete_ends_the_reception_and_drops_the_queue(one: Front, other: Front)
     alice.refused(send("bob", "x"), Code::NoSuchUser).await;
     alice.refused(connect("bob"), Code::NoSuchUser).await;
 
-    // A new account of the name is another one: no mail, no ack, no identity of
-    // the old one, and higher numbers.
+    // A new account of the same name shares neither messages, acks nor logins
+    // with the former one, and has higher numbers.
     alice.create("bob").await;
     alice.sent("bob", "new").await;
     bob.ack(unread.sequence).await;
@@ -323,7 +322,8 @@ async fn a_slow_reader_holds_up_nobody_and_costs_little() {
         let message = bob.message().await;
         bob.ack(message.sequence).await;
     }
-    // 20 MB were sent to who does not read; the engine keeps some in memory.
+    // 20 MB were sent to a client that does not read; the store keeps some in
+    // memory.
     let grown = server.resident_bytes().saturating_sub(before);
     assert!(grown < 120 << 20, "grown by {} KiB", grown >> 10);
 }

@@ -1,5 +1,5 @@
-//! What nobody is to find: passwords and texts in the log, however much of it
-//! is asked for, and passwords in the memory of the server once they are used.
+//! Secrets must not leak: passwords and texts into the log at any level, and
+//! passwords into the memory of the server after their use.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
@@ -12,7 +12,7 @@ const PASSWORD: &str = "correct-horse-battery-staple";
 const WRONG: &str = "incorrect-mule-charger-nail";
 const TEXT: &str = "the eagle has landed at midnight";
 
-/// Pieces of what is secret, so that it is found where it is cut or escaped.
+/// Substrings of the secrets, so that truncated or escaped ones are found.
 const SECRETS: [&str; 6] =
     ["horse-battery", "rrect-horse", "mule-charger", "charger-nail", "eagle", "midnight"];
 
@@ -20,7 +20,7 @@ fn connect(user: &str, password: &str) -> Request {
     Request::Connect { user: name(user), password: Some(password.parse().unwrap()) }
 }
 
-/// All that a client does with a password and a text, by this front.
+/// Uses a password and a text in every request, over this front.
 async fn do_everything(front: Front, server: &Harkd) {
     let user = format!("{front:?}");
     let password = || Some(PASSWORD.parse().unwrap());
@@ -38,7 +38,7 @@ async fn do_everything(front: Front, server: &Harkd) {
     client.ok(change).await;
 }
 
-/// The same in the classic framing, and with mistakes.
+/// Does the same in the classic framing, and with mistakes.
 async fn do_everything_badly(server: &Harkd) {
     let mut classic = Classic::connect(server.address()).await;
     classic.ok("create", &format!("classic,{PASSWORD}")).await;
@@ -53,7 +53,7 @@ async fn do_everything_badly(server: &Harkd) {
         let (answer, _) = classic.ask(command, &payload).await;
         assert_eq!(answer, "notok", "{command} {payload}");
     }
-    // Bytes that are not the protocol.
+    // Bytes that violate the protocol.
     let mut wire = Wire::connect(server.address()).await;
     wire.write_bytes(format!("\0\0\0\x05{PASSWORD}{TEXT}").as_bytes()).await;
     let broken = wire.next().await.unwrap();
@@ -77,10 +77,10 @@ async fn neither_passwords_nor_texts_are_logged_however_much_of_the_log_is_asked
     }
 }
 
-/// How often a server has this in memory that it can write to.
+/// Counts the occurrences of a text in the writable memory of a server.
 fn remembers(server: &Harkd, what: &str) -> usize {
     let pid = server.pid();
-    // What it has is not given back meanwhile.
+    // Frozen, so that memory is not released meanwhile.
     server.signal("STOP");
     wait_until("the server to stand still", || {
         fs::read_to_string(format!("/proc/{pid}/stat")).unwrap().contains(") T ")
@@ -98,7 +98,7 @@ fn remembers(server: &Harkd, what: &str) -> usize {
         let mut bytes = vec![0; usize::try_from(to - from).unwrap()];
         memory.read_exact_at(&mut bytes, from).expect("memory that is mapped");
         looked_at += bytes.len();
-        // What is no text is not looked for.
+        // Only valid text is searched.
         found += String::from_utf8_lossy(&bytes).matches(what).count();
     }
     server.signal("CONT");
@@ -158,7 +158,7 @@ fn no_flag_takes_a_secret() {
             let flag = flag.trim_end_matches(['.', ',', ';', ':', ')', '`']);
             let is_about_one = ["password", "secret", "token", "key"].iter().any(|word| flag.contains(word));
             let takes_none = ["--require-password", "--no-password"].contains(&flag);
-            // A file is named, and nothing of it.
+            // The name of the file is allowed, not its content.
             let names_a_file = flag.ends_with("-file") || flag == "--tls-key";
             assert!(!is_about_one || takes_none || names_a_file, "{flag}");
             looked_at += 1;
@@ -169,8 +169,7 @@ fn no_flag_takes_a_secret() {
 
 #[tokio::test]
 async fn a_certificate_does_not_change_what_is_kept_secret() {
-    // The key is in the memory of a server that uses it, and in nothing that it
-    // says.
+    // The key is in the memory of a server that uses it, but never in its log.
     let certificate = std::sync::Arc::new(Certificate::trusted());
     let mut server = Harkd::builder().certificate(Some(&certificate)).arg("--log=trace").start();
     let mut client: Client = Front::Tls.connect(server.address()).await;

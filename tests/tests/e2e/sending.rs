@@ -1,5 +1,5 @@
-//! What section "Sending" of `docs/PROTOCOL.md` promises, of the real server
-//! and through all fronts: sessions, repeats, and what they survive.
+//! Section "Sending" of `docs/PROTOCOL.md` with the real server and over all
+//! fronts: sessions, repeats, and crashes.
 
 use hark_protocol::{Code, Frame, Reply, Request};
 use hark_tests::{Front, Harkd, Wire, name, send};
@@ -70,8 +70,8 @@ async fn a_repeat_gets_the_same_answer_and_stores_nothing_new(one: Front, other:
 
     for front in [other, one] {
         let mut again = front.hello(server.address(), "session").await;
-        // The refusal was decided, too: that there is such a user now changes
-        // nothing for the repeat.
+        // The refusal was decided as well: creating the user now does not
+        // change the answer to the repeat.
         drop(again.ask(Request::Create { user: name("nobody"), password: None }).await);
         again
             .write_all([(10, send("bob", "one")), (12, send("nobody", "lost")), (15, send("bob", "two"))])
@@ -137,8 +137,8 @@ async fn a_hello_closes_the_connection_that_has_the_session_open(one: Front, oth
     former.create("bob").await;
     former.write_all((100..200).map(|id| (id, send("bob", &id.to_string())))).await;
     let mut latter = other.hello(server.address(), "session").await;
-    // Whatever of the former was taken is decided by now: repeating all in
-    // order, then something new, gives all of them once and in order.
+    // All accepted sends of the former connection are decided by now. Repeating
+    // all in order and then sending a new one stores each once and in order.
     latter.write_all((100..201).map(|id| (id, send("bob", &id.to_string())))).await;
     for id in 100..201 {
         check_ok(latter.reply_to(id).await);
@@ -152,7 +152,7 @@ async fn a_hello_closes_the_connection_that_has_the_session_open(one: Front, oth
 async fn a_hello_closes_a_connection_that_reads_nothing() {
     let server = Harkd::start();
     let mut former = Wire::hello(server.address(), "session").await;
-    // Answers that it does not read: they fill whatever there is in between.
+    // Unread answers that fill all the buffers on the way.
     let user = |n: u32| name(&format!("{n:060}"));
     former.write_all((1..=1000).map(|id| (id, Request::Create { user: user(id), password: None }))).await;
     former.reply_to(1000).await;

@@ -1,5 +1,4 @@
-//! Peers that do not read what they have asked for: they cost nobody but
-//! themselves.
+//! Peers that do not read their answers, and must not affect others.
 
 use std::time::Duration;
 
@@ -8,8 +7,8 @@ use hark_tests::{Harkd, Wire, name, wait_until};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-/// Fills the room between a server and a client that does not read: asks for
-/// more than the system has room for, and waits until the server cannot write.
+/// Fills all the buffers between a server and a client that does not read, and
+/// waits until the server's writes block.
 pub(crate) async fn clog(server: &Harkd, wire: &mut Wire) {
     let users = (1..=1000).map(|n| (n, Request::Create { user: name(&format!("{n:060}")), password: None }));
     wire.write_all(users).await;
@@ -23,7 +22,7 @@ pub(crate) async fn clog(server: &Harkd, wire: &mut Wire) {
     });
 }
 
-/// A connection of a session that has asked for far more than it reads.
+/// Returns a connection of a session that has requested far more than it reads.
 async fn clogged(server: &Harkd) -> Wire {
     let mut wire = Wire::hello(server.address(), "session").await;
     clog(server, &mut wire).await;
@@ -59,7 +58,7 @@ async fn a_command_whose_fields_are_waited_for_takes_no_time_while_the_output_is
     bytes.extend(*b"create\0\0\0\0\0\0\0\0\0");
     for _ in 0..60 {
         classic.write_all(&bytes).await.unwrap();
-        // The bare command is given up on before the next list comes.
+        // The wait for the command's fields ends before the next list.
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     let before = server.processor_time();

@@ -1,5 +1,5 @@
-//! How `harkd` ends, how it refuses to start, and what it says meanwhile: its
-//! signals, exit codes, flags and log.
+//! Shutdown of `harkd`, failed starts, and its output: signals, exit codes,
+//! flags and log.
 
 use std::fs;
 use std::net::TcpListener;
@@ -18,7 +18,7 @@ fn create(user: &str, password: &str) -> Request {
     Request::Create { user: name(user), password: Some(password.parse().unwrap()) }
 }
 
-/// A client that has asked for more than it reads.
+/// Returns a client that has requested more than it reads.
 async fn stuck(server: &Harkd) -> Wire {
     let mut wire = Wire::connect(server.address()).await;
     clog(server, &mut wire).await;
@@ -45,8 +45,8 @@ async fn a_stop_answers_what_is_in_flight_says_bye_and_exits_with_0() {
         reader.create("bob").await;
         reader.receive("bob").await;
         let mut slow = Wire::connect(server.address()).await;
-        // The first answer shows that the second has been taken. It is hashed
-        // for longer than the signal takes.
+        // The first answer shows that the second request was accepted. Hashing
+        // takes longer than the signal.
         let eve = Request::Create { user: name("eve"), password: None };
         slow.write_all([(1, eve), (2, create("amy", "secret"))]).await;
         slow.reply_to(1).await;
@@ -166,7 +166,7 @@ async fn who_reads_nothing_holds_a_stop_for_the_drain_timeout_at_most() {
     server.signal("TERM");
     assert_eq!(server.wait().code(), Some(0));
     let took = start.elapsed();
-    // A little more is for cutting the connections and for a slow machine.
+    // Some extra time for closing the connections and for a slow machine.
     assert!((Duration::from_secs(1)..Duration::from_secs(8)).contains(&took), "it took {took:?}");
     assert!(server.log().contains("closing connections that did not end in time"), "{}", server.log());
 }
@@ -183,7 +183,7 @@ async fn a_second_signal_stops_at_once() {
     }
 }
 
-/// What a server that does not start says beside its log, in one line.
+/// Returns the one-line error of a server that does not start.
 #[track_caller]
 fn refusal(command: &mut Command) -> String {
     let Output { status, stdout, stderr } = command.output().unwrap();
@@ -196,7 +196,7 @@ fn refusal(command: &mut Command) -> String {
     line.to_owned()
 }
 
-/// A server on this store that should not start.
+/// Returns a command for a server on this store that should not start.
 fn harkd_on(store: &Path) -> Command {
     let mut command = harkd();
     command.args(["--listen=127.0.0.1:0", "--store"]).arg(store);
@@ -258,7 +258,7 @@ fn a_folder_that_cannot_be_made_or_read_is_refused() {
     for store in [file.clone(), file.join("store")] {
         check_refusal(&mut harkd_on(&store), &[&store.display().to_string(), "check"]);
     }
-    // A link that leads to itself is something that not even root can follow.
+    // Even root cannot follow a link that leads to itself.
     let knot = folder.path().join("knot");
     std::os::unix::fs::symlink(&knot, &knot).unwrap();
     check_refusal(&mut harkd_on(&knot), &[&knot.display().to_string(), "check"]);
@@ -367,11 +367,11 @@ async fn settings_come_from_the_environment_and_flags_go_first() {
     check_refusal(harkd().env("HARKD_LISTEN", "127.0.0.1:0").env("HARKD_STORE", &store), &[&store]);
 }
 
-/// What must not be in a log: as it is, and as the numbers of its bytes.
+/// Secrets that must not be logged, neither as text nor as byte values.
 const SECRETS: [&str; 2] = ["Tarantella", "Sesamkringel"];
 
-/// A server with everything in its log is told texts and passwords in every
-/// way, sound and broken; its log when it has ended.
+/// Sends texts and passwords in every way, valid and invalid, to a server at
+/// the most verbose log level. Returns its log.
 async fn log_of_secrets(builder: HarkdBuilder) -> String {
     let [text, password] = SECRETS;
     let mut server = builder.arg("--log=trace").start();

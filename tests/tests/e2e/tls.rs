@@ -1,5 +1,5 @@
-//! TLS on the same port: every framing inside it, what is refused and how that
-//! is said, certificates that are read again, and how a connection ends.
+//! TLS on the same port: every framing inside of it, refusals and their
+//! messages, reloading of certificates, and shutdown.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -19,10 +19,10 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-/// How long the server waits for a handshake, and for nothing else here.
+/// Time limit of the server for a handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The first bytes of a `ClientHello` that does not go on.
+/// The beginning of a `ClientHello`.
 const HALF_A_HANDSHAKE: &[u8] = &[0x16, 0x03, 0x01, 0x02, 0x00, 0x01];
 
 async fn handshake(address: SocketAddr, protocols: &[&str]) -> std::io::Result<TlsStream<TcpStream>> {
@@ -30,12 +30,12 @@ async fn handshake(address: SocketAddr, protocols: &[&str]) -> std::io::Result<T
     TlsConnector::from(client_config(protocols)).connect(address.ip().into(), stream).await
 }
 
-/// What the server says to these bytes, to the end of the connection.
+/// Returns the server's answer to these bytes, up to the end of the connection.
 async fn answer(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(bytes).await.unwrap();
     let mut said = Vec::new();
-    // A connection that is closed with bytes unread is reset.
+    // A connection that is closed with unread bytes is reset.
     drop(timeout(PATIENCE, stream.read_to_end(&mut said)).await.expect("the connection stays open"));
     said
 }
@@ -46,17 +46,17 @@ fn frame(id: u32, request: &Request) -> Vec<u8> {
     bytes.to_vec()
 }
 
-/// A server with a certificate and these arguments.
+/// Starts a server with a certificate and these arguments.
 fn server(arguments: &[&str]) -> Harkd {
     arguments.iter().fold(Harkd::builder(), |builder, argument| builder.arg(*argument)).start()
 }
 
-/// A server whose certificate can be changed.
+/// Starts a server whose certificate can be replaced.
 fn server_with(certificate: &Arc<Certificate>) -> Harkd {
     Harkd::builder().certificate(Some(certificate)).start()
 }
 
-/// The exit code of `hark`, what it printed, and what it said on stderr.
+/// Runs `hark` and returns exit code, stdout and stderr.
 fn run(server: &str, words: &[&str]) -> (Option<i32>, String, String) {
     let state = tempfile::tempdir().unwrap();
     let mut command = hark(state.path());
@@ -94,13 +94,13 @@ async fn a_text_as_large_as_a_frame_goes_through_in_both_directions() {
 
 #[tokio::test]
 async fn who_reads_late_gets_all_of_it() {
-    // More than the system takes off the server's hands.
+    // More than the socket buffers hold.
     const TEXT_BYTES: usize = 12_000_000;
     let server = server(&["--max-frame=16000000"]);
     let mut writer = Wire::connect(server.address()).await;
     writer.create("bob").await;
     writer.sent("bob", &"x".repeat(TEXT_BYTES)).await;
-    // So little room that the server has to wait in the middle of it.
+    // A small buffer, so that the server has to wait in the middle.
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
     let stream = socket.connect(server.address()).await.unwrap();
@@ -147,7 +147,7 @@ async fn tls_inside_tls_is_refused() {
     stream.write_all(HALF_A_HANDSHAKE).await.unwrap();
     stream.flush().await.unwrap();
     let mut said = Vec::new();
-    // It ends without a word.
+    // It is closed silently.
     drop(timeout(PATIENCE, stream.read_to_end(&mut said)).await.expect("the connection stays open"));
     assert!(said.is_empty(), "{said:?}");
     server.wait_for_log("closing a connection that begins TLS inside TLS");
@@ -196,7 +196,7 @@ async fn a_handshake_counts_as_a_connection() {
     assert_eq!(answer(server.address(), HALF_A_HANDSHAKE).await, [0x15, 3, 3, 0, 2, 2, 80]);
 }
 
-/// A connection whose handshake does not go on.
+/// Returns a connection whose handshake has stalled.
 async fn stalled(server: &Harkd) -> TcpStream {
     let mut stalled = TcpStream::connect(server.address()).await.unwrap();
     stalled.write_all(HALF_A_HANDSHAKE).await.unwrap();
@@ -204,7 +204,8 @@ async fn stalled(server: &Harkd) -> TcpStream {
     stalled
 }
 
-/// The short run sees in `links` that such a connection ends, but not when.
+/// The short run checks in `links` that such a connection is closed, but not
+/// when.
 mod long {
     use super::*;
 
@@ -225,7 +226,8 @@ mod long {
 async fn a_server_that_stops_does_not_wait_for_a_handshake() {
     let mut server = server(&["--drain-timeout=60"]);
     let stalled = stalled(&server).await;
-    // One that has shaken hands and said nothing is not waited for either.
+    // A connection that is silent after its handshake does not delay the
+    // shutdown either.
     let silent = handshake(server.address(), &[]).await.unwrap();
     server.wait_until_read();
     let asked = Instant::now();
@@ -247,7 +249,7 @@ async fn a_server_that_stops_says_bye_and_closes_tls_in_order() {
     }
     server.signal("TERM");
     assert_eq!(client.next().await, Some(Frame::new(None, Reply::Bye(ByeReason::Shutdown))));
-    // `NativeTls` takes a missing close_notify for the end as well: look closer.
+    // `NativeTls` accepts a missing close_notify, so the raw stream is checked.
     let mut stream = client.into_link().into_stream();
     let mut rest = Vec::new();
     let end = timeout(PATIENCE, stream.read_to_end(&mut rest)).await.unwrap();
@@ -275,7 +277,7 @@ async fn who_closes_its_side_gets_what_it_has_asked_for() {
             let oks = said.windows(3).filter(|bytes| bytes == b"ok\0").count();
             assert_eq!(oks, 2, "{said:?}");
         } else {
-            // No close_notify: the end of TCP alone.
+            // Without close_notify: only TCP is closed.
             let socket = stream.get_mut().0;
             socket.shutdown().await.unwrap();
             timeout(PATIENCE, socket.read_to_end(&mut Vec::new())).await.unwrap().unwrap();
@@ -299,7 +301,7 @@ async fn who_does_not_read_is_dropped_over_tls_too() {
     drop(reader);
 }
 
-/// What so many idle connections that receive cost the server, in bytes each.
+/// Returns the memory of the server per idle receiving connection, in bytes.
 async fn cost_of_idling(front: Front) -> u64 {
     const WARM_UP: usize = 100;
     const MEASURED: usize = 300;
@@ -442,8 +444,8 @@ fn hark_speaks_tls_by_wire_and_by_grpc_and_for_the_log() {
     assert_eq!(run(&by_name, &["--ca", utf8(&authority), "ping"]).0, Some(0));
 }
 
-/// Runs `hark ping` by wire and by gRPC; each has to give up at once, and say
-/// why.
+/// Runs `hark ping` over the wire protocol and over gRPC; each has to fail at
+/// once with this explanation.
 #[track_caller]
 fn check_tls_error(server: &str, words: &[&str], expected: &str) {
     for grpc in [&[][..], &["--grpc"]] {
@@ -521,7 +523,7 @@ async fn hark_says_so_where_something_else_answers() {
             stream.read_exact(&mut first).await.unwrap();
             let said: &[u8] = if first == [0x16] { b"SSH-2.0-x\r\n" } else { &[0x15, 3, 3, 0, 2, 2, 70] };
             stream.write_all(said).await.unwrap();
-            // Its end is the client's.
+            // The client closes the connection.
             drop(stream.read_to_end(&mut Vec::new()).await);
         }
     });
@@ -536,7 +538,7 @@ async fn hark_says_so_where_something_else_answers() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hark_never_falls_back_to_plain_text() {
-    // It takes a few tries, and each is answered in another unhelpful way.
+    // Several attempts, each answered in a different unhelpful way.
     const TRIES: usize = 3;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -548,7 +550,7 @@ async fn hark_never_falls_back_to_plain_text() {
             let count = stream.read(&mut bytes).await.unwrap();
             bytes.truncate(count);
             if nth == 1 {
-                // Silence, and then the end.
+                // Silence, then the end.
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
             stream.shutdown().await.unwrap();
@@ -588,14 +590,14 @@ fn the_chat_in_a_terminal_shows_that_a_certificate_is_not_trusted() {
     let terminal =
         hark_tests::Terminal::open(server.address(), state.path(), &[("HARK_CA", utf8(&authority))]);
     terminal.wait_for("connected to");
-    // The one that comes after a restart is another's.
+    // The certificate after the restart is from another authority.
     certificate.replace(&Authority::new(), &["127.0.0.1"]);
     std::fs::copy(Certificate::trusted().authority(), &authority).unwrap();
     let _server = server.kill_and_restart();
     terminal.wait_for("is not trusted: its issuer is not in");
 }
 
-/// Python's `ssl`, which is OpenSSL, as a client.
+/// Python's `ssl`, which uses OpenSSL, as a client.
 #[test]
 fn another_implementation_of_tls_speaks_with_the_server() {
     let certificate = Arc::new(Certificate::trusted());

@@ -1,4 +1,4 @@
-//! Watching the log of the server over gRPC.
+//! Watching of the server's log over gRPC.
 
 use std::time::Duration;
 
@@ -17,11 +17,11 @@ use tonic::{Code, Status, Streaming};
 
 async fn channel(server: &Harkd) -> Channel {
     let endpoint = Endpoint::from_shared(format!("http://{}", server.address())).unwrap();
-    // What is not read waits at the server, but for 64 KiB.
+    // Small flow control windows, so that unread events wait at the server.
     endpoint.initial_stream_window_size(65_535).connect().await.unwrap()
 }
 
-/// One who watches.
+/// A watcher.
 struct Watch(Streaming<WatchLogsReply>);
 
 impl Watch {
@@ -46,7 +46,7 @@ impl Watch {
         }
     }
 
-    /// What comes up to the mark with this number.
+    /// Returns the events up to the marker with this number.
     async fn until(&mut self, number: u64) -> Vec<LogEvent> {
         let mut events = Vec::new();
         loop {
@@ -60,7 +60,7 @@ impl Watch {
     }
 }
 
-/// Has the server log an event at the level debug, with this number.
+/// Makes the server log a marker event with this number at level debug.
 async fn mark(wire: &mut Wire, number: u64) {
     wire.ack(Sequence(number)).await;
 }
@@ -119,7 +119,7 @@ async fn events_are_chosen_by_their_target_and_a_limit_ends_the_stream() {
     assert_eq!(two.next().await, None);
     let mut server = server;
     server.signal("TERM");
-    // It ends with the server, and nothing of the chat was in it.
+    // The stream ends with the server, and had no events of the chat.
     while let Some(event) = elsewhere.next().await {
         let Event::Log(event) = event else { panic!("{event:?}") };
         assert!(event.target.starts_with("hark_server::store"), "{event:?}");
@@ -131,7 +131,7 @@ const TEXT: &str = "a-text-for-nobody-else";
 const PASSWORD: &str = "a-password-for-nobody-else";
 const NEW_PASSWORD: &str = "another-password-for-nobody-else";
 
-/// Says texts and passwords, right and wrong, in every way there is.
+/// Sends texts and passwords, right and wrong, in every way.
 async fn say_secrets(server: &Harkd, wire: &mut Wire) {
     let mut chat = ChatClient::new(channel(server).await);
     let login =
@@ -158,7 +158,7 @@ async fn say_secrets(server: &Harkd, wire: &mut Wire) {
     wire.ack(last).await;
     wire.ok(Request::Disconnect).await;
     wire.refused(Request::List { pattern: Some(format!("({TEXT}").into()) }, Word::BadPattern).await;
-    // Bytes that are not the protocol.
+    // Bytes that violate the protocol.
     let mut broken = Wire::connect(server.address()).await;
     broken.write_bytes(&[0, 0, 0, 1]).await;
     broken.write_bytes(TEXT.as_bytes()).await;
@@ -172,11 +172,11 @@ async fn a_watcher_sees_no_text_and_no_password_and_not_how_it_is_told() {
     let mut watch = Watch::open(&server, LogLevel::Trace).await;
     let mut wire = Wire::connect(server.address()).await;
     say_secrets(&server, &mut wire).await;
-    // Of who received, which is another event than that of a mark.
+    // The marker of a receiving client differs.
     let mut marks = Wire::connect(server.address()).await;
     mark(&mut marks, 1).await;
     let mut events = watch.until(1).await;
-    // The two connections that it made end when the server has noticed.
+    // Both connections end once the server has noticed.
     while events.iter().filter(|event| event.message == "a connection has ended").count() < 2 {
         events.push(watch.event().await);
     }
@@ -186,7 +186,7 @@ async fn a_watcher_sees_no_text_and_no_password_and_not_how_it_is_told() {
         assert!(![TEXT, PASSWORD, NEW_PASSWORD].iter().any(|secret| shown.contains(secret)), "{shown}");
         assert!(event.target.starts_with("hark"), "{shown}");
     }
-    // The events on their way to the watcher have made none.
+    // Sending events to the watcher causes no events.
     for number in 2..=100 {
         mark(&mut marks, number).await;
         let between = watch.until(number).await;
@@ -206,7 +206,7 @@ async fn connections_are_seen_to_begin_and_to_end_but_not_the_one_that_watches()
         drop(Wire::connect(server.address()).await);
         for expected in ["a connection begins", "a connection has ended"] {
             let event = watch.event().await;
-            // The first is that it is watched.
+            // The first event announces the watcher.
             let event = if event.message == "the log is watched" { watch.event().await } else { event };
             assert_eq!((&*event.message, &*event.target), (expected, "hark_server::server"));
             assert_eq!(event.fields["address"], "127.0.0.1");
