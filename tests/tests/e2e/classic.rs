@@ -33,7 +33,7 @@ fn output(child: Child) -> Vec<String> {
 }
 
 #[test]
-fn the_old_client_works_unchanged() {
+fn old_client_works_unchanged() {
     let server = Harkd::start();
     let script = [
         ("create user2", "ok"),
@@ -64,7 +64,7 @@ fn the_old_client_works_unchanged() {
 }
 
 #[tokio::test]
-async fn an_old_client_that_waits_gets_what_arrives() {
+async fn waiting_old_client_gets_new_messages() {
     let server = Harkd::start();
     let mut alice = Wire::connect(server.address()).await;
     alice.create("bob").await;
@@ -79,7 +79,7 @@ async fn an_old_client_that_waits_gets_what_arrives() {
 }
 
 #[tokio::test]
-async fn a_command_alone_waits_a_moment_for_its_fields() {
+async fn command_waits_briefly_for_its_fields() {
     let server = Harkd::start();
     let mut classic = Classic::connect(server.address()).await;
     classic.ok("ping", "").await;
@@ -101,7 +101,7 @@ async fn a_command_alone_waits_a_moment_for_its_fields() {
 }
 
 #[tokio::test]
-async fn a_command_whose_fields_never_come_is_refused_after_a_moment() {
+async fn command_without_fields_is_refused_after_timeout() {
     let server = Harkd::start();
     let mut classic = Classic::connect(server.address()).await;
     classic.ok("ping", "").await;
@@ -114,7 +114,7 @@ async fn a_command_whose_fields_never_come_is_refused_after_a_moment() {
 }
 
 #[tokio::test]
-async fn a_bare_message_that_is_too_long_is_refused_once_and_no_part_of_it_is_delivered() {
+async fn overlong_bare_message_is_refused_as_a_whole() {
     let server = Harkd::start();
     let mut classic = Classic::connect(server.address()).await;
     classic.ok("create", "bob").await;
@@ -132,7 +132,7 @@ async fn a_bare_message_that_is_too_long_is_refused_once_and_no_part_of_it_is_de
 }
 
 #[tokio::test]
-async fn a_long_list_comes_in_several_messages_and_nothing_after_it() {
+async fn long_list_takes_several_messages() {
     let server = Harkd::start();
     let mut wire = Wire::connect(server.address()).await;
     let users: Vec<String> = (0..100).map(|n| format!("{n:03}-{}", "u".repeat(50))).collect();
@@ -158,7 +158,7 @@ async fn a_long_list_comes_in_several_messages_and_nothing_after_it() {
 }
 
 #[tokio::test]
-async fn requests_are_answered_one_after_the_other() {
+async fn requests_are_answered_in_order() {
     let server = Harkd::start();
     let mut classic = Classic::connect(server.address()).await;
     // The password takes longer than all other requests.
@@ -181,7 +181,7 @@ async fn requests_are_answered_one_after_the_other() {
 }
 
 #[tokio::test]
-async fn what_was_written_to_a_classic_reader_counts_as_read() {
+async fn messages_written_to_classic_reader_are_acknowledged() {
     let mut server = Harkd::start();
     let mut alice = Wire::connect(server.address()).await;
     alice.create("bob").await;
@@ -232,7 +232,7 @@ async fn classic_and_native_users_talk_to_each_other() {
 }
 
 #[tokio::test]
-async fn there_is_no_bye_and_neither_sessions_nor_acks() {
+async fn bye_sessions_and_acks_are_unsupported() {
     let server = Harkd::start();
     let mut bob = Classic::connect(server.address()).await;
     bob.ok("create", "bob").await;

@@ -76,7 +76,7 @@ async fn listed(client: &mut Client) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_message_reaches_who_receives_at_another_server_at_once() {
+async fn message_reaches_receiver_at_another_server() {
     let servers = servers();
     let [mut alice, mut bob] = clients(&servers).await;
     alice.create("alice").await;
@@ -98,7 +98,7 @@ async fn a_message_reaches_who_receives_at_another_server_at_once() {
 }
 
 #[tokio::test]
-async fn a_connect_at_another_server_takes_over_with_all_that_is_not_acknowledged() {
+async fn connect_at_another_server_takes_over() {
     let servers = servers();
     let [mut former, mut latter] = clients(&servers).await;
     former.create("bob").await;
@@ -128,7 +128,7 @@ async fn a_connect_at_another_server_takes_over_with_all_that_is_not_acknowledge
 }
 
 #[tokio::test]
-async fn the_end_of_an_account_is_seen_by_every_server_at_once() {
+async fn deletion_is_seen_by_every_server() {
     let servers = servers();
     let [mut one, mut two] = clients(&servers).await;
     let began = Instant::now();
@@ -159,7 +159,7 @@ async fn the_end_of_an_account_is_seen_by_every_server_at_once() {
 /// The other server has just sent to the account, so that it does not check
 /// whether the account still exists.
 #[tokio::test]
-async fn a_send_right_after_an_end_is_refused_and_one_after_a_new_beginning_arrives() {
+async fn send_sees_deletion_and_recreation_at_once() {
     let servers = servers();
     let [mut one, mut two] = clients(&servers).await;
     for round in rounds(ROUNDS_MIN) {
@@ -185,7 +185,7 @@ async fn a_send_right_after_an_end_is_refused_and_one_after_a_new_beginning_arri
 }
 
 #[tokio::test]
-async fn what_one_server_has_answered_about_accounts_holds_at_the_other() {
+async fn account_changes_hold_at_every_server() {
     let servers = servers();
     let [mut one, mut two] = clients(&servers).await;
     let names: Vec<String> = (0..20).map(|n| format!("user{n:02}")).collect();
@@ -205,7 +205,7 @@ async fn what_one_server_has_answered_about_accounts_holds_at_the_other() {
 }
 
 #[tokio::test]
-async fn of_two_servers_that_create_the_same_name_one_succeeds() {
+async fn concurrent_creation_succeeds_at_one_server() {
     let servers = servers();
     let [mut one, mut two] = clients(&servers).await;
     for round in rounds(ROUNDS_MIN) {
@@ -221,7 +221,7 @@ async fn of_two_servers_that_create_the_same_name_one_succeeds() {
 }
 
 #[tokio::test]
-async fn who_connects_at_two_servers_at_once_receives_at_one_of_them() {
+async fn concurrent_connects_leave_one_receiver() {
     let servers = servers();
     let [mut one, mut two] = clients(&servers).await;
     let mut sender = Wire::connect(servers[0].address()).await;
@@ -247,7 +247,7 @@ async fn who_connects_at_two_servers_at_once_receives_at_one_of_them() {
 }
 
 #[tokio::test]
-async fn a_name_that_is_made_anew_never_sees_the_mail_of_the_one_before() {
+async fn recreated_account_gets_no_former_messages() {
     let servers = servers();
     let [mut operator, mut reader] = clients(&servers).await;
     let mut sender = Wire::connect(servers[1].address()).await;
@@ -353,7 +353,7 @@ async fn drain(server: &Harkd, count: u64) -> Vec<Delivery> {
 }
 
 #[tokio::test]
-async fn pipelined_sends_keep_their_order_across_changes_of_leader() {
+async fn pipelined_sends_keep_order_across_leader_changes() {
     const COUNT: u32 = 1000;
     let mut nats = Nats::start();
     let place = Place::on(&nats);
@@ -382,7 +382,7 @@ async fn pipelined_sends_keep_their_order_across_changes_of_leader() {
 }
 
 #[tokio::test]
-async fn who_connects_while_nobody_answers_for_its_messages_waits_until_somebody_does() {
+async fn connect_waits_for_a_missing_stream() {
     let nats = Nats::shared();
     let place = Place::on(nats);
     let server = Harkd::builder().store(place.clone()).start();
@@ -433,7 +433,7 @@ async fn deaf_way(node: SocketAddr, word: &'static str) -> SocketAddr {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_repeat_is_stored_once_though_the_engine_has_started_again_since() {
+async fn repeat_is_stored_once_after_nats_restart() {
     let mut nats = Nats::start();
     let deaf = deaf_way(nats.address_of(0), "once").await;
     let place = Place::on(&nats);

@@ -196,19 +196,19 @@ async fn pause(random: &mut StdRng, ms: Range<u64>) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_answered_is_read_once_and_in_order_whoever_of_a_cluster_is_killed() {
+async fn promise_holds_under_kills() {
     let kept = deal(Trial::from_env(), Blow::Kill, 100..2000, ANSWER).await;
     assert_eq!(kept.given_up, 0, "some answer did not come");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_answered_is_read_once_and_in_order_whoever_of_a_cluster_stands_still() {
+async fn promise_holds_under_freezes() {
     deal(Trial::from_env(), Blow::Freeze, 500..9000, HASTE).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_answered_is_read_once_and_in_order_though_a_node_is_cut_off() {
-    let test = "what_was_answered_is_read_once_and_in_order_though_a_node_is_cut_off";
+async fn promise_holds_while_a_node_is_cut_off() {
+    let test = "promise_holds_while_a_node_is_cut_off";
     let Some(far) = FarMachine::of_test(module_path!(), test) else { return };
     let cluster = block_in_place(|| Cluster::with_far(&far, &[NODES - 1], false));
     cut(Trial::from_env(), &far, cluster, SHORT_MS).await;
@@ -219,8 +219,8 @@ mod long {
     use super::*;
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn what_was_answered_is_read_once_and_in_order_though_a_server_is_cut_off_from_the_nodes() {
-        let test = "what_was_answered_is_read_once_and_in_order_though_a_server_is_cut_off_from_the_nodes";
+    async fn promise_holds_while_a_server_is_cut_off() {
+        let test = "promise_holds_while_a_server_is_cut_off";
         let Some(far) = FarMachine::of_test(module_path!(), test) else { return };
         let cluster = block_in_place(|| Cluster::with_far(&far, &[], true));
         let server = cluster.servers.iter().flatten().next_back().expect("a server").address();
@@ -231,8 +231,8 @@ mod long {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn what_was_answered_is_read_once_and_in_order_though_a_server_is_cut_off_with_one_node() {
-        let test = "what_was_answered_is_read_once_and_in_order_though_a_server_is_cut_off_with_one_node";
+    async fn promise_holds_while_server_and_node_are_cut_off() {
+        let test = "promise_holds_while_server_and_node_are_cut_off";
         let Some(far) = FarMachine::of_test(module_path!(), test) else { return };
         let cluster = block_in_place(|| Cluster::with_far(&far, &[NODES - 1], true));
         cut(Trial::from_env(), &far, cluster, SHORT_MS).await;

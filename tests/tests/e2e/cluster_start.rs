@@ -28,7 +28,7 @@ fn at(address: impl std::fmt::Display) -> HarkdBuilder {
 }
 
 #[test]
-fn a_cluster_that_is_not_there_is_refused_with_its_address() {
+fn unreachable_cluster_is_refused_with_its_address() {
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     check_refused(at(free), &["cannot connect to the cluster", &free.to_string(), "is it running"]);
 }
@@ -61,7 +61,7 @@ fn pretended_node(values: Value) -> SocketAddr {
 }
 
 #[test]
-fn an_older_node_is_refused_by_its_version() {
+fn older_node_is_refused_by_version() {
     for version in ["2.9.10", "2.15.0"] {
         let node = pretended_node(json!({ "version": version }));
         check_refused(at(node), &["old", version, "upgrade it to 2.15.1"]);
@@ -69,13 +69,13 @@ fn an_older_node_is_refused_by_its_version() {
 }
 
 #[test]
-fn a_node_without_jetstream_is_refused() {
+fn node_without_jetstream_is_refused() {
     let node = pretended_node(json!({ "jetstream": false }));
     check_refused(at(node), &["old", "no JetStream", "add `jetstream"]);
 }
 
 #[test]
-fn a_node_that_takes_too_little_is_refused() {
+fn node_with_small_payload_limit_is_refused() {
     let nats = Nats::builder(1).config("max_payload: 16KB").start();
     check_refused(at(nats.address_of(0)), &["16384", "max_payload", "--max-frame"]);
     let fitting = at(nats.address_of(0)).args(["--max-frame=8192", "--shards=1"]);
@@ -83,7 +83,7 @@ fn a_node_that_takes_too_little_is_refused() {
 }
 
 #[test]
-fn a_stream_that_is_not_harks_is_refused_and_left_alone() {
+fn foreign_stream_is_refused_and_untouched() {
     let nats = Nats::builder(1).start();
     let accounts = json!({ "name": "chat-accounts", "subjects": ["orders"], "num_replicas": 1 });
     let made = request(nats.address_of(0), "$JS.API.STREAM.CREATE.chat-accounts", &accounts);
@@ -118,7 +118,7 @@ fn request(node: SocketAddr, subject: &str, body: &Value) -> Value {
 }
 
 #[tokio::test]
-async fn a_chat_keeps_the_number_of_streams_that_it_was_made_with() {
+async fn chat_keeps_its_number_of_streams() {
     let nats = Nats::builder(1).start();
     let users: Vec<String> = (0..8).map(|n| format!("user{n}")).collect();
     let first = at(nats.address_of(0)).arg("--shards=3").start();
@@ -148,7 +148,7 @@ fn secret(line: &str) -> (PathBuf, TempDir) {
 }
 
 #[test]
-fn a_password_comes_from_a_file_and_a_wrong_one_is_refused() {
+fn nats_password_comes_from_a_file() {
     let nats = Nats::builder(1).config("authorization { user: hark, password: right }").start();
     let place = Place::on(&nats);
     let (right, _right) = secret("right");
@@ -164,7 +164,7 @@ fn a_password_comes_from_a_file_and_a_wrong_one_is_refused() {
 }
 
 #[test]
-fn a_token_comes_from_a_file() {
+fn nats_token_comes_from_a_file() {
     let nats = Nats::builder(1).config("authorization { token: right }").start();
     let place = Place::on(&nats);
     for (line, is_right) in [("right", true), ("wrong", false)] {
@@ -195,7 +195,7 @@ fn jwt(signer: &KeyPair, subject: &KeyPair, nats: &Value) -> String {
 }
 
 #[test]
-fn credentials_come_from_a_file_as_nats_makes_it() {
+fn nats_credentials_come_from_a_creds_file() {
     let [operator, system] = [KeyPair::new_operator(), KeyPair::new_account()];
     let [account, stranger] = [KeyPair::new_account(), KeyPair::new_account()];
     let unlimited = json!({
@@ -235,7 +235,7 @@ fn credentials_come_from_a_file_as_nats_makes_it() {
 }
 
 #[test]
-fn nodes_that_speak_tls_are_believed_where_their_authority_is_named() {
+fn tls_nodes_are_trusted_by_named_authority() {
     // The port of the node is known only after its start.
     let certificate = Authority::trusted().sign(&["localhost"]);
     let (file, key) = (certificate.path(), certificate.key());
@@ -262,12 +262,12 @@ fn nodes_that_speak_tls_are_believed_where_their_authority_is_named() {
 }
 
 #[test]
-fn a_secret_in_the_address_is_refused() {
+fn secret_in_the_address_is_refused() {
     check_refused(at("hark:secret@127.0.0.1"), &["no secret in the address", "--nats-user"]);
 }
 
 #[test]
-fn whether_the_nodes_sync_is_said_at_the_start() {
+fn sync_setting_of_nodes_is_logged() {
     for (builder, words) in [
         (
             Nats::builder(1),
@@ -290,7 +290,7 @@ fn whether_the_nodes_sync_is_said_at_the_start() {
 }
 
 #[tokio::test]
-async fn the_operator_looks_after_the_accounts_of_a_cluster_while_servers_run() {
+async fn operator_manages_accounts_of_a_running_cluster() {
     let nats = Nats::builder(1).start();
     let place = Place::on(&nats);
     let user = |arguments: &[&str]| {

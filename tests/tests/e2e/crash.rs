@@ -16,7 +16,7 @@ const FRONTS: [Front; 4] = [Front::Native, Front::Tls, Front::Bidi, Front::Calls
 const QUEUED_MAX: u64 = 400;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_answered_is_read_once_and_in_order_whatever_is_killed() {
+async fn promise_holds_under_kill_9() {
     let mut trial = Trial::from_env();
     let mut server = Harkd::builder().arg(format!("--max-queued-messages={QUEUED_MAX}")).start();
     let roles = Roles {

@@ -479,12 +479,12 @@ async fn try_all(is_clean: bool) {
 }
 
 #[tokio::test]
-async fn damage_to_a_closed_store_is_never_passed_over() {
+async fn damage_to_a_closed_store_is_detected() {
     try_all(true).await;
 }
 
 #[tokio::test]
-async fn damage_after_a_kill_is_never_passed_over() {
+async fn damage_after_a_kill_is_detected() {
     try_all(false).await;
 }
 
@@ -511,7 +511,7 @@ fn damage_messages(store: &Path) {
 }
 
 #[tokio::test]
-async fn damage_met_while_serving_concerns_its_inbox_alone() {
+async fn damage_found_while_running_affects_one_inbox() {
     let home = tempfile::tempdir().unwrap();
     let store = home.path().join("store");
     fill(&store, true).await;

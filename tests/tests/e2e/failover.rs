@@ -29,10 +29,10 @@ macro_rules! over_both {
 }
 
 over_both!(
-    a_store_that_moves_from_server_to_server_is_read_once_and_in_order,
-    a_server_that_is_not_there_costs_nothing_and_one_that_hangs_its_share,
-    each_server_has_to_prove_its_own_name,
-    the_chat_says_where_it_is,
+    moving_store_is_read_once_in_order,
+    hanging_server_costs_only_its_share,
+    each_server_proves_its_own_name,
+    chat_shows_the_current_server,
 );
 
 /// Number of messages between two moves.
@@ -76,7 +76,7 @@ fn server(address: SocketAddr, store: &Path) -> Harkd {
     Harkd::builder().listen(&address.to_string()).store(store).start()
 }
 
-fn a_store_that_moves_from_server_to_server_is_read_once_and_in_order(transport: Transport) {
+fn moving_store_is_read_once_in_order(transport: Transport) {
     let folder = tempfile::tempdir().unwrap();
     let (addresses, store) = (own_addresses(3), folder.path().join("store"));
     let servers = list(&addresses);
@@ -128,7 +128,7 @@ fn a_store_that_moves_from_server_to_server_is_read_once_and_in_order(transport:
     assert_eq!(folder.path().join("hark/taken").read_dir().unwrap().count(), 1);
 }
 
-fn a_server_that_is_not_there_costs_nothing_and_one_that_hangs_its_share(transport: Transport) {
+fn hanging_server_costs_only_its_share(transport: Transport) {
     let folder = tempfile::tempdir().unwrap();
     let addresses = own_addresses(3);
     let (gone, hanging) = (addresses[0], server(addresses[1], &folder.path().join("hanging")));
@@ -147,7 +147,7 @@ fn a_server_that_is_not_there_costs_nothing_and_one_that_hangs_its_share(transpo
     assert_eq!(why, format!("hark: not sent: cannot reach {neither} within 1 s\n"));
 }
 
-fn each_server_has_to_prove_its_own_name(transport: Transport) {
+fn each_server_proves_its_own_name(transport: Transport) {
     let folder = tempfile::tempdir().unwrap();
     let certificates =
         [["localhost"], ["127.0.0.1"]].map(|names| Arc::new(Authority::trusted().sign(&names)));
@@ -179,7 +179,7 @@ fn each_server_has_to_prove_its_own_name(transport: Transport) {
     assert!(start.elapsed() < SHARE, "waiting does not help");
 }
 
-fn the_chat_says_where_it_is(transport: Transport) {
+fn chat_shows_the_current_server(transport: Transport) {
     let folder = tempfile::tempdir().unwrap();
     let (addresses, store) = (own_addresses(2), folder.path().join("store"));
     let [first, second] = [addresses[0], addresses[1]];
@@ -202,8 +202,8 @@ fn the_chat_says_where_it_is(transport: Transport) {
 }
 
 #[test]
-fn a_server_behind_a_cut_link_is_left_for_another_and_found_again() {
-    let test = "a_server_behind_a_cut_link_is_left_for_another_and_found_again";
+fn client_leaves_and_finds_a_cut_off_server() {
+    let test = "client_leaves_and_finds_a_cut_off_server";
     let Some(far) = FarMachine::of_test(module_path!(), test) else { return };
     let folder = tempfile::tempdir().unwrap();
     let open = ["--allow-plaintext", "--allow-open-accounts"];
@@ -224,7 +224,7 @@ fn a_server_behind_a_cut_link_is_left_for_another_and_found_again() {
 }
 
 #[test]
-fn the_log_is_that_of_the_first_that_is_there() {
+fn log_is_of_the_first_reachable_server() {
     let folder = tempfile::tempdir().unwrap();
     let gone = own_addresses(1)[0];
     let server = Harkd::builder().arg("--watch-logs=loopback").start();

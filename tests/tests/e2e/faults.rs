@@ -83,7 +83,7 @@ async fn read(server: &Harkd, user: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn full_disk_refuses_sends_alone() {
+async fn full_disk_refuses_only_sends() {
     let disk = SmallDisk::new(DISK_MIB);
     let server = on(&disk);
     let mut wire = Wire::connect(server.address()).await;
@@ -299,7 +299,7 @@ fn marker(n: u32) -> String {
 }
 
 #[tokio::test]
-async fn every_ok_is_written_after_the_sync_that_covers_it() {
+async fn every_ok_follows_its_sync() {
     let traced = Traced::start(&[]);
     let mut wire = Wire::connect(traced.server.address()).await;
     let secret = |password: &str| Some(password.parse().unwrap());
@@ -328,7 +328,7 @@ async fn every_ok_is_written_after_the_sync_that_covers_it() {
 }
 
 #[tokio::test]
-async fn with_sync_os_a_send_waits_for_no_sync() {
+async fn sync_os_answers_without_sync() {
     let traced = Traced::start(&["--sync=os"]);
     let mut wire = Wire::connect(traced.server.address()).await;
     // The first number may need a sync: numbers are reserved in batches.

@@ -13,17 +13,17 @@ use tokio::net::{TcpSocket, TcpStream};
 
 hark_tests::through_all_fronts! {
     sessions:
-        bytes_over_the_rate_of_a_connection_are_read_later,
-        bytes_over_the_rate_of_a_user_are_read_later,
-        a_session_that_is_slowed_down_and_cut_stores_everything_once_and_in_order,
-        who_is_slowed_down_receives_as_fast_as_ever,
-        who_takes_all_sessions_that_it_can_leaves_some_to_the_others,
-        who_cannot_be_accepted_costs_no_time_and_disturbs_nobody;
+        connection_over_byte_rate_is_delayed,
+        user_over_byte_rate_is_delayed,
+        throttled_session_stores_once_in_order,
+        throttled_user_still_receives_at_full_speed,
+        sessions_per_address_are_limited,
+        unacceptable_connections_cost_no_time;
     calls:
-        commands_over_the_rate_of_a_connection_are_taken_later_and_none_is_refused,
-        the_connections_of_a_user_share_its_rate_and_slow_down_nobody_else,
-        without_being_told_to_the_server_does_not_slow_down_its_own_machine,
-        new_connections_over_the_rate_are_refused_with_the_time_to_wait;
+        connection_over_command_rate_is_delayed,
+        connections_of_a_user_share_its_rate,
+        loopback_is_not_throttled_by_default,
+        connections_over_the_rate_are_refused_with_wait;
 }
 
 /// Starts a server with only these limits, which also apply to the loopback.
@@ -61,7 +61,7 @@ fn check_took(begun: Instant, at_least: Duration) {
     assert!(took >= at_least, "{took:?}, and not {at_least:?}");
 }
 
-async fn commands_over_the_rate_of_a_connection_are_taken_later_and_none_is_refused(one: Front, _: Front) {
+async fn connection_over_command_rate_is_delayed(one: Front, _: Front) {
     let server = limited(["--max-commands-per-second=100"]).start();
     let mut client = one.connect(server.address()).await;
     let begun = Instant::now();
@@ -69,7 +69,7 @@ async fn commands_over_the_rate_of_a_connection_are_taken_later_and_none_is_refu
     check_took(begun, Duration::from_millis(900));
 }
 
-async fn the_connections_of_a_user_share_its_rate_and_slow_down_nobody_else(one: Front, other: Front) {
+async fn connections_of_a_user_share_its_rate(one: Front, other: Front) {
     let server = limited(["--max-user-commands-per-second=100"]).start();
     let mut client = other.connect(server.address()).await;
     client.create("bob").await;
@@ -93,7 +93,7 @@ async fn the_connections_of_a_user_share_its_rate_and_slow_down_nobody_else(one:
     assert!(sent.elapsed() > Duration::from_millis(200), "eve has waited for bob: {:?}", sent - begun);
 }
 
-async fn without_being_told_to_the_server_does_not_slow_down_its_own_machine(one: Front, other: Front) {
+async fn loopback_is_not_throttled_by_default(one: Front, other: Front) {
     let rates = ["connects", "commands", "bytes", "user-commands", "user-bytes"];
     let builder =
         rates.iter().fold(Harkd::builder(), |all, rate| all.arg(format!("--max-{rate}-per-second=1")));
@@ -107,7 +107,7 @@ async fn without_being_told_to_the_server_does_not_slow_down_its_own_machine(one
     assert!(begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
 }
 
-async fn bytes_over_the_rate_of_a_connection_are_read_later(one: Front, other: Front) {
+async fn connection_over_byte_rate_is_delayed(one: Front, other: Front) {
     let server = limited(["--max-bytes-per-second=100000"]).start();
     let mut client = one.connect(server.address()).await;
     client.create("bob").await;
@@ -118,7 +118,7 @@ async fn bytes_over_the_rate_of_a_connection_are_read_later(one: Front, other: F
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
 }
 
-async fn bytes_over_the_rate_of_a_user_are_read_later(one: Front, other: Front) {
+async fn user_over_byte_rate_is_delayed(one: Front, other: Front) {
     let server = limited(["--max-user-bytes-per-second=100000"]).start();
     let mut client = one.connect(server.address()).await;
     client.create("bob").await;
@@ -147,7 +147,7 @@ async fn check_bytes(mut client: Client) {
     }
 }
 
-async fn a_session_that_is_slowed_down_and_cut_stores_everything_once_and_in_order(one: Front, other: Front) {
+async fn throttled_session_stores_once_in_order(one: Front, other: Front) {
     let server = limited(["--max-commands-per-second=200", "--max-user-commands-per-second=200"]).start();
     let mut bob = other.connect(server.address()).await;
     bob.create("bob").await;
@@ -177,7 +177,7 @@ async fn a_session_that_is_slowed_down_and_cut_stores_everything_once_and_in_ord
     }
 }
 
-async fn who_is_slowed_down_receives_as_fast_as_ever(one: Front, other: Front) {
+async fn throttled_user_still_receives_at_full_speed(one: Front, other: Front) {
     let server = limited(["--max-commands-per-second=100"]).start();
     let mut bob = one.connect(server.address()).await;
     bob.create("bob").await;
@@ -203,7 +203,7 @@ async fn who_is_slowed_down_receives_as_fast_as_ever(one: Front, other: Front) {
     assert!(replies < 1900, "the messages came after all replies");
 }
 
-async fn new_connections_over_the_rate_are_refused_with_the_time_to_wait(one: Front, other: Front) {
+async fn connections_over_the_rate_are_refused_with_wait(one: Front, other: Front) {
     let server = limited(["--max-connects-per-second=1"]).start();
     let mut open = Vec::new();
     for front in [one, other, one, other, one] {
@@ -223,7 +223,7 @@ async fn new_connections_over_the_rate_are_refused_with_the_time_to_wait(one: Fr
 }
 
 #[tokio::test]
-async fn an_old_client_over_the_rate_is_answered_later() {
+async fn old_client_over_the_rate_is_delayed() {
     let server = limited(["--max-commands-per-second=5"]).start();
     let mut client = Classic::connect(server.address()).await;
     let begun = Instant::now();
@@ -244,7 +244,7 @@ fn limit_files(server: &Harkd, files_max: usize) {
     assert!(status.expect("prlimit, of util-linux").success());
 }
 
-async fn who_takes_all_sessions_that_it_can_leaves_some_to_the_others(one: Front, other: Front) {
+async fn sessions_per_address_are_limited(one: Front, other: Front) {
     let server = limited(["--require-password", "--max-sessions=8"]).start();
     let mut refused = 0;
     for nth in 0..20 {
@@ -272,7 +272,7 @@ async fn files_are_made(server: &Harkd) {
     }
 }
 
-async fn who_cannot_be_accepted_costs_no_time_and_disturbs_nobody(one: Front, other: Front) {
+async fn unacceptable_connections_cost_no_time(one: Front, other: Front) {
     let server = Harkd::start();
     let mut eve = one.connect(server.address()).await;
     eve.create("bob").await;
@@ -332,7 +332,7 @@ async fn connections_leave_files_for_the_store() {
 }
 
 #[tokio::test]
-async fn refused_connections_do_not_fill_the_disk_with_lines() {
+async fn log_lines_of_refused_connections_are_limited() {
     const REFUSED: usize = 400;
     let mut server = Harkd::builder().arg("--max-connections-per-address=1").arg("--limit-loopback").start();
     let mut wire = Wire::connect(server.address()).await;

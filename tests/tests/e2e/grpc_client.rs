@@ -69,7 +69,7 @@ fn calls_are_answered_and_refused() {
 }
 
 #[test]
-fn it_is_all_the_same_inside_tls() {
+fn calls_and_session_work_over_tls() {
     for scenario in ["calls", "session"] {
         let certificate = Arc::new(Certificate::trusted());
         let server = Harkd::builder().certificate(Some(&certificate)).arg("--tls-only").start();
@@ -81,17 +81,17 @@ fn it_is_all_the_same_inside_tls() {
 }
 
 #[test]
-fn connect_delivers_and_ack_takes() {
+fn connect_delivers_and_ack_deletes() {
     run(&Harkd::start(), "receive");
 }
 
 #[test]
-fn a_whole_session_goes_over_one_stream() {
+fn whole_session_runs_over_one_stream() {
     run(&Harkd::start(), "session");
 }
 
 #[tokio::test]
-async fn a_list_of_many_users_comes_in_pages() {
+async fn long_list_is_paged() {
     let server = Harkd::builder().arg("--max-list=2500").start();
     let mut wire = Wire::connect(server.address()).await;
     let users =
@@ -107,7 +107,7 @@ fn deadlines_and_cancelling_end_calls() {
 }
 
 #[test]
-fn the_log_is_watched() {
+fn log_is_watched() {
     run(&Harkd::builder().arg("--watch-logs=loopback").start(), "logs");
 }
 
@@ -122,12 +122,12 @@ fn health_is_checked_and_watched() {
 }
 
 #[test]
-fn the_old_service_works_as_it_did() {
+fn old_service_works_unchanged() {
     run(&Harkd::start(), "old");
 }
 
 #[test]
-fn the_client_of_the_document_works_as_it_stands_there() {
+fn document_client_works_as_printed() {
     let document = Document::read();
     let server = Harkd::start();
     let mut client = document.start(&server, document.programs.first().unwrap());
@@ -140,7 +140,7 @@ fn the_client_of_the_document_works_as_it_stands_there() {
 }
 
 #[tokio::test]
-async fn the_other_programs_of_the_document_work_too() {
+async fn other_document_programs_work_as_printed() {
     let document = Document::read();
     let mut server = Harkd::builder().arg("--watch-logs=loopback").start();
     Wire::connect(server.address()).await.create("bob").await;

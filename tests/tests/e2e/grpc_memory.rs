@@ -39,7 +39,7 @@ async fn check_growth(server: &Harkd, before: u64) {
 }
 
 #[tokio::test]
-async fn messages_that_are_not_read_stay_in_the_store() {
+async fn unread_messages_stay_in_the_store() {
     let server = Harkd::builder().arg("--sync=os").start();
     let (users, messages) = (16, 250);
     let mut wire = Wire::connect(server.address()).await;
@@ -64,7 +64,7 @@ async fn messages_that_are_not_read_stay_in_the_store() {
 }
 
 #[tokio::test]
-async fn requests_whose_answers_are_not_read_stay_at_the_client() {
+async fn unread_answers_pause_reading_of_requests() {
     let server = Harkd::builder().arg("--sync=os").start();
     let before = server.resident_bytes();
     let mut client = client(&server).await;

@@ -30,7 +30,7 @@ async fn with_unread(messages: usize) -> (Harkd, Wire, Wire) {
 }
 
 #[tokio::test]
-async fn a_silent_peer_that_owes_acks_is_dropped_and_its_messages_stay() {
+async fn silent_peer_that_owes_acks_is_dropped() {
     let (server, _alice, mut bob) = with_unread(0).await;
     let mut alice = Wire::connect(server.address()).await;
     let start = Instant::now();
@@ -48,7 +48,7 @@ async fn a_silent_peer_that_owes_acks_is_dropped_and_its_messages_stay() {
 }
 
 #[tokio::test]
-async fn a_peer_that_owes_acks_and_pings_is_not_dropped() {
+async fn pinging_peer_that_owes_acks_is_kept() {
     let (_server, mut alice, mut bob) = with_unread(1).await;
     let start = Instant::now();
     while start.elapsed() < 3 * ACK_TIMEOUT {
@@ -60,7 +60,7 @@ async fn a_peer_that_owes_acks_and_pings_is_not_dropped() {
 }
 
 #[tokio::test]
-async fn an_idle_peer_that_owes_nothing_is_not_dropped_and_has_its_time_when_a_message_comes() {
+async fn idle_peer_without_debts_is_kept() {
     let (_server, mut alice, mut bob) = with_unread(0).await;
     alice.sent("bob", "before").await;
     let before = bob.message().await;
@@ -76,7 +76,7 @@ async fn an_idle_peer_that_owes_nothing_is_not_dropped_and_has_its_time_when_a_m
 }
 
 #[tokio::test]
-async fn a_peer_that_acks_one_by_one_has_its_time_for_each() {
+async fn each_ack_restarts_the_ack_timeout() {
     let (_server, mut alice, mut bob) = with_unread(0).await;
     for n in 0..6 {
         alice.sent("bob", &n.to_string()).await;
@@ -116,7 +116,7 @@ fn beginnings() -> [(&'static str, Vec<u8>); 6] {
 }
 
 #[tokio::test]
-async fn peers_that_say_nothing_whole_cost_little_and_are_dropped_in_time() {
+async fn incomplete_peers_are_cheap_and_dropped_in_time() {
     let mut kinds = tokio::task::JoinSet::new();
     for (what, bytes) in beginnings() {
         // The start blocks this thread while no connection is open.
@@ -176,7 +176,7 @@ impl Begun {
 }
 
 #[tokio::test]
-async fn a_peer_that_writes_a_byte_now_and_then_is_dropped_in_time() {
+async fn byte_by_byte_writer_is_dropped_in_time() {
     let server = Harkd::builder().arg("--ack-timeout=1").start();
     let mut alice = Wire::connect(server.address()).await;
     alice.create("bob").await;
@@ -202,7 +202,7 @@ async fn a_peer_that_writes_a_byte_now_and_then_is_dropped_in_time() {
 }
 
 #[tokio::test]
-async fn a_large_frame_over_a_slow_link_is_taken() {
+async fn large_frame_over_slow_link_is_accepted() {
     let server = Harkd::builder().arg("--ack-timeout=1").start();
     let mut alice = Wire::connect(server.address()).await;
     alice.create("bob").await;
@@ -216,7 +216,7 @@ async fn a_large_frame_over_a_slow_link_is_taken() {
 }
 
 #[tokio::test]
-async fn a_reader_of_a_byte_now_and_then_delays_nobody_costs_little_and_is_dropped_in_time() {
+async fn byte_by_byte_reader_is_dropped_in_time() {
     let (server, mut alice, bob) = with_unread(0).await;
     let before = server.resident_bytes();
     let sipping = tokio::spawn(sip(bob.into_stream()));
@@ -235,7 +235,7 @@ async fn a_reader_of_a_byte_now_and_then_delays_nobody_costs_little_and_is_dropp
 }
 
 #[tokio::test]
-async fn a_first_byte_of_no_framing_is_closed_and_the_log_says_why() {
+async fn unknown_first_byte_closes_and_is_logged() {
     let server = Harkd::start();
     for (first, expected) in [(b'Z', "0x5a"), (0x01, "0x01"), (0xff, "0xff")] {
         let mut wire = Wire::connect(server.address()).await;
@@ -246,7 +246,7 @@ async fn a_first_byte_of_no_framing_is_closed_and_the_log_says_why() {
 }
 
 #[tokio::test]
-async fn a_peer_whose_bytes_are_no_frames_is_told_so_once_whatever_follows() {
+async fn protocol_error_is_reported_once() {
     let server = Harkd::start();
     let mut wire = Wire::connect(server.address()).await;
     // A length below the minimum.
@@ -263,7 +263,7 @@ async fn a_peer_whose_bytes_are_no_frames_is_told_so_once_whatever_follows() {
 }
 
 #[tokio::test]
-async fn a_peer_that_asks_and_never_reads_is_dropped_and_costs_little() {
+async fn requester_that_never_reads_is_dropped() {
     let server = Harkd::builder().arg("--ack-timeout=1").start();
     let mut wire = Wire::connect(server.address()).await;
     let users = 1..=1000;
@@ -287,7 +287,7 @@ async fn a_peer_that_asks_and_never_reads_is_dropped_and_costs_little() {
 }
 
 #[tokio::test]
-async fn a_reader_that_does_not_read_delays_nobody() {
+async fn blocked_reader_does_not_delay_others() {
     let (server, mut alice, _bob) = with_unread(0).await;
     let text = "x".repeat(60_000);
     let mut eve = Wire::connect(server.address()).await;
@@ -309,7 +309,7 @@ async fn a_reader_that_does_not_read_delays_nobody() {
 }
 
 #[tokio::test]
-async fn connections_that_are_too_many_are_told_so_in_their_own_framing() {
+async fn excess_connections_are_refused_in_their_framing() {
     let server = Harkd::builder().arg("--max-connections=2").start();
     let mut first = Wire::connect(server.address()).await;
     first.ping().await;
@@ -342,7 +342,7 @@ async fn connections_that_are_too_many_are_told_so_in_their_own_framing() {
 }
 
 #[tokio::test]
-async fn the_system_asks_idle_peers_for_life() {
+async fn tcp_keepalive_is_on() {
     let server = Harkd::start();
     let mut native = Wire::connect(server.address()).await;
     native.ping().await;

@@ -44,7 +44,7 @@ fn end(mut child: Child) -> (Option<i32>, String) {
 }
 
 #[test]
-fn the_log_is_shown_line_by_line_up_to_the_limit() {
+fn log_is_shown_up_to_the_limit() {
     let (server, state) = watched_by("loopback");
     let (code, out, err) = finish(command(&server, state.path(), &["logs", "--limit", "1"]));
     assert_eq!((code, err.as_str()), (0, ""));
@@ -54,7 +54,7 @@ fn the_log_is_shown_line_by_line_up_to_the_limit() {
 }
 
 #[test]
-fn in_json_each_event_is_an_object() {
+fn json_prints_an_object_per_event() {
     let (server, state) = watched_by("loopback");
     let words = ["logs", "--json", "--limit", "1", "--target", "hark_server::front"];
     let (code, out, err) = finish(command(&server, state.path(), &words));
@@ -65,7 +65,7 @@ fn in_json_each_event_is_an_object() {
 }
 
 #[test]
-fn it_ends_well_when_asked_to_and_says_when_the_server_ends_it() {
+fn signal_ends_watching_and_shutdown_is_reported() {
     let (mut server, state) = watched_by("loopback");
     for signal in ["TERM", "INT"] {
         let (child, _lines) = watch(&server, state.path());
@@ -84,7 +84,7 @@ fn it_ends_well_when_asked_to_and_says_when_the_server_ends_it() {
 }
 
 #[test]
-fn a_server_that_is_killed_or_not_there_is_said() {
+fn killed_or_absent_server_is_reported() {
     let (mut server, state) = watched_by("loopback");
     let (child, _lines) = watch(&server, state.path());
     server.kill();
@@ -95,7 +95,7 @@ fn a_server_that_is_killed_or_not_there_is_said() {
 }
 
 #[test]
-fn a_server_that_does_not_show_its_log_says_how_it_would() {
+fn refused_watcher_learns_of_watch_logs_flag() {
     let (server, state) = (Harkd::start(), tempfile::tempdir().unwrap());
     let (code, out, said) = finish(command(&server, state.path(), &["logs"]));
     assert_eq!((code, out.as_str()), (1, ""));
@@ -103,7 +103,7 @@ fn a_server_that_does_not_show_its_log_says_how_it_would() {
 }
 
 #[test]
-fn the_user_who_may_watch_is_known_by_its_password() {
+fn watcher_is_authenticated_by_password() {
     let state = tempfile::tempdir().unwrap();
     let store = state.path().join("store");
     add_user(&store, "operator", Some("secret"));

@@ -73,7 +73,7 @@ fn other_than(nats: &Nats, nodes: &[usize]) -> usize {
 }
 
 #[test]
-fn a_killed_leader_is_replaced_and_comes_back_with_what_it_had_and_what_it_missed() {
+fn killed_leader_is_replaced_and_catches_up() {
     let mut nats = Nats::start();
     create(&nats);
     let leader = nats.leader_of(STREAM);
@@ -92,7 +92,7 @@ fn a_killed_leader_is_replaced_and_comes_back_with_what_it_had_and_what_it_misse
 }
 
 #[test]
-fn a_cluster_that_is_killed_whole_comes_back_with_what_it_had() {
+fn killed_cluster_recovers_its_data() {
     let mut nats = Nats::start();
     create(&nats);
     let last = (0..3).map(|node| publish(&nats, node)).max().unwrap();
@@ -105,7 +105,7 @@ fn a_cluster_that_is_killed_whole_comes_back_with_what_it_had() {
 }
 
 #[test]
-fn a_frozen_leader_is_replaced_and_catches_up() {
+fn frozen_leader_is_replaced_and_catches_up() {
     let mut nats = Nats::start();
     create(&nats);
     let leader = nats.leader_of(STREAM);
@@ -120,8 +120,8 @@ fn a_frozen_leader_is_replaced_and_catches_up() {
 }
 
 #[test]
-fn a_node_behind_a_cut_link_is_left_behind_and_catches_up() {
-    let test = "a_node_behind_a_cut_link_is_left_behind_and_catches_up";
+fn cut_off_node_catches_up() {
+    let test = "cut_off_node_catches_up";
     let Some(far) = FarMachine::of_test(module_path!(), test) else { return };
     let nats = Nats::builder(3).on(&far, [2]).start();
     create(&nats);
@@ -137,7 +137,7 @@ fn a_node_behind_a_cut_link_is_left_behind_and_catches_up() {
 }
 
 #[test]
-fn one_node_is_a_cluster_too_and_each_syncs_unless_it_is_told_not_to() {
+fn single_node_works_and_sync_is_configurable() {
     let syncs = |nats: &Nats| nats.ask(0, "/jsz?config=1").unwrap()["config"]["sync_always"].clone();
     let nats = Nats::builder(1).start();
     create(&nats);

@@ -12,7 +12,7 @@ const HASHING_BYTES: u64 = 20 * MIB;
 const GROWTH_MAX: u64 = 64 * MIB;
 
 #[tokio::test]
-async fn dozens_of_passwords_take_no_more_memory_than_a_few_at_once() {
+async fn memory_for_password_hashing_is_bounded() {
     let server = Harkd::start();
     let before = server.resident_bytes();
     let mut wires = Vec::new();

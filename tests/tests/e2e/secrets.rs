@@ -61,7 +61,7 @@ async fn do_everything_badly(server: &Harkd) {
 }
 
 #[tokio::test]
-async fn neither_passwords_nor_texts_are_logged_however_much_of_the_log_is_asked_for() {
+async fn passwords_and_texts_are_never_logged() {
     for format in ["text", "json"] {
         let log_format = format!("--log-format={format}");
         let mut server = Harkd::builder().args(["--log=trace", &log_format]).start();
@@ -107,7 +107,7 @@ fn remembers(server: &Harkd, what: &str) -> usize {
 }
 
 #[tokio::test]
-async fn a_password_is_not_in_the_memory_of_the_server_once_it_was_used() {
+async fn used_password_is_wiped_from_memory() {
     let server = Harkd::start();
     let mut wire = Wire::connect(server.address()).await;
     let password = || Some(PASSWORD.parse().unwrap());
@@ -130,7 +130,7 @@ fn mode(path: &Path) -> u32 {
 }
 
 #[test]
-fn the_folder_of_the_store_is_its_owners_alone_and_one_that_is_not_is_warned_of() {
+fn store_folder_is_private_or_warned_about() {
     let mut server = Harkd::start();
     assert_eq!(mode(server.store()), 0o700);
     assert!(!server.log().contains("other users of this machine"));
@@ -168,7 +168,7 @@ fn no_flag_takes_a_secret() {
 }
 
 #[tokio::test]
-async fn a_certificate_does_not_change_what_is_kept_secret() {
+async fn private_key_is_never_logged() {
     // The key is in the memory of a server that uses it, but never in its log.
     let certificate = std::sync::Arc::new(Certificate::trusted());
     let mut server = Harkd::builder().certificate(Some(&certificate)).arg("--log=trace").start();

@@ -30,14 +30,14 @@ async fn clogged(server: &Harkd) -> Wire {
 }
 
 #[tokio::test]
-async fn a_hello_does_not_wait_for_a_connection_that_does_not_read() {
+async fn hello_does_not_wait_for_blocked_connection() {
     let server = Harkd::builder().arg("--ack-timeout=3600").start();
     let _former = clogged(&server).await;
     Wire::hello(server.address(), "session").await.ping().await;
 }
 
 #[tokio::test]
-async fn a_connection_that_does_not_read_holds_up_the_end_no_longer_than_it_may() {
+async fn blocked_connection_delays_shutdown_within_limit() {
     let mut server = Harkd::builder().arg("--drain-timeout=0").arg("--ack-timeout=3600").start();
     let _clogged = clogged(&server).await;
     server.signal("TERM");
@@ -46,7 +46,7 @@ async fn a_connection_that_does_not_read_holds_up_the_end_no_longer_than_it_may(
 }
 
 #[tokio::test]
-async fn a_command_whose_fields_are_waited_for_takes_no_time_while_the_output_is_full() {
+async fn waiting_for_fields_takes_no_cpu() {
     let server = Harkd::builder().arg("--ack-timeout=3600").start();
     let mut wire = Wire::connect(server.address()).await;
     let users = (0..4000).map(|n| Request::Create { user: name(&format!("{n:064}")), password: None });

@@ -26,7 +26,7 @@ async fn stuck(server: &Harkd) -> Wire {
 }
 
 #[tokio::test]
-async fn a_hang_up_without_a_certificate_is_said_and_ends_nothing() {
+async fn sighup_without_certificate_is_logged_and_ignored() {
     let mut server = Harkd::builder().certificate(None).start();
     let mut wire = Wire::connect(server.address()).await;
     server.signal("HUP");
@@ -38,7 +38,7 @@ async fn a_hang_up_without_a_certificate_is_said_and_ends_nothing() {
 }
 
 #[tokio::test]
-async fn a_stop_answers_what_is_in_flight_says_bye_and_exits_with_0() {
+async fn shutdown_answers_pending_requests_and_says_bye() {
     for signal in ["TERM", "INT"] {
         let mut server = Harkd::start();
         let mut reader = Wire::connect(server.address()).await;
@@ -66,7 +66,7 @@ async fn a_stop_answers_what_is_in_flight_says_bye_and_exits_with_0() {
 }
 
 #[tokio::test]
-async fn what_is_stored_during_a_stop_is_answered() {
+async fn send_stored_during_shutdown_is_answered() {
     let mut server = Harkd::start();
     let mut wire = Wire::connect(server.address()).await;
     wire.create("bob").await;
@@ -95,7 +95,7 @@ async fn what_is_stored_during_a_stop_is_answered() {
 }
 
 #[tokio::test]
-async fn a_stopping_server_accepts_nobody() {
+async fn stopping_server_accepts_no_connection() {
     let mut server = Harkd::builder().arg("--drain-timeout=1").start();
     let holdout = stuck(&server).await;
     let mut wire = Wire::connect(server.address()).await;
@@ -109,7 +109,7 @@ async fn a_stopping_server_accepts_nobody() {
 }
 
 #[tokio::test]
-async fn acks_right_before_and_right_after_the_bye_count() {
+async fn acks_around_the_bye_count() {
     let mut server = Harkd::start();
     let mut sender = Wire::connect(server.address()).await;
     let mut readers = Vec::new();
@@ -159,7 +159,7 @@ async fn classic_clients_get_no_bye() {
 }
 
 #[tokio::test]
-async fn who_reads_nothing_holds_a_stop_for_the_drain_timeout_at_most() {
+async fn blocked_clients_delay_shutdown_by_drain_timeout() {
     let mut server = Harkd::builder().arg("--drain-timeout=1").start();
     let _holdout = stuck(&server).await;
     let start = Instant::now();
@@ -172,7 +172,7 @@ async fn who_reads_nothing_holds_a_stop_for_the_drain_timeout_at_most() {
 }
 
 #[tokio::test]
-async fn a_second_signal_stops_at_once() {
+async fn second_signal_stops_at_once() {
     for (first, second) in [("TERM", "TERM"), ("INT", "TERM"), ("TERM", "INT")] {
         let mut server = Harkd::builder().arg("--drain-timeout=600").start();
         let _holdout = stuck(&server).await;
@@ -211,7 +211,7 @@ fn check_refusal(command: &mut Command, words: &[&str]) {
 }
 
 #[test]
-fn a_port_that_is_taken_is_refused_with_a_way_out() {
+fn taken_port_is_refused_with_remedy() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let mut command = harkd();
@@ -220,7 +220,7 @@ fn a_port_that_is_taken_is_refused_with_a_way_out() {
 }
 
 #[test]
-fn a_store_of_another_server_is_refused_and_left_alone() {
+fn store_in_use_is_refused_and_untouched() {
     let server = Harkd::start();
     let path = server.store().display().to_string();
     check_refusal(&mut harkd_on(server.store()), &[&path, "in use by another process", "choose another"]);
@@ -229,7 +229,7 @@ fn a_store_of_another_server_is_refused_and_left_alone() {
 }
 
 #[test]
-fn a_folder_that_is_no_store_is_refused_and_left_alone() {
+fn foreign_folder_is_refused_and_untouched() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("thesis.txt"), "years of work").unwrap();
     let path = folder.path().display().to_string();
@@ -239,7 +239,7 @@ fn a_folder_that_is_no_store_is_refused_and_left_alone() {
 }
 
 #[test]
-fn a_store_of_a_newer_format_is_refused() {
+fn newer_store_format_is_refused() {
     let mut server = Harkd::start();
     server.signal("TERM");
     assert!(server.wait().success());
@@ -251,7 +251,7 @@ fn a_store_of_a_newer_format_is_refused() {
 }
 
 #[test]
-fn a_folder_that_cannot_be_made_or_read_is_refused() {
+fn unusable_store_folder_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("file");
     fs::write(&file, "").unwrap();
@@ -265,7 +265,7 @@ fn a_folder_that_cannot_be_made_or_read_is_refused() {
 }
 
 #[test]
-fn flags_that_make_no_sense_are_refused() {
+fn invalid_flags_are_refused() {
     for (flag, words) in [
         ("--frobnicate", ["unexpected argument", "--help"]),
         ("--listen=nowhere", ["--listen <ADDRESS:PORT>", "--help"]),
@@ -286,7 +286,7 @@ fn flags_that_make_no_sense_are_refused() {
 }
 
 #[tokio::test]
-async fn a_store_in_memory_writes_nothing() {
+async fn memory_store_writes_no_file() {
     let home = tempfile::tempdir().unwrap();
     let path = home.path().to_str().unwrap();
     let builder = Harkd::builder().run_by(["env", "--chdir", path]).env("HOME", path);
@@ -304,7 +304,7 @@ async fn a_store_in_memory_writes_nothing() {
 }
 
 #[test]
-fn the_help_has_every_flag_with_its_variable_and_default() {
+fn help_lists_every_flag_with_variable_and_default() {
     let Output { status, stdout, .. } = harkd().arg("--help").output().unwrap();
     assert!(status.success());
     let help = String::from_utf8(stdout).unwrap();
@@ -341,14 +341,14 @@ fn the_help_has_every_flag_with_its_variable_and_default() {
 }
 
 #[test]
-fn the_version_is_the_one_of_the_package() {
+fn version_is_that_of_the_package() {
     let Output { status, stdout, .. } = harkd().arg("--version").output().unwrap();
     assert!(status.success());
     assert_eq!(String::from_utf8(stdout).unwrap(), concat!("harkd ", env!("CARGO_PKG_VERSION"), "\n"));
 }
 
 #[tokio::test]
-async fn settings_come_from_the_environment_and_flags_go_first() {
+async fn flags_override_environment_variables() {
     let builder = Harkd::builder().env("HARKD_MAX_FRAME", "5000").env("HARKD_MAX_ACCOUNTS", "7");
     let builder = builder.env("HARKD_REQUIRE_PASSWORD", "true").env("HARKD_LOG_FORMAT", "json");
     let server = builder.arg("--max-accounts=1").start();
@@ -447,12 +447,12 @@ fn check_secrecy(log: &str) {
 }
 
 #[tokio::test]
-async fn texts_and_passwords_are_never_in_the_log() {
+async fn log_has_neither_texts_nor_passwords() {
     check_secrecy(&log_of_secrets(Harkd::builder()).await);
 }
 
 #[tokio::test]
-async fn a_log_of_json_has_an_object_a_line_and_no_secrets() {
+async fn json_log_has_an_object_per_line() {
     let log = log_of_secrets(Harkd::builder().arg("--log-format=json")).await;
     check_secrecy(&log);
     for line in log.lines() {

@@ -71,7 +71,7 @@ fn utf8(path: &Path) -> &str {
 }
 
 #[tokio::test]
-async fn what_is_said_in_plain_text_and_inside_tls_is_one_chat() {
+async fn plain_text_and_tls_share_one_chat() {
     let server = server(&[]);
     let mut inside = Front::Tls.connect(server.address()).await;
     let mut outside = Wire::connect(server.address()).await;
@@ -82,7 +82,7 @@ async fn what_is_said_in_plain_text_and_inside_tls_is_one_chat() {
 }
 
 #[tokio::test]
-async fn a_text_as_large_as_a_frame_goes_through_in_both_directions() {
+async fn largest_text_passes_in_both_directions() {
     let server = server(&["--max-frame=1000000"]);
     let mut client = Front::Tls.connect(server.address()).await;
     client.create("bob").await;
@@ -93,7 +93,7 @@ async fn a_text_as_large_as_a_frame_goes_through_in_both_directions() {
 }
 
 #[tokio::test]
-async fn who_reads_late_gets_all_of_it() {
+async fn late_tls_reader_gets_everything() {
     // More than the socket buffers hold.
     const TEXT_BYTES: usize = 12_000_000;
     let server = server(&["--max-frame=16000000"]);
@@ -115,7 +115,7 @@ async fn who_reads_late_gets_all_of_it() {
 }
 
 #[tokio::test]
-async fn the_classic_framing_goes_inside_tls() {
+async fn classic_framing_works_over_tls() {
     let server = server(&[]);
     let mut stream = handshake(server.address(), &[]).await.unwrap();
     for (command, payload) in [("create", "bob"), ("send", "bob,hello"), ("connect", "bob")] {
@@ -130,7 +130,7 @@ async fn the_classic_framing_goes_inside_tls() {
 }
 
 #[tokio::test]
-async fn http_2_is_what_alpn_settles_on_and_who_asks_for_nothing_may_speak_anything() {
+async fn alpn_selects_http_2_or_nothing() {
     let server = server(&[]);
     let stream = handshake(server.address(), &["h2", "http/1.1"]).await.unwrap();
     assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
@@ -154,7 +154,7 @@ async fn tls_inside_tls_is_refused() {
 }
 
 #[tokio::test]
-async fn without_a_certificate_tls_is_refused_by_an_alert_and_the_log_says_what_is_missing() {
+async fn tls_without_certificate_is_refused_and_logged() {
     let server = Harkd::builder().certificate(None).start();
     assert_eq!(answer(server.address(), HALF_A_HANDSHAKE).await, [0x15, 3, 3, 0, 2, 2, 40]);
     server.wait_for_log("refusing TLS: there is no certificate; --tls-cert and --tls-key name one");
@@ -162,7 +162,7 @@ async fn without_a_certificate_tls_is_refused_by_an_alert_and_the_log_says_what_
 }
 
 #[tokio::test]
-async fn tls_only_refuses_plain_text_in_every_framing_and_says_why() {
+async fn tls_only_refuses_plain_text_in_every_framing() {
     let server = server(&["--tls-only"]);
     let reason = "denied,this server takes encrypted connections only: use TLS (hark --tls)";
     let native = answer(server.address(), &frame(7, &Request::Ping)).await;
@@ -176,7 +176,7 @@ async fn tls_only_refuses_plain_text_in_every_framing_and_says_why() {
 }
 
 #[tokio::test]
-async fn one_too_many_hears_an_alert_and_costs_no_handshake() {
+async fn excess_tls_connection_gets_an_alert() {
     let server = server(&["--max-connections-per-address=1", "--limit-loopback"]);
     let mut first = Front::Tls.connect(server.address()).await;
     first.ping().await;
@@ -190,7 +190,7 @@ async fn one_too_many_hears_an_alert_and_costs_no_handshake() {
 }
 
 #[tokio::test]
-async fn a_handshake_counts_as_a_connection() {
+async fn handshake_counts_as_a_connection() {
     let server = server(&["--max-connections-per-address=1", "--limit-loopback"]);
     let _stalled = stalled(&server).await;
     assert_eq!(answer(server.address(), HALF_A_HANDSHAKE).await, [0x15, 3, 3, 0, 2, 2, 80]);
@@ -210,7 +210,7 @@ mod long {
     use super::*;
 
     #[tokio::test]
-    async fn a_handshake_that_stalls_is_dropped_after_its_timeout() {
+    async fn stalled_handshake_is_dropped_after_timeout() {
         let server = server(&["--max-connections-per-address=1", "--limit-loopback"]);
         let begun = Instant::now();
         let mut stalled = stalled(&server).await;
@@ -223,7 +223,7 @@ mod long {
 }
 
 #[tokio::test]
-async fn a_server_that_stops_does_not_wait_for_a_handshake() {
+async fn shutdown_does_not_wait_for_a_handshake() {
     let mut server = server(&["--drain-timeout=60"]);
     let stalled = stalled(&server).await;
     // A connection that is silent after its handshake does not delay the
@@ -238,7 +238,7 @@ async fn a_server_that_stops_does_not_wait_for_a_handshake() {
 }
 
 #[tokio::test]
-async fn a_server_that_stops_says_bye_and_closes_tls_in_order() {
+async fn shutdown_says_bye_and_closes_tls_in_order() {
     let mut server = server(&[]);
     let mut client = NativeTls::connect_tls(server.address()).await.unwrap();
     client.write_bytes(&frame(1, &Request::Create { user: name("bob"), password: None })).await.unwrap();
@@ -259,7 +259,7 @@ async fn a_server_that_stops_says_bye_and_closes_tls_in_order() {
 }
 
 #[tokio::test]
-async fn who_closes_its_side_gets_what_it_has_asked_for() {
+async fn half_closed_tls_client_gets_its_answers() {
     let server = server(&[]);
     for says_so in [true, false] {
         let mut stream = handshake(server.address(), &[]).await.unwrap();
@@ -287,7 +287,7 @@ async fn who_closes_its_side_gets_what_it_has_asked_for() {
 }
 
 #[tokio::test]
-async fn who_does_not_read_is_dropped_over_tls_too() {
+async fn blocked_tls_client_is_dropped() {
     let server = server(&["--ack-timeout=2"]);
     let mut writer = Wire::connect(server.address()).await;
     writer.create("bob").await;
@@ -322,14 +322,14 @@ async fn cost_of_idling(front: Front) -> u64 {
 }
 
 #[tokio::test]
-async fn an_idle_connection_inside_tls_costs_a_few_kibibytes_more() {
+async fn idle_tls_connection_memory_is_bounded() {
     let (plain, inside) = (cost_of_idling(Front::Native).await, cost_of_idling(Front::Tls).await);
     println!("an idle connected user: {plain} bytes in plain text, {inside} inside TLS");
     assert!(inside < plain + 16 * 1024, "{inside} bytes inside TLS, {plain} in plain text");
 }
 
 #[tokio::test]
-async fn sighup_reads_the_certificate_again_and_drops_nobody() {
+async fn sighup_reloads_certificate_and_keeps_connections() {
     let certificate = Arc::new(Certificate::trusted());
     let server = server_with(&certificate);
     let mut before = Front::Tls.connect(server.address()).await;
@@ -348,7 +348,7 @@ async fn sighup_reads_the_certificate_again_and_drops_nobody() {
 }
 
 #[tokio::test]
-async fn a_certificate_that_cannot_be_used_is_not_taken_at_sighup() {
+async fn invalid_certificate_is_ignored_at_sighup() {
     let certificate = Arc::new(Certificate::trusted());
     let server = server_with(&certificate);
     let key = std::fs::read(certificate.key()).unwrap();
@@ -364,7 +364,7 @@ async fn a_certificate_that_cannot_be_used_is_not_taken_at_sighup() {
 }
 
 #[test]
-fn a_certificate_that_cannot_be_used_ends_the_start_with_a_line() {
+fn invalid_certificate_is_refused_at_start() {
     let certificate = Certificate::trusted();
     let other = Certificate::trusted();
     let folder = tempfile::tempdir().unwrap();
@@ -393,7 +393,7 @@ fn a_certificate_that_cannot_be_used_ends_the_start_with_a_line() {
 }
 
 #[test]
-fn an_address_that_others_reach_has_to_be_asked_for() {
+fn public_address_needs_explicit_flags() {
     let refused = |words: &[&str], expected: &str| {
         let mut command = harkd();
         let output = command.args(["--listen=0.0.0.0:0", "--store=memory:"]).args(words).output().unwrap();
@@ -412,7 +412,7 @@ fn an_address_that_others_reach_has_to_be_asked_for() {
 }
 
 #[tokio::test]
-async fn on_an_address_that_others_reach_plain_text_is_refused_unless_it_is_allowed() {
+async fn plain_text_on_public_address_needs_permission() {
     let everywhere = |builder: HarkdBuilder| builder.listen("0.0.0.0:0").arg("--allow-open-accounts").start();
     let server = everywhere(Harkd::builder());
     let refusal = answer(server.address(), &frame(1, &Request::Ping)).await;
@@ -425,7 +425,7 @@ async fn on_an_address_that_others_reach_plain_text_is_refused_unless_it_is_allo
 }
 
 #[test]
-fn hark_speaks_tls_by_wire_and_by_grpc_and_for_the_log() {
+fn hark_supports_tls_over_every_transport() {
     let certificate = Arc::new(Certificate::trusted());
     let server = Harkd::builder()
         .certificate(Some(&certificate))
@@ -459,7 +459,7 @@ fn check_tls_error(server: &str, words: &[&str], expected: &str) {
 }
 
 #[test]
-fn hark_gives_up_at_once_on_a_certificate_that_it_does_not_trust_and_says_why() {
+fn hark_refuses_untrusted_certificate_at_once() {
     let certificate = Arc::new(Certificate::trusted());
     let server = server_with(&certificate);
     let address = server.address().to_string();
@@ -501,7 +501,7 @@ fn hark_gives_up_at_once_on_a_certificate_that_it_does_not_trust_and_says_why() 
 }
 
 #[test]
-fn hark_gives_up_at_once_where_one_side_alone_speaks_tls() {
+fn hark_reports_tls_mismatch_at_once() {
     let encrypted = server(&["--tls-only"]);
     check_tls_error(&encrypted.address().to_string(), &[], "use TLS (hark --tls)");
     let plain = Harkd::builder().certificate(None).start();
@@ -513,7 +513,7 @@ fn hark_gives_up_at_once_where_one_side_alone_speaks_tls() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn hark_says_so_where_something_else_answers() {
+async fn hark_reports_a_foreign_server() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let serving = tokio::spawn(async move {
@@ -582,7 +582,7 @@ async fn hark_never_falls_back_to_plain_text() {
 }
 
 #[test]
-fn the_chat_in_a_terminal_shows_that_a_certificate_is_not_trusted() {
+fn chat_shows_untrusted_certificate() {
     let certificate = Arc::new(Certificate::trusted());
     let server = server_with(&certificate);
     let state = tempfile::tempdir().unwrap();
@@ -599,7 +599,7 @@ fn the_chat_in_a_terminal_shows_that_a_certificate_is_not_trusted() {
 
 /// Python's `ssl`, which uses OpenSSL, as a client.
 #[test]
-fn another_implementation_of_tls_speaks_with_the_server() {
+fn openssl_client_is_compatible() {
     let certificate = Arc::new(Certificate::trusted());
     let server = Harkd::builder().certificate(Some(&certificate)).arg("--tls-only").start();
     let program = concat!(env!("CARGO_MANIFEST_DIR"), "/tls_client.py");

@@ -32,12 +32,12 @@ macro_rules! over_both {
 }
 
 over_both!(
-    the_transcript_in_terminals,
-    who_receives_in_a_terminal_keeps_receiving_over_a_killed_server,
-    what_is_typed_ahead_of_the_prompt_is_carried_out_too,
-    the_transcript_in_a_pipe,
-    the_transcript_as_commands,
-    listeners_that_are_killed_print_everything_in_order_and_nothing_twice,
+    transcript_in_terminals,
+    terminal_keeps_receiving_across_server_kill,
+    early_keystrokes_are_executed,
+    transcript_in_a_pipe,
+    transcript_as_commands,
+    killed_listeners_print_every_message_once,
 );
 
 fn open(transport: Transport, server: &Harkd, state: &TempDir) -> Terminal {
@@ -67,7 +67,7 @@ fn check_shown_once(screen: &str, message: &str) {
     assert_eq!(times, 1, "{message:?} is not there once:\n{screen}");
 }
 
-fn the_transcript_in_terminals(transport: Transport) {
+fn transcript_in_terminals(transport: Transport) {
     let mut server = Harkd::start();
     let states = [(); 2].map(|()| tempfile::tempdir().unwrap());
     let (nobody, user3) = (prompt(&server, ""), prompt(&server, "user3@"));
@@ -125,7 +125,7 @@ fn the_transcript_in_terminals(transport: Transport) {
     leave(second, &nobody);
 }
 
-fn who_receives_in_a_terminal_keeps_receiving_over_a_killed_server(transport: Transport) {
+fn terminal_keeps_receiving_across_server_kill(transport: Transport) {
     let mut server = Harkd::start();
     let states = [(); 2].map(|()| tempfile::tempdir().unwrap());
     let mut amy = open(transport, &server, &states[0]);
@@ -151,7 +151,7 @@ fn who_receives_in_a_terminal_keeps_receiving_over_a_killed_server(transport: Tr
     }
 }
 
-fn what_is_typed_ahead_of_the_prompt_is_carried_out_too(transport: Transport) {
+fn early_keystrokes_are_executed(transport: Transport) {
     let server = Harkd::start();
     let state = tempfile::tempdir().unwrap();
     let mut terminal = open(transport, &server, &state);
@@ -206,7 +206,7 @@ fn check_piped(
     assert_eq!(ended, code);
 }
 
-fn the_transcript_in_a_pipe(transport: Transport) {
+fn transcript_in_a_pipe(transport: Transport) {
     let mut server = Harkd::start();
     let states = [(); 2].map(|()| tempfile::tempdir().unwrap());
     let dialogue: &[(&str, &[&str])] = &[
@@ -254,7 +254,7 @@ fn the_transcript_in_a_pipe(transport: Transport) {
     check_piped(transport, &server, &states[1], 1, dialogue);
 }
 
-fn the_transcript_as_commands(transport: Transport) {
+fn transcript_as_commands(transport: Transport) {
     let mut server = Harkd::start();
     let states = [(); 2].map(|()| tempfile::tempdir().unwrap());
     let check = |server: &Harkd, state: &TempDir, words: &[&str], code: i32, expected: &[&str]| {
@@ -343,7 +343,7 @@ fn text(n: u64) -> String {
 }
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
-async fn listeners_that_are_killed_print_everything_in_order_and_nothing_twice(transport: Transport) {
+async fn killed_listeners_print_every_message_once(transport: Transport) {
     let mut random = Trial::from_env().random;
     let server = Harkd::start();
     let mut wire = Wire::connect(server.address()).await;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 const EXCEPTION: &str = "node/heap";
 
 #[test]
-fn every_crate_but_one_forbids_unsafe_code() {
+fn all_crates_but_one_forbid_unsafe_code() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let workspace = fs::read_to_string(root.join("Cargo.toml")).unwrap();
     assert!(workspace.contains("[workspace.lints.rust]\nunsafe_code = \"forbid\"\n"), "{workspace}");

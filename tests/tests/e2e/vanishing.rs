@@ -83,13 +83,13 @@ async fn a_reader_behind_a_cut_link_is_let_go_and_reads_the_rest_once(test: &str
 }
 
 #[tokio::test]
-async fn a_reader_over_the_wire_behind_a_cut_link_is_let_go_and_reads_the_rest_once() {
-    let test = "a_reader_over_the_wire_behind_a_cut_link_is_let_go_and_reads_the_rest_once";
+async fn cut_off_wire_reader_reads_the_rest_once() {
+    let test = "cut_off_wire_reader_reads_the_rest_once";
     a_reader_behind_a_cut_link_is_let_go_and_reads_the_rest_once(test, &[]).await;
 }
 
 #[tokio::test]
-async fn a_reader_over_grpc_behind_a_cut_link_is_let_go_and_reads_the_rest_once() {
-    let test = "a_reader_over_grpc_behind_a_cut_link_is_let_go_and_reads_the_rest_once";
+async fn cut_off_grpc_reader_reads_the_rest_once() {
+    let test = "cut_off_grpc_reader_reads_the_rest_once";
     a_reader_behind_a_cut_link_is_let_go_and_reads_the_rest_once(test, &["--grpc"]).await;
 }

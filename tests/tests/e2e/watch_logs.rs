@@ -71,7 +71,7 @@ fn mark_of(event: &LogEvent) -> Option<u64> {
 }
 
 #[tokio::test]
-async fn the_level_of_a_watcher_is_its_own_whatever_goes_to_standard_error() {
+async fn watcher_level_is_independent_of_stderr() {
     let server = Harkd::builder().arg("--watch-logs=loopback").arg("--log=info").start();
     let mut info = Watch::open(&server, LogLevel::Unspecified).await;
     let mut debug = Watch::open(&server, LogLevel::Debug).await;
@@ -100,7 +100,7 @@ async fn the_level_of_a_watcher_is_its_own_whatever_goes_to_standard_error() {
 }
 
 #[tokio::test]
-async fn events_are_chosen_by_their_target_and_a_limit_ends_the_stream() {
+async fn events_are_filtered_by_target_and_limited() {
     let server = Harkd::builder().arg("--watch-logs=loopback").start();
     let request = |target_prefix: &str, limit| WatchLogsRequest {
         level: LogLevel::Trace.into(),
@@ -167,7 +167,7 @@ async fn say_secrets(server: &Harkd, wire: &mut Wire) {
 }
 
 #[tokio::test]
-async fn a_watcher_sees_no_text_and_no_password_and_not_how_it_is_told() {
+async fn watcher_sees_no_secrets_and_no_feedback() {
     let server = Harkd::builder().arg("--watch-logs=loopback").arg("--log=trace").start();
     let mut watch = Watch::open(&server, LogLevel::Trace).await;
     let mut wire = Wire::connect(server.address()).await;
@@ -198,7 +198,7 @@ async fn a_watcher_sees_no_text_and_no_password_and_not_how_it_is_told() {
 }
 
 #[tokio::test]
-async fn connections_are_seen_to_begin_and_to_end_but_not_the_one_that_watches() {
+async fn watcher_sees_connections_except_its_own() {
     let server = Harkd::builder().arg("--watch-logs=loopback").start();
     let mut watch = Watch::open(&server, LogLevel::Debug).await;
     let mut begun = None;
@@ -218,7 +218,7 @@ async fn connections_are_seen_to_begin_and_to_end_but_not_the_one_that_watches()
 }
 
 #[tokio::test]
-async fn a_slow_watcher_is_told_what_it_missed_in_its_place_and_holds_up_nobody() {
+async fn slow_watcher_learns_what_it_missed() {
     let server = Harkd::builder().arg("--watch-logs=loopback").start();
     let mut slow = Watch::open(&server, LogLevel::Debug).await;
     let mut wire = Wire::connect(server.address()).await;
@@ -259,7 +259,7 @@ async fn refused(server: &Harkd, request: WatchLogsRequest) -> Status {
 }
 
 #[tokio::test]
-async fn the_log_is_not_shown_unless_the_operator_says_to_whom() {
+async fn log_is_private_by_default() {
     let server = Harkd::start();
     let denied = refused(&server, WatchLogsRequest::default()).await;
     assert_eq!(denied.code(), Code::PermissionDenied);
@@ -267,7 +267,7 @@ async fn the_log_is_not_shown_unless_the_operator_says_to_whom() {
 }
 
 #[tokio::test]
-async fn an_account_that_may_watch_is_nobodys_to_make_or_to_take() {
+async fn watcher_account_is_created_by_operator_or_admin() {
     let server = Harkd::builder().arg("--watch-logs=watcher").start();
     server.wait_for_log("does not exist; make the account with harkd user add");
     let mut wire = Wire::connect(server.address()).await;
@@ -291,7 +291,7 @@ async fn an_account_that_may_watch_is_nobodys_to_make_or_to_take() {
 }
 
 #[tokio::test]
-async fn a_user_that_may_watch_proves_it_by_its_password_and_guesses_are_limited() {
+async fn watcher_needs_password_and_guesses_are_limited() {
     let folder = tempfile::tempdir().unwrap();
     let store = folder.path().join("store");
     add_user(&store, "eve", Some("secret"));
@@ -313,7 +313,7 @@ async fn a_user_that_may_watch_proves_it_by_its_password_and_guesses_are_limited
 }
 
 #[tokio::test]
-async fn watchers_are_bounded_and_one_that_leaves_makes_room() {
+async fn number_of_watchers_is_limited() {
     let server = Harkd::builder().arg("--watch-logs=loopback").start();
     let mut watchers = Vec::new();
     for _ in 0..16 {
@@ -330,7 +330,7 @@ async fn watchers_are_bounded_and_one_that_leaves_makes_room() {
 }
 
 #[tokio::test]
-async fn a_level_that_there_is_not_is_refused() {
+async fn unknown_level_is_refused() {
     let server = Harkd::builder().arg("--watch-logs=loopback").start();
     let status = refused(&server, WatchLogsRequest { level: 9, ..WatchLogsRequest::default() }).await;
     assert_eq!(status.code(), Code::InvalidArgument);
