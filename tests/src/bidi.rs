@@ -32,7 +32,7 @@ impl Bidi {
     pub async fn connect(address: SocketAddr) -> Option<Self> {
         let (requests, mut asked) = mpsc::channel(UNWRITTEN_MAX);
         let asked = futures::stream::poll_fn(move |cx| asked.poll_recv(cx));
-        let replies = unless_gone(client(address).await?.bi_di_chat(asked).await)?.into_inner();
+        let replies = ok_unless_closed(client(address).await?.bi_di_chat(asked).await)?.into_inner();
         Some(Self { requests, replies })
     }
 
@@ -44,7 +44,7 @@ impl Bidi {
     }
 
     async fn read(&mut self) -> Option<Frame<Reply>> {
-        let frame = reply::incoming(unless_gone(self.replies.message().await)??);
+        let frame = reply::incoming(ok_unless_closed(self.replies.message().await)??);
         Some(Frame::new(frame.id, frame.message.expect("a message of the protocol")))
     }
 }
@@ -70,16 +70,16 @@ pub(crate) async fn client(address: SocketAddr) -> Option<ChatClient<Channel>> {
 ///
 /// # Panics
 /// On any other status: a conforming client never receives one.
-pub(crate) fn unless_gone<T>(result: Result<T, Status>) -> Option<T> {
+pub(crate) fn ok_unless_closed<T>(result: Result<T, Status>) -> Option<T> {
     match result {
         Ok(value) => Some(value),
-        Err(status) if is_gone(&status) => None,
+        Err(status) if is_closed(&status) => None,
         Err(status) => panic!("{status:?}"),
     }
 }
 
 /// Returns whether the connection was lost, or the server closed the stream.
-fn is_gone(status: &Status) -> bool {
+fn is_closed(status: &Status) -> bool {
     let is_lost = std::error::Error::source(status).is_some();
     is_lost || matches!(status.code(), Code::Unavailable | Code::Aborted)
 }

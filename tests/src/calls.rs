@@ -20,10 +20,10 @@ use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
 use crate::Link;
-use crate::bidi::{client, unless_gone};
+use crate::bidi::{client, ok_unless_closed};
 
 /// A pattern that matches no name.
-const NOBODY: &str = "$^";
+const NO_NAME: &str = "$^";
 
 /// Calls over a connection of its own, which closes on drop.
 #[derive(Debug)]
@@ -101,7 +101,7 @@ impl Calls {
             }
             Command::List(v1::List { pattern }) => return self.list(pattern).await,
             Command::Ping(_) => {
-                self.list(NOBODY.to_owned()).await?;
+                self.list(NO_NAME.to_owned()).await?;
                 self.take_pushed();
                 OkFields::none()
             }
@@ -157,7 +157,7 @@ impl Calls {
 
 impl Reception {
     async fn read(&mut self) -> Option<Frame<Reply>> {
-        let reply = match unless_gone(self.events.message().await)??.event.expect("an event") {
+        let reply = match ok_unless_closed(self.events.message().await)??.event.expect("an event") {
             Event::Message(message) => Reply::String(message.try_into().expect("a message")),
             Event::Bye(Bye { reason }) => Reply::Bye(ByeReason::parse(&reason).expect("a reason")),
             Event::Connected(again) => panic!("a second {again:?}"),
@@ -181,6 +181,6 @@ fn refused(status: Status) -> Option<Reply> {
     let code = status.metadata().get(CODE).and_then(|code| code.to_str().ok()).and_then(Code::parse);
     match code {
         Some(code) => Some(Reply::NotOk(Refusal::new(code, status.message().to_owned()))),
-        None => unless_gone(Err(status)),
+        None => ok_unless_closed(Err(status)),
     }
 }

@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::PATIENCE;
+use crate::TIMEOUT;
 
 /// A connection.
 #[derive(Debug)]
@@ -54,7 +54,7 @@ impl Classic {
     /// # Panics
     /// If writing fails.
     pub async fn write(&mut self, bytes: &[u8]) {
-        timeout(PATIENCE, self.stream.write_all(bytes)).await.expect("the server does not read").unwrap();
+        timeout(TIMEOUT, self.stream.write_all(bytes)).await.expect("the server does not read").unwrap();
     }
 
     /// Returns the command and the payload of the next block, or `None` at the
@@ -65,7 +65,7 @@ impl Classic {
     pub async fn next(&mut self) -> Option<(String, String)> {
         let mut block = Vec::new();
         let mut stream = (&mut self.stream).take(CLASSIC_BLOCK_BYTES as u64);
-        let read = timeout(PATIENCE, stream.read_to_end(&mut block)).await.expect("nothing came in time");
+        let read = timeout(TIMEOUT, stream.read_to_end(&mut block)).await.expect("nothing came in time");
         match read {
             Ok(_) => {}
             // A killed server resets its connections.

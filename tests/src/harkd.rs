@@ -9,7 +9,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 
-use crate::{Certificate, PATIENCE, Place, wait_until};
+use crate::{Certificate, StoreLocation, TIMEOUT, wait_until};
 
 /// First number of most servers.
 const NUMBERS_AFTER: u64 = 1_000_000;
@@ -25,7 +25,7 @@ pub struct HarkdBuilder {
     /// Prefix of the command, such as `strace`.
     wrapper: Vec<String>,
     listen: String,
-    place: Option<Place>,
+    location: Option<StoreLocation>,
     certificate: Option<Arc<Certificate>>,
     /// First number; `None`: by the clock.
     numbers_after: Option<u64>,
@@ -40,7 +40,7 @@ pub struct Harkd {
     /// Reads the log until its end.
     reader: Option<JoinHandle<()>>,
     builder: HarkdBuilder,
-    place: Place,
+    location: StoreLocation,
 }
 
 /// A server that exited before it listened.
@@ -88,8 +88,8 @@ impl HarkdBuilder {
 
     /// Uses this store, and keeps it afterwards.
     #[must_use]
-    pub fn store(mut self, store: impl Into<Place>) -> Self {
-        self.place = Some(store.into());
+    pub fn store(mut self, store: impl Into<StoreLocation>) -> Self {
+        self.location = Some(store.into());
         self
     }
 
@@ -125,8 +125,8 @@ impl HarkdBuilder {
     /// # Panics
     /// On a timeout.
     pub fn try_start(self) -> Result<Harkd, Refusal> {
-        let place = self.place.clone().unwrap_or_else(Place::fresh);
-        launch(self, place)
+        let location = self.location.clone().unwrap_or_else(StoreLocation::fresh);
+        launch(self, location)
     }
 }
 
@@ -140,7 +140,7 @@ impl Harkd {
             variables: Vec::new(),
             wrapper: Vec::new(),
             listen: "127.0.0.1:0".to_owned(),
-            place: None,
+            location: None,
             certificate: Some(Arc::new(Certificate::trusted())),
             numbers_after: Some(NUMBERS_AFTER),
         }
@@ -167,13 +167,13 @@ impl Harkd {
     /// Returns the folder of the store.
     #[must_use]
     pub fn store(&self) -> &Path {
-        self.place.path()
+        self.location.path()
     }
 
     /// Returns the location of the store.
     #[must_use]
-    pub const fn place(&self) -> &Place {
-        &self.place
+    pub const fn location(&self) -> &StoreLocation {
+        &self.location
     }
 
     /// Returns the log so far.
@@ -222,9 +222,9 @@ impl Harkd {
     #[must_use]
     pub fn restart(self) -> Self {
         let listen = self.address.to_string();
-        let (builder, place) = (HarkdBuilder { listen, ..self.builder.clone() }, self.place.clone());
+        let (builder, location) = (HarkdBuilder { listen, ..self.builder.clone() }, self.location.clone());
         drop(self);
-        launch(builder, place).unwrap_or_else(|refusal| panic!("harkd did not start again: {refusal:?}"))
+        launch(builder, location).unwrap_or_else(|refusal| panic!("harkd did not start again: {refusal:?}"))
     }
 
     /// Kills the server (SIGKILL) and waits for its exit, after which the log
@@ -419,7 +419,7 @@ pub fn binary(name: &str) -> PathBuf {
 #[must_use]
 pub fn hark(state: &Path) -> Command {
     let mut command = Command::new(binary("hark"));
-    forget_settings(&mut command);
+    clear_settings(&mut command);
     command.env("XDG_STATE_HOME", state).env("HOME", state);
     command
 }
@@ -431,7 +431,7 @@ pub fn hark(state: &Path) -> Command {
 #[must_use]
 pub fn harkd() -> Command {
     let mut command = Command::new(binary("harkd"));
-    forget_settings(&mut command);
+    clear_settings(&mut command);
     command
 }
 
@@ -450,7 +450,7 @@ pub fn add_user(store: &Path, user: &str, password: Option<&str>) {
     assert!(output.status.success(), "{output:?}");
 }
 
-fn forget_settings(command: &mut Command) {
+fn clear_settings(command: &mut Command) {
     for (variable, _) in std::env::vars_os() {
         if variable.to_string_lossy().starts_with("HARK") {
             command.env_remove(variable);
@@ -488,12 +488,12 @@ fn build() -> PathBuf {
     test.parent().and_then(Path::parent).expect("the folder of the profile").to_owned()
 }
 
-fn launch(builder: HarkdBuilder, place: Place) -> Result<Harkd, Refusal> {
+fn launch(builder: HarkdBuilder, location: StoreLocation) -> Result<Harkd, Refusal> {
     let harkd = binary("harkd");
     let mut words = builder.wrapper.iter().map(OsStr::new).chain([harkd.as_os_str()]);
     let mut command = Command::new(words.next().expect("at least harkd"));
-    forget_settings(&mut command);
-    command.args(words).args(["--listen", &builder.listen]).args(place.args());
+    clear_settings(&mut command);
+    command.args(words).args(["--listen", &builder.listen]).args(location.args());
     if let Some(certificate) = &builder.certificate {
         command.arg("--tls-cert").arg(certificate.path()).arg("--tls-key").arg(certificate.key());
     }
@@ -521,8 +521,8 @@ fn launch(builder: HarkdBuilder, place: Place) -> Result<Harkd, Refusal> {
             log.push('\n');
         }
     });
-    match receiver.recv_timeout(PATIENCE) {
-        Ok(address) => Ok(Harkd { child, address, log, reader: Some(reader), builder, place }),
+    match receiver.recv_timeout(TIMEOUT) {
+        Ok(address) => Ok(Harkd { child, address, log, reader: Some(reader), builder, location }),
         Err(RecvTimeoutError::Disconnected) => {
             let status = child.wait().unwrap();
             reader.join().unwrap();

@@ -318,7 +318,7 @@ impl Nats {
     /// On a timeout; the message says what is missing.
     #[track_caller]
     pub fn wait_until_current(&self) {
-        self.wait_for("the nodes to agree", || self.agreed());
+        self.wait_for("the nodes to agree", || self.agreed_leader());
     }
 
     /// Returns the leader of all nodes, once they agree.
@@ -328,7 +328,7 @@ impl Nats {
     #[track_caller]
     #[must_use]
     pub fn leader(&self) -> usize {
-        self.wait_for("the nodes to agree", || self.agreed())
+        self.wait_for("the nodes to agree", || self.agreed_leader())
     }
 
     /// Waits for the leader of a stream, by its own account, and returns it.
@@ -338,7 +338,7 @@ impl Nats {
     #[track_caller]
     #[must_use]
     pub fn leader_of(&self, stream: &str) -> usize {
-        self.wait_for(&format!("a leader of the stream {stream}"), || self.leading(stream))
+        self.wait_for(&format!("a leader of the stream {stream}"), || self.current_leader(stream))
     }
 
     /// Waits until a node has caught up in a stream, by the account of its
@@ -350,7 +350,7 @@ impl Nats {
     pub fn wait_until_current_in(&self, stream: &str, node: usize) {
         let name = &*self.nodes[node].name;
         self.wait_for(&format!("{name} to have caught up in {stream}"), || {
-            let leader = self.leading(stream)?;
+            let leader = self.current_leader(stream)?;
             let cluster = self.stream(leader, stream)?;
             let mut replicas = cluster["replicas"].as_array().into_iter().flatten();
             let is_current = replicas.any(|peer| peer["name"] == *name && peer["current"] == true);
@@ -371,11 +371,11 @@ impl Nats {
     }
 
     /// Returns the leader of a stream, by its own account.
-    fn leading(&self, stream: &str) -> Result<usize, String> {
+    fn current_leader(&self, stream: &str) -> Result<usize, String> {
         let is_its = |node: &usize| {
             self.stream(*node, stream).is_ok_and(|cluster| cluster["leader"] == *self.nodes[*node].name)
         };
-        self.awake().find(is_its).ok_or_else(|| "nobody says that it is".to_owned())
+        self.active_nodes().find(is_its).ok_or_else(|| "nobody says that it is".to_owned())
     }
 
     /// Returns the replicas of a stream, as seen by one node.
@@ -389,15 +389,15 @@ impl Nats {
     }
 
     /// Returns the nodes that can answer.
-    fn awake(&self) -> impl Iterator<Item = usize> + '_ {
+    fn active_nodes(&self) -> impl Iterator<Item = usize> + '_ {
         (0..self.nodes.len()).filter(|node| self.is_running(*node) && !self.nodes[*node].is_frozen)
     }
 
     /// Returns the leader if all active nodes agree on one of them, or the
     /// reason.
-    fn agreed(&self) -> Result<usize, String> {
+    fn agreed_leader(&self) -> Result<usize, String> {
         let mut leaders = Vec::new();
-        for node in self.awake() {
+        for node in self.active_nodes() {
             self.ask(node, "/healthz").map_err(|why| format!("{}: {why}", self.nodes[node].name))?;
             if self.nodes.len() == 1 {
                 return Ok(node);
@@ -405,7 +405,7 @@ impl Nats {
             leaders.push(self.ask(node, "/jsz")?["meta_cluster"]["leader"].clone());
         }
         let is_leader = |node: &usize| leaders.iter().all(|leader| *leader == *self.nodes[*node].name);
-        self.awake().find(is_leader).ok_or_else(|| format!("their leaders are {leaders:?}"))
+        self.active_nodes().find(is_leader).ok_or_else(|| format!("their leaders are {leaders:?}"))
     }
 
     #[track_caller]

@@ -20,7 +20,7 @@ use rand::{RngExt, SeedableRng};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
-use crate::{Front, Link, PATIENCE, name, send};
+use crate::{Front, Link, TIMEOUT, name, send};
 
 const SENDERS: usize = 4;
 const READERS: usize = 3;
@@ -50,14 +50,14 @@ pub struct Trial {
 
 /// Configuration of the senders and readers.
 #[derive(Debug, Clone)]
-pub struct Roles {
+pub struct LoadConfig {
     /// The servers. Each connection uses any of them.
     pub servers: Vec<SocketAddr>,
     /// The fronts. Each connection uses any of them.
     pub fronts: Vec<Front>,
     /// Time limit for an answer, after which the connection is dropped and
-    /// counted in [`Kept::given_up`].
-    pub patience: Duration,
+    /// counted in [`Report::timed_out`].
+    pub answer_timeout: Duration,
     /// Time limit for all senders and readers to finish.
     pub end_within: Duration,
 }
@@ -74,7 +74,7 @@ pub struct Promise {
 
 /// Result of a run.
 #[derive(Debug)]
-pub struct Kept {
+pub struct Report {
     /// Number of sends answered `ok`.
     pub answered: usize,
     /// Number of those that were read in order.
@@ -84,9 +84,9 @@ pub struct Kept {
     /// Number of takeovers.
     pub takeovers: u64,
     /// Number of deletions and recreations of an account.
-    pub rebirths: u64,
+    pub recreations: u64,
     /// Number of connections dropped because of a timeout.
-    pub given_up: u64,
+    pub timed_out: u64,
     /// Number of connections that received no `bye` in time after a takeover.
     pub byes_missed: u64,
     /// Number of answers `error unavailable`.
@@ -104,7 +104,7 @@ pub struct Kept {
 /// Shared record of answers and received messages.
 #[derive(Debug)]
 struct Record {
-    roles: Roles,
+    config: LoadConfig,
     /// Texts answered `ok`, by sender and recipient, by id.
     stored: Mutex<BTreeMap<(String, String), BTreeMap<u32, String>>>,
     refused: Mutex<HashSet<String>>,
@@ -118,8 +118,8 @@ struct Record {
     opened: Vec<AtomicU64>,
     queue_full: AtomicU64,
     takeovers: AtomicU64,
-    rebirths: AtomicU64,
-    given_up: AtomicU64,
+    recreations: AtomicU64,
+    timed_out: AtomicU64,
     byes_missed: AtomicU64,
     unavailable: AtomicU64,
     stop_sending: AtomicBool,
@@ -173,8 +173,8 @@ impl Promise {
     ///
     /// # Panics
     /// If an account cannot be created.
-    pub async fn begin(roles: Roles, mut random: StdRng) -> Self {
-        let record = Arc::new(Record::new(roles));
+    pub async fn begin(config: LoadConfig, mut random: StdRng) -> Self {
+        let record = Arc::new(Record::new(config));
         for user in recipients().chain(["full".into(), "reborn".into()]) {
             record.create(&user, &mut random).await;
         }
@@ -182,7 +182,7 @@ impl Promise {
         let senders = (0..SENDERS).map(|n| begin.task(|record, random| sender(n, record, random))).collect();
         let mut readers: Vec<_> =
             recipients().map(|user| begin.task(|record, random| reader(user, record, random))).collect();
-        readers.push(begin.task(reborn));
+        readers.push(begin.task(recreated));
         Self { record, begun: Instant::now(), random, senders, readers }
     }
 
@@ -193,12 +193,12 @@ impl Promise {
     }
 
     /// Returns whether a run of this duration may end: it is over, and every
-    /// feature was exercised. After [`PATIENCE`] more it ends in any case, and
-    /// [`Kept::assert_all_tried`] fails.
+    /// feature was exercised. After [`TIMEOUT`] more it ends in any case, and
+    /// [`Report::assert_all_tried`] fails.
     #[must_use]
     pub fn may_end(&self, time: Duration) -> bool {
         let elapsed = self.elapsed();
-        elapsed >= time && (self.record.has_tried_all() || elapsed >= time + PATIENCE)
+        elapsed >= time && (self.record.has_tried_all() || elapsed >= time + TIMEOUT)
     }
 
     /// Returns the number of sends answered so far.
@@ -210,9 +210,9 @@ impl Promise {
     /// Waits until more than `before` sends are answered.
     ///
     /// # Panics
-    /// If that takes longer than [`Roles::end_within`].
+    /// If that takes longer than [`LoadConfig::end_within`].
     pub async fn answer_after(&self, before: u64) {
-        let until = Instant::now() + self.record.roles.end_within;
+        let until = Instant::now() + self.record.config.end_within;
         while self.answers() <= before {
             assert!(Instant::now() < until, "nothing is answered any more");
             sleep(AGAIN).await;
@@ -223,51 +223,51 @@ impl Promise {
     ///
     /// # Panics
     /// If a task times out, or the promise is broken; the message says where.
-    pub async fn end(mut self) -> Kept {
+    pub async fn end(mut self) -> Report {
         let record = &self.record;
         record.stop_sending.store(true, Ordering::SeqCst);
         for sender in self.senders {
-            timeout(record.roles.end_within, sender).await.expect("a sender got no answer").unwrap();
+            timeout(record.config.end_within, sender).await.expect("a sender got no answer").unwrap();
         }
         record.stop_reading.store(true, Ordering::SeqCst);
         for reader in self.readers {
-            timeout(record.roles.end_within, reader).await.expect("a reader did not end").unwrap();
+            timeout(record.config.end_within, reader).await.expect("a reader did not end").unwrap();
         }
         let last = StdRng::seed_from_u64(self.random.random());
-        timeout(record.roles.end_within, reader("full".into(), Arc::clone(record), last))
+        timeout(record.config.end_within, reader("full".into(), Arc::clone(record), last))
             .await
             .expect("full is not drained");
         record.compare()
     }
 }
 
-impl Kept {
+impl Report {
     /// Checks that every feature was exercised.
     ///
     /// # Panics
     /// If one was not.
     pub fn assert_all_tried(&self) {
-        let counts = [self.compared as u64, self.refused.1, self.takeovers, self.rebirths];
+        let counts = [self.compared as u64, self.refused.1, self.takeovers, self.recreations];
         assert!(counts.iter().all(|count| *count > 0), "something was not tried: {self}");
         assert!(self.opened.iter().all(|(_, count)| *count > 0), "a front was not tried: {:?}", self.opened);
     }
 }
 
-impl fmt::Display for Kept {
+impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (refused, queue_full) = self.refused;
         let seconds = |time: Duration| time.as_secs_f64();
         write!(
             f,
             "{} answered, {} compared; {refused} refused, {queue_full} of them by a full queue; \
-             {} takeovers, {} accounts made again; {} unavailable, {} connections given up, {} byes missed; \
+             {} takeovers, {} accounts recreated; {} unavailable, {} connections timed out, {} byes missed; \
              longest pause {:.1} s, longest send {:.1} s, longest answer {:.1} s; connections by {:?}",
             self.answered,
             self.compared,
             self.takeovers,
-            self.rebirths,
+            self.recreations,
             self.unavailable,
-            self.given_up,
+            self.timed_out,
             self.byes_missed,
             seconds(self.longest_pause),
             seconds(self.longest_send),
@@ -292,7 +292,7 @@ impl Begin<'_> {
 }
 
 impl Record {
-    fn new(roles: Roles) -> Self {
+    fn new(config: LoadConfig) -> Self {
         Self {
             stored: Mutex::default(),
             refused: Mutex::default(),
@@ -306,21 +306,21 @@ impl Record {
                 longest_send: Duration::ZERO,
                 longest_answer: Duration::ZERO,
             }),
-            opened: roles.fronts.iter().map(|_| AtomicU64::new(0)).collect(),
+            opened: config.fronts.iter().map(|_| AtomicU64::new(0)).collect(),
             queue_full: AtomicU64::new(0),
             takeovers: AtomicU64::new(0),
-            rebirths: AtomicU64::new(0),
-            given_up: AtomicU64::new(0),
+            recreations: AtomicU64::new(0),
+            timed_out: AtomicU64::new(0),
             byes_missed: AtomicU64::new(0),
             unavailable: AtomicU64::new(0),
             stop_sending: AtomicBool::new(false),
             stop_reading: AtomicBool::new(false),
-            roles,
+            config,
         }
     }
 
     fn has_tried_all(&self) -> bool {
-        let counts = [&self.queue_full, &self.takeovers, &self.rebirths];
+        let counts = [&self.queue_full, &self.takeovers, &self.recreations];
         counts.into_iter().chain(&self.opened).all(|count| count.load(Ordering::SeqCst) > 0)
     }
 
@@ -336,11 +336,11 @@ impl Record {
 
     /// Connects to a random server by a random front.
     async fn connect(&self, random: &mut StdRng, session: Option<&str>) -> Option<Connection<'_>> {
-        let server = self.roles.servers[random.random_range(0..self.roles.servers.len())];
-        let nth = random.random_range(0..self.roles.fronts.len());
-        let front = self.roles.fronts[nth];
-        let opened = timeout(self.roles.patience, front.link(server)).await;
-        let link = self.unless_too_late(opened, || format!("{server} is not reached by {front:?}"))??;
+        let server = self.config.servers[random.random_range(0..self.config.servers.len())];
+        let nth = random.random_range(0..self.config.fronts.len());
+        let front = self.config.fronts[nth];
+        let opened = timeout(self.config.answer_timeout, front.link(server)).await;
+        let link = self.count_timeout(opened, || format!("{server} is not reached by {front:?}"))??;
         let mut connection = Connection { link, at: (server, front), record: self };
         if let Some(session) = session {
             let hello = Request::Hello { version: 1, session: session.parse().unwrap() };
@@ -354,10 +354,10 @@ impl Record {
         Some(connection)
     }
 
-    fn unless_too_late<T, E>(&self, result: Result<T, E>, what: impl FnOnce() -> String) -> Option<T> {
+    fn count_timeout<T, E>(&self, result: Result<T, E>, what: impl FnOnce() -> String) -> Option<T> {
         if result.is_err() {
-            println!("given up: {}", what());
-            self.given_up.fetch_add(1, Ordering::SeqCst);
+            println!("timed out: {}", what());
+            self.timed_out.fetch_add(1, Ordering::SeqCst);
         }
         result.ok()
     }
@@ -374,7 +374,7 @@ impl Record {
 
     /// Checks that every answered send was read once and in order, and no
     /// other.
-    fn compare(&self) -> Kept {
+    fn compare(&self) -> Report {
         let (stored, read) = (self.stored.lock().unwrap(), self.read.lock().unwrap());
         let (mut answered, mut compared) = (0, 0);
         let mut broken = Vec::new();
@@ -407,28 +407,28 @@ impl Record {
                 .filter(|text| refused.contains(*text))
                 .map(|text| format!("{text} was refused and read all the same")),
         );
-        let kept = self.kept(answered, compared, refused.len());
-        println!("{kept}");
+        let report = self.report(answered, compared, refused.len());
+        println!("{report}");
         assert!(broken.is_empty(), "{}", broken.join("\n"));
-        kept
+        report
     }
 
-    fn kept(&self, answered: usize, compared: usize, refused: usize) -> Kept {
+    fn report(&self, answered: usize, compared: usize, refused: usize) -> Report {
         let answers = self.answers.lock().unwrap();
         let count = |count: &AtomicU64| count.load(Ordering::SeqCst);
-        Kept {
+        Report {
             answered,
             compared,
             refused: (refused, count(&self.queue_full)),
             takeovers: count(&self.takeovers),
-            rebirths: count(&self.rebirths),
-            given_up: count(&self.given_up),
+            recreations: count(&self.recreations),
+            timed_out: count(&self.timed_out),
             byes_missed: count(&self.byes_missed),
             unavailable: count(&self.unavailable),
             longest_pause: answers.longest_pause,
             longest_send: answers.longest_send,
             longest_answer: answers.longest_answer,
-            opened: self.roles.fronts.iter().copied().zip(self.opened.iter().map(count)).collect(),
+            opened: self.config.fronts.iter().copied().zip(self.opened.iter().map(count)).collect(),
         }
     }
 }
@@ -543,8 +543,8 @@ async fn reader(user: String, record: Arc<Record>, mut random: StdRng) {
         }
         // The connection ends in the middle of its window, with messages
         // unacknowledged.
-        let patience = random.random_range(1..400);
-        for _ in 0..patience {
+        let frames_max = random.random_range(1..400);
+        for _ in 0..frames_max {
             let Ok(frame) = timeout(QUIET, link.next()).await else { break };
             let delivery = match frame {
                 Some(Frame { message: Reply::String(delivery), .. }) => delivery,
@@ -579,7 +579,7 @@ async fn take_over(user: &str, record: &Record, random: &mut StdRng, mut former:
     };
     let mut said_bye = false;
     loop {
-        let Ok(next) = timeout(record.roles.patience, former.next()).await else {
+        let Ok(next) = timeout(record.config.answer_timeout, former.next()).await else {
             record.byes_missed.fetch_add(1, Ordering::SeqCst);
             return;
         };
@@ -599,7 +599,7 @@ async fn take_over(user: &str, record: &Record, random: &mut StdRng, mut former:
 
 /// Deletes and recreates an account repeatedly, and checks that it never
 /// receives a message answered before its deletion.
-async fn reborn(record: Arc<Record>, mut random: StdRng) {
+async fn recreated(record: Arc<Record>, mut random: StdRng) {
     let user = || name("reborn");
     while !record.stop_reading.load(Ordering::SeqCst) {
         sleep(Duration::from_millis(random.random_range(10..200))).await;
@@ -619,7 +619,7 @@ async fn reborn(record: Arc<Record>, mut random: StdRng) {
                 link = again;
             }
         }
-        record.rebirths.fetch_add(1, Ordering::SeqCst);
+        record.recreations.fetch_add(1, Ordering::SeqCst);
         let connect = Request::Connect { user: user(), password: None };
         let Some(Reply::Ok(_)) = link.ask(3, connect).await else { continue };
         let mut last: Option<Delivery> = None;
@@ -650,8 +650,8 @@ impl Connection<'_> {
     async fn write_all(&mut self, requests: impl IntoIterator<Item = (u32, Request)>) -> Option<()> {
         // gRPC calls are answered one after the other.
         for chunk in self.in_turn(requests) {
-            let written = timeout(self.record.roles.patience, self.link.write_all(chunk)).await;
-            self.record.unless_too_late(written, || format!("{:?} does not take requests", self.at))??;
+            let written = timeout(self.record.config.answer_timeout, self.link.write_all(chunk)).await;
+            self.record.count_timeout(written, || format!("{:?} does not take requests", self.at))??;
         }
         Some(())
     }
@@ -670,8 +670,8 @@ impl Connection<'_> {
     }
 
     async fn next_in_time(&mut self) -> Option<Frame<Reply>> {
-        let next = timeout(self.record.roles.patience, self.link.next()).await;
-        self.record.unless_too_late(next, || format!("{:?} does not answer a send", self.at))?
+        let next = timeout(self.record.config.answer_timeout, self.link.next()).await;
+        self.record.count_timeout(next, || format!("{:?} does not answer a send", self.at))?
     }
 
     /// Sends a request, and skips messages before its answer.
@@ -679,7 +679,7 @@ impl Connection<'_> {
         let asked = format!("{request:?}");
         self.write_all([(id, request)]).await?;
         let (record, at) = (self.record, self.at);
-        let answer = timeout(record.roles.patience, async {
+        let answer = timeout(record.config.answer_timeout, async {
             loop {
                 let frame = self.next().await?;
                 if frame.id == RequestId::new(id) {
@@ -687,6 +687,6 @@ impl Connection<'_> {
                 }
             }
         });
-        record.unless_too_late(answer.await, || format!("{at:?} does not answer {asked}"))?
+        record.count_timeout(answer.await, || format!("{at:?} does not answer {asked}"))?
     }
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Condvar, Mutex};
 
 use portable_pty::{Child, CommandBuilder, MasterPty, PtySize, native_pty_system};
 
-use crate::{PATIENCE, binary, wait_until};
+use crate::{TIMEOUT, binary, wait_until};
 
 /// Tall enough that no output scrolls off.
 const ROWS: u16 = 60;
@@ -103,7 +103,7 @@ impl Terminal {
     fn wait_until(&self, what: &str, is_so: impl Fn(&str) -> bool) {
         let parser = self.screen.parser.lock().unwrap();
         let is_not = |parser: &mut vt100::Parser| !is_so(parser.screen().contents().trim_end());
-        let (parser, timeout) = self.screen.changed.wait_timeout_while(parser, PATIENCE, is_not).unwrap();
+        let (parser, timeout) = self.screen.changed.wait_timeout_while(parser, TIMEOUT, is_not).unwrap();
         let contents = parser.screen().contents();
         // Released before the assertion, which would poison it.
         drop(parser);

@@ -6,10 +6,10 @@ use hark_protocol::{Code, Delivery, Frame, OkFields, Reply, Request, RequestId, 
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::{Front, Link, Native, PATIENCE};
+use crate::{Front, Link, Native, TIMEOUT};
 
 /// First id of [`Client::ask`], far from the ids that tests choose.
-const ASKED_FROM: u32 = 2_000_000_000;
+const FIRST_ID: u32 = 2_000_000_000;
 
 /// A connection.
 #[derive(Debug)]
@@ -37,7 +37,7 @@ impl Front {
     /// # Panics
     /// If that is refused.
     pub async fn hello(self, address: SocketAddr, session: &str) -> Client {
-        self.connect(address).await.said_hello(session).await
+        self.connect(address).await.with_hello(session).await
     }
 }
 
@@ -55,7 +55,7 @@ impl Wire {
     /// # Panics
     /// If that is refused.
     pub async fn hello(address: SocketAddr, session: &str) -> Self {
-        Self::connect(address).await.said_hello(session).await
+        Self::connect(address).await.with_hello(session).await
     }
 
     /// Returns the client's address of the connection.
@@ -72,7 +72,7 @@ impl Wire {
     /// # Panics
     /// If that fails.
     pub async fn write_bytes(&mut self, bytes: &[u8]) {
-        let written = timeout(PATIENCE, self.link.write_bytes(bytes)).await;
+        let written = timeout(TIMEOUT, self.link.write_bytes(bytes)).await;
         written.expect("the server does not read").expect("the connection has ended");
     }
 
@@ -87,7 +87,7 @@ impl<L: Link> Client<L> {
     /// Returns a client over this link.
     #[must_use]
     pub const fn over(link: L) -> Self {
-        Self { link, last_id: ASKED_FROM, pushed: std::collections::VecDeque::new() }
+        Self { link, last_id: FIRST_ID, pushed: std::collections::VecDeque::new() }
     }
 
     /// Returns the link.
@@ -96,7 +96,7 @@ impl<L: Link> Client<L> {
         self.link
     }
 
-    async fn said_hello(mut self, session: &str) -> Self {
+    async fn with_hello(mut self, session: &str) -> Self {
         let hello = Request::Hello { version: 1, session: session.parse().unwrap() };
         // Far from the ids of sends, which count up.
         self.write(u32::MAX, hello).await;
@@ -118,7 +118,7 @@ impl<L: Link> Client<L> {
     /// # Panics
     /// If that fails.
     pub async fn write_all(&mut self, requests: impl IntoIterator<Item = (u32, Request)>) {
-        let written = timeout(PATIENCE, self.link.write_all(requests.into_iter().collect())).await;
+        let written = timeout(TIMEOUT, self.link.write_all(requests.into_iter().collect())).await;
         written.expect("the server does not read").expect("the connection has ended");
     }
 
@@ -130,7 +130,7 @@ impl<L: Link> Client<L> {
         if let Some(frame) = self.pushed.pop_front() {
             return Some(frame);
         }
-        timeout(PATIENCE, self.link.next()).await.expect("nothing came in time")
+        timeout(TIMEOUT, self.link.next()).await.expect("nothing came in time")
     }
 
     /// Returns the next message.
@@ -153,7 +153,7 @@ impl<L: Link> Client<L> {
             return self.pushed.remove(at).unwrap().message;
         }
         loop {
-            let frame = timeout(PATIENCE, self.link.next()).await.expect("no reply in time");
+            let frame = timeout(TIMEOUT, self.link.next()).await.expect("no reply in time");
             let frame = frame.expect("the connection ended before the reply");
             if frame.id == RequestId::new(id) {
                 return frame.message;

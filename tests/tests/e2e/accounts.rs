@@ -5,7 +5,7 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 
 use hark_protocol::{Code, Reply, Request, UserName};
-use hark_tests::{Client, Front, Harkd, HarkdBuilder, Place, Wire, name, send};
+use hark_tests::{Client, Front, Harkd, HarkdBuilder, StoreLocation, Wire, name, send};
 
 hark_tests::through_all_fronts_on_all_stores! {
     sessions:
@@ -217,11 +217,11 @@ async fn require_password_limits_anonymous_clients_to_create(one: Front, other: 
 }
 
 async fn require_password_closes_accounts_without_one(one: Front, other: Front) {
-    let place = Place::fresh();
-    let server = Harkd::builder().store(place.clone()).start();
+    let location = StoreLocation::fresh();
+    let server = Harkd::builder().store(location.clone()).start();
     other.connect(server.address()).await.ok(create("bob", None)).await;
     drop(server);
-    let (_server, mut wire) = start(one, Harkd::builder().store(place).arg("--require-password")).await;
+    let (_server, mut wire) = start(one, Harkd::builder().store(location).arg("--require-password")).await;
     wire.refused(login("bob", None), Code::Denied).await;
     wire.refused(connect("bob", Some("x")), Code::Denied).await;
     wire.refused(set_password("bob", None, "mine"), Code::Denied).await;
@@ -231,13 +231,13 @@ async fn require_password_closes_accounts_without_one(one: Front, other: Front) 
 /// Starts a server with these accounts, by name and password, and with the
 /// admins `root` and `ann`.
 fn with_admins(accounts: &[(&str, Option<&str>)], builder: HarkdBuilder) -> Harkd {
-    let place = Place::fresh();
+    let location = StoreLocation::fresh();
     for (name, password) in accounts {
         let without = ["add", name, "--no-password"];
         let words = if password.is_some() { &without[..2] } else { &without };
-        operator_on(&place, words, *password).unwrap();
+        operator_on(&location, words, *password).unwrap();
     }
-    builder.store(place).env("HARKD_ADMIN", "root,ann").start()
+    builder.store(location).env("HARKD_ADMIN", "root,ann").start()
 }
 
 async fn admin_manages_any_account(one: Front, other: Front) {
@@ -412,12 +412,16 @@ async fn connections_per_address_are_limited() {
 /// Runs `harkd user …` on this store with this password, and returns its output
 /// if it succeeds.
 fn operator(server: &Harkd, arguments: &[&str], password: Option<&str>) -> Result<String, String> {
-    operator_on(server.place(), arguments, password)
+    operator_on(server.location(), arguments, password)
 }
 
-fn operator_on(place: &Place, arguments: &[&str], password: Option<&str>) -> Result<String, String> {
+fn operator_on(
+    location: &StoreLocation,
+    arguments: &[&str],
+    password: Option<&str>,
+) -> Result<String, String> {
     let mut command = Command::new(hark_tests::binary("harkd"));
-    command.args(place.args()).arg("user").args(arguments).stdin(Stdio::null());
+    command.args(location.args()).arg("user").args(arguments).stdin(Stdio::null());
     if let Some(password) = password {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         writeln!(file, "{password}").unwrap();

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use hark_protocol::{ByeReason, Code, Delivery, Frame, Reply, Request};
-use hark_tests::{Client, Front, Harkd, Link, Nats, PATIENCE, Place, Trial, Wire, name, send};
+use hark_tests::{Client, Front, Harkd, Link, Nats, StoreLocation, TIMEOUT, Trial, Wire, name, send};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -18,10 +18,10 @@ const ROUNDS_MIN: u32 = 5;
 
 /// Time below the interval at which a server polls for messages that it was not
 /// notified of.
-const UNTOLD: Duration = Duration::from_secs(24);
+const BELOW_POLL_INTERVAL: Duration = Duration::from_secs(24);
 
 /// Duration for which a pending outcome must not be answered.
-const LONGER_THAN_A_MOMENT: Duration = Duration::from_secs(3);
+const PENDING_TIME: Duration = Duration::from_secs(3);
 
 const BYE_TAKEN_OVER: Frame<Reply> = Frame::new(None, Reply::Bye(ByeReason::TakenOver));
 const BYE_DELETED: Frame<Reply> = Frame::new(None, Reply::Bye(ByeReason::Deleted));
@@ -35,8 +35,8 @@ fn rounds(min: u32) -> impl Iterator<Item = u32> {
 
 /// Starts two servers of one chat.
 fn servers() -> [Harkd; 2] {
-    let place = Place::on(Nats::shared());
-    [(); 2].map(|()| Harkd::builder().store(place.clone()).start())
+    let location = StoreLocation::on(Nats::shared());
+    [(); 2].map(|()| Harkd::builder().store(location.clone()).start())
 }
 
 async fn clients(servers: &[Harkd; 2]) -> [Client; 2] {
@@ -94,7 +94,7 @@ async fn message_reaches_receiver_at_another_server() {
         assert_eq!((&*pong.text, pong.sender), (&*format!("pong {n}"), Some(name("bob"))));
         alice.ack(pong.sequence).await;
     }
-    assert!(began.elapsed() < UNTOLD, "a hundred messages took {:?}", began.elapsed());
+    assert!(began.elapsed() < BELOW_POLL_INTERVAL, "a hundred messages took {:?}", began.elapsed());
 }
 
 #[tokio::test]
@@ -117,7 +117,7 @@ async fn connect_at_another_server_takes_over() {
 
     // Acks of the former receiver count for its pushes, with a delay.
     former.ack(two.sequence).await;
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + TIMEOUT;
     while latter.receive("bob").await != 2 {
         assert!(Instant::now() < until, "the ack at the former server was lost");
         while latter.message().await.text != *"four" {}
@@ -153,7 +153,7 @@ async fn deletion_is_seen_by_every_server() {
         assert_eq!(two.ok(delete("bob")).await.as_deleted(), Some(true));
         assert_eq!(one.next().await, Some(BYE_DELETED));
     }
-    assert!(began.elapsed() < UNTOLD, "twenty ends took {:?}", began.elapsed());
+    assert!(began.elapsed() < BELOW_POLL_INTERVAL, "twenty ends took {:?}", began.elapsed());
 }
 
 /// The other server has just sent to the account, so that it does not check
@@ -313,14 +313,14 @@ async fn recreated_account_gets_no_former_messages() {
 /// repeats unanswered ones by the protocol's rules.
 async fn send_all(server: &Harkd, session: &str, count: u32, mut answered: impl FnMut(usize)) {
     let mut open: Vec<u32> = (1..=count).collect();
-    let until = Instant::now() + 3 * PATIENCE;
+    let until = Instant::now() + 3 * TIMEOUT;
     while !open.is_empty() {
         assert!(Instant::now() < until, "{} sends have no outcome", open.len());
         let mut client = Wire::hello(server.address(), session).await;
         client.write_all(open.iter().map(|id| (*id, send("bob", &id.to_string())))).await;
         let mut stored = HashSet::new();
         while stored.len() < open.len() {
-            match next_within(&mut client, PATIENCE).await {
+            match next_within(&mut client, TIMEOUT).await {
                 Some(Frame { id: Some(id), message: Reply::Ok(_) }) => {
                     stored.insert(id.value());
                     answered(stored.len());
@@ -334,8 +334,8 @@ async fn send_all(server: &Harkd, session: &str, count: u32, mut answered: impl 
     }
 }
 
-async fn next_within<L: Link>(client: &mut Client<L>, patience: Duration) -> Option<Frame<Reply>> {
-    tokio::time::timeout(patience, client.next()).await.ok().flatten()
+async fn next_within<L: Link>(client: &mut Client<L>, answer_timeout: Duration) -> Option<Frame<Reply>> {
+    tokio::time::timeout(answer_timeout, client.next()).await.ok().flatten()
 }
 
 /// Receives all messages queued for bob.
@@ -356,9 +356,9 @@ async fn drain(server: &Harkd, count: u64) -> Vec<Delivery> {
 async fn pipelined_sends_keep_order_across_leader_changes() {
     const COUNT: u32 = 1000;
     let mut nats = Nats::start();
-    let place = Place::on(&nats);
-    let stream = format!("{}-inbox-0", place.chat());
-    let [one, two] = [(); 2].map(|()| Harkd::builder().store(place.clone()).start());
+    let location = StoreLocation::on(&nats);
+    let stream = format!("{}-inbox-0", location.chat());
+    let [one, two] = [(); 2].map(|()| Harkd::builder().store(location.clone()).start());
     Wire::connect(one.address()).await.create("bob").await;
     for round in rounds(1) {
         let leader = nats.leader_of(&stream);
@@ -384,16 +384,16 @@ async fn pipelined_sends_keep_order_across_leader_changes() {
 #[tokio::test]
 async fn connect_waits_for_a_missing_stream() {
     let nats = Nats::shared();
-    let place = Place::on(nats);
-    let server = Harkd::builder().store(place.clone()).start();
+    let location = StoreLocation::on(nats);
+    let server = Harkd::builder().store(location.clone()).start();
     let mut bob = Wire::connect(server.address()).await;
     bob.create("bob").await;
     let engine = async_nats::jetstream::new(async_nats::connect(nats.url_of(0)).await.unwrap());
-    let stream = format!("{}-inbox-0", place.chat());
+    let stream = format!("{}-inbox-0", location.chat());
     let config = engine.get_stream(&stream).await.unwrap().cached_info().config.clone();
     engine.delete_stream(&stream).await.unwrap();
     bob.write(7, connect("bob")).await;
-    let answer = timeout(LONGER_THAN_A_MOMENT, bob.next()).await;
+    let answer = timeout(PENDING_TIME, bob.next()).await;
     assert!(answer.is_err(), "it was {answer:?} while nobody could know");
     engine.create_stream(config).await.unwrap();
     assert!(matches!(bob.reply_to(7).await, Reply::Ok(_)));
@@ -401,7 +401,7 @@ async fn connect_waits_for_a_missing_stream() {
 
 /// Returns an address that forwards to a node, and stops forwarding its answers
 /// once the client has sent `word`.
-async fn deaf_way(node: SocketAddr, word: &'static str) -> SocketAddr {
+async fn deaf_proxy(node: SocketAddr, word: &'static str) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
@@ -435,13 +435,13 @@ async fn deaf_way(node: SocketAddr, word: &'static str) -> SocketAddr {
 #[tokio::test(flavor = "multi_thread")]
 async fn repeat_is_stored_once_after_nats_restart() {
     let mut nats = Nats::start();
-    let deaf = deaf_way(nats.address_of(0), "once").await;
-    let place = Place::on(&nats);
-    let mut two = Harkd::builder().store(place.clone()).start();
+    let deaf = deaf_proxy(nats.address_of(0), "once").await;
+    let location = StoreLocation::on(&nats);
+    let mut two = Harkd::builder().store(location.clone()).start();
     let mut bob = Wire::connect(two.address()).await;
     bob.create("bob").await;
     bob.receive("bob").await;
-    let mut one = Harkd::builder().store(place.reached_by(&format!("nats://{deaf}"))).start();
+    let mut one = Harkd::builder().store(location.reached_by(&format!("nats://{deaf}"))).start();
     let mut alice = Wire::hello(one.address(), "session").await;
     alice.write(1, send("bob", "once")).await;
     let message = bob.message().await;
@@ -455,7 +455,7 @@ async fn repeat_is_stored_once_after_nats_restart() {
     (0..3).for_each(|node| nats.kill(node));
     (0..3).for_each(|node| nats.restart(node));
     nats.wait_until_current();
-    let one = Harkd::builder().store(place.clone()).start();
+    let one = Harkd::builder().store(location.clone()).start();
     let mut alice = Wire::hello(one.address(), "session").await;
     alice.write(1, send("bob", "once")).await;
     assert!(matches!(alice.reply_to(1).await, Reply::Ok(_)));

@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use hark_protocol::{Failure, Reply};
 use hark_tests::{
-    Authority, FarMachine, Front, Harkd, HarkdBuilder, Kept, Nats, Promise, Roles, Trial, own_addresses, send,
+    Authority, FarMachine, Front, Harkd, HarkdBuilder, LoadConfig, Nats, Promise, Report, Trial,
+    own_addresses, send,
 };
 use rand::RngExt as _;
 use rand::rngs::StdRng;
@@ -30,7 +31,7 @@ const SERVERS: usize = 2;
 const ANSWER: Duration = Duration::from_secs(45);
 
 /// Time limit for an answer if the client is to fail over from a frozen server.
-const HASTE: Duration = Duration::from_millis(1500);
+const FAILOVER_TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// Durations of a cut: below and above the timeout of a server.
 const SHORT_MS: u64 = 5_000;
@@ -49,7 +50,7 @@ struct Cluster {
 
 /// A fault that is injected into a process for a while.
 #[derive(Debug, Clone, Copy)]
-enum Blow {
+enum Fault {
     Kill,
     Freeze,
 }
@@ -82,38 +83,38 @@ impl Cluster {
         Self { nats, servers: servers.into_iter().map(Some).collect() }
     }
 
-    async fn promise(&self, patience: Duration, trial: &mut Trial) -> Promise {
-        let roles = Roles {
+    async fn promise(&self, answer_timeout: Duration, trial: &mut Trial) -> Promise {
+        let config = LoadConfig {
             servers: self.servers.iter().flatten().map(Harkd::address).collect(),
             fronts: FRONTS.to_vec(),
-            patience,
+            answer_timeout,
             end_within: END,
         };
-        Promise::begin(roles, trial.random()).await
+        Promise::begin(config, trial.random()).await
     }
 
     fn server(&mut self, n: usize) -> &mut Option<Harkd> {
         self.servers.get_mut(n).expect("a server of this number")
     }
 
-    fn down(&mut self, process: usize, blow: Blow) {
-        match (process.checked_sub(NODES), blow) {
-            (None, Blow::Kill) => self.nats.kill(process),
-            (None, Blow::Freeze) => self.nats.freeze(process),
-            (Some(n), Blow::Kill) => self.server(n).as_mut().expect("a server that runs").kill(),
-            (Some(n), Blow::Freeze) => self.server(n).as_ref().expect("a server that runs").signal("STOP"),
+    fn down(&mut self, process: usize, fault: Fault) {
+        match (process.checked_sub(NODES), fault) {
+            (None, Fault::Kill) => self.nats.kill(process),
+            (None, Fault::Freeze) => self.nats.freeze(process),
+            (Some(n), Fault::Kill) => self.server(n).as_mut().expect("a server that runs").kill(),
+            (Some(n), Fault::Freeze) => self.server(n).as_ref().expect("a server that runs").signal("STOP"),
         }
     }
 
-    fn up(&mut self, process: usize, blow: Blow) {
-        match (process.checked_sub(NODES), blow) {
-            (None, Blow::Kill) => self.nats.restart(process),
-            (None, Blow::Freeze) => self.nats.thaw(process),
-            (Some(n), Blow::Kill) => {
+    fn up(&mut self, process: usize, fault: Fault) {
+        match (process.checked_sub(NODES), fault) {
+            (None, Fault::Kill) => self.nats.restart(process),
+            (None, Fault::Freeze) => self.nats.thaw(process),
+            (Some(n), Fault::Kill) => {
                 let server = self.server(n);
                 *server = server.take().map(Harkd::restart);
             }
-            (Some(n), Blow::Freeze) => self.server(n).as_ref().expect("a server that runs").signal("CONT"),
+            (Some(n), Fault::Freeze) => self.server(n).as_ref().expect("a server that runs").signal("CONT"),
         }
     }
 }
@@ -126,33 +127,38 @@ fn server(nats: &Nats, address: &SocketAddr) -> HarkdBuilder {
 
 /// Injects faults of this kind until the time is over: into a random process,
 /// for a duration in `down_ms`, and the next after another answer.
-async fn deal(mut trial: Trial, blow: Blow, down_ms: Range<u64>, patience: Duration) -> Kept {
+async fn inject_faults(
+    mut trial: Trial,
+    fault: Fault,
+    down_ms: Range<u64>,
+    answer_timeout: Duration,
+) -> Report {
     let mut cluster = block_in_place(Cluster::start);
-    let promise = cluster.promise(patience, &mut trial).await;
-    let mut blows = [0; NODES + SERVERS];
+    let promise = cluster.promise(answer_timeout, &mut trial).await;
+    let mut faults = [0; NODES + SERVERS];
     while !promise.may_end(trial.time) {
         let before = promise.answers();
         pause(&mut trial.random, 500..3000).await;
         promise.answer_after(before).await;
-        let process = trial.random.random_range(0..blows.len());
-        tell(&promise, format_args!("{blow:?} {process}"));
-        block_in_place(|| cluster.down(process, blow));
+        let process = trial.random.random_range(0..faults.len());
+        tell(&promise, format_args!("{fault:?} {process}"));
+        block_in_place(|| cluster.down(process, fault));
         pause(&mut trial.random, down_ms.clone()).await;
-        block_in_place(|| cluster.up(process, blow));
-        if let Some(count) = blows.get_mut(process) {
+        block_in_place(|| cluster.up(process, fault));
+        if let Some(count) = faults.get_mut(process) {
             *count += 1;
         }
     }
-    tell(&promise, format_args!("{blow:?} of nodes and servers, in all: {blows:?}"));
-    let kept = promise.end().await;
-    assert!(blows.iter().sum::<u32>() > 0, "nothing was done to anybody");
-    kept.assert_all_tried();
-    kept
+    tell(&promise, format_args!("{fault:?} of nodes and servers, in all: {faults:?}"));
+    let report = promise.end().await;
+    assert!(faults.iter().sum::<u32>() > 0, "nothing was done to anybody");
+    report.assert_all_tried();
+    report
 }
 
 /// Cuts the link to the far machine repeatedly until the time is over; the
 /// first cut takes `first_ms` milliseconds.
-async fn cut(mut trial: Trial, far: &FarMachine, cluster: Cluster, first_ms: u64) -> Kept {
+async fn cut(mut trial: Trial, far: &FarMachine, cluster: Cluster, first_ms: u64) -> Report {
     let promise = cluster.promise(ANSWER, &mut trial).await;
     let mut cuts = 0;
     while !promise.may_end(trial.time) {
@@ -167,11 +173,11 @@ async fn cut(mut trial: Trial, far: &FarMachine, cluster: Cluster, first_ms: u64
         cuts += 1;
     }
     tell(&promise, format_args!("{cuts} cuts in all"));
-    let kept = promise.end().await;
+    let report = promise.end().await;
     assert!(cuts > 0, "nothing was cut");
-    kept.assert_all_tried();
-    assert_eq!(kept.given_up, 0, "some answer did not come");
-    kept
+    report.assert_all_tried();
+    assert_eq!(report.timed_out, 0, "some answer did not come");
+    report
 }
 
 /// Sends to this server until it reports an unknown outcome.
@@ -197,13 +203,13 @@ async fn pause(random: &mut StdRng, ms: Range<u64>) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn promise_holds_under_kills() {
-    let kept = deal(Trial::from_env(), Blow::Kill, 100..2000, ANSWER).await;
-    assert_eq!(kept.given_up, 0, "some answer did not come");
+    let report = inject_faults(Trial::from_env(), Fault::Kill, 100..2000, ANSWER).await;
+    assert_eq!(report.timed_out, 0, "some answer did not come");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn promise_holds_under_freezes() {
-    deal(Trial::from_env(), Blow::Freeze, 500..9000, HASTE).await;
+    inject_faults(Trial::from_env(), Fault::Freeze, 500..9000, FAILOVER_TIMEOUT).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use hark_protocol::{ByeReason, Reply, Request};
-use hark_tests::{Authority, Harkd, HarkdBuilder, Nats, Place, Wire, name};
+use hark_tests::{Authority, Harkd, HarkdBuilder, Nats, StoreLocation, Wire, name};
 use nkeys::KeyPair;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -92,13 +92,13 @@ fn foreign_stream_is_refused_and_untouched() {
     let found = request(nats.address_of(0), "$JS.API.STREAM.INFO.chat-accounts", &Value::Null);
     assert_eq!(found["config"]["subjects"], accounts["subjects"]);
     // There is room for another chat on the same cluster.
-    drop(Harkd::builder().store(Place::on(&nats)).start());
+    drop(Harkd::builder().store(StoreLocation::on(&nats)).start());
 }
 
 #[test]
 fn more_replicas_than_nodes_are_refused() {
     let nats = Nats::builder(1).start();
-    let builder = Harkd::builder().store(Place::on(&nats)).arg("--replicas=3");
+    let builder = Harkd::builder().store(StoreLocation::on(&nats)).arg("--replicas=3");
     check_refused(builder, &["-accounts", "--replicas"]);
 }
 
@@ -150,27 +150,27 @@ fn secret(line: &str) -> (PathBuf, TempDir) {
 #[test]
 fn nats_password_comes_from_a_file() {
     let nats = Nats::builder(1).config("authorization { user: hark, password: right }").start();
-    let place = Place::on(&nats);
+    let location = StoreLocation::on(&nats);
     let (right, _right) = secret("right");
     let (wrong, _wrong) = secret("wrong");
     let with = |file: &PathBuf| {
         let file = file.display().to_string();
-        Harkd::builder().store(place.clone()).args(["--nats-user=hark", "--nats-password-file", &file])
+        Harkd::builder().store(location.clone()).args(["--nats-user=hark", "--nats-password-file", &file])
     };
     drop(with(&right).start());
     check_refused(with(&wrong), &["cannot connect to the cluster", "authorization", "--nats-"]);
-    check_refused(Harkd::builder().store(place.clone()), &["cannot connect to the cluster", "--nats-"]);
+    check_refused(Harkd::builder().store(location.clone()), &["cannot connect to the cluster", "--nats-"]);
     check_refused(with(&PathBuf::from("/none")), &["cannot read /none"]);
 }
 
 #[test]
 fn nats_token_comes_from_a_file() {
     let nats = Nats::builder(1).config("authorization { token: right }").start();
-    let place = Place::on(&nats);
+    let location = StoreLocation::on(&nats);
     for (line, is_right) in [("right", true), ("wrong", false)] {
         let (file, _folder) = secret(line);
         let file = file.display().to_string();
-        let builder = Harkd::builder().store(place.clone()).args(["--nats-token-file", &file]);
+        let builder = Harkd::builder().store(location.clone()).args(["--nats-token-file", &file]);
         if is_right {
             drop(builder.start());
         } else {
@@ -215,7 +215,7 @@ fn nats_credentials_come_from_a_creds_file() {
             jwt(&operator, &account, &of_account),
         ))
         .start();
-    let place = Place::on(&nats);
+    let location = StoreLocation::on(&nats);
     let with = |account: &KeyPair| {
         let user = KeyPair::new_user();
         let rights = json!({"type": "user", "version": 2, "subs": -1, "data": -1, "payload": -1});
@@ -226,7 +226,7 @@ fn nats_credentials_come_from_a_creds_file() {
             user.seed().unwrap(),
         ));
         let file = file.display().to_string();
-        (Harkd::builder().store(place.clone()).args(["--nats-creds", &file]), folder)
+        (Harkd::builder().store(location.clone()).args(["--nats-creds", &file]), folder)
     };
     let (right, _right) = with(&account);
     drop(right.start());
@@ -246,15 +246,15 @@ fn tls_nodes_are_trusted_by_named_authority() {
     nats.kill(0);
     nats.restart(0);
     nats.wait_until_current();
-    let place = Place::on(&nats);
+    let location = StoreLocation::on(&nats);
     for scheme in ["tls", "nats"] {
-        let builder = || Harkd::builder().store(place.reached_by(&format!("{scheme}://{address}")));
+        let builder = || Harkd::builder().store(location.reached_by(&format!("{scheme}://{address}")));
         let authority = certificate.authority().display().to_string();
         drop(builder().args(["--nats-ca", &authority]).start());
         check_refused(builder(), &["cannot connect to the cluster", "certificate", "--nats-ca"]);
     }
     let other = Authority::new().sign(&["localhost"]).authority().display().to_string();
-    let builder = Harkd::builder().store(place.reached_by(&format!("tls://{address}")));
+    let builder = Harkd::builder().store(location.reached_by(&format!("tls://{address}")));
     check_refused(
         builder.args(["--nats-ca", &other]),
         &["cannot connect to the cluster", "certificate", "--nats-ca"],
@@ -276,33 +276,33 @@ fn sync_setting_of_nodes_is_logged() {
         (Nats::builder(1).without_sync(), "does NOT sync before it acknowledges"),
     ] {
         let nats = builder.start();
-        let place = Place::on(&nats);
-        let silent = Harkd::builder().store(place.clone()).start();
+        let location = StoreLocation::on(&nats);
+        let silent = Harkd::builder().store(location.clone()).start();
         assert!(silent.log().contains("only seen with --nats-monitor"), "{}", silent.log());
         let monitor = nats.monitor_of(0).to_string();
-        let server = Harkd::builder().store(place).args(["--nats-monitor", &monitor]).start();
+        let server = Harkd::builder().store(location).args(["--nats-monitor", &monitor]).start();
         assert!(server.log().contains(words), "{}", server.log());
     }
     let nats = Nats::builder(1).start();
     let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-    let server = Harkd::builder().store(Place::on(&nats)).args(["--nats-monitor", &nobody]).start();
+    let server = Harkd::builder().store(StoreLocation::on(&nats)).args(["--nats-monitor", &nobody]).start();
     assert!(server.log().contains("the node does not say whether it syncs"), "{}", server.log());
 }
 
 #[tokio::test]
 async fn operator_manages_accounts_of_a_running_cluster() {
     let nats = Nats::builder(1).start();
-    let place = Place::on(&nats);
+    let location = StoreLocation::on(&nats);
     let user = |arguments: &[&str]| {
         let mut command = Command::new(hark_tests::binary("harkd"));
-        command.args(place.args()).arg("user").args(arguments).stdin(Stdio::null());
+        command.args(location.args()).arg("user").args(arguments).stdin(Stdio::null());
         let output = command.output().unwrap();
         let said = if output.status.success() { output.stdout } else { output.stderr };
         String::from_utf8(said).unwrap()
     };
     // The chat does not exist yet; the first command creates it.
     assert_eq!(user(&["add", "bob", "--no-password"]), "added bob\n");
-    let server = Harkd::builder().store(place.clone()).start();
+    let server = Harkd::builder().store(location.clone()).start();
     let mut bob = Wire::connect(server.address()).await;
     bob.receive("bob").await;
     let (file, _folder) = secret("secret");

@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use hark_tests::{Front, Harkd, PATIENCE, Promise, Roles, Trial};
+use hark_tests::{Front, Harkd, LoadConfig, Promise, TIMEOUT, Trial};
 use rand::RngExt as _;
 use tokio::time::sleep;
 
@@ -19,22 +19,22 @@ const QUEUED_MAX: u64 = 400;
 async fn promise_holds_under_kill_9() {
     let mut trial = Trial::from_env();
     let mut server = Harkd::builder().arg(format!("--max-queued-messages={QUEUED_MAX}")).start();
-    let roles = Roles {
+    let config = LoadConfig {
         servers: vec![server.address()],
         fronts: FRONTS.to_vec(),
-        patience: PATIENCE,
-        end_within: PATIENCE,
+        answer_timeout: TIMEOUT,
+        end_within: TIMEOUT,
     };
-    let promise = Promise::begin(roles, trial.random()).await;
+    let promise = Promise::begin(config, trial.random()).await;
     let mut kills = 0;
     while !promise.may_end(trial.time) {
         sleep(Duration::from_millis(trial.random.random_range(200..1500))).await;
         server = tokio::task::block_in_place(|| server.kill_and_restart());
         kills += 1;
     }
-    let kept = promise.end().await;
+    let report = promise.end().await;
     println!("{kills} kills");
     assert!(kills > 0, "nothing was killed");
-    assert_eq!((kept.given_up, kept.byes_missed), (0, 0), "some answer did not come");
-    kept.assert_all_tried();
+    assert_eq!((report.timed_out, report.byes_missed), (0, 0), "some answer did not come");
+    report.assert_all_tried();
 }

@@ -188,8 +188,9 @@ impl Template {
     /// Returns a flipped bit in this text, in its file.
     fn text_damage(&self, n: u32) -> Option<Damage> {
         let begin = format!("{n}:xxxx");
-        let place = |bytes: &[u8]| bytes.windows(begin.len()).position(|part| part == begin.as_bytes());
-        let mut places = self.files.iter().filter_map(|(path, content)| Some((path, place(&content.bytes)?)));
+        let location = |bytes: &[u8]| bytes.windows(begin.len()).position(|part| part == begin.as_bytes());
+        let mut places =
+            self.files.iter().filter_map(|(path, content)| Some((path, location(&content.bytes)?)));
         places
             .find(|(path, _)| self.newest_segment() == Some(path))
             .map(|(path, at)| Damage { path: path.clone(), how: How::Flipped { at, bit: 0 } })
@@ -289,7 +290,7 @@ fn remove(path: &Path) {
 
 /// Returns the builder of a server that respects permissions even if the test
 /// runs as root.
-fn mortal(store: &Path) -> HarkdBuilder {
+fn unprivileged(store: &Path) -> HarkdBuilder {
     let is_root = fs::metadata("/proc/self").is_ok_and(|me| std::os::unix::fs::MetadataExt::uid(&me) == 0);
     if !is_root {
         return builder(store);
@@ -299,7 +300,7 @@ fn mortal(store: &Path) -> HarkdBuilder {
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Verdict {
+enum Reaction {
     /// The server does not start.
     Refused,
     /// An inbox is withheld until the damage is dropped.
@@ -308,25 +309,25 @@ enum Verdict {
 }
 
 /// Starts a server on a damaged store, and checks its reaction.
-async fn judge(store: &Path, damage: &Damage) -> Verdict {
+async fn check_reaction(store: &Path, damage: &Damage) -> Reaction {
     let start = || {
-        let server = if let How::Forbidden = damage.how { mortal(store) } else { builder(store) };
+        let server = if let How::Forbidden = damage.how { unprivileged(store) } else { builder(store) };
         server.try_start()
     };
     match start() {
         Ok(server) if is_delivered(&server).await => {
             check_whole(server).await;
-            Verdict::Whole
+            Reaction::Whole
         }
         Ok(server) => {
             check_dropped(server, store).await;
-            Verdict::Undelivered
+            Reaction::Undelivered
         }
         Err(refusal) => {
             let line = check_refusal(store, &refusal);
             let again = start().expect_err("refused once, it is refused until somebody does something");
             assert_eq!(check_refusal(store, &again), line);
-            Verdict::Refused
+            Reaction::Refused
         }
     }
 }
@@ -469,10 +470,10 @@ async fn try_all(is_clean: bool) {
         let home = template.write();
         let store = home.path().join("store");
         damage.inflict(&store);
-        match judge(&store, &damage).await {
-            Verdict::Refused => refused += 1,
-            Verdict::Undelivered => undelivered += 1,
-            Verdict::Whole => whole += 1,
+        match check_reaction(&store, &damage).await {
+            Reaction::Refused => refused += 1,
+            Reaction::Undelivered => undelivered += 1,
+            Reaction::Whole => whole += 1,
         }
     }
     println!("{refused} refused, {undelivered} not delivered, {whole} whole");

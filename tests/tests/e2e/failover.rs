@@ -60,8 +60,8 @@ fn run(transport: Transport, servers: &str, state: &Path, arguments: &[&str]) ->
 /// stderr.
 #[track_caller]
 fn fine(output: &Output) -> String {
-    let complaints = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && complaints.is_empty(), "{}: {complaints}", output.status);
+    let notices = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && notices.is_empty(), "{}: {notices}", output.status);
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 

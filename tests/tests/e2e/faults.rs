@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use hark_protocol::{Code, Reply, Request, Sequence};
-use hark_tests::{Harkd, HarkdBuilder, PATIENCE, SmallDisk, Wire, name, send, wait_until};
+use hark_tests::{Harkd, HarkdBuilder, SmallDisk, TIMEOUT, Wire, name, send, wait_until};
 use tokio::time::timeout;
 
 /// Room for a few segments of 4 MiB and the reserve.
@@ -61,7 +61,7 @@ impl Sender {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         };
-        timeout(PATIENCE, bursts).await.expect("the server does not notice");
+        timeout(TIMEOUT, bursts).await.expect("the server does not notice");
     }
 }
 
@@ -167,7 +167,7 @@ async fn disk_filled_by_the_store_is_used_again() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    timeout(PATIENCE, goes_on).await.expect("the space is not used again");
+    timeout(TIMEOUT, goes_on).await.expect("the space is not used again");
     let server = server.kill_and_restart();
     assert!(!server.log().contains("panic"), "{}", server.log());
     assert_eq!(read(&server, "bob").await, [large(0)]);

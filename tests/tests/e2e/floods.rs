@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use futures::future::join_all;
 use hark_protocol::{Code, Reply, Request};
 use hark_tests::{
-    Classic, Client, Front, Harkd, HarkdBuilder, Native, PATIENCE, Wire, name, send, wait_until,
+    Classic, Client, Front, Harkd, HarkdBuilder, Native, TIMEOUT, Wire, name, send, wait_until,
 };
 use tokio::net::{TcpSocket, TcpStream};
 
@@ -38,8 +38,8 @@ fn limited<'a>(arguments: impl IntoIterator<Item = &'a str>) -> HarkdBuilder {
     ];
     let chosen: Vec<&str> = arguments.into_iter().collect();
     let flag = |argument: &str| argument.split('=').next().unwrap().to_owned();
-    let kept = all.into_iter().filter(|one| chosen.iter().all(|other| flag(one) != flag(other)));
-    kept.chain(chosen.iter().copied()).fold(Harkd::builder(), HarkdBuilder::arg)
+    let remaining = all.into_iter().filter(|one| chosen.iter().all(|other| flag(one) != flag(other)));
+    remaining.chain(chosen.iter().copied()).fold(Harkd::builder(), HarkdBuilder::arg)
 }
 
 /// Sends pings, as many at once as possible.
@@ -104,7 +104,7 @@ async fn loopback_is_not_throttled_by_default(one: Front, other: Front) {
         ping(&mut client, 20).await;
     }
     // With these limits in force it would take minutes.
-    assert!(begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < TIMEOUT, "{:?}", begun.elapsed());
 }
 
 async fn connection_over_byte_rate_is_delayed(one: Front, other: Front) {
@@ -265,7 +265,7 @@ async fn sessions_per_address_are_limited(one: Front, other: Front) {
 }
 
 /// Waits until the server has created the files that the store prepares.
-async fn files_are_made(server: &Harkd) {
+async fn wait_for_prepared_files(server: &Harkd) {
     let mut before = 0;
     while std::mem::replace(&mut before, open_files(server)) != before {
         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -278,7 +278,7 @@ async fn unacceptable_connections_cost_no_time(one: Front, other: Front) {
     eve.create("bob").await;
     let mut bob = other.connect(server.address()).await;
     bob.receive("bob").await;
-    files_are_made(&server).await;
+    wait_for_prepared_files(&server).await;
     limit_files(&server, open_files(&server) + 10);
     // The system accepts all of them; the server can have ten.
     let mut crowd = Vec::new();

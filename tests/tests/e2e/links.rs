@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use hark_protocol::{Code, Failure, Reply, Request};
-use hark_tests::{Classic, Harkd, PATIENCE, Wire, name, wait_until};
+use hark_tests::{Classic, Harkd, TIMEOUT, Wire, name, wait_until};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::sleep;
@@ -95,7 +95,7 @@ fn half_a_frame() -> Vec<u8> {
 }
 
 /// Reads a byte now and then, until the server closes the connection.
-async fn sip(mut stream: TcpStream) {
+async fn read_slowly(mut stream: TcpStream) {
     while matches!(stream.read(&mut [0]).await, Ok(1)) {
         sleep(ACK_TIMEOUT / 10).await;
     }
@@ -122,7 +122,7 @@ async fn incomplete_peers_are_cheap_and_dropped_in_time() {
         // The start blocks this thread while no connection is open.
         let server = Harkd::builder().arg("--ack-timeout=5").start();
         kinds.spawn(async move {
-            let each = hold_and_wait_for_the_end(server, &bytes).await;
+            let each = memory_per_connection(server, &bytes).await;
             println!("{what}: {each} bytes a connection");
             // The buffers of a TLS handshake are the largest.
             assert!(each < 24 * 1024, "{what}: {each} bytes a connection");
@@ -135,7 +135,7 @@ async fn incomplete_peers_are_cheap_and_dropped_in_time() {
 
 /// Opens many connections with this input, waits until all are closed, and
 /// returns the memory per connection in bytes.
-async fn hold_and_wait_for_the_end(server: Harkd, bytes: &[u8]) -> u64 {
+async fn memory_per_connection(server: Harkd, bytes: &[u8]) -> u64 {
     // Few enough to coexist even on a busy machine.
     const PEERS: u64 = 100;
     let mut alice = Wire::connect(server.address()).await;
@@ -152,7 +152,7 @@ async fn hold_and_wait_for_the_end(server: Harkd, bytes: &[u8]) -> u64 {
     let after = server.resident_bytes();
     assert_eq!(server.connections(), peers.len() + 1, "they were all there when it was measured");
     for mut peer in peers {
-        tokio::time::timeout(PATIENCE, peer.end()).await.unwrap();
+        tokio::time::timeout(TIMEOUT, peer.end()).await.unwrap();
     }
     alice.sent("bob", "afterwards").await;
     after.saturating_sub(before) / PEERS
@@ -219,7 +219,7 @@ async fn large_frame_over_slow_link_is_accepted() {
 async fn byte_by_byte_reader_is_dropped_in_time() {
     let (server, mut alice, bob) = with_unread(0).await;
     let before = server.resident_bytes();
-    let sipping = tokio::spawn(sip(bob.into_stream()));
+    let sipping = tokio::spawn(read_slowly(bob.into_stream()));
     let text = "x".repeat(60_000);
     for _ in 0..500 {
         alice.sent("bob", &text).await;
@@ -278,7 +278,7 @@ async fn requester_that_never_reads_is_dropped() {
     // The server reads until too many answers are pending, then stops, then
     // closes the connection.
     let writing = async { while stream.write_all(&requests).await.is_ok() {} };
-    tokio::time::timeout(PATIENCE, writing).await.unwrap();
+    tokio::time::timeout(TIMEOUT, writing).await.unwrap();
     server.wait_for_log("dropping a dead link");
     let mut other = Wire::connect(server.address()).await;
     other.ping().await;

@@ -21,7 +21,7 @@ fn connect(user: &str, password: &str) -> Request {
 }
 
 /// Uses a password and a text in every request, over this front.
-async fn do_everything(front: Front, server: &Harkd) {
+async fn use_secrets(front: Front, server: &Harkd) {
     let user = format!("{front:?}");
     let password = || Some(PASSWORD.parse().unwrap());
     let mut client = front.hello(server.address(), &format!("session-{user}")).await;
@@ -39,7 +39,7 @@ async fn do_everything(front: Front, server: &Harkd) {
 }
 
 /// Does the same in the classic framing, and with mistakes.
-async fn do_everything_badly(server: &Harkd) {
+async fn misuse_secrets(server: &Harkd) {
     let mut classic = Classic::connect(server.address()).await;
     classic.ok("create", &format!("classic,{PASSWORD}")).await;
     for (command, payload) in [
@@ -66,9 +66,9 @@ async fn passwords_and_texts_are_never_logged() {
         let log_format = format!("--log-format={format}");
         let mut server = Harkd::builder().args(["--log=trace", &log_format]).start();
         for front in [Front::Native, Front::Tls, Front::Bidi, Front::Calls] {
-            do_everything(front, &server).await;
+            use_secrets(front, &server).await;
         }
-        do_everything_badly(&server).await;
+        misuse_secrets(&server).await;
         server.kill();
         let log = server.log();
         assert!(log.contains("TRACE") && log.contains("wrong password"), "there is not much to look through");
@@ -78,7 +78,7 @@ async fn passwords_and_texts_are_never_logged() {
 }
 
 /// Counts the occurrences of a text in the writable memory of a server.
-fn remembers(server: &Harkd, what: &str) -> usize {
+fn count_in_memory(server: &Harkd, what: &str) -> usize {
     let pid = server.pid();
     // Frozen, so that memory is not released meanwhile.
     server.signal("STOP");
@@ -118,9 +118,9 @@ async fn used_password_is_wiped_from_memory() {
     wire.sent("bob", TEXT).await;
     let mut classic = Classic::connect(server.address()).await;
     classic.ok("login", &format!("bob,{PASSWORD}")).await;
-    assert_ne!(remembers(&server, TEXT), 0, "what is there is not found");
+    assert_ne!(count_in_memory(&server, TEXT), 0, "what is there is not found");
     for password in [PASSWORD, WRONG] {
-        assert_eq!(remembers(&server, password), 0, "{password}");
+        assert_eq!(count_in_memory(&server, password), 0, "{password}");
     }
     drop((wire, classic));
 }

@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 
 /// Fills all the buffers between a server and a client that does not read, and
 /// waits until the server's writes block.
-pub(crate) async fn clog(server: &Harkd, wire: &mut Wire) {
+pub(crate) async fn fill_buffers(server: &Harkd, wire: &mut Wire) {
     let users = (1..=1000).map(|n| (n, Request::Create { user: name(&format!("{n:060}")), password: None }));
     wire.write_all(users).await;
     wire.reply_to(1000).await;
@@ -23,23 +23,23 @@ pub(crate) async fn clog(server: &Harkd, wire: &mut Wire) {
 }
 
 /// Returns a connection of a session that has requested far more than it reads.
-async fn clogged(server: &Harkd) -> Wire {
+async fn blocked_session(server: &Harkd) -> Wire {
     let mut wire = Wire::hello(server.address(), "session").await;
-    clog(server, &mut wire).await;
+    fill_buffers(server, &mut wire).await;
     wire
 }
 
 #[tokio::test]
 async fn hello_does_not_wait_for_blocked_connection() {
     let server = Harkd::builder().arg("--ack-timeout=3600").start();
-    let _former = clogged(&server).await;
+    let _former = blocked_session(&server).await;
     Wire::hello(server.address(), "session").await.ping().await;
 }
 
 #[tokio::test]
 async fn blocked_connection_delays_shutdown_within_limit() {
     let mut server = Harkd::builder().arg("--drain-timeout=0").arg("--ack-timeout=3600").start();
-    let _clogged = clogged(&server).await;
+    let _blocked = blocked_session(&server).await;
     server.signal("TERM");
     assert!(server.wait().success());
     assert!(!server.log().contains("have not ended"), "{}", server.log());

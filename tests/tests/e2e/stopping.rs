@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use hark_protocol::{ByeReason, Code, Frame, Reply, Request};
 use hark_tests::{Classic, Harkd, HarkdBuilder, Wire, harkd, name, send};
 
-use crate::slow_peers::clog;
+use crate::slow_peers::fill_buffers;
 
 const BYE: Frame<Reply> = Frame::new(None, Reply::Bye(ByeReason::Shutdown));
 
@@ -19,9 +19,9 @@ fn create(user: &str, password: &str) -> Request {
 }
 
 /// Returns a client that has requested more than it reads.
-async fn stuck(server: &Harkd) -> Wire {
+async fn blocked_client(server: &Harkd) -> Wire {
     let mut wire = Wire::connect(server.address()).await;
-    clog(server, &mut wire).await;
+    fill_buffers(server, &mut wire).await;
     wire
 }
 
@@ -97,7 +97,7 @@ async fn send_stored_during_shutdown_is_answered() {
 #[tokio::test]
 async fn stopping_server_accepts_no_connection() {
     let mut server = Harkd::builder().arg("--drain-timeout=1").start();
-    let holdout = stuck(&server).await;
+    let holdout = blocked_client(&server).await;
     let mut wire = Wire::connect(server.address()).await;
     wire.ping().await;
     server.signal("TERM");
@@ -161,7 +161,7 @@ async fn classic_clients_get_no_bye() {
 #[tokio::test]
 async fn blocked_clients_delay_shutdown_by_drain_timeout() {
     let mut server = Harkd::builder().arg("--drain-timeout=1").start();
-    let _holdout = stuck(&server).await;
+    let _holdout = blocked_client(&server).await;
     let start = Instant::now();
     server.signal("TERM");
     assert_eq!(server.wait().code(), Some(0));
@@ -175,7 +175,7 @@ async fn blocked_clients_delay_shutdown_by_drain_timeout() {
 async fn second_signal_stops_at_once() {
     for (first, second) in [("TERM", "TERM"), ("INT", "TERM"), ("TERM", "INT")] {
         let mut server = Harkd::builder().arg("--drain-timeout=600").start();
-        let _holdout = stuck(&server).await;
+        let _holdout = blocked_client(&server).await;
         server.signal(first);
         server.wait_for_log("stopping: no new connections");
         server.signal(second);

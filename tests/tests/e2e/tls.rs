@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use hark_protocol::framing::native;
 use hark_protocol::{ByeReason, Frame, Reply, Request, RequestId};
 use hark_tests::{
-    Authority, Certificate, Classic, Client, Front, Harkd, HarkdBuilder, NativeTls, PATIENCE, Wire,
+    Authority, Certificate, Classic, Client, Front, Harkd, HarkdBuilder, NativeTls, TIMEOUT, Wire,
     client_config, hark, harkd, name, send, set_mode, wait_until,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -36,7 +36,7 @@ async fn answer(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
     stream.write_all(bytes).await.unwrap();
     let mut said = Vec::new();
     // A connection that is closed with unread bytes is reset.
-    drop(timeout(PATIENCE, stream.read_to_end(&mut said)).await.expect("the connection stays open"));
+    drop(timeout(TIMEOUT, stream.read_to_end(&mut said)).await.expect("the connection stays open"));
     said
 }
 
@@ -148,7 +148,7 @@ async fn tls_inside_tls_is_refused() {
     stream.flush().await.unwrap();
     let mut said = Vec::new();
     // It is closed silently.
-    drop(timeout(PATIENCE, stream.read_to_end(&mut said)).await.expect("the connection stays open"));
+    drop(timeout(TIMEOUT, stream.read_to_end(&mut said)).await.expect("the connection stays open"));
     assert!(said.is_empty(), "{said:?}");
     server.wait_for_log("closing a connection that begins TLS inside TLS");
 }
@@ -215,7 +215,7 @@ mod long {
         let begun = Instant::now();
         let mut stalled = stalled(&server).await;
         let mut said = Vec::new();
-        drop(timeout(PATIENCE, stalled.read_to_end(&mut said)).await.expect("the connection stays open"));
+        drop(timeout(TIMEOUT, stalled.read_to_end(&mut said)).await.expect("the connection stays open"));
         assert!(begun.elapsed() >= HANDSHAKE_TIMEOUT, "dropped after {:?}", begun.elapsed());
         server.wait_for_log("has not finished its TLS handshake in time");
         Front::Tls.connect(server.address()).await.ping().await;
@@ -252,7 +252,7 @@ async fn shutdown_says_bye_and_closes_tls_in_order() {
     // `NativeTls` accepts a missing close_notify, so the raw stream is checked.
     let mut stream = client.into_link().into_stream();
     let mut rest = Vec::new();
-    let end = timeout(PATIENCE, stream.read_to_end(&mut rest)).await.unwrap();
+    let end = timeout(TIMEOUT, stream.read_to_end(&mut rest)).await.unwrap();
     assert_eq!(end.expect("close_notify"), 0);
     drop(stream);
     assert!(server.wait().success());
@@ -273,14 +273,14 @@ async fn half_closed_tls_client_gets_its_answers() {
         if says_so {
             stream.shutdown().await.unwrap();
             let mut said = Vec::new();
-            timeout(PATIENCE, stream.read_to_end(&mut said)).await.unwrap().unwrap();
+            timeout(TIMEOUT, stream.read_to_end(&mut said)).await.unwrap().unwrap();
             let oks = said.windows(3).filter(|bytes| bytes == b"ok\0").count();
             assert_eq!(oks, 2, "{said:?}");
         } else {
             // Without close_notify: only TCP is closed.
             let socket = stream.get_mut().0;
             socket.shutdown().await.unwrap();
-            timeout(PATIENCE, socket.read_to_end(&mut Vec::new())).await.unwrap().unwrap();
+            timeout(TIMEOUT, socket.read_to_end(&mut Vec::new())).await.unwrap().unwrap();
         }
         assert_eq!(Wire::connect(server.address()).await.receive(&user).await, 1);
     }
@@ -566,7 +566,7 @@ async fn hark_never_falls_back_to_plain_text() {
             .args(["--tls", "--timeout=60", "send", "--as", "amy", "bob", "a secret"])
             .spawn()
             .unwrap();
-        let heard = tokio::runtime::Handle::current().block_on(timeout(PATIENCE, hearing)).unwrap().unwrap();
+        let heard = tokio::runtime::Handle::current().block_on(timeout(TIMEOUT, hearing)).unwrap().unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
         assert_eq!(heard.len(), TRIES);

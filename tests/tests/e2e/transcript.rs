@@ -282,9 +282,9 @@ fn transcript_as_commands(transport: Transport) {
     command.args(["send", "user3", "meanwhile"]);
     let mut meanwhile = start(command);
     // It reports the outage and retries.
-    let mut complaint = String::new();
-    BufReader::new(meanwhile.stderr.take().unwrap()).read_line(&mut complaint).unwrap();
-    assert!(complaint.contains("no connection to"), "{complaint}");
+    let mut notice = String::new();
+    BufReader::new(meanwhile.stderr.take().unwrap()).read_line(&mut notice).unwrap();
+    assert!(notice.contains("no connection to"), "{notice}");
     let server = server.restart();
     assert_eq!(finish(meanwhile), (0, vec!["ok".to_owned()]));
     let heard = ["message N , T later", "message N , T meanwhile"];

@@ -10,7 +10,7 @@ use hark_grpc::v1::{
     WatchLogsRequest,
 };
 use hark_protocol::{Code as Word, Request, Sequence};
-use hark_tests::{Harkd, PATIENCE, Wire, add_user, name};
+use hark_tests::{Harkd, TIMEOUT, Wire, add_user, name};
 use tokio::time::timeout;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status, Streaming};
@@ -35,7 +35,7 @@ impl Watch {
     }
 
     async fn next(&mut self) -> Option<Event> {
-        let reply = timeout(PATIENCE, self.0.message()).await.unwrap().unwrap();
+        let reply = timeout(TIMEOUT, self.0.message()).await.unwrap().unwrap();
         reply.map(|reply| reply.event.unwrap())
     }
 
@@ -132,7 +132,7 @@ const PASSWORD: &str = "a-password-for-nobody-else";
 const NEW_PASSWORD: &str = "another-password-for-nobody-else";
 
 /// Sends texts and passwords, right and wrong, in every way.
-async fn say_secrets(server: &Harkd, wire: &mut Wire) {
+async fn send_secrets(server: &Harkd, wire: &mut Wire) {
     let mut chat = ChatClient::new(channel(server).await);
     let login =
         |user: &str, password: &str| Credentials { user: user.to_owned(), password: password.to_owned() };
@@ -171,7 +171,7 @@ async fn watcher_sees_no_secrets_and_no_feedback() {
     let server = Harkd::builder().arg("--watch-logs=loopback").arg("--log=trace").start();
     let mut watch = Watch::open(&server, LogLevel::Trace).await;
     let mut wire = Wire::connect(server.address()).await;
-    say_secrets(&server, &mut wire).await;
+    send_secrets(&server, &mut wire).await;
     // The marker of a receiving client differs.
     let mut marks = Wire::connect(server.address()).await;
     mark(&mut marks, 1).await;
@@ -322,7 +322,7 @@ async fn number_of_watchers_is_limited() {
     let full = refused(&server, WatchLogsRequest::default()).await;
     assert_eq!(full.code(), Code::ResourceExhausted);
     watchers.pop();
-    let until = std::time::Instant::now() + PATIENCE;
+    let until = std::time::Instant::now() + TIMEOUT;
     while Watch::try_open(&server, WatchLogsRequest::default()).await.is_err() {
         assert!(std::time::Instant::now() < until, "there is no room again");
         tokio::time::sleep(Duration::from_millis(10)).await;

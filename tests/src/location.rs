@@ -17,14 +17,14 @@ tokio::task_local! {
 
 /// The location of one store.
 #[derive(Debug, Clone)]
-pub struct Place {
+pub struct StoreLocation {
     path: PathBuf,
     is_small: bool,
     /// Removed after the last server that uses it.
     _folder: Option<Arc<TempDir>>,
 }
 
-impl Place {
+impl StoreLocation {
     /// Returns an unused location.
     ///
     /// # Panics
@@ -83,7 +83,7 @@ impl Place {
     }
 }
 
-impl<P: Into<PathBuf>> From<P> for Place {
+impl<P: Into<PathBuf>> From<P> for StoreLocation {
     fn from(path: P) -> Self {
         Self { path: path.into(), is_small: false, _folder: None }
     }
