@@ -19,6 +19,12 @@ pub(super) trait Storage: Send + Sync + fmt::Debug {
     /// Opens a file that exists.
     fn open(&self, name: &str) -> io::Result<Arc<dyn StorageFile>>;
 
+    /// Opens a file that exists for writes of whole, aligned pages. They bypass the
+    /// cache if the file system can do that.
+    fn open_uncached(&self, name: &str) -> io::Result<Arc<dyn StorageFile>> {
+        self.open(name)
+    }
+
     /// Makes a file, empty; whatever had the name is gone.
     fn create(&self, name: &str) -> io::Result<Arc<dyn StorageFile>>;
 
@@ -91,6 +97,16 @@ impl Storage for OsStorage {
     fn open(&self, name: &str) -> io::Result<Arc<dyn StorageFile>> {
         let file = OpenOptions::new().read(true).write(true).open(self.path(name))?;
         Ok(Arc::new(OsFile(file)))
+    }
+
+    fn open_uncached(&self, name: &str) -> io::Result<Arc<dyn StorageFile>> {
+        let flags = rustix::fs::OFlags::DIRECT.bits() as i32;
+        match OpenOptions::new().write(true).custom_flags(flags).open(self.path(name)) {
+            Ok(file) => Ok(Arc::new(OsFile(file))),
+            // The file system has no such access.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => self.open(name),
+            Err(error) => Err(error),
+        }
     }
 
     fn create(&self, name: &str) -> io::Result<Arc<dyn StorageFile>> {

@@ -11,7 +11,7 @@ use super::Shared;
 use super::copies::{CopyJob, is_mostly_dead};
 use super::segment::{Segment, unit_bytes};
 use super::slots::Unfinished;
-use super::table::{FOOTER_BYTES, Table};
+use super::table::{FOOTER_BYTES, PAGE_BYTES, Table};
 
 /// Blank files that are made ahead of use.
 const SPARES: usize = 2;
@@ -19,6 +19,8 @@ const SPARES: usize = 2;
 const ZERO_PIECE: usize = if cfg!(test) { 16 << 10 } else { 1 << 20 };
 /// Pause after each piece, unless there is no blank file at all.
 const ZERO_PAUSE: Duration = Duration::from_millis(15);
+/// Free segments below which blank files are made without delay.
+const SCARCE_SEGMENTS: u64 = 4;
 /// How often the free space is looked up.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// Delay before blank files are made again after an error; it doubles with each.
@@ -219,24 +221,34 @@ impl Maintenance {
         let files = &self.shared.files;
         let (storage, spares) = (&*files.storage, &files.spares);
         let is_enough = spares.blank_count() >= SPARES;
+        // An idle log has its reserve; blank files are for one that fills.
+        let is_due = self.shared.is_filling.load(Ordering::Relaxed)
+            || files.free_bytes() < SCARCE_SEGMENTS * files.segment_bytes;
         let Some(unfinished) = &mut self.unfinished else {
             // The reserve of an open comes first.
             let least = if spares.blank_count() == 0 { 1 } else { 2 };
             let has_space = files.free_bytes() > least * files.segment_bytes;
-            if is_enough || !has_space {
+            let is_wanted = is_due || spares.blank_count() == 0;
+            if is_enough || !has_space || !is_wanted {
                 return Ok(Step::Idle);
             }
             self.unfinished = Some(spares.begin(storage)?);
+            files.note_used(files.segment_bytes);
             return Ok(Step::Worked);
         };
         if is_enough || unfinished.has_failed {
             // Segments were freed meanwhile, or the file could not be removed before.
-            unfinished.abandon(storage)?;
+            spares.abandon(storage, unfinished)?;
             self.unfinished = None;
             return Ok(Step::Worked);
         }
-        self.zeros.resize(ZERO_PIECE, 0);
-        let written = unfinished.write(&self.zeros).and_then(|is_complete| {
+        if !is_due && !unfinished.is_begun() {
+            return Ok(Step::Idle);
+        }
+        self.zeros.resize(ZERO_PIECE + PAGE_BYTES, 0);
+        let aligned = self.zeros.as_ptr().align_offset(PAGE_BYTES);
+        let zeros = self.zeros.get(aligned..).and_then(|zeros| zeros.get(..ZERO_PIECE)).unwrap_or_default();
+        let written = unfinished.write(zeros).and_then(|is_complete| {
             if is_complete {
                 spares.finish(storage, unfinished)?;
             }
@@ -245,13 +257,12 @@ impl Maintenance {
         match written {
             Ok(false) => {}
             Ok(true) => {
-                files.note_used(files.segment_bytes);
                 self.unfinished = None;
                 self.zeros = Vec::new();
             }
             Err(error) => {
                 unfinished.has_failed = true;
-                unfinished.abandon(storage)?;
+                spares.abandon(storage, unfinished)?;
                 self.unfinished = None;
                 return Err(error);
             }

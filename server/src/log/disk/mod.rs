@@ -135,6 +135,8 @@ struct Shared {
     emptied: Mutex<Vec<SegmentId>>,
     /// The oldest segment that a replay needs.
     tail_start: AtomicU32,
+    /// The active segment is a quarter full.
+    is_filling: AtomicBool,
     is_closed: AtomicBool,
     /// Whether the maintenance was woken, and what wakes it.
     woken: Mutex<bool>,
@@ -151,6 +153,7 @@ impl Shared {
             copies,
             emptied: Mutex::default(),
             tail_start: tail_start.into(),
+            is_filling: false.into(),
             is_closed: false.into(),
             woken: Mutex::default(),
             wake: Condvar::new(),

@@ -7,7 +7,7 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::file::{Storage, read_exact};
+use super::file::{Storage, StorageFile, read_exact};
 use super::format::{FRAMES_START, HEADER_SPAN, Header};
 use super::segment::Slot;
 use super::table::max_bytes;
@@ -20,6 +20,10 @@ const RESERVED_BLANKS: usize = 1;
 
 /// The largest segment: offsets in it have 32 bits.
 pub(super) const SIZE_MAX: u64 = u32::MAX as u64;
+
+/// Size of a segment that begins before a blank file is ready: small enough to be
+/// written with zeros at once.
+const STOPGAP_BYTES: u64 = 4 << 20;
 
 const EXTENSION: &str = ".segment";
 const UNFINISHED: &str = ".new";
@@ -127,15 +131,16 @@ impl Files {
         take: impl FnOnce() -> Option<Slot>,
     ) -> io::Result<Slot> {
         let needed = FRAMES_START + (length + max_bytes(index_bytes)) as u64;
-        let size = needed.next_multiple_of(HEADER_SPAN as u64).max(self.segment_bytes);
-        if size > SIZE_MAX {
+        let needed = needed.next_multiple_of(HEADER_SPAN as u64);
+        if needed > SIZE_MAX {
             return Err(io::ErrorKind::FileTooLarge.into());
         }
-        if size == self.segment_bytes
+        if needed <= self.segment_bytes
             && let Some(slot) = take()
         {
             return Ok(slot);
         }
+        let size = needed.max(self.segment_bytes.min(STOPGAP_BYTES));
         if left > 0 && self.free_bytes() < size + left {
             return Err(io::ErrorKind::StorageFull.into());
         }
@@ -239,12 +244,16 @@ impl Spares {
         self.state().blank.len()
     }
 
-    /// Makes a file at once, with space that is reserved and not yet written.
+    /// Makes a file at once: written with zeros if it is small, otherwise with space
+    /// that is reserved.
     fn create(&self, storage: &dyn Storage, size: u64) -> io::Result<Slot> {
         let name = self.next_name();
         let file = storage.create(&name)?;
-        if let Err(error) = file.allocate(size).and_then(|()| file.sync()).and_then(|()| storage.sync_names())
-        {
+        let fill = || match size {
+            ..=STOPGAP_BYTES => file.write_at(&vec![0; size as usize], 0),
+            _ => file.allocate(size),
+        };
+        if let Err(error) = fill().and_then(|()| file.sync()).and_then(|()| storage.sync_names()) {
             // It would take the space that is lacking.
             let _ = storage.remove(&name);
             return Err(error);
@@ -276,13 +285,23 @@ impl Spares {
         Ok(true)
     }
 
-    /// Begins to make a file that is written with zeros ahead of use.
+    /// Begins to make a file that is written with zeros ahead of use, and reserves its
+    /// space.
     pub(super) fn begin(&self, storage: &dyn Storage) -> io::Result<Unfinished> {
         let name = self.next_name();
         let unfinished = format!("{name}{UNFINISHED}");
         let file = storage.create(&unfinished)?;
+        let uncached = match file.allocate(self.segment_bytes) {
+            Ok(()) => storage.open_uncached(&unfinished),
+            Err(error) => Err(error),
+        };
+        let uncached = uncached.inspect_err(|_| {
+            // It would take the space that is lacking.
+            let _ = storage.remove(&unfinished);
+        })?;
         let slot = Slot { path: storage.path(&name), name, file, size: self.segment_bytes };
-        Ok(Unfinished { slot, name: unfinished, written: 0, has_failed: false })
+        self.bytes.fetch_add(slot.size, Ordering::Relaxed);
+        Ok(Unfinished { slot, name: unfinished, uncached: Some(uncached), written: 0, has_failed: false })
     }
 
     /// Adds a finished file, which the caller drops.
@@ -292,8 +311,14 @@ impl Spares {
         storage.rename(name, &slot.name)?;
         name.clone_from(&slot.name);
         storage.sync_names()?;
-        self.bytes.fetch_add(slot.size, Ordering::Relaxed);
         self.state().blank.push(slot.clone());
+        Ok(())
+    }
+
+    /// Removes a file that was begun.
+    pub(super) fn abandon(&self, storage: &dyn Storage, unfinished: &Unfinished) -> io::Result<()> {
+        storage.remove(&unfinished.name)?;
+        self.bytes.fetch_sub(unfinished.slot.size, Ordering::Relaxed);
         Ok(())
     }
 
@@ -315,25 +340,38 @@ pub(super) struct Unfinished {
     slot: Slot,
     /// The name that the file has now.
     name: String,
+    /// The file for writes that bypass the cache; `None` if it does not take them.
+    uncached: Option<Arc<dyn StorageFile>>,
     written: u64,
     /// The content is uncertain: the file is only removed.
     pub(super) has_failed: bool,
 }
 
 impl Unfinished {
-    /// Writes the next piece. Returns whether the file is complete.
+    /// Returns whether it has zeros in it.
+    pub(super) fn is_begun(&self) -> bool {
+        self.written > 0
+    }
+
+    /// Writes the next piece of zeros, which are aligned. Returns whether the file is
+    /// complete.
     pub(super) fn write(&mut self, zeros: &[u8]) -> io::Result<bool> {
         let length = (self.slot.size - self.written).min(zeros.len() as u64);
         let piece = zeros.get(..length as usize).unwrap_or(zeros);
-        self.slot.file.write_at(piece, self.written)?;
-        // In small steps, so that no commit waits long behind them.
-        self.slot.file.sync()?;
+        let uncached = self.uncached.as_ref().map(|file| file.write_at(piece, self.written));
+        match uncached {
+            // One sync at the end: each would commit the file system's journal, and the
+            // log's own syncs would wait for that.
+            Some(Ok(())) => {}
+            Some(Err(error)) if error.kind() != io::ErrorKind::InvalidInput => return Err(error),
+            _ => {
+                self.uncached = None;
+                self.slot.file.write_at(piece, self.written)?;
+                // In small steps, so that no commit waits long behind them.
+                self.slot.file.sync()?;
+            }
+        }
         self.written += length;
         Ok(self.written == self.slot.size)
-    }
-
-    /// Removes the file.
-    pub(super) fn abandon(&self, storage: &dyn Storage) -> io::Result<()> {
-        storage.remove(&self.name)
     }
 }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::Shared;
 use super::format::{
@@ -13,7 +14,7 @@ use super::index::BlockRef;
 use super::recovery::{CarriedFrame, Recovered};
 use super::segment::Segment;
 use super::slots::Files;
-use super::table::{max_bytes, max_entry_bytes};
+use super::table::{PAGE_BYTES, max_bytes, max_entry_bytes};
 use crate::log::{AppendError, Durability, InboxId, LogError, OpenError};
 
 /// Whether an error says that there is no space.
@@ -29,6 +30,9 @@ pub(super) struct Writer {
     active: Arc<Segment>,
     /// The end of the last frame in the active segment.
     offset: u64,
+    /// The start of the last frame that was appended.
+    #[cfg(test)]
+    frame_start: u64,
     /// Space that the index frame of the active segment takes at most, without its
     /// fixed part.
     index_bytes: usize,
@@ -102,6 +106,8 @@ impl Writer {
             head,
             active,
             offset,
+            #[cfg(test)]
+            frame_start: offset,
             index_bytes,
             link,
             synced: link.commit,
@@ -123,7 +129,7 @@ impl Writer {
     /// Where the last frame begins.
     #[cfg(test)]
     pub(super) fn last_frame_start(&self) -> u64 {
-        self.offset - self.buffer.len() as u64
+        self.frame_start
     }
 
     pub(super) fn next_commit(&self) -> u64 {
@@ -190,6 +196,7 @@ impl Writer {
         self.shared.segments.insert(Arc::clone(&next));
         self.active.finish(self.offset);
         self.active = next;
+        self.shared.is_filling.store(false, Ordering::Relaxed);
         self.offset = FRAMES_START;
         self.index_bytes = 0;
         Ok(())
@@ -205,6 +212,10 @@ impl Writer {
         self.buffer.clear();
         self.extents.clear();
         let check = content.encode(self.active.salt, &mut self.buffer, &mut self.extents);
+        let end = self.offset + self.buffer.len() as u64;
+        // Whole pages at the end: the system would read the rest of the last one first.
+        let padded = end.next_multiple_of(PAGE_BYTES as u64).min(self.active.slot.size).max(end);
+        self.buffer.resize((padded - self.offset) as usize, 0);
         let file = &*self.active.slot.file;
         if let Err(error) = file.write_at(&self.buffer, self.offset) {
             // Part of a frame is no frame: the next one is written over it.
@@ -219,8 +230,16 @@ impl Writer {
             self.index_bytes += max_entry_bytes(inbox);
             self.shared.index.insert(inbox, place);
         }
-        self.offset += self.buffer.len() as u64;
+        #[cfg(test)]
+        {
+            self.frame_start = self.offset;
+        }
+        self.offset = end;
         self.buffer.shrink_to(BUFFER_BYTES);
+        let is_filling = FILLING_DIVISOR * self.offset >= self.active.slot.size;
+        if is_filling && !self.shared.is_filling.swap(true, Ordering::Relaxed) {
+            self.shared.wake();
+        }
         Ok(())
     }
 
@@ -260,6 +279,9 @@ impl FrameContent<'_> {
         })
     }
 }
+
+/// A segment fills from this part of it on.
+const FILLING_DIVISOR: u64 = 4;
 
 /// The buffer that is kept from one frame to the next.
 const BUFFER_BYTES: usize = 1 << 20;
