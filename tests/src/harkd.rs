@@ -54,12 +54,14 @@ pub struct Refusal {
 
 impl HarkdBuilder {
     #[must_use]
+    /// Adds an argument.
     pub fn arg(mut self, argument: impl Into<String>) -> Self {
         self.arguments.push(argument.into());
         self
     }
 
     #[must_use]
+    /// Adds arguments.
     pub fn args<S: Into<String>>(mut self, arguments: impl IntoIterator<Item = S>) -> Self {
         self.arguments.extend(arguments.into_iter().map(Into::into));
         self
@@ -73,6 +75,7 @@ impl HarkdBuilder {
     }
 
     #[must_use]
+    /// Sets an environment variable.
     pub fn env(mut self, variable: &str, value: &str) -> Self {
         self.variables.push((variable.to_owned(), value.to_owned()));
         self
