@@ -14,8 +14,11 @@ use crate::{Certificate, StoreLocation, TIMEOUT, wait_until};
 /// First number of most servers.
 const NUMBERS_AFTER: u64 = 1_000_000;
 
-/// Size of a log segment, in MiB.
+/// Size of a log segment, in MiB. Small segments are created and filled sooner.
 const SEGMENT_MIB: u32 = 4;
+
+/// Environment variable of the segment size.
+const SEGMENT_SIZE_VARIABLE: &str = "HARKD_SEGMENT_SIZE";
 
 /// Configuration of a server process.
 #[derive(Debug, Clone)]
@@ -336,14 +339,15 @@ impl Harkd {
         fields.split(' ').skip(11).take(2).map(|field| field.parse::<u64>().unwrap()).sum()
     }
 
-    /// Returns the resident memory in bytes.
+    /// Returns the resident memory in bytes without the pages of the program, which
+    /// depend on the code that has run so far.
     ///
     /// # Panics
     /// If the system's table cannot be read.
     #[must_use]
     pub fn resident_bytes(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("a line VmRSS");
+        let line = status.lines().find(|line| line.starts_with("RssAnon:")).expect("a line RssAnon");
         let kib: u64 = line.split_whitespace().nth(1).expect("a number").parse().unwrap();
         kib * 1024
     }
@@ -427,7 +431,8 @@ pub fn hark(state: &Path) -> Command {
     command
 }
 
-/// Returns a command for `harkd` without the user's settings.
+/// Returns a command for `harkd` without the user's settings. A store that it
+/// creates has small segments.
 ///
 /// # Panics
 /// If `harkd` cannot be built.
@@ -435,6 +440,7 @@ pub fn hark(state: &Path) -> Command {
 pub fn harkd() -> Command {
     let mut command = Command::new(binary("harkd"));
     clear_settings(&mut command);
+    command.env(SEGMENT_SIZE_VARIABLE, SEGMENT_MIB.to_string());
     command
 }
 
@@ -500,8 +506,7 @@ fn launch(builder: HarkdBuilder, location: StoreLocation) -> Result<Harkd, Refus
     if let Some(certificate) = &builder.certificate {
         command.arg("--tls-cert").arg(certificate.path()).arg("--tls-key").arg(certificate.key());
     }
-    // Small segments are created and filled sooner.
-    command.env("HARKD_SEGMENT_SIZE", SEGMENT_MIB.to_string());
+    command.env(SEGMENT_SIZE_VARIABLE, SEGMENT_MIB.to_string());
     if let Some(number) = builder.numbers_after {
         command.env("HARKD_NUMBERS_AFTER", number.to_string());
     }

@@ -39,8 +39,10 @@ pub use wire::{Client, Wire, name, send};
 
 use std::time::{Duration, Instant};
 
-/// Time limit for anything that a test waits for, generous for slow machines.
-pub const TIMEOUT: Duration = Duration::from_secs(30);
+/// Time limit for anything that a test waits for, generous for slow machines. It is
+/// below the default `--ack-timeout`, so that a shorter one without effect is
+/// noticed.
+pub const TIMEOUT: Duration = Duration::from_secs(55);
 
 /// Waits until a condition holds, up to [`TIMEOUT`].
 ///

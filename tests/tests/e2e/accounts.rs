@@ -5,7 +5,7 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 
 use hark_protocol::{Code, Reply, Request, UserName};
-use hark_tests::{Client, Front, Harkd, HarkdBuilder, StoreLocation, Wire, name, send};
+use hark_tests::{Client, Front, Harkd, HarkdBuilder, StoreLocation, Wire, harkd, name, send};
 
 hark_tests::through_all_fronts_on_all_stores! {
     sessions:
@@ -420,7 +420,7 @@ fn operator_on(
     arguments: &[&str],
     password: Option<&str>,
 ) -> Result<String, String> {
-    let mut command = Command::new(hark_tests::binary("harkd"));
+    let mut command = harkd();
     command.args(location.args()).arg("user").args(arguments).stdin(Stdio::null());
     if let Some(password) = password {
         let mut file = tempfile::NamedTempFile::new().unwrap();

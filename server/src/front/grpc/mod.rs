@@ -31,6 +31,7 @@ mod metered;
 mod old;
 mod preface;
 mod reflection;
+mod services;
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
@@ -55,10 +56,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::body::Body;
-use tonic::service::Routes;
 use tonic::{Extensions, Status};
 use tonic_health::pb::health_server::HealthServer;
-use tower_service::Service;
 
 use super::Settings;
 use super::linger::LINGER_TIMEOUT;
@@ -68,6 +67,7 @@ use health::HealthService;
 use logs::LogService;
 use metered::Metered;
 use old::OldService;
+use services::Services;
 
 pub use logs::{MayWatch, WatchLogs};
 
@@ -117,7 +117,7 @@ const BESIDE_FRAME_BYTES_MAX: usize = 1024;
 #[derive(Debug, Clone)]
 pub(super) struct Grpc {
     chat: Arc<Chat>,
-    routes: Routes,
+    services: Services,
     keepalive: Duration,
 }
 
@@ -170,13 +170,14 @@ impl Grpc {
         let old_chat = OldChatServer::new(OldService::new(Arc::clone(chat)));
         let log = LogWatcherServer::new(LogService::new(Arc::clone(chat), settings.watch_logs.clone()));
         let health = HealthServer::new(HealthService::new(Arc::clone(chat), settings.watch_logs.is_some()));
-        let routes = Routes::new(new_chat.max_decoding_message_size(request_bytes_max))
-            .add_service(old_chat.max_decoding_message_size(request_bytes_max))
-            .add_service(log.max_decoding_message_size(request_bytes_max))
-            .add_service(health.max_decoding_message_size(request_bytes_max));
+        let services = services::Builder::default()
+            .add(new_chat.max_decoding_message_size(request_bytes_max))
+            .add(old_chat.max_decoding_message_size(request_bytes_max))
+            .add(log.max_decoding_message_size(request_bytes_max))
+            .add(health.max_decoding_message_size(request_bytes_max));
         Self {
             chat: Arc::clone(chat),
-            routes: reflection::add(routes, request_bytes_max).prepare(),
+            services: reflection::add(services, request_bytes_max).build(),
             keepalive: settings.ack_timeout / KEEPALIVE_SHARE,
         }
     }
@@ -218,7 +219,7 @@ impl Grpc {
             let turn = caller.turn();
             request.extensions_mut().insert(caller.clone());
             let timeout = deadline::timeout(request.headers());
-            let call = is_grpc(&request).then(|| self.routes.clone().call(request.map(Body::new)));
+            let call = is_grpc(&request).then(|| self.services.call(request.map(Body::new)));
             deadline::limit(timeout, async move {
                 let Some(call) = call else { return Ok(not_grpc()) };
                 match turn {

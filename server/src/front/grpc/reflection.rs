@@ -14,26 +14,25 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::server::NamedService;
-use tonic::service::Routes;
 use tonic_reflection::server::Builder;
 use tower_service::Service;
 
-use super::Caller;
+use super::{Caller, services};
 
 /// Adds the services to these. A question has at most so many bytes.
-pub(super) fn add(routes: Routes, request_bytes_max: usize) -> Routes {
+pub(super) fn add(services: services::Builder, request_bytes_max: usize) -> services::Builder {
     let builder = || {
         Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     match (builder().build_v1(), builder().build_v1alpha()) {
-        (Ok(v1), Ok(v1alpha)) => routes
-            .add_service(UntilStop(v1.max_decoding_message_size(request_bytes_max)))
-            .add_service(UntilStop(v1alpha.max_decoding_message_size(request_bytes_max))),
+        (Ok(v1), Ok(v1alpha)) => services
+            .add(UntilStop(v1.max_decoding_message_size(request_bytes_max)))
+            .add(UntilStop(v1alpha.max_decoding_message_size(request_bytes_max))),
         (Err(error), _) | (_, Err(error)) => {
             tracing::error!(%error, "the services cannot be described");
-            routes
+            services
         }
     }
 }
