@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::Shared;
 use super::copies::{CopyJob, is_mostly_dead};
 use super::segment::{Segment, unit_bytes};
-use super::slots::Unfinished;
+use super::slots::{Cleaned, Unfinished};
 use super::table::{FOOTER_BYTES, Table};
 
 /// Blank files that are made ahead of use.
@@ -210,8 +210,16 @@ impl Maintenance {
     }
 
     fn clean(&self) -> io::Result<Step> {
-        let is_cleaned = self.shared.files.spares.clean(&*self.shared.files.storage)?;
-        Ok(if is_cleaned { Step::Worked } else { Step::Idle })
+        let files = &self.shared.files;
+        match files.spares.clean(&*files.storage)? {
+            Cleaned::Nothing => return Ok(Step::Idle),
+            Cleaned::Blanked => {}
+            Cleaned::Removed => {
+                files.note_room();
+                files.poll();
+            }
+        }
+        Ok(Step::Worked)
     }
 
     /// Writes the next piece of a file that is made ahead of use.
@@ -219,14 +227,19 @@ impl Maintenance {
         let files = &self.shared.files;
         let (storage, spares) = (&*files.storage, &files.spares);
         let is_enough = spares.blank_count() >= SPARES;
+        if is_enough {
+            files.note_room();
+        }
         let Some(unfinished) = &mut self.unfinished else {
-            // The reserve of an open comes first.
+            // The first comes first: it is for records if others fill the disk.
             let least = if spares.blank_count() == 0 { 1 } else { 2 };
             let has_space = files.free_bytes() > least * files.segment_bytes;
             if is_enough || !has_space {
                 return Ok(Step::Idle);
             }
-            self.unfinished = Some(spares.begin(storage)?);
+            let begun = spares.begin(storage);
+            files.note_made(&begun);
+            self.unfinished = Some(begun?);
             return Ok(Step::Worked);
         };
         if is_enough || unfinished.has_failed {
@@ -245,15 +258,18 @@ impl Maintenance {
         match written {
             Ok(false) => {}
             Ok(true) => {
-                files.note_used(files.segment_bytes);
+                files.note_room();
+                files.poll();
                 self.unfinished = None;
                 self.zeros = Vec::new();
             }
             Err(error) => {
+                let failed = Err::<(), _>(error);
+                files.note_made(&failed);
                 unfinished.has_failed = true;
                 unfinished.abandon(storage)?;
                 self.unfinished = None;
-                return Err(error);
+                return failed.map(|()| Step::Idle);
             }
         }
         Ok(if spares.blank_count() > 0 { Step::Pause(ZERO_PAUSE) } else { Step::Worked })
