@@ -17,7 +17,7 @@ const NUMBERS_AFTER: u64 = 1_000_000;
 /// Size of a log segment, in MiB. Small segments are created and filled sooner.
 const SEGMENT_MIB: u32 = 4;
 
-/// Environment variable of the segment size.
+/// Environment variable that sets this size.
 const SEGMENT_SIZE_VARIABLE: &str = "HARKD_SEGMENT_SIZE";
 
 /// Configuration of a server process.
@@ -57,14 +57,12 @@ pub struct Refusal {
 
 impl HarkdBuilder {
     #[must_use]
-    /// Adds an argument.
     pub fn arg(mut self, argument: impl Into<String>) -> Self {
         self.arguments.push(argument.into());
         self
     }
 
     #[must_use]
-    /// Adds arguments.
     pub fn args<S: Into<String>>(mut self, arguments: impl IntoIterator<Item = S>) -> Self {
         self.arguments.extend(arguments.into_iter().map(Into::into));
         self
@@ -78,7 +76,6 @@ impl HarkdBuilder {
     }
 
     #[must_use]
-    /// Sets an environment variable.
     pub fn env(mut self, variable: &str, value: &str) -> Self {
         self.variables.push((variable.to_owned(), value.to_owned()));
         self
@@ -339,8 +336,8 @@ impl Harkd {
         fields.split(' ').skip(11).take(2).map(|field| field.parse::<u64>().unwrap()).sum()
     }
 
-    /// Returns the resident memory in bytes without the pages of the program, which
-    /// depend on the code that has run so far.
+    /// Returns the resident memory in bytes, without the pages of its program: their
+    /// number depends on the code that it has executed so far.
     ///
     /// # Panics
     /// If the system's table cannot be read.
@@ -431,8 +428,7 @@ pub fn hark(state: &Path) -> Command {
     command
 }
 
-/// Returns a command for `harkd` without the user's settings. A store that it
-/// creates has small segments.
+/// Returns a command for `harkd` without the user's settings and with small segments.
 ///
 /// # Panics
 /// If `harkd` cannot be built.

@@ -40,8 +40,7 @@ pub use wire::{Client, Wire, name, send};
 use std::time::{Duration, Instant};
 
 /// Time limit for anything that a test waits for, generous for slow machines. It is
-/// below the default `--ack-timeout`, so that a shorter one without effect is
-/// noticed.
+/// shorter than the default `--ack-timeout`, so that a test of a shorter one can fail.
 pub const TIMEOUT: Duration = Duration::from_secs(55);
 
 /// Waits until a condition holds, up to [`TIMEOUT`].
