@@ -68,35 +68,35 @@ pub static COMMANDS: &[Entry] = &[
         usage: "create USER",
         help: "create an account",
         takes_user: false,
-        parse: |back_off| one_user(back_off, Command::Create),
+        parse: |arguments| one_user(arguments, Command::Create),
     },
     Entry {
         name: "login",
         usage: "login USER",
         help: "log in without receiving messages",
         takes_user: true,
-        parse: |back_off| one_user(back_off, Command::Login),
+        parse: |arguments| one_user(arguments, Command::Login),
     },
     Entry {
         name: "connect",
         usage: "connect USER",
         help: "log in and receive messages",
         takes_user: true,
-        parse: |back_off| one_user(back_off, Command::Connect),
+        parse: |arguments| one_user(arguments, Command::Connect),
     },
     Entry {
         name: "disconnect",
         usage: "disconnect",
         help: "log out",
         takes_user: false,
-        parse: |back_off| no_arguments(back_off, Command::Disconnect),
+        parse: |arguments| no_arguments(arguments, Command::Disconnect),
     },
     Entry {
         name: "password",
         usage: "password [USER]",
         help: "set a password; prompts for it",
         takes_user: true,
-        parse: |back_off| match back_off {
+        parse: |arguments| match arguments {
             "" => Some(Ok(Command::Password(None))),
             user => one_user(user, |user| Command::Password(Some(user))),
         },
@@ -106,22 +106,22 @@ pub static COMMANDS: &[Entry] = &[
         usage: "delete USER",
         help: "delete an account and its messages",
         takes_user: true,
-        parse: |back_off| one_user(back_off, Command::Delete),
+        parse: |arguments| one_user(arguments, Command::Delete),
     },
     Entry {
         name: "list",
         usage: "list [PATTERN]",
         help: "list the users, or those that match a regular expression",
         takes_user: false,
-        parse: |back_off| Some(Ok(Command::List((!back_off.is_empty()).then(|| back_off.into())))),
+        parse: |arguments| Some(Ok(Command::List((!arguments.is_empty()).then(|| arguments.into())))),
     },
     Entry {
         name: "send",
         usage: "send USER TEXT",
         help: "send a message to a user",
         takes_user: true,
-        parse: |back_off| {
-            let (user, text) = back_off.split_once(' ')?;
+        parse: |arguments| {
+            let (user, text) = arguments.split_once(' ')?;
             Some(user.parse().map(|user| Command::Send(user, text.into())))
         },
     },
@@ -130,31 +130,31 @@ pub static COMMANDS: &[Entry] = &[
         usage: "ping",
         help: "check that the server responds",
         takes_user: false,
-        parse: |back_off| no_arguments(back_off, Command::Ping),
+        parse: |arguments| no_arguments(arguments, Command::Ping),
     },
     Entry {
         name: "help",
         usage: "help",
         help: "show this list",
         takes_user: false,
-        parse: |back_off| no_arguments(back_off, Command::Help),
+        parse: |arguments| no_arguments(arguments, Command::Help),
     },
     Entry {
         name: "quit",
         usage: "quit",
         help: "leave the chat (or Ctrl-D)",
         takes_user: false,
-        parse: |back_off| no_arguments(back_off, Command::Quit),
+        parse: |arguments| no_arguments(arguments, Command::Quit),
     },
 ];
 
-fn one_user(back_off: &str, command: fn(UserName) -> Command) -> Option<Result<Command, BadName>> {
-    let is_one_word = !back_off.is_empty() && !back_off.contains(char::is_whitespace);
-    is_one_word.then(|| back_off.parse().map(command))
+fn one_user(arguments: &str, command: fn(UserName) -> Command) -> Option<Result<Command, BadName>> {
+    let is_one_word = !arguments.is_empty() && !arguments.contains(char::is_whitespace);
+    is_one_word.then(|| arguments.parse().map(command))
 }
 
-fn no_arguments(back_off: &str, command: Command) -> Option<Result<Command, BadName>> {
-    back_off.is_empty().then_some(Ok(command))
+fn no_arguments(arguments: &str, command: Command) -> Option<Result<Command, BadName>> {
+    arguments.is_empty().then_some(Ok(command))
 }
 
 /// Parses a line that is not blank.
@@ -163,13 +163,13 @@ fn no_arguments(back_off: &str, command: Command) -> Option<Result<Command, BadN
 /// [`BadLine`], which is safe to print to a terminal.
 pub fn parse(line: &str) -> Result<Command, BadLine> {
     let line = line.trim_start();
-    let (name, back_off) = line.split_once(char::is_whitespace).unwrap_or((line.trim_end(), ""));
+    let (name, arguments) = line.split_once(char::is_whitespace).unwrap_or((line.trim_end(), ""));
     let Some(entry) = COMMANDS.iter().find(|entry| entry.name == name) else {
         return Err(BadLine::NoSuchCommand(name.to_owned()));
     };
     // Only a text keeps its trailing spaces.
-    let back_off = if entry.name == "send" { back_off.trim_start() } else { back_off.trim() };
-    Ok((entry.parse)(back_off).ok_or(BadLine::Usage(entry.usage))??)
+    let arguments = if entry.name == "send" { arguments.trim_start() } else { arguments.trim() };
+    Ok((entry.parse)(arguments).ok_or(BadLine::Usage(entry.usage))??)
 }
 
 /// Returns the list of commands, as `help` prints it.

@@ -294,9 +294,9 @@ mod tests {
         let message = push(&inbox, 1).unwrap();
         inbox.link_lost();
         message.ack().unwrap();
-        assert_eq!(inbox.next_ack(true), None, "there is no link to acknowledge it on");
+        assert_eq!(inbox.next_ack(true), None, "the link is down");
         inbox.begin(&bob(), 1).unwrap();
-        assert_eq!(inbox.next_ack(true), None, "it was not pushed on this link");
+        assert_eq!(inbox.next_ack(true), None, "not pushed on this link yet");
         assert!(push(&inbox, 1).is_none());
         assert_eq!(inbox.next_ack(false), Some(Sequence(1)));
     }

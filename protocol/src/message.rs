@@ -5,9 +5,9 @@
 use std::borrow::Cow;
 use std::str::FromStr;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{BufMut, BytesMut};
 use bytestring::ByteString;
-use zeroize::{Zeroize as _, Zeroizing};
+use zeroize::Zeroize as _;
 
 use crate::code::{ByeReason, Code, Failure, Refusal};
 use crate::limits::COMMAND_BYTES;
@@ -21,13 +21,11 @@ pub trait Message: Sized {
     /// Appends the payload: the fields, joined by commas.
     fn write_payload(&self, to: &mut BytesMut);
 
-    /// Parses a message from its command and payload. A text is a slice of the
-    /// payload and keeps the whole receive buffer alive; copy a text before
-    /// retaining it.
+    /// Parses a message from its command and payload. Texts are copied.
     ///
     /// # Errors
     /// A [`Refusal`] with the wire code of the defect.
-    fn parse(command: &str, payload: ByteString) -> Result<Self, Refusal>;
+    fn parse(command: &str, payload: &str) -> Result<Self, Refusal>;
 }
 
 /// A request of a client.
@@ -381,19 +379,19 @@ impl Message for Request {
         }
     }
 
-    fn parse(command: &str, payload: ByteString) -> Result<Self, Refusal> {
+    fn parse(command: &str, payload: &str) -> Result<Self, Refusal> {
         match command {
-            HELLO => parse_hello(&payload),
-            "create" => user_and_password(&payload).map(|(user, password)| Self::Create { user, password }),
-            "login" => user_and_password(&payload).map(|(user, password)| Self::Login { user, password }),
-            "connect" => user_and_password(&payload).map(|(user, password)| Self::Connect { user, password }),
-            "disconnect" => no_fields(command, &payload).map(|()| Self::Disconnect),
-            "password" => parse_password(&payload),
-            "delete" => user_and_password(&payload).map(|(user, password)| Self::Delete { user, password }),
-            "list" => Ok(Self::List { pattern: (!payload.is_empty()).then_some(payload) }),
+            HELLO => parse_hello(payload),
+            "create" => user_and_password(payload).map(|(user, password)| Self::Create { user, password }),
+            "login" => user_and_password(payload).map(|(user, password)| Self::Login { user, password }),
+            "connect" => user_and_password(payload).map(|(user, password)| Self::Connect { user, password }),
+            "disconnect" => no_fields(command, payload).map(|()| Self::Disconnect),
+            "password" => parse_password(payload),
+            "delete" => user_and_password(payload).map(|(user, password)| Self::Delete { user, password }),
+            "list" => Ok(Self::List { pattern: (!payload.is_empty()).then(|| payload.into()) }),
             "send" => parse_send(payload),
-            "ack" => parse_ack(&payload),
-            "ping" => no_fields(command, &payload).map(|()| Self::Ping),
+            "ack" => parse_ack(payload),
+            "ping" => no_fields(command, payload).map(|()| Self::Ping),
             _ => Err(unknown_command(command)),
         }
     }
@@ -425,21 +423,21 @@ impl Message for Reply {
         }
     }
 
-    fn parse(command: &str, payload: ByteString) -> Result<Self, Refusal> {
+    fn parse(command: &str, payload: &str) -> Result<Self, Refusal> {
         match command {
-            "ok" => Ok(Self::Ok(OkFields(Fields::Text(payload)))),
-            "list" => parse_names(&payload).map(Self::List),
+            "ok" => Ok(Self::Ok(OkFields(Fields::Text(payload.into())))),
+            "list" => parse_names(payload).map(Self::List),
             "string" => parse_delivery(payload).map(Self::String),
-            "bye" => match ByeReason::parse(&payload) {
+            "bye" => match ByeReason::parse(payload) {
                 Some(reason) => Ok(Self::Bye(reason)),
                 None => Err(bad_request("unknown reason of a bye")),
             },
             "notok" => {
-                let (code, explanation) = payload.split_once(',').unwrap_or((&payload, ""));
+                let (code, explanation) = payload.split_once(',').unwrap_or((payload, ""));
                 Ok(Self::NotOk(Refusal::parse(code, explanation)))
             }
             "error" => {
-                let (code, explanation) = payload.split_once(',').unwrap_or((&payload, ""));
+                let (code, explanation) = payload.split_once(',').unwrap_or((payload, ""));
                 match Failure::parse(code) {
                     Some(failure) => Ok(Self::Error { failure, explanation: explanation.to_owned().into() }),
                     None => Err(bad_request("unknown code of an error")),
@@ -450,16 +448,12 @@ impl Message for Reply {
     }
 }
 
-/// Takes a message out of a buffer for parsing. A message that may contain a
-/// password is moved into memory that is wiped on drop, and is wiped in the
-/// buffer.
-pub(crate) fn take(message: &mut BytesMut) -> Bytes {
-    if !SECRET_COMMANDS.iter().any(|name| is_command(message, name)) {
-        return std::mem::take(message).freeze();
+/// Wipes a message whose command may carry a password: freed memory stays readable
+/// until something else is written there.
+pub(crate) fn wipe_secret(message: &mut [u8]) {
+    if SECRET_COMMANDS.iter().any(|name| is_command(message, name)) {
+        message.zeroize();
     }
-    let moved = Bytes::from_owner(Zeroizing::new(message.to_vec()));
-    message.as_mut().zeroize();
-    moved
 }
 
 /// Returns whether a message, which may be malformed, has this command.
@@ -473,8 +467,8 @@ pub(crate) fn is_command(message: &[u8], name: &str) -> bool {
 /// # Errors
 /// A [`Refusal`] if the message is not UTF-8, or the command is not 1 to 15
 /// bytes followed by NULs only.
-pub(crate) fn split(message: Bytes) -> Result<(ByteString, ByteString), Refusal> {
-    let Ok(message) = ByteString::try_from(message) else {
+pub(crate) fn split(message: &[u8]) -> Result<(&str, &str), Refusal> {
+    let Ok(message) = std::str::from_utf8(message) else {
         return Err(bad_request("a message must be UTF-8"));
     };
     let Some((command, payload)) = message.split_at_checked(COMMAND_BYTES) else {
@@ -484,7 +478,7 @@ pub(crate) fn split(message: Bytes) -> Result<(ByteString, ByteString), Refusal>
     if command.is_empty() || command.contains('\0') {
         return Err(bad_request("a command is 1 to 15 bytes, followed by NULs only"));
     }
-    Ok((message.slice_ref(command), message.slice_ref(payload)))
+    Ok((command, payload))
 }
 
 /// Appends a command, padded with NUL to 15 bytes.
@@ -542,9 +536,9 @@ fn parse_password(payload: &str) -> Result<Request, Refusal> {
     })
 }
 
-fn parse_send(payload: ByteString) -> Result<Request, Refusal> {
+fn parse_send(payload: &str) -> Result<Request, Refusal> {
     let (user, text) = payload.split_once(',').ok_or_else(|| bad_request("send takes a user and a text"))?;
-    Ok(Request::Send { user: user.parse()?, text: payload.slice_ref(text) })
+    Ok(Request::Send { user: user.parse()?, text: text.into() })
 }
 
 fn parse_ack(payload: &str) -> Result<Request, Refusal> {
@@ -559,7 +553,7 @@ fn parse_names(payload: &str) -> Result<Vec<UserName>, Refusal> {
     payload.split(',').map(|name| Ok(name.parse()?)).collect()
 }
 
-fn parse_delivery(payload: ByteString) -> Result<Delivery, Refusal> {
+fn parse_delivery(payload: &str) -> Result<Delivery, Refusal> {
     let mut fields = payload.splitn(4, ',');
     let (Some(sequence), Some(sender), Some(time), Some(text)) =
         (fields.next(), fields.next(), fields.next(), fields.next())
@@ -572,7 +566,7 @@ fn parse_delivery(payload: ByteString) -> Result<Delivery, Refusal> {
         ),
         sender: if sender.is_empty() { None } else { Some(sender.parse()?) },
         time_ms: number(time).ok_or_else(|| bad_request("the time must be a number"))?,
-        text: payload.slice_ref(text),
+        text: text.into(),
     })
 }
 
@@ -639,15 +633,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn message_with_password_is_wiped_in_receive_buffer() {
+    fn message_with_a_password_is_wiped() {
         for (command, is_secret) in [("login", true), ("password", true), ("send", false), ("logi", false)] {
             let mut message = BytesMut::new();
             write_command(command, &mut message);
             message.put_slice(b"bob,hunter2");
-            let expected = message.clone();
-            assert_eq!(take(&mut message), expected, "{command}");
-            let wiped = BytesMut::zeroed(expected.len());
-            assert_eq!(message, if is_secret { wiped } else { BytesMut::new() }, "{command}");
+            let expected = if is_secret { BytesMut::zeroed(message.len()) } else { message.clone() };
+            wipe_secret(&mut message);
+            assert_eq!(message, expected, "{command}");
         }
     }
 

@@ -78,8 +78,8 @@ pub struct ServeArgs {
     #[arg(long, env = "HARKD_NUMBERS_AFTER", value_name = "NUMBER",
           value_parser = clap::value_parser!(u64).range(..=COUNTER_MAX))]
     pub numbers_after: Option<u64>,
-    /// Size of a file of the store, in MiB. Files are made ahead of use; sends are refused
-    /// when less than two of them are free
+    /// Size of a file of the store, in MiB; at least half as much again as --max-frame.
+    /// Files are made ahead of use; sends are refused when there is no space for three
     #[arg(long, env = "HARKD_SEGMENT_SIZE", value_name = "MIB", default_value_t = 64,
           value_parser = clap::value_parser!(u64).range(1..=1024))]
     pub segment_size: u64,
@@ -288,6 +288,13 @@ impl ServeArgs {
         }
     }
 
+    /// The size of a segment, in which the longest text fits with room to spare.
+    const fn segment_bytes(&self) -> u64 {
+        let needed = (3 * self.max_frame as u64 / 2).next_multiple_of(1 << 20);
+        let asked = self.segment_size << 20;
+        if asked < needed { needed } else { asked }
+    }
+
     /// The bounds of the store.
     #[must_use]
     pub const fn shard(&self) -> ShardConfig {
@@ -301,7 +308,7 @@ impl ServeArgs {
                 SyncArg::Os => Sync::Os,
             },
             numbers_after: self.numbers_after,
-            segment_bytes: self.segment_size << 20,
+            segment_bytes: self.segment_bytes(),
         }
     }
 }

@@ -105,7 +105,7 @@ impl Calls {
                 self.take_pushed();
                 OkFields::none()
             }
-            other => panic!("there is no call that is {other:?}"),
+            other => panic!("{other:?} has no unary call"),
         };
         Ok(vec![Reply::Ok(fields)])
     }

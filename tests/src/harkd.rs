@@ -353,7 +353,7 @@ impl Harkd {
 impl Drop for Harkd {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("harkd said:\n{}", self.log());
+            eprintln!("log of harkd:\n{}", self.log());
         }
         // Fails if the process has ended already.
         drop(self.child.kill());
@@ -536,7 +536,7 @@ fn launch(builder: HarkdBuilder, location: StoreLocation) -> Result<Harkd, Refus
         Err(RecvTimeoutError::Timeout) => {
             drop(child.kill());
             drop(child.wait());
-            panic!("harkd did not start in time; it said:\n{}", log.lock().unwrap());
+            panic!("timeout while starting harkd; its log:\n{}", log.lock().unwrap());
         }
     }
 }

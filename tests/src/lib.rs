@@ -51,7 +51,7 @@ pub const TIMEOUT: Duration = Duration::from_secs(55);
 pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     let until = Instant::now() + TIMEOUT;
     while !is_so() {
-        assert!(Instant::now() < until, "waited in vain for {what}");
+        assert!(Instant::now() < until, "timeout while waiting for {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }

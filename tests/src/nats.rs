@@ -211,7 +211,7 @@ impl Nats {
             std::thread::spawn(move || {
                 // Some tests send more than the default limit of a node.
                 let nats = Self::builder(3).config("max_payload: 8MB").ending_with_thread().start();
-                give.send(nats).expect("somebody waits for it");
+                give.send(nats).expect("a receiver");
                 loop {
                     std::thread::park();
                 }
@@ -375,7 +375,7 @@ impl Nats {
         let is_its = |node: &usize| {
             self.stream(*node, stream).is_ok_and(|cluster| cluster["leader"] == *self.nodes[*node].name)
         };
-        self.active_nodes().find(is_its).ok_or_else(|| "nobody says that it is".to_owned())
+        self.active_nodes().find(is_its).ok_or_else(|| "no node claims to be the leader".to_owned())
     }
 
     /// Returns the replicas of a stream, as seen by one node.
@@ -414,7 +414,7 @@ impl Nats {
         loop {
             match attempt() {
                 Ok(is) => return is,
-                Err(why) => assert!(Instant::now() < until, "waited in vain for {what}: {why}"),
+                Err(why) => assert!(Instant::now() < until, "timeout while waiting for {what}: {why}"),
             }
             std::thread::sleep(ASK_AGAIN);
         }
@@ -433,7 +433,7 @@ impl Drop for Nats {
                 let log = fs::read_to_string(&node.log).unwrap_or_default();
                 let from = log.lines().count().saturating_sub(LOG_LINES_SHOWN);
                 let last: Vec<&str> = log.lines().skip(from).collect();
-                eprintln!("{} said last:\n{}", node.name, last.join("\n"));
+                eprintln!("end of the log of {}:\n{}", node.name, last.join("\n"));
             }
         }
     }

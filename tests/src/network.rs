@@ -68,7 +68,7 @@ impl FarMachine {
             status.success(),
             "the test has failed in a network of its own: see above. It needs root, or that users may make namespaces (sysctl kernel.unprivileged_userns_clone=1, kernel.apparmor_restrict_unprivileged_userns=0)"
         );
-        assert!(proof.exists(), "there is no test of the name {name}");
+        assert!(proof.exists(), "no test is named {name}");
         None
     }
 

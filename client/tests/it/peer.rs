@@ -133,7 +133,7 @@ impl Peer {
     pub(crate) async fn sent(&mut self) -> (u32, String) {
         match self.next().await {
             (id, Request::Send { text, .. }) => (id, text.to_string()),
-            other => panic!("{other:?} is no send"),
+            other => panic!("{other:?} is not a send"),
         }
     }
 
@@ -143,7 +143,7 @@ impl Peer {
             match self.next().await {
                 (0, Request::Ack { sequence }) => return sequence.0,
                 (id, Request::Ping) => self.ok(id).await,
-                other => panic!("{other:?} is no ack"),
+                other => panic!("{other:?} is not an ack"),
             }
         }
     }
@@ -162,7 +162,7 @@ impl Peer {
         match self.next().await {
             (id, Request::Login { user, .. }) => (id, user, false),
             (id, Request::Connect { user, .. }) => (id, user, true),
-            other => panic!("{other:?} makes nobody somebody"),
+            other => panic!("{other:?} is not a login or connect"),
         }
     }
 

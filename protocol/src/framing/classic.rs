@@ -16,7 +16,7 @@
 //! 5. Bytes that end in NUL: an incomplete block.
 //! 6. Anything else: one complete message.
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, BytesMut};
 use bytestring::ByteString;
 use tokio_util::codec::{Decoder, Encoder};
 
@@ -146,7 +146,7 @@ impl Head {
 /// Takes the first message, at most one block.
 fn take(src: &mut BytesMut) -> Result<Request, Malformed> {
     let mut message = src.split_to(CLASSIC_BLOCK_BYTES.min(src.len()));
-    parse(without_padding(message::take(&mut message)))
+    parse(without_padding(&mut message))
 }
 
 /// Reserves room for the next read: a read that the buffer cuts short would
@@ -235,12 +235,13 @@ impl Decoder for ClassicClientCodec {
             src.reserve(CLASSIC_BLOCK_BYTES - src.len());
             return Ok(None);
         }
-        let block = src.split_to(CLASSIC_BLOCK_BYTES).freeze();
-        Ok(Some(message::split(without_padding(block))))
+        let mut block = src.split_to(CLASSIC_BLOCK_BYTES);
+        let fields = message::split(without_padding(&mut block));
+        Ok(Some(fields.map(|(command, payload)| (command.into(), payload.into()))))
     }
 }
 
-fn parse(message: Bytes) -> Result<Request, Malformed> {
+fn parse(message: &mut [u8]) -> Result<Request, Malformed> {
     let request = super::parse(message)?;
     let is_hello = matches!(request, Request::Hello { .. });
     if !is_hello && !matches!(request, Request::Ack { .. }) {
@@ -261,10 +262,10 @@ fn write_block(command: &str, payload: &[u8], dst: &mut BytesMut) {
 }
 
 /// Strips the NULs after the payload.
-fn without_padding(mut message: Bytes) -> Bytes {
+fn without_padding(message: &mut [u8]) -> &mut [u8] {
     let end = message.iter().rposition(|&b| b != 0).map_or(0, |last| last + 1);
-    message.truncate(end.max(COMMAND_BYTES));
-    message
+    let end = end.max(COMMAND_BYTES).min(message.len());
+    message.get_mut(..end).unwrap_or_default()
 }
 
 /// Returns whether the bytes are, or may become, a known command padded to 15

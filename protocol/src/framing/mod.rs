@@ -8,8 +8,6 @@
 pub mod classic;
 pub mod native;
 
-use bytes::Bytes;
-
 use crate::code::Refusal;
 use crate::message::{self, HELLO, Message};
 use crate::name::RequestId;
@@ -51,10 +49,11 @@ impl From<Refusal> for Malformed {
     }
 }
 
-/// Parses the message of an envelope.
-fn parse<M: Message>(message: Bytes) -> Result<M, Malformed> {
-    let is_hello = message::is_command(&message, HELLO);
-    let parsed = message::split(message).and_then(|(command, payload)| M::parse(&command, payload));
+/// Parses the message of an envelope. A message that may hold a password is wiped.
+fn parse<M: Message>(message: &mut [u8]) -> Result<M, Malformed> {
+    let is_hello = message::is_command(message, HELLO);
+    let parsed = message::split(message).and_then(|(command, payload)| M::parse(command, payload));
+    message::wipe_secret(message);
     parsed.map_err(|refusal| Malformed { refusal, is_hello })
 }
 

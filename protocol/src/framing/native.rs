@@ -12,7 +12,7 @@ use bytes::{Buf, BufMut, BytesMut};
 use tokio_util::codec::{Decoder, Encoder};
 
 use super::{Frame, Incoming, ProtocolError};
-use crate::limits::{FRAME_BYTES_MAX, FRAME_BYTES_MIN, LENGTH_BYTES, USER_NAME_BYTES_MAX};
+use crate::limits::{FRAME_BYTES_MAX, FRAME_BYTES_MIN, ID_BYTES, LENGTH_BYTES, USER_NAME_BYTES_MAX};
 use crate::message::{self, Message, Push};
 use crate::name::RequestId;
 use crate::{Reply, Request};
@@ -72,9 +72,11 @@ impl<In: Message, Out> Decoder for NativeCodec<In, Out> {
             return Ok(None);
         }
         src.advance(LENGTH_BYTES);
-        let mut frame = src.split_to(bytes);
-        let id = RequestId::new(frame.get_u32());
-        Ok(Some(Frame { id, message: super::parse(message::take(&mut frame)) }))
+        let id = RequestId::new(src.get_u32());
+        let bytes = bytes - ID_BYTES;
+        let message = super::parse(src.get_mut(..bytes).unwrap_or_default());
+        src.advance(bytes);
+        Ok(Some(Frame { id, message }))
     }
 }
 

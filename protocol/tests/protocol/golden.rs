@@ -395,7 +395,7 @@ fn every_refusal_code_has_its_word() {
 
 #[track_caller]
 fn check_refused(command: &str, payload: &'static str, expected: Code) {
-    let refused = Request::parse(command, payload.into());
+    let refused = Request::parse(command, payload);
     assert_eq!(refused.map_err(|refusal| refusal.code), Err(expected), "{command} {payload}");
 }
 
@@ -445,7 +445,7 @@ fn malformed_request_is_refused_with_its_code() {
 
 #[test]
 fn unknown_command_is_escaped_in_the_refusal() {
-    let refusal = Request::parse("\u{1b}[2J\"", "".into()).unwrap_err();
+    let refusal = Request::parse("\u{1b}[2J\"", "").unwrap_err();
     assert_eq!(refusal.explanation, r#"unknown command "\u{1b}[2J\"""#);
 }
 
@@ -470,7 +470,7 @@ fn ok_fields_are_read_by_request() {
 fn unknown_refusal_code_is_read_as_a_refusal() {
     for (payload, explanation) in [("odd,why, then", "odd,why, then"), ("odd", "odd"), ("", ""), (",x", ",x")]
     {
-        let reply = Reply::parse("notok", payload.into());
+        let reply = Reply::parse("notok", payload);
         assert_eq!(reply, Ok(Reply::NotOk(Refusal::new(Code::Unknown, explanation))), "{payload}");
     }
 }

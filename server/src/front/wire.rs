@@ -264,7 +264,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                 Ok(Some(Frame { id, message })) => {
                     any = true;
                     self.frame_since = None;
-                    let message = message.map(detached);
                     let is_ack = matches!(message, Ok(Request::Ack { .. }));
                     if is_ack || self.stage == Stage::Open {
                         self.connection.handle(id, message);
@@ -488,17 +487,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         if self.output.is_empty() {
             self.output = BytesMut::new();
         }
-    }
-}
-
-/// A text that may be a small part of what was read is copied out of it:
-/// wherever it waits, it must not keep all the rest in memory.
-fn detached(request: Request) -> Request {
-    match request {
-        Request::Send { user, text } if text.len() < READ_BYTES_MAX => {
-            Request::Send { user, text: (*text).into() }
-        }
-        other => other,
     }
 }
 

@@ -103,6 +103,10 @@ pub trait Log: Send + fmt::Debug {
     /// appended. Frames without messages still are accepted. Never blocks.
     fn is_low_on_space(&self) -> bool;
 
+    /// Whether even a frame without messages may find no space, if it is longer than a
+    /// few bytes. Never blocks.
+    fn is_full(&self) -> bool;
+
     /// Whether an append, even of a frame without messages, would reclaim space: the
     /// caller appends one soon if no other is due. Never blocks.
     fn has_pending_work(&self) -> bool;

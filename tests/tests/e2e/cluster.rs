@@ -394,7 +394,7 @@ async fn connect_waits_for_a_missing_stream() {
     engine.delete_stream(&stream).await.unwrap();
     bob.write(7, connect("bob")).await;
     let answer = timeout(PENDING_TIME, bob.next()).await;
-    assert!(answer.is_err(), "it was {answer:?} while nobody could know");
+    assert!(answer.is_err(), "{answer:?} before the outcome was known");
     engine.create_stream(config).await.unwrap();
     assert!(matches!(bob.reply_to(7).await, Reply::Ok(_)));
 }

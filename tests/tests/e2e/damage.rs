@@ -325,7 +325,7 @@ async fn check_reaction(store: &Path, damage: &Damage) -> Reaction {
         }
         Err(refusal) => {
             let line = check_refusal(store, &refusal);
-            let again = start().expect_err("refused once, it is refused until somebody does something");
+            let again = start().expect_err("a refused store stays refused");
             assert_eq!(check_refusal(store, &again), line);
             Reaction::Refused
         }
@@ -412,7 +412,10 @@ async fn check_rest(store: &Path) {
     let left = read_to(&server, "the end").await;
     let numbers: Vec<u32> =
         left.iter().map(|text| text.split_once(':').unwrap().0.parse().unwrap()).collect();
-    assert!(numbers.iter().zip(&left).all(|(number, left)| *left == text(*number)), "texts that nobody sent");
+    assert!(
+        numbers.iter().zip(&left).all(|(number, left)| *left == text(*number)),
+        "texts that were never sent"
+    );
     assert!(numbers.is_sorted_by(|a, b| a < b), "{numbers:?}");
     assert!(numbers.iter().all(|number| (ACKNOWLEDGED + 1..=QUEUED).contains(number)), "{numbers:?}");
     drop(wire);

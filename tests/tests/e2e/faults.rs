@@ -134,7 +134,7 @@ async fn server_killed_on_a_full_disk_starts_on_it() {
 async fn new_store_on_a_full_disk_is_refused_in_one_line() {
     let disk = SmallDisk::new(DISK_MIB);
     disk.fill();
-    let refusal = builder(&disk).try_start().expect_err("there is no room for a store");
+    let refusal = builder(&disk).try_start().expect_err("no room for a store");
     assert_eq!(refusal.status.code(), Some(1), "{refusal:?}");
     let line = refusal.log.lines().last().unwrap();
     assert!(line.starts_with("harkd: ") && line.contains("No space left on device"), "{line}");

@@ -140,7 +140,7 @@ async fn repeated_connect_pushes_again_after_its_ok(one: Front, other: Front) {
     let mut bob = other.connect(server.address()).await;
     assert_eq!(bob.receive("bob").await, 1);
     let message = bob.message().await;
-    assert_eq!(bob.receive("bob").await, 1, "and there is no bye: it takes over from itself");
+    assert_eq!(bob.receive("bob").await, 1, "no bye: it takes over from itself");
     assert_eq!(bob.message().await, message);
 }
 

@@ -42,7 +42,7 @@ impl Watch {
     async fn event(&mut self) -> LogEvent {
         match self.next().await {
             Some(Event::Log(event)) => event,
-            other => panic!("{other:?} is no event of the log"),
+            other => panic!("{other:?} is not a log event"),
         }
     }
 
@@ -324,7 +324,7 @@ async fn number_of_watchers_is_limited() {
     watchers.pop();
     let until = std::time::Instant::now() + TIMEOUT;
     while Watch::try_open(&server, WatchLogsRequest::default()).await.is_err() {
-        assert!(std::time::Instant::now() < until, "there is no room again");
+        assert!(std::time::Instant::now() < until, "the place of the former watcher is not free");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

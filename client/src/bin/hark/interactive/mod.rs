@@ -159,7 +159,7 @@ impl Chat {
             match self.terminal.read(self.prompt()).await {
                 Input::Line(line) => {
                     was_interrupted = false;
-                    if self.parse_line(&line).await.is_break() {
+                    if self.handle_line(&line).await.is_break() {
                         return;
                     }
                 }
@@ -190,7 +190,7 @@ impl Chat {
         LinkPrompt::new(user.as_ref(), self.style, self.current_server.clone())
     }
 
-    async fn parse_line(self: &Arc<Self>, line: &str) -> std::ops::ControlFlow<()> {
+    async fn handle_line(self: &Arc<Self>, line: &str) -> std::ops::ControlFlow<()> {
         if line.trim().is_empty() {
             return std::ops::ControlFlow::Continue(());
         }
