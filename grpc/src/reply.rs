@@ -125,6 +125,7 @@ impl From<Refusal> for NotOk {
     }
 }
 
+/// Converts names to texts.
 #[must_use]
 pub fn texts(names: &[UserName]) -> Vec<String> {
     names.iter().map(UserName::to_string).collect()
