@@ -145,7 +145,7 @@ impl TlsDial {
                     .to_owned(),
             ),
             rustls::Error::AlertReceived(AlertDescription::InternalError) => {
-                let why = "the server is busy: it refused the connection before the TLS handshake";
+                let why = "the server refused the connection for now, before the TLS handshake";
                 io::Error::new(io::ErrorKind::ConnectionRefused, why)
             }
             rustls::Error::AlertReceived(AlertDescription::NoApplicationProtocol) => {

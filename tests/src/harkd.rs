@@ -56,12 +56,14 @@ pub struct Refusal {
 }
 
 impl HarkdBuilder {
+    /// Adds an argument.
     #[must_use]
     pub fn arg(mut self, argument: impl Into<String>) -> Self {
         self.arguments.push(argument.into());
         self
     }
 
+    /// Adds arguments.
     #[must_use]
     pub fn args<S: Into<String>>(mut self, arguments: impl IntoIterator<Item = S>) -> Self {
         self.arguments.extend(arguments.into_iter().map(Into::into));
@@ -75,6 +77,7 @@ impl HarkdBuilder {
         self
     }
 
+    /// Sets an environment variable.
     #[must_use]
     pub fn env(mut self, variable: &str, value: &str) -> Self {
         self.variables.push((variable.to_owned(), value.to_owned()));

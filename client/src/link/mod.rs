@@ -113,7 +113,7 @@ pub(crate) enum LinkError {
     Silent,
     #[error("the server is unavailable: {0}")]
     Unavailable(String),
-    #[error("the server is busy: {}", .0.message())]
+    #[error("the server refused the connection for now: {}", .0.message())]
     Refused(Refusal),
     /// Refusal of the connection itself, regardless of the user.
     #[error("the server refused the connection: {}", .0.explanation)]
