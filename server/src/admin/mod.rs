@@ -12,8 +12,7 @@ use std::path::Path;
 
 use anyhow::bail;
 
-use crate::config::Command;
-use crate::place::StoreArgs;
+use crate::config::{Command, StoreArgs};
 use crate::shard::offline::OfflineStore;
 
 /// Carries out a command.

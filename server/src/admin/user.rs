@@ -13,8 +13,7 @@ use zeroize::Zeroizing;
 
 use super::print;
 use crate::chat::passwords;
-use crate::config::{UserAction, UserArgs};
-use crate::place::{StoreArgs, StorePlace};
+use crate::config::{StoreArgs, StorePlace, UserAction, UserArgs};
 use crate::shard::ShardConfig;
 use crate::store::{AccountEntry, Created, PasswordHash, Store};
 

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use hark_protocol::{Code, OkFields, Password, Reply, UserName};
 use tokio::time::Instant;
 
-use super::passwords::Turn;
+use super::passwords::HashPermit;
 use super::replies::{LOGIN_FIRST, exists, no_such_user};
 use super::{Chat, Fault, MayList};
 use crate::store::{
@@ -17,7 +17,7 @@ use crate::store::{
 
 /// Who a connection is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Entered {
+pub(super) struct Authenticated {
     /// The account that was entered.
     pub(super) account: Account,
     /// It had a password then, and that was given.
@@ -34,10 +34,10 @@ impl Chat {
         address: IpAddr,
         user: UserName,
         password: Option<Password>,
-    ) -> Result<Entered, Fault> {
+    ) -> Result<Authenticated, Fault> {
         let entry = self.existing(address, &user, password.as_ref()).await?;
         self.prove(address, &entry, password).await?;
-        Ok(Entered { account: entry.account, by_password: entry.password.is_some() })
+        Ok(Authenticated { account: entry.account, by_password: entry.password.is_some() })
     }
 
     /// Checks that whoever comes from `address` knows the password of an
@@ -68,7 +68,7 @@ impl Chat {
         address: IpAddr,
         user: UserName,
         password: Option<Password>,
-    ) -> Result<(Entered, Subscription), Fault> {
+    ) -> Result<(Authenticated, Subscription), Fault> {
         let entered = self.enter(address, user, password).await?;
         let account = &entered.account;
         // Where not even the first message can be read, whoever asks for it is
@@ -89,7 +89,7 @@ impl Chat {
     pub(super) async fn create(
         &self,
         address: IpAddr,
-        by: Option<&Entered>,
+        by: Option<&Authenticated>,
         user: &UserName,
         password: Option<Password>,
     ) -> Result<Pending<Created>, Fault> {
@@ -135,7 +135,7 @@ impl Chat {
     pub(super) async fn set_password(
         &self,
         address: IpAddr,
-        by: Option<&Entered>,
+        by: Option<&Authenticated>,
         user: UserName,
         old: Option<Password>,
         new: Password,
@@ -166,7 +166,7 @@ impl Chat {
     pub(super) async fn delete(
         &self,
         address: IpAddr,
-        by: Option<&Entered>,
+        by: Option<&Authenticated>,
         user: UserName,
         password: Option<Password>,
     ) -> Result<Reply, Fault> {
@@ -189,7 +189,7 @@ impl Chat {
     ///
     /// # Errors
     /// [`Code::Denied`].
-    pub(super) async fn may_list(&self, by: Option<&Entered>) -> Result<(), Fault> {
+    pub(super) async fn may_list(&self, by: Option<&Authenticated>) -> Result<(), Fault> {
         match self.rules.may_list {
             MayList::Admins if self.is_admin(by).await? => Ok(()),
             MayList::Admins => Fault::refused(Code::Denied, "on this server only admins list the users"),
@@ -204,7 +204,7 @@ impl Chat {
     /// Whether a connection that is `by` has the rights of an admin: it has
     /// entered its password. An account without one proves nothing, also where
     /// it was given one since.
-    async fn is_admin(&self, by: Option<&Entered>) -> Result<bool, Fault> {
+    async fn is_admin(&self, by: Option<&Authenticated>) -> Result<bool, Fault> {
         match by {
             Some(by) if by.by_password && self.rules.admins.contains(&by.account.name) => {
                 self.is_alive(&by.account).await
@@ -267,12 +267,12 @@ impl Chat {
         password: Password,
         hash: PasswordHash,
     ) -> Result<(), Fault> {
-        let mut turn = self.attempt(address, user).await?;
-        if turn.verify(password, hash).await? {
+        let mut permit = self.attempt(address, user).await?;
+        if permit.verify(password, hash).await? {
             return Ok(());
         }
         tracing::info!(%user, %address, "wrong password");
-        self.count_wrong(turn, user, address).await;
+        self.record_failure(permit, user, address).await;
         denied()
     }
 
@@ -284,32 +284,32 @@ impl Chat {
         password: Option<&Password>,
     ) -> Result<(), Fault> {
         let Some(password) = password else { return Ok(()) };
-        let mut turn = self.attempt(address, user).await?;
-        turn.hash(password.clone()).await?;
-        self.count_wrong(turn, user, address).await;
+        let mut permit = self.attempt(address, user).await?;
+        permit.hash(password.clone()).await?;
+        self.record_failure(permit, user, address).await;
         Ok(())
     }
 
-    /// Waits for the turn of an attempt, if it may be made. That is asked again
-    /// when the turn comes: those before it may have been wrong.
-    async fn attempt(&self, address: IpAddr, user: &UserName) -> Result<Turn<'_>, Fault> {
-        self.attempts.check(user, address, Instant::now())?;
-        let turn = self.hasher.turn(address).await?;
-        self.attempts.check(user, address, Instant::now())?;
-        Ok(turn)
+    /// Waits for the permit of an attempt, if it may be made. That is asked again
+    /// when the permit comes: those before it may have been wrong.
+    async fn attempt(&self, address: IpAddr, user: &UserName) -> Result<HashPermit<'_>, Fault> {
+        self.login_limiter.check(user, address, Instant::now())?;
+        let permit = self.hasher.acquire(address).await?;
+        self.login_limiter.check(user, address, Instant::now())?;
+        Ok(permit)
     }
 
-    /// Counts a wrong attempt before the next has its turn.
-    async fn count_wrong(&self, turn: Turn<'_>, user: &UserName, address: IpAddr) {
-        let wait = self.attempts.was_wrong(user, address, Instant::now());
-        drop(turn);
+    /// Counts a wrong attempt before the next has its permit.
+    async fn record_failure(&self, permit: HashPermit<'_>, user: &UserName, address: IpAddr) {
+        let wait = self.login_limiter.record_failure(user, address, Instant::now());
+        drop(permit);
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;
         }
     }
 
     async fn hash(&self, address: IpAddr, password: Password) -> Result<PasswordHash, Fault> {
-        self.hasher.turn(address).await?.hash(password).await
+        self.hasher.acquire(address).await?.hash(password).await
     }
 }
 

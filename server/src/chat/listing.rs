@@ -9,7 +9,7 @@ use hark_protocol::message::list_parts;
 use hark_protocol::{Code, OkFields, Reply, UserName};
 use regex::{Regex, RegexBuilder};
 
-use super::turns::Turns;
+use super::fair_semaphore::FairSemaphore;
 use super::{Chat, Fault};
 
 /// `list`s that run at the same time: they are work for a processor, and the chat
@@ -30,8 +30,8 @@ const COMPILED_BYTES_MAX: usize = 1024 * 1024;
 const PATTERN_BYTES_MAX: usize = 1024;
 
 /// The turns of all `list`s.
-pub(super) fn turns() -> Turns {
-    Turns::new(AT_ONCE, "too many lists are being made")
+pub(super) fn turns() -> FairSemaphore {
+    FairSemaphore::new(AT_ONCE, "too many lists are being made")
 }
 
 impl Chat {
@@ -46,7 +46,7 @@ impl Chat {
     ) -> Result<Vec<Reply>, Fault> {
         let mut turn = self.lists.next(address).await?;
         let pattern = match pattern {
-            Some(pattern) => Some(turn.off_thread(move || compile(&pattern)).await??),
+            Some(pattern) => Some(turn.run_blocking(move || compile(&pattern)).await??),
             None => None,
         };
         let wanted = self.rules.list_names_max;
@@ -64,7 +64,7 @@ impl Chat {
                     let matching = move || -> Vec<UserName> {
                         page.into_iter().filter(|name| pattern.is_match(name.as_str())).collect()
                     };
-                    turn.off_thread(matching).await?
+                    turn.run_blocking(matching).await?
                 }
             });
         }

@@ -6,7 +6,7 @@
 //! | --- | --- |
 //! | `connection` | one connection: identity, requests in flight, reception |
 //! | `accounts` | entering, creating, deleting, passwords |
-//! | `attempts` | how many wrong passwords are put up with |
+//! | `login_limiter` | how many wrong passwords are put up with |
 //! | `pace` | how fast a connection and a user may go |
 //! | `passwords` | hashing, bounded and off the async threads |
 //! | `listing` | `list` |
@@ -16,21 +16,21 @@
 //! | `send_sessions` | which connection has which send session open |
 //! | `taking` | what is queued, for readers that cannot acknowledge |
 //! | `turns` | turns at what few can do at a time, by address |
-//! | `control` | how a connection is told to end |
+//! | `shutdown` | how a connection is told to end |
 
 mod accounts;
-mod attempts;
+mod login_limiter;
 mod connection;
-mod control;
+mod shutdown;
 mod delivery_window;
 mod listing;
-mod pace;
+mod rate_limiter;
 pub mod passwords;
-mod reception;
+mod inbox_reader;
 mod replies;
 mod send_sessions;
-mod taking;
-mod turns;
+mod fetch_and_ack;
+mod fair_semaphore;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -41,16 +41,16 @@ use hark_protocol::{Code, Failure, Refusal, Reply, UserName};
 use tokio::sync::Semaphore;
 
 use crate::store::{Store, Unavailable};
-use attempts::Attempts;
-use pace::Users;
+use login_limiter::LoginLimiter;
+use rate_limiter::Users;
 use passwords::Hasher;
 use send_sessions::SendSessions;
-use turns::Turns;
+use fair_semaphore::FairSemaphore;
 
 pub use connection::{ClientConnection, Output};
-pub use control::{Control, Wish};
+pub use shutdown::{ShutdownSignal, Shutdown};
 pub use delivery_window::NeverPushed;
-pub use pace::{Pace, Rates};
+pub use rate_limiter::{RateLimiter, Rates};
 
 /// Room for messages that are under way to the store, over all connections, in
 /// units of [`UNIT_BYTES`]: 64 MiB.
@@ -108,12 +108,12 @@ pub struct Chat {
     store: Arc<dyn Store>,
     rules: Rules,
     hasher: Hasher,
-    attempts: Attempts,
+    login_limiter: LoginLimiter,
     users: Users,
     send_sessions: Arc<SendSessions>,
     /// Room for messages that are under way to the store.
     room: Arc<Semaphore>,
-    lists: Turns,
+    lists: FairSemaphore,
 }
 
 impl Chat {
@@ -123,7 +123,7 @@ impl Chat {
         Self {
             send_sessions: Arc::new(SendSessions::new(Arc::clone(&store))),
             hasher: Hasher::default(),
-            attempts: Attempts::default(),
+            login_limiter: LoginLimiter::default(),
             users: Users::new(&rules.rates),
             room: Arc::new(Semaphore::new(ROOM_UNITS)),
             lists: listing::turns(),
@@ -141,8 +141,8 @@ impl Chat {
     /// What a new connection from `address` is counted in; none where it may go
     /// as fast as it can.
     #[must_use]
-    pub fn pace(&self, address: IpAddr) -> Option<Arc<Pace>> {
-        (!self.rules.rates.spare(address)).then(|| Arc::new(Pace::new(&self.rules.rates)))
+    pub fn pace(&self, address: IpAddr) -> Option<Arc<RateLimiter>> {
+        (!self.rules.rates.is_exempt(address)).then(|| Arc::new(RateLimiter::new(&self.rules.rates)))
     }
 
     /// Whether the store works, as far as it knows.

@@ -9,14 +9,14 @@ use argon2::{Algorithm, Argon2, Block, Params, Version};
 use hark_protocol::Password;
 
 use super::Fault;
-use super::turns::{self, Turns};
+use super::fair_semaphore::{self, FairSemaphore};
 use crate::store::{PasswordHash, Unavailable};
 
 /// Hashes and verifies passwords by the library's default parameters
 /// (Argon2id, 19 MiB, 2 passes, 1 lane).
 #[derive(Debug)]
 pub struct Hasher {
-    turns: Turns,
+    turns: FairSemaphore,
     // A lock, since any thread may hash. It is held to take one or give it back.
     memories: Arc<Mutex<Vec<Memory>>>,
 }
@@ -30,7 +30,7 @@ impl Default for Hasher {
     /// As many at once as half of the processors, and at least one.
     fn default() -> Self {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        let turns = Turns::new((processors / 2).max(1), "too many passwords are being checked");
+        let turns = FairSemaphore::new((processors / 2).max(1), "too many passwords are being checked");
         Self { turns, memories: Arc::default() }
     }
 }
@@ -49,7 +49,7 @@ impl Hasher {
 /// comes of one is known before another is tried.
 #[derive(Debug)]
 pub(super) struct Turn<'a> {
-    turn: turns::Turn<'a>,
+    turn: fair_semaphore::Permit<'a>,
     memories: &'a Arc<Mutex<Vec<Memory>>>,
 }
 
@@ -59,7 +59,7 @@ impl Turn<'_> {
     /// # Errors
     /// [`Unavailable`] where there is no memory or no randomness for it.
     pub(super) async fn hash(&mut self, password: Password) -> Result<PasswordHash, Fault> {
-        self.off_thread(move |memory| hash_in(&password, memory)).await?
+        self.run_blocking(move |memory| hash_in(&password, memory)).await?
     }
 
     /// Whether a password is the one that was hashed.
@@ -67,10 +67,10 @@ impl Turn<'_> {
     /// # Errors
     /// As [`Self::hash`].
     pub(super) async fn verify(&mut self, password: Password, hash: PasswordHash) -> Result<bool, Fault> {
-        self.off_thread(move |memory| verify_in(&password, &hash, memory)).await?
+        self.run_blocking(move |memory| verify_in(&password, &hash, memory)).await?
     }
 
-    async fn off_thread<T: Send + 'static>(
+    async fn run_blocking<T: Send + 'static>(
         &mut self,
         work: impl FnOnce(&mut Memory) -> T + Send + 'static,
     ) -> Result<T, Unavailable> {
@@ -82,7 +82,7 @@ impl Turn<'_> {
             lock().push(memory);
             result
         };
-        self.turn.off_thread(work).await
+        self.turn.run_blocking(work).await
     }
 }
 

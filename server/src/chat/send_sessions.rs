@@ -10,7 +10,7 @@ use hark_protocol::{Code, SessionToken};
 use tokio::sync::watch;
 
 use super::Fault;
-use super::control::{Control, Wish};
+use super::shutdown::{ShutdownSignal, Shutdown};
 use crate::store::Store;
 
 /// The open send sessions of this server. At most one for each connection.
@@ -24,7 +24,7 @@ pub(super) struct SendSessions {
 
 #[derive(Debug)]
 struct Holder {
-    control: Arc<Control>,
+    shutdown: Arc<ShutdownSignal>,
     /// Closed when the session is given back.
     released: watch::Receiver<()>,
 }
@@ -44,7 +44,7 @@ impl SendSessions {
         Self { store, open: Mutex::default() }
     }
 
-    /// Opens a session for the connection that listens to `control` and comes
+    /// Opens a session for the connection that listens to `shutdown` and comes
     /// `from` this network, after the connection that has it open has ended.
     ///
     /// # Errors
@@ -53,10 +53,10 @@ impl SendSessions {
         self: &Arc<Self>,
         token: SessionToken,
         from: Option<IpAddr>,
-        control: Arc<Control>,
+        shutdown: Arc<ShutdownSignal>,
     ) -> Result<OpenSession, Fault> {
         let mut session = loop {
-            match self.claim(&token, &control) {
+            match self.claim(&token, &shutdown) {
                 Ok(session) => break session,
                 // An error means that the other side is gone: what is waited for.
                 Err(mut released) => while released.changed().await.is_ok() {},
@@ -80,15 +80,15 @@ impl SendSessions {
     fn claim(
         self: &Arc<Self>,
         token: &SessionToken,
-        control: &Arc<Control>,
+        shutdown: &Arc<ShutdownSignal>,
     ) -> Result<OpenSession, watch::Receiver<()>> {
         let mut open = self.lock();
         if let Some(holder) = open.get(token) {
-            holder.control.tell(Wish::Close);
+            holder.shutdown.request(Shutdown::Close);
             return Err(holder.released.clone());
         }
         let (release, released) = watch::channel(());
-        open.insert(token.clone(), Holder { control: Arc::clone(control), released });
+        open.insert(token.clone(), Holder { shutdown: Arc::clone(shutdown), released });
         Ok(OpenSession { token: token.clone(), sessions: Arc::clone(self), stored: false, _release: release })
     }
 

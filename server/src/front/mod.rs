@@ -3,7 +3,7 @@
 //! says it again. No rules of the chat are here.
 
 mod grpc;
-mod linger;
+mod drain;
 mod tls;
 pub mod wire;
 
@@ -20,7 +20,7 @@ use rustls::AlertDescription;
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
-use crate::chat::{Chat, ClientConnection, Control};
+use crate::chat::{Chat, ClientConnection, ShutdownSignal};
 use crate::store::Message;
 use grpc::Grpc;
 use wire::{Framing, Wire};
@@ -81,26 +81,26 @@ impl Fronts {
     /// # Errors
     /// What the socket says. A peer that misbehaves is no error; the log says
     /// why it was dropped.
-    pub async fn serve(&self, stream: TcpStream, address: IpAddr, control: Arc<Control>) -> io::Result<()> {
+    pub async fn serve(&self, stream: TcpStream, address: IpAddr, shutdown: Arc<ShutdownSignal>) -> io::Result<()> {
         let first = tokio::select! {
             first = first_byte(&stream) => first?,
             () = self.silence(address) => None,
-            () = told(&control) => None,
+            () = told(&shutdown) => None,
         };
         match first {
             None => Ok(()),
             // In a box, so that the other connections take no room for it.
-            Some(tls::HANDSHAKE) => Box::pin(self.serve_tls(stream, address, control)).await,
+            Some(tls::HANDSHAKE) => Box::pin(self.serve_tls(stream, address, shutdown)).await,
             Some(first) if self.settings.tls_only => {
                 tracing::warn!(%address, "refusing a connection: it is not encrypted, and --allow-plaintext is not set");
                 let refusal = Refusal::new(Code::Denied, TLS_ONLY);
                 Box::pin(refuse_as(stream, first, address, &refusal)).await
             }
-            Some(first) => self.speak(stream, first, address, control).await,
+            Some(first) => self.speak(stream, first, address, shutdown).await,
         }
     }
 
-    async fn serve_tls(&self, stream: TcpStream, address: IpAddr, control: Arc<Control>) -> io::Result<()> {
+    async fn serve_tls(&self, stream: TcpStream, address: IpAddr, shutdown: Arc<ShutdownSignal>) -> io::Result<()> {
         let Some(tls) = &self.settings.tls else {
             tracing::warn!(%address, "refusing TLS: there is no certificate; --tls-cert and --tls-key name one");
             return tls::refuse(stream, AlertDescription::HandshakeFailure).await;
@@ -108,10 +108,10 @@ impl Fronts {
         let opened = tokio::select! {
             opened = open_tls(tls, stream, address) => opened?,
             () = self.silence(address) => None,
-            () = told(&control) => None,
+            () = told(&shutdown) => None,
         };
         match opened {
-            Some((stream, first)) => self.speak(stream, first, address, control).await,
+            Some((stream, first)) => self.speak(stream, first, address, shutdown).await,
             None => Ok(()),
         }
     }
@@ -128,16 +128,16 @@ impl Fronts {
         stream: S,
         first: u8,
         address: IpAddr,
-        control: Arc<Control>,
+        shutdown: Arc<ShutdownSignal>,
     ) -> io::Result<()> {
         match speech(first, address, self.chat.rules().frame_bytes_max) {
             Some(Speech::Wire(framing)) => {
-                let connection = ClientConnection::new(Arc::clone(&self.chat), address, control);
-                let connection = connection.at_pace(self.chat.pace(address));
+                let connection = ClientConnection::new(Arc::clone(&self.chat), address, shutdown);
+                let connection = connection.limited_by(self.chat.pace(address));
                 Wire::new(stream, framing, connection, self.settings.ack_timeout).run().await
             }
             // In a box, so that the other connections take no room for it.
-            Some(Speech::Grpc) => Box::pin(self.grpc.serve(stream, address, &control)).await,
+            Some(Speech::Grpc) => Box::pin(self.grpc.serve(stream, address, &shutdown)).await,
             None => Ok(()),
         }
     }
@@ -172,7 +172,7 @@ async fn refuse_as(stream: TcpStream, first: u8, address: IpAddr, refusal: &Refu
         Some(Speech::Grpc) => return Box::pin(grpc::refuse(stream, refusal, REFUSAL_TIMEOUT)).await,
         None => {}
     }
-    linger::close(stream, &mut output).await
+    drain::close(stream, &mut output).await
 }
 
 /// What a first byte stands for, or `None` where that is nothing.
@@ -212,8 +212,8 @@ async fn open_tls(tls: &Tls, stream: TcpStream, address: IpAddr) -> io::Result<O
 }
 
 /// Waits until the connection is told to end.
-async fn told(control: &Control) {
-    poll_fn(|cx| control.poll(cx).map(drop)).await;
+async fn told(shutdown: &ShutdownSignal) {
+    poll_fn(|cx| shutdown.poll(cx).map(drop)).await;
 }
 
 /// The first byte, left in the socket. `None` where the peer closes first.

@@ -159,7 +159,7 @@ pub(super) async fn refuse(stream: TcpStream, alert: AlertDescription) -> io::Re
     const FATAL: u8 = 2;
     // A record of an alert (RFC 8446, sections 5.1 and 6).
     let record = [0x15, 0x03, 0x03, 0, 2, FATAL, alert.into()];
-    linger::close(stream, &mut BytesMut::from(&record[..])).await
+    drain::close(stream, &mut BytesMut::from(&record[..])).await
 }
 
 fn read(certificate: &Path, key: &Path) -> Result<ServerConfig, TlsError> {

@@ -23,7 +23,7 @@ use tokio::time::{Instant, Sleep};
 use tokio_util::codec::Decoder;
 
 use super::delivery;
-use super::linger::LINGER_TIMEOUT;
+use super::drain::DRAIN_TIMEOUT;
 use crate::chat::{ClientConnection, Output};
 use crate::store::Message;
 
@@ -44,7 +44,7 @@ const READ_BYTES_MAX: usize = 64 * 1024;
 /// fast, in bytes a second.
 const FRAME_BYTES_PER_SECOND_MIN: u64 = 1024;
 
-/// Turns that a connection has before others get theirs.
+/// FairSemaphore that a connection has before others get theirs.
 const TURNS_MAX: usize = 32;
 
 /// How the messages of a connection are enveloped.
@@ -98,7 +98,7 @@ enum Stage {
     Closing,
     /// Everything is written and the sending side is closed. Acknowledgements
     /// that are still on their way are taken.
-    Lingering {
+    Draining {
         until: Instant,
     },
 }
@@ -147,11 +147,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         for _ in 0..TURNS_MAX {
             self.now = Instant::now();
-            if self.connection.poll_cut(cx).is_ready() {
+            if self.connection.poll_abort(cx).is_ready() {
                 return Poll::Ready(Ok(()));
             }
             while self.poll_connection(cx) | self.decode() {}
-            if self.poll_read(cx)? && !self.has_lingered() {
+            if self.poll_read(cx)? && !self.has_drained() {
                 continue;
             }
             let progressed = self.poll_write(cx)?;
@@ -327,7 +327,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         match self.stage {
             Stage::Open => self.connection.is_ready() && has_turn,
             Stage::Closing => false,
-            Stage::Lingering { .. } => true,
+            Stage::Draining { .. } => true,
         }
     }
 
@@ -362,7 +362,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     /// The peer says nothing more. What it has asked is answered.
     fn handle_eof(&mut self) -> bool {
         self.input = BytesMut::new();
-        if let Stage::Lingering { until } = &mut self.stage {
+        if let Stage::Draining { until } = &mut self.stage {
             *until = self.now;
             return false;
         }
@@ -408,18 +408,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             self.written_at = self.now;
             return Ok(false);
         }
-        self.stage = Stage::Lingering { until: self.now + LINGER_TIMEOUT };
+        self.stage = Stage::Draining { until: self.now + DRAIN_TIMEOUT };
         Ok(true)
     }
 
-    fn has_lingered(&self) -> bool {
-        matches!(self.stage, Stage::Lingering { until } if self.now >= until)
+    fn has_drained(&self) -> bool {
+        matches!(self.stage, Stage::Draining { until } if self.now >= until)
     }
 
     /// Whether the connection has ended, or has to be taken for dead.
     fn is_over(&mut self) -> bool {
-        if let Stage::Lingering { .. } = self.stage {
-            return self.has_lingered();
+        if let Stage::Draining { .. } = self.stage {
+            return self.has_drained();
         }
         if !self.connection.awaits_ack() {
             self.owing_since = None;
@@ -457,7 +457,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     fn deadline(&self) -> Option<Instant> {
         let fields = self.fields_since.map(|since| since + FIELDS_WAIT);
         let linger = match self.stage {
-            Stage::Lingering { until } => Some(until),
+            Stage::Draining { until } => Some(until),
             _ => None,
         };
         // While the output is full the chat is not polled: the peer comes first.
@@ -524,7 +524,7 @@ mod tests {
     use tokio::task::JoinHandle;
 
     use super::*;
-    use crate::chat::{Chat, Control};
+    use crate::chat::{Chat, ShutdownSignal};
     use crate::config::Cli;
     use crate::shard::{ShardConfig, ShardStore};
     use crate::store::{Position, ReadLimit, Store as _};
@@ -541,7 +541,7 @@ mod tests {
         let rules = <Cli as clap::Parser>::parse_from(["harkd"]).serve.rules();
         let chat = Chat::new(store, rules);
         let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
-        let connection = ClientConnection::new(Arc::new(chat), address, Arc::<Control>::default());
+        let connection = ClientConnection::new(Arc::new(chat), address, Arc::<ShutdownSignal>::default());
         let (client, ours) = tokio::io::duplex(1024);
         let framing = Framing::Native(ServerCodec::new(1024));
         let wire = Wire::new(BufWriter::new(ours), framing, connection, Duration::from_secs(60));

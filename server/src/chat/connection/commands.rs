@@ -50,10 +50,10 @@ impl ClientConnection {
             let refusal = Refusal::new(Code::BadRequest, "this server speaks version 1 of the protocol");
             return self.refuse_hello(id, refusal);
         }
-        let (sessions, control) = (Arc::clone(&self.chat.send_sessions), Arc::clone(&self.control));
+        let (sessions, shutdown) = (Arc::clone(&self.chat.send_sessions), Arc::clone(&self.shutdown));
         let from = self.network();
         self.begin(id, async move {
-            Ok(sessions.open(session, from, control).await.map_or_else(Done::NoSession, Done::Hello))
+            Ok(sessions.open(session, from, shutdown).await.map_or_else(Done::NoSession, Done::Hello))
         });
     }
 
@@ -81,20 +81,20 @@ impl ClientConnection {
 
     fn login(&mut self, id: Option<RequestId>, user: UserName, password: Option<Password>) {
         let (chat, address) = (Arc::clone(&self.chat), self.address);
-        self.begin(id, async move { chat.enter(address, user, password).await.map(Done::Entered) });
+        self.begin(id, async move { chat.enter(address, user, password).await.map(Done::LoggedIn) });
     }
 
     fn connect(&mut self, id: Option<RequestId>, user: UserName, password: Option<Password>) {
         let (chat, address) = (Arc::clone(&self.chat), self.address);
         self.begin(id, async move {
-            let (entered, receiver) = chat.receive(address, user, password).await?;
-            Ok(Done::Receiving(entered, receiver))
+            let (authenticated, receiver) = chat.receive(address, user, password).await?;
+            Ok(Done::Receiving(authenticated, receiver))
         });
     }
 
     fn disconnect(&mut self, id: Option<RequestId>) {
         self.user = None;
-        self.end_reception();
+        self.stop_receiving();
         self.answer(id, Answer::Reply(Reply::Ok(OkFields::none())));
     }
 

@@ -23,10 +23,10 @@ use hark_protocol::{
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use super::accounts::Entered;
-use super::control::{Control, Wish};
-use super::pace::{Pace, Turn};
-use super::reception::{Received, Reception};
+use super::accounts::Authenticated;
+use super::shutdown::{ShutdownSignal, Shutdown};
+use super::rate_limiter::{RateLimiter, Throttle};
+use super::inbox_reader::{Received, InboxReader};
 use super::replies::{created_reply, sent_reply};
 use super::send_sessions::OpenSession;
 use super::{Chat, Fault, NeverPushed};
@@ -54,9 +54,9 @@ pub enum Output {
 pub struct ClientConnection {
     chat: Arc<Chat>,
     address: IpAddr,
-    control: Arc<Control>,
-    turn: Turn,
-    user: Option<Entered>,
+    shutdown: Arc<ShutdownSignal>,
+    throttle: Throttle,
+    user: Option<Authenticated>,
     send_session: Option<SendSession>,
     fence: Fence,
     /// A send of its session is undecided: whatever became of those after it,
@@ -71,7 +71,7 @@ pub struct ClientConnection {
     /// A request that waits until `answers` is empty.
     waiting: Option<(Option<RequestId>, Request)>,
     operation: Option<(Option<RequestId>, Operation)>,
-    reception: Option<Reception>,
+    inbox_reader: Option<InboxReader>,
     /// The reception has ended and the peer has not been told.
     ended: Option<End>,
     end: Stage,
@@ -120,21 +120,21 @@ enum Done {
     Reply(Reply),
     Hello(OpenSession),
     NoSession(Fault),
-    Entered(Entered),
-    Receiving(Entered, Subscription),
+    LoggedIn(Authenticated),
+    Receiving(Authenticated, Subscription),
     Creating(UserName, Pending<Created>),
     RoomFor(Box<Append>),
 }
 
 impl ClientConnection {
-    /// A connection from `address` that is nobody, and listens to `control`.
+    /// A connection from `address` that is nobody, and listens to `shutdown`.
     #[must_use]
-    pub fn new(chat: Arc<Chat>, address: IpAddr, control: Arc<Control>) -> Self {
+    pub fn new(chat: Arc<Chat>, address: IpAddr, shutdown: Arc<ShutdownSignal>) -> Self {
         Self {
-            turn: Turn::of(address, &chat.rules.rates),
+            throttle: Throttle::of(address, &chat.rules.rates),
             chat,
             address,
-            control,
+            shutdown,
             user: None,
             send_session: None,
             fence: Fence::default(),
@@ -144,7 +144,7 @@ impl ClientConnection {
             answers: VecDeque::new(),
             waiting: None,
             operation: None,
-            reception: None,
+            inbox_reader: None,
             ended: None,
             end: Stage::Open,
         }
@@ -152,8 +152,8 @@ impl ClientConnection {
 
     /// Its commands count in the pace of a connection.
     #[must_use]
-    pub fn at_pace(self, pace: Option<Arc<Pace>>) -> Self {
-        Self { turn: self.turn.at_pace(pace), ..self }
+    pub fn limited_by(self, limiter: Option<Arc<RateLimiter>>) -> Self {
+        Self { throttle: self.throttle.limited_by(limiter), ..self }
     }
 
     /// Its sends are of this session, without a `hello`. Any number of connections
@@ -167,7 +167,7 @@ impl ClientConnection {
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.end == Stage::Open
-            && self.turn.paused_until().is_none()
+            && self.throttle.paused_until().is_none()
             && self.waiting.is_none()
             && self.operation.is_none()
             && self.answers.len() < SENDS_UNANSWERED_MAX
@@ -182,7 +182,7 @@ impl ClientConnection {
     /// Whether something was pushed that is not acknowledged.
     #[must_use]
     pub fn awaits_ack(&self) -> bool {
-        self.reception.as_ref().is_some_and(|reception| reception.window().awaits_ack())
+        self.inbox_reader.as_ref().is_some_and(|reader| reader.window().awaits_ack())
     }
 
     /// When to poll again even if nothing happens.
@@ -191,19 +191,19 @@ impl ClientConnection {
         if self.end != Stage::Open {
             return None;
         }
-        let retry_at = self.reception.as_ref().and_then(|reception| reception.window().retry_at());
-        [self.turn.paused_until(), retry_at].into_iter().flatten().min()
+        let retry_at = self.inbox_reader.as_ref().and_then(|reader| reader.window().retry_at());
+        [self.throttle.paused_until(), retry_at].into_iter().flatten().min()
     }
 
     /// Until when it takes no request, since too many have come.
     #[must_use]
     pub const fn paused_until(&self) -> Option<Instant> {
-        self.turn.paused_until()
+        self.throttle.paused_until()
     }
 
     /// Counts what was read of its connection.
     pub fn count_bytes(&mut self, bytes: usize, now: Instant) {
-        self.turn.read(bytes, now);
+        self.throttle.charge_bytes(bytes, now);
     }
 
     /// Takes a request, or what was wrong with one. Only while
@@ -213,7 +213,7 @@ impl ClientConnection {
         let fresh = std::mem::replace(&mut self.fresh, false);
         self.count(&request);
         if !matches!(request, Ok(Request::Send { .. })) {
-            self.pass_sends_on();
+            self.flush_sends();
         }
         match request {
             Err(Malformed { refusal, is_hello: true }) => self.refuse_hello(id, refusal),
@@ -233,7 +233,7 @@ impl ClientConnection {
 
     /// What was sent gets to the store now, and not only at the next
     /// [`Self::poll`].
-    pub fn pass_sends_on(&mut self) {
+    pub fn flush_sends(&mut self) {
         if !self.sends.is_empty() {
             self.chat.store.append_all(&mut self.sends);
             self.sends = Vec::new();
@@ -243,7 +243,7 @@ impl ClientConnection {
     /// The reader has everything up to the last push; it has no acknowledgements
     /// of its own (the classic framing).
     pub fn acknowledge_all(&mut self) {
-        if let Some(pushed) = self.reception.as_ref().map(|reception| reception.window().pushed()) {
+        if let Some(pushed) = self.inbox_reader.as_ref().map(|reader| reader.window().pushed()) {
             self.handle_ack(pushed);
         }
     }
@@ -255,8 +255,8 @@ impl ClientConnection {
     /// [`NeverPushed`] for a number above all that were pushed since the latest
     /// `connect`; it counts for nothing.
     pub fn acknowledge(&mut self, sequence: Sequence) -> Result<(), NeverPushed> {
-        match &mut self.reception {
-            Some(reception) => reception.acknowledge(sequence, &*self.chat.store),
+        match &mut self.inbox_reader {
+            Some(reader) => reader.acknowledge(sequence, &*self.chat.store),
             None => Err(NeverPushed { highest: Sequence(0) }),
         }
     }
@@ -272,9 +272,9 @@ impl ClientConnection {
     /// still has to say. To be polled first, each time that its task is: this is
     /// what wakes it when it is told to end. And even while nothing can be
     /// written, since another connection may wait for it.
-    pub fn poll_cut(&self, cx: &mut Context<'_>) -> Poll<()> {
-        match self.control.poll(cx) {
-            Poll::Ready(Wish::Close) => Poll::Ready(()),
+    pub fn poll_abort(&self, cx: &mut Context<'_>) -> Poll<()> {
+        match self.shutdown.poll(cx) {
+            Poll::Ready(Shutdown::Close) => Poll::Ready(()),
             _ => Poll::Pending,
         }
     }
@@ -284,8 +284,8 @@ impl ClientConnection {
         if self.end == Stage::Closed {
             return Poll::Pending;
         }
-        self.turn.come(now);
-        if self.end == Stage::Open && self.control.is_told() {
+        self.throttle.refill(now);
+        if self.end == Stage::Open && self.shutdown.is_requested() {
             self.end = Stage::Ending { bye: true };
         }
         loop {
@@ -298,10 +298,10 @@ impl ClientConnection {
             if self.end != Stage::Open {
                 return self.poll_end();
             }
-            let Some(reception) = &mut self.reception else {
+            let Some(reader) = &mut self.inbox_reader else {
                 return Poll::Pending;
             };
-            match ready!(reception.poll(cx, now, &*self.chat.store)) {
+            match ready!(reader.poll(cx, now, &*self.chat.store)) {
                 Received::Message(message) => return Poll::Ready(Output::Push(message)),
                 // The store resolves a request before it tells of its effects:
                 // whoever deletes itself gets the reply first, and a `connect`
@@ -319,25 +319,25 @@ impl ClientConnection {
             Ok(Request::Send { text, .. }) => text.len(),
             _ => 0,
         };
-        let user = self.user.as_ref().map(|entered| &entered.account.name);
-        self.turn.request(bytes, user, &self.chat.users);
+        let user = self.user.as_ref().map(|authenticated| &authenticated.account.name);
+        self.throttle.charge_request(bytes, user, &self.chat.users);
     }
 
     /// It is somebody from now on. That is a command of this user, so that one
     /// who goes too fast goes no faster on another connection.
-    fn become_user(&mut self, entered: Entered) {
-        self.turn.enter(&entered.account.name, &self.chat.users);
-        self.user = Some(entered);
+    fn become_user(&mut self, authenticated: Authenticated) {
+        self.throttle.charge_login(&authenticated.account.name, &self.chat.users);
+        self.user = Some(authenticated);
     }
 
     /// Where it comes from, unless it may have as much as it likes.
     fn network(&self) -> Option<IpAddr> {
-        (!self.chat.rules.rates.spare(self.address)).then(|| network(self.address))
+        (!self.chat.rules.rates.is_exempt(self.address)).then(|| network(self.address))
     }
 
     /// The account that it is.
     fn account(&self) -> Option<&Account> {
-        self.user.as_ref().map(|entered| &entered.account)
+        self.user.as_ref().map(|authenticated| &authenticated.account)
     }
 
     fn bye(&mut self, end: End) -> ByeReason {
@@ -403,7 +403,7 @@ impl ClientConnection {
     /// The next reply to a request.
     fn poll_requests(&mut self, cx: &mut Context<'_>) -> Poll<(Option<RequestId>, Reply)> {
         loop {
-            self.pass_sends_on();
+            self.flush_sends();
             if !self.answers.is_empty() {
                 return self.poll_answers(cx);
             }
@@ -445,17 +445,17 @@ impl ClientConnection {
                 Reply::Ok(OkFields::hello(VERSION, self.chat.rules.frame_bytes_max))
             }
             Done::NoSession(fault) => return self.refuse_hello(id, fault),
-            Done::Entered(entered) => {
-                if self.account() != Some(&entered.account) {
-                    self.end_reception();
+            Done::LoggedIn(authenticated) => {
+                if self.account() != Some(&authenticated.account) {
+                    self.stop_receiving();
                 }
-                self.become_user(entered);
+                self.become_user(authenticated);
                 Reply::Ok(OkFields::none())
             }
-            Done::Receiving(entered, receiver) => {
+            Done::Receiving(authenticated, receiver) => {
                 let queued = receiver.queued();
-                self.become_user(entered);
-                self.reception = Some(Reception::new(receiver));
+                self.become_user(authenticated);
+                self.inbox_reader = Some(InboxReader::new(receiver));
                 self.ended = None;
                 Reply::Ok(OkFields::queued(queued))
             }
@@ -467,7 +467,7 @@ impl ClientConnection {
         if !self.is_idle() {
             return Poll::Pending;
         }
-        self.end_reception();
+        self.stop_receiving();
         match self.end {
             Stage::Ending { bye: true } => {
                 self.end = Stage::Ending { bye: false };
@@ -481,16 +481,16 @@ impl ClientConnection {
     }
 
     /// The peer has asked for this end, or is told otherwise.
-    fn end_reception(&mut self) {
+    fn stop_receiving(&mut self) {
         self.ended = None;
-        if let Some(reception) = &mut self.reception {
-            reception.end();
+        if let Some(reader) = &mut self.inbox_reader {
+            reader.end();
         }
     }
 
     fn handle_ack(&mut self, sequence: Sequence) {
         let Err(never_pushed) = self.acknowledge(sequence) else { return };
-        let (user, address) = (self.reception.as_ref().map(|r| &r.account().name), self.address);
+        let (user, address) = (self.inbox_reader.as_ref().map(|r| &r.account().name), self.address);
         match user {
             Some(user) => tracing::warn!(%user, %sequence, %address, %never_pushed, "ignoring an ack"),
             None => tracing::debug!(%sequence, %address, "an ack from a connection that received nothing"),

@@ -15,13 +15,13 @@ use tonic::{Status, Streaming};
 use super::call::{Call, ended};
 use crate::chat::Output;
 use crate::front::delivery;
-use crate::front::linger::LINGER_TIMEOUT;
+use crate::front::drain::DRAIN_TIMEOUT;
 
 /// Requests that are taken in one turn: they may be acknowledgements, of which
 /// nothing comes.
 const REQUESTS_A_TURN_MAX: usize = 1024;
 
-/// Turns that a call has before others get theirs.
+/// FairSemaphore that a call has before others get theirs.
 const TURNS_MAX: usize = 4;
 
 /// How a stream ends.
@@ -60,7 +60,7 @@ impl Bidi {
     fn poll_requests(&mut self, cx: &mut Context<'_>) -> bool {
         let mut any = false;
         for _ in 0..REQUESTS_A_TURN_MAX {
-            let takes = self.call.is_lingering() || self.call.connection.is_ready();
+            let takes = self.call.is_draining() || self.call.connection.is_ready();
             if !takes || self.all_asked {
                 return any;
             }
@@ -78,14 +78,14 @@ impl Bidi {
     fn take(&mut self, request: ChatRequest) {
         let Frame { id, message } = request::incoming(request);
         // Whoever lingers takes nothing else.
-        if !self.call.is_lingering() || matches!(message, Ok(Request::Ack { .. })) {
+        if !self.call.is_draining() || matches!(message, Ok(Request::Ack { .. })) {
             self.call.connection.handle(id, message);
         }
     }
 
     fn end_requests(&mut self, why: End) {
         self.all_asked = true;
-        if !self.call.is_lingering() {
+        if !self.call.is_draining() {
             self.end = why;
             self.call.connection.end();
         }
@@ -103,7 +103,7 @@ impl Bidi {
                 if !self.all_asked && !self.said_bye {
                     self.end = Err(ended());
                 }
-                self.call.linger(LINGER_TIMEOUT);
+                self.call.linger(DRAIN_TIMEOUT);
                 None
             }
         }
@@ -111,10 +111,10 @@ impl Bidi {
 
     /// What goes out next, or how it ends.
     fn poll_output(&mut self, cx: &mut Context<'_>) -> Poll<Result<Output, End>> {
-        if !self.call.is_lingering() {
+        if !self.call.is_draining() {
             return self.call.poll(cx).map_err(Err);
         }
-        if !self.all_asked && self.call.poll_lingered(cx).is_pending() {
+        if !self.all_asked && self.call.poll_drained(cx).is_pending() {
             return Poll::Pending;
         }
         Poll::Ready(Err(std::mem::replace(&mut self.end, Ok(()))))

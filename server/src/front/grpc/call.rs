@@ -14,18 +14,18 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::{Extensions, Status};
 
 use super::{CALL_PATIENCE, Caller, too_fast};
-use crate::chat::{Chat, ClientConnection, Control, Output, Wish};
+use crate::chat::{Chat, ClientConnection, ShutdownSignal, Output, Shutdown};
 
 /// A connection, and what wakes its call. Dropping it gives back what it holds.
 #[derive(Debug)]
 pub(super) struct Call {
     pub(super) connection: ClientConnection,
-    control: Arc<Control>,
+    shutdown: Arc<ShutdownSignal>,
     /// `None` once the connection has been told.
     stopping: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     timer: Option<Pin<Box<Sleep>>>,
     /// Nothing goes out any more; acknowledgements are waited for until then.
-    lingers_until: Option<Instant>,
+    drains_until: Option<Instant>,
 }
 
 impl Call {
@@ -36,19 +36,19 @@ impl Call {
     /// None that a client could cause.
     pub(super) fn new(chat: &Arc<Chat>, extensions: &Extensions) -> Result<Self, Status> {
         let caller = Caller::of(extensions)?;
-        let control = Arc::<Control>::default();
+        let shutdown = Arc::<ShutdownSignal>::default();
         Ok(Self {
-            connection: ClientConnection::new(Arc::clone(chat), caller.address, Arc::clone(&control)),
-            control,
+            connection: ClientConnection::new(Arc::clone(chat), caller.address, Arc::clone(&shutdown)),
+            shutdown,
             stopping: Some(Box::pin(caller.stopping.clone().cancelled_owned())),
             timer: None,
-            lingers_until: None,
+            drains_until: None,
         })
     }
 
     /// Each of its commands counts as one of `caller`: it is a stream of them.
     pub(super) fn of_many(self, caller: &Caller) -> Self {
-        Self { connection: self.connection.at_pace(caller.pace.clone()), ..self }
+        Self { connection: self.connection.limited_by(caller.limiter.clone()), ..self }
     }
 
     /// Its sends are of this session: see [`ClientConnection::in_session`].
@@ -57,8 +57,8 @@ impl Call {
     }
 
     /// Returns what tells its connection to end.
-    pub(super) fn control(&self) -> Arc<Control> {
-        Arc::clone(&self.control)
+    pub(super) fn shutdown(&self) -> Arc<ShutdownSignal> {
+        Arc::clone(&self.shutdown)
     }
 
     /// The answer to a request that has one alone.
@@ -117,7 +117,7 @@ impl Call {
     /// The status of a call that has to end at once.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Output, Status>> {
         loop {
-            if self.connection.poll_cut(cx).is_ready() {
+            if self.connection.poll_abort(cx).is_ready() {
                 return Poll::Ready(Err(cut()));
             }
             if let Poll::Ready(output) = self.connection.poll(cx, Instant::now()) {
@@ -132,22 +132,22 @@ impl Call {
     /// Begins to wait for acknowledgements of what went out, for so long at
     /// most.
     pub(super) fn linger(&mut self, timeout: Duration) {
-        self.lingers_until = Some(Instant::now() + timeout);
+        self.drains_until = Some(Instant::now() + timeout);
     }
 
     /// Whether it waits for acknowledgements alone.
-    pub(super) const fn is_lingering(&self) -> bool {
-        self.lingers_until.is_some()
+    pub(super) const fn is_draining(&self) -> bool {
+        self.drains_until.is_some()
     }
 
     /// Ready when nothing that went out is unacknowledged, or it has waited
     /// long enough, or the connection is to end.
-    pub(super) fn poll_lingered(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if !self.connection.awaits_ack() || self.connection.poll_cut(cx).is_ready() || self.poll_stopping(cx)
+    pub(super) fn poll_drained(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.connection.awaits_ack() || self.connection.poll_abort(cx).is_ready() || self.poll_stopping(cx)
         {
             return Poll::Ready(());
         }
-        self.poll_timer(self.lingers_until, cx)
+        self.poll_timer(self.drains_until, cx)
     }
 
     /// Tells the connection once that the connection is to end. Whether it was now.
@@ -155,7 +155,7 @@ impl Call {
         let told = self.stopping.as_mut().is_some_and(|stopping| stopping.as_mut().poll(cx).is_ready());
         if told {
             self.stopping = None;
-            self.control.tell(Wish::Drain);
+            self.shutdown.request(Shutdown::Drain);
         }
         told
     }

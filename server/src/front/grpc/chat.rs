@@ -18,8 +18,8 @@ use tonic::{Code, Extensions, Request, Response, Status, Streaming};
 use super::Caller;
 use super::bidi::Bidi;
 use super::call::Call;
-use super::connect::{Receipts, Reception};
-use super::cut::Cuttable;
+use super::connect::{Receipts, InboxReader};
+use super::abortable::Abortable;
 use super::list::Pages;
 use crate::chat::Chat;
 
@@ -127,7 +127,7 @@ impl chat_server::Chat for ChatService {
     ) -> Result<Response<Self::ConnectStream>, Status> {
         let (mut call, request) = self.call(request)?;
         let queued = call.ask(request.try_into()).await?.as_queued().unwrap_or_default();
-        let reception = Reception::new(call, queued, &self.receipts, self.ack_timeout);
+        let reception = InboxReader::new(call, queued, &self.receipts, self.ack_timeout);
         Ok(Response::new(Box::pin(reception)))
     }
 
@@ -143,8 +143,8 @@ impl chat_server::Chat for ChatService {
     ) -> Result<Response<Self::BiDiChatStream>, Status> {
         let caller = Caller::of(request.extensions())?.clone();
         let (call, requests) = self.call(request)?;
-        let control = call.control();
+        let shutdown = call.shutdown();
         let call = call.of_many(&caller);
-        Ok(Response::new(Box::pin(Cuttable::new(Bidi::new(call, requests), control, &caller))))
+        Ok(Response::new(Box::pin(Abortable::new(Bidi::new(call, requests), shutdown, &caller))))
     }
 }

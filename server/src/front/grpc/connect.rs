@@ -39,7 +39,7 @@ struct Shared {
 
 /// The stream of a `Connect`. Dropping it ends the reception.
 #[derive(Debug)]
-pub(super) struct Reception {
+pub(super) struct InboxReader {
     receipt: String,
     receipts: Arc<Receipts>,
     shared: Arc<Shared>,
@@ -77,7 +77,7 @@ impl Shared {
     }
 }
 
-impl Reception {
+impl InboxReader {
     /// What the peer of this call receives, of which `queued` messages are
     /// there already. After a takeover acknowledgements are taken for as long
     /// as `ack_timeout`.
@@ -98,8 +98,8 @@ impl Reception {
     fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Event, Status>>> {
         self.shared.stream.register(cx.waker());
         let mut call = self.shared.lock();
-        if call.is_lingering() {
-            return call.poll_lingered(cx).map(|()| None);
+        if call.is_draining() {
+            return call.poll_drained(cx).map(|()| None);
         }
         call.poll(cx).map(|output| match output {
             Ok(Output::Push(message)) => Some(Ok(Event::Message(delivery(&message).into()))),
@@ -113,7 +113,7 @@ impl Reception {
     }
 }
 
-impl Stream for Reception {
+impl Stream for InboxReader {
     type Item = Result<ConnectReply, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
@@ -130,7 +130,7 @@ impl Stream for Reception {
     }
 }
 
-impl Drop for Reception {
+impl Drop for InboxReader {
     fn drop(&mut self) {
         self.receipts.lock().remove(&self.receipt);
     }

@@ -22,13 +22,13 @@ mod bidi;
 mod call;
 mod chat;
 mod connect;
-mod cut;
+mod abortable;
 mod deadline;
 mod health;
 mod list;
 mod logs;
-mod metered;
-mod old;
+mod rate_limited;
+mod legacy;
 mod preface;
 mod reflection;
 
@@ -61,13 +61,13 @@ use tonic_health::pb::health_server::HealthServer;
 use tower_service::Service;
 
 use super::Settings;
-use super::linger::LINGER_TIMEOUT;
-use crate::chat::{Chat, Control, Pace, Wish};
+use super::drain::DRAIN_TIMEOUT;
+use crate::chat::{Chat, ShutdownSignal, RateLimiter, Shutdown};
 use chat::ChatService;
 use health::HealthService;
 use logs::LogService;
-use metered::Metered;
-use old::OldService;
+use rate_limited::RateLimited;
+use legacy::LegacyService;
 
 pub use logs::{MayWatch, WatchLogs};
 
@@ -127,7 +127,7 @@ pub(super) struct Caller {
     /// Where the connection comes from.
     address: IpAddr,
     /// What is counted of the connection; none where it may go as fast as it can.
-    pace: Option<Arc<Pace>>,
+    limiter: Option<Arc<RateLimiter>>,
     /// Told when the connection is to end: what is under way is answered.
     stopping: CancellationToken,
     /// The tasks of its calls, which are waited for.
@@ -150,9 +150,9 @@ impl Caller {
     /// # Errors
     /// [`hark_protocol::Code::RateLimited`] where that is too late.
     fn turn(&self) -> Result<Option<Instant>, Refusal> {
-        let Some(pace) = &self.pace else { return Ok(None) };
+        let Some(limiter) = &self.limiter else { return Ok(None) };
         let now = Instant::now();
-        let wait = pace.call(CALL_PATIENCE, now).map_err(too_fast)?;
+        let wait = limiter.call(CALL_PATIENCE, now).map_err(too_fast)?;
         Ok((!wait.is_zero()).then(|| now + wait))
     }
 }
@@ -167,7 +167,7 @@ impl Grpc {
     pub(super) fn new(chat: &Arc<Chat>, settings: &Settings) -> Self {
         let request_bytes_max = chat.rules().frame_bytes_max + BESIDE_FRAME_BYTES_MAX;
         let new_chat = ChatServer::new(ChatService::new(Arc::clone(chat), settings.ack_timeout));
-        let old_chat = OldChatServer::new(OldService::new(Arc::clone(chat)));
+        let old_chat = OldChatServer::new(LegacyService::new(Arc::clone(chat)));
         let log = LogWatcherServer::new(LogService::new(Arc::clone(chat), settings.watch_logs.clone()));
         let health = HealthServer::new(HealthService::new(Arc::clone(chat), settings.watch_logs.is_some()));
         let routes = Routes::new(new_chat.max_decoding_message_size(request_bytes_max))
@@ -189,15 +189,15 @@ impl Grpc {
         &self,
         stream: impl AsyncRead + AsyncWrite + Unpin,
         address: IpAddr,
-        control: &Control,
+        shutdown: &ShutdownSignal,
     ) -> io::Result<()> {
         let stream = tokio::select! {
             stream = preface::read(stream, address) => stream?,
-            () = poll_fn(|cx| control.poll(cx).map(drop)) => None,
+            () = poll_fn(|cx| shutdown.poll(cx).map(drop)) => None,
         };
         let Some(stream) = stream else { return Ok(()) };
         let calls = TaskTracker::new();
-        let served = self.serve_connection(stream, address, control, &calls).await;
+        let served = self.serve_connection(stream, address, shutdown, &calls).await;
         // The connection is gone, and every call that is left is told so.
         calls.close();
         calls.wait().await;
@@ -208,12 +208,12 @@ impl Grpc {
         &self,
         stream: impl AsyncRead + AsyncWrite + Unpin,
         address: IpAddr,
-        control: &Control,
+        shutdown: &ShutdownSignal,
         calls: &TaskTracker,
     ) -> hyper::Result<()> {
-        let (pace, stopping) = (self.chat.pace(address), CancellationToken::new());
-        let stream = Metered::new(stream, pace.clone());
-        let caller = Caller { address, pace, stopping: stopping.clone(), calls: calls.clone() };
+        let (limiter, stopping) = (self.chat.limiter(address), CancellationToken::new());
+        let stream = RateLimited::new(stream, limiter.clone());
+        let caller = Caller { address, limiter, stopping: stopping.clone(), calls: calls.clone() };
         let service = service_fn(|mut request: http::Request<Incoming>| {
             let turn = caller.turn();
             request.extensions_mut().insert(caller.clone());
@@ -243,9 +243,9 @@ impl Grpc {
             .serve_connection(TokioIo::new(stream), service);
         let mut connection = std::pin::pin!(connection);
         let served = poll_fn(|cx| {
-            match control.poll(cx) {
-                Poll::Ready(Wish::Close) => return Poll::Ready(Ok(())),
-                Poll::Ready(Wish::Drain) if !stopping.is_cancelled() => {
+            match shutdown.poll(cx) {
+                Poll::Ready(Shutdown::Close) => return Poll::Ready(Ok(())),
+                Poll::Ready(Shutdown::Drain) if !stopping.is_cancelled() => {
                     stopping.cancel();
                     connection.as_mut().graceful_shutdown();
                 }
@@ -276,14 +276,14 @@ fn not_grpc() -> http::Response<Body> {
 }
 
 /// Waits until a connection that is to end has had no calls for
-/// [`LINGER_TIMEOUT`]. One that still listens has ended by then: it confirms
+/// [`DRAIN_TIMEOUT`]. One that still listens has ended by then: it confirms
 /// that it has been told.
 async fn silence(stopping: &CancellationToken, calls: &TaskTracker) {
     stopping.cancelled().await;
     calls.close();
     loop {
         calls.wait().await;
-        tokio::time::sleep(LINGER_TIMEOUT).await;
+        tokio::time::sleep(DRAIN_TIMEOUT).await;
         if calls.is_empty() {
             return;
         }

@@ -11,7 +11,7 @@ use hark_protocol::{ByeReason, Failure, Reply, Request, RequestId, Sequence, Use
 use tokio::time::Instant;
 
 use super::model::{Model, USERS};
-use crate::chat::{Chat, ClientConnection, Control, Output};
+use crate::chat::{Chat, ClientConnection, ShutdownSignal, Output};
 use crate::store::{Message, Outcome};
 
 /// Ids of what is no send begin here.
@@ -66,7 +66,7 @@ pub(super) struct Reading {
 impl Connection {
     pub(super) fn open(chat: Arc<Chat>, number: u32, client: Option<usize>, stream: usize) -> Self {
         let address = IpAddr::V4(Ipv4Addr::from_bits(Ipv4Addr::new(100, 64, 0, 0).to_bits() + number));
-        let connection = ClientConnection::new(chat, address, Arc::<Control>::default());
+        let connection = ClientConnection::new(chat, address, Arc::<ShutdownSignal>::default());
         Self { client_connection: Some(connection), client, stream, ..Self::default() }
     }
 
@@ -131,13 +131,13 @@ impl Connection {
         self.unanswered += 1;
         connection.handle(Some(id), Ok(Request::Send { user, text }));
         // The model has one order of all that is asked.
-        connection.pass_sends_on();
+        connection.flush_sends();
     }
 
     /// Ready when something has happened.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>, now: Instant, model: &mut Model) -> Poll<()> {
         let Some(connection) = &mut self.client_connection else { return Poll::Pending };
-        if connection.poll_cut(cx).is_ready() {
+        if connection.poll_abort(cx).is_ready() {
             self.client_connection = None;
             return Poll::Ready(());
         }

@@ -31,7 +31,7 @@ const HELD_BACK_MAX: Duration = Duration::from_secs(2);
 
 /// The wrong passwords of late.
 #[derive(Debug, Default)]
-pub(super) struct Attempts {
+pub(super) struct LoginLimiter {
     // A lock, since an attempt is two look-ups. It is held for those.
     tables: Mutex<Tables>,
 }
@@ -43,7 +43,7 @@ struct Tables {
     over_all: Bucket,
 }
 
-impl Attempts {
+impl LoginLimiter {
     /// Whether another attempt may be made. It counts only once it was wrong, so
     /// that many who are right can come at the same time from one address. So ask
     /// when it has its [`super::passwords::Turn`], and keep that until it counts:
@@ -65,7 +65,7 @@ impl Attempts {
     }
 
     /// An attempt was wrong: how long to hold the answer back.
-    pub(super) fn was_wrong(&self, user: &UserName, address: IpAddr, now: Instant) -> Duration {
+    pub(super) fn record_failure(&self, user: &UserName, address: IpAddr, now: Instant) -> Duration {
         let address = network(address);
         let mut tables = self.lock();
         tables.from_address.charge(address, 1, now);
@@ -112,14 +112,14 @@ mod tests {
     }
 
     /// A wrong attempt, if it may be made.
-    fn wrong(attempts: &Attempts, name: &str, address: IpAddr, now: Instant) -> Result<Duration, Fault> {
+    fn wrong(attempts: &LoginLimiter, name: &str, address: IpAddr, now: Instant) -> Result<Duration, Fault> {
         attempts.check(&user(name), address, now)?;
-        Ok(attempts.was_wrong(&user(name), address, now))
+        Ok(attempts.record_failure(&user(name), address, now))
     }
 
     #[test]
     fn five_wrong_ones_for_an_account_then_one_in_ten_seconds_and_only_there() {
-        let (attempts, now) = (Attempts::default(), Instant::now());
+        let (attempts, now) = (LoginLimiter::default(), Instant::now());
         for _ in 0..5 {
             wrong(&attempts, "bob", HERE, now).unwrap();
         }
@@ -133,7 +133,7 @@ mod tests {
 
     #[test]
     fn an_address_has_twenty_over_all_accounts() {
-        let (attempts, now) = (Attempts::default(), Instant::now());
+        let (attempts, now) = (LoginLimiter::default(), Instant::now());
         for n in 0..20 {
             wrong(&attempts, &format!("u{n}"), HERE, now).unwrap();
         }
@@ -143,7 +143,7 @@ mod tests {
 
     #[test]
     fn right_ones_do_not_count_and_leave_nothing_behind() {
-        let (attempts, now) = (Attempts::default(), Instant::now());
+        let (attempts, now) = (LoginLimiter::default(), Instant::now());
         for _ in 0..1000 {
             attempts.check(&user("bob"), HERE, now).unwrap();
         }
@@ -152,7 +152,7 @@ mod tests {
 
     #[test]
     fn over_all_wrong_answers_are_held_back_and_never_refused() {
-        let (attempts, now) = (Attempts::default(), Instant::now());
+        let (attempts, now) = (LoginLimiter::default(), Instant::now());
         let mut address = (0..).map(|n| IpAddr::V4(std::net::Ipv4Addr::from_bits(n)));
         let mut wrong = || wrong(&attempts, "bob", address.next().unwrap(), now).unwrap();
         for _ in 0..100 {
@@ -167,7 +167,7 @@ mod tests {
 
     #[test]
     fn who_guesses_from_a_network_of_ipv6_has_one_bucket() {
-        let (attempts, now) = (Attempts::default(), Instant::now());
+        let (attempts, now) = (LoginLimiter::default(), Instant::now());
         let from =
             |host: u128| IpAddr::V6(std::net::Ipv6Addr::from_bits((0x2001_0db8_0000_0001_u128 << 64) | host));
         for host in 0..20 {
@@ -178,14 +178,14 @@ mod tests {
 
     #[test]
     fn many_networks_and_many_names_neither_grow_the_tables_nor_free_a_guesser() {
-        let (attempts, now) = (Attempts::default(), Instant::now());
+        let (attempts, now) = (LoginLimiter::default(), Instant::now());
         for _ in 0..5 {
             wrong(&attempts, "bob", HERE, now).unwrap();
         }
         // Far more than there are processors for, from as many networks.
         for nth in 0..u128::try_from(BUCKETS_MAX).unwrap() + 1000 {
             let address = IpAddr::V6(std::net::Ipv6Addr::from_bits((0x2001_0db8_u128 << 96) + (nth << 64)));
-            attempts.was_wrong(&user(&format!("u{nth}")), address, now);
+            attempts.record_failure(&user(&format!("u{nth}")), address, now);
         }
         let sizes = {
             let tables = attempts.lock();

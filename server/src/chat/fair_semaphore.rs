@@ -1,4 +1,4 @@
-//! Turns at what only few can do at a time, such as hashing a password. The
+//! FairSemaphore at what only few can do at a time, such as hashing a password. The
 //! addresses take turns: from one of them no more wait in line than there are
 //! places at the work, and the rest waits behind these. So however many wait
 //! from one address, who comes from another is soon served, and it takes as
@@ -21,7 +21,7 @@ const ADDRESSES_MAX: usize = 256;
 
 /// Who does something, and who waits for it.
 #[derive(Debug)]
-pub(super) struct Turns {
+pub(super) struct FairSemaphore {
     at_once_max: usize,
     at_once: Arc<Semaphore>,
     in_line: AtomicUsize,
@@ -32,8 +32,8 @@ pub(super) struct Turns {
     why: &'static str,
 }
 
-impl Turns {
-    /// Turns for so many at a time, at least one; `why` is what is said to who
+impl FairSemaphore {
+    /// FairSemaphore for so many at a time, at least one; `why` is what is said to who
     /// finds too many in line.
     pub(super) fn new(at_once_max: usize, why: &'static str) -> Self {
         let at_once = Arc::new(Semaphore::new(at_once_max));
@@ -74,7 +74,7 @@ impl Turn<'_> {
     ///
     /// # Errors
     /// [`Unavailable`] where the work panics.
-    pub(super) async fn off_thread<T: Send + 'static>(
+    pub(super) async fn run_blocking<T: Send + 'static>(
         &mut self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Unavailable> {
@@ -89,13 +89,13 @@ impl Turn<'_> {
 /// The line of those who come from one address. The last to leave removes it.
 #[derive(Debug)]
 struct Line<'a> {
-    of: &'a Turns,
+    of: &'a FairSemaphore,
     address: IpAddr,
     turns: Arc<Semaphore>,
 }
 
 impl<'a> Line<'a> {
-    fn join(of: &'a Turns, address: IpAddr) -> Self {
+    fn join(of: &'a FairSemaphore, address: IpAddr) -> Self {
         let mut addresses = of.lock();
         let turns = addresses.entry(address).or_insert_with(|| Arc::new(Semaphore::new(of.at_once_max)));
         Self { of, address, turns: Arc::clone(turns) }
@@ -117,7 +117,7 @@ impl Drop for Line<'_> {
 struct Place<'a>(&'a AtomicUsize);
 
 impl<'a> Place<'a> {
-    fn take(of: &'a Turns) -> Result<Self, Fault> {
+    fn take(of: &'a FairSemaphore) -> Result<Self, Fault> {
         let place = Self(&of.in_line);
         if of.in_line.fetch_add(1, Ordering::AcqRel) >= ADDRESSES_MAX * of.at_once_max {
             return Fault::rate_limited(Duration::from_secs(1), of.why);
@@ -147,14 +147,14 @@ mod tests {
     }
 
     /// A turn that is asked for as often as it is polled, by however many.
-    fn next(turns: &Turns, nth: usize) -> Pin<Box<impl Future<Output = Result<Turn<'_>, Fault>>>> {
+    fn next(turns: &FairSemaphore, nth: usize) -> Pin<Box<impl Future<Output = Result<Turn<'_>, Fault>>>> {
         Box::pin(unconstrained(turns.next(address(nth))))
     }
 
     #[tokio::test]
     async fn who_comes_from_another_address_is_next_however_many_wait_from_one() {
         for at_once_max in [1, 4] {
-            let turns = Turns::new(at_once_max, "too many");
+            let turns = FairSemaphore::new(at_once_max, "too many");
             let mut first = Vec::new();
             for _ in 0..at_once_max {
                 first.push(next(&turns, 0).await.unwrap());
@@ -176,7 +176,7 @@ mod tests {
 
     #[tokio::test]
     async fn it_takes_256_addresses_to_have_somebody_refused() {
-        let turns = Turns::new(1, "too many");
+        let turns = FairSemaphore::new(1, "too many");
         let first = next(&turns, 0).await.unwrap();
         let mut waiting: Vec<_> = (1..ADDRESSES_MAX).map(|nth| next(&turns, nth)).collect();
         for turn in &mut waiting {
@@ -193,10 +193,10 @@ mod tests {
 
     #[tokio::test]
     async fn who_goes_away_lets_nobody_in_before_the_work_is_done() {
-        let turns = Turns::new(1, "too many");
+        let turns = FairSemaphore::new(1, "too many");
         let mut turn = next(&turns, 0).await.unwrap();
         let (finish, finished) = std::sync::mpsc::channel::<()>();
-        let mut working = Box::pin(turn.off_thread(move || finished.recv().is_ok()));
+        let mut working = Box::pin(turn.run_blocking(move || finished.recv().is_ok()));
         assert!(futures::poll!(&mut working).is_pending());
         drop(working);
         drop(turn);

@@ -13,12 +13,12 @@ use tonic::Status;
 
 use super::Caller;
 use super::call::cut;
-use crate::chat::Control;
+use crate::chat::ShutdownSignal;
 
 /// A stream that is dropped as soon as its call is told to close, whether it is
 /// polled or not.
 #[derive(Debug)]
-pub(super) struct Cuttable<S> {
+pub(super) struct Abortable<S> {
     stream: Arc<Slot<S>>,
     /// Ends the task that waits for the wish.
     _over: DropGuard,
@@ -29,14 +29,14 @@ pub(super) struct Cuttable<S> {
 // polled.
 type Slot<S> = Mutex<Option<S>>;
 
-impl<S: Send + 'static> Cuttable<S> {
-    /// This stream of a call of `caller`, which listens to `control`.
-    pub(super) fn new(stream: S, control: Arc<Control>, caller: &Caller) -> Self {
+impl<S: Send + 'static> Abortable<S> {
+    /// This stream of a call of `caller`, which listens to `shutdown`.
+    pub(super) fn new(stream: S, shutdown: Arc<ShutdownSignal>, caller: &Caller) -> Self {
         let stream = Arc::new(Mutex::new(Some(stream)));
         let over = CancellationToken::new();
         let (slot, is_over) = (Arc::clone(&stream), over.clone());
         caller.calls.spawn(async move {
-            let told = poll_fn(|cx| control.poll_close(cx));
+            let told = poll_fn(|cx| shutdown.poll_close(cx));
             if is_over.run_until_cancelled(told).await.is_some() {
                 let cut = lock(&slot).take();
                 drop(cut);
@@ -46,7 +46,7 @@ impl<S: Send + 'static> Cuttable<S> {
     }
 }
 
-impl<S, T> Stream for Cuttable<S>
+impl<S, T> Stream for Abortable<S>
 where
     S: Stream<Item = Result<T, Status>> + Unpin,
 {

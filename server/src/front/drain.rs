@@ -9,10 +9,10 @@ use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// How long the peer has to take the last and to close its side.
-pub(super) const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
+pub(super) const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Writes what is left, closes, and drops what the peer still says, for
-/// [`LINGER_TIMEOUT`] in all.
+/// [`DRAIN_TIMEOUT`] in all.
 pub(super) async fn close(
     mut stream: impl AsyncRead + AsyncWrite + Unpin,
     output: &mut BytesMut,
@@ -26,5 +26,5 @@ pub(super) async fn close(
         while stream.read(&mut dropped).await? > 0 {}
         Ok(())
     };
-    tokio::time::timeout(LINGER_TIMEOUT, close).await.unwrap_or(Ok(()))
+    tokio::time::timeout(DRAIN_TIMEOUT, close).await.unwrap_or(Ok(()))
 }

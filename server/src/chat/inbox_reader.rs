@@ -14,7 +14,7 @@ use crate::store::{Account, End, Event, Message, Page, Pending, Store, Subscript
 
 /// What is received since the latest `connect` that succeeded.
 #[derive(Debug)]
-pub(super) struct Reception {
+pub(super) struct InboxReader {
     window: DeliveryWindow,
     account: Account,
     /// `None` once it has ended; acknowledgements still count.
@@ -22,7 +22,7 @@ pub(super) struct Reception {
     read: Option<Pending<Page>>,
 }
 
-/// What comes of a [`Reception`].
+/// What comes of a [`InboxReader`].
 pub(super) enum Received {
     /// A message for the reader.
     Message(Arc<Message>),
@@ -30,7 +30,7 @@ pub(super) enum Received {
     End(End),
 }
 
-impl Reception {
+impl InboxReader {
     /// Receives by `receiver`, from its cursor on.
     pub(super) fn new(receiver: Subscription) -> Self {
         Self {

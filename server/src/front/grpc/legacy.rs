@@ -35,7 +35,7 @@ const TEXT_BYTES_MAX: usize = 4 * 1024 * 1024 - 1024;
 
 /// The old service.
 #[derive(Debug)]
-pub(super) struct OldService {
+pub(super) struct LegacyService {
     chat: Arc<Chat>,
 }
 
@@ -45,7 +45,7 @@ enum Outcome {
     Refused(Refusal),
 }
 
-impl OldService {
+impl LegacyService {
     /// The service of this chat.
     pub(super) const fn new(chat: Arc<Chat>) -> Self {
         Self { chat }
@@ -71,7 +71,7 @@ impl OldService {
 }
 
 #[tonic::async_trait]
-impl chat_server::Chat for OldService {
+impl chat_server::Chat for LegacyService {
     async fn try_command(&self, request: Request<Command>) -> Result<Response<Answer>, Status> {
         self.must_be_on()?;
         let (_, extensions, Command { command }) = request.into_parts();

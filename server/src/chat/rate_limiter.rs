@@ -32,14 +32,14 @@ impl Rates {
         Self { commands: None, bytes: None, user_commands: None, user_bytes: None, on_loopback: false };
 
     /// Whether whoever comes from `address` may go as fast as it can.
-    pub(super) fn spare(&self, address: IpAddr) -> bool {
+    pub(super) fn is_exempt(&self, address: IpAddr) -> bool {
         address.is_loopback() && !self.on_loopback
     }
 }
 
 /// What has come over one connection of late.
 #[derive(Debug)]
-pub struct Pace {
+pub struct RateLimiter {
     commands: Option<Rate>,
     bytes: Option<Rate>,
     // A lock, since the calls of a connection are tasks of their own. It is held
@@ -53,7 +53,7 @@ struct Used {
     bytes: Bucket,
 }
 
-impl Pace {
+impl RateLimiter {
     /// Nothing has come yet.
     #[must_use]
     pub fn new(rates: &Rates) -> Self {
@@ -130,7 +130,7 @@ pub(super) struct Turn {
     /// Whether it may go as fast as it can.
     spared: bool,
     /// What its requests are counted in beside those of its user.
-    pace: Option<Arc<Pace>>,
+    pace: Option<Arc<RateLimiter>>,
     /// It has gone too fast; nothing is taken until then.
     paused_until: Option<Instant>,
 }
@@ -138,11 +138,11 @@ pub(super) struct Turn {
 impl Turn {
     /// Of a peer that comes from `address`, and is heard at once.
     pub(super) fn of(address: IpAddr, rates: &Rates) -> Self {
-        Self { spared: rates.spare(address), pace: None, paused_until: None }
+        Self { spared: rates.is_exempt(address), pace: None, paused_until: None }
     }
 
     /// Its requests count in the pace of a connection.
-    pub(super) fn at_pace(self, pace: Option<Arc<Pace>>) -> Self {
+    pub(super) fn limited_by(self, pace: Option<Arc<RateLimiter>>) -> Self {
         Self { pace, ..self }
     }
 
