@@ -8,18 +8,18 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use clap::Parser;
+use hark_protocol::UserName;
 use hark_server::admin;
 use hark_server::chat::Chat;
 use hark_server::config::{Cli, LogFormat, ServeArgs};
 use hark_server::front::{MayWatch, Tls};
-use hark_protocol::UserName;
 use hark_server::logging::{self, LineLimiter, Watchers};
 use hark_server::server::{self, Limits};
 use hark_server::store::Store;
 use tokio::net::TcpSocket;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::prelude::*;
 use tracing_subscriber::Layer;
+use tracing_subscriber::prelude::*;
 
 /// The listen backlog; the system caps it at `net.core.somaxconn`. It is large
 /// because all clients reconnect at once after a restart, and the kernel of a
@@ -108,7 +108,10 @@ async fn run(arguments: &ServeArgs, watchers: &Watchers) -> anyhow::Result<()> {
         () = server::run(listener, chat, settings, limits, shutdown) => {}
         never = reloads => match never {},
     }
-    store.close().await.context("cannot close the store; messages acknowledged lately may be delivered again")?;
+    store
+        .close()
+        .await
+        .context("cannot close the store; messages acknowledged lately may be delivered again")?;
     tracing::info!("stopped");
     Ok(())
 }

@@ -280,8 +280,7 @@ impl Drop for Admission {
 /// an idle one by keepalive probes ([`KEEPALIVE_MAX`]), one with unacknowledged data
 /// after the same time or `ack_timeout`, whichever is longer (Linux:
 /// `TCP_USER_TIMEOUT`).
-fn set_options(
-    stream: &TcpStream, ack_timeout: Duration) -> io::Result<()> {
+fn set_options(stream: &TcpStream, ack_timeout: Duration) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);
     let idle = ack_timeout.min(KEEPALIVE_MAX);

@@ -1,8 +1,8 @@
-//! FairSemaphore at what only few can do at a time, such as hashing a password. The
-//! addresses take turns: from one of them no more wait in line than there are
-//! places at the work, and the rest waits behind these. So however many wait
-//! from one address, who comes from another is soon served, and it takes as
-//! many addresses as [`ADDRESSES_MAX`] to have somebody refused.
+//! A semaphore that is fair between addresses, for work of which only a few pieces may
+//! run at a time, such as hashing a password. From each address as many requests queue
+//! as may run at once; the rest wait behind these. So a flood from one address delays
+//! another by one piece of work, and a refusal takes a flood from [`ADDRESSES_MAX`]
+//! addresses.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -16,40 +16,40 @@ use super::Fault;
 use crate::limit::network;
 use crate::store::Unavailable;
 
-/// Addresses that take turns, at most.
+/// The most addresses with requests in the queue.
 const ADDRESSES_MAX: usize = 256;
 
-/// Who does something, and who waits for it.
+/// A semaphore with a queue for each address.
 #[derive(Debug)]
 pub(super) struct FairSemaphore {
-    at_once_max: usize,
-    at_once: Arc<Semaphore>,
-    in_line: AtomicUsize,
-    // A lock, since places are given back where a caller is dropped. It is held
-    // for one look-up. An address is there while somebody waits in it.
+    permits_max: usize,
+    permits: Arc<Semaphore>,
+    queued: AtomicUsize,
+    // Locked because a queue is removed where its last caller is dropped. Held for one
+    // look-up. An address has an entry while it has callers.
     addresses: Mutex<HashMap<IpAddr, Arc<Semaphore>>>,
-    /// Why somebody is refused.
-    why: &'static str,
+    /// The explanation of a refusal.
+    explanation: &'static str,
 }
 
 impl FairSemaphore {
-    /// FairSemaphore for so many at a time, at least one; `why` is what is said to who
-    /// finds too many in line.
-    pub(super) fn new(at_once_max: usize, why: &'static str) -> Self {
-        let at_once = Arc::new(Semaphore::new(at_once_max));
-        Self { at_once_max, at_once, in_line: AtomicUsize::new(0), addresses: Mutex::default(), why }
+    /// Returns a semaphore with this many permits, at least one. `explanation` is that
+    /// of a refusal.
+    pub(super) fn new(permits_max: usize, explanation: &'static str) -> Self {
+        let permits = Arc::new(Semaphore::new(permits_max));
+        Self { permits_max, permits, queued: AtomicUsize::new(0), addresses: Mutex::default(), explanation }
     }
 
-    /// Waits for a turn of somebody from `address`. Cancel-safe.
+    /// Waits for a permit for `address`. Cancel-safe.
     ///
     /// # Errors
-    /// [`hark_protocol::Code::RateLimited`] where too many are in line.
-    pub(super) async fn next(&self, address: IpAddr) -> Result<Turn<'_>, Fault> {
-        let line = Line::join(self, network(address));
-        let from_here = Arc::clone(&line.turns).acquire_owned().await.map_err(|_| Unavailable)?;
-        let place = Place::take(self)?;
-        let permit = Arc::clone(&self.at_once).acquire_owned().await.map_err(|_| Unavailable)?;
-        Ok(Turn { permit: Some(permit), _place: place, _from_here: from_here, _line: line })
+    /// [`hark_protocol::Code::RateLimited`] if the queue is full.
+    pub(super) async fn acquire(&self, address: IpAddr) -> Result<Permit<'_>, Fault> {
+        let queue = AddressQueue::join(self, network(address));
+        let head = Arc::clone(&queue.heads).acquire_owned().await.map_err(|_| Unavailable)?;
+        let slot = QueueSlot::take(self)?;
+        let permit = Arc::clone(&self.permits).acquire_owned().await.map_err(|_| Unavailable)?;
+        Ok(Permit { permit: Some(permit), _slot: slot, _head: head, _queue: queue })
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<IpAddr, Arc<Semaphore>>> {
@@ -57,23 +57,23 @@ impl FairSemaphore {
     }
 }
 
-/// A turn. The next is let in when it is dropped.
+/// A permit, released when it is dropped.
 #[derive(Debug)]
-pub(super) struct Turn<'a> {
-    /// `None` while it is with the work.
+pub(super) struct Permit<'a> {
+    /// `None` while blocking work holds it.
     permit: Option<OwnedSemaphorePermit>,
-    _place: Place<'a>,
-    // Before the line, which counts who is in it.
-    _from_here: OwnedSemaphorePermit,
-    _line: Line<'a>,
+    _slot: QueueSlot<'a>,
+    // Dropped before the queue, which counts the references to its semaphore.
+    _head: OwnedSemaphorePermit,
+    _queue: AddressQueue<'a>,
 }
 
-impl Turn<'_> {
-    /// Works on a thread of its own. The turn goes with the work: a caller that
-    /// goes away while it runs must not let another begin.
+impl Permit<'_> {
+    /// Runs blocking work on another thread. The work holds the permit, so that a caller
+    /// that is dropped meanwhile does not admit another before the work is done.
     ///
     /// # Errors
-    /// [`Unavailable`] where the work panics.
+    /// [`Unavailable`] if the work panics.
     pub(super) async fn run_blocking<T: Send + 'static>(
         &mut self,
         work: impl FnOnce() -> T + Send + 'static,
@@ -86,47 +86,49 @@ impl Turn<'_> {
     }
 }
 
-/// The line of those who come from one address. The last to leave removes it.
+/// The queue of an address. The last caller to leave removes it.
 #[derive(Debug)]
-struct Line<'a> {
-    of: &'a FairSemaphore,
+struct AddressQueue<'a> {
+    semaphore: &'a FairSemaphore,
     address: IpAddr,
-    turns: Arc<Semaphore>,
+    /// Permits to leave this queue for the common one.
+    heads: Arc<Semaphore>,
 }
 
-impl<'a> Line<'a> {
-    fn join(of: &'a FairSemaphore, address: IpAddr) -> Self {
-        let mut addresses = of.lock();
-        let turns = addresses.entry(address).or_insert_with(|| Arc::new(Semaphore::new(of.at_once_max)));
-        Self { of, address, turns: Arc::clone(turns) }
+impl<'a> AddressQueue<'a> {
+    fn join(semaphore: &'a FairSemaphore, address: IpAddr) -> Self {
+        let mut addresses = semaphore.lock();
+        let heads =
+            addresses.entry(address).or_insert_with(|| Arc::new(Semaphore::new(semaphore.permits_max)));
+        Self { semaphore, address, heads: Arc::clone(heads) }
     }
 }
 
-impl Drop for Line<'_> {
+impl Drop for AddressQueue<'_> {
     fn drop(&mut self) {
-        let mut addresses = self.of.lock();
-        // Two are this one and the one in the map.
-        if Arc::strong_count(&self.turns) == 2 {
+        let mut addresses = self.semaphore.lock();
+        // The two references of the last caller: its own and the map's.
+        if Arc::strong_count(&self.heads) == 2 {
             addresses.remove(&self.address);
         }
     }
 }
 
-/// A place in line, given back when it is dropped.
+/// A slot in the common queue, released when it is dropped.
 #[derive(Debug)]
-struct Place<'a>(&'a AtomicUsize);
+struct QueueSlot<'a>(&'a AtomicUsize);
 
-impl<'a> Place<'a> {
-    fn take(of: &'a FairSemaphore) -> Result<Self, Fault> {
-        let place = Self(&of.in_line);
-        if of.in_line.fetch_add(1, Ordering::AcqRel) >= ADDRESSES_MAX * of.at_once_max {
-            return Fault::rate_limited(Duration::from_secs(1), of.why);
+impl<'a> QueueSlot<'a> {
+    fn take(semaphore: &'a FairSemaphore) -> Result<Self, Fault> {
+        let slot = Self(&semaphore.queued);
+        if semaphore.queued.fetch_add(1, Ordering::AcqRel) >= ADDRESSES_MAX * semaphore.permits_max {
+            return Fault::rate_limited(Duration::from_secs(1), semaphore.explanation);
         }
-        Ok(place)
+        Ok(slot)
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for QueueSlot<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
     }
@@ -146,61 +148,64 @@ mod tests {
         Ipv4Addr::from_bits(u32::try_from(nth).unwrap()).into()
     }
 
-    /// A turn that is asked for as often as it is polled, by however many.
-    fn next(turns: &FairSemaphore, nth: usize) -> Pin<Box<impl Future<Output = Result<Turn<'_>, Fault>>>> {
-        Box::pin(unconstrained(turns.next(address(nth))))
+    /// Requests a permit for the nth address, free of tokio's task budget.
+    fn acquire(
+        semaphore: &FairSemaphore,
+        nth: usize,
+    ) -> Pin<Box<impl Future<Output = Result<Permit<'_>, Fault>>>> {
+        Box::pin(unconstrained(semaphore.acquire(address(nth))))
     }
 
     #[tokio::test]
-    async fn who_comes_from_another_address_is_next_however_many_wait_from_one() {
-        for at_once_max in [1, 4] {
-            let turns = FairSemaphore::new(at_once_max, "too many");
+    async fn flood_from_one_address_does_not_delay_another() {
+        for permits_max in [1, 4] {
+            let semaphore = FairSemaphore::new(permits_max, "too many");
             let mut first = Vec::new();
-            for _ in 0..at_once_max {
-                first.push(next(&turns, 0).await.unwrap());
+            for _ in 0..permits_max {
+                first.push(acquire(&semaphore, 0).await.unwrap());
             }
-            let mut flood: Vec<_> = (0..1000).map(|_| next(&turns, 0)).collect();
-            for turn in &mut flood {
-                assert!(futures::poll!(turn).is_pending());
+            let mut flood: Vec<_> = (0..1000).map(|_| acquire(&semaphore, 0)).collect();
+            for permit in &mut flood {
+                assert!(futures::poll!(permit).is_pending());
             }
-            let mut other = next(&turns, 1);
+            let mut other = acquire(&semaphore, 1);
             assert!(futures::poll!(&mut other).is_pending());
-            assert_eq!(turns.in_line.load(Ordering::Acquire), at_once_max + 1);
+            assert_eq!(semaphore.queued.load(Ordering::Acquire), permits_max + 1);
             drop(first.pop());
-            assert!(futures::poll!(&mut other).is_ready(), "nobody of the flood goes before");
+            assert!(futures::poll!(&mut other).is_ready(), "served before the flood");
             drop((flood, other, first));
-            assert_eq!(turns.in_line.load(Ordering::Acquire), 0);
-            assert!(turns.lock().is_empty());
+            assert_eq!(semaphore.queued.load(Ordering::Acquire), 0);
+            assert!(semaphore.lock().is_empty());
         }
     }
 
     #[tokio::test]
-    async fn it_takes_256_addresses_to_have_somebody_refused() {
-        let turns = FairSemaphore::new(1, "too many");
-        let first = next(&turns, 0).await.unwrap();
-        let mut waiting: Vec<_> = (1..ADDRESSES_MAX).map(|nth| next(&turns, nth)).collect();
-        for turn in &mut waiting {
-            assert!(futures::poll!(turn).is_pending());
+    async fn refusal_takes_256_addresses() {
+        let semaphore = FairSemaphore::new(1, "too many");
+        let first = acquire(&semaphore, 0).await.unwrap();
+        let mut waiting: Vec<_> = (1..ADDRESSES_MAX).map(|nth| acquire(&semaphore, nth)).collect();
+        for permit in &mut waiting {
+            assert!(futures::poll!(permit).is_pending());
         }
-        let Err(Fault::Refused(refusal)) = next(&turns, ADDRESSES_MAX).await else {
+        let Err(Fault::Refused(refusal)) = acquire(&semaphore, ADDRESSES_MAX).await else {
             panic!("not refused");
         };
         assert_eq!(refusal.code, Code::RateLimited);
-        assert_eq!(turns.in_line.load(Ordering::Acquire), ADDRESSES_MAX, "the place is given back");
+        assert_eq!(semaphore.queued.load(Ordering::Acquire), ADDRESSES_MAX, "the slot is released");
         drop((waiting, first));
-        assert!(turns.lock().is_empty(), "and so are the lines");
+        assert!(semaphore.lock().is_empty(), "the queues are removed");
     }
 
     #[tokio::test]
-    async fn who_goes_away_lets_nobody_in_before_the_work_is_done() {
-        let turns = FairSemaphore::new(1, "too many");
-        let mut turn = next(&turns, 0).await.unwrap();
+    async fn dropped_caller_holds_its_permit_until_work_ends() {
+        let semaphore = FairSemaphore::new(1, "too many");
+        let mut permit = acquire(&semaphore, 0).await.unwrap();
         let (finish, finished) = std::sync::mpsc::channel::<()>();
-        let mut working = Box::pin(turn.run_blocking(move || finished.recv().is_ok()));
+        let mut working = Box::pin(permit.run_blocking(move || finished.recv().is_ok()));
         assert!(futures::poll!(&mut working).is_pending());
         drop(working);
-        drop(turn);
-        let mut second = next(&turns, 0);
+        drop(permit);
+        let mut second = acquire(&semaphore, 0);
         assert!(futures::poll!(&mut second).is_pending());
         finish.send(()).unwrap();
         second.await.unwrap();

@@ -1,6 +1,6 @@
-//! How fast a connection and a user may go, in commands and in bytes a second.
-//! Who goes faster is not refused but read later: nothing is decided for it, so
-//! that no outcome of a send depends on how fast it came.
+//! The rate limits of a connection and of a user, in commands and bytes per second. A
+//! client over its limit is read later and never refused, so that the outcome of a
+//! send does not depend on its rate.
 
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,111 +11,111 @@ use tokio::time::Instant;
 
 use crate::limit::{Bucket, Buckets, Rate};
 
-/// How fast one may go; `None` is as fast as one can.
+/// The rates of connections and users; `None` is no limit.
 #[derive(Debug, Clone, Copy)]
 pub struct Rates {
     /// Commands on one connection.
     pub commands: Option<Rate>,
     /// Bytes from one connection.
     pub bytes: Option<Rate>,
-    /// Commands of one user, on all of its connections together.
+    /// Commands of one user, over all its connections.
     pub user_commands: Option<Rate>,
-    /// Bytes of texts from one user, on all of its connections together.
+    /// Bytes of texts from one user, over all its connections.
     pub user_bytes: Option<Rate>,
-    /// Whether they hold for the machine of the server as well.
+    /// Whether the limits apply to the loopback, too.
     pub on_loopback: bool,
 }
 
 impl Rates {
-    /// As fast as one can.
+    /// No limits.
     pub const NONE: Self =
         Self { commands: None, bytes: None, user_commands: None, user_bytes: None, on_loopback: false };
 
-    /// Whether whoever comes from `address` may go as fast as it can.
+    /// Returns whether connections from `address` are exempt from all limits.
     pub(super) fn is_exempt(&self, address: IpAddr) -> bool {
         address.is_loopback() && !self.on_loopback
     }
 }
 
-/// What has come over one connection of late.
+/// The rate limiter of one connection.
 #[derive(Debug)]
 pub struct RateLimiter {
     commands: Option<Rate>,
     bytes: Option<Rate>,
-    // A lock, since the calls of a connection are tasks of their own. It is held
-    // to count one command or read.
-    used: Mutex<Used>,
+    // Locked because the calls of a gRPC connection are separate tasks. Held to charge
+    // one command or read.
+    buckets: Mutex<ConnectionBuckets>,
 }
 
 #[derive(Debug, Default)]
-struct Used {
+struct ConnectionBuckets {
     commands: Bucket,
     bytes: Bucket,
 }
 
 impl RateLimiter {
-    /// Nothing has come yet.
+    /// Returns a limiter with full buckets.
     #[must_use]
     pub fn new(rates: &Rates) -> Self {
-        Self { commands: rates.commands, bytes: rates.bytes, used: Mutex::default() }
+        Self { commands: rates.commands, bytes: rates.bytes, buckets: Mutex::default() }
     }
 
-    /// Counts a command; how long to wait before the next is taken.
-    fn command(&self, now: Instant) -> Duration {
+    /// Charges a command, and returns the wait before the next.
+    fn charge_command(&self, now: Instant) -> Duration {
         self.commands.map_or(Duration::ZERO, |rate| self.lock().commands.charge(rate, 1, now))
     }
 
-    /// Counts what was read; how long to wait before more is.
-    pub fn read(&self, bytes: usize, now: Instant) -> Duration {
+    /// Charges bytes that were read, and returns the wait before the next read.
+    pub fn charge_bytes(&self, bytes: usize, now: Instant) -> Duration {
         self.bytes.map_or(Duration::ZERO, |rate| self.lock().bytes.charge(rate, bytes as u64, now))
     }
 
-    /// Counts a call, one of many that may be waiting at the same time, and says
-    /// how long before it is its turn.
+    /// Charges a call, one of many that may wait at the same time, and returns the wait
+    /// before it may run.
     ///
     /// # Errors
-    /// How long that is, where it is longer than `patience`: it is not counted.
-    pub fn call(&self, patience: Duration, now: Instant) -> Result<Duration, Duration> {
+    /// The wait, if it exceeds `wait_max`. The call is then not charged.
+    pub fn charge_call(&self, wait_max: Duration, now: Instant) -> Result<Duration, Duration> {
         let Some(rate) = self.commands else { return Ok(Duration::ZERO) };
         let commands = &mut self.lock().commands;
         let wait = commands.wait(rate, now);
-        if wait > patience {
+        if wait > wait_max {
             return Err(wait);
         }
         commands.take(rate, 1, now);
         Ok(wait)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Used> {
-        self.used.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, ConnectionBuckets> {
+        self.buckets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// What has come from each user of late.
+/// The rate limiter of all users.
 #[derive(Debug)]
-pub(super) struct Users {
-    // A lock, since all connections count here. It is held for two look-ups.
-    used: Mutex<UsedByUsers>,
+pub(super) struct UserRateLimiter {
+    // Locked because all connections charge it. Held for two look-ups.
+    buckets: Mutex<UserBuckets>,
 }
 
 #[derive(Debug)]
-struct UsedByUsers {
+struct UserBuckets {
     commands: Option<Buckets<UserName>>,
     bytes: Option<Buckets<UserName>>,
 }
 
-impl Users {
-    /// Nothing has come yet.
+impl UserRateLimiter {
+    /// Returns a limiter with full buckets.
     pub(super) fn new(rates: &Rates) -> Self {
         let (commands, bytes) = (rates.user_commands.map(Buckets::new), rates.user_bytes.map(Buckets::new));
-        Self { used: Mutex::new(UsedByUsers { commands, bytes }) }
+        Self { buckets: Mutex::new(UserBuckets { commands, bytes }) }
     }
 
-    /// Counts a command of a user with so many bytes of text; how long to wait
-    /// before the next is taken.
-    fn command(&self, user: &UserName, bytes: usize, now: Instant) -> Duration {
-        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
-        let UsedByUsers { commands, bytes: all_bytes } = &mut *used;
+    /// Charges a command of a user with this many bytes of text, and returns the wait
+    /// before the next.
+    fn charge_command(&self, user: &UserName, bytes: usize, now: Instant) -> Duration {
+        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        let UserBuckets { commands, bytes: all_bytes } = &mut *buckets;
         let charge = |buckets: &mut Option<Buckets<UserName>>, tokens| match buckets {
             Some(buckets) if tokens > 0 => buckets.charge(user.clone(), tokens, now),
             _ => Duration::ZERO,
@@ -124,60 +124,58 @@ impl Users {
     }
 }
 
-/// When it is a peer's turn to be heard again.
+/// The throttle of one connection: the time until which its requests stay unread.
 #[derive(Debug)]
-pub(super) struct Turn {
-    /// Whether it may go as fast as it can.
-    spared: bool,
-    /// What its requests are counted in beside those of its user.
-    pace: Option<Arc<RateLimiter>>,
-    /// It has gone too fast; nothing is taken until then.
+pub(super) struct Throttle {
+    is_exempt: bool,
+    /// The connection's limiter, charged besides the user's.
+    limiter: Option<Arc<RateLimiter>>,
     paused_until: Option<Instant>,
 }
 
-impl Turn {
-    /// Of a peer that comes from `address`, and is heard at once.
-    pub(super) fn of(address: IpAddr, rates: &Rates) -> Self {
-        Self { spared: rates.is_exempt(address), pace: None, paused_until: None }
+impl Throttle {
+    /// Returns the throttle of a connection from `address`, open.
+    pub(super) fn new(address: IpAddr, rates: &Rates) -> Self {
+        Self { is_exempt: rates.is_exempt(address), limiter: None, paused_until: None }
     }
 
-    /// Its requests count in the pace of a connection.
-    pub(super) fn limited_by(self, pace: Option<Arc<RateLimiter>>) -> Self {
-        Self { pace, ..self }
+    /// Charges requests to the limiter of a connection.
+    pub(super) fn limited_by(self, limiter: Option<Arc<RateLimiter>>) -> Self {
+        Self { limiter, ..self }
     }
 
-    /// Until when no request is taken, as [`Self::come`] has last found.
+    /// Returns the end of the pause, as of the latest [`Self::refill`].
     pub(super) const fn paused_until(&self) -> Option<Instant> {
         self.paused_until
     }
 
     /// Ends a pause that is over.
-    pub(super) fn come(&mut self, now: Instant) {
+    pub(super) fn refill(&mut self, now: Instant) {
         self.paused_until.take_if(|until| *until <= now);
     }
 
-    /// Counts what was read of its connection.
-    pub(super) fn read(&mut self, bytes: usize, now: Instant) {
-        let wait = self.pace.as_ref().map_or(Duration::ZERO, |pace| pace.read(bytes, now));
+    /// Charges bytes that were read from the connection.
+    pub(super) fn charge_bytes(&mut self, bytes: usize, now: Instant) {
+        let wait = self.limiter.as_ref().map_or(Duration::ZERO, |limiter| limiter.charge_bytes(bytes, now));
         self.pause(wait, now);
     }
 
-    /// Counts a request of `user`, with so many bytes of text.
-    pub(super) fn request(&mut self, bytes: usize, user: Option<&UserName>, users: &Users) {
-        if self.spared {
+    /// Charges a request of `user` with this many bytes of text.
+    pub(super) fn charge_request(&mut self, bytes: usize, user: Option<&UserName>, users: &UserRateLimiter) {
+        if self.is_exempt {
             return;
         }
         let now = Instant::now();
-        let wait = self.pace.as_ref().map_or(Duration::ZERO, |pace| pace.command(now));
-        let for_user = user.map_or(Duration::ZERO, |user| users.command(user, bytes, now));
-        self.pause(wait.max(for_user), now);
+        let wait = self.limiter.as_ref().map_or(Duration::ZERO, |limiter| limiter.charge_command(now));
+        let user_wait = user.map_or(Duration::ZERO, |user| users.charge_command(user, bytes, now));
+        self.pause(wait.max(user_wait), now);
     }
 
-    /// Counts that it has become this user.
-    pub(super) fn enter(&mut self, user: &UserName, users: &Users) {
-        if !self.spared {
+    /// Charges a login to its user.
+    pub(super) fn charge_login(&mut self, user: &UserName, users: &UserRateLimiter) {
+        if !self.is_exempt {
             let now = Instant::now();
-            self.pause(users.command(user, 0, now), now);
+            self.pause(users.charge_command(user, 0, now), now);
         }
     }
 

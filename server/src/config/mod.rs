@@ -122,13 +122,23 @@ pub struct ServeArgs {
           value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(FRAME_MIN..=FRAME_MAX))]
     pub max_frame: usize,
     /// Most connections in total
-    #[arg(long, env = "HARKD_MAX_CONNECTIONS", value_name = "COUNT", default_value_t = 120_000,
-          help_heading = "Limits")]
+    #[arg(
+        long,
+        env = "HARKD_MAX_CONNECTIONS",
+        value_name = "COUNT",
+        default_value_t = 120_000,
+        help_heading = "Limits"
+    )]
     pub max_connections: usize,
     /// Most connections from one address. An IPv6 network (/64) counts as one address. The
     /// loopback is exempt without --limit-loopback
-    #[arg(long, env = "HARKD_MAX_CONNECTIONS_PER_ADDRESS", value_name = "COUNT", default_value_t = 1000,
-          help_heading = "Limits")]
+    #[arg(
+        long,
+        env = "HARKD_MAX_CONNECTIONS_PER_ADDRESS",
+        value_name = "COUNT",
+        default_value_t = 1000,
+        help_heading = "Limits"
+    )]
     pub max_connections_per_address: usize,
     /// Rate limits.
     #[command(flatten)]
@@ -151,8 +161,13 @@ pub struct ServeArgs {
           default_value_t = ShardConfig::DEFAULT.sessions_max)]
     pub max_sessions: usize,
     /// Most names in one answer to `list`; a longer one is marked as truncated
-    #[arg(long, env = "HARKD_MAX_LIST", value_name = "COUNT", default_value_t = 10_000,
-          help_heading = "Limits")]
+    #[arg(
+        long,
+        env = "HARKD_MAX_LIST",
+        value_name = "COUNT",
+        default_value_t = 10_000,
+        help_heading = "Limits"
+    )]
     pub max_list: usize,
     /// Idle timeout, in seconds, of a connection that owes acknowledgements, does not read or
     /// has not sent a byte yet; and the longest time in which a frame must be complete
@@ -274,7 +289,11 @@ impl<T: FromStr> FromStr for CommaList<T> {
     type Err = T::Err;
 
     fn from_str(text: &str) -> Result<Self, T::Err> {
-        text.split(',').filter(|element| !element.is_empty()).map(str::parse).collect::<Result<_, _>>().map(Self)
+        text.split(',')
+            .filter(|element| !element.is_empty())
+            .map(str::parse)
+            .collect::<Result<_, _>>()
+            .map(Self)
     }
 }
 
@@ -299,7 +318,8 @@ fn parse_listen(text: &str) -> Result<SocketAddr, String> {
     match host {
         "" | "localhost" => Ok(loopback(port)),
         _ => {
-            let resolved = (host, port).to_socket_addrs().map_err(|error| format!("cannot resolve {host}: {error}"))?;
+            let resolved =
+                (host, port).to_socket_addrs().map_err(|error| format!("cannot resolve {host}: {error}"))?;
             resolved.into_iter().next().ok_or_else(|| format!("{host} has no address"))
         }
     }
@@ -409,9 +429,17 @@ mod tests {
 
     #[test]
     fn boolean_variable_takes_the_usual_words() {
-        for (text, expected) in
-            [("1", true), ("Yes", true), ("on", true), ("true", true), ("0", false), ("no", false), ("OFF", false), ("false", false), ("", false)]
-        {
+        for (text, expected) in [
+            ("1", true),
+            ("Yes", true),
+            ("on", true),
+            ("true", true),
+            ("0", false),
+            ("no", false),
+            ("OFF", false),
+            ("false", false),
+            ("", false),
+        ] {
             assert_eq!(parse_bool(text), Ok(expected), "{text:?}");
         }
         assert!(parse_bool("maybe").is_err() && parse_bool("2").is_err());

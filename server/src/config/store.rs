@@ -126,7 +126,9 @@ impl StoreArgs {
         if matches!(place, StorePlace::Folder(_) | StorePlace::Memory)
             && let Some(flag) = self.cluster.first_set()
         {
-            anyhow::bail!("{flag} applies to a cluster only, and --store is {place}; remove it, or name a cluster (nats://HOST:PORT)");
+            anyhow::bail!(
+                "{flag} applies to a cluster only, and --store is {place}; remove it, or name a cluster (nats://HOST:PORT)"
+            );
         }
         Ok(place)
     }

@@ -1,6 +1,5 @@
-//! What ends a stream of replies from outside. The connection polls a stream
-//! only while the client takes what comes of it; another connection that waits
-//! for the end of this one must not wait for that.
+//! A response stream that can be aborted while it is not polled. HTTP/2 polls a stream only
+//! while its client reads; a connection that takes over a session must not wait for that.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -12,37 +11,37 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::Status;
 
 use super::Caller;
-use super::call::cut;
+use super::call::aborted;
 use crate::chat::ShutdownSignal;
 
-/// A stream that is dropped as soon as its call is told to close, whether it is
-/// polled or not.
+/// A stream that is dropped at the request to close its call, whether it is polled or
+/// not.
 #[derive(Debug)]
 pub(super) struct Abortable<S> {
     stream: Arc<Slot<S>>,
-    /// Ends the task that waits for the wish.
-    _over: DropGuard,
+    /// Ends the task that waits for the request.
+    _done: DropGuard,
 }
 
-/// Where the stream is until it is cut.
-// A lock, since it is cut by another task. It is held while the stream is
-// polled.
+/// The stream, until it is aborted.
+// Locked because another task aborts it. Held while the stream is polled.
 type Slot<S> = Mutex<Option<S>>;
 
 impl<S: Send + 'static> Abortable<S> {
-    /// This stream of a call of `caller`, which listens to `shutdown`.
+    /// Returns a stream of a call of `caller` that obeys `shutdown`.
     pub(super) fn new(stream: S, shutdown: Arc<ShutdownSignal>, caller: &Caller) -> Self {
         let stream = Arc::new(Mutex::new(Some(stream)));
-        let over = CancellationToken::new();
-        let (slot, is_over) = (Arc::clone(&stream), over.clone());
+        let done = CancellationToken::new();
+        let (slot, is_done) = (Arc::clone(&stream), done.clone());
         caller.calls.spawn(async move {
-            let told = poll_fn(|cx| shutdown.poll_close(cx));
-            if is_over.run_until_cancelled(told).await.is_some() {
-                let cut = lock(&slot).take();
-                drop(cut);
+            let requested = poll_fn(|cx| shutdown.poll_close(cx));
+            if is_done.run_until_cancelled(requested).await.is_some() {
+                // Dropped outside the lock.
+                let stream = lock(&slot).take();
+                drop(stream);
             }
         });
-        Self { stream, _over: over.drop_guard() }
+        Self { stream, _done: done.drop_guard() }
     }
 }
 
@@ -55,7 +54,7 @@ where
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         match &mut *lock(&self.stream) {
             Some(stream) => Pin::new(stream).poll_next(cx),
-            None => Poll::Ready(Some(Err(cut()))),
+            None => Poll::Ready(Some(Err(aborted()))),
         }
     }
 }

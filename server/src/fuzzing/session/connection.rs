@@ -11,7 +11,7 @@ use hark_protocol::{ByeReason, Failure, Reply, Request, RequestId, Sequence, Use
 use tokio::time::Instant;
 
 use super::model::{Model, USERS};
-use crate::chat::{Chat, ClientConnection, ShutdownSignal, Output};
+use crate::chat::{Chat, ClientConnection, Output, ShutdownSignal};
 use crate::store::{Message, Outcome};
 
 /// Ids of what is no send begin here.
