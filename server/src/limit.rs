@@ -1,5 +1,5 @@
-//! Token buckets, and bounded tables of them. They do not know what a token stands
-//! for or what follows when a bucket is empty. Time is an argument.
+//! Token buckets, and bounded tables of them. The meaning of a token and the effect of an
+//! empty bucket are up to the caller. Time is an argument.
 //!
 //! A table evicts only full buckets, which are equivalent to new ones, so a client
 //! cannot flush out a bucket that still has to refill. While a table holds only

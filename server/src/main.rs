@@ -124,7 +124,7 @@ fn bind(address: SocketAddr) -> io::Result<TcpSocket> {
     Ok(socket)
 }
 
-/// Warns if the user who may watch the log cannot, for lack of an account or a
+/// Warns if the user that may watch the log cannot, for lack of an account or a
 /// password.
 async fn check_log_watcher(arguments: &ServeArgs, store: &dyn Store) -> anyhow::Result<()> {
     let Some(MayWatch::User(user)) = &arguments.watch_logs else { return Ok(()) };

@@ -103,17 +103,18 @@ pub struct ServeArgs {
     /// Require a password for every account, and a login to send, list and delete
     #[arg(long, env = "HARKD_REQUIRE_PASSWORD", value_parser = parse_bool, help_heading = "Accounts")]
     pub require_password: bool,
-    /// Who may create accounts: anyone, or only the operator (`harkd user add`)
+    /// Permission to create accounts: `open`: anyone; `closed`: only the operator (`harkd user
+    /// add`) and admins
     #[arg(long, env = "HARKD_REGISTRATION", value_enum, default_value_t = Registration::Open,
           help_heading = "Accounts")]
     pub registration: Registration,
-    /// A user who may create and delete any account and set any password, after login by
+    /// A user that may create and delete any account and set any password, after login by
     /// password. May be repeated; HARKD_ADMIN takes a comma-separated list. Create the account
     /// first: harkd user add USER [default: none]
     #[arg(long = "admin", env = "HARKD_ADMIN", value_name = "USER", help_heading = "Accounts")]
     pub admins: Vec<CommaList<UserName>>,
-    /// Who may list the users: `all`: anyone; `users`: users who are logged in; `admin`:
-    /// admins only
+    /// Permission to list the users: `all`: anyone; `users`: users that are logged in;
+    /// `admin`: admins only
     #[arg(long, env = "HARKD_LIST", value_enum, default_value_t = ListArg::All, help_heading = "Accounts")]
     pub list: ListArg,
     /// Largest frame, in bytes; the largest text is 256 bytes smaller
@@ -187,8 +188,8 @@ pub struct ServeArgs {
     #[arg(long, env = "HARKD_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text,
           help_heading = "Logging")]
     pub log_format: LogFormat,
-    /// Who may watch the log over gRPC: a user, with its password; or `loopback`: any caller on
-    /// this machine. Create the account first: harkd user add USER [default: no one]
+    /// Permission to watch the log over gRPC: a USER, with its password; or `loopback`: any
+    /// caller on this machine. Create the account first: harkd user add USER [default: no one]
     #[arg(long, env = "HARKD_WATCH_LOGS", value_name = "USER|loopback", help_heading = "Logging")]
     pub watch_logs: Option<MayWatch>,
 }
@@ -206,7 +207,7 @@ pub enum SyncArg {
     Os,
 }
 
-/// Who may create accounts.
+/// The permission to create accounts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Registration {
     /// Anyone.
@@ -215,12 +216,12 @@ pub enum Registration {
     Closed,
 }
 
-/// Who may list the users.
+/// The permission to list the users.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum ListArg {
-    /// Anyone; with `--require-password`, users who are logged in.
+    /// Anyone; with `--require-password`, users that are logged in.
     All,
-    /// Users who are logged in.
+    /// Users that are logged in.
     Users,
     /// Admins.
     Admin,

@@ -1,5 +1,5 @@
 //! The flags of the rate limits. [`crate::limit`] has the token buckets; the
-//! modules that charge them decide what follows when one is empty.
+//! modules that charge them handle an empty one.
 
 use clap::Args;
 
