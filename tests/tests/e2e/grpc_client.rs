@@ -154,7 +154,7 @@ async fn the_other_programs_of_the_document_work_too() {
     let mut session = document.start_after_imports(&server, session);
     assert_eq!(Output::of(&mut session).next(), "bob says hello, me");
     let logs = document.start_after_imports(&server, logs);
-    server.wait_for_log("the log is watched");
+    server.wait_for_log("log watcher connected");
     server.signal("TERM");
     // They end well, with the server.
     check(logs);

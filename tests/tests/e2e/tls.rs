@@ -142,7 +142,7 @@ async fn http_2_is_what_alpn_settles_on_and_who_asks_for_nothing_may_speak_anyth
 
 #[tokio::test]
 async fn tls_inside_tls_is_refused() {
-    let server = server(&[]);
+    let server = server(&["--log=debug"]);
     let mut stream = handshake(server.address(), &[]).await.unwrap();
     stream.write_all(HALF_A_HANDSHAKE).await.unwrap();
     stream.flush().await.unwrap();
@@ -150,28 +150,28 @@ async fn tls_inside_tls_is_refused() {
     // It ends without a word.
     drop(timeout(PATIENCE, stream.read_to_end(&mut said)).await.expect("the connection stays open"));
     assert!(said.is_empty(), "{said:?}");
-    server.wait_for_log("closing a connection that begins TLS inside TLS");
+    server.wait_for_log("TLS inside TLS");
 }
 
 #[tokio::test]
 async fn without_a_certificate_tls_is_refused_by_an_alert_and_the_log_says_what_is_missing() {
     let server = Harkd::builder().certificate(None).start();
     assert_eq!(answer(server.address(), HALF_A_HANDSHAKE).await, [0x15, 3, 3, 0, 2, 2, 40]);
-    server.wait_for_log("refusing TLS: there is no certificate; --tls-cert and --tls-key name one");
+    server.wait_for_log("TLS connection refused: no certificate (--tls-cert and --tls-key)");
     Wire::connect(server.address()).await.ping().await;
 }
 
 #[tokio::test]
 async fn tls_only_refuses_plain_text_in_every_framing_and_says_why() {
     let server = server(&["--tls-only"]);
-    let reason = "denied,this server takes encrypted connections only: connect by TLS (hark --tls)";
+    let reason = "denied,this server requires TLS; connect with TLS (hark --tls)";
     let native = answer(server.address(), &frame(7, &Request::Ping)).await;
     assert!(String::from_utf8_lossy(&native).ends_with(reason), "{}", String::from_utf8_lossy(&native));
     let classic = answer(server.address(), &Classic::padded("ping", "")).await;
     assert!(String::from_utf8_lossy(&classic).contains(reason), "{}", String::from_utf8_lossy(&classic));
     assert_eq!(classic.len(), 1024);
     assert_eq!(answer(server.address(), b"GET / HTTP/1.1\r\n\r\n").await, b"");
-    server.wait_for_log("refusing a connection: it is not encrypted");
+    server.wait_for_log("plaintext connection refused");
     Front::Tls.connect(server.address()).await.ping().await;
 }
 
@@ -216,7 +216,7 @@ mod long {
         let mut said = Vec::new();
         drop(timeout(PATIENCE, stalled.read_to_end(&mut said)).await.expect("the connection stays open"));
         assert!(begun.elapsed() >= HANDSHAKE_TIMEOUT, "dropped after {:?}", begun.elapsed());
-        server.wait_for_log("has not finished its TLS handshake in time");
+        server.wait_for_log("TLS handshake timed out");
         Front::Tls.connect(server.address()).await.ping().await;
     }
 }
@@ -295,7 +295,7 @@ async fn who_does_not_read_is_dropped_over_tls_too() {
     for _ in 0..100 {
         writer.sent("bob", &text).await;
     }
-    server.wait_for_log("dropping a dead link");
+    server.wait_for_log("slow consumer");
     drop(reader);
 }
 
@@ -334,13 +334,13 @@ async fn sighup_reads_the_certificate_again_and_drops_nobody() {
     before.ping().await;
     certificate.replace(&Authority::new(), &["127.0.0.1"]);
     server.signal("HUP");
-    server.wait_for_log("the certificate and its key were read again");
+    server.wait_for_log("certificate reloaded");
     let error = handshake(server.address(), &[]).await.unwrap_err();
     assert!(error.to_string().contains("invalid peer certificate"), "{error}");
     before.ping().await;
     certificate.replace(Authority::trusted(), &["127.0.0.1"]);
     server.signal("HUP");
-    wait_until("the second reading", || server.log().matches("were read again").count() == 2);
+    wait_until("the second reading", || server.log().matches("certificate reloaded").count() == 2);
     Front::Tls.connect(server.address()).await.ping().await;
     before.ping().await;
 }
@@ -353,11 +353,11 @@ async fn a_certificate_that_cannot_be_used_is_not_taken_at_sighup() {
     certificate.replace(Authority::trusted(), &["127.0.0.1"]);
     std::fs::write(certificate.key(), key).unwrap();
     server.signal("HUP");
-    server.wait_for_log("the certificate stays as it was: the private key ");
+    server.wait_for_log("cannot reload the certificate; the former one stays in use error=the private key ");
     Front::Tls.connect(server.address()).await.ping().await;
     std::fs::remove_file(certificate.path()).unwrap();
     server.signal("HUP");
-    server.wait_for_log("the certificate stays as it was: cannot read ");
+    server.wait_for_log("cannot reload the certificate; the former one stays in use error=cannot read ");
     Front::Tls.connect(server.address()).await.ping().await;
 }
 
@@ -378,16 +378,16 @@ fn a_certificate_that_cannot_be_used_ends_the_start_with_a_line() {
         assert!(said.starts_with("harkd: ") && said.contains(expected), "{said}");
         assert_eq!(said.lines().count(), 1, "{said}");
     };
-    check(&certificate.path(), &other.key(), " does not belong to the certificate ");
+    check(&certificate.path(), &other.key(), " does not match the certificate ");
     check(&certificate.path(), &folder.path().join("none"), "cannot read ");
     check(&folder.path().join("none"), &certificate.key(), "cannot read ");
     check(&empty, &certificate.key(), " holds no certificate");
-    check(&certificate.path(), &empty, " holds no private key");
-    check(&certificate.path(), &certificate.path(), "everybody on this machine may read the private key ");
+    check(&certificate.path(), &empty, " holds no unencrypted private key");
+    check(&certificate.path(), &certificate.path(), "is accessible to every user of this machine");
     set_mode(&certificate.path(), 0o600);
-    check(&certificate.path(), &certificate.path(), " holds no private key");
+    check(&certificate.path(), &certificate.path(), " holds no unencrypted private key");
     set_mode(&certificate.key(), 0o604);
-    check(&certificate.path(), &certificate.key(), "everybody on this machine may read the private key ");
+    check(&certificate.path(), &certificate.key(), "is accessible to every user of this machine");
 }
 
 #[test]
@@ -414,7 +414,7 @@ async fn on_an_address_that_others_reach_plain_text_is_refused_unless_it_is_allo
     let everywhere = |builder: HarkdBuilder| builder.listen("0.0.0.0:0").arg("--allow-open-accounts").start();
     let server = everywhere(Harkd::builder());
     let refusal = answer(server.address(), &frame(1, &Request::Ping)).await;
-    assert!(String::from_utf8_lossy(&refusal).contains("encrypted connections only"));
+    assert!(String::from_utf8_lossy(&refusal).contains("this server requires TLS"));
     Front::Tls.connect(server.address()).await.ping().await;
     for builder in [Harkd::builder(), Harkd::builder().certificate(None)] {
         let server = everywhere(builder.arg("--allow-plaintext"));
@@ -465,7 +465,7 @@ fn hark_gives_up_at_once_on_a_certificate_that_it_does_not_trust_and_says_why() 
     let ca = ["--ca", utf8(&authority)];
     let renew = |count| {
         server.signal("HUP");
-        wait_until("the reading", || server.log().matches("were read again").count() == count);
+        wait_until("the reading", || server.log().matches("certificate reloaded").count() == count);
     };
     check_distrust(
         &address,
@@ -501,7 +501,7 @@ fn hark_gives_up_at_once_on_a_certificate_that_it_does_not_trust_and_says_why() 
 #[test]
 fn hark_gives_up_at_once_where_one_side_alone_speaks_tls() {
     let encrypted = server(&["--tls-only"]);
-    check_distrust(&encrypted.address().to_string(), &[], "connect by TLS (hark --tls)");
+    check_distrust(&encrypted.address().to_string(), &[], "connect with TLS (hark --tls)");
     let plain = Harkd::builder().certificate(None).start();
     check_distrust(&plain.address().to_string(), &["--tls"], "the server refuses TLS: it has no certificate");
 }
