@@ -83,7 +83,7 @@ impl Connection {
     pub(crate) fn read(&mut self) -> anyhow::Result<()> {
         self.input.reserve(READ_BYTES);
         match self.stream.try_read_buf(&mut self.input) {
-            Ok(0) => bail!("the server has closed a connection"),
+            Ok(0) => bail!("the server closed a connection"),
             Ok(_) => {
                 let done = self.codec.take(&self.input, &mut self.output, &mut self.received)?;
                 self.input.drain(..done);
@@ -147,5 +147,5 @@ fn socket() -> anyhow::Result<TcpSocket> {
             Err(error) => return Err(error.into()),
         }
     }
-    bail!("no port is free on the loopback")
+    bail!("no free port on the loopback")
 }
