@@ -144,7 +144,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             }
         }
     }
-    ensure!(!subjects.is_empty(), "nothing of what was asked for is there to be measured");
+    ensure!(!subjects.is_empty(), "none of the selected peers is installed");
     let report = Report::begin(&out)?;
     let data = cli.data.clone().unwrap_or_else(|| out.join("data"));
     std::fs::create_dir_all(&data).with_context(|| format!("cannot make {}", data.display()))?;

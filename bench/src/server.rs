@@ -203,7 +203,7 @@ pub(crate) fn version(command: &mut Command) -> anyhow::Result<String> {
     let output = command.stdin(Stdio::null()).output()?;
     let said = [output.stdout, output.stderr].concat();
     let line = String::from_utf8_lossy(&said).lines().next().unwrap_or_default().trim().to_owned();
-    ensure!(!line.is_empty(), "it says nothing of its version");
+    ensure!(!line.is_empty(), "it prints no version");
     Ok(line)
 }
 

@@ -1,4 +1,4 @@
-//! One connection of a load: moves the bytes of a [`ClientCodec`] in batches.
+//! One connection of a load: moves the bytes of a [`PeerCodec`] in batches.
 
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use tokio::io::Interest;
 use tokio::net::{TcpSocket, TcpStream};
 
-use crate::peers::{ClientCodec, Received};
+use crate::peers::{PeerCodec, Received};
 
 /// The size of a read, in bytes.
 const READ_BYTES: usize = 64 * 1024;
@@ -30,7 +30,7 @@ const OPENED_WITHIN: Duration = Duration::from_secs(120);
 /// An open connection.
 pub(crate) struct Connection {
     stream: TcpStream,
-    pub(crate) codec: Box<dyn ClientCodec>,
+    pub(crate) codec: Box<dyn PeerCodec>,
     input: Vec<u8>,
     pub(crate) output: Vec<u8>,
     pub(crate) received: Received,
@@ -41,7 +41,7 @@ impl Connection {
     ///
     /// # Errors
     /// If the server refuses it, or takes too long.
-    pub(crate) async fn open(address: SocketAddr, codec: Box<dyn ClientCodec>) -> anyhow::Result<Self> {
+    pub(crate) async fn open(address: SocketAddr, codec: Box<dyn PeerCodec>) -> anyhow::Result<Self> {
         let opened = async {
             let mut connection = Self::connect(address, codec).await?;
             while !connection.received.is_ready {
@@ -52,7 +52,7 @@ impl Connection {
         tokio::time::timeout(OPENED_WITHIN, opened).await.context("the server does not answer")?
     }
 
-    async fn connect(address: SocketAddr, mut codec: Box<dyn ClientCodec>) -> anyhow::Result<Self> {
+    async fn connect(address: SocketAddr, mut codec: Box<dyn PeerCodec>) -> anyhow::Result<Self> {
         let stream = socket()?.connect(address).await?;
         stream.set_nodelay(true)?;
         let mut output = Vec::new();
@@ -83,7 +83,7 @@ impl Connection {
     pub(crate) fn read(&mut self) -> anyhow::Result<()> {
         self.input.reserve(READ_BYTES);
         match self.stream.try_read_buf(&mut self.input) {
-            Ok(0) => bail!("the server has closed a connection"),
+            Ok(0) => bail!("the server closed a connection"),
             Ok(_) => {
                 let done = self.codec.take(&self.input, &mut self.output, &mut self.received)?;
                 self.input.drain(..done);
@@ -147,5 +147,5 @@ fn socket() -> anyhow::Result<TcpSocket> {
             Err(error) => return Err(error.into()),
         }
     }
-    bail!("no port is free on the loopback")
+    bail!("no free port on the loopback")
 }

@@ -145,14 +145,14 @@ impl Load {
         // A receiver that fails to open closes the channel; its error is returned below.
         let measured = match is_ready.recv() {
             Ok(()) => self.measure(peer, server, &progress),
-            Err(_) => Err(anyhow!("the receivers were not opened")),
+            Err(_) => Err(anyhow!("the receivers failed to open")),
         };
         if measured.is_err() {
             progress.enter(OVER);
         }
         let received = receivers.join().map_err(|_| anyhow!("the receivers have panicked"))?;
         let (mut outcome, accepted) = match (measured, &received) {
-            (Err(_), Err(error)) => bail!("{}: {error:#}; it says: {}", peer.name(), server.said()),
+            (Err(_), Err(error)) => bail!("{}: {error:#}; its output: {}", peer.name(), server.said()),
             (measured, _) => measured.with_context(|| format!("{} says: {}", peer.name(), server.said()))?,
         };
         let received = received.with_context(|| format!("{} says: {}", peer.name(), server.said()))?;
@@ -161,7 +161,7 @@ impl Load {
         for arrivals in &received.arrivals {
             outcome.faults += arrivals.faults(&accepted);
         }
-        ensure!(outcome.compared > 0, "{} has delivered nothing: {}", peer.name(), server.said());
+        ensure!(outcome.compared > 0, "{} delivered no message: {}", peer.name(), server.said());
         Ok(outcome)
     }
 
@@ -179,7 +179,7 @@ impl Load {
         });
         let taken = match is_ready.recv() {
             Ok(()) => self.take_figures(server, progress),
-            Err(_) => Err(anyhow!("the senders were not opened")),
+            Err(_) => Err(anyhow!("the senders failed to open")),
         };
         progress.enter(DRAINING);
         let accepted = senders.join().map_err(|_| anyhow!("the senders have panicked"))??;
@@ -245,7 +245,7 @@ impl Load {
                 }
             });
         }
-        ready.send(()).context("nobody waits")?;
+        ready.send(()).context("the measuring thread has ended")?;
         let (mut last, mut last_change) = (0, Instant::now());
         loop {
             match tokio::time::timeout(LOOK_EVERY, tasks.join_next()).await {
@@ -280,7 +280,7 @@ impl Load {
             let connection = Connection::open(address, codec).await?;
             senders.push(Sender::new(connection, index, self.receivers, u32::MAX));
         }
-        ready.send(()).context("nobody waits")?;
+        ready.send(()).context("the measuring thread has ended")?;
         match self.pace {
             Pace::Closed { in_flight } => keep_in_flight(senders, in_flight, progress).await,
             Pace::Open { per_second } => keep_schedule(senders, per_second, progress).await,
@@ -345,7 +345,7 @@ impl Sender {
     fn count(&mut self, progress: &Progress) -> anyhow::Result<()> {
         let accepted = u32::try_from(std::mem::take(&mut self.connection.received.accepted))?;
         self.accepted += accepted;
-        ensure!(self.accepted <= self.sent, "more was accepted than was sent");
+        ensure!(self.accepted <= self.sent, "more messages accepted than sent");
         progress.accepted.fetch_add(u64::from(accepted), Ordering::Relaxed);
         Ok(())
     }

@@ -178,7 +178,7 @@ impl Backlog {
             // The connections stay open, as those of real users do.
             connections.push(connection);
         }
-        ensure!(!storm.seconds.is_empty(), "nobody was back in {} s", BACK_WITHIN.as_secs());
+        ensure!(!storm.seconds.is_empty(), "no user was back within {} s", BACK_WITHIN.as_secs());
         storm.left_behind = self.users - storm.seconds.len();
         storm.seconds.sort_unstable_by(f64::total_cmp);
         Ok(storm)
@@ -219,7 +219,7 @@ impl Reader {
             }
             let turned = tokio::time::timeout(STALLED_AFTER + PATIENCE, connection.turn()).await;
             turned
-                .map_err(|_| anyhow!("{missing} messages of user {} did not come", self.user))?
+                .map_err(|_| anyhow!("{missing} messages of user {} did not arrive", self.user))?
                 .with_context(|| format!("{missing} messages of user {} are missing", self.user))?;
         }
     }

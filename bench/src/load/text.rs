@@ -46,11 +46,11 @@ impl Stamp {
     /// # Errors
     /// If it is malformed.
     pub(crate) fn read(text: &[u8]) -> anyhow::Result<Self> {
-        ensure!(text.len() == TEXT_BYTES, "a text of {} bytes arrived, not of {TEXT_BYTES}", text.len());
+        ensure!(text.len() == TEXT_BYTES, "malformed text of {} bytes, expected {TEXT_BYTES}", text.len());
         let (due, rest) = text.split_at(DUE_DIGITS);
         let (sender, rest) = rest.split_at(SENDER_DIGITS);
         let (number, filling) = rest.split_at(NUMBER_DIGITS);
-        ensure!(filling.first() == Some(&b'x'), "a text arrived that nobody sent");
+        ensure!(filling.first() == Some(&b'x'), "malformed text");
         Ok(Self {
             due_ns: hex(due)?,
             sender: u16::try_from(hex(sender)?)?,
@@ -72,7 +72,7 @@ fn hex(digits: &[u8]) -> anyhow::Result<u64> {
         let digit = match digit {
             b'0'..=b'9' => digit - b'0',
             b'a'..=b'f' => digit - b'a' + 10,
-            _ => anyhow::bail!("a text arrived that nobody sent"),
+            _ => anyhow::bail!("malformed text"),
         };
         Ok(value << 4 | u64::from(digit))
     })
@@ -147,7 +147,7 @@ impl Arrivals {
     /// If its sender is unknown.
     pub(crate) fn take(&mut self, stamp: Stamp) -> anyhow::Result<bool> {
         let Some(expected) = self.expected.get_mut(usize::from(stamp.sender)) else {
-            anyhow::bail!("a text of sender {} arrived, which there is not", stamp.sender);
+            anyhow::bail!("text of unknown sender {}", stamp.sender);
         };
         let is_new = stamp.number >= *expected;
         if is_new {

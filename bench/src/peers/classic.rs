@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context, bail};
 use hark_protocol::limits::{CLASSIC_BLOCK_BYTES, COMMAND_BYTES};
 
-use super::{ClientCodec, Durability, Peer, Received, Role, user_name};
+use super::{Durability, Peer, PeerCodec, Received, Role, user_name};
 use crate::load::text::{Stamp, TEXT_BYTES, Text};
 use crate::server::{Server, version, write_settings};
 
@@ -38,11 +38,11 @@ impl Peer for PythonServer {
         Server::start(self.name(), command, port, folder)
     }
 
-    fn preparations(&self, users: usize) -> Box<dyn Iterator<Item = Box<dyn ClientCodec>>> {
-        Box::new(std::iter::once(Box::new(Maker { users, asked: 0, made: 0 }) as Box<dyn ClientCodec>))
+    fn preparations(&self, users: usize) -> Box<dyn Iterator<Item = Box<dyn PeerCodec>>> {
+        Box::new(std::iter::once(Box::new(Maker { users, asked: 0, made: 0 }) as Box<dyn PeerCodec>))
     }
 
-    fn codec(&self, role: Role) -> Box<dyn ClientCodec> {
+    fn codec(&self, role: Role) -> Box<dyn PeerCodec> {
         Box::new(Classic { role, is_ready: false })
     }
 }
@@ -53,7 +53,7 @@ struct Classic {
     is_ready: bool,
 }
 
-impl ClientCodec for Classic {
+impl PeerCodec for Classic {
     fn open(&mut self, output: &mut Vec<u8>) {
         let (command, user) = match self.role {
             // A sender needs no login; the request checks that the server answers.
@@ -113,7 +113,7 @@ impl Maker {
     }
 }
 
-impl ClientCodec for Maker {
+impl PeerCodec for Maker {
     fn open(&mut self, output: &mut Vec<u8>) {
         self.ask(output);
     }

@@ -15,7 +15,7 @@ use hark_protocol::limits::{
 use hark_protocol::{Reply, Request, RequestId, Sequence};
 use tokio_util::codec::Decoder as _;
 
-use super::{ClientCodec, Durability, Peer, Received, Role, user_name};
+use super::{Durability, Peer, PeerCodec, Received, Role, user_name};
 use crate::load::text::{Stamp, TEXT_BYTES, Text};
 use crate::server::Server;
 
@@ -54,7 +54,7 @@ fn profile(program: &Path) -> &str {
 impl Hark {
     /// Returns a connection that repeats `list` for this many accounts. The end of each list
     /// counts as accepted.
-    pub(crate) fn lister(accounts: usize) -> Box<dyn ClientCodec> {
+    pub(crate) fn lister(accounts: usize) -> Box<dyn PeerCodec> {
         Box::new(Lister { accounts })
     }
 }
@@ -105,11 +105,11 @@ impl Peer for Hark {
         Server::start(self.name, command, port, folder)
     }
 
-    fn preparations(&self, users: usize) -> Box<dyn Iterator<Item = Box<dyn ClientCodec>>> {
-        Box::new(std::iter::once(Box::new(Maker { users, asked: 0, made: 0 }) as Box<dyn ClientCodec>))
+    fn preparations(&self, users: usize) -> Box<dyn Iterator<Item = Box<dyn PeerCodec>>> {
+        Box::new(std::iter::once(Box::new(Maker { users, asked: 0, made: 0 }) as Box<dyn PeerCodec>))
     }
 
-    fn codec(&self, role: Role) -> Box<dyn ClientCodec> {
+    fn codec(&self, role: Role) -> Box<dyn PeerCodec> {
         Box::new(Native::new(role))
     }
 }
@@ -161,7 +161,7 @@ impl Native {
     }
 }
 
-impl ClientCodec for Native {
+impl PeerCodec for Native {
     fn open(&mut self, output: &mut Vec<u8>) {
         match self.role {
             Role::Sender(sender) => {
@@ -273,7 +273,7 @@ impl Maker {
     }
 }
 
-impl ClientCodec for Maker {
+impl PeerCodec for Maker {
     fn open(&mut self, output: &mut Vec<u8>) {
         self.ask(output);
     }
@@ -298,7 +298,7 @@ struct Lister {
     accounts: usize,
 }
 
-impl ClientCodec for Lister {
+impl PeerCodec for Lister {
     fn open(&mut self, output: &mut Vec<u8>) {
         self.sent(output);
     }

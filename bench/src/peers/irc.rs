@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, bail};
 
-use super::{ClientCodec, Durability, Peer, Received, Role, missing_package, user_name};
+use super::{Durability, Peer, PeerCodec, Received, Role, missing_package, user_name};
 use crate::load::text::{Stamp, Text};
 use crate::server::{Server, version, write_settings};
 
@@ -49,11 +49,11 @@ impl Peer for Ngircd {
         Server::start(self.name(), command, port, folder)
     }
 
-    fn preparations(&self, _users: usize) -> Box<dyn Iterator<Item = Box<dyn ClientCodec>>> {
+    fn preparations(&self, _users: usize) -> Box<dyn Iterator<Item = Box<dyn PeerCodec>>> {
         Box::new(std::iter::empty())
     }
 
-    fn codec(&self, role: Role) -> Box<dyn ClientCodec> {
+    fn codec(&self, role: Role) -> Box<dyn PeerCodec> {
         Box::new(Irc { role, sent: 0, accepted: 0 })
     }
 }
@@ -65,7 +65,7 @@ struct Irc {
     accepted: usize,
 }
 
-impl ClientCodec for Irc {
+impl PeerCodec for Irc {
     fn open(&mut self, output: &mut Vec<u8>) {
         let name = match self.role {
             Role::Sender(sender) => format!("s{sender}"),

@@ -71,14 +71,14 @@ pub(crate) trait Peer: Send + Sync {
 
     /// Returns the connections that create accounts, streams or sessions for this many users, to
     /// be opened and closed before the load.
-    fn preparations(&self, users: usize) -> Box<dyn Iterator<Item = Box<dyn ClientCodec>>>;
+    fn preparations(&self, users: usize) -> Box<dyn Iterator<Item = Box<dyn PeerCodec>>>;
 
     /// Returns the codec of a client connection.
-    fn codec(&self, role: Role) -> Box<dyn ClientCodec>;
+    fn codec(&self, role: Role) -> Box<dyn PeerCodec>;
 }
 
 /// The codec of a client connection, without I/O: bytes in, bytes out.
-pub(crate) trait ClientCodec: Send {
+pub(crate) trait PeerCodec: Send {
     /// Encodes the first bytes of the connection.
     fn open(&mut self, output: &mut Vec<u8>);
 

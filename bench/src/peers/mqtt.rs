@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, bail, ensure};
 
-use super::{ClientCodec, Peer, Received, Role, missing_package, user_name};
+use super::{Peer, PeerCodec, Received, Role, missing_package, user_name};
 use crate::load::text::{Stamp, TEXT_BYTES, Text};
 use crate::server::{Server, is_root, version, write_settings};
 
@@ -46,12 +46,12 @@ impl Peer for Mosquitto {
         Server::start(self.name(), command, port, folder)
     }
 
-    fn preparations(&self, users: usize) -> Box<dyn Iterator<Item = Box<dyn ClientCodec>>> {
+    fn preparations(&self, users: usize) -> Box<dyn Iterator<Item = Box<dyn PeerCodec>>> {
         // A session queues messages from its subscription on.
         Box::new((0..users).map(|user| Mosquitto.codec(Role::Receiver(user))))
     }
 
-    fn codec(&self, role: Role) -> Box<dyn ClientCodec> {
+    fn codec(&self, role: Role) -> Box<dyn PeerCodec> {
         Box::new(Mqtt { role, last_packet: 0, last_user: usize::MAX, topic: Vec::new() })
     }
 }
@@ -120,7 +120,7 @@ impl Mqtt {
     }
 }
 
-impl ClientCodec for Mqtt {
+impl PeerCodec for Mqtt {
     fn open(&mut self, output: &mut Vec<u8>) {
         let name = match self.role {
             Role::Sender(sender) => format!("s{sender}"),

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, bail, ensure};
 
-use super::{ClientCodec, Peer, Received, Role, user_name};
+use super::{Peer, PeerCodec, Received, Role, user_name};
 use crate::load::text::{Stamp, TEXT_BYTES, Text};
 use crate::server::{Server, version, write_settings};
 
@@ -66,15 +66,15 @@ impl Peer for Nats {
         Server::start(self.name(), command, port, folder)
     }
 
-    fn preparations(&self, users: usize) -> Box<dyn Iterator<Item = Box<dyn ClientCodec>>> {
+    fn preparations(&self, users: usize) -> Box<dyn Iterator<Item = Box<dyn PeerCodec>>> {
         let makers = (0..users).step_by(USERS_PER_STREAM).map(move |first| {
             let users = first..users.min(first + USERS_PER_STREAM);
-            Box::new(Maker { left: users.len() + 1, users }) as Box<dyn ClientCodec>
+            Box::new(Maker { left: users.len() + 1, users }) as Box<dyn PeerCodec>
         });
         Box::new(makers)
     }
 
-    fn codec(&self, role: Role) -> Box<dyn ClientCodec> {
+    fn codec(&self, role: Role) -> Box<dyn PeerCodec> {
         Box::new(Client { role, last_reply: 0, inbox: Vec::new() })
     }
 }
@@ -93,7 +93,7 @@ struct Client {
     inbox: Vec<u8>,
 }
 
-impl ClientCodec for Client {
+impl PeerCodec for Client {
     fn open(&mut self, output: &mut Vec<u8>) {
         output.extend_from_slice(CONNECT.as_bytes());
         match self.role {
@@ -172,7 +172,7 @@ impl Maker {
     }
 }
 
-impl ClientCodec for Maker {
+impl PeerCodec for Maker {
     fn open(&mut self, output: &mut Vec<u8>) {
         output.extend_from_slice(CONNECT.as_bytes());
         let stream = self.stream();

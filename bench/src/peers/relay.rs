@@ -22,7 +22,7 @@ use tokio::sync::Notify;
 use tokio::task::{LocalSet, spawn_blocking, spawn_local};
 
 use super::hark::{Native, whole_frame};
-use super::{ClientCodec, Durability, Peer, Role};
+use super::{Durability, Peer, PeerCodec, Role};
 use crate::server::Server;
 
 /// The size of a read, in bytes.
@@ -70,11 +70,11 @@ impl Peer for Relay {
         Server::start(self.name(), command, port, folder)
     }
 
-    fn preparations(&self, _users: usize) -> Box<dyn Iterator<Item = Box<dyn ClientCodec>>> {
+    fn preparations(&self, _users: usize) -> Box<dyn Iterator<Item = Box<dyn PeerCodec>>> {
         Box::new(std::iter::empty())
     }
 
-    fn codec(&self, role: Role) -> Box<dyn ClientCodec> {
+    fn codec(&self, role: Role) -> Box<dyn PeerCodec> {
         Box::new(Native::new(role))
     }
 }

@@ -32,7 +32,7 @@ impl Table {
         let mut line = |cells: &[String]| {
             // Writing to a string cannot fail.
             if writeln!(to, "| {} |", cells.join(" | ")).is_err() {
-                unreachable!("a string takes what is written to it");
+                unreachable!("writes to a string do not fail");
             }
         };
         line(&self.columns);

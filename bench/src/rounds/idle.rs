@@ -56,7 +56,7 @@ impl IdleArgs {
         for peer in &subjects {
             bench.step(peer.name().to_owned());
             if let Err(error) = self.measure(bench, peer, &counts) {
-                bench.say(&format!("{} was not measured to the end: {error:#}", peer.name()));
+                bench.say(&format!("{} was measured incompletely: {error:#}", peer.name()));
             }
         }
         let idle = medians(&bench.report.records(IDLE));
@@ -73,7 +73,7 @@ impl IdleArgs {
         counts.sort_unstable();
         counts.dedup();
         counts.retain(|&count| count > 0);
-        ensure!(!counts.is_empty(), "no number of connections, or no open files: raise `ulimit -n`");
+        ensure!(!counts.is_empty(), "too few open files for any number of connections; raise `ulimit -n`");
         Ok(counts)
     }
 
@@ -162,18 +162,17 @@ impl IdleArgs {
         Ok(Section {
             title: "Idle",
             text: format!(
-                "Users are connected, {} at a time, and say nothing. Resident memory is that of the process, without \
-                 what the kernel has for its sockets. What a user takes is what has come to the server since it was \
-                 empty: its account or session, and its connection. A process may have {files} open files here. After \
-                 a restart, by SIGTERM, all users come back at once; a user is back when it has its backlog, where \
-                 the server keeps one on its disk, and left behind when it is not after 30 s. Fairness is 1 where \
-                 all had waited as long (Jain's index).",
+                "Users connect, {} at a time, and stay idle. Resident memory is that of the process, without the \
+                 kernel's socket buffers. The memory of a user is the growth since the server was empty: its account or \
+                 session, and its connection. A process may have {files} open files here. After a restart by SIGTERM, \
+                 all users return at once; a user is back once it has its backlog, if the server stores one on disk, \
+                 and lost if it is not back after 30 s. Fairness is Jain's index: 1 if all waited equally long.",
                 self.connecting,
             ),
             tables,
             plots: vec![
                 plot("idle-memory", "Memory over connections", "MiB", idle, memory),
-                plot("idle-connect", "Time to connect them all", "seconds", idle, time),
+                plot("idle-connect", "Time to connect all users", "seconds", idle, time),
             ],
         })
     }
@@ -190,14 +189,7 @@ fn idle_table(records: &[&Record]) -> Table {
     let connections = count(records.first().and_then(|record| record.with_what("connections")));
     let mut table = Table::new(
         format!("{connections} connected users"),
-        &[
-            "server",
-            "resident MiB",
-            "KiB/user",
-            "of that for the connection",
-            "seconds to connect them",
-            "connected/s",
-        ],
+        &["server", "resident MiB", "KiB/user", "of which connection", "seconds to connect", "connected/s"],
     );
     for record in records {
         let scaled = |name, by: u32| number(record.figure(name).map(|bytes| bytes / f64::from(by)));

@@ -148,16 +148,16 @@ impl OfflineArgs {
         Section {
             title: "Offline",
             text: format!(
-                "{} senders with {} in flight each fill the queues of users who are away; then the users come, {} at \
-                 a time, each over a connection of its own, receive what there is and acknowledge it, for {} s at most. Memory is looked at before they come, and its peak \
-                 after. The plain file \
-                 is synced once for as many texts as all senders have in flight.",
+                "{} senders with {} in flight each fill the queues of offline users. Then the users return, {} at a \
+                 time, each over its own connection, and receive and acknowledge their messages, for at most {} s. \
+                 Memory is sampled before their return, and its peak after. The plain file is synced once for as many \
+                 texts as all senders have in flight.",
                 self.senders, self.in_flight, self.at_a_time, self.drain_seconds
             ),
             tables: by_setting(records).iter().map(|records| table(records)).collect(),
             plots: vec![
-                plot("offline-fill", "Accepted for users who are away", records, "accepted_per_second"),
-                plot("offline-drain", "Received when they come", records, "drained_per_second"),
+                plot("offline-fill", "Accepted for offline users", records, "accepted_per_second"),
+                plot("offline-drain", "Received at their return", records, "drained_per_second"),
             ],
         }
     }

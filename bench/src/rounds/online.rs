@@ -188,8 +188,8 @@ fn section(closed: &[Record], open: &[Record]) -> Section {
     tables.extend(compared.map(|records| open_table(records)));
     Section {
         title: "Online",
-        text: "Senders and receivers are all connected; each sender goes round all receivers. Latency is from when a \
-               message was due to be sent to when it was received; it is accepted when the server says so."
+        text: "All senders and receivers are connected; each sender addresses all receivers in turn. Latency is the time \
+               from a message's due time to its receipt. A message is accepted when the server acknowledges it."
             .to_owned(),
         tables,
         plots: vec![
@@ -322,6 +322,6 @@ mod tests {
     fn unsustainable_rate_is_skipped() {
         let closed = [Record::new(CLOSED, "harkd", &[]).with("delivered_per_second", 10_000.0)];
         assert!(is_borne(&closed, "harkd", 8_000.0) && !is_borne(&closed, "harkd", 9_000.0));
-        assert!(is_borne(&closed, "another", 9_000.0), "who was not measured is tried");
+        assert!(is_borne(&closed, "another", 9_000.0), "an unmeasured subject is tried");
     }
 }

@@ -101,8 +101,8 @@ impl SoakArgs {
             let others = scope.spawn(|| on_a_runtime(others(peer, server, &beside)));
             let outcome = load.run(peer, server);
             beside.is_over.store(true, Ordering::Release);
-            let samples = samples.join().map_err(|_| anyhow!("looking at the memory has panicked"))?;
-            others.join().map_err(|_| anyhow!("those who come and go have panicked"))?.context("beside")?;
+            let samples = samples.join().map_err(|_| anyhow!("the memory sampler has panicked"))?;
+            others.join().map_err(|_| anyhow!("the connecting users have panicked"))?.context("beside")?;
             anyhow::Ok((outcome?, samples?))
         })?;
         let mut records = samples;
@@ -121,9 +121,9 @@ impl SoakArgs {
         Section {
             title: "Soak",
             text: format!(
-                "{} messages a second from {SENDERS} senders to {SENDERS} receivers, of whom {SLOW} read only twice a \
-                 second; every {} ms one of {PASSERS} users comes and goes, and every {} ms all {ACCOUNTS} accounts \
-                 are listed. Growth compares the last quarter of the time with the second.",
+                "{} messages per second from {SENDERS} senders to {SENDERS} receivers, {SLOW} of which read only twice a \
+                 second. Every {} ms one of {PASSERS} users connects and leaves, and every {} ms all {ACCOUNTS} \
+                 accounts are listed. Growth compares the last quarter of the time with the second.",
                 count(Some(self.soak_rate)),
                 CHURN_EVERY.as_millis(),
                 LIST_EVERY.as_millis(),
@@ -131,7 +131,7 @@ impl SoakArgs {
             tables: vec![table(soaks)],
             plots: vec![Plot {
                 name: "soak-memory",
-                title: "Memory over time under a mix".to_owned(),
+                title: "Memory over time under a mixed load".to_owned(),
                 x: ("seconds", Axis::Linear),
                 y: ("MiB", Axis::Linear),
                 lines: subjects(samples).into_iter().map(line).collect(),

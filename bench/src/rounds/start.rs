@@ -167,7 +167,7 @@ fn wait_until_quiet(server: &Server) -> anyhow::Result<f64> {
     let mut last_change = start;
     let mut last = (server.written_bytes()?, server.cpu_seconds()?);
     while last_change.elapsed() < QUIET_AFTER {
-        ensure!(start.elapsed() < QUIET_WITHIN, "the server does not get quiet");
+        ensure!(start.elapsed() < QUIET_WITHIN, "the server does not become idle");
         std::thread::sleep(LOOK_EVERY);
         let now = (server.written_bytes()?, server.cpu_seconds()?);
         // A few timer ticks do not count as work.
@@ -195,9 +195,9 @@ fn section(starts: &[Record], compactions: &[Record]) -> Section {
     let seconds = "serving_after_seconds";
     Section {
         title: "Start",
-        text: "From exec to the first answer, after `kill -9`, with so many messages queued for 1,000 users, or so \
-               many accounts without messages. Then a queue is received, and the server left alone until it writes \
-               nothing more; what it has written is compared with the bytes of the texts."
+        text: "The time from exec to the first answer after `kill -9`, by the number of messages queued for 1,000 users, \
+               or of accounts without messages. Then a queue is received, and the server left alone until it is idle; \
+               the bytes written are compared with the bytes of the texts."
             .to_owned(),
         tables,
         plots: vec![

@@ -198,7 +198,7 @@ mod tests {
         }
     }
 
-    /// The same seeds make the same archive, whoever packs them.
+    /// Archives must not depend on the machine that packs them.
     #[test]
     fn archives_are_reproducible() {
         for path in archives() {

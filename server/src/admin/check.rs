@@ -19,7 +19,9 @@ pub(super) fn run(folder: &Path, drops_damaged: bool) -> anyhow::Result<()> {
         return Ok(());
     }
     if !drops_damaged {
-        bail!("the store is damaged; restore a backup, or replace the damaged messages by gaps with --drop-damaged");
+        bail!(
+            "the store is damaged; restore a backup, or replace the damaged messages by gaps with --drop-damaged"
+        );
     }
     for (name, gap) in drop_damaged(folder)? {
         let (first, last, messages) = (gap.first, gap.end.sequence, gap.messages);

@@ -29,7 +29,9 @@ pub(super) fn run(place: &StoreArgs, arguments: UserArgs) -> anyhow::Result<()> 
 
 async fn execute(place: &StoreArgs, arguments: UserArgs) -> anyhow::Result<()> {
     match place.place()? {
-        StorePlace::Memory => bail!("a store in memory has no accounts to manage; name a folder or a cluster with --store"),
+        StorePlace::Memory => {
+            bail!("a store in memory has no accounts to manage; name a folder or a cluster with --store")
+        }
         StorePlace::Folder(folder)
             if !folder.exists() && !matches!(arguments.action, UserAction::Add { .. }) =>
         {

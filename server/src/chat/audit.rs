@@ -4,7 +4,6 @@
 use std::net::IpAddr;
 
 use hark_protocol::UserName;
-use tracing::field::display;
 
 use super::accounts::Authenticated;
 

@@ -486,7 +486,7 @@ pub(crate) async fn receive_if_free_does_not_take_over(home: &dyn Home) {
     stored(&*store, text("bob", "y")).await;
     assert!(matches!(next_event(&mut former).await, Event::Appended(_)));
     drop(former);
-    let latter = store.receive_if_free(&bob).await.unwrap().expect("nobody receives");
+    let latter = store.receive_if_free(&bob).await.unwrap().expect("no other subscription");
     assert_eq!(latter.queued(), 2);
     check(store.delete(&bob).await, true);
     assert!(store.receive_if_free(&bob).await.unwrap().is_none());
@@ -499,7 +499,7 @@ pub(crate) async fn acknowledged_messages_are_not_received_again(home: &dyn Home
     let mut received = 0;
     for round in 0..100 {
         stored(&*store, text("bob", "x")).await;
-        let former = store.receive_if_free(&bob).await.unwrap().expect("nobody receives");
+        let former = store.receive_if_free(&bob).await.unwrap().expect("no other subscription");
         let page = store.read(&bob, former.cursor(), ALL).await.unwrap();
         let others: Vec<_> = (0..500).map(|_| store.append(text("eve", "y"))).collect();
         let latter = store.receive_if_free(&bob);
@@ -515,7 +515,7 @@ pub(crate) async fn acknowledged_messages_are_not_received_again(home: &dyn Home
             number(other.await);
         }
     }
-    assert!(received > 0, "nobody received after another");
+    assert!(received > 0, "no later subscription succeeded");
 }
 
 pub(crate) async fn deletion_ends_the_subscription(home: &dyn Home) {

@@ -131,7 +131,7 @@ impl ClientConnection {
     #[must_use]
     pub fn new(chat: Arc<Chat>, address: IpAddr, shutdown: Arc<ShutdownSignal>) -> Self {
         Self {
-            throttle: Throttle::of(address, &chat.rules.rates),
+            throttle: Throttle::new(address, &chat.rules.rates),
             chat,
             address,
             shutdown,

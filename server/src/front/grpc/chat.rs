@@ -58,7 +58,7 @@ impl ChatService {
 
 /// Returns the credentials of a user that deletes itself by its password: the only way
 /// under `--require-password`, besides an admin.
-fn itself(delete: &mut DeleteRequest) -> Option<Credentials> {
+fn own_credentials(delete: &mut DeleteRequest) -> Option<Credentials> {
     let password = std::mem::take(&mut delete.password);
     (!password.is_empty()).then(|| Credentials { user: delete.user.clone(), password })
 }

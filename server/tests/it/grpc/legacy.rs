@@ -51,7 +51,7 @@ async fn typed_commands_are_answered_by_text() {
     old.check("list", "There are no such users").await;
     old.check("create bob", "User bob created").await;
     old.check("create amy\n", "User amy created").await;
-    old.check("create bob", "Refused: there is a user bob already").await;
+    old.check("create bob", "Refused: user bob already exists").await;
     old.check("list", "amy\nbob").await;
     old.check("list ^b", "bob").await;
     old.check("send bob hello there", "Message sent to bob").await;
@@ -63,7 +63,7 @@ async fn typed_commands_are_answered_by_text() {
     assert_eq!(old.listen("bob").await, "");
     old.check("delete bob", "User bob deleted").await;
     old.check("delete bob", "There is no user bob").await;
-    old.check("frobnicate", "Refused: there is no such command, try help").await;
+    old.check("frobnicate", "Refused: unknown command; try help").await;
     old.check("ping", "The server is there").await;
     assert!(old.answer("help").await.unwrap().message.contains("send USER TEXT"));
 }
@@ -151,7 +151,7 @@ async fn accounts_with_a_password_are_denied() {
     chat.create(eve).await.unwrap();
     chat.send(to("eve", "hello")).await.unwrap();
     let mut old = Old::new(&server).await;
-    let denied = "Refused: the password is wrong or missing";
+    let denied = "Refused: wrong or missing password";
     old.check("connect eve", denied).await;
     old.check("delete eve", denied).await;
     assert_eq!(old.listen("eve").await, denied);
