@@ -210,8 +210,13 @@ pub enum ReadError {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// Another process has it open.
-    #[error("cannot open store {}: in use by another process; stop it or choose another --store", .0.display())]
-    InUse(PathBuf),
+    #[error("cannot open store {}: in use by another harkd{}; stop it or choose another --store", path.display(), pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default())]
+    InUse {
+        /// The folder.
+        path: PathBuf,
+        /// The process, if it is known.
+        pid: Option<u32>,
+    },
     /// There are files in the folder, and they are no store.
     #[error("cannot open store {}: the folder is not empty and holds no store; choose an empty or a new folder", .0.display())]
     NotAStore(PathBuf),

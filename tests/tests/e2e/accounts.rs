@@ -267,12 +267,12 @@ async fn admin_manages_any_account(one: Front, other: Front) {
 
 async fn admin_account_is_created_by_operator_or_admin(one: Front, other: Front) {
     let server = with_admins(&[("ann", Some("a"))], Harkd::builder());
-    server.wait_for_log("an admin does not exist");
+    server.wait_for_log("admin 'root' has no account; create it with: harkd user add root");
     let mut nobody = one.connect(server.address()).await;
     nobody.ok(create("eve", Some("e"))).await;
     for password in [None, Some("mine")] {
         let explanation = nobody.refused(create("root", password), Code::Denied).await;
-        assert!(explanation.contains("kept by the operator"), "{explanation}");
+        assert!(explanation.contains("this name is reserved"), "{explanation}");
     }
     nobody.refused(connect("root", None), Code::NoSuchUser).await;
     let mut ann = other.connect(server.address()).await;
@@ -286,7 +286,7 @@ async fn admin_account_is_created_by_operator_or_admin(one: Front, other: Front)
 async fn login_without_password_gives_no_admin_rights(one: Front, other: Front) {
     let accounts = [("root", None), ("ann", Some("a")), ("eve", Some("e"))];
     let server = with_admins(&accounts, Harkd::builder().arg("--list=admin"));
-    server.wait_for_log("an admin has no password");
+    server.wait_for_log("admin 'root' has no password");
     let mut anybody = one.connect(server.address()).await;
     anybody.ok(connect("root", None)).await;
     let forbidden =
@@ -296,7 +296,7 @@ async fn login_without_password_gives_no_admin_rights(one: Front, other: Front) 
     }
     // Setting a password does not make the account an admin.
     let explanation = anybody.refused(set_password("root", None, "mine"), Code::Denied).await;
-    assert!(explanation.contains("kept by the operator"), "{explanation}");
+    assert!(explanation.contains("this name is reserved"), "{explanation}");
     let mut ann = other.connect(server.address()).await;
     ann.ok(login("ann", Some("a"))).await;
     ann.ok(set_password("root", None, "toor")).await;
@@ -462,4 +462,25 @@ async fn operator_manages_accounts_of_a_stopped_server() {
     wire.ok(login("bob", Some("new"))).await;
     wire.ok(login("open", None)).await;
     wire.refused(login("eve", None), Code::NoSuchUser).await;
+}
+
+#[tokio::test]
+async fn account_events_are_logged() {
+    let server = Harkd::builder().arg("--max-queued-messages=1").start();
+    let mut wire = Wire::connect(server.address()).await;
+    wire.ok(create("eve", Some("secret"))).await;
+    wire.ok(login("eve", Some("secret"))).await;
+    wire.ok(set_password("eve", Some("secret"), "other")).await;
+    wire.sent("eve", "one").await;
+    wire.refused(send("eve", "two"), Code::QueueFull).await;
+    wire.ok(delete("eve", None)).await;
+    for event in [
+        "account created user=eve address=127.0.0.1",
+        "logged in user=eve by_password=true address=127.0.0.1",
+        "password set user=eve by=eve by_admin=false address=127.0.0.1",
+        "send refused: queue full recipient=eve by=eve address=127.0.0.1",
+        "account deleted user=eve by=eve by_admin=false address=127.0.0.1",
+    ] {
+        server.wait_for_log(event);
+    }
 }

@@ -153,7 +153,7 @@ async fn other_document_programs_work_as_printed() {
     let mut session = document.start_after_imports(&server, session);
     assert_eq!(Output::of(&mut session).next(), "bob says hello, me");
     let logs = document.start_after_imports(&server, logs);
-    server.wait_for_log("the log is watched");
+    server.wait_for_log("log watcher connected");
     server.signal("TERM");
     // Both end successfully, together with the server.
     check(logs);

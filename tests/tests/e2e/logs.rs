@@ -32,7 +32,7 @@ fn watch(server: &Harkd, state: &Path) -> (Child, BufReader<ChildStdout>) {
     let mut lines = BufReader::new(child.stdout.take().unwrap());
     let mut line = String::new();
     lines.read_line(&mut line).unwrap();
-    assert!(line.contains(": the log is watched address=127.0.0.1"), "{line}");
+    assert!(line.contains(": log watcher connected address=127.0.0.1"), "{line}");
     (child, lines)
 }
 

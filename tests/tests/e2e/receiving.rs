@@ -225,7 +225,7 @@ async fn ack_above_the_last_push_is_ignored(one: Front, other: Front) {
     bob.ack(Sequence(message.sequence.0 + 1)).await;
     bob.ack(Sequence(u64::MAX)).await;
     assert_eq!(bob.receive("bob").await, 1);
-    server.wait_for_log("ignoring an ack");
+    server.wait_for_log("ack ignored");
 }
 
 #[tokio::test]

@@ -175,7 +175,7 @@ async fn private_key_is_never_logged() {
     let mut client: Client = Front::Tls.connect(server.address()).await;
     client.ping().await;
     server.signal("HUP");
-    server.wait_for_log("were read again");
+    server.wait_for_log("certificate reloaded");
     server.kill();
     let key = fs::read_to_string(certificate.key()).unwrap();
     let line = key.lines().nth(1).unwrap();

@@ -66,7 +66,7 @@ async fn mark(wire: &mut Wire, number: u64) {
 }
 
 fn mark_of(event: &LogEvent) -> Option<u64> {
-    let is_mark = event.message == "an ack from a connection that received nothing";
+    let is_mark = event.message == "ack ignored: connection has no delivery";
     is_mark.then(|| event.fields.get("sequence").unwrap().parse().unwrap())
 }
 
@@ -81,7 +81,7 @@ async fn watcher_level_is_independent_of_stderr() {
     assert_eq!((event.level(), &*event.target), (LogLevel::Debug, "hark_server::chat::connection"));
     assert_eq!(event.fields["address"], "127.0.0.1");
     assert!(event.time_ms > 1_700_000_000_000);
-    assert!(!server.log().contains("received nothing"), "{}", server.log());
+    assert!(!server.log().contains("has no delivery"), "{}", server.log());
 
     wire.create("eve").await;
     let wrong = Request::Password { user: name("eve"), old: None, new: "secret".parse().unwrap() };
@@ -177,7 +177,7 @@ async fn watcher_sees_no_secrets_and_no_feedback() {
     mark(&mut marks, 1).await;
     let mut events = watch.until(1).await;
     // Both connections end once the server has noticed.
-    while events.iter().filter(|event| event.message == "a connection has ended").count() < 2 {
+    while events.iter().filter(|event| event.message == "connection closed").count() < 2 {
         events.push(watch.event().await);
     }
     assert!(events.iter().any(|event| event.message == "wrong password"), "{events:?}");
@@ -204,14 +204,14 @@ async fn watcher_sees_connections_except_its_own() {
     let mut begun = None;
     for _ in 0..20 {
         drop(Wire::connect(server.address()).await);
-        for expected in ["a connection begins", "a connection has ended"] {
+        for expected in ["connection opened", "connection closed"] {
             let event = watch.event().await;
             // The first event announces the watcher.
-            let event = if event.message == "the log is watched" { watch.event().await } else { event };
+            let event = if event.message == "log watcher connected" { watch.event().await } else { event };
             assert_eq!((&*event.message, &*event.target), (expected, "hark_server::server"));
             assert_eq!(event.fields["address"], "127.0.0.1");
             let connection = Some(event.fields["connection"].clone());
-            assert_eq!(connection == begun, expected == "a connection has ended", "{connection:?} {begun:?}");
+            assert_eq!(connection == begun, expected == "connection closed", "{connection:?} {begun:?}");
             begun = connection;
         }
     }
@@ -269,7 +269,7 @@ async fn log_is_private_by_default() {
 #[tokio::test]
 async fn watcher_account_is_created_by_operator_or_admin() {
     let server = Harkd::builder().arg("--watch-logs=watcher").start();
-    server.wait_for_log("does not exist; make the account with harkd user add");
+    server.wait_for_log("log watcher 'watcher' has no account; create it with: harkd user add watcher");
     let mut wire = Wire::connect(server.address()).await;
     for password in [None, Some("mine".parse().unwrap())] {
         wire.refused(Request::Create { user: name("watcher"), password }, Word::Denied).await;
@@ -280,7 +280,7 @@ async fn watcher_account_is_created_by_operator_or_admin() {
     let store = folder.path().join("store");
     add_user(&store, "watcher", None);
     let server = Harkd::builder().arg("--watch-logs=watcher").store(&store).start();
-    server.wait_for_log("has no password, and cannot until it has one");
+    server.wait_for_log("log watcher 'watcher' has no password");
     let mut wire = Wire::connect(server.address()).await;
     let take = Request::Password { user: name("watcher"), old: None, new: "mine".parse().unwrap() };
     wire.refused(take, Word::Denied).await;

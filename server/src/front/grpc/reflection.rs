@@ -1,6 +1,5 @@
-//! Server reflection (`grpc.reflection`): what tells a client of the services,
-//! in both versions that clients ask for. Its streams have no end of their own:
-//! to them it seems that their client asks nothing more once the server stops.
+//! Server reflection (`grpc.reflection`), in both versions that clients use. Its streams
+//! have no end of their own, so their request bodies end when the server drains.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -19,7 +18,7 @@ use tower_service::Service;
 
 use super::{Caller, services};
 
-/// Adds the services to these. A question has at most so many bytes.
+/// Adds the services to `services`, with requests of at most `request_bytes_max`.
 pub(super) fn add(services: services::Builder, request_bytes_max: usize) -> services::Builder {
     let builder = || {
         Builder::configure()
@@ -31,13 +30,13 @@ pub(super) fn add(services: services::Builder, request_bytes_max: usize) -> serv
             .add(UntilStop(v1.max_decoding_message_size(request_bytes_max)))
             .add(UntilStop(v1alpha.max_decoding_message_size(request_bytes_max))),
         (Err(error), _) | (_, Err(error)) => {
-            tracing::error!(%error, "the services cannot be described");
+            tracing::error!(%error, "cannot build the reflection service");
             services
         }
     }
 }
 
-/// A service that is asked nothing more once the server stops.
+/// A service whose requests end when the server drains.
 #[derive(Debug, Clone)]
 struct UntilStop<S>(S);
 
@@ -53,8 +52,9 @@ impl<S: Service<Request<Body>>> Service<Request<Body>> for UntilStop<S> {
     fn call(&mut self, request: Request<Body>) -> S::Future {
         let stopping = Caller::of(request.extensions()).map(|caller| caller.stopping.clone());
         self.0.call(match stopping {
-            Ok(stopping) => request
-                .map(|asked| Body::new(Questions { asked, stopping: Box::pin(stopping.cancelled_owned()) })),
+            Ok(stopping) => request.map(|body| {
+                Body::new(DrainableBody { body, stopping: Box::pin(stopping.cancelled_owned()) })
+            }),
             Err(_) => request,
         })
     }
@@ -64,13 +64,13 @@ impl<S: NamedService> NamedService for UntilStop<S> {
     const NAME: &'static str = S::NAME;
 }
 
-/// What a client asks, until the server stops.
-struct Questions {
-    asked: Body,
+/// A request body that ends when the server drains.
+struct DrainableBody {
+    body: Body,
     stopping: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
-impl http_body::Body for Questions {
+impl http_body::Body for DrainableBody {
     type Data = Bytes;
     type Error = Status;
 
@@ -80,7 +80,7 @@ impl http_body::Body for Questions {
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         match self.stopping.as_mut().poll(cx) {
             Poll::Ready(()) => Poll::Ready(None),
-            Poll::Pending => Pin::new(&mut self.asked).poll_frame(cx),
+            Poll::Pending => Pin::new(&mut self.body).poll_frame(cx),
         }
     }
 }
