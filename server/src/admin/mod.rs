@@ -12,19 +12,19 @@ use std::path::Path;
 
 use anyhow::bail;
 
-use crate::config::{Command, StoreArgs};
+use crate::config::{AdminCommand, StoreArgs};
 use crate::shard::offline::OfflineStore;
 
 /// Runs a command.
 ///
 /// # Errors
 /// One line with the cause and the remedy.
-pub fn run(place: &StoreArgs, command: Command) -> anyhow::Result<()> {
+pub fn run(place: &StoreArgs, command: AdminCommand) -> anyhow::Result<()> {
     match command {
-        Command::User(arguments) => user::run(place, arguments),
-        Command::Check { folder, drop_damaged } => check::run(&folder, drop_damaged),
-        Command::Export { folder } => export::run(&folder, io::stdout().lock()),
-        Command::Import { folder } => import::run(&folder, io::stdin().lock()),
+        AdminCommand::User(arguments) => user::run(place, arguments),
+        AdminCommand::Check { folder, drop_damaged } => check::run(&folder, drop_damaged),
+        AdminCommand::Export { folder } => export::run(&folder, io::stdout().lock()),
+        AdminCommand::Import { folder } => import::run(&folder, io::stdin().lock()),
     }
 }
 

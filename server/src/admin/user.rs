@@ -74,7 +74,7 @@ impl Prepared {
         match self {
             Self::Add(name, password) => match store.create(&name, password).await? {
                 Created::Created => print(format_args!("added {name}")),
-                Created::Exists => bail!("user {name} already exists"),
+                Created::Exists => bail!("{name} already exists"),
                 Created::TooMany => bail!("the store has reached its limit of accounts"),
             },
             Self::Remove(name) => {

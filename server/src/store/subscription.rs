@@ -53,7 +53,7 @@ pub struct Subscription {
     account: Account,
     queued: u64,
     cursor: Position,
-    buffer: Arc<Buffer>,
+    buffer: Arc<SubscriptionBuffer>,
     /// Notifies the store of the drop, if it needs to know.
     _released: Option<DropGuard>,
 }
@@ -61,21 +61,21 @@ pub struct Subscription {
 /// The store's side. Clones publish to the same subscription.
 #[derive(Debug, Clone)]
 pub struct Publisher {
-    buffer: Arc<Buffer>,
+    buffer: Arc<SubscriptionBuffer>,
 }
 
 #[derive(Debug, Default)]
-struct Buffer {
+struct SubscriptionBuffer {
     /// Whether the state has an end.
     ended: AtomicBool,
     // Locked because a thread of the store publishes and a task of the connection reads. Held
     // for one operation on the queue.
-    state: Mutex<State>,
+    state: Mutex<BufferState>,
     changed: AtomicWaker,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct BufferState {
     messages: VecDeque<Arc<Message>>,
     bytes: usize,
     following: bool,
@@ -89,7 +89,7 @@ impl Subscription {
     /// `queued` messages waiting, and its publisher. It begins lagging.
     #[must_use]
     pub fn new(account: Account, queued: u64, cursor: Position) -> (Publisher, Self) {
-        let buffer = Arc::new(Buffer::default());
+        let buffer = Arc::new(SubscriptionBuffer::default());
         (Publisher { buffer: Arc::clone(&buffer) }, Self { account, queued, cursor, buffer, _released: None })
     }
 
@@ -231,8 +231,8 @@ impl Publisher {
     }
 }
 
-impl Buffer {
-    fn lock(&self) -> MutexGuard<'_, State> {
+impl SubscriptionBuffer {
+    fn lock(&self) -> MutexGuard<'_, BufferState> {
         // Nothing panics while the lock is held.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -250,7 +250,7 @@ impl Buffer {
     }
 }
 
-impl State {
+impl BufferState {
     /// Takes a bounded number of messages.
     fn take(&mut self) -> Vec<Arc<Message>> {
         let (mut count, mut bytes) = (0, 0);
