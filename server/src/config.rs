@@ -39,7 +39,9 @@ pub enum Command {
     Check {
         /// The folder of the store
         folder: PathBuf,
-        /// Put gaps in the place of damaged messages, so that their readers get the others
+        /// Put gaps in the place of damaged messages, so that their readers get the others. A
+        /// store that does not open is salvaged: what can be read of it is written anew,
+        /// and the damaged files are kept beside it
         #[arg(long)]
         drop_damaged: bool,
     },
@@ -47,6 +49,9 @@ pub enum Command {
     Export {
         /// The folder of the store
         folder: PathBuf,
+        /// Print what can be read of a damaged store, with gaps in the place of the rest
+        #[arg(long)]
+        salvage: bool,
     },
     /// Take accounts and messages from JSON lines on standard input. Numbers are kept; what
     /// the store has already is left as it is
@@ -308,7 +313,7 @@ impl ServeArgs {
                 SyncArg::Os => Sync::Os,
             },
             numbers_after: self.numbers_after,
-            segment_bytes: self.segment_bytes(),
+            segment_bytes: Some(self.segment_bytes()),
         }
     }
 }

@@ -5,16 +5,13 @@ mod check;
 mod export;
 mod import;
 mod line;
+mod salvage;
 mod user;
 
 use std::io::{self, Write};
-use std::path::Path;
-
-use anyhow::bail;
 
 use crate::config::Command;
 use crate::place::StoreArgs;
-use crate::shard::offline::OfflineStore;
 
 /// Carries out a command.
 ///
@@ -24,17 +21,10 @@ pub fn run(place: &StoreArgs, command: Command) -> anyhow::Result<()> {
     match command {
         Command::User(arguments) => user::run(place, arguments),
         Command::Check { folder, drop_damaged } => check::run(&folder, drop_damaged),
-        Command::Export { folder } => export::run(&folder, io::stdout().lock()),
+        Command::Export { folder, salvage: false } => export::run(&folder, io::stdout().lock()),
+        Command::Export { folder, salvage: true } => salvage::export(&folder, io::stdout().lock()),
         Command::Import { folder } => import::run(&folder, io::stdin().lock()),
     }
-}
-
-/// Opens a store that is there.
-fn open(folder: &Path) -> anyhow::Result<OfflineStore> {
-    if !folder.is_dir() {
-        bail!("there is no store at {}; name its folder", folder.display());
-    }
-    Ok(OfflineStore::open(folder)?)
 }
 
 /// Prints a line. A reader that has gone has read enough.

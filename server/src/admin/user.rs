@@ -14,6 +14,7 @@ use zeroize::Zeroizing;
 use super::print;
 use crate::chat::passwords;
 use crate::config::{UserAction, UserArgs};
+use crate::log::disk::snapshot;
 use crate::place::{StoreArgs, StorePlace};
 use crate::shard::ShardConfig;
 use crate::store::{AccountEntry, Created, PasswordHash, Store};
@@ -32,10 +33,8 @@ pub(super) fn run(place: &StoreArgs, arguments: UserArgs) -> anyhow::Result<()> 
 async fn carry_out(place: &StoreArgs, arguments: UserArgs) -> anyhow::Result<()> {
     match place.place()? {
         StorePlace::Memory => bail!("a store in memory is gone with its server; name a folder with --store"),
-        StorePlace::Folder(folder)
-            if !folder.exists() && !matches!(arguments.action, UserAction::Add { .. }) =>
-        {
-            bail!("there is no store at {}; name its folder with --store", folder.display());
+        StorePlace::Folder(folder) if !matches!(arguments.action, UserAction::Add { .. }) => {
+            snapshot::find(&folder)?;
         }
         _ => {}
     }
