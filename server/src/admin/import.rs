@@ -181,6 +181,7 @@ fn checked_number(number: u64) -> Result<(), String> {
 mod tests {
     use super::super::export;
     use super::*;
+    use crate::shard::snapshot::Snapshot;
 
     fn imported(folder: &Path, lines: &str) -> Counts {
         let mut store = OfflineStore::open(folder).unwrap();
@@ -261,7 +262,7 @@ mod tests {
         imported(folder.path(), LINES);
         let zoe = r#"{"type":"account","name":"zoe"}"#;
         imported(folder.path(), zoe);
-        let store = OfflineStore::open(folder.path()).unwrap();
+        let store = Snapshot::open(folder.path()).unwrap();
         let zoe = store.inboxes().pop().unwrap();
         assert!(zoe.entry.account.incarnation > 9_000_000_005);
     }

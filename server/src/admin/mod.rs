@@ -5,15 +5,12 @@ mod check;
 mod export;
 mod import;
 mod line;
+mod salvage;
 mod user;
 
 use std::io::{self, Write};
-use std::path::Path;
-
-use anyhow::bail;
 
 use crate::config::{AdminCommand, StoreArgs};
-use crate::shard::offline::OfflineStore;
 
 /// Runs a command.
 ///
@@ -23,17 +20,10 @@ pub fn run(place: &StoreArgs, command: AdminCommand) -> anyhow::Result<()> {
     match command {
         AdminCommand::User(arguments) => user::run(place, arguments),
         AdminCommand::Check { folder, drop_damaged } => check::run(&folder, drop_damaged),
-        AdminCommand::Export { folder } => export::run(&folder, io::stdout().lock()),
+        AdminCommand::Export { folder, salvage: false } => export::run(&folder, io::stdout().lock()),
+        AdminCommand::Export { folder, salvage: true } => salvage::export(&folder, io::stdout().lock()),
         AdminCommand::Import { folder } => import::run(&folder, io::stdin().lock()),
     }
-}
-
-/// Opens an existing store.
-fn open(folder: &Path) -> anyhow::Result<OfflineStore> {
-    if !folder.is_dir() {
-        bail!("there is no store in {}; name its folder", folder.display());
-    }
-    Ok(OfflineStore::open(folder)?)
 }
 
 /// Prints a line. A closed pipe is not an error.

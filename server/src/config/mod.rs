@@ -53,7 +53,9 @@ pub enum AdminCommand {
     Check {
         /// The store's folder
         folder: PathBuf,
-        /// Replace damaged messages by gaps, so that the rest of an inbox can be read
+        /// Replace damaged messages by gaps, so that the rest of an inbox can be read. A store
+        /// that cannot be opened is salvaged: what is intact is written to a new log, and the
+        /// damaged one is kept beside it
         #[arg(long)]
         drop_damaged: bool,
     },
@@ -62,6 +64,9 @@ pub enum AdminCommand {
     Export {
         /// The store's folder
         folder: PathBuf,
+        /// Export what is intact in a damaged store, with gaps for the rest
+        #[arg(long)]
+        salvage: bool,
     },
     /// Import accounts and messages from JSON lines on standard input. Message numbers are
     /// kept; accounts and messages that exist already are skipped
@@ -398,7 +403,7 @@ impl ServeArgs {
                 SyncArg::Os => Sync::Os,
             },
             numbers_after: self.numbers_after,
-            segment_bytes: self.segment_bytes(),
+            segment_bytes: Some(self.segment_bytes()),
         }
     }
 }

@@ -379,6 +379,15 @@ impl Ledger {
         self.inboxes.iter_from(0).map(|(_, inbox)| (inbox.entry(), inbox.cursor, inbox.tail))
     }
 
+    /// Moves the last position of an inbox to a later one.
+    pub(crate) fn raise_tail(&mut self, account: &Account, tail: Position) {
+        if let Some(inbox) = self.inboxes.get_mut(account)
+            && inbox.tail.sequence < tail.sequence
+        {
+            inbox.tail = tail;
+        }
+    }
+
     fn next_number(&mut self, changes: &mut Changes) -> u64 {
         next_number(&mut self.numbers, changes)
     }
