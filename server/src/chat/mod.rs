@@ -22,7 +22,7 @@ mod accounts;
 mod attempts;
 mod connection;
 mod control;
-mod delivery_window;
+pub(crate) mod delivery_window;
 mod listing;
 mod pace;
 pub mod passwords;

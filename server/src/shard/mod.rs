@@ -21,7 +21,7 @@ mod kept;
 pub(crate) mod offline;
 mod open;
 mod queue;
-mod readers;
+pub(crate) mod readers;
 mod recovery;
 #[cfg(test)]
 mod tests;
