@@ -6,6 +6,8 @@
 
 pub mod admin;
 pub mod chat;
+#[cfg(test)]
+pub(crate) mod cluster;
 pub mod config;
 pub mod exposure;
 pub mod front;
