@@ -51,6 +51,11 @@ impl Inboxes {
         self.inboxes.get_mut(*self.by_name.get(name)?)
     }
 
+    /// Returns the inbox of this name.
+    pub(super) fn get(&self, name: &UserName) -> Option<&Inbox> {
+        self.inboxes.get(*self.by_name.get(name)?)
+    }
+
     /// Returns the inbox of an account that has not ended.
     pub(super) fn get_mut(&mut self, account: &Account) -> Option<&mut Inbox> {
         self.by_name(&account.name).filter(|inbox| inbox.account.incarnation == account.incarnation)
@@ -58,9 +63,7 @@ impl Inboxes {
 
     /// Returns whether an account has not ended.
     pub(super) fn is_alive(&self, account: &Account) -> bool {
-        let slot = self.by_name.get(&account.name);
-        slot.and_then(|slot| self.inboxes.get(*slot))
-            .is_some_and(|inbox| inbox.account.incarnation == account.incarnation)
+        self.get(&account.name).is_some_and(|inbox| inbox.account.incarnation == account.incarnation)
     }
 
     /// Adds an inbox, of a new name. Returns its place, or `None` if there are 2³²
@@ -155,7 +158,8 @@ impl Inbox {
             }
             _ => {
                 self.delivery_at = deliveries.len() as u32;
-                deliveries.push(Delivery { publisher: publisher.clone(), messages: vec![Arc::new(message)] });
+                let (publisher, inbox) = (publisher.clone(), self.account.incarnation);
+                deliveries.push(Delivery { inbox, publisher, messages: vec![Arc::new(message)] });
             }
         }
     }

@@ -23,7 +23,7 @@ mod kept;
 pub(crate) mod offline;
 mod open;
 mod queue;
-mod readers;
+pub(crate) mod readers;
 mod recovery;
 pub(crate) mod salvage;
 pub(crate) mod snapshot;

@@ -169,6 +169,19 @@ impl Index {
         }
     }
 
+    /// Returns every inbox that has a block.
+    #[cfg(test)]
+    pub(super) fn inboxes(&self) -> Vec<InboxId> {
+        let mut inboxes = Vec::new();
+        for shard in &self.shards {
+            let shard = read(shard);
+            inboxes.extend(shard.recent.keys().chain(shard.sealed.keys()));
+        }
+        inboxes.sort_unstable();
+        inboxes.dedup();
+        inboxes
+    }
+
     /// Plans to read the blocks of `inbox` that hold a number above `after`.
     pub(super) fn plan(&self, inbox: InboxId, after: u64) -> Plan {
         let shard = read(self.shard(inbox));
