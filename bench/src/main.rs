@@ -59,7 +59,7 @@ enum Command {
     Offline(OfflineArgs),
     /// Users who are connected and say nothing, and a restart
     Idle(IdleArgs),
-    /// How soon harkd serves again, and what a compaction takes
+    /// How soon harkd serves again, and what it writes for each byte of text
     Start(StartArgs),
     /// A mix for longer, under which memory has to be flat
     Soak(SoakArgs),
