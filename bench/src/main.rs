@@ -59,7 +59,7 @@ enum Command {
     Offline(OfflineArgs),
     /// Idle connections, and their return after a restart
     Idle(IdleArgs),
-    /// Start times of harkd, and the cost of a compaction
+    /// Start times of harkd, and its writes per byte of text
     Start(StartArgs),
     /// A longer mixed load, under which memory must stay flat
     Soak(SoakArgs),

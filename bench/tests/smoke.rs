@@ -79,14 +79,23 @@ fn idle_users_are_back_after_a_restart() {
 
 #[test]
 fn killed_server_restarts_and_its_writes_are_counted() {
-    let arguments =
-        ["start", "--queued=0", "--queued=5000", "--accounts=100", "--starts=1", "--compacted=5000"];
+    let arguments = [
+        "start",
+        "--queued=0",
+        "--queued=5000",
+        "--accounts=100",
+        "--texts=3",
+        "--starts=1",
+        "--recycled=5000",
+    ];
     let (figures, page) = measured(&arguments);
     let starts: Vec<_> = figures.iter().filter(|line| line["round"] == "start").collect();
     assert_eq!(starts.len(), 3, "{figures:?}");
     assert!(starts.iter().all(|line| line["figures"]["serving_after_seconds"].as_f64() > Some(0.0)));
-    let compaction = figures.iter().find(|line| line["round"] == "compaction").unwrap();
-    assert!(compaction["figures"]["fill_written_per_text"].as_f64() > Some(1.0), "{compaction}");
+    let texts = figures.iter().find(|line| line["round"] == "start, texts").unwrap();
+    assert!(texts["figures"]["store_bytes"].as_f64() > Some(3e6), "{texts}");
+    let recycling = figures.iter().find(|line| line["round"] == "recycling").unwrap();
+    assert!(recycling["figures"]["recycled_written_per_text"].as_f64() > Some(1.0), "{recycling}");
     assert!(page.contains("](benchmarks/start-messages.svg)"), "{page}");
 }
 

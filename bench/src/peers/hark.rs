@@ -1,6 +1,8 @@
 //! `harkd`, in its native framing: a session for every sender, and one `ack` for each read.
 
 use std::ffi::OsStr;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -57,7 +59,48 @@ impl Hark {
     pub(crate) fn lister(accounts: usize) -> Box<dyn PeerCodec> {
         Box::new(Lister { accounts })
     }
+
+    /// Sends large texts to so many users in turn, until they have `bytes` bytes, and
+    /// waits until all are accepted.
+    ///
+    /// # Errors
+    /// If the server refuses one.
+    pub(crate) fn send_large(address: SocketAddr, users: usize, bytes: u64) -> anyhow::Result<()> {
+        let mut stream = TcpStream::connect(address)?;
+        let text = "x".repeat(LARGE_TEXT_BYTES);
+        let count = bytes.div_ceil(LARGE_TEXT_BYTES as u64);
+        let (mut sent, mut accepted) = (0, 0);
+        let (mut frame, mut input, mut buffer) = (BytesMut::new(), Vec::new(), vec![0; 1 << 16]);
+        while accepted < count {
+            while sent < count && sent - accepted < LARGE_IN_FLIGHT {
+                frame.clear();
+                let user = name(usize::try_from(sent)? % users);
+                let id = RequestId::new(u32::try_from(sent + 1)?);
+                encode(id, &Request::Send { user, text: text.as_str().into() }, &mut frame)?;
+                stream.write_all(&frame)?;
+                sent += 1;
+            }
+            let read = stream.read(&mut buffer)?;
+            ensure!(read > 0, "the server has closed the connection");
+            input.extend_from_slice(buffer.get(..read).unwrap_or_default());
+            let mut done = 0;
+            while let Some(frame) = whole_frame(input.get(done..).unwrap_or_default())? {
+                let command = frame.get(LENGTH_BYTES + ID_BYTES..).and_then(<[u8]>::first_chunk);
+                ensure!(command == Some(OK), "the server says {:?}", reply(frame)?);
+                accepted += 1;
+                done += frame.len();
+            }
+            input.drain(..done);
+        }
+        Ok(())
+    }
 }
+
+/// Bytes of a large text.
+const LARGE_TEXT_BYTES: usize = 60_000;
+
+/// Sends of large texts that are not accepted yet.
+const LARGE_IN_FLIGHT: u64 = 64;
 
 impl Peer for Hark {
     fn name(&self) -> &'static str {

@@ -1,5 +1,5 @@
-//! The time until `harkd` serves again after a kill, by the size of its store; and the cost of
-//! a compaction after messages are received.
+//! How soon `harkd` serves again after it was killed, over what it has stored; and
+//! what it writes for each byte of text, in new files and in those that it uses again.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use crate::bench::{Bench, Running};
 use crate::load::queue::Backlog;
 use crate::load::text::TEXT_BYTES;
 use crate::load::{Connection, on_a_runtime};
-use crate::peers::{Durability, Peer, Role};
+use crate::peers::{Durability, Hark, Peer, Role};
 use crate::report::Section;
 use crate::report::plot::{Axis, Line, Plot};
 use crate::report::record::{Record, medians};
@@ -20,45 +20,56 @@ use crate::server::{Server, folder_bytes};
 /// The round of starts.
 const START: &str = "start";
 
-/// The round of the compaction.
-const COMPACTION: &str = "compaction";
+/// The round of starts over large texts.
+const START_TEXTS: &str = "start, texts";
 
-/// The time without writes and processor use after which a server is idle.
+/// The round of files that are used again.
+const RECYCLING: &str = "recycling";
+
+/// A server that has written nothing and used no processor for so long has done
+/// what it had to.
 const QUIET_AFTER: Duration = Duration::from_secs(2);
 
-/// The longest wait for that.
+/// How long that is waited for.
 const QUIET_WITHIN: Duration = Duration::from_secs(120);
 
-/// The time after which a start is not repeated.
+/// How often messages are sent and received, besides the first time.
+const RECYCLED_TIMES: usize = 3;
+
+/// After so long there are no more starts of the same.
 const STARTS_WITHIN: Duration = Duration::from_secs(10);
 
-/// The messages sent before a compaction.
-const COMPACTED_MESSAGES: usize = 1_000_000;
+/// Messages that are sent and received each time.
+const RECYCLED_MESSAGES: usize = 1_000_000;
 
-/// The recipients of the messages.
+/// Users whom the messages are for.
 const USERS: usize = 1_000;
 
 const MIB: f64 = (1 << 20) as f64;
 
-/// The settings of the round.
+/// How it is measured.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct StartArgs {
-    /// Queued messages at a start, for 1000 users; may be repeated
+    /// Queued messages at a start, for 1000 users; repeat it for more
     #[arg(long = "queued", default_values_t = [0, 10_000, 100_000, 1_000_000, 10_000_000])]
     queued: Vec<usize>,
-    /// Accounts at a start, without messages; may be repeated
+    /// Accounts at a start, without messages; repeat it for more
     #[arg(long = "accounts", default_values_t = [10_000, 100_000, 1_000_000])]
     accounts: Vec<usize>,
-    /// Repetitions of each start; fewer if one takes long
+    /// Starts of each; fewer where one takes long
     #[arg(long, default_value_t = 3)]
     starts: usize,
-    /// Messages that are received before a compaction; 0 skips it
-    #[arg(long, default_value_t = COMPACTED_MESSAGES)]
-    compacted: usize,
+    /// MiB of large texts that are queued at a start; repeat it for more
+    #[arg(long = "texts", value_name = "MIB", default_values_t = [10_240])]
+    texts: Vec<u64>,
+    /// Messages that are sent and received again and again, for what is written; 0: leave
+    /// it out
+    #[arg(long, default_value_t = RECYCLED_MESSAGES)]
+    recycled: usize,
 }
 
 impl StartArgs {
-    /// Runs the round, and adds its section to the report.
+    /// Measures, and adds to the report.
     ///
     /// # Errors
     /// If the report cannot be written.
@@ -67,21 +78,35 @@ impl StartArgs {
         let settings: Vec<(usize, usize)> = (self.queued.iter().map(|&messages| (messages, USERS)))
             .chain(self.accounts.iter().map(|&accounts| (0, accounts)))
             .collect();
-        bench.begin(START, settings.len() + 1);
+        bench.begin(START, settings.len() + self.texts.len() + 1);
         for (messages, accounts) in settings {
             bench.step(format!("{messages} messages, {accounts} accounts"));
             if let Err(error) = self.starts(bench, &peer, messages, accounts) {
                 bench.say(&format!("{messages} messages were not measured: {error:#}"));
             }
         }
-        if self.compacted > 0 {
-            bench.step(format!("compaction of {} messages", self.compacted));
-            let taken = self.compaction(bench, &peer);
+        for &mib in &self.texts {
+            bench.step(format!("{mib} MiB of texts"));
+            if let Err(error) = self.starts_over_texts(bench, &peer, mib) {
+                bench.say(&format!("{mib} MiB of texts were not measured: {error:#}"));
+            }
+        }
+        if self.recycled > 0 {
+            bench.step(format!("{} messages again and again", self.recycled));
+            let taken = self.recycling(bench, &peer);
             bench.take(peer.name(), taken)?;
         }
         let starts = medians(&bench.report.records(START));
-        bench.report.conclude(section(&starts, &bench.report.records(COMPACTION)));
+        let texts = medians(&bench.report.records(START_TEXTS));
+        bench.report.conclude(section(&starts, &texts, &bench.report.records(RECYCLING)));
         Ok(())
+    }
+
+    fn starts_over_texts(&self, bench: &mut Bench, peer: &Arc<dyn Peer>, mib: u64) -> anyhow::Result<()> {
+        let mut running = bench.start(peer, USERS)?;
+        Hark::send_large(running.server.address(), USERS, mib << 20)?;
+        let setting = [("text_mib", mib as f64)];
+        self.measure_starts(bench, peer, &mut running, &|| Record::new(START_TEXTS, peer.name(), &setting))
     }
 
     fn starts(
@@ -93,6 +118,18 @@ impl StartArgs {
     ) -> anyhow::Result<()> {
         let mut running = bench.start(peer, accounts)?;
         fill(&running, peer, messages, accounts)?;
+        let setting = [("messages", messages as f64), ("accounts", accounts as f64)];
+        self.measure_starts(bench, peer, &mut running, &|| Record::new(START, peer.name(), &setting))
+    }
+
+    /// Kills the server and starts it again, some times.
+    fn measure_starts(
+        &self,
+        bench: &mut Bench,
+        peer: &Arc<dyn Peer>,
+        running: &mut Running,
+        record: &dyn Fn() -> Record,
+    ) -> anyhow::Result<()> {
         let first = Instant::now();
         for number in 0..self.starts {
             if number > 0 && first.elapsed() > STARTS_WITHIN {
@@ -100,14 +137,13 @@ impl StartArgs {
             }
             let start = Instant::now();
             running.restart(Server::kill)?;
-            // The end of the former process does not count; it is short, and holds the port until
-            // then.
+            // What the end of the old one took does not count for the new one;
+            // it is next to nothing, and there is no port to be had before.
             running.server.wait_until_it_listens()?;
             let address = running.server.address();
             on_a_runtime(Connection::open(address, peer.codec(Role::Sender(0))))?;
             let seconds = start.elapsed().as_secs_f64();
-            let setting = [("messages", messages as f64), ("accounts", accounts as f64)];
-            let record = Record::new(START, peer.name(), &setting)
+            let record = record()
                 .with("serving_after_seconds", seconds)
                 .with("store_bytes", folder_bytes(running.folder())? as f64)
                 .with("resident_bytes", running.server.resident_bytes()? as f64);
@@ -116,32 +152,31 @@ impl StartArgs {
         Ok(())
     }
 
-    /// Fills and drains the inboxes, and waits for the end of the compaction.
-    fn compaction(&self, bench: &mut Bench, peer: &Arc<dyn Peer>) -> anyhow::Result<Record> {
+    /// Fills and drains, the first time with files that are made and written with zeros,
+    /// and then with the same ones.
+    fn recycling(&self, bench: &mut Bench, peer: &Arc<dyn Peer>) -> anyhow::Result<Record> {
         let running = bench.start(peer, USERS)?;
         let server = &running.server;
-        let before = server.written_bytes()?;
-        let (backlog, filled) = fill(&running, peer, self.compacted, USERS)?;
-        let after_fill = server.written_bytes()?;
-        let full_bytes = folder_bytes(running.folder())?;
-        backlog.drain(&filled, peer, server.address(), 64, Duration::MAX)?;
-        let after_drain = server.written_bytes()?;
-        let seconds = wait_until_quiet(server)?;
-        let after = server.written_bytes()?;
-        let texts = (self.compacted * TEXT_BYTES) as f64;
-        let of_texts = |from: u64, to: u64| (to - from) as f64 / texts;
-        Ok(Record::new(COMPACTION, peer.name(), &[("messages", self.compacted as f64)])
-            .with("fill_written_per_text", of_texts(before, after_fill))
-            .with("drain_written_per_text", of_texts(after_fill, after_drain))
-            .with("compaction_written_per_text", of_texts(after_drain, after))
-            .with("written_per_text", of_texts(before, after))
-            .with("compaction_seconds", seconds)
-            .with("full_store_bytes", full_bytes as f64)
+        let mut written = vec![server.written_bytes()?];
+        for _ in 0..=RECYCLED_TIMES {
+            let (backlog, filled) = fill(&running, peer, self.recycled, USERS)?;
+            backlog.drain(&filled, peer, server.address(), 64, Duration::MAX)?;
+            wait_until_quiet(server)?;
+            written.push(server.written_bytes()?);
+        }
+        let texts = (self.recycled * TEXT_BYTES) as f64;
+        let of_texts = |from: usize, to: usize| match (written.get(from), written.get(to)) {
+            (Some(start), Some(end)) => (end - start) as f64 / texts / (to - from) as f64,
+            _ => f64::NAN,
+        };
+        Ok(Record::new(RECYCLING, peer.name(), &[("messages", self.recycled as f64)])
+            .with("first_written_per_text", of_texts(0, 1))
+            .with("recycled_written_per_text", of_texts(1, RECYCLED_TIMES + 1))
             .with("store_bytes", folder_bytes(running.folder())? as f64))
     }
 }
 
-/// Returns the server whose starts are measured: the durable one.
+/// The server whose starts are measured: the one that keeps what it has.
 fn durable(bench: &Bench) -> Option<Arc<dyn Peer>> {
     let is_ours =
         |peer: &&Arc<dyn Peer>| peer.name().starts_with("harkd") && peer.durability() == Durability::OnDisk;
@@ -160,29 +195,30 @@ fn fill(
     Ok((backlog, filled))
 }
 
-/// Waits until a server is idle. Returns how long it was busy, in seconds.
-fn wait_until_quiet(server: &Server) -> anyhow::Result<f64> {
+/// Waits until a server does nothing more.
+fn wait_until_quiet(server: &Server) -> anyhow::Result<()> {
     const LOOK_EVERY: Duration = Duration::from_millis(100);
     let start = Instant::now();
     let mut last_change = start;
     let mut last = (server.written_bytes()?, server.cpu_seconds()?);
     while last_change.elapsed() < QUIET_AFTER {
-        ensure!(start.elapsed() < QUIET_WITHIN, "the server does not become idle");
+        ensure!(start.elapsed() < QUIET_WITHIN, "the server does not get quiet");
         std::thread::sleep(LOOK_EVERY);
         let now = (server.written_bytes()?, server.cpu_seconds()?);
-        // A few timer ticks do not count as work.
+        // A timer or two is not work.
         if now.0 != last.0 || now.1 > last.1 + 0.02 {
             (last, last_change) = (now, Instant::now());
         }
     }
-    Ok((last_change - start).as_secs_f64())
+    Ok(())
 }
 
-fn section(starts: &[Record], compactions: &[Record]) -> Section {
+fn section(starts: &[Record], texts: &[Record], recycled: &[Record]) -> Section {
     let of_messages = |record: &&Record| record.with_what("accounts") == Some(USERS as f64);
     let of_accounts = |record: &&Record| record.with_what("messages") == Some(0.0);
     let mut tables = vec![start_table(starts)];
-    tables.extend((!compactions.is_empty()).then(|| compaction_table(compactions)));
+    tables.extend((!texts.is_empty()).then(|| texts_table(texts)));
+    tables.extend((!recycled.is_empty()).then(|| recycling_table(recycled)));
     let line = |name: &str, x: &str, figure: &str, scale: f64, records: Vec<&Record>| Line {
         name: name.to_owned(),
         points: records
@@ -195,9 +231,10 @@ fn section(starts: &[Record], compactions: &[Record]) -> Section {
     let seconds = "serving_after_seconds";
     Section {
         title: "Start",
-        text: "The time from exec to the first answer after `kill -9`, by the number of messages queued for 1,000 users, \
-               or of accounts without messages. Then a queue is received, and the server left alone until it is idle; \
-               the bytes written are compared with the bytes of the texts."
+        text: "From exec to the first answer, after `kill -9`, with so many messages queued for 1,000 users, or so \
+               many accounts without messages, or so much of large texts. Then messages are sent and received again \
+               and again; what the server has written is compared with the bytes of the texts, the first time \
+               with the zeros that it writes into new files, and then in files that it uses again."
             .to_owned(),
         tables,
         plots: vec![
@@ -240,32 +277,34 @@ fn start_table(records: &[Record]) -> Table {
     table
 }
 
-fn compaction_table(records: &[Record]) -> Table {
+fn texts_table(records: &[Record]) -> Table {
     let mut table = Table::new(
-        "Bytes written for each byte of text",
-        &[
-            "messages",
-            "filling",
-            "draining",
-            "compacting",
-            "in all",
-            "compacting, s",
-            "store full, MiB",
-            "store empty, MiB",
-        ],
+        "Serving again after kill -9, over large texts",
+        &["texts MiB", "seconds", "store MiB", "resident MiB"],
     );
     for record in records {
-        let figure = |name| number(record.figure(name));
         let mib = |name| number(record.figure(name).map(|bytes| bytes / MIB));
         table.push(vec![
-            count(record.with_what("messages")),
-            figure("fill_written_per_text"),
-            figure("drain_written_per_text"),
-            figure("compaction_written_per_text"),
-            figure("written_per_text"),
-            figure("compaction_seconds"),
-            mib("full_store_bytes"),
+            count(record.with_what("text_mib")),
+            number(record.figure("serving_after_seconds")),
             mib("store_bytes"),
+            mib("resident_bytes"),
+        ]);
+    }
+    table
+}
+
+fn recycling_table(records: &[Record]) -> Table {
+    let mut table = Table::new(
+        "Bytes written for each byte of text",
+        &["messages", "with zeros, in new files", "in files used again", "store MiB"],
+    );
+    for record in records {
+        table.push(vec![
+            count(record.with_what("messages")),
+            number(record.figure("first_written_per_text")),
+            number(record.figure("recycled_written_per_text")),
+            number(record.figure("store_bytes").map(|bytes| bytes / MIB)),
         ]);
     }
     table

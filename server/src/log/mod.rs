@@ -24,6 +24,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+/// Bytes of the records of a frame, about. A frame without messages may use the reserve
+/// of free space, and is to fit into what is left.
+pub const RECORD_BYTES_MAX: usize = 512 * 1024;
+
 /// An inbox, named by the number of its account's creation. Never reused.
 pub type InboxId = u64;
 

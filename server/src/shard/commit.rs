@@ -15,7 +15,7 @@ use super::queue::{Acks, Command, Wait};
 use super::recovery::{Failed, Recovery};
 use super::{ShardConfig, Shared, Sync};
 use crate::ledger::{Changes, Checkpoint, Context, Ledger, SubscriptionEnd};
-use crate::log::{AppendError, Durability, Frame, Log, Opener};
+use crate::log::{AppendError, Durability, Frame, Log, Opener, RECORD_BYTES_MAX};
 use crate::store::{Append, Completer, Created, Fence, Outcome, Position, Subscription, Unavailable};
 
 /// Commands that are decided in one commit.
@@ -301,7 +301,7 @@ impl Committer {
     }
 
     fn record_bytes_max(&self) -> usize {
-        (self.segment_bytes / RECORDS_DIVISOR) as usize
+        RECORD_BYTES_MAX.min((self.segment_bytes / RECORDS_DIVISOR) as usize)
     }
 
     fn append(&mut self, mut append: Append, completer: Completer<Outcome>, context: Context) {

@@ -360,7 +360,7 @@ async fn check_dropped(mut server: Harkd, store: &Path) {
     server.signal("TERM");
     assert!(server.wait().success());
     let (is_whole, printed) = check_store(store, &[]);
-    assert!(!is_whole && printed.contains("bob: messages "), "{printed}");
+    assert!(!is_whole && printed.contains("bob: damaged from number "), "{printed}");
     let (is_dropped, printed) = check_store(store, &["--drop-damaged"]);
     assert!(is_dropped && printed.contains("bob: dropped"), "{printed}");
     let (is_whole, printed) = check_store(store, &[]);

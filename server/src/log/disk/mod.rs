@@ -59,7 +59,8 @@ use self::segment::{Segment, Segments, unit_bytes};
 use self::slots::{Files, Spares};
 use self::writer::{Opened, Writer};
 use super::{
-    AppendError, CheckpointPart, Durability, Frame, InboxId, Log, LogError, OpenError, Opener, Reader, Usage,
+    AppendError, CheckpointPart, Durability, Frame, InboxId, Log, LogError, OpenError, Opener,
+    RECORD_BYTES_MAX, Reader, Usage,
 };
 
 /// The usual size of a segment.
@@ -72,8 +73,9 @@ const DUE_CHECKPOINTS: u64 = 3;
 /// with messages, and two for what may use the reserve.
 const RESERVE_SEGMENTS: u64 = 3;
 const RESERVE_CHECKPOINTS: u64 = 2;
-/// A frame without messages that is no longer than this part of a segment fits while
-/// the log is not full.
+/// While the log is not full, a frame without messages fits that is no longer than so
+/// many bytes, or than this part of a segment. The rest is for what reclaims space.
+const RECORDS_ROOM: u64 = 2 * RECORD_BYTES_MAX as u64;
 const RECORDS_DIVISOR: u64 = 4;
 
 /// Opens the log of a store's folder.
@@ -497,8 +499,8 @@ impl Log for DiskLog {
     }
 
     fn is_full(&self) -> bool {
-        let records = (self.shared.files.segment_bytes / RECORDS_DIVISOR) as usize;
-        !self.writer.has_room(records, 0) && !self.shared.files.has_segment()
+        let room = RECORDS_ROOM.min(self.shared.files.segment_bytes / RECORDS_DIVISOR);
+        !self.writer.has_room(room as usize, 0) && !self.shared.files.has_segment()
     }
 
     fn usage(&self) -> Usage {

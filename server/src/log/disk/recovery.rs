@@ -58,6 +58,8 @@ pub(super) struct Recovered {
 #[derive(Debug)]
 pub(super) struct Resume {
     pub(super) id: SegmentId,
+    /// `HEAD` names it.
+    pub(super) is_named: bool,
     pub(super) slot: Slot,
     pub(super) salt: Salt,
     /// The whole segment.
@@ -156,7 +158,9 @@ pub(super) fn recover(storage: &dyn Storage, replay: &mut Replay<'_>) -> Result<
     drop(placed);
     let Newest { segment: Use { slot, .. }, bytes, .. } = newest;
     let (id, salt) = (header.id, header.salt);
-    let resume = Resume { id, slot, salt, bytes, end, link, index_bytes, places, tail_start: oldest };
+    let is_named = id == head_id;
+    let resume =
+        Resume { id, is_named, slot, salt, bytes, end, link, index_bytes, places, tail_start: oldest };
     let recovered = recovery.finish(head, next_id, previous, carried, tail_start);
     Ok(Recovered { resume: Some(resume), ..recovered })
 }

@@ -102,13 +102,14 @@ impl Opened {
     /// Writes the newest segment again, in its place: what may be in the cache alone is
     /// on stable storage then.
     fn resume(files: &Files, recovered: &Recovered, resume: Resume) -> Result<Self, OpenError> {
-        let Resume { id, slot, mut bytes, end, .. } = resume;
+        let Resume { id, is_named, slot, mut bytes, end, .. } = resume;
+        let head = Head { id, segment_bytes: files.segment_bytes };
         // Frames behind the end that were never whole.
         bytes.get_mut(end as usize..).unwrap_or_default().fill(0);
         slot.file
             .write_at(&bytes, 0)
             .and_then(|()| slot.file.sync())
-            .and_then(|()| recovered.head.write(Head { id, segment_bytes: files.segment_bytes }))
+            .and_then(|()| if is_named { Ok(()) } else { recovered.head.write(head) })
             .map_err(|source| OpenError::Io { path: slot.path.clone(), source })?;
         files.spares.remove(&slot.name);
         let resume = Resume { slot, bytes: Vec::new(), ..resume };
