@@ -24,7 +24,7 @@ pub use rate_limits::RateLimitArgs;
 pub use store::{ClusterArgs, StoreArgs, StorePlace};
 pub use tls::{TlsArgs, TlsArgsError};
 
-/// A self-hosted chat server: every message that it acknowledged is on disk, and is delivered
+/// A self-hosted chat server: every acknowledged message is on disk and will be delivered
 #[derive(Debug, Parser)]
 #[command(
     name = "harkd",
