@@ -66,6 +66,8 @@ def prose_lines(path):
 
 def findings(line):
     """Returns the number of noun clauses of a line."""
+    if not re.search("wh(?:at|o)", line.text, re.IGNORECASE):
+        return 0
     return len(WHAT.findall(line.text)) + len(WHO.findall(line.text))
 
 
