@@ -162,8 +162,8 @@ async fn document_session_reconnects_and_sends_once() {
     check(session);
 }
 
-#[tokio::test]
-async fn other_document_programs_work_as_printed() {
+#[test]
+fn other_document_programs_work_as_printed() {
     let document = Document::read();
     let mut server = Harkd::builder().arg("--watch-logs=loopback").start();
     let [_, _, refusal, logs] = document.programs.as_slice() else {
