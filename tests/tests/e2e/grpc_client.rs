@@ -133,14 +133,14 @@ async fn document_client_reconnects_and_sees_each_message_once() {
     let mut client = document.start(&server, document.programs.first().unwrap());
     let mut output = Output::of(&mut client);
     assert_eq!(output.next(), "['bob']");
-    assert_eq!(output.next(), "somebody says hello, bob");
+    assert_eq!(output.next(), "(anonymous) says hello, bob");
     let server = server.stop_and_restart();
     Wire::connect(server.address()).await.sent("bob", "after a stop").await;
-    assert_eq!(output.next(), "somebody says after a stop");
+    assert_eq!(output.next(), "(anonymous) says after a stop");
     let server = server.kill_and_restart();
     let mut wire = Wire::connect(server.address()).await;
     wire.sent("bob", "after a kill").await;
-    assert_eq!(output.next(), "somebody says after a kill");
+    assert_eq!(output.next(), "(anonymous) says after a kill");
     wire.ok(Request::Delete { user: name("bob"), password: None }).await;
     assert_eq!(output.next(), "bye: deleted");
     check(client);
@@ -157,13 +157,13 @@ async fn document_session_reconnects_and_sends_once() {
     let server = server.kill_and_restart();
     let mut wire = Wire::connect(server.address()).await;
     wire.sent("bob", "after a kill").await;
-    assert_eq!(output.next(), "somebody says after a kill");
+    assert_eq!(output.next(), "(anonymous) says after a kill");
     wire.ok(Request::Delete { user: name("bob"), password: None }).await;
     check(session);
 }
 
-#[tokio::test]
-async fn other_document_programs_work_as_printed() {
+#[test]
+fn other_document_programs_work_as_printed() {
     let document = Document::read();
     let mut server = Harkd::builder().arg("--watch-logs=loopback").start();
     let [_, _, refusal, logs] = document.programs.as_slice() else {
