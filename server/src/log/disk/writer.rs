@@ -10,7 +10,7 @@ use super::format::{
     SegmentId,
 };
 use super::head::HeadFile;
-use super::index::BlockRef;
+use super::recent::BlockRef;
 use super::recovery::{CarriedFrame, Recovered};
 use super::segment::Segment;
 use super::slots::Files;
