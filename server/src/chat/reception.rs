@@ -10,7 +10,7 @@ use hark_protocol::Sequence;
 use tokio::time::Instant;
 
 use super::delivery_window::{DeliveryWindow, NeverPushed, Step};
-use crate::store::{Account, End, Event, Message, Page, Pending, Store, Subscription};
+use crate::store::{Account, End, Event, Events, Message, Page, Pending, Store, Subscription};
 
 /// What is received since the latest `connect` that succeeded.
 #[derive(Debug)]
@@ -18,8 +18,8 @@ pub(super) struct Reception {
     window: DeliveryWindow,
     account: Account,
     /// `None` once it has ended; acknowledgements still count.
-    receiver: Option<Subscription>,
-    read: Option<Pending<Page>>,
+    events: Option<Events>,
+    read: Option<Box<Pending<Page>>>,
 }
 
 /// What comes of a [`Reception`].
@@ -31,47 +31,44 @@ pub(super) enum Received {
 }
 
 impl Reception {
-    /// Receives by `receiver`, from its cursor on.
-    pub(super) fn new(receiver: Subscription) -> Self {
-        Self {
-            window: DeliveryWindow::new(receiver.cursor()),
-            account: receiver.account().clone(),
-            receiver: Some(receiver),
-            read: None,
-        }
+    /// Receives by a subscription, from its cursor on.
+    pub(super) fn new(subscription: Subscription) -> Self {
+        let window = DeliveryWindow::new(subscription.cursor());
+        let (account, events) = subscription.into_events();
+        Self { window, account, events: Some(events), read: None }
     }
 
     /// It receives no more; what was pushed can still be acknowledged.
     pub(super) fn end(&mut self) {
         self.window.end();
-        self.receiver = None;
+        self.events = None;
         self.read = None;
     }
 
     /// What comes next for the reader.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>, now: Instant, store: &dyn Store) -> Poll<Received> {
         loop {
-            let Some(receiver) = &mut self.receiver else {
+            let Some(events) = &mut self.events else {
                 return Poll::Pending;
             };
-            if let Some(end) = receiver.end() {
+            if let Some(end) = events.end() {
                 self.end();
                 return Poll::Ready(Received::End(end));
             }
             match self.window.step(now) {
                 Step::Push(message) => return Poll::Ready(Received::Message(message)),
                 Step::Read { after, limit } => {
-                    receiver.follow();
-                    self.read = Some(store.read(&self.account, after, limit));
+                    events.follow();
+                    self.read = Some(store.read(&self.account, after, limit).into());
                 }
                 Step::Wait => {}
             }
             // From here on it is woken, whatever it waits for.
-            if receiver.poll_end(cx).is_ready() {
+            if events.poll_end(cx).is_ready() {
                 continue;
             }
             if let Some(read) = &mut self.read {
-                let page = ready!(Pin::new(read).poll(cx));
+                let page = ready!(Pin::new(&mut **read).poll(cx));
                 self.read = None;
                 if let Err(missing) = self.window.handle_page(page, now) {
                     missing.report(&self.account);
@@ -81,7 +78,7 @@ impl Reception {
             if !self.window.wants_messages() {
                 return Poll::Pending;
             }
-            match receiver.next_event() {
+            match events.next_event() {
                 Some(Event::Appended(messages)) => self.window.handle_appended(messages),
                 Some(Event::Lagged) => self.window.handle_lagged(),
                 // The next turn takes it.

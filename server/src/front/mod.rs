@@ -76,27 +76,38 @@ impl Fronts {
         &self.settings
     }
 
-    /// Serves one connection to its end.
+    /// Serves one connection to its end, unless it turns out to be one of the wire
+    /// front, in plain text: that is returned, to be served by a task of its own,
+    /// which takes no room for anything else.
     ///
     /// # Errors
     /// What the socket says. A peer that misbehaves is no error; the log says
     /// why it was dropped.
-    pub async fn serve(&self, stream: TcpStream, address: IpAddr, control: Arc<Control>) -> io::Result<()> {
+    pub async fn serve(
+        &self,
+        stream: TcpStream,
+        address: IpAddr,
+        control: Arc<Control>,
+    ) -> io::Result<Option<Wire<TcpStream>>> {
         let first = tokio::select! {
             first = first_byte(&stream) => first?,
             () = self.silence(address) => None,
             () = told(&control) => None,
         };
         match first {
-            None => Ok(()),
+            None => Ok(None),
             // In a box, so that the other connections take no room for it.
-            Some(tls::HANDSHAKE) => Box::pin(self.serve_tls(stream, address, control)).await,
+            Some(tls::HANDSHAKE) => {
+                Box::pin(self.serve_tls(stream, address, control)).await?;
+                Ok(None)
+            }
             Some(first) if self.settings.tls_only => {
                 tracing::warn!(%address, "refusing a connection: it is not encrypted, and --allow-plaintext is not set");
                 let refusal = Refusal::new(Code::Denied, TLS_ONLY);
-                Box::pin(refuse_as(stream, first, address, &refusal)).await
+                Box::pin(refuse_as(stream, first, address, &refusal)).await?;
+                Ok(None)
             }
-            Some(first) => self.speak(stream, first, address, control).await,
+            Some(first) => Box::pin(self.speak(stream, first, address, control)).await,
         }
     }
 
@@ -111,7 +122,10 @@ impl Fronts {
             () = told(&control) => None,
         };
         match opened {
-            Some((stream, first)) => self.speak(stream, first, address, control).await,
+            Some((stream, first)) => match self.speak(stream, first, address, control).await? {
+                Some(wire) => wire.run().await,
+                None => Ok(()),
+            },
             None => Ok(()),
         }
     }
@@ -122,23 +136,23 @@ impl Fronts {
         tracing::info!(%address, "closing a connection that has said nothing");
     }
 
-    /// Serves a connection whose first byte this is; it is still to be read.
+    /// Serves a connection whose first byte this is, which is still to be read, or
+    /// returns it if it is one of the wire front.
     async fn speak<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
         stream: S,
         first: u8,
         address: IpAddr,
         control: Arc<Control>,
-    ) -> io::Result<()> {
+    ) -> io::Result<Option<Wire<S>>> {
         match speech(first, address, self.chat.rules().frame_bytes_max) {
             Some(Speech::Wire(framing)) => {
                 let connection = ClientConnection::new(Arc::clone(&self.chat), address, control);
                 let connection = connection.at_pace(self.chat.pace(address));
-                Wire::new(stream, framing, connection, self.settings.ack_timeout).run().await
+                Ok(Some(Wire::new(stream, framing, connection, self.settings.ack_timeout)))
             }
-            // In a box, so that the other connections take no room for it.
-            Some(Speech::Grpc) => Box::pin(self.grpc.serve(stream, address, &control)).await,
-            None => Ok(()),
+            Some(Speech::Grpc) => self.grpc.serve(stream, address, &control).await.map(|()| None),
+            None => Ok(None),
         }
     }
 }

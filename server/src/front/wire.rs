@@ -8,7 +8,9 @@
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::io;
+use std::num::NonZeroU64;
 use std::pin::Pin;
+use std::sync::LazyLock;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -71,22 +73,22 @@ pub struct Wire<S> {
     /// The time of this turn.
     now: Instant,
     /// When a byte has come last.
-    heard_at: Instant,
+    heard_at: Moment,
     /// When all was last written, or a part of it was taken.
-    written_at: Instant,
+    written_at: Moment,
     /// When the peer began to owe acknowledgements.
-    owing_since: Option<Instant>,
+    owing_since: Option<Moment>,
     /// When the frame began whose rest is waited for.
-    frame_since: Option<Instant>,
+    frame_since: Option<Moment>,
     /// When the command came whose fields are waited for (classic).
-    fields_since: Option<Instant>,
+    fields_since: Option<Moment>,
     /// The last that was written was a part of a list (classic).
     in_list: bool,
     /// Messages in the output count as acknowledged once it is written
     /// (classic).
     owes_ack: bool,
     /// The last word to a peer whose bytes are not the protocol.
-    broken: Option<ProtocolError>,
+    broken: Option<Box<ProtocolError>>,
     stage: Stage,
     timer: Option<Pin<Box<Sleep>>>,
 }
@@ -101,6 +103,30 @@ enum Stage {
     Lingering {
         until: Instant,
     },
+}
+
+/// A time in eight bytes, for the many connections that are idle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Moment(NonZeroU64);
+
+/// The time from which a [`Moment`] counts nanoseconds: an hour before its first
+/// use, so that a clock that a test stops is not behind it.
+static EPOCH: LazyLock<Instant> = LazyLock::new(|| {
+    let now = std::time::Instant::now();
+    now.checked_sub(Duration::from_secs(3600)).unwrap_or(now).into()
+});
+
+impl Moment {
+    fn instant(self) -> Instant {
+        *EPOCH + Duration::from_nanos(self.0.get())
+    }
+}
+
+impl From<Instant> for Moment {
+    fn from(instant: Instant) -> Self {
+        let since = instant.saturating_duration_since(*EPOCH).as_nanos();
+        Self(u64::try_from(since).ok().and_then(NonZeroU64::new).unwrap_or(NonZeroU64::MIN))
+    }
 }
 
 thread_local! {
@@ -122,8 +148,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             output: BytesMut::new(),
             has_unflushed: false,
             now,
-            heard_at: now,
-            written_at: now,
+            heard_at: now.into(),
+            written_at: now.into(),
             owing_since: None,
             frame_since: None,
             fields_since: None,
@@ -144,7 +170,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         poll_fn(move |cx| self.poll(cx))
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    /// Serves the connection; ready at its end.
+    ///
+    /// # Errors
+    /// What the socket says.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         for _ in 0..TURNS_MAX {
             self.now = Instant::now();
             if self.connection.poll_cut(cx).is_ready() {
@@ -205,7 +235,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     }
 
     fn push(&mut self, message: &Message) {
-        self.owing_since.get_or_insert(self.now);
+        self.owing_since.get_or_insert_with(|| self.now.into());
         match &self.framing {
             Framing::Classic(_) => {
                 self.owes_ack = true;
@@ -242,7 +272,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
 
     fn begin_output(&mut self) {
         if self.is_written() {
-            self.written_at = self.now;
+            self.written_at = self.now.into();
             self.output.reserve(OUTPUT_BYTES_FIRST);
         }
     }
@@ -271,7 +301,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                     }
                 }
                 Ok(None) => {
-                    self.frame_since.get_or_insert(self.now);
+                    self.frame_since.get_or_insert_with(|| self.now.into());
                     break;
                 }
                 Err(error) => {
@@ -280,7 +310,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                     // more the protocol than what came before.
                     if self.stage == Stage::Open {
                         tracing::info!(connection = ?self.connection, %error, "closing a connection");
-                        self.broken = Some(error);
+                        self.broken = Some(error.into());
                         self.connection.end();
                     }
                     return true;
@@ -306,12 +336,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                 Ok(Some(Frame::new(frame.id, frame.message.and_then(|request| with_id(frame.id, request)))))
             }
             Framing::Classic(codec) => {
-                if self.fields_since.is_some_and(|since| self.now >= since + FIELDS_WAIT) {
+                if self.fields_since.is_some_and(|since| self.now >= since.instant() + FIELDS_WAIT) {
                     codec.give_up_on_fields();
                 }
                 let request = codec.decode(&mut self.input)?;
                 self.fields_since =
-                    codec.awaits_fields(&self.input).then(|| self.fields_since.unwrap_or(self.now));
+                    codec.awaits_fields(&self.input).then(|| self.fields_since.unwrap_or(self.now.into()));
                 Ok(request.map(|request| Frame::new(None, request)))
             }
         }
@@ -349,7 +379,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             Poll::Ready(Ok(0)) => Ok(self.handle_eof()),
             Poll::Ready(Ok(count)) => {
                 self.connection.count_bytes(count, self.now);
-                self.heard_at = self.now;
+                self.heard_at = self.now.into();
                 Ok(true)
             }
             // Over TLS: the peer has closed without saying so before. Each
@@ -381,7 +411,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                 Poll::Pending => return Ok(false),
                 Poll::Ready(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Poll::Ready(count) => {
-                    self.written_at = self.now;
+                    self.written_at = self.now.into();
                     self.output.advance(count);
                     self.has_unflushed = true;
                 }
@@ -405,7 +435,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         if Pin::new(&mut self.stream).poll_shutdown(cx)?.is_pending() {
             // Over TLS there is a last word.
             self.has_unflushed = true;
-            self.written_at = self.now;
+            self.written_at = self.now.into();
             return Ok(false);
         }
         self.stage = Stage::Lingering { until: self.now + LINGER_TIMEOUT };
@@ -439,7 +469,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     /// Until when the frame that has begun has to be whole.
     fn frame_due(&self) -> Option<Instant> {
         let for_its_bytes = Duration::from_secs(self.input.len() as u64 / FRAME_BYTES_PER_SECOND_MIN);
-        Some(self.frame_since? + self.ack_timeout + for_its_bytes)
+        Some(self.frame_since?.instant() + self.ack_timeout + for_its_bytes)
     }
 
     /// Until when something must have come from the peer, or been taken by it.
@@ -451,11 +481,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         };
         let unread_since = (!self.is_written()).then_some(self.written_at);
         let since = [owing_since, unread_since].into_iter().flatten().max()?;
-        Some(since.max(self.heard_at) + self.ack_timeout)
+        Some(since.max(self.heard_at).instant() + self.ack_timeout)
     }
 
     fn deadline(&self) -> Option<Instant> {
-        let fields = self.fields_since.map(|since| since + FIELDS_WAIT);
+        let fields = self.fields_since.map(|since| since.instant() + FIELDS_WAIT);
         let linger = match self.stage {
             Stage::Lingering { until } => Some(until),
             _ => None,

@@ -3,7 +3,7 @@
 //!
 //! A subscriber that keeps up takes every message from here, without a read. If
 //! the buffer overflows, it is emptied, and the subscriber gets [`Event::Lagged`]:
-//! it calls [`Subscription::follow`] and then reads the store until there is no
+//! it calls [`Events::follow`] and then reads the store until there is no
 //! more. So a message can come both ways; its number tells.
 
 use std::collections::VecDeque;
@@ -55,9 +55,16 @@ pub struct Subscription {
     account: Account,
     queued: u64,
     cursor: Position,
+    events: Events,
+}
+
+/// The events of a subscription. Dropping it ends the subscription.
+#[derive(Debug)]
+pub struct Events {
     buffer: Arc<Buffer>,
-    /// Tells a store that it was dropped, if that has to know.
-    _released: Option<DropGuard>,
+    /// Tells a store that it was dropped, if that has to know. In a box, since there
+    /// is one for each subscription and few stores need it.
+    _released: Option<Box<DropGuard>>,
 }
 
 /// The store's side. A clone publishes to the same subscription.
@@ -92,14 +99,15 @@ impl Subscription {
     #[must_use]
     pub fn new(account: Account, queued: u64, cursor: Position) -> (Publisher, Self) {
         let buffer = Arc::new(Buffer::default());
-        (Publisher { buffer: Arc::clone(&buffer) }, Self { account, queued, cursor, buffer, _released: None })
+        let events = Events { buffer: Arc::clone(&buffer), _released: None };
+        (Publisher { buffer }, Self { account, queued, cursor, events })
     }
 
     /// Cancels the token of `guard` when it is dropped.
     #[must_use]
     pub fn releasing(self, guard: DropGuard) -> Self {
         let mut subscription = self;
-        subscription._released = Some(guard);
+        subscription.events._released = Some(guard.into());
         subscription
     }
 
@@ -121,6 +129,38 @@ impl Subscription {
         self.cursor
     }
 
+    /// Returns the account and the events, for a subscriber that needs no more.
+    #[must_use]
+    pub fn into_events(self) -> (Account, Events) {
+        (self.account, self.events)
+    }
+
+    /// See [`Events::next_event`].
+    pub fn next_event(&mut self) -> Option<Event> {
+        self.events.next_event()
+    }
+
+    /// See [`Events::follow`].
+    #[cfg(test)]
+    pub(crate) fn follow(&mut self) {
+        self.events.follow();
+    }
+
+    /// Returns whether messages come as events.
+    #[cfg(test)]
+    pub(crate) fn is_following(&self) -> bool {
+        self.events.buffer.lock().following
+    }
+
+    /// Waits for the next event; the task is woken when there is one.
+    #[cfg(test)]
+    pub(crate) fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        self.events.buffer.changed.register(cx.waker());
+        self.next_event().map_or(Poll::Pending, Poll::Ready)
+    }
+}
+
+impl Events {
     /// Takes the next event; `None` if there is none yet. An end comes before
     /// everything else, and stays.
     pub fn next_event(&mut self) -> Option<Event> {
@@ -147,19 +187,6 @@ impl Subscription {
         state.told = false;
     }
 
-    /// Returns whether messages come as events.
-    #[cfg(test)]
-    pub(crate) fn is_following(&self) -> bool {
-        self.buffer.lock().following
-    }
-
-    /// Waits for the next event; the task is woken when there is one.
-    #[cfg(test)]
-    pub(crate) fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
-        self.buffer.changed.register(cx.waker());
-        self.next_event().map_or(Poll::Pending, Poll::Ready)
-    }
-
     /// Waits for the end alone and leaves the messages where they are. The task
     /// is woken by the next event, too.
     pub fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<End> {
@@ -174,7 +201,7 @@ impl Subscription {
     }
 }
 
-impl Drop for Subscription {
+impl Drop for Events {
     fn drop(&mut self) {
         self.buffer.end(End::TakenOver);
     }
@@ -231,7 +258,7 @@ impl Publisher {
     /// Returns whether this publishes to `receiver`.
     #[must_use]
     pub fn feeds(&self, receiver: &Subscription) -> bool {
-        Arc::ptr_eq(&self.buffer, &receiver.buffer)
+        Arc::ptr_eq(&self.buffer, &receiver.events.buffer)
     }
 }
 

@@ -57,8 +57,9 @@ pub struct ClientConnection {
     control: Arc<Control>,
     turn: Turn,
     user: Option<Entered>,
-    send_session: Option<SendSession>,
-    fence: Fence,
+    send_session: Option<Box<SendSession>>,
+    /// There is one from the first send on.
+    fence: Option<Fence>,
     /// A send of its session is undecided: whatever became of those after it,
     /// they are repeated with it.
     undecided: bool,
@@ -69,7 +70,7 @@ pub struct ClientConnection {
     /// Decided in this order.
     answers: VecDeque<(Option<RequestId>, Answer)>,
     /// A request that waits until `answers` is empty.
-    waiting: Option<(Option<RequestId>, Request)>,
+    waiting: Option<Box<(Option<RequestId>, Request)>>,
     operation: Option<(Option<RequestId>, Operation)>,
     reception: Option<Reception>,
     /// The reception has ended and the peer has not been told.
@@ -137,7 +138,7 @@ impl ClientConnection {
             control,
             user: None,
             send_session: None,
-            fence: Fence::default(),
+            fence: None,
             undecided: false,
             fresh: true,
             sends: Vec::new(),
@@ -160,7 +161,7 @@ impl ClientConnection {
     /// may send in it at the same time, with their ids in any order.
     #[must_use]
     pub fn in_session(self, session: SessionToken) -> Self {
-        Self { send_session: Some(SendSession::Shared(session)), ..self }
+        Self { send_session: Some(SendSession::Shared(session).into()), ..self }
     }
 
     /// Whether the next request can be taken. Until then it stays unread.
@@ -227,7 +228,7 @@ impl ClientConnection {
             Ok(Request::Hello { .. }) if !fresh => {
                 self.refuse_hello(id, Refusal::new(Code::BadRequest, "hello comes first, and once"));
             }
-            Ok(request) => self.waiting = Some((id, request)),
+            Ok(request) => self.waiting = Some((id, request).into()),
         }
     }
 
@@ -395,7 +396,7 @@ impl ClientConnection {
     fn fence_off(&mut self) {
         if self.send_session.is_some() {
             self.undecided = true;
-            self.fence.close();
+            self.fence.get_or_insert_default().close();
             self.end();
         }
     }
@@ -441,7 +442,7 @@ impl ClientConnection {
                 return self.answer(id, Answer::Created { user, created, _room: None });
             }
             Done::Hello(session) => {
-                self.send_session = Some(SendSession::Open(session));
+                self.send_session = Some(SendSession::Open(session).into());
                 Reply::Ok(OkFields::hello(VERSION, self.chat.rules.frame_bytes_max))
             }
             Done::NoSession(fault) => return self.refuse_hello(id, fault),
