@@ -1,5 +1,5 @@
-//! What all rounds share: the servers to measure, a place for what they keep,
-//! the report, and the bar that says how far it is.
+//! The state shared by all rounds: the servers to measure, their data folders, the report, and
+//! the progress bar.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use crate::server::{Server, free_port};
 
 /// A run of the benchmark.
 pub(crate) struct Bench {
-    /// What is measured; those that were there.
+    /// The peers that are installed.
     pub(crate) subjects: Vec<Arc<dyn Peer>>,
     /// The report.
     pub(crate) report: Report,
@@ -26,7 +26,7 @@ pub(crate) struct Bench {
     started: usize,
 }
 
-/// A server with what it keeps, which is removed after it.
+/// A running server and its data folder, which is removed at the end.
 pub(crate) struct Running {
     /// The process.
     pub(crate) server: Server,
@@ -36,10 +36,10 @@ pub(crate) struct Running {
 }
 
 impl Bench {
-    /// A run that keeps the data of servers in `folder`.
+    /// Returns a run with the servers' data in `folder`.
     pub(crate) fn new(subjects: Vec<Arc<dyn Peer>>, report: Report, folder: PathBuf) -> Self {
         let bar = ProgressBar::no_length();
-        // The template is ours, and is one.
+        // The template is a valid constant.
         if let Ok(style) =
             ProgressStyle::with_template("{elapsed_precise} {bar:30} {pos}/{len} {prefix}: {msg}")
         {
@@ -49,39 +49,38 @@ impl Bench {
         Self { subjects, report, folder, bar, started: 0 }
     }
 
-    /// Where servers keep their data, each in a folder of its own.
+    /// Returns the folder of the servers' data folders.
     pub(crate) fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// Begins a round of so many steps.
+    /// Starts a round of this many steps.
     pub(crate) fn begin(&self, round: &'static str, steps: usize) {
         self.bar.reset();
         self.bar.set_length(steps as u64);
         self.bar.set_prefix(round);
     }
 
-    /// Says what is measured now.
+    /// Names the current step.
     pub(crate) fn step(&self, what: String) {
         self.bar.set_message(what);
         self.bar.inc(1);
     }
 
-    /// Says something above the bar.
+    /// Prints a line above the bar.
     pub(crate) fn say(&self, line: &str) {
         self.bar.suspend(|| println!("{line}"));
     }
 
-    /// Ends the bar.
+    /// Removes the bar.
     pub(crate) fn end(&self) {
         self.bar.finish_and_clear();
     }
 
-    /// Takes a figure down; one that could not be taken is named, and the rest
-    /// goes on.
+    /// Records a measurement. A failed one is named, and the run continues.
     ///
     /// # Errors
-    /// Where the report cannot be written.
+    /// If the report cannot be written.
     pub(crate) fn take(&mut self, subject: &str, taken: anyhow::Result<Record>) -> anyhow::Result<()> {
         match taken {
             Ok(record) => self.report.add(record),
@@ -92,10 +91,10 @@ impl Bench {
         }
     }
 
-    /// Starts a server that has nothing yet, prepared for so many users.
+    /// Starts a server with an empty store, prepared for this many users.
     ///
     /// # Errors
-    /// Where it does not start.
+    /// If the server does not start.
     pub(crate) fn start(&mut self, peer: &Arc<dyn Peer>, users: usize) -> anyhow::Result<Running> {
         self.started += 1;
         let folder = self.folder.join(self.started.to_string());
@@ -113,16 +112,15 @@ impl Bench {
 }
 
 impl Running {
-    /// Where it keeps what it keeps.
+    /// Returns its data folder.
     pub(crate) fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// Ends it by `end`, and starts it anew with what it has kept. Whether it
-    /// listens again is not waited for.
+    /// Ends the server by `end`, and restarts it on its data, without waiting until it listens.
     ///
     /// # Errors
-    /// Where that fails.
+    /// If a step fails.
     pub(crate) fn restart(&mut self, end: fn(&mut Server) -> anyhow::Result<()>) -> anyhow::Result<()> {
         end(&mut self.server)?;
         self.server = self.peer.start(self.port, &self.folder)?;
@@ -132,8 +130,8 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // A server that writes while its folder goes would make it anew; and
-        // what is left behind is found under the folder of the run.
+        // A server that still writes may recreate its folder. The folder of the run contains any
+        // remnant.
         drop(self.server.kill());
         drop(fs::remove_dir_all(&self.folder));
     }

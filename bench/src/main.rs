@@ -28,20 +28,20 @@ use rounds::start::StartArgs;
 #[derive(Debug, Parser)]
 #[command(name = "hark-bench", version, max_term_width = 100)]
 struct Cli {
-    /// What to measure.
+    /// The rounds to run.
     #[command(subcommand)]
     command: Command,
-    /// Where the report goes: `report.md`, plots, and `figures.jsonl`
+    /// Folder of the report: `report.md`, plots, and `figures.jsonl`
     /// [default: target/bench/COMMAND]
     #[arg(long, global = true)]
     out: Option<PathBuf>,
-    /// The server to measure [default: the `harkd` beside this program]
+    /// The harkd to measure [default: the one beside this program]
     #[arg(long, global = true)]
     harkd: Option<PathBuf>,
-    /// Only what has this in its name; repeat it for more
+    /// Measure only peers with this in their name; may be repeated
     #[arg(long, global = true, value_name = "WORDS")]
     only: Vec<String>,
-    /// Where the servers keep their data; it says which disk is measured
+    /// Folder of the servers' data, on the disk to be measured
     /// [default: the folder `data` in that of the report]
     #[arg(long, global = true)]
     data: Option<PathBuf>,
@@ -53,22 +53,22 @@ enum Command {
     All(AllArgs),
     /// `online`, `offline` and `idle` beside other servers
     Peers(PeersArgs),
-    /// Senders and receivers who are all there
+    /// Messages between users that are online
     Online(OnlineArgs),
-    /// Messages for users who are away, and their coming back
+    /// Messages for users that are offline, and the users' return
     Offline(OfflineArgs),
-    /// Users who are connected and say nothing, and a restart
+    /// Idle connections, and their return after a restart
     Idle(IdleArgs),
-    /// How soon harkd serves again, and what a compaction takes
+    /// Start times of harkd, and the cost of a compaction
     Start(StartArgs),
-    /// A mix for longer, under which memory has to be flat
+    /// A longer mixed load, under which memory must stay flat
     Soak(SoakArgs),
-    /// What hark-bench itself runs as a limit to measure against
+    /// The relay that hark-bench runs as a limit
     #[command(hide = true)]
     Relay(RelayArgs),
 }
 
-/// The settings of the rounds that other servers take part in.
+/// The settings of the rounds with other servers.
 #[derive(Debug, clap::Args)]
 struct PeersArgs {
     #[command(flatten)]
@@ -144,7 +144,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             }
         }
     }
-    ensure!(!subjects.is_empty(), "nothing of what was asked for is there to be measured");
+    ensure!(!subjects.is_empty(), "none of the selected peers is installed");
     let report = Report::begin(&out)?;
     let data = cli.data.clone().unwrap_or_else(|| out.join("data"));
     std::fs::create_dir_all(&data).with_context(|| format!("cannot make {}", data.display()))?;
@@ -181,8 +181,7 @@ impl Command {
         }
     }
 
-    /// What it measures: `harkd` beside the limits, and the others where they
-    /// are asked for.
+    /// Returns the peers to measure: `harkd`, the limits, and on request the other servers.
     fn subjects(&self, harkd: &Path) -> Vec<Arc<dyn Peer>> {
         let mut subjects: Vec<Arc<dyn Peer>> = vec![
             Arc::new(Hark::durable(harkd)),

@@ -1,5 +1,5 @@
-//! A server that is measured, as a process: how it is started and ended, what
-//! processor time and memory it has taken, and what it has written.
+//! The process of a measured server: its start and end, processor time, memory, and bytes
+//! written.
 
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
-/// How long a server may take to listen, or to end when it is told to.
+/// The longest time that a server may take to listen, or to end after a signal.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// How often one looks whether it has.
+/// The polling interval.
 const LOOK_EVERY: Duration = Duration::from_millis(1);
 
-/// A server that runs. Dropping it kills it.
+/// A running server, killed when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Server {
     child: Child,
@@ -26,11 +26,10 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Starts a process; where it listens is not waited for. What it says goes
-    /// into a file in `folder`.
+    /// Starts a process with its output in a file in `folder`, without waiting until it listens.
     ///
     /// # Errors
-    /// Where it cannot be run.
+    /// If it cannot be run.
     pub(crate) fn start(
         name: &'static str,
         mut command: Command,
@@ -45,15 +44,15 @@ impl Server {
         Ok(Self { child, name, address: SocketAddr::from((Ipv4Addr::LOCALHOST, port)), log })
     }
 
-    /// Where it listens.
+    /// Returns its address.
     pub(crate) const fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Waits until it takes connections.
+    /// Waits until it accepts connections.
     ///
     /// # Errors
-    /// Where it ends instead, or takes too long: with what it said.
+    /// If it ends or takes too long, with its output.
     pub(crate) fn wait_until_it_listens(&mut self) -> anyhow::Result<()> {
         let started = Instant::now();
         while TcpStream::connect(self.address).is_err() {
@@ -66,7 +65,7 @@ impl Server {
         Ok(())
     }
 
-    /// The end of what it has said.
+    /// Returns the end of its output.
     pub(crate) fn said(&self) -> String {
         let said = fs::read(&self.log).unwrap_or_default();
         let said = String::from_utf8_lossy(&said);
@@ -75,35 +74,35 @@ impl Server {
         lines.join("\n")
     }
 
-    /// Processor time in seconds, of all its threads, also of those that have
-    /// ended. In steps of 10 ms.
+    /// Returns the processor time of all its threads, including ended ones, in seconds with a
+    /// resolution of 10 ms.
     ///
     /// # Errors
-    /// Where the system does not say.
+    /// If `/proc` cannot be read.
     pub(crate) fn cpu_seconds(&self) -> anyhow::Result<f64> {
         cpu_seconds(&self.proc("stat")?)
     }
 
-    /// Resident memory in bytes.
+    /// Returns the resident memory, in bytes.
     ///
     /// # Errors
-    /// Where the system does not say.
+    /// If `/proc` cannot be read.
     pub(crate) fn resident_bytes(&self) -> anyhow::Result<u64> {
         Ok(1024 * field(&self.proc("smaps_rollup")?, "Rss:")?)
     }
 
-    /// The most memory that it has had, in bytes.
+    /// Returns the peak resident memory, in bytes.
     ///
     /// # Errors
-    /// Where the system does not say.
+    /// If `/proc` cannot be read.
     pub(crate) fn peak_resident_bytes(&self) -> anyhow::Result<u64> {
         Ok(1024 * field(&self.proc("status")?, "VmHWM:")?)
     }
 
-    /// Bytes that it has given to the disk.
+    /// Returns the bytes written to disk.
     ///
     /// # Errors
-    /// Where the system does not say.
+    /// If `/proc` cannot be read.
     pub(crate) fn written_bytes(&self) -> anyhow::Result<u64> {
         field(&self.proc("io")?, "write_bytes:")
     }
@@ -113,10 +112,10 @@ impl Server {
         fs::read_to_string(&path).with_context(|| format!("{} has ended: {}", self.name, self.said()))
     }
 
-    /// Tells it to stop, and waits until it has.
+    /// Stops it in order, and waits for its end.
     ///
     /// # Errors
-    /// Where it does not.
+    /// If it does not end in time.
     pub(crate) fn stop(&mut self) -> anyhow::Result<()> {
         let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).context("no process")?;
         kill_process(pid, Signal::TERM)?;
@@ -128,10 +127,10 @@ impl Server {
         Ok(())
     }
 
-    /// Kills it.
+    /// Kills the process.
     ///
     /// # Errors
-    /// Where that fails.
+    /// If it cannot be killed.
     pub(crate) fn kill(&mut self) -> anyhow::Result<()> {
         self.child.kill()?;
         self.child.wait()?;
@@ -141,25 +140,25 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // It may have ended by itself, or been ended.
+        // The process may have ended already.
         drop(self.child.kill());
         drop(self.child.wait());
     }
 }
 
-/// Processor time of this process, in seconds.
+/// Returns the processor time of this process, in seconds.
 ///
 /// # Errors
-/// Where the system does not say.
+/// If `/proc` cannot be read.
 pub(crate) fn own_cpu_seconds() -> anyhow::Result<f64> {
     cpu_seconds(&fs::read_to_string("/proc/self/stat")?)
 }
 
-/// Clock ticks a second, as Linux gives them to programs on all processors.
+/// The clock ticks per second of `/proc`, the same on every architecture of Linux.
 const TICKS_PER_SECOND: f64 = 100.0;
 
 fn cpu_seconds(stat: &str) -> anyhow::Result<f64> {
-    // The name of the program may have spaces; it ends with the last bracket.
+    // The program's name may contain spaces; it ends with the last bracket.
     let (_, fields) = stat.rsplit_once(')').context("no name in stat")?;
     let mut ticks = fields.split_whitespace().skip(11).map(str::parse::<u64>);
     let mut next = || ticks.next().context("no times in stat")?.context("no number in stat");
@@ -172,18 +171,18 @@ fn field(text: &str, name: &str) -> anyhow::Result<u64> {
     line.split_whitespace().next().and_then(|word| word.parse().ok()).with_context(|| format!("no {name}"))
 }
 
-/// A port that is free now.
+/// Returns a free port.
 ///
 /// # Errors
-/// Where there is none.
+/// If there is none.
 pub(crate) fn free_port() -> anyhow::Result<u16> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
 
-/// Writes a file of settings into the folder of a server: where it is.
+/// Writes a configuration file into the folder of a server, and returns its path.
 ///
 /// # Errors
-/// Where it cannot be written.
+/// If it cannot be written.
 pub(crate) fn write_settings(folder: &Path, name: &str, settings: &str) -> anyhow::Result<PathBuf> {
     fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let path = folder.join(name);
@@ -191,27 +190,27 @@ pub(crate) fn write_settings(folder: &Path, name: &str, settings: &str) -> anyho
     Ok(path)
 }
 
-/// Whether servers are started as root, who becomes somebody else in some.
+/// Returns whether this process runs as root, in which case some servers switch users.
 pub(crate) fn is_root() -> bool {
     rustix::process::getuid().is_root()
 }
 
-/// The first line of what a program says of its version.
+/// Returns the first line of a program's version output.
 ///
 /// # Errors
-/// Where it cannot be run, or says nothing.
+/// If it cannot be run, or prints nothing.
 pub(crate) fn version(command: &mut Command) -> anyhow::Result<String> {
     let output = command.stdin(Stdio::null()).output()?;
     let said = [output.stdout, output.stderr].concat();
     let line = String::from_utf8_lossy(&said).lines().next().unwrap_or_default().trim().to_owned();
-    ensure!(!line.is_empty(), "it says nothing of its version");
+    ensure!(!line.is_empty(), "it prints no version");
     Ok(line)
 }
 
-/// Bytes of all files in a folder.
+/// Returns the bytes of all files in a folder.
 ///
 /// # Errors
-/// Where it cannot be read.
+/// If it cannot be read.
 pub(crate) fn folder_bytes(folder: &Path) -> anyhow::Result<u64> {
     let mut bytes = 0;
     for entry in fs::read_dir(folder)? {
@@ -227,14 +226,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn processor_time_is_read_past_a_name_with_brackets() {
+    fn processor_time_is_parsed_behind_brackets() {
         let stat = "7 (a) (b c) S 1 7 7 0 -1 4194304 100 0 0 0 150 25 0 0 20 0 4 0 12345";
         assert_eq!(cpu_seconds(stat).unwrap(), 1.75);
         cpu_seconds("7 (a) S 1").unwrap_err();
     }
 
     #[test]
-    fn a_field_of_the_system_is_found_by_its_name() {
+    fn field_of_proc_is_found_by_name() {
         let text = "rchar: 5\nwrite_bytes: 4096\ncancelled_write_bytes: 1\n";
         assert_eq!(field(text, "write_bytes:").unwrap(), 4096);
         field(text, "read_bytes:").unwrap_err();

@@ -1,5 +1,5 @@
-//! The benchmark runs against the real server, compares what arrives with what
-//! was sent, and writes its report.
+//! A short run of the benchmark against the real server: it checks the messages and writes its
+//! report.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::fs;
@@ -8,14 +8,14 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
-/// Runs `hark-bench` with the server of this build, on it and the relays alone.
+/// Runs `hark-bench` on the server of this build and the relays.
 fn bench(out: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_hark-bench"));
     command.args(arguments).arg("--harkd").arg(hark_tests::binary("harkd")).arg("--out").arg(out);
     command.args(["--only=harkd", "--only=relay"]).output().unwrap()
 }
 
-/// The figures of a run that has to succeed, and its page.
+/// Returns the figures and the page of a run, which must succeed.
 fn measured(arguments: &[&str]) -> (Vec<Value>, String) {
     let folder = tempfile::tempdir().unwrap();
     let output = bench(folder.path(), arguments);
@@ -59,7 +59,7 @@ fn online_compares_messages_and_writes_a_report() {
 }
 
 #[test]
-fn offline_receives_all_that_was_accepted() {
+fn offline_receives_every_accepted_message() {
     let (figures, _) = measured(&["offline", "--messages=3000", "--users=1", "--users=100"]);
     check_all(&figures, "offline", |figures| {
         figures["drained_per_second"].as_f64() > Some(0.0)
@@ -69,7 +69,7 @@ fn offline_receives_all_that_was_accepted() {
 }
 
 #[test]
-fn idle_has_everybody_back_after_a_restart() {
+fn idle_users_are_back_after_a_restart() {
     let (figures, _) = measured(&["idle", "--connections=20", "--backlog=3"]);
     check_all(&figures, "idle", |figures| figures["resident_bytes"].as_f64() > Some(0.0));
     let back = figures.iter().find(|line| line["round"] == "idle, restart" && line["subject"] == SUBJECTS[0]);
@@ -78,7 +78,7 @@ fn idle_has_everybody_back_after_a_restart() {
 }
 
 #[test]
-fn a_killed_server_serves_again_and_what_it_writes_is_counted() {
+fn killed_server_restarts_and_its_writes_are_counted() {
     let arguments =
         ["start", "--queued=0", "--queued=5000", "--accounts=100", "--starts=1", "--compacted=5000"];
     let (figures, page) = measured(&arguments);
@@ -91,7 +91,7 @@ fn a_killed_server_serves_again_and_what_it_writes_is_counted() {
 }
 
 #[test]
-fn a_soak_looks_at_the_memory_and_loses_nothing() {
+fn soak_samples_the_memory_and_loses_no_message() {
     let (figures, page) = measured(&["soak", "--soak-seconds=2", "--soak-rate=500"]);
     for subject in ["harkd, durable", "harkd, memory"] {
         let of =
@@ -105,7 +105,7 @@ fn a_soak_looks_at_the_memory_and_loses_nothing() {
 }
 
 #[test]
-fn a_server_that_is_missing_is_named() {
+fn missing_server_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let output = Command::new(env!("CARGO_BIN_EXE_hark-bench"))
         .args(["online", "--only=harkd", "--harkd=/nowhere/harkd", "--out"])

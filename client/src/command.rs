@@ -1,62 +1,63 @@
-//! The commands that people type: one table, from which they are parsed,
-//! completed and explained. It asks nobody for anything.
+//! The commands of the terminal: one table, from which parsing, completion and
+//! help are derived. Has no I/O.
 
 use bytestring::ByteString;
 use hark_protocol::UserName;
 use hark_protocol::name::BadName;
 
-/// One line that was understood.
+/// A parsed command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
-    /// Make an account.
+    /// Create an account.
     Create(UserName),
-    /// Be a user, without receiving.
+    /// Log in without receiving.
     Login(UserName),
-    /// Be a user and receive its messages.
+    /// Log in and receive messages.
     Connect(UserName),
-    /// Be nobody again.
+    /// Log out.
     Disconnect,
-    /// Set a password: one's own, where no user is named.
+    /// Set the password of a user, by default the current one.
     Password(Option<UserName>),
-    /// End an account.
+    /// Delete an account.
     Delete(UserName),
-    /// List the users, or those whose names match.
+    /// List the users whose names match a pattern, by default all.
     List(Option<ByteString>),
-    /// Leave a message.
+    /// Send a message.
     Send(UserName, ByteString),
-    /// Ask whether the server is there.
+    /// Check that the server responds.
     Ping,
     /// Show the list of commands.
     Help,
-    /// Leave.
+    /// Leave the chat.
     Quit,
 }
 
-/// What is wrong with a line. It repeats none of it but the command.
+/// An invalid command line. The error contains no part of the line but the
+/// command.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadLine {
-    /// The first word is no command.
-    #[error("there is no command {0:?}, try help")]
+    /// The command is unknown.
+    #[error("unknown command {0:?}; try help")]
     NoSuchCommand(String),
-    /// What follows the command does not fit it.
+    /// The arguments do not match the usage.
     #[error("usage: {0}")]
     Usage(&'static str),
-    /// The user cannot be one.
+    /// The user name is malformed.
     #[error(transparent)]
     User(#[from] BadName),
 }
 
-/// What there is to know about a command.
+/// Description of a command.
 pub struct Entry {
-    /// The command itself.
+    /// Name.
     pub name: &'static str,
-    /// The command, and what follows it.
+    /// Usage: the name and its arguments.
     pub usage: &'static str,
-    /// What it does, in a few words.
+    /// Summary for the help.
     pub help: &'static str,
-    /// Whether the first word after it is a user that there is.
+    /// Whether the first argument is an existing user, for completion.
     pub takes_user: bool,
-    /// Makes it of what follows the name; `None` where that does not fit.
+    /// Parses the arguments; `None` if they do not match the usage.
     parse: fn(&str) -> Option<Result<Command, BadName>>,
 }
 
@@ -65,37 +66,37 @@ pub static COMMANDS: &[Entry] = &[
     Entry {
         name: "create",
         usage: "create USER",
-        help: "make an account",
+        help: "create an account",
         takes_user: false,
-        parse: |rest| one_user(rest, Command::Create),
+        parse: |arguments| one_user(arguments, Command::Create),
     },
     Entry {
         name: "login",
         usage: "login USER",
-        help: "be a user, without receiving",
+        help: "log in without receiving messages",
         takes_user: true,
-        parse: |rest| one_user(rest, Command::Login),
+        parse: |arguments| one_user(arguments, Command::Login),
     },
     Entry {
         name: "connect",
         usage: "connect USER",
-        help: "be a user and receive its messages",
+        help: "log in and receive messages",
         takes_user: true,
-        parse: |rest| one_user(rest, Command::Connect),
+        parse: |arguments| one_user(arguments, Command::Connect),
     },
     Entry {
         name: "disconnect",
         usage: "disconnect",
-        help: "be nobody again",
+        help: "log out",
         takes_user: false,
-        parse: |rest| nothing(rest, Command::Disconnect),
+        parse: |arguments| no_arguments(arguments, Command::Disconnect),
     },
     Entry {
         name: "password",
         usage: "password [USER]",
-        help: "set a password; it is asked for",
+        help: "set a password; prompts for it",
         takes_user: true,
-        parse: |rest| match rest {
+        parse: |arguments| match arguments {
             "" => Some(Ok(Command::Password(None))),
             user => one_user(user, |user| Command::Password(Some(user))),
         },
@@ -103,75 +104,75 @@ pub static COMMANDS: &[Entry] = &[
     Entry {
         name: "delete",
         usage: "delete USER",
-        help: "end an account and drop its messages",
+        help: "delete an account and its messages",
         takes_user: true,
-        parse: |rest| one_user(rest, Command::Delete),
+        parse: |arguments| one_user(arguments, Command::Delete),
     },
     Entry {
         name: "list",
         usage: "list [PATTERN]",
         help: "list the users, or those that match a regular expression",
         takes_user: false,
-        parse: |rest| Some(Ok(Command::List((!rest.is_empty()).then(|| rest.into())))),
+        parse: |arguments| Some(Ok(Command::List((!arguments.is_empty()).then(|| arguments.into())))),
     },
     Entry {
         name: "send",
         usage: "send USER TEXT",
-        help: "leave a message for a user",
+        help: "send a message to a user",
         takes_user: true,
-        parse: |rest| {
-            let (user, text) = rest.split_once(' ')?;
+        parse: |arguments| {
+            let (user, text) = arguments.split_once(' ')?;
             Some(user.parse().map(|user| Command::Send(user, text.into())))
         },
     },
     Entry {
         name: "ping",
         usage: "ping",
-        help: "ask whether the server is there",
+        help: "check that the server responds",
         takes_user: false,
-        parse: |rest| nothing(rest, Command::Ping),
+        parse: |arguments| no_arguments(arguments, Command::Ping),
     },
     Entry {
         name: "help",
         usage: "help",
-        help: "this list",
+        help: "show this list",
         takes_user: false,
-        parse: |rest| nothing(rest, Command::Help),
+        parse: |arguments| no_arguments(arguments, Command::Help),
     },
     Entry {
         name: "quit",
         usage: "quit",
-        help: "leave (or Ctrl-D)",
+        help: "leave the chat (or Ctrl-D)",
         takes_user: false,
-        parse: |rest| nothing(rest, Command::Quit),
+        parse: |arguments| no_arguments(arguments, Command::Quit),
     },
 ];
 
-fn one_user(rest: &str, command: fn(UserName) -> Command) -> Option<Result<Command, BadName>> {
-    let is_one_word = !rest.is_empty() && !rest.contains(char::is_whitespace);
-    is_one_word.then(|| rest.parse().map(command))
+fn one_user(arguments: &str, command: fn(UserName) -> Command) -> Option<Result<Command, BadName>> {
+    let is_one_word = !arguments.is_empty() && !arguments.contains(char::is_whitespace);
+    is_one_word.then(|| arguments.parse().map(command))
 }
 
-fn nothing(rest: &str, command: Command) -> Option<Result<Command, BadName>> {
-    rest.is_empty().then_some(Ok(command))
+fn no_arguments(arguments: &str, command: Command) -> Option<Result<Command, BadName>> {
+    arguments.is_empty().then_some(Ok(command))
 }
 
 /// Parses a line that is not blank.
 ///
 /// # Errors
-/// [`BadLine`], which is safe to be shown in a terminal.
+/// [`BadLine`], which is safe to print to a terminal.
 pub fn parse(line: &str) -> Result<Command, BadLine> {
     let line = line.trim_start();
-    let (name, rest) = line.split_once(char::is_whitespace).unwrap_or((line.trim_end(), ""));
+    let (name, arguments) = line.split_once(char::is_whitespace).unwrap_or((line.trim_end(), ""));
     let Some(entry) = COMMANDS.iter().find(|entry| entry.name == name) else {
         return Err(BadLine::NoSuchCommand(name.to_owned()));
     };
-    // A text keeps the spaces at its end, and what is no text has none.
-    let rest = if entry.name == "send" { rest.trim_start() } else { rest.trim() };
-    Ok((entry.parse)(rest).ok_or(BadLine::Usage(entry.usage))??)
+    // Only a text keeps its trailing spaces.
+    let arguments = if entry.name == "send" { arguments.trim_start() } else { arguments.trim() };
+    Ok((entry.parse)(arguments).ok_or(BadLine::Usage(entry.usage))??)
 }
 
-/// The list of commands, as `help` shows it.
+/// Returns the list of commands, as `help` prints it.
 #[must_use]
 pub fn help() -> String {
     let width = COMMANDS.iter().map(|entry| entry.usage.len()).max().unwrap_or(0);
@@ -194,21 +195,21 @@ mod tests {
     }
 
     #[test]
-    fn a_text_is_everything_after_the_user() {
+    fn text_is_everything_after_the_user() {
         check("send bob hello, again", &Command::Send(user("bob"), "hello, again".into()));
         check("send  bob   two  spaces ", &Command::Send(user("bob"), "  two  spaces ".into()));
         check("send bob ", &Command::Send(user("bob"), "".into()));
     }
 
     #[test]
-    fn a_pattern_may_be_left_out_and_may_have_spaces() {
+    fn pattern_is_optional_and_may_have_spaces() {
         check("list", &Command::List(None));
         check(" list  ", &Command::List(None));
         check("list a b", &Command::List(Some("a b".into())));
     }
 
     #[test]
-    fn a_password_is_never_part_of_a_line_and_never_repeated() {
+    fn password_in_a_line_is_refused_and_hidden() {
         for line in ["login bob secret", "password bob secret", "create bob secret", "password a b c"] {
             let error = parse(line).unwrap_err().to_string();
             assert!(error.starts_with("usage: ") && !error.contains("secret"), "{error}");
@@ -216,9 +217,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_said() {
+    fn invalid_lines_are_explained() {
         let wrong = |line| parse(line).unwrap_err().to_string();
-        assert_eq!(wrong("sned bob x"), "there is no command \"sned\", try help");
+        assert_eq!(wrong("sned bob x"), "unknown command \"sned\"; try help");
         assert_eq!(wrong("send bob"), "usage: send USER TEXT");
         assert_eq!(wrong("create a,b"), "a user name cannot contain ','");
         assert_eq!(wrong("quit now"), "usage: quit");

@@ -1,4 +1,4 @@
-//! Where the servers are, and every time and bound of a client.
+//! Configuration of a client: its servers, timeouts and bounds.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,36 +6,34 @@ use std::time::Duration;
 use hark_protocol::limits::REPEAT_SECONDS_MAX;
 
 use crate::dial::{Dial, TcpDial};
-use crate::taken::{MemoryTaken, TakenStore};
+use crate::seen::{MemorySeenStore, SeenStore};
 use crate::tls::{Tls, Trust, TrustError};
 
-/// What a client needs to know.
+/// Configuration of a client.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// The servers, at least one. Several have to share what they store: the
-    /// client goes from one to the next in this order, beginning with the
-    /// first, when one cannot be reached or is lost, and rests only when it
-    /// has tried them all.
+    /// The servers, at least one. Several have to belong to one cluster: the
+    /// client fails over from each to the next in this order, and backs off
+    /// after all have failed.
     pub servers: Vec<Server>,
-    /// Where the messages that were taken are remembered, for all the servers
-    /// together.
-    pub taken: Arc<dyn TakenStore>,
-    /// How long everything may take.
+    /// The record of seen messages, shared by all the servers.
+    pub seen: Arc<dyn SeenStore>,
+    /// Timeouts.
     pub timing: Timing,
-    /// Names that an answer to `list` may have; the rest is dropped, and the
-    /// answer marked as truncated.
+    /// Largest number of names in an answer to `list`; more are dropped, and
+    /// the answer is marked as truncated.
     pub names_max: usize,
 }
 
 impl Config {
-    /// A client of the server at `address` (`HOST:PORT`) over TCP, which
-    /// remembers what was taken for as long as it lives. Several servers of
-    /// one cluster are joined by commas, here as in the other functions.
+    /// Returns the configuration for the server at `address` (`HOST:PORT`) over
+    /// TCP. Seen messages are remembered in memory. Several servers of one
+    /// cluster are joined by commas, as in the other functions.
     pub fn tcp(address: impl AsRef<str>) -> Self {
         Self::of(addresses(address.as_ref()).map(Server::tcp).collect())
     }
 
-    /// The same over gRPC.
+    /// As [`Self::tcp`], over gRPC.
     ///
     /// ```no_run
     /// use hark_client::{Client, Config};
@@ -52,22 +50,22 @@ impl Config {
         Self::of(addresses(address.as_ref()).map(grpc).collect())
     }
 
-    /// As [`Self::tcp`], over TLS, and never without: each server has to prove
-    /// by its certificate that it is the host of its address. Reads what is
-    /// trusted from files, which blocks.
+    /// As [`Self::tcp`], over TLS without fallback: the certificate of each
+    /// server has to be valid for the host of its address. Reads the trusted
+    /// authorities from files, which blocks.
     ///
     /// ```no_run
     /// use hark_client::{Client, Config, Trust};
     ///
     /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
     /// let (hark, _events) = Client::connect(Config::tls("chat.example:3000", &Trust::System)?);
-    /// hark.send("bob".parse()?, "nobody else can read this".into()).await?.await?;
+    /// hark.send("bob".parse()?, "encrypted on the way".into()).await?.await?;
     /// # Ok(())
     /// # }
     /// ```
     ///
     /// # Errors
-    /// Where there is nobody to trust, or a host is no name.
+    /// If no authority is trusted, or an address has no valid host name.
     pub fn tls(address: &str, trust: &Trust) -> Result<Self, TrustError> {
         let tls = Tls::new(trust, &[])?;
         let server = |address| Ok(Server { dial: Arc::new(tls.dial(address)?), ..Server::tcp(address) });
@@ -91,7 +89,7 @@ impl Config {
     fn of(servers: Vec<Server>) -> Self {
         Self {
             servers,
-            taken: Arc::new(MemoryTaken::default()),
+            seen: Arc::new(MemorySeenStore::default()),
             timing: Timing::default(),
             names_max: 1_000_000,
         }
@@ -102,39 +100,38 @@ fn addresses(list: &str) -> impl Iterator<Item = &str> {
     list.split(',')
 }
 
-/// One server, and how it is spoken to.
+/// One server, and the transport to it.
 #[derive(Debug, Clone)]
 pub struct Server {
-    /// What it is called in [`LinkState`](crate::LinkState): `HOST:PORT`.
+    /// Address in [`LinkState`](crate::LinkState): `HOST:PORT`.
     pub address: Arc<str>,
-    /// How a connection to it is opened.
+    /// Opener of connections.
     pub dial: Arc<dyn Dial>,
-    /// What is spoken over it.
+    /// Protocol spoken over a connection.
     pub transport: Transport,
 }
 
 impl Server {
-    /// The one at `address` (`HOST:PORT`), over TCP.
+    /// Returns the server at `address` (`HOST:PORT`), over TCP.
     #[must_use]
     pub fn tcp(address: &str) -> Self {
         Self { address: address.into(), dial: Arc::new(TcpDial::new(address)), transport: Transport::Native }
     }
 }
 
-/// What a client and its server speak over a connection. The promises are the
-/// same.
+/// Protocol between a client and its server. All give the same guarantees.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Transport {
-    /// The wire protocol, in its native framing.
+    /// The wire protocol in its native framing.
     #[default]
     Native,
-    /// gRPC: one `BiDiChat` of `hark.v1.Chat` for each link. With the feature
-    /// `grpc`, which is on by default.
+    /// gRPC: one `BiDiChat` of `hark.v1.Chat` for each link. Requires the
+    /// feature `grpc`, which is on by default.
     #[cfg(feature = "grpc")]
     Grpc {
-        /// How the calls name the server: `http://HOST:PORT`, or `https://`
-        /// over TLS. `harkd` takes any; a proxy on the way may go by it.
+        /// Origin of the calls: `http://HOST:PORT`, or `https://HOST:PORT` over
+        /// TLS. `harkd` accepts any; a proxy may route by it.
         origin: String,
     },
 }
@@ -146,24 +143,24 @@ impl Transport {
     }
 }
 
-/// How long everything may take, by the steady clock.
+/// Timeouts, by the monotonic clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timing {
-    /// From dialling to being who one was: 10 s. Of several servers, each gets
-    /// its share of that until all have failed, so that one which does not
-    /// answer leaves time for the others.
+    /// Limit for dialing and authentication: 10 s. Several servers share this
+    /// time until all have failed, so that an unresponsive one leaves time for
+    /// the others.
     pub connect: Duration,
-    /// How long nothing is heard before a `ping` asks for a word: 20 s.
+    /// Silence after which a `ping` is sent: 20 s.
     pub ping_after: Duration,
-    /// How long after that the link is taken for dead: 10 s.
+    /// Time limit for the answer, after which the link is closed: 10 s.
     pub dead_after: Duration,
-    /// The first wait before connecting again: 100 ms. It doubles each time.
+    /// First delay before a reconnect: 100 ms. It doubles each time.
     pub backoff_min: Duration,
-    /// The longest such wait: 10 s.
+    /// Longest delay before a reconnect: 10 s.
     pub backoff_max: Duration,
-    /// How long after it was first sent a request may still be answered or
-    /// repeated; then its outcome is unknown. 9 minutes, and never more: the
-    /// server forgets outcomes after 10.
+    /// Time after its first write during which a request may be answered or
+    /// repeated; then its outcome is unknown. Must not exceed the default of 9
+    /// minutes: the server forgets outcomes after 10.
     pub repeat_for: Duration,
 }
 

@@ -1,5 +1,5 @@
-//! How a connection is opened. What comes out is a stream of bytes; nothing
-//! here knows what is said over it.
+//! Opening of connections. The result is a byte stream, independent of the
+//! protocol spoken over it.
 
 use std::fmt;
 use std::io;
@@ -8,27 +8,27 @@ use futures::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
-/// A connection: bytes in both directions.
+/// A bidirectional byte stream.
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
-/// Opens connections to one server. The caller bounds the time it takes, and
-/// drops the future when it is over.
+/// Opens connections to one server. The caller limits the time by dropping the
+/// future.
 pub trait Dial: fmt::Debug + Send + Sync {
     /// Opens one connection.
     fn dial(&self) -> BoxFuture<'_, io::Result<Box<dyn Stream>>>;
 }
 
-/// Plain TCP, without Nagle's delay.
+/// Plain TCP with `TCP_NODELAY`.
 #[derive(Debug)]
 pub struct TcpDial {
     address: String,
 }
 
 impl TcpDial {
-    /// To the server at `address`, `HOST:PORT`. The name is looked up anew for
-    /// each connection.
+    /// Returns a dialer for the server at `address`, `HOST:PORT`. The name is
+    /// resolved anew for each connection.
     pub fn new(address: impl Into<String>) -> Self {
         Self { address: address.into() }
     }

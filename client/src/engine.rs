@@ -1,5 +1,5 @@
-//! The task that owns the link: it takes commands, drives the outbox and the
-//! inbox, and opens another link when one ends.
+//! The task that owns the link: it accepts commands, drives the outbox and the
+//! inbox, and reconnects.
 
 use std::future::Future;
 use std::pin::pin;
@@ -18,34 +18,34 @@ use tokio::time::Instant;
 
 use crate::config::Config;
 use crate::event::{Event, Events, LinkState};
+use crate::failover::{Failover, Next};
 use crate::inbox::Inbox;
-use crate::link::{self, Introduction, Link, LinkError, Opened};
+use crate::link::{self, Handshake, Link, LinkError, Opened};
 use crate::outbox::{Command, Effect, Now, Outbox};
-use crate::rounds::{Next, Rounds};
 
-/// Events that one frame can lead to, and some for what happens without one.
+/// Free slots in the event queue that are needed to process a frame.
 const EVENTS_HEADROOM: usize = 4;
 
-/// Events that wait to be taken, at most. A server pushes at most a window
-/// that is not acknowledged, so only one that breaks the rules fills it.
+/// Capacity of the event queue. A conforming server keeps at most one window
+/// unacknowledged, so the queue fills only if the server violates the protocol.
 const EVENTS_MAX: usize = WINDOW_MESSAGES_MAX + 2 * EVENTS_HEADROOM;
 
-/// The longest wait that a server can ask for before the next attempt.
+/// Upper limit for the wait that a server may ask for.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
 
-/// Characters of a session token: 190 bits of chance.
+/// Length of a session token in characters: 190 bits of randomness.
 const TOKEN_CHARS: usize = 32;
 
 /// Whether the client is to end.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Stop {
     No,
-    /// When everything is answered, or at this time.
+    /// Once everything is answered, at the latest at this time.
     By(Instant),
 }
 
 impl Stop {
-    pub(crate) fn sooner(self, other: Instant) -> Self {
+    pub(crate) fn earlier(self, other: Instant) -> Self {
         match self {
             Self::No => Self::By(other),
             Self::By(time) => Self::By(time.min(other)),
@@ -53,30 +53,30 @@ impl Stop {
     }
 }
 
-/// The task's state.
+/// State of the task.
 pub(crate) struct Engine {
     config: Config,
     outbox: Outbox,
     inbox: Arc<Inbox>,
-    rounds: Rounds,
+    failover: Failover,
     commands: mpsc::Receiver<Command>,
-    /// Whether no command can come any more.
+    /// Whether the command channel is closed and empty.
     is_drained: bool,
     stop: watch::Receiver<Stop>,
-    /// By when to end, once it is to.
+    /// Deadline of the shutdown, if one is in progress.
     end_by: Option<Instant>,
     events: mpsc::Sender<Event>,
     link_state: watch::Sender<LinkState>,
     unanswered: Arc<AtomicUsize>,
-    /// Whether the server has said that it is about to end.
+    /// Whether the server has announced its shutdown.
     is_server_ending: bool,
 }
 
-/// What interrupts a wait.
+/// The cause of a wakeup.
 enum Wake {
-    /// A command, or `None` when there can be no more.
+    /// A command; `None` if the channel is closed and empty.
     Command(Option<Command>),
-    /// A time has come.
+    /// A deadline has passed.
     Deadline,
     /// [`crate::Handle::close`] was called.
     Stop,
@@ -95,8 +95,8 @@ impl Engine {
         let (link_state, link) = watch::channel(LinkState::Connecting);
         let engine = Self {
             outbox: Outbox::new(new_session(), config.timing.repeat_for, config.names_max),
-            inbox: Arc::new(Inbox::new(Arc::clone(&config.taken))),
-            rounds: Rounds::new(config.servers.len(), &config.timing),
+            inbox: Arc::new(Inbox::new(Arc::clone(&config.seen))),
+            failover: Failover::new(config.servers.len(), &config.timing),
             config,
             commands,
             is_drained: false,
@@ -110,17 +110,17 @@ impl Engine {
         (engine, Events { queue, link })
     }
 
-    /// Runs until it is told to stop, or until the last handle is dropped.
+    /// Runs until the client is closed or the last handle is dropped.
     pub(crate) async fn run(mut self) {
-        // Boxed, since it is large and lives as long as the client.
+        // Boxed because it is large and lives as long as the client.
         while let Some(lost) = Box::pin(self.run_link()).await {
             self.inbox.link_lost();
             self.outbox.link_lost();
             self.is_server_ending = false;
-            if self.outbox.is_session_spent() {
+            if self.outbox.is_session_exhausted() {
                 self.outbox.renew_session(new_session());
             }
-            if self.rest(&lost).await.is_none() {
+            if self.back_off(&lost).await.is_none() {
                 break;
             }
         }
@@ -130,7 +130,7 @@ impl Engine {
         self.link_state.send_replace(LinkState::Closed);
     }
 
-    /// Opens one link and serves it until it ends; `None` if the client does.
+    /// Opens one link and serves it until it ends; `None` if the client ends.
     async fn run_link(&mut self) -> Option<LinkError> {
         self.link_state.send_replace(LinkState::Connecting);
         let opened = match self.open().await? {
@@ -138,7 +138,7 @@ impl Engine {
             Err(error) => return Some(error),
         };
         let mut link = opened.link;
-        if let Err(error) = self.introduced(opened.identity).await {
+        if let Err(error) = self.on_authenticated(opened.identity).await {
             return Some(error);
         }
         self.link_state.send_replace(LinkState::Up { server: self.server() });
@@ -154,22 +154,22 @@ impl Engine {
     }
 
     async fn open(&mut self) -> Option<Result<Opened, LinkError>> {
-        let introduction = Introduction {
+        let handshake = Handshake {
             session: self.outbox.session().clone(),
-            identity: self.outbox.identity.introduction(),
+            identity: self.outbox.identity.authentication(),
         };
-        let Some(server) = self.config.servers.get(self.rounds.at()).cloned() else {
+        let Some(server) = self.config.servers.get(self.failover.current()).cloned() else {
             return Some(Err(LinkError::NoServer));
         };
-        let opening = async move { link::open(&server, &introduction).await };
-        let opening = tokio::time::timeout(self.rounds.patience(), opening);
+        let opening = async move { link::open(&server, &handshake).await };
+        let opening = tokio::time::timeout(self.failover.attempt_timeout(), opening);
         let opened = self.meanwhile(opening).await?;
         Some(opened.unwrap_or(Err(LinkError::Silent)))
     }
 
-    /// Takes what the server made of who one is.
-    async fn introduced(&mut self, identity: Result<OkFields, Refusal>) -> Result<(), LinkError> {
-        match (identity, self.outbox.identity.introduction()) {
+    /// Processes the answer to the authentication of a new link.
+    async fn on_authenticated(&mut self, identity: Result<OkFields, Refusal>) -> Result<(), LinkError> {
+        match (identity, self.outbox.identity.authentication()) {
             (Ok(fields), Some(Request::Connect { user, .. })) => {
                 self.receive_for(user, fields.as_queued().unwrap_or(0)).await
             }
@@ -181,24 +181,25 @@ impl Engine {
         }
     }
 
-    /// What the server is called that it is at.
+    /// Returns the address of the current server.
     fn server(&self) -> Arc<str> {
-        let server = self.config.servers.get(self.rounds.at());
+        let server = self.config.servers.get(self.failover.current());
         server.map_or_else(|| Arc::from(""), |server| Arc::clone(&server.address))
     }
 
-    /// Goes on to the next server, and waits before the attempt where all have
-    /// failed; `None` if the client ends.
-    async fn rest(&mut self, lost: &LinkError) -> Option<()> {
+    /// Switches to the next server and waits for the backoff, if one is due;
+    /// `None` if the client ends.
+    async fn back_off(&mut self, lost: &LinkError) -> Option<()> {
         let (server, reason) = (self.server(), lost.to_string());
-        let asked = lost.retry_after().unwrap_or_default().min(RETRY_AFTER_MAX);
-        let Next { rest: retry_in, is_lasting } = self.rounds.failed(asked, lost.is_lasting());
-        self.link_state.send_replace(LinkState::Down { server, reason, retry_in, is_lasting });
+        let retry_after = lost.retry_after().unwrap_or_default().min(RETRY_AFTER_MAX);
+        let Next { delay: retry_in, is_permanent } =
+            self.failover.on_failure(retry_after, lost.is_permanent());
+        self.link_state.send_replace(LinkState::Down { server, reason, retry_in, is_permanent });
         self.meanwhile(tokio::time::sleep(retry_in)).await
     }
 
-    /// Waits for `work` while there is no link, and goes on accepting commands;
-    /// `None` if the client ends first.
+    /// Awaits `work` without a link, and keeps accepting commands; `None` if
+    /// the client ends first.
     async fn meanwhile<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
         let mut work = pin!(work);
         loop {
@@ -215,7 +216,8 @@ impl Engine {
         }
     }
 
-    /// Whether nothing is left to be done, and nothing more will be.
+    /// Returns whether the client is shutting down and all requests are
+    /// answered.
     fn is_done(&self) -> bool {
         self.end_by.is_some() && self.is_drained && self.outbox.len() == 0
     }
@@ -228,7 +230,7 @@ impl Engine {
         self.unanswered.store(self.outbox.len(), Ordering::Relaxed);
     }
 
-    /// Waits for what does not come from the link. Cancel-safe.
+    /// Waits for an event other than of the link. Cancel-safe.
     async fn wake(&mut self, timer: Option<Instant>) -> Wake {
         let deadline = [timer, self.outbox.next_deadline(), self.end_by].into_iter().flatten().min();
         let has_room = !self.is_drained && self.outbox.has_room();
@@ -249,17 +251,17 @@ impl Engine {
                 if let Stop::By(end_by) = *self.stop.borrow_and_update() {
                     self.end_by = Some(end_by);
                 }
-                // What was queued before still comes out.
+                // Queued commands are still received.
                 self.commands.close();
             }
         }
     }
 
-    /// Passes an event on. Where the application leaves no room, everything
-    /// but the commands waits until it does, or until the client ends.
+    /// Delivers an event. While the queue is full, only commands are processed,
+    /// until there is room or the client ends.
     async fn emit(&mut self, event: Event) {
         let events = self.events.clone();
-        // That nobody listens is no fault: the receiver may be dropped.
+        // The application may have dropped the receiver.
         drop(self.meanwhile(events.send(event)).await);
     }
 
@@ -270,7 +272,7 @@ impl Engine {
     }
 
     async fn receive_for(&mut self, user: UserName, queued: u64) -> Result<(), LinkError> {
-        if self.inbox.begin(&user, queued).map_err(LinkError::Taken)? {
+        if self.inbox.begin(&user, queued).map_err(LinkError::SeenStore)? {
             self.emit(Event::CaughtUp { user }).await;
         }
         Ok(())
@@ -279,7 +281,7 @@ impl Engine {
 
 /// Serving a link that is up.
 impl Engine {
-    /// Serves the link until the client has nothing more to do with it.
+    /// Serves the link until the client is done with it.
     async fn serve(&mut self, link: &mut Link) -> Result<(), LinkError> {
         let (events, inbox) = (self.events.clone(), Arc::clone(&self.inbox));
         let mut pinged = None;
@@ -294,13 +296,13 @@ impl Engine {
             if self.is_due_to_end() {
                 return Err(LinkError::Ended);
             }
-            if self.outbox.is_session_spent() {
-                return Err(LinkError::SessionSpent);
+            if self.outbox.is_session_exhausted() {
+                return Err(LinkError::SessionExhausted);
             }
             tokio::select! {
                 incoming = link.reader.next(), if is_reading => self.receive(incoming?).await?,
                 flushed = link.writer.flush(), if !link.writer.is_flushed() => flushed?,
-                // The permits are dropped: this only waits until there is room.
+                // The permits are dropped: this only waits for room.
                 _ = events.reserve_many(EVENTS_HEADROOM), if !is_reading => {}
                 () = inbox.changed.notified() => {}
                 wake = self.wake(timer) => self.handle(wake),
@@ -308,41 +310,41 @@ impl Engine {
         }
     }
 
-    /// Asks for a word where none was heard for long; when to look again. A
-    /// link that is not read, since the application has no room, proves
-    /// nothing by its silence.
+    /// Sends a ping after a period of silence, and returns the time of the next
+    /// check. Silence proves nothing while the link is not being read because
+    /// the event queue is full.
     fn keep_alive(
         &mut self,
         link: &Link,
         is_reading: bool,
         pinged: &mut Option<Instant>,
     ) -> Result<Option<Instant>, LinkError> {
-        let (now, heard) = (Instant::now(), link.reader.heard());
+        let (now, last_received_at) = (Instant::now(), link.reader.last_received_at());
         self.outbox.expire(now);
         if !is_reading {
             *pinged = None;
             return Ok(None);
         }
         let timing = self.config.timing;
-        match pinged.filter(|pinged| *pinged > heard) {
+        match pinged.filter(|pinged| *pinged > last_received_at) {
             Some(pinged) if now >= pinged + timing.dead_after => Err(LinkError::Silent),
             Some(pinged) => Ok(Some(pinged + timing.dead_after)),
-            None if now >= heard + timing.ping_after => {
+            None if now >= last_received_at + timing.ping_after => {
                 self.outbox.ping();
                 *pinged = Some(now);
                 Ok(Some(now + timing.dead_after))
             }
-            None => Ok(Some(heard + timing.ping_after)),
+            None => Ok(Some(last_received_at + timing.ping_after)),
         }
     }
 
-    /// Collects what is to be written: requests, then what was taken.
+    /// Encodes pending requests, then the acknowledgement.
     fn fill(&mut self, link: &mut Link) -> Result<(), LinkError> {
         let (now, writer) = (Now::read(), &mut link.writer);
         while writer.has_room() && self.outbox.write_next(now, |id, request| writer.queue(Some(id), request))
         {
         }
-        // After a `connect` an ack would be for the wrong user.
+        // During a `connect`, an ack could refer to the wrong user.
         if !self.outbox.is_connecting()
             && let Some(sequence) = self.inbox.next_ack(self.end_by.is_some())
         {
@@ -367,14 +369,14 @@ impl Engine {
                 Ok(())
             }
             (None, Ok(Reply::Error { failure, explanation })) => Err(link::failed(failure, &explanation)),
-            // What a later version of the protocol may say unasked.
+            // Unknown pushes of a later protocol version are ignored.
             (None, _) => Ok(()),
         }
     }
 
     async fn receive_reply(&mut self, id: RequestId, reply: Reply) -> Result<(), LinkError> {
         if !matches!(reply, Reply::Error { .. }) {
-            self.rounds.works();
+            self.failover.on_success();
         }
         match self.outbox.reply(id, reply) {
             Effect::None => Ok(()),
@@ -386,7 +388,7 @@ impl Engine {
     async fn receive_message(&mut self, delivery: Delivery) {
         let arrival = self.inbox.push(delivery);
         if let Some(message) = arrival.message {
-            self.rounds.works();
+            self.failover.on_success();
             self.emit(Event::Message(message)).await;
         }
         if let Some(user) = arrival.caught_up {

@@ -1,5 +1,4 @@
-//! How a request can end without having been carried out, sorted by who has
-//! to act: whoever asked, or nobody.
+//! Outcomes of requests other than success, by the action that they call for.
 
 use std::borrow::Cow;
 
@@ -8,33 +7,41 @@ use hark_protocol::{Refusal, Request};
 /// A request that was not, or may not have been, carried out.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
-    /// The server refused it, and nothing was changed: ask for something else.
-    #[error(transparent)]
-    Refused(#[from] Refusal),
-    /// It may or may not have been carried out: look, before asking again.
-    #[error("it is not known whether {what}: {why}")]
+    /// The server refused the request and changed nothing. Repeating it is
+    /// futile.
+    #[error("{}", .0.message())]
+    Refused(Refusal),
+    /// The request may or may not have taken effect. Check before repeating it.
+    #[error("it is unknown whether {what}: {why}")]
     Unknown {
-        /// What may have happened, as a clause in the past.
+        /// The possible effect, as a clause in the past tense.
         what: &'static str,
-        /// Why nobody knows.
+        /// Why the outcome is unknown.
         why: Cow<'static, str>,
     },
-    /// It never left this client; asking again is safe.
+    /// The request never left this client. Repeating it is safe.
     #[error("not sent: {0}")]
     NotSent(Cow<'static, str>),
-    /// The memory of what was taken cannot be read or written: see to the
-    /// files of this machine.
+    /// The record of seen messages cannot be read or written. Check the files
+    /// of this machine.
     #[error("{0}")]
-    Taken(String),
+    SeenStore(String),
+}
+
+impl From<Refusal> for RequestError {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
 }
 
 impl RequestError {
-    /// The outcome of `request` is unknown.
+    /// Returns the unknown outcome of a request.
     pub(crate) fn unknown(request: &Request, why: impl Into<Cow<'static, str>>) -> Self {
         Self::Unknown { what: clause(request), why: why.into() }
     }
 
-    /// The client ended before the request was written.
+    /// Returns the outcome of a request that was not written before the client
+    /// closed.
     pub(crate) const fn closed() -> Self {
         Self::NotSent(Cow::Borrowed("the client is closed"))
     }

@@ -1,4 +1,4 @@
-//! What happens without being asked: messages, and the state of the link.
+//! Events: messages, and the state of the link.
 
 use std::fmt;
 use std::io;
@@ -10,67 +10,67 @@ use tokio::sync::{mpsc, watch};
 
 use crate::inbox::Inbox;
 
-/// Something that an application may want to know.
+/// An event for the application.
 #[derive(Debug)]
 pub enum Event {
-    /// The state of the link has changed. States that pass faster than they
-    /// are taken are left out; the last one never is.
+    /// The state of the link has changed. Superseded states may be skipped; the
+    /// last one never is.
     Link(LinkState),
-    /// A message, each exactly once and in the server's order.
+    /// A message, exactly once and in the server's order.
     Message(Message),
-    /// Everything that was queued when `user` last connected has been taken
-    /// over from the server, and is in front of this event.
+    /// All messages that were queued at the last `connect` of `user` have been
+    /// delivered before this event.
     CaughtUp {
-        /// Who receives.
+        /// The receiving user.
         user: UserName,
     },
-    /// Another connection receives for `user` now. This client is still
-    /// `user`, and does not take back what was taken from it.
+    /// Another connection now receives for `user`. This client stays
+    /// authenticated as `user`, and does not reconnect as its receiver.
     TakenOver {
-        /// Who received here.
+        /// The user that was received for.
         user: UserName,
     },
-    /// This client is nobody, though it was `user`: the account was deleted,
-    /// or the server refused it after a lost link. Sends are not carried out
-    /// until it logs in, connects or disconnects.
+    /// This client is no longer authenticated as `user`: the account was
+    /// deleted, or the server refused it on a new link. Sends fail until the
+    /// application logs in, connects or disconnects.
     IdentityLost {
-        /// Who this client was.
+        /// The former user.
         user: UserName,
-        /// Why it is no more.
+        /// The reason.
         refusal: Refusal,
     },
 }
 
-/// The state of the link to the server.
+/// State of the link to the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LinkState {
     /// A connection is being opened.
     Connecting,
-    /// The server answers, and this client is who it was.
+    /// The link is up, and the client is authenticated as before.
     Up {
-        /// Which server.
+        /// Address of the server.
         server: Arc<str>,
     },
     /// There is no connection.
     Down {
-        /// The server that was lost, or could not be reached.
+        /// Address of the server that was lost or could not be reached.
         server: Arc<str>,
-        /// What ended the connection to it, or the attempt at one.
+        /// Why the connection, or the attempt, failed.
         reason: String,
-        /// When the next attempt is made: at once, where not all servers have
-        /// failed yet.
+        /// Delay before the next attempt: zero if other servers have not failed
+        /// yet.
         retry_in: Duration,
-        /// Whether the attempts will go on failing with all servers until
-        /// somebody changes something: a certificate is not trusted, or the
-        /// server takes only TLS.
-        is_lasting: bool,
+        /// Whether attempts fail with every server until a configuration
+        /// changes, for example because a certificate is not trusted or TLS is
+        /// required.
+        is_permanent: bool,
     },
-    /// The client has ended.
+    /// The client is closed.
     Closed,
 }
 
-/// The receiver of events. Dropping it ends the reception, not the client:
-/// messages then stay with the server.
+/// The receiver of events. Dropping it stops receiving but not the client:
+/// messages stay on the server.
 #[derive(Debug)]
 pub struct Events {
     pub(crate) queue: mpsc::Receiver<Event>,
@@ -78,7 +78,7 @@ pub struct Events {
 }
 
 impl LinkState {
-    /// Whether the server answers.
+    /// Returns whether the link is up.
     #[must_use]
     pub const fn is_up(&self) -> bool {
         matches!(self, Self::Up { .. })
@@ -86,8 +86,8 @@ impl LinkState {
 }
 
 impl Events {
-    /// Waits for the next event; `None` once the client has ended and all was
-    /// taken. Cancel-safe.
+    /// Waits for the next event; `None` once the client is closed and the queue
+    /// is empty. Cancel-safe.
     pub async fn next(&mut self) -> Option<Event> {
         tokio::select! {
             biased;
@@ -97,30 +97,29 @@ impl Events {
     }
 }
 
-/// A message that has been received, and is not taken yet.
+/// A received message.
 ///
-/// [`Self::ack`] takes it. Dropped without, it stays with the server, which
-/// delivers it again when the user next connects, and nothing after it is
-/// acknowledged until then.
+/// [`Self::ack`] acknowledges it. A message that is dropped instead stays on
+/// the server, which delivers it again at the next connect; until then no later
+/// message is acknowledged.
 pub struct Message {
-    /// Whose message it is.
+    /// The recipient.
     pub user: UserName,
-    /// What was said by whom, when.
+    /// Sender, time and text.
     pub delivery: Delivery,
     pub(crate) inbox: Arc<Inbox>,
     pub(crate) is_settled: bool,
 }
 
 impl Message {
-    /// Takes the message: from now on it is remembered as taken, and it is
-    /// acknowledged as soon as everything before it has been. Writes to the
-    /// [`crate::taken::TakenStore`], which may block for as long as a small
-    /// write to a file does.
+    /// Marks the message as seen; the server receives the acknowledgement once
+    /// all earlier messages are acknowledged, too. Writes to the
+    /// [`crate::seen::SeenStore`], which may block for a small write to a file.
     ///
     /// # Errors
-    /// What the store says. The message then counts as not taken.
+    /// Any error of the store. The message is not acknowledged in that case.
     pub fn ack(mut self) -> io::Result<()> {
-        self.inbox.take(&self.user, &self.delivery)?;
+        self.inbox.mark_seen(&self.user, &self.delivery)?;
         self.is_settled = true;
         Ok(())
     }
@@ -129,7 +128,7 @@ impl Message {
 impl Drop for Message {
     fn drop(&mut self) {
         if !self.is_settled {
-            self.inbox.give_back(&self.user, &self.delivery);
+            self.inbox.release(&self.user, &self.delivery);
         }
     }
 }

@@ -1,5 +1,4 @@
-//! Asking: requests go in here, in the order of the calls, and answers come
-//! out.
+//! Requests and their answers, in the order of the calls.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -19,30 +18,30 @@ use crate::engine::{self, Stop};
 use crate::error::RequestError;
 use crate::event::{Events, LinkState};
 use crate::outbox::{Answer, Command};
-use crate::taken::TakenStore;
+use crate::seen::SeenStore;
 
-/// Commands on their way to the task.
+/// Capacity of the command queue.
 const COMMANDS_MAX: usize = 16;
 
-/// The way in.
+/// Entry point: starts a client.
 #[derive(Debug)]
 pub struct Client;
 
 impl Client {
-    /// Starts a client. It connects at once, and again whenever the link is
-    /// lost, until [`Handle::close`] or until the last handle is dropped; what
-    /// is under way then ends as [`RequestError::Unknown`].
+    /// Starts a client. It connects at once, and reconnects whenever the link
+    /// is lost, until [`Handle::close`] or until the last handle is dropped;
+    /// pending requests then end as [`RequestError::Unknown`].
     ///
-    /// [`Events`] must be taken for as long as they are kept: while about 256
-    /// of them wait, nothing more is read from the server.
+    /// [`Events`] must be polled for as long as they are kept: while about 256
+    /// of them are queued, the client stops reading from the server.
     ///
     /// # Panics
-    /// Outside a tokio runtime with I/O and time.
+    /// Outside of a tokio runtime with I/O and time enabled.
     #[must_use]
     pub fn connect(config: Config) -> (Handle, Events) {
         let (commands, commands_in) = mpsc::channel(COMMANDS_MAX);
         let (stop, stop_in) = watch::channel(Stop::No);
-        let taken = Arc::clone(&config.taken);
+        let seen = Arc::clone(&config.seen);
         let unanswered = Arc::<AtomicUsize>::default();
         let (engine, events) = engine::Engine::new(config, commands_in, stop_in, Arc::clone(&unanswered));
         let tasks = TaskTracker::new();
@@ -50,16 +49,16 @@ impl Client {
         tasks.close();
         let link = events.link.clone();
         let commands = Mutex::new(commands);
-        (Handle { shared: Arc::new(Shared { commands, stop, taken, tasks, link, unanswered }) }, events)
+        (Handle { shared: Arc::new(Shared { commands, stop, seen, tasks, link, unanswered }) }, events)
     }
 }
 
-/// A client, to ask through. Clones are the same client.
+/// A handle to a client. Clones are handles to the same client.
 ///
-/// Every request is accepted in the order of the calls, also across clones,
-/// as soon as there is room: at most 1,024 sends and 256 other requests are
-/// under way. A future that is dropped before its request was accepted asks
-/// nothing; one that is dropped later leaves the request under way.
+/// Requests are accepted in the order of the calls, across all clones, as soon
+/// as there is room: at most 1,024 sends and 256 other requests are pending.
+/// Dropping a future before its request was accepted withdraws the request;
+/// dropping it later leaves the request in flight.
 #[derive(Debug, Clone)]
 pub struct Handle {
     shared: Arc<Shared>,
@@ -67,10 +66,10 @@ pub struct Handle {
 
 #[derive(Debug)]
 struct Shared {
-    // Fair, and held while the queue is full: who called first is queued first.
+    // Fair, and held while the queue is full: callers are served in order.
     commands: Mutex<mpsc::Sender<Command>>,
     stop: watch::Sender<Stop>,
-    taken: Arc<dyn TakenStore>,
+    seen: Arc<dyn SeenStore>,
     tasks: TaskTracker,
     link: watch::Receiver<LinkState>,
     unanswered: Arc<AtomicUsize>,
@@ -81,55 +80,55 @@ struct Shared {
 pub struct Names {
     /// The names, sorted.
     pub names: Vec<UserName>,
-    /// Whether there are more than these.
+    /// Whether the list is incomplete.
     pub is_truncated: bool,
 }
 
 impl Handle {
-    /// Makes an account.
+    /// Creates an account.
     ///
     /// # Errors
-    /// As [`RequestError`] says; it is never repeated.
+    /// See [`RequestError`]. The request is never repeated.
     pub async fn create(&self, user: UserName, password: Option<Password>) -> Result<(), RequestError> {
         self.ask(Request::Create { user, password }).await.map(drop)
     }
 
-    /// Becomes `user` without receiving. It waits until everything before it
-    /// is answered.
+    /// Authenticates as `user` without receiving. Waits until all earlier
+    /// requests are answered.
     ///
     /// # Errors
-    /// As [`RequestError`] says; who one is does not change then.
+    /// See [`RequestError`]. The current user does not change in that case.
     pub async fn login(&self, user: UserName, password: Option<Password>) -> Result<(), RequestError> {
         self.ask(Request::Login { user, password }).await.map(drop)
     }
 
-    /// Becomes `user` and receives for it; the number of messages that were
-    /// queued. It waits until everything before it is answered.
+    /// Authenticates as `user`, receives for it, and returns the number of
+    /// queued messages. Waits until all earlier requests are answered.
     ///
     /// # Errors
-    /// As [`RequestError`] says, [`RequestError::Taken`] included; who one is
-    /// does not change then.
+    /// See [`RequestError`], including [`RequestError::SeenStore`]. The current
+    /// user does not change in that case.
     pub async fn connect(&self, user: UserName, password: Option<Password>) -> Result<u64, RequestError> {
-        // Looked at before anything is asked: a connect that cannot tell what
-        // was taken must not take the reception from another terminal.
-        self.shared.taken.load(&user).map_err(|error| RequestError::Taken(error.to_string()))?;
+        // Read before the request: a client that cannot tell which messages
+        // were seen must not take over from another one.
+        self.shared.seen.load(&user).map_err(|error| RequestError::SeenStore(error.to_string()))?;
         let answer = self.ask(Request::Connect { user, password }).await?;
         Ok(answer.fields.as_queued().unwrap_or(0))
     }
 
-    /// Becomes nobody and receives no more. It waits until everything before
-    /// it is answered.
+    /// Logs out and stops receiving. Waits until all earlier requests are
+    /// answered.
     ///
     /// # Errors
-    /// As [`RequestError`] says.
+    /// See [`RequestError`].
     pub async fn disconnect(&self) -> Result<(), RequestError> {
         self.ask(Request::Disconnect).await.map(drop)
     }
 
-    /// Sets the password of an account; `old` is `None` where it has none.
+    /// Sets the password of an account; `old` is `None` if it has none.
     ///
     /// # Errors
-    /// As [`RequestError`] says; it is never repeated.
+    /// See [`RequestError`]. The request is never repeated.
     pub async fn password(
         &self,
         user: UserName,
@@ -139,35 +138,35 @@ impl Handle {
         self.ask(Request::Password { user, old, new }).await.map(drop)
     }
 
-    /// Ends an account and drops its queue; whether there was one.
+    /// Deletes an account and its queue, and returns whether it existed.
     ///
     /// # Errors
-    /// As [`RequestError`] says; it is never repeated.
+    /// See [`RequestError`]. The request is never repeated.
     pub async fn delete(&self, user: UserName, password: Option<Password>) -> Result<bool, RequestError> {
         let answer = self.ask(Request::Delete { user, password }).await?;
         Ok(answer.fields.as_deleted().unwrap_or(true))
     }
 
-    /// The names of the users, or of those that match a regular expression.
+    /// Lists the users, or those that match a regular expression.
     ///
     /// # Errors
-    /// As [`RequestError`] says.
+    /// See [`RequestError`].
     pub async fn list(&self, pattern: Option<ByteString>) -> Result<Names, RequestError> {
         let answer = self.ask(Request::List { pattern }).await?;
         let is_truncated = answer.is_cut || answer.fields.as_listed().is_some_and(|(_, truncated)| truncated);
         Ok(Names { names: answer.names, is_truncated })
     }
 
-    /// Asks whether the server is there.
+    /// Checks that the server responds.
     ///
     /// # Errors
-    /// As [`RequestError`] says.
+    /// See [`RequestError`].
     pub async fn ping(&self) -> Result<(), RequestError> {
         self.ask(Request::Ping).await.map(drop)
     }
 
-    /// Leaves a message for `user`. Waits until there is room for one more
-    /// unanswered send; the receipt then waits for the outcome.
+    /// Sends a message to `user`. Waits until there is room for another
+    /// unanswered send; the receipt then resolves to the outcome.
     ///
     /// # Errors
     /// [`RequestError::NotSent`] once the client is closed.
@@ -175,24 +174,24 @@ impl Handle {
         self.begin(Request::Send { user, text }).await
     }
 
-    /// The requests that were accepted and not answered.
+    /// Returns the number of accepted, unanswered requests.
     #[must_use]
     pub fn unanswered(&self) -> usize {
         self.shared.unanswered.load(Ordering::Relaxed)
     }
 
-    /// The state of the link, now and when it changes.
+    /// Returns a receiver for the state of the link.
     #[must_use]
     pub fn link(&self) -> watch::Receiver<LinkState> {
         self.shared.link.clone()
     }
 
-    /// Ends the client: nothing more is accepted, and what is under way may
-    /// take up to `within` to be answered, acks included. How many requests
-    /// were given up then, with [`RequestError::Unknown`] where they had been
-    /// written and [`RequestError::NotSent`] where not.
+    /// Closes the client. No further request is accepted; pending requests and
+    /// acks have up to `within` to complete. Returns the number of abandoned
+    /// requests, which end as [`RequestError::Unknown`] if they had been
+    /// written and as [`RequestError::NotSent`] otherwise.
     pub async fn close(&self, within: Duration) -> usize {
-        self.shared.stop.send_modify(|stop| *stop = stop.sooner(Instant::now() + within));
+        self.shared.stop.send_modify(|stop| *stop = stop.earlier(Instant::now() + within));
         self.shared.tasks.wait().await;
         self.unanswered()
     }
@@ -210,11 +209,11 @@ impl Handle {
     }
 }
 
-/// A send under way: a future of its outcome. `Ok` means that the message is
-/// on stable storage, and carries its number if the server says it. Dropping
-/// the receipt does not take the message back.
+/// The future outcome of a send. `Ok` means that the message is on stable
+/// storage, and carries its number if the server names it. Dropping the receipt
+/// does not withdraw the message.
 #[derive(Debug)]
-#[must_use = "the outcome of a send is not known before it is awaited"]
+#[must_use = "the outcome of a send is unknown until it is awaited"]
 pub struct Receipt {
     answer: oneshot::Receiver<Result<Answer, RequestError>>,
 }

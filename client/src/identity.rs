@@ -1,44 +1,43 @@
-//! Who a client is, as far as it knows: what makes a new connection the same
-//! user, and what ends that.
+//! The user that a client is authenticated as, and the requests that change it.
 
 use std::borrow::Cow;
 
 use hark_protocol::{OkFields, Password, Refusal, Request, UserName};
 
-/// Who one is.
+/// The authenticated user, as known to the client.
 #[derive(Debug, Default)]
 pub(crate) enum Identity {
     #[default]
-    Nobody,
+    Anonymous,
     User {
         name: UserName,
         password: Option<Password>,
         receives: bool,
     },
-    /// One was a user and is no more, for this reason; until the application
-    /// says who to be, nothing is sent as nobody.
+    /// Authentication was lost, with the reason. Sends fail until the
+    /// application logs in, connects or disconnects.
     Lost(Cow<'static, str>),
 }
 
 impl Identity {
-    /// Who one is, if somebody.
+    /// Returns the current user.
     pub(crate) const fn user(&self) -> Option<&UserName> {
         match self {
             Self::User { name, .. } => Some(name),
-            Self::Nobody | Self::Lost(_) => None,
+            Self::Anonymous | Self::Lost(_) => None,
         }
     }
 
-    /// Why one is nobody, if that was not asked for.
+    /// Returns why authentication was lost, if it was.
     pub(crate) const fn loss(&self) -> Option<&Cow<'static, str>> {
         match self {
             Self::Lost(why) => Some(why),
-            Self::Nobody | Self::User { .. } => None,
+            Self::Anonymous | Self::User { .. } => None,
         }
     }
 
-    /// What makes a new connection who one is; `None` for nobody.
-    pub(crate) fn introduction(&self) -> Option<Request> {
+    /// Returns the request that authenticates a new link; `None` if anonymous.
+    pub(crate) fn authentication(&self) -> Option<Request> {
         let Self::User { name, password, receives } = self else {
             return None;
         };
@@ -49,7 +48,8 @@ impl Identity {
         })
     }
 
-    /// Whether one may be somebody else, or need another password, after this.
+    /// Returns whether the request may change the user or the password of the
+    /// client.
     pub(crate) fn is_changed_by(&self, request: &Request) -> bool {
         match request {
             Request::Login { .. } | Request::Connect { .. } | Request::Disconnect => true,
@@ -58,9 +58,9 @@ impl Identity {
         }
     }
 
-    /// Takes in a request that was carried out. Who receives from then on, and
-    /// how many messages are to come, if it was a `connect`.
-    pub(crate) fn carried_out(&mut self, request: &Request, fields: &OkFields) -> Option<(UserName, u64)> {
+    /// Applies a successful request. For a `connect`, returns the receiving
+    /// user and the number of queued messages.
+    pub(crate) fn apply(&mut self, request: &Request, fields: &OkFields) -> Option<(UserName, u64)> {
         match request {
             Request::Connect { user, password } => {
                 *self = Self::User { name: user.clone(), password: password.clone(), receives: true };
@@ -70,8 +70,8 @@ impl Identity {
                 let receives = self.is_receiving_for(user);
                 *self = Self::User { name: user.clone(), password: password.clone(), receives };
             }
-            Request::Disconnect => *self = Self::Nobody,
-            Request::Delete { user, .. } if self.user() == Some(user) => *self = Self::Nobody,
+            Request::Disconnect => *self = Self::Anonymous,
+            Request::Delete { user, .. } if self.user() == Some(user) => *self = Self::Anonymous,
             Request::Password { user, new, .. } => self.change_password(user, new),
             _ => {}
         }
@@ -90,15 +90,15 @@ impl Identity {
         }
     }
 
-    /// The server takes one for nobody; who one was until now, if somebody.
+    /// Drops authentication after a refusal, and returns the former user.
     pub(crate) fn lose(&mut self, refusal: &Refusal) -> Option<UserName> {
         let user = self.user()?.clone();
-        *self = Self::Lost(format!("no longer {user}: {}", refusal.explanation).into());
+        *self = Self::Lost(format!("no longer logged in as {user}: {}", refusal.explanation).into());
         Some(user)
     }
 
-    /// Another connection receives now; whose messages these are, if they
-    /// came here until now.
+    /// Stops receiving because another connection took over, and returns the
+    /// user if the client was receiving.
     pub(crate) fn taken_over(&mut self) -> Option<UserName> {
         match self {
             Self::User { name, receives, .. } if *receives => {

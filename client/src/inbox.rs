@@ -1,10 +1,10 @@
-//! What was pushed, and what of it may be acknowledged.
+//! Received messages, and their acknowledgement.
 //!
-//! The engine puts pushes in ([`Inbox::push`]), the application takes them
-//! ([`Inbox::take`]), and the engine asks what to acknowledge
-//! ([`Inbox::next_ack`]). An ack covers every number up to it, so it stops
-//! before the first message that the application still holds or has given
-//! back. Knows neither frames nor the task that calls it.
+//! The engine adds pushes ([`Inbox::push`]), the application takes messages
+//! ([`Inbox::mark_seen`]), and the engine fetches the next acknowledgement
+//! ([`Inbox::next_ack`]). An ack covers every number up to its own, so it stops
+//! before the first message that the application still holds or has released.
+//! Independent of frames and of the engine's task.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -14,68 +14,68 @@ use hark_protocol::{Delivery, Sequence, UserName};
 use tokio::sync::Notify;
 
 use crate::event::Message;
-use crate::taken::{Taken, TakenStore, Window};
+use crate::seen::{MessageId, SeenStore, Window};
 
-/// While messages are waiting to be taken, this many are acknowledged at once.
+/// Number of messages after which an ack is sent while more are held.
 const ACK_EVERY: usize = 64;
 
 /// The messages of one client on their way to the application.
 #[derive(Debug)]
 pub(crate) struct Inbox {
-    store: Arc<dyn TakenStore>,
-    // A lock, since messages are taken on any task; held for one operation on
-    // the tables, and never while the store is written.
+    store: Arc<dyn SeenStore>,
+    // A lock because messages are taken on any task. Held for one operation on
+    // the tables, never during writes to the store.
     state: Mutex<State>,
-    /// Something was taken, so there may be something to acknowledge.
+    /// Signals that a message was settled, so that an ack may be due.
     pub(crate) changed: Notify,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// Whose messages the pushes are.
+    /// The user that pushes belong to.
     user: Option<UserName>,
     window: Window,
-    /// Counts the successful `connect`s: an ack counts only for what was
-    /// pushed since the last one, on a link that still is.
+    /// Number of successful `connect`s. An ack covers only pushes since the
+    /// last one, on the same link.
     epoch: u64,
     is_linked: bool,
-    /// What was pushed and is not acknowledged: of this user, and of former
-    /// ones what the application still holds.
-    pushed: BTreeMap<(UserName, Taken), Pushed>,
-    /// Pushes that are still to come of what was queued at the last `connect`.
+    /// Unacknowledged pushes: of this user, and of former users if the
+    /// application still holds them.
+    pushed: BTreeMap<(UserName, MessageId), Pushed>,
+    /// Number of pushes still to come of those queued at the last `connect`.
     queued: u64,
     ackable: Option<Sequence>,
-    /// Messages that were taken since the last ack.
-    taken_since: usize,
+    /// Number of messages seen since the last ack.
+    seen_since: usize,
 }
 
 #[derive(Debug)]
 struct Pushed {
     epoch: u64,
-    fate: Fate,
+    state: MessageState,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fate {
-    /// In the hands of the application.
+enum MessageState {
+    /// Held by the application.
     Held,
-    /// Taken, while something before it is not.
-    Taken,
-    /// Dropped by the application without a word.
-    GivenBack,
+    /// Seen, behind a message that is not.
+    Seen,
+    /// Dropped by the application without an ack.
+    Released,
 }
 
-/// What a push comes to.
+/// Result of a push.
 #[derive(Debug)]
 pub(crate) struct Arrival {
-    /// The message, unless the application has or had it already.
+    /// The message, unless the application holds it or has seen it.
     pub(crate) message: Option<Message>,
-    /// Who has now been pushed all that was queued.
+    /// The user whose queued messages have now all been pushed.
     pub(crate) caught_up: Option<UserName>,
 }
 
 impl Inbox {
-    pub(crate) fn new(store: Arc<dyn TakenStore>) -> Self {
+    pub(crate) fn new(store: Arc<dyn SeenStore>) -> Self {
         Self { store, state: Mutex::default(), changed: Notify::new() }
     }
 
@@ -83,12 +83,12 @@ impl Inbox {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A `connect` as `user` has succeeded, with `queued` messages to come;
-    /// whether these are none.
+    /// Records a successful `connect` as `user` with `queued` messages to come.
+    /// Returns whether there are none.
     ///
     /// # Errors
-    /// Where it cannot be read what the user has taken. Nothing may be
-    /// received then.
+    /// Any error of reading the record of seen messages. Nothing may be
+    /// received in that case.
     pub(crate) fn begin(&self, user: &UserName, queued: u64) -> io::Result<bool> {
         let window = self.store.load(user)?.into_iter().collect();
         let mut state = self.state();
@@ -100,7 +100,7 @@ impl Inbox {
         Ok(queued == 0)
     }
 
-    /// The link has ended: nothing can be acknowledged before the next
+    /// Ends the link: nothing can be acknowledged before the next
     /// [`Self::begin`].
     pub(crate) fn link_lost(&self) {
         let mut state = self.state();
@@ -108,91 +108,91 @@ impl Inbox {
         state.reset(false);
     }
 
-    /// Takes a push. One that comes again is handed out again only if it was
-    /// given back.
+    /// Processes a push. A repeated push is delivered again only if the
+    /// application has released the message.
     pub(crate) fn push(self: &Arc<Self>, delivery: Delivery) -> Arrival {
         let mut state = self.state();
         let Some(user) = state.user.clone() else {
-            // The server pushes only to who has connected; not this one, then.
+            // A conforming server pushes only after a `connect`.
             return Arrival { message: None, caught_up: None };
         };
-        let is_new = state.arrive(&user, Taken::from(&delivery));
+        let is_new = state.arrive(&user, MessageId::from(&delivery));
         let caught_up = state.count_down().then(|| user.clone());
         drop(state);
         let message = is_new.then(|| Message { user, delivery, inbox: Arc::clone(self), is_settled: false });
         Arrival { message, caught_up }
     }
 
-    /// The application has taken a message.
-    pub(crate) fn take(&self, user: &UserName, delivery: &Delivery) -> io::Result<()> {
-        let taken = Taken::from(delivery);
-        self.store.record(user, taken)?;
+    /// Marks a message as seen by the application.
+    pub(crate) fn mark_seen(&self, user: &UserName, delivery: &Delivery) -> io::Result<()> {
+        let message = MessageId::from(delivery);
+        self.store.record(user, message)?;
         let mut state = self.state();
         if state.user.as_ref() == Some(user) {
-            state.window.insert(taken);
+            state.window.insert(message);
         }
-        state.settle(user, taken, Fate::Taken);
+        state.settle(user, message, MessageState::Seen);
         drop(state);
         self.changed.notify_one();
         Ok(())
     }
 
-    /// The application has dropped a message without taking it.
-    pub(crate) fn give_back(&self, user: &UserName, delivery: &Delivery) {
-        self.state().settle(user, Taken::from(delivery), Fate::GivenBack);
+    /// Releases a message that the application dropped without an ack.
+    pub(crate) fn release(&self, user: &UserName, delivery: &Delivery) {
+        self.state().settle(user, MessageId::from(delivery), MessageState::Released);
     }
 
-    /// What is to be acknowledged now, if anything: many at once while there
-    /// is more to take, and everything as soon as there is not, or if asked
-    /// for all.
+    /// Returns the next acknowledgement, if one is due: for many messages at
+    /// once while the application holds more, otherwise or if `is_all` for all
+    /// seen.
     pub(crate) fn next_ack(&self, is_all: bool) -> Option<Sequence> {
         let mut state = self.state();
-        if !is_all && state.taken_since < ACK_EVERY && state.is_held() {
+        if !is_all && state.seen_since < ACK_EVERY && state.is_held() {
             return None;
         }
-        state.taken_since = 0;
+        state.seen_since = 0;
         state.ackable.take()
     }
 }
 
 impl State {
-    /// Forgets what belonged to the reception before. What the application
-    /// still holds stays, so that it is not handed out twice.
+    /// Clears the state of the former link. Messages held by the application
+    /// are kept, so that they are not delivered twice.
     fn reset(&mut self, is_linked: bool) {
-        self.pushed.retain(|_, pushed| pushed.fate == Fate::Held);
+        self.pushed.retain(|_, pushed| pushed.state == MessageState::Held);
         self.is_linked = is_linked;
         self.ackable = None;
-        self.taken_since = 0;
+        self.seen_since = 0;
     }
 
-    /// Notes a push; whether the application is to have it.
-    fn arrive(&mut self, user: &UserName, message: Taken) -> bool {
+    /// Records a push, and returns whether to deliver it to the application.
+    fn arrive(&mut self, user: &UserName, message: MessageId) -> bool {
         let epoch = self.epoch;
         if let Some(pushed) = self.pushed.get_mut(&(user.clone(), message)) {
             pushed.epoch = epoch;
             return false;
         }
         let is_new = !self.window.contains(message);
-        let fate = if is_new { Fate::Held } else { Fate::Taken };
-        self.pushed.insert((user.clone(), message), Pushed { epoch, fate });
+        let state = if is_new { MessageState::Held } else { MessageState::Seen };
+        self.pushed.insert((user.clone(), message), Pushed { epoch, state });
         if !is_new {
             self.advance(user);
         }
         is_new
     }
 
-    /// Whether this push was the last of those that were queued.
+    /// Counts a push, and returns whether it was the last of those queued.
     fn count_down(&mut self) -> bool {
         let was_last = self.queued == 1;
         self.queued = self.queued.saturating_sub(1);
         was_last
     }
 
-    fn settle(&mut self, user: &UserName, message: Taken, fate: Fate) {
+    fn settle(&mut self, user: &UserName, message: MessageId, state: MessageState) {
         let key = (user.clone(), message);
         let is_present = self.user.as_ref() == Some(user);
         match self.pushed.get_mut(&key) {
-            Some(pushed) if is_present => pushed.fate = fate,
+            Some(pushed) if is_present => pushed.state = state,
             _ => drop(self.pushed.remove(&key)),
         }
         if is_present {
@@ -200,27 +200,27 @@ impl State {
         }
     }
 
-    /// Moves what may be acknowledged over everything that was taken, up to
-    /// the first message that was not.
+    /// Advances the acknowledgement over all seen messages, up to the first
+    /// other one.
     fn advance(&mut self, user: &UserName) {
-        let start = (user.clone(), Taken { sequence: Sequence(0), time_ms: 0 });
+        let start = (user.clone(), MessageId { sequence: Sequence(0), time_ms: 0 });
         while let Some((key, pushed)) = self.pushed.range(start.clone()..).next() {
-            if key.0 != *user || pushed.fate != Fate::Taken {
+            if key.0 != *user || pushed.state != MessageState::Seen {
                 return;
             }
             let (key, is_current) = (key.clone(), pushed.epoch == self.epoch && self.is_linked);
             self.pushed.remove(&key);
             if is_current {
                 self.ackable = self.ackable.max(Some(key.1.sequence));
-                self.taken_since += 1;
+                self.seen_since += 1;
             }
         }
     }
 
-    /// Whether the application holds a message of the present user.
+    /// Returns whether the application holds a message of the current user.
     fn is_held(&self) -> bool {
-        let is_held = |(key, pushed): (&(UserName, Taken), &Pushed)| {
-            pushed.fate == Fate::Held && Some(&key.0) == self.user.as_ref()
+        let is_held = |(key, pushed): (&(UserName, MessageId), &Pushed)| {
+            pushed.state == MessageState::Held && Some(&key.0) == self.user.as_ref()
         };
         self.pushed.iter().any(is_held)
     }
@@ -229,10 +229,10 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::taken::MemoryTaken;
+    use crate::seen::MemorySeenStore;
 
     fn inbox() -> Arc<Inbox> {
-        Arc::new(Inbox::new(Arc::new(MemoryTaken::default())))
+        Arc::new(Inbox::new(Arc::new(MemorySeenStore::default())))
     }
 
     fn bob() -> UserName {
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ack_waits_until_nothing_is_held_and_then_covers_all() {
+    fn ack_waits_for_held_messages() {
         let inbox = inbox();
         inbox.begin(&bob(), 0).unwrap();
         let first = push(&inbox, 5).unwrap();
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ack_comes_after_64_messages_also_under_load() {
+    fn ack_is_due_after_64_messages() {
         let inbox = inbox();
         inbox.begin(&bob(), 0).unwrap();
         let mut held: Vec<_> = (1..=100).map(|n| push(&inbox, n).unwrap()).collect();
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ack_never_passes_a_message_that_is_held_or_was_given_back() {
+    fn ack_stops_before_held_or_released_message() {
         let inbox = inbox();
         inbox.begin(&bob(), 0).unwrap();
         let [first, second, third] = [1, 2, 3].map(|n| push(&inbox, n).unwrap());
@@ -288,21 +288,21 @@ mod tests {
     }
 
     #[test]
-    fn what_is_held_over_a_lost_link_is_not_handed_out_twice_and_acknowledged_when_pushed_again() {
+    fn message_held_across_links_is_delivered_once() {
         let inbox = inbox();
         inbox.begin(&bob(), 0).unwrap();
         let message = push(&inbox, 1).unwrap();
         inbox.link_lost();
         message.ack().unwrap();
-        assert_eq!(inbox.next_ack(true), None, "there is no link to acknowledge it on");
+        assert_eq!(inbox.next_ack(true), None, "the link is down");
         inbox.begin(&bob(), 1).unwrap();
-        assert_eq!(inbox.next_ack(true), None, "it was not pushed on this link");
+        assert_eq!(inbox.next_ack(true), None, "not pushed on this link yet");
         assert!(push(&inbox, 1).is_none());
         assert_eq!(inbox.next_ack(false), Some(Sequence(1)));
     }
 
     #[test]
-    fn a_message_of_a_former_user_is_taken_but_never_acknowledged() {
+    fn message_of_former_user_is_seen_but_not_acknowledged() {
         let inbox = inbox();
         inbox.begin(&bob(), 0).unwrap();
         let message = push(&inbox, 7).unwrap();
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_said_when_all_that_was_queued_has_come() {
+    fn end_of_queued_messages_is_reported() {
         let inbox = inbox();
         assert!(!inbox.begin(&bob(), 2).unwrap());
         assert!(inbox.push(delivery(1)).caught_up.is_none());
@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_kept_of_what_is_acknowledged() {
+    fn acknowledged_messages_are_dropped() {
         let inbox = inbox();
         inbox.begin(&bob(), 0).unwrap();
         (1..=1000).for_each(|n| push(&inbox, n).unwrap().ack().unwrap());

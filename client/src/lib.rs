@@ -1,26 +1,26 @@
-//! A client of Hark that survives its link.
+//! A client of Hark that reconnects by itself.
 //!
-//! [`Client::connect`] gives a clonable [`Handle`], through which an
-//! application asks, and [`Events`], from which it takes what happens. One
-//! background task owns the connection: it reconnects, becomes the same user
-//! again, repeats what was not answered, and drops what was already taken.
+//! [`Client::connect`] returns a clonable [`Handle`] for requests, and
+//! [`Events`] for messages and state changes. One background task owns the
+//! connection: it reconnects, authenticates again, repeats unanswered requests,
+//! and drops messages that the application has already seen.
 //!
-//! | module | what it owns |
+//! | module | contents |
 //! | --- | --- |
-//! | [`config`] | where the servers are, and every time and bound |
-//! | [`handle`] | asking: requests in, answers out |
-//! | [`event`] | what happens without being asked |
-//! | [`taken`] | which messages a reader has taken, across restarts |
-//! | [`dial`], [`tls`] | how a connection is opened |
-//! | [`command`] | what people type, for a terminal |
-//! | [`logs`] | the log of a server, as it happens |
-//! | [`error`] | how a request can end without having been carried out |
-//! | `outbox` | what is asked and not answered; no I/O, time is an argument |
-//! | `identity` | who one is, and what changes that |
-//! | `inbox` | what was pushed, and what of it may be acknowledged |
-//! | `link` | one connection: requests out and replies in, over each transport |
+//! | [`config`] | servers, timeouts and bounds |
+//! | [`handle`] | requests and their answers |
+//! | [`event`] | messages and the state of the link |
+//! | [`seen`] | the messages that a reader has processed, across restarts |
+//! | [`dial`], [`tls`] | opening of connections |
+//! | [`command`] | the commands of the terminal |
+//! | [`logs`] | a live view of a server's log |
+//! | [`error`] | outcomes of requests other than success |
+//! | `outbox` | unanswered requests; no I/O, time is an argument |
+//! | `identity` | the authenticated user, and what changes it |
+//! | `inbox` | received messages, and their acknowledgement |
+//! | `link` | one connection, over each transport |
 //! | `http2` | one HTTP/2 connection, for gRPC |
-//! | `rounds` | which server is tried next, and when; no I/O and no clock |
+//! | `failover` | choice of the next server, and backoff; no I/O and no clock |
 //! | `engine` | the task that drives them |
 //!
 //! ```no_run
@@ -28,7 +28,7 @@
 //!
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 //! let (hark, mut events) = Client::connect(Config::tcp("127.0.0.1:3000"));
-//! hark.send("bob".parse()?, "the backup is done".into()).await?.await?; // on the disk
+//! hark.send("bob".parse()?, "the backup is done".into()).await?.await?; // on stable storage
 //! hark.connect("amy".parse()?, None).await?;
 //! while let Some(event) = events.next().await {
 //!     if let Event::Message(message) = event {
@@ -40,16 +40,14 @@
 //! # }
 //! ```
 //!
-//! Where several servers share what they store, the client goes from one to the
-//! next: `Config::tcp("a.example:3000,b.example:3000")`.
-//! [`Config::grpc`] is the same client over gRPC, [`Config::tls`] and
-//! `Config::grpc_tls` are both over TLS. The feature `grpc` is on by
-//! default; without it there are neither that nor `logs`.
+//! With several servers of one cluster, the client fails over from one to the
+//! next: `Config::tcp("a.example:3000,b.example:3000")`. [`Config::grpc`] is
+//! the same client over gRPC; [`Config::tls`] and `Config::grpc_tls` are both
+//! over TLS. gRPC and `logs` need the feature `grpc`, which is on by default.
 //!
-//! Invariants: a send has one id for ever, and ids are written in rising
-//! order; nothing new is written before what is repeated; a send is never
-//! repeated as somebody else than who sent it; nothing is acknowledged that
-//! the application has not taken.
+//! Invariants: a send keeps its id; ids are written in ascending order; repeats
+//! precede new requests; a send is never repeated as another user; a message is
+//! acknowledged only after the application has processed it.
 
 pub mod command;
 pub mod config;
@@ -57,6 +55,7 @@ pub mod dial;
 mod engine;
 pub mod error;
 pub mod event;
+mod failover;
 pub mod handle;
 #[cfg(feature = "grpc")]
 mod http2;
@@ -66,8 +65,7 @@ mod link;
 #[cfg(feature = "grpc")]
 pub mod logs;
 mod outbox;
-mod rounds;
-pub mod taken;
+pub mod seen;
 pub mod tls;
 
 pub use config::{Config, Server, Timing, Transport};

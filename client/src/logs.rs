@@ -1,6 +1,6 @@
-//! The log of a server as it happens: one `WatchLogs`, for as long as its
-//! connection lasts. It does not connect again: what happened meanwhile would
-//! be missing, and nothing would say so.
+//! A live view of a server's log: one `WatchLogs` call, for as long as its
+//! connection lasts. It never reconnects, since the events in between would be
+//! missing silently.
 
 use std::sync::Arc;
 
@@ -14,40 +14,39 @@ use tonic::{Response, Streaming};
 pub use hark_grpc::v1::{LogEvent, LogLevel};
 
 use crate::config::{Config, Server, Timing, Transport};
+use crate::failover::Failover;
 use crate::http2::{self, KeepAlive};
 use crate::link::LinkError;
-use crate::rounds::Rounds;
 
-/// What to watch.
+/// Selection of events.
 #[derive(Debug, Clone, Default)]
 pub struct Query {
-    /// Who asks, where the server wants to know.
+    /// Credentials, if the server requires them.
     pub login: Option<(UserName, Option<Password>)>,
-    /// This level and worse; unspecified for `Info`.
+    /// Least severe level; unspecified means `Info`.
     pub level: LogLevel,
-    /// Only events whose target begins with this; empty for all.
+    /// Only events whose target has this prefix; empty for all.
     pub target_prefix: String,
-    /// The server ends it after so many events; 0 for no end.
+    /// Number of events after which the server ends the stream; 0 for no limit.
     pub limit: u64,
 }
 
-/// What is heard of the log.
+/// An item of the log stream.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Heard {
+pub enum LogItem {
     /// An event.
     Event(LogEvent),
-    /// So many events were missed here, since they were taken too slowly.
+    /// Number of events that were dropped here because the client was too slow.
     Missed(u64),
 }
 
-/// Why the log is not, or no longer, watched.
+/// The reason why the log cannot be watched any further.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum WatchError {
-    /// The server does not want this: ask for something else, or as somebody
-    /// else.
-    #[error(transparent)]
+    /// The server refused the request.
+    #[error("{}", .0.message())]
     Refused(Refusal),
-    /// There is no link, or none any more.
+    /// The connection failed.
     #[error("{0}")]
     Link(String),
 }
@@ -61,7 +60,7 @@ impl From<LinkError> for WatchError {
     }
 }
 
-/// The log of a server, to take event by event. Dropping it ends the watching.
+/// A stream of log events. Dropping it ends the call.
 #[derive(Debug)]
 pub struct Logs {
     server: Arc<str>,
@@ -70,17 +69,16 @@ pub struct Logs {
 }
 
 impl Logs {
-    /// Begins to watch the log of the server that `config` names, of several
-    /// the first that can be reached. Its transport has to be
-    /// [`Transport::Grpc`].
+    /// Begins to watch the log of the first reachable server of `config`, whose
+    /// transport has to be [`Transport::Grpc`].
     ///
     /// ```no_run
     /// use hark_client::Config;
-    /// use hark_client::logs::{Heard, Logs, Query};
+    /// use hark_client::logs::{LogItem, Logs, Query};
     ///
     /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
     /// let mut logs = Logs::watch(&Config::grpc("127.0.0.1:3000"), Query::default()).await?;
-    /// while let Some(Heard::Event(event)) = logs.next().await? {
+    /// while let Some(LogItem::Event(event)) = logs.next().await? {
     ///     println!("{}", event.message);
     /// }
     /// # Ok(())
@@ -88,13 +86,13 @@ impl Logs {
     /// ```
     ///
     /// # Errors
-    /// As [`WatchError`] says, of several servers for the last; in
-    /// [`crate::Timing::connect`] at the latest.
+    /// See [`WatchError`]; of several servers, the error of the last. Fails
+    /// within [`crate::Timing::connect`].
     pub async fn watch(config: &Config, query: Query) -> Result<Self, WatchError> {
         let mut last = LinkError::NoServer;
-        let patience = Rounds::new(config.servers.len(), &config.timing).patience();
+        let attempt_timeout = Failover::new(config.servers.len(), &config.timing).attempt_timeout();
         for server in &config.servers {
-            let opening = tokio::time::timeout(patience, open(server, config.timing, query.clone()));
+            let opening = tokio::time::timeout(attempt_timeout, open(server, config.timing, query.clone()));
             match opening.await.unwrap_or(Err(LinkError::Silent)) {
                 Ok(logs) => return Ok(logs),
                 Err(error @ (LinkError::Refused(_) | LinkError::Denied(_))) => return Err(error.into()),
@@ -104,29 +102,29 @@ impl Logs {
         Err(last.into())
     }
 
-    /// Whose log it is: the address of the server.
+    /// Returns the address of the server.
     #[must_use]
     pub fn server(&self) -> &str {
         &self.server
     }
 
-    /// Waits for what comes next; `None` once the server has ended it.
+    /// Waits for the next item; `None` once the server has ended the stream.
     /// Cancel-safe.
     ///
     /// # Errors
-    /// [`WatchError::Link`] where the connection ends before.
-    pub async fn next(&mut self) -> Result<Option<Heard>, WatchError> {
+    /// [`WatchError::Link`] if the connection fails.
+    pub async fn next(&mut self) -> Result<Option<LogItem>, WatchError> {
         loop {
             let reply = self.replies.message().await.map_err(|status| http2::ended(&status, true))?;
             match reply {
                 None => return Ok(None),
                 Some(WatchLogsReply { event: Some(Event::Log(event)) }) => {
-                    return Ok(Some(Heard::Event(event)));
+                    return Ok(Some(LogItem::Event(event)));
                 }
                 Some(WatchLogsReply { event: Some(Event::Missed(count)) }) => {
-                    return Ok(Some(Heard::Missed(count)));
+                    return Ok(Some(LogItem::Missed(count)));
                 }
-                // What a later version may say.
+                // An item of a later protocol version.
                 Some(WatchLogsReply { event: None }) => {}
             }
         }
@@ -135,7 +133,7 @@ impl Logs {
 
 async fn open(server: &Server, timing: Timing, query: Query) -> Result<Logs, LinkError> {
     let Transport::Grpc { origin } = &server.transport else {
-        return Err(LinkError::Protocol("the log is watched over gRPC".to_owned()));
+        return Err(LinkError::Protocol("watching the log requires gRPC".to_owned()));
     };
     let origin = http2::origin(origin)?;
     let keep_alive = KeepAlive { ping_after: timing.ping_after, dead_after: timing.dead_after };

@@ -1,14 +1,15 @@
-//! What is asked and not answered, and who one is while asking.
+//! Unanswered requests, and the authenticated user.
 //!
-//! Commands go in in the order of the calls, take an id, and wait until they
-//! are written ([`Outbox::write_next`]), then until they are answered
-//! ([`Outbox::reply`]), expire ([`Outbox::expire`]) or have to be written once
-//! more ([`Outbox::link_lost`]). No I/O and no clock: times are arguments.
+//! Commands enter in the order of the calls and get an id. They wait to be
+//! written ([`Outbox::write_next`]), then to be answered ([`Outbox::reply`]),
+//! to expire ([`Outbox::expire`]) or to be repeated on another link
+//! ([`Outbox::link_lost`]). No I/O and no clock: times are arguments.
 //!
-//! What changes who one is (`login`, `connect`, `disconnect`, and `delete` or
-//! `password` of oneself) is asked alone: it waits until nothing is under way,
-//! and nothing new is written before its answer. So whatever is under way
-//! belongs to the present identity, and can be repeated under it.
+//! A request that changes the identity (`login`, `connect`, `disconnect`, and
+//! `delete` or `password` of the current user) is a barrier: it waits until
+//! nothing is in flight, and no new request is written before its answer. So
+//! every request in flight belongs to the current identity and can be repeated
+//! under it.
 
 use std::borrow::Cow;
 use std::collections::{BTreeSet, VecDeque};
@@ -23,24 +24,24 @@ use tokio::time::Instant;
 use crate::error::RequestError;
 use crate::identity::Identity;
 
-/// Sends take their ids below this one and everything else at or above it, so
-/// that the server's record of a session stays dense.
+/// Boundary of the id ranges: sends take the ids below, other requests the ids
+/// from here, so that the server's record of a session stays dense.
 const OTHER_IDS: u32 = 1 << 31;
 
-/// Requests other than sends that may be under way at once.
+/// Largest number of pending requests other than sends.
 const OTHERS_MAX: usize = 256;
 
-/// What the server has answered.
+/// An answer of the server.
 #[derive(Debug, Default)]
 pub(crate) struct Answer {
     pub(crate) fields: OkFields,
-    /// The names, if it answers `list`.
+    /// The names, if this answers `list`.
     pub(crate) names: Vec<UserName>,
-    /// Whether some names were left out here.
+    /// Whether names were dropped because of the client's own limit.
     pub(crate) is_cut: bool,
 }
 
-/// A request, and who waits for its answer.
+/// A request, and the receiver of its answer.
 #[derive(Debug)]
 pub(crate) struct Command {
     pub(crate) request: Request,
@@ -48,20 +49,20 @@ pub(crate) struct Command {
     pub(crate) answer: Option<oneshot::Sender<Result<Answer, RequestError>>>,
 }
 
-/// What a reply means beyond its request.
+/// The effect of a reply beyond its request.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Effect {
     /// Nothing.
     None,
-    /// This client receives for the user, with so many messages to come.
+    /// The client now receives for the user, with this many messages queued.
     Receives(UserName, u64),
-    /// The server failed: the link is to be given up, and what was not
-    /// answered repeated on another.
+    /// The server failed: the link is to be closed, and unanswered requests are
+    /// to be repeated on another.
     GiveUp(Failure, Cow<'static, str>),
 }
 
-/// One moment, by two clocks: the steady one, which may stand still while the
-/// machine sleeps, and the wall clock, which may be set.
+/// A point in time by two clocks: the monotonic clock, which may stand still
+/// while the machine is suspended, and the wall clock, which may be set.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Now {
     pub(crate) steady: Instant,
@@ -74,18 +75,18 @@ impl Now {
     }
 }
 
-/// A request under way.
+/// A pending request.
 #[derive(Debug)]
-struct Asked {
+struct Pending {
     command: Command,
     answer: Answer,
-    /// When it was first written.
+    /// Time of the first write.
     first_written: Option<Now>,
-    /// Whether nothing else may be under way beside it.
-    is_alone: bool,
+    /// Whether this is a barrier.
+    is_barrier: bool,
 }
 
-/// Everything that is asked and not answered.
+/// All unanswered requests.
 #[derive(Debug)]
 pub(crate) struct Outbox {
     session: SessionToken,
@@ -94,19 +95,19 @@ pub(crate) struct Outbox {
     names_max: usize,
     next_send: u32,
     next_other: u32,
-    /// What was written at least once.
-    calls: Calls<RequestId, Instant, Asked>,
-    /// What of `calls` has to be written once more, in the order of the ids.
+    /// Requests that were written at least once.
+    calls: Calls<RequestId, Instant, Pending>,
+    /// Requests in `calls` that have to be repeated, in ascending order of id.
     repeats: VecDeque<RequestId>,
-    /// What was never written.
-    fresh: VecDeque<(RequestId, Asked)>,
-    /// The ids of all sends in `calls` and `fresh`.
+    /// Requests that were never written.
+    fresh: VecDeque<(RequestId, Pending)>,
+    /// Ids of all sends in `calls` and `fresh`.
     sends: BTreeSet<RequestId>,
-    /// What changes the identity, until everything before it is answered.
-    held: Option<Command>,
-    /// Whether such a change is under way, alone.
-    is_settling: bool,
-    /// Whether it is a `connect`.
+    /// A barrier that waits until the requests before it are answered.
+    barrier: Option<Command>,
+    /// Whether a barrier is in flight.
+    is_barrier_in_flight: bool,
+    /// Whether the barrier is a `connect`.
     is_connecting: bool,
 }
 
@@ -123,8 +124,8 @@ impl Outbox {
             repeats: VecDeque::new(),
             fresh: VecDeque::new(),
             sends: BTreeSet::new(),
-            held: None,
-            is_settling: false,
+            barrier: None,
+            is_barrier_in_flight: false,
             is_connecting: false,
         }
     }
@@ -133,32 +134,32 @@ impl Outbox {
         &self.session
     }
 
-    /// The number of requests that are not answered.
+    /// Returns the number of unanswered requests.
     pub(crate) fn len(&self) -> usize {
-        self.calls.len() + self.fresh.len() + usize::from(self.held.is_some())
+        self.calls.len() + self.fresh.len() + usize::from(self.barrier.is_some())
     }
 
-    /// Whether another command may be accepted.
+    /// Returns whether another command may be accepted.
     pub(crate) fn has_room(&self) -> bool {
-        self.held.is_none()
-            && !self.is_settling
+        self.barrier.is_none()
+            && !self.is_barrier_in_flight
             && self.next_send < OTHER_IDS
             && self.len() - self.sends.len() < OTHERS_MAX
             && self.is_next_send_remembered()
     }
 
-    /// The server remembers the last 1,024 sends. So the ids that are under
-    /// way may not spread over more: the oldest could not be repeated.
+    /// Returns whether the next send keeps all pending sends within the last
+    /// 1,024 ids, which the server remembers. Beyond that, the oldest could not
+    /// be repeated.
     fn is_next_send_remembered(&self) -> bool {
         let oldest = self.sends.first().map_or(self.next_send, |id| id.value());
         ((self.next_send - oldest) as usize) < SENDS_UNANSWERED_MAX
     }
 
-    /// Accepts a command, behind all that were accepted before. Call only
-    /// while [`Self::has_room`].
+    /// Accepts a command, behind all earlier ones. Requires [`Self::has_room`].
     pub(crate) fn accept(&mut self, command: Command) {
         if self.identity.is_changed_by(&command.request) && self.len() > 0 {
-            self.held = Some(command);
+            self.barrier = Some(command);
         } else {
             self.enqueue(command);
         }
@@ -170,19 +171,19 @@ impl Outbox {
             let outcome = RequestError::NotSent(why.clone());
             return end(command, Err(outcome));
         }
-        let is_alone = self.identity.is_changed_by(&command.request);
-        if is_alone {
-            self.is_settling = true;
+        let is_barrier = self.identity.is_changed_by(&command.request);
+        if is_barrier {
+            self.is_barrier_in_flight = true;
             self.is_connecting = matches!(command.request, Request::Connect { .. });
         }
         if let Some(id) = self.new_id(is_send) {
-            let asked = Asked { command, answer: Answer::default(), first_written: None, is_alone };
-            self.fresh.push_back((id, asked));
+            let pending = Pending { command, answer: Answer::default(), first_written: None, is_barrier };
+            self.fresh.push_back((id, pending));
         }
     }
 
-    /// An id that is not under way: those of sends are never used again, and
-    /// the others come round after 2³¹ requests, by when the first has expired.
+    /// Returns an unused id. Ids of sends are never reused; the others wrap
+    /// around after 2³¹ requests, when the first has long expired.
     fn new_id(&mut self, is_send: bool) -> Option<RequestId> {
         if is_send {
             let id = RequestId::new(self.next_send)?;
@@ -195,232 +196,238 @@ impl Outbox {
         Some(id)
     }
 
-    /// Whether a `connect` is under way. Nothing may be acknowledged then.
+    /// Returns whether a `connect` is in flight, during which nothing may be
+    /// acknowledged.
     pub(crate) const fn is_connecting(&self) -> bool {
         self.is_connecting
     }
 
-    /// Passes the next request to `write`, what is repeated before what is
-    /// new; whether there was one. `write` says why one is too large.
+    /// Passes the next request to `write`, repeats before new ones, and returns
+    /// whether there was one. `write` fails if the request is too large.
     pub(crate) fn write_next(
         &mut self,
         now: Now,
         write: impl FnOnce(RequestId, &Request) -> Result<(), String>,
     ) -> bool {
-        let Some((id, mut asked)) = self.next_to_write() else {
+        let Some((id, mut pending)) = self.next_to_write() else {
             return false;
         };
-        if self.is_forgotten(&asked, now) {
-            self.conclude_unknown(id, asked, "this machine was away for too long to ask again");
+        if self.may_be_forgotten(&pending, now) {
+            self.conclude_unknown(
+                id,
+                pending,
+                "this machine was suspended for too long to repeat the request",
+            );
             return true;
         }
-        match write(id, &asked.command.request) {
+        match write(id, &pending.command.request) {
             Ok(()) => {
-                asked.first_written = asked.first_written.or(Some(now));
-                self.register(id, asked);
+                pending.first_written = pending.first_written.or(Some(now));
+                self.register(id, pending);
             }
-            Err(why) if asked.first_written.is_some() => self.conclude_unknown(id, asked, why),
-            Err(why) => self.conclude(id, asked, Err(Refusal::new(Code::TooLarge, why).into())),
+            Err(why) if pending.first_written.is_some() => self.conclude_unknown(id, pending, why),
+            Err(why) => self.conclude(id, pending, Err(Refusal::new(Code::TooLarge, why).into())),
         }
         true
     }
 
-    /// Whether the server may have forgotten a request by now. The steady
-    /// clock is seen to by [`Self::expire`]; but the server's goes on while
-    /// this machine sleeps, and then the wall clock knows better.
-    fn is_forgotten(&self, asked: &Asked, now: Now) -> bool {
-        asked.first_written.is_some_and(|first| {
+    /// Returns whether the server may have forgotten the request.
+    /// [`Self::expire`] watches the monotonic clock; the wall clock covers the
+    /// time for which this machine was suspended.
+    fn may_be_forgotten(&self, pending: &Pending, now: Now) -> bool {
+        pending.first_written.is_some_and(|first| {
             now.wall.duration_since(first.wall).is_ok_and(|passed| passed > self.repeat_for)
         })
     }
 
-    fn next_to_write(&mut self) -> Option<(RequestId, Asked)> {
+    fn next_to_write(&mut self) -> Option<(RequestId, Pending)> {
         while let Some(id) = self.repeats.pop_front() {
-            if let Some(asked) = self.calls.remove(&id) {
-                return Some((id, asked));
+            if let Some(pending) = self.calls.remove(&id) {
+                return Some((id, pending));
             }
         }
         self.fresh.pop_front()
     }
 
-    fn register(&mut self, id: RequestId, asked: Asked) {
-        let deadline = asked.first_written.map(|first| first.steady + self.repeat_for);
-        let registered = self.calls.register(id, deadline, asked);
-        debug_assert!(registered.is_ok(), "an id is not used while it is under way");
+    fn register(&mut self, id: RequestId, pending: Pending) {
+        let deadline = pending.first_written.map(|first| first.steady + self.repeat_for);
+        let registered = self.calls.register(id, deadline, pending);
+        debug_assert!(registered.is_ok(), "the id of a pending request is not reused");
     }
 
-    /// Takes a reply. One to a request that is not under way is late, and
-    /// means nothing any more.
+    /// Processes a reply. A reply to a request that is no longer pending is
+    /// ignored.
     pub(crate) fn reply(&mut self, id: RequestId, reply: Reply) -> Effect {
-        let Some(mut asked) = self.calls.remove(&id) else {
+        let Some(mut pending) = self.calls.remove(&id) else {
             return Effect::None;
         };
         match reply {
-            Reply::Ok(fields) => return self.succeed(id, asked, fields),
-            Reply::NotOk(refusal) => self.conclude(id, asked, Err(refusal.into())),
+            Reply::Ok(fields) => return self.succeed(id, pending, fields),
+            Reply::NotOk(refusal) => self.conclude(id, pending, Err(refusal.into())),
             Reply::List(names) => {
-                asked.answer.add(names, self.names_max);
-                self.register(id, asked);
+                pending.answer.add(names, self.names_max);
+                self.register(id, pending);
             }
-            Reply::Error { failure, explanation } => return self.fail(id, asked, failure, explanation),
-            // Neither answers a request, whatever its id says.
-            Reply::String(_) | Reply::Bye(_) => self.register(id, asked),
+            Reply::Error { failure, explanation } => return self.fail(id, pending, failure, explanation),
+            // Neither is a reply, despite its id.
+            Reply::String(_) | Reply::Bye(_) => self.register(id, pending),
         }
         Effect::None
     }
 
-    /// Takes a reply that cannot be read. It is not known what it says.
+    /// Processes a reply that cannot be decoded: the outcome is unknown.
     pub(crate) fn reply_unreadable(&mut self, id: RequestId, unreadable: &Refusal) {
-        if let Some(asked) = self.calls.remove(&id) {
-            let why = format!("the answer cannot be read: {}", unreadable.explanation);
-            self.conclude_unknown(id, asked, why);
+        if let Some(pending) = self.calls.remove(&id) {
+            let why = format!("malformed answer: {}", unreadable.explanation);
+            self.conclude_unknown(id, pending, why);
         }
     }
 
-    /// Asks for a word, for nobody to hear the answer.
+    /// Enqueues a ping whose answer is ignored.
     pub(crate) fn ping(&mut self) {
         self.enqueue(Command { request: Request::Ping, answer: None });
     }
 
-    fn succeed(&mut self, id: RequestId, mut asked: Asked, fields: OkFields) -> Effect {
-        let receives = self.identity.carried_out(&asked.command.request, &fields);
-        let mut answer = std::mem::take(&mut asked.answer);
+    fn succeed(&mut self, id: RequestId, mut pending: Pending, fields: OkFields) -> Effect {
+        let receives = self.identity.apply(&pending.command.request, &fields);
+        let mut answer = std::mem::take(&mut pending.answer);
         answer.fields = fields;
-        self.conclude(id, asked, Ok(answer));
+        self.conclude(id, pending, Ok(answer));
         receives.map_or(Effect::None, |(user, queued)| Effect::Receives(user, queued))
     }
 
     fn fail(
         &mut self,
         id: RequestId,
-        asked: Asked,
+        pending: Pending,
         failure: Failure,
         explanation: Cow<'static, str>,
     ) -> Effect {
-        if is_repeatable(&asked.command.request) {
-            self.register(id, asked);
+        if is_repeatable(&pending.command.request) {
+            self.register(id, pending);
             return Effect::GiveUp(failure, explanation);
         }
-        self.conclude_unknown(id, asked, explanation.clone());
+        self.conclude_unknown(id, pending, explanation.clone());
         match failure {
             Failure::Unavailable => Effect::None,
             Failure::Protocol => Effect::GiveUp(failure, explanation),
         }
     }
 
-    /// The link has ended: what can be repeated is put back, in the order of
-    /// the ids, and the outcome of the rest is unknown.
+    /// Ends the link: repeatable requests are queued again in ascending order
+    /// of id, and the outcome of the others is unknown.
     pub(crate) fn link_lost(&mut self) {
         self.repeats.clear();
         let mut open = self.calls.drain();
         open.sort_unstable_by_key(|(id, _)| *id);
-        for (id, mut asked) in open {
-            match &asked.command.request {
-                // Nobody waits for it: it was about the link that is lost.
-                Request::Ping if asked.command.answer.is_none() => {
-                    self.conclude(id, asked, Ok(Answer::default()));
+        for (id, mut pending) in open {
+            match &pending.command.request {
+                // A keepalive ping concerns the lost link alone.
+                Request::Ping if pending.command.answer.is_none() => {
+                    self.conclude(id, pending, Ok(Answer::default()));
                 }
                 request if is_repeatable(request) => {
-                    asked.answer = Answer::default();
-                    self.register(id, asked);
+                    pending.answer = Answer::default();
+                    self.register(id, pending);
                     self.repeats.push_back(id);
                 }
-                // One is nobody on any new connection.
-                Request::Disconnect => drop(self.succeed(id, asked, OkFields::none())),
-                _ => self.conclude_unknown(id, asked, "the link was lost before the answer came"),
+                // A new connection starts anonymous.
+                Request::Disconnect => drop(self.succeed(id, pending, OkFields::none())),
+                _ => self.conclude_unknown(id, pending, "the connection was lost before the answer"),
             }
         }
-        self.drop_sends_of_the_lost();
+        self.drop_sends_of_lost_user();
     }
 
-    /// One is no longer who one was, and this is why; who that was. What was
-    /// to be sent as that user is not sent as anybody else.
+    /// Drops authentication for this reason, and returns the former user.
+    /// Pending sends of that user are not sent as any other user.
     pub(crate) fn identity_lost(&mut self, refusal: &Refusal) -> Option<UserName> {
         let user = self.identity.lose(refusal)?;
-        self.drop_sends_of_the_lost();
+        self.drop_sends_of_lost_user();
         Some(user)
     }
 
-    fn drop_sends_of_the_lost(&mut self) {
+    fn drop_sends_of_lost_user(&mut self) {
         let Some(why) = self.identity.loss().cloned() else {
             return;
         };
-        let is_send = |asked: &Asked| matches!(asked.command.request, Request::Send { .. });
+        let is_send = |pending: &Pending| matches!(pending.command.request, Request::Send { .. });
         let (unwritten, kept) =
-            std::mem::take(&mut self.fresh).into_iter().partition(|(_, asked)| is_send(asked));
+            std::mem::take(&mut self.fresh).into_iter().partition(|(_, pending)| is_send(pending));
         self.fresh = kept;
-        let unwritten: VecDeque<(RequestId, Asked)> = unwritten;
-        for (id, asked) in unwritten {
-            self.conclude(id, asked, Err(RequestError::NotSent(why.clone())));
+        let unwritten: VecDeque<(RequestId, Pending)> = unwritten;
+        for (id, pending) in unwritten {
+            self.conclude(id, pending, Err(RequestError::NotSent(why.clone())));
         }
         for id in self.repeats.clone() {
-            if let Some(asked) = self.calls.remove_if(&id, is_send) {
-                self.conclude_unknown(id, asked, why.clone());
+            if let Some(pending) = self.calls.remove_if(&id, is_send) {
+                self.conclude_unknown(id, pending, why.clone());
             }
         }
     }
 
-    /// When the next request expires, unless it is answered before.
+    /// Returns the time at which the next request expires.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         self.calls.next_deadline().copied()
     }
 
-    /// Ends what has waited for too long; the outcome is unknown.
+    /// Expires overdue requests; their outcome is unknown.
     pub(crate) fn expire(&mut self, now: Instant) {
-        while let Some((id, asked)) = self.calls.expire_next(&now) {
-            self.conclude_unknown(id, asked, "no answer came in time");
+        while let Some((id, pending)) = self.calls.expire_next(&now) {
+            self.conclude_unknown(id, pending, "no answer in time");
         }
     }
 
-    /// Whether the ids of this session are used up and nothing depends on them
-    /// any more.
-    pub(crate) fn is_session_spent(&self) -> bool {
+    /// Returns whether the ids of the session are used up and no send is
+    /// pending.
+    pub(crate) fn is_session_exhausted(&self) -> bool {
         self.next_send >= OTHER_IDS && self.sends.is_empty()
     }
 
-    /// Begins another session, whose ids start again.
+    /// Begins another session, with ids from 1.
     pub(crate) fn renew_session(&mut self, session: SessionToken) {
         self.session = session;
         self.next_send = 1;
     }
 
-    /// Ends everything; the client is closed. How many requests that were.
+    /// Ends all requests because the client is closed, and returns their
+    /// number.
     pub(crate) fn abandon(&mut self) -> usize {
         let count = self.len();
-        for (_, asked) in self.calls.drain() {
-            let outcome = RequestError::unknown(&asked.command.request, "the client is closed");
-            end(asked.command, Err(outcome));
+        for (_, pending) in self.calls.drain() {
+            let outcome = RequestError::unknown(&pending.command.request, "the client is closed");
+            end(pending.command, Err(outcome));
         }
-        let unwritten = self.fresh.drain(..).map(|(_, asked)| asked.command).chain(self.held.take());
+        let unwritten = self.fresh.drain(..).map(|(_, pending)| pending.command).chain(self.barrier.take());
         unwritten.for_each(|command| end(command, Err(RequestError::closed())));
         self.sends.clear();
         count
     }
 
-    fn conclude_unknown(&mut self, id: RequestId, asked: Asked, why: impl Into<Cow<'static, str>>) {
-        let outcome = RequestError::unknown(&asked.command.request, why);
-        self.conclude(id, asked, Err(outcome));
+    fn conclude_unknown(&mut self, id: RequestId, pending: Pending, why: impl Into<Cow<'static, str>>) {
+        let outcome = RequestError::unknown(&pending.command.request, why);
+        self.conclude(id, pending, Err(outcome));
     }
 
-    /// Ends a request, and lets in what waited for it.
-    fn conclude(&mut self, id: RequestId, asked: Asked, outcome: Result<Answer, RequestError>) {
+    /// Ends a request, and releases a barrier that waited for it.
+    fn conclude(&mut self, id: RequestId, pending: Pending, outcome: Result<Answer, RequestError>) {
         self.sends.remove(&id);
-        if asked.is_alone {
-            self.is_settling = false;
+        if pending.is_barrier {
+            self.is_barrier_in_flight = false;
             self.is_connecting = false;
         }
-        end(asked.command, outcome);
+        end(pending.command, outcome);
         if self.calls.is_empty()
             && self.fresh.is_empty()
-            && let Some(held) = self.held.take()
+            && let Some(barrier) = self.barrier.take()
         {
-            self.enqueue(held);
+            self.enqueue(barrier);
         }
     }
 }
 
 impl Answer {
-    /// Adds names, up to `names_max` of them.
+    /// Adds names up to the limit `names_max`.
     fn add(&mut self, names: Vec<UserName>, names_max: usize) {
         let room = names_max.saturating_sub(self.names.len());
         self.is_cut |= names.len() > room;
@@ -428,7 +435,8 @@ impl Answer {
     }
 }
 
-/// Whether the protocol allows to ask this again when the answer is lost.
+/// Returns whether the protocol allows repeating the request if its answer is
+/// lost.
 const fn is_repeatable(request: &Request) -> bool {
     matches!(
         request,
@@ -442,7 +450,7 @@ const fn is_repeatable(request: &Request) -> bool {
 
 fn end(command: Command, outcome: Result<Answer, RequestError>) {
     if let Some(answer) = command.answer {
-        // Whoever asked may have stopped waiting; the request was carried out
+        // The caller may have dropped its future; the request has taken effect
         // all the same.
         drop(answer.send(outcome));
     }
@@ -466,7 +474,7 @@ mod tests {
         waiting
     }
 
-    /// Writes everything there is to write; the ids.
+    /// Writes all pending requests and returns their ids.
     fn write_all(outbox: &mut Outbox, now: Now) -> Vec<u32> {
         let mut ids = Vec::new();
         while outbox.write_next(now, |id, _| {
@@ -477,15 +485,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_session_whose_ids_are_used_up_is_followed_by_another() {
+    async fn exhausted_session_is_renewed() {
         let mut outbox = outbox();
         outbox.next_send = OTHER_IDS - 1;
         let last = send(&mut outbox);
-        assert!(!outbox.has_room() && !outbox.is_session_spent());
+        assert!(!outbox.has_room() && !outbox.is_session_exhausted());
         assert_eq!(write_all(&mut outbox, Now::read()), [OTHER_IDS - 1]);
         outbox.reply(RequestId::new(OTHER_IDS - 1).unwrap(), Reply::Ok(OkFields::none()));
         last.await.unwrap().unwrap();
-        assert!(outbox.is_session_spent());
+        assert!(outbox.is_session_exhausted());
         outbox.renew_session("another".parse().unwrap());
         assert!(outbox.has_room());
         drop(send(&mut outbox));
@@ -493,7 +501,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_send_is_not_repeated_after_a_sleep_that_only_the_wall_clock_has_seen() {
+    async fn send_is_not_repeated_after_long_suspend() {
         for (asleep_s, expected) in [(500, &[1][..]), (600, &[])] {
             let mut outbox = outbox();
             let mut waiting = send(&mut outbox);

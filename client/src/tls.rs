@@ -1,5 +1,5 @@
-//! Connections over TLS: whom a client believes who a server is, and in words
-//! for people why it does not.
+//! Connections over TLS: the trusted authorities, and readable explanations of
+//! failed handshakes.
 
 use std::fs;
 use std::io;
@@ -16,22 +16,21 @@ use tokio_rustls::TlsConnector;
 
 use crate::dial::{Dial, Stream, TcpDial};
 
-/// What a certificate is called that was made to sign others, and is used by
-/// a server all the same.
+/// Name of webpki's error for a CA certificate that is used as a server's.
 const AUTHORITY_AS_SERVER: &str = "CaUsedAsEndEntity";
 
-/// Which authorities a client believes.
+/// The trusted authorities.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Trust {
-    /// Those that this machine trusts: what the system keeps, or what the
-    /// variables `SSL_CERT_FILE` and `SSL_CERT_DIR` name.
+    /// Those of this machine: the system's, or those named by the variables
+    /// `SSL_CERT_FILE` and `SSL_CERT_DIR`.
     #[default]
     System,
-    /// Those in this file alone, in PEM.
+    /// Only those in this PEM file.
     File(PathBuf),
 }
 
-/// Why TLS cannot even be tried.
+/// An invalid TLS configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum TrustError {
     /// A file cannot be read.
@@ -39,53 +38,53 @@ pub enum TrustError {
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// What the operating system says, or what is wrong with it.
+        /// The cause.
         source: pem::Error,
     },
-    /// There are no certificates in a file.
-    #[error("{} holds no certificate in PEM", .0.display())]
+    /// The file contains no certificate.
+    #[error("no PEM certificate in {}", .0.display())]
     NoCertificate(PathBuf),
-    /// This machine trusts nobody.
+    /// This machine trusts no authority.
     #[error(
-        "this machine knows no authorities to trust ({0}); install its ca-certificates, or name a file with --ca"
+        "this machine has no trusted authorities ({0}); install its ca-certificates, or name a file with --ca"
     )]
     NoAuthorities(String),
-    /// No certificate can be for this.
-    #[error("{0:?} is neither a host name nor an IP address, and no certificate can be for it")]
+    /// The host cannot appear in a certificate.
+    #[error("{0:?} is neither a host name nor an IP address")]
     BadName(String),
-    /// The library refuses.
-    #[error("TLS cannot be set up: {0}")]
+    /// Rustls refuses the configuration.
+    #[error("cannot set up TLS: {0}")]
     Unusable(#[from] rustls::Error),
 }
 
-/// What is wrong between this client and a server, and stays so until somebody
-/// changes it. Within the [`io::Error`] that a dial ends with.
+/// A TLS failure that persists until the configuration of the client or the
+/// server changes. Wrapped in the [`io::Error`] of a dial.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct Distrust(pub(crate) String);
+pub struct TlsError(pub(crate) String);
 
-impl Distrust {
-    /// Whether this is the reason for an error.
+impl TlsError {
+    /// Returns whether an error is caused by this.
     pub(crate) fn is_in(error: &io::Error) -> bool {
         error.get_ref().is_some_and(|inner| inner.is::<Self>())
     }
 
-    /// What was read is not what was expected, but an alert of TLS.
+    /// Returns the error for a TLS alert received on a plain-text connection.
     pub(crate) fn unencrypted() -> io::Error {
-        let why = "the server speaks TLS, and this connection is not encrypted: connect by TLS (hark --tls)";
+        let why = "the server requires TLS, and this connection is not encrypted: use TLS (hark --tls)";
         io::Error::new(io::ErrorKind::InvalidData, Self(why.to_owned()))
     }
 }
 
-/// How TLS is spoken, and whom it believes: the same for many servers.
+/// TLS configuration, shared by the dialers of many servers.
 #[derive(Debug, Clone)]
 pub(crate) struct Tls {
     config: Arc<ClientConfig>,
     trust: Trust,
 }
 
-/// TLS over TCP. It is TLS or nothing: what does not prove who it is hears
-/// nothing.
+/// TLS over TCP, without fallback to plain text: nothing is sent to a server
+/// that does not prove its identity.
 #[derive(Debug)]
 pub struct TlsDial {
     tcp: TcpDial,
@@ -94,8 +93,7 @@ pub struct TlsDial {
 }
 
 impl Tls {
-    /// `protocols` are asked for by ALPN, the first that the server knows.
-    /// Reads files, which blocks.
+    /// Offers `protocols` by ALPN. Reads files, which blocks.
     pub(crate) fn new(trust: &Trust, protocols: &[&str]) -> Result<Self, TrustError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let roots = Arc::new(authorities(trust)?);
@@ -109,50 +107,52 @@ impl Tls {
         Ok(Self { config: Arc::new(config), trust: trust.clone() })
     }
 
-    /// To the server at `address`, whose certificate has to be for its host.
+    /// Returns a dialer for the server at `address`, whose certificate has to
+    /// be valid for its host.
     pub(crate) fn dial(&self, address: &str) -> Result<TlsDial, TrustError> {
         Ok(TlsDial { tcp: TcpDial::new(address), name: host(address)?, tls: self.clone() })
     }
 }
 
 impl TlsDial {
-    /// To the server at `address`, `HOST:PORT`, whose certificate has to be for
-    /// that host. `protocols` are asked for by ALPN, the first that the server
-    /// knows. Reads files, which blocks.
+    /// Returns a dialer for the server at `address`, `HOST:PORT`, whose
+    /// certificate has to be valid for that host. Offers `protocols` by ALPN.
+    /// Reads files, which blocks.
     ///
     /// # Errors
-    /// Where there is nobody to trust, or the host is no name.
+    /// If no authority is trusted, or the address has no valid host name.
     pub fn new(address: &str, trust: &Trust, protocols: &[&str]) -> Result<Self, TrustError> {
         let name = host(address)?;
         Ok(Self { tcp: TcpDial::new(address), name, tls: Tls::new(trust, protocols)? })
     }
 
-    /// What a failed handshake means, in words.
+    /// Replaces the error of a failed handshake by a readable explanation.
     fn explain(&self, error: io::Error) -> io::Error {
         let reason = match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
             Some(reason) => reason,
             None if error.kind() == io::ErrorKind::UnexpectedEof => {
-                let why = "the server closed the connection in the TLS handshake; does it speak TLS?";
+                let why = "the server closed the connection during the TLS handshake; does it support TLS?";
                 return io::Error::new(error.kind(), why);
             }
             None => return error,
         };
-        let lasting = |why: String| io::Error::new(io::ErrorKind::InvalidData, Distrust(why));
+        let permanent = |why: String| io::Error::new(io::ErrorKind::InvalidData, TlsError(why));
         match reason {
-            rustls::Error::InvalidCertificate(error) => lasting(self.explain_certificate(error)),
-            rustls::Error::InvalidMessage(_) => lasting("the server does not speak TLS".to_owned()),
-            rustls::Error::AlertReceived(AlertDescription::HandshakeFailure) => {
-                lasting("the server refuses TLS: it has no certificate, or no cipher in common".to_owned())
-            }
+            rustls::Error::InvalidCertificate(error) => permanent(self.explain_certificate(error)),
+            rustls::Error::InvalidMessage(_) => permanent("the server does not support TLS".to_owned()),
+            rustls::Error::AlertReceived(AlertDescription::HandshakeFailure) => permanent(
+                "the server refused the handshake: it has no certificate, or no common cipher suite"
+                    .to_owned(),
+            ),
             rustls::Error::AlertReceived(AlertDescription::InternalError) => {
-                let why = "the server refuses the connection for now (it says so before the TLS handshake)";
+                let why = "the server refused the connection for now, before the TLS handshake";
                 io::Error::new(io::ErrorKind::ConnectionRefused, why)
             }
             rustls::Error::AlertReceived(AlertDescription::NoApplicationProtocol) => {
-                lasting("the server does not speak HTTP/2 inside TLS, and so no gRPC".to_owned())
+                permanent("the server does not support HTTP/2 over TLS, which gRPC needs".to_owned())
             }
             rustls::Error::AlertReceived(_) | rustls::Error::PeerIncompatible(_) => {
-                lasting(format!("the server speaks another TLS: {reason}"))
+                permanent(format!("the TLS versions or features are incompatible: {reason}"))
             }
             _ => error,
         }
@@ -163,35 +163,33 @@ impl TlsDial {
         match error {
             CertificateError::UnknownIssuer | CertificateError::BadSignature => match &self.tls.trust {
                 Trust::System => {
-                    "the server's certificate is not trusted: no authority that this machine knows \
-                     has signed it; name the one that has with --ca FILE"
+                    "the server's certificate is not trusted: its issuer is unknown to this machine; \
+                     name the authority with --ca FILE"
                         .to_owned()
                 }
                 Trust::File(file) => {
                     format!(
-                        "the server's certificate is not trusted: nobody in {} has signed it",
+                        "the server's certificate is not trusted: its issuer is not in {}",
                         file.display()
                     )
                 }
             },
             CertificateError::NotValidForNameContext { presented, .. } => {
-                format!("the server's certificate is not for {host} but for {}", names(presented))
+                format!("the server's certificate is not valid for {host}, only for {}", names(presented))
             }
             CertificateError::ExpiredContext { not_after, .. } => {
-                format!("the server's certificate has expired on {}", date(*not_after))
+                format!("the server's certificate expired on {}", date(*not_after))
             }
             CertificateError::NotValidYetContext { not_before, .. } => {
                 let date = date(*not_before);
-                format!(
-                    "the server's certificate is valid from {date} on; is the clock of this machine right?"
-                )
+                format!("the server's certificate is valid from {date}; is the clock of this machine right?")
             }
             CertificateError::Other(other) if other.to_string() == AUTHORITY_AS_SERVER => {
-                "the server's certificate is one of an authority (CA:TRUE), which is no server's: \
-                 it has to be made with basicConstraints CA:FALSE"
+                "the server's certificate is a CA certificate (CA:TRUE); \
+                 make one with basicConstraints CA:FALSE"
                     .to_owned()
             }
-            other => format!("the server's certificate is not accepted: {other}"),
+            other => format!("the server's certificate is invalid: {other}"),
         }
     }
 }
@@ -207,7 +205,7 @@ impl Dial for TlsDial {
     }
 }
 
-/// The host of an address, as a certificate names it.
+/// Parses the host of an address as a name of a certificate.
 fn host(address: &str) -> Result<ServerName<'static>, TrustError> {
     let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
     let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
@@ -219,11 +217,10 @@ fn authorities(trust: &Trust) -> Result<RootCertStore, TrustError> {
     match trust {
         Trust::System => {
             let found = rustls_native_certs::load_native_certs();
-            // Some of those that a system keeps are older than the rules.
+            // Systems keep some authorities that webpki cannot parse.
             let (taken, _) = roots.add_parsable_certificates(found.certs);
             if taken == 0 {
-                let why =
-                    found.errors.first().map_or_else(|| "there are none".to_owned(), ToString::to_string);
+                let why = found.errors.first().map_or_else(|| "none found".to_owned(), ToString::to_string);
                 return Err(TrustError::NoAuthorities(why));
             }
         }
@@ -241,21 +238,22 @@ fn authorities(trust: &Trust) -> Result<RootCertStore, TrustError> {
     Ok(roots)
 }
 
-/// The names of a certificate, which come as `DnsName("hark.test")`.
+/// Formats the names of a certificate, which rustls passes as
+/// `DnsName("hark.test")`.
 fn names(presented: &[String]) -> String {
     let bare = |name: &String| match name.split_once('(') {
         Some((_, rest)) => rest.trim_end_matches(')').trim_matches('"').to_owned(),
         None => name.clone(),
     };
     match presented.iter().map(bare).collect::<Vec<_>>() {
-        names if names.is_empty() => "no name at all".to_owned(),
+        names if names.is_empty() => "no name".to_owned(),
         names => names.join(", "),
     }
 }
 
 fn date(time: UnixTime) -> String {
     let timestamp = i64::try_from(time.as_secs()).ok().and_then(|second| Timestamp::from_second(second).ok());
-    timestamp.map_or_else(|| "a day out of reach".to_owned(), |time| time.strftime("%Y-%m-%d").to_string())
+    timestamp.map_or_else(|| "a date out of range".to_owned(), |time| time.strftime("%Y-%m-%d").to_string())
 }
 
 #[cfg(test)]
@@ -263,14 +261,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_names_of_a_certificate_are_shown_bare() {
+    fn certificate_names_are_shown_bare() {
         let presented = ["DnsName(\"hark.test\")", "IpAddress(192.0.2.1)"].map(str::to_owned);
         assert_eq!(names(&presented), "hark.test, 192.0.2.1");
-        assert_eq!(names(&[]), "no name at all");
+        assert_eq!(names(&[]), "no name");
     }
 
     #[test]
-    fn what_no_certificate_can_be_for_is_refused_at_once() {
+    fn invalid_host_name_is_refused_at_once() {
         let folder = tempfile::tempdir().unwrap();
         let dial =
             |address| TlsDial::new(address, &Trust::File(folder.path().join("none")), &[]).unwrap_err();
@@ -281,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_without_certificates_trusts_nobody() {
+    fn file_without_certificates_is_refused() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let error = TlsDial::new("hark.test:1", &Trust::File(file.path().to_owned()), &[]).unwrap_err();
         assert!(matches!(error, TrustError::NoCertificate(_)), "{error}");

@@ -1,4 +1,4 @@
-//! The line that is typed into `hark`.
+//! A line typed into `hark`.
 
 #![no_main]
 

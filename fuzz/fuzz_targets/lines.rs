@@ -1,4 +1,4 @@
-//! The lines that `hark-node` is given.
+//! The input lines of `hark-node`.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! The records of the stores, and the files of the engine as they are checked.
+//! The records of the ledger, and messages in a block.
 
 #![no_main]
 

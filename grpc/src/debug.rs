@@ -1,4 +1,4 @@
-//! How the messages that carry a password are shown: without it.
+//! `Debug` for the messages that carry a password, which it omits.
 
 use std::fmt::{Debug, Formatter, Result};
 

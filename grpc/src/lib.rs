@@ -1,13 +1,13 @@
-//! The gRPC services of Hark, for its server and its client alike: the code
-//! that `grpc/generate` makes from `server/proto/`, and what stands for what in
+//! The gRPC services of Hark, for its server and its client: the code generated
+//! by `grpc/generate` from `server/proto/`, and its translation from and to
 //! [`hark_protocol`]. It has no I/O and no rules.
 //!
-//! | module | what it owns |
+//! | module | contents |
 //! | --- | --- |
 //! | [`v1`], [`helloworld`] | the generated code |
-//! | [`request`] | from a call or a [`v1::ChatRequest`] to a [`hark_protocol::Request`], and back |
-//! | [`reply`] | from a [`hark_protocol::Reply`] to a [`v1::ChatReply`], and back |
-//! | [`status`] | refusals and failures as the status of a call |
+//! | [`request`] | translation between a call or a [`v1::ChatRequest`] and a [`hark_protocol::Request`] |
+//! | [`reply`] | translation between a [`hark_protocol::Reply`] and a [`v1::ChatReply`] |
+//! | [`status`] | translation of refusals and failures to the status of a call |
 
 mod debug;
 pub mod reply;
@@ -26,5 +26,5 @@ pub mod helloworld {
     include!("generated/helloworld.rs");
 }
 
-/// The descriptors of all services, as server reflection wants them.
+/// File descriptors of all services, for server reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!("generated/descriptors.bin");

@@ -1,4 +1,4 @@
-//! Replies: from a [`Reply`] to a [`ChatReply`], and back for the client.
+//! Translation of replies: from a [`Reply`] to a [`ChatReply`], and back.
 
 use hark_protocol::{
     ByeReason, Code, Delivery, Failure, Frame, Incoming, Malformed, OkFields, Refusal, RequestId, Sequence,
@@ -10,16 +10,16 @@ use crate::v1::{
     Bye, ChatReply, Connected, DeleteReply, Error, Listed, Message, Names, NotOk, Ok as Done, Opened,
 };
 
-/// The replies of one `BiDiChat`, in the order in which the chat gives them.
+/// Encoder of the replies of one `BiDiChat`, in their order.
 #[derive(Debug, Default)]
 pub struct Replies {
-    /// The last was a part of a list: the next `ok` says how many there were.
+    /// Whether the last reply was part of a list: the next `ok` ends the list.
     in_list: bool,
 }
 
 impl Replies {
-    /// A reply for the client to hear. `None` for the empty part of a list in
-    /// which there is nobody: its end says so.
+    /// Encodes a reply. Returns `None` for an empty part of a list; the end of
+    /// the list suffices.
     pub fn outgoing(&mut self, id: Option<RequestId>, reply: hark_protocol::Reply) -> Option<ChatReply> {
         let ends_list = std::mem::take(&mut self.in_list);
         let reply = match reply {
@@ -43,13 +43,13 @@ impl Replies {
     }
 }
 
-/// What a client hears over `BiDiChat`. A reply that this version does not know
-/// is refused.
+/// Decodes a reply of `BiDiChat`. A reply that this version does not know is
+/// refused.
 #[must_use]
 pub fn incoming(reply: ChatReply) -> Incoming<hark_protocol::Reply> {
     let message = match reply.reply {
         Some(reply) => reply.try_into(),
-        None => Err(bad_reply("there is no reply that this client knows")),
+        None => Err(bad_reply("unknown kind of reply")),
     };
     Frame::new(RequestId::new(reply.id), message.map_err(Malformed::from))
 }
@@ -76,12 +76,12 @@ impl TryFrom<Reply> for hark_protocol::Reply {
             Reply::Message(message) => Self::String(message.try_into()?),
             Reply::Bye(Bye { reason }) => match ByeReason::parse(&reason) {
                 Some(reason) => Self::Bye(reason),
-                None => return Err(bad_reply("this reason of a bye is not known")),
+                None => return Err(bad_reply("unknown reason of a bye")),
             },
             Reply::NotOk(NotOk { code, explanation, .. }) => Self::NotOk(Refusal::parse(&code, &explanation)),
             Reply::Error(Error { code, explanation }) => match Failure::parse(&code) {
                 Some(failure) => Self::Error { failure, explanation: explanation.into() },
-                None => return Err(bad_reply("this code of an error is not known")),
+                None => return Err(bad_reply("unknown code of an error")),
             },
         })
     }
@@ -125,13 +125,13 @@ impl From<Refusal> for NotOk {
     }
 }
 
-/// The names as texts.
+/// Returns the names as the texts of a message.
 #[must_use]
 pub fn texts(names: &[UserName]) -> Vec<String> {
     names.iter().map(UserName::to_string).collect()
 }
 
-/// What an `ok` says. Its fields tell to which request, but for a number alone.
+/// Encodes an `ok`. Its fields identify the request, except for a number alone.
 fn done(fields: &OkFields, ends_list: bool) -> Reply {
     if fields.is_stored() {
         Reply::Ok(Done { sequence: fields.as_stored().map(|sequence| sequence.0) })
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn every_reply_arrives_as_it_was_given() {
+    fn every_reply_survives_a_round_trip() {
         use hark_protocol::Reply;
 
         let names = vec!["bob".parse().unwrap(), "eve".parse().unwrap()];
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_of_nobody_is_its_end_alone() {
+    fn empty_list_is_only_its_end() {
         let mut replies = Replies::default();
         assert_eq!(replies.outgoing(None, hark_protocol::Reply::List(Vec::new())), None);
         let end = replies.outgoing(None, hark_protocol::Reply::Ok(OkFields::listed(0, false))).unwrap();
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rate_limit_says_how_long_to_wait() {
+    fn rate_limit_names_its_wait() {
         let refusal = Refusal::rate_limited(std::time::Duration::from_secs(7), "too many passwords");
         assert_eq!(NotOk::from(refusal).retry_after_s, 7);
         assert_eq!(NotOk::from(Refusal::new(Code::Denied, "7 s")).retry_after_s, 0);
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn what_this_version_does_not_know_is_refused() {
+    fn unknown_reply_is_refused() {
         let unknown = [
             None,
             Some(Reply::Bye(Bye { reason: "bored".to_owned() })),

@@ -1,5 +1,5 @@
-//! Requests: from what a call or a [`ChatRequest`] carries to a [`Request`],
-//! and back for the client. What is empty stands for what is not there.
+//! Translation of requests: from a call or a [`ChatRequest`] to a [`Request`],
+//! and back. An empty string stands for an absent field.
 
 use hark_protocol::{
     Code, Frame, Incoming, Malformed, Password, Refusal, Request, RequestId, Sequence, SessionToken, UserName,
@@ -12,7 +12,7 @@ use crate::v1::{
     List, ListRequest, PasswordRequest, Ping, Send, SendRequest,
 };
 
-/// What a client asks for over `BiDiChat`. Everything but an `ack` has an id.
+/// Decodes a request of `BiDiChat`. Every request except `ack` has an id.
 #[must_use]
 pub fn incoming(request: ChatRequest) -> Incoming<Request> {
     let id = RequestId::new(request.id);
@@ -21,21 +21,21 @@ pub fn incoming(request: ChatRequest) -> Incoming<Request> {
         Some(Command::Ack(sequence)) => Ok(Request::Ack { sequence: Sequence(sequence) }),
         _ if id.is_none() => Err(without_id()),
         Some(command) => command.try_into(),
-        None => Err(Refusal::new(Code::UnknownCommand, "there is no command that this server knows")),
+        None => Err(Refusal::new(Code::UnknownCommand, "unknown command")),
     };
     Frame::new(id, message.map_err(|refusal| Malformed { refusal, is_hello }))
 }
 
-/// What a client asks for over `BiDiChat`, for it to say.
+/// Encodes a request for `BiDiChat`.
 #[must_use]
 pub fn outgoing(id: Option<RequestId>, request: Request) -> ChatRequest {
     ChatRequest { id: id.map_or(0, RequestId::value), command: Some(request.into()) }
 }
 
-/// What makes a unary send known as the repeat of another.
+/// Parses the session and the id that make a unary send idempotent.
 ///
 /// # Errors
-/// A [`Refusal`] for what is no session, and for the id 0.
+/// A [`Refusal`] for a malformed session and for the id 0.
 pub fn send_id(idempotency: &Idempotency) -> Result<(SessionToken, RequestId), Refusal> {
     let session = idempotency.session.parse()?;
     match RequestId::new(idempotency.id) {
@@ -105,7 +105,7 @@ impl From<Request> for Command {
     }
 }
 
-/// One that carries no login of its own: who asks is taken out before.
+/// Converts a request without `login`; the caller takes the login out first.
 impl TryFrom<CreateRequest> for Request {
     type Error = Refusal;
 
@@ -116,10 +116,10 @@ impl TryFrom<CreateRequest> for Request {
     }
 }
 
-/// Who calls, and the password if there is one.
+/// Parses credentials; the password is optional.
 ///
 /// # Errors
-/// A [`Refusal`] for what is no name or no password.
+/// A [`Refusal`] for a malformed name or password.
 pub fn credentials(
     Credentials { user, password }: Credentials,
 ) -> Result<(UserName, Option<Password>), Refusal> {
@@ -127,7 +127,7 @@ pub fn credentials(
     Ok((user.parse()?, password))
 }
 
-/// A `login`.
+/// Converts to a `login`.
 impl TryFrom<Credentials> for Request {
     type Error = Refusal;
 
@@ -145,7 +145,7 @@ impl TryFrom<ConnectRequest> for Request {
     }
 }
 
-/// One that carries no login of its own: who asks is taken out before.
+/// Converts a request without `login`; the caller takes the login out first.
 impl TryFrom<PasswordRequest> for Request {
     type Error = Refusal;
 
@@ -156,7 +156,7 @@ impl TryFrom<PasswordRequest> for Request {
     }
 }
 
-/// One that carries no login of its own: who asks is taken out before.
+/// Converts a request without `login`; the caller takes the login out first.
 impl TryFrom<DeleteRequest> for Request {
     type Error = Refusal;
 
@@ -167,14 +167,14 @@ impl TryFrom<DeleteRequest> for Request {
     }
 }
 
-/// Without who asks.
+/// Ignores `login`.
 impl From<ListRequest> for Request {
     fn from(request: ListRequest) -> Self {
         list(request.pattern)
     }
 }
 
-/// Without who sends, and without what makes a repeat known as one.
+/// Ignores `login` and `idempotency`.
 impl TryFrom<SendRequest> for Request {
     type Error = Refusal;
 
@@ -187,18 +187,18 @@ fn without_id() -> Refusal {
     Refusal::new(Code::BadRequest, "a request needs an id other than 0")
 }
 
-/// Refuses a login where one is somebody already. It is wiped in any case.
+/// Refuses a login in a request of a stream, and wipes it in any case.
 fn without_login(login: Option<Credentials>) -> Result<(), Refusal> {
     let Some(Credentials { password, .. }) = login else { return Ok(()) };
     drop(Zeroizing::new(password));
-    Err(Refusal::new(Code::BadRequest, "a stream logs in by a request of its own, not by this one"))
+    Err(Refusal::new(Code::BadRequest, "`login` is not allowed in a stream; send a login request instead"))
 }
 
 fn list(pattern: String) -> Request {
     Request::List { pattern: (!pattern.is_empty()).then(|| pattern.into()) }
 }
 
-/// A password, if there is one. What came in is wiped in any case.
+/// Parses an optional password, and wipes the input in any case.
 fn secret(password: String) -> Result<Option<Password>, Refusal> {
     let password = Zeroizing::new(password);
     if password.is_empty() { Ok(None) } else { Ok(Some(password.parse()?)) }
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn every_request_arrives_as_it_was_said() {
+    fn every_request_survives_a_round_trip() {
         for (id, request) in (1..).zip(requests()) {
             let id = RequestId::new(id);
             let bytes = outgoing(id, request.clone()).encode_to_vec();
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_request_is_refused() {
+    fn malformed_request_is_refused() {
         check_refused(ChatRequest { id: 1, command: None }, Code::UnknownCommand);
         check_refused(outgoing(None, Request::Ping), Code::BadRequest);
         let login = |user: &str, password: &str| ChatRequest {

@@ -1,6 +1,6 @@
-//! What a refusal or a failure is as the status of a call: a code of gRPC, the
-//! code of the protocol as a word in the metadata, and both once more in the
-//! details, for clients that read those.
+//! Translation of refusals and failures to the status of a call: a gRPC code,
+//! the protocol's code as a word in the metadata, and both again in the status
+//! details.
 
 use std::time::Duration;
 
@@ -9,16 +9,16 @@ use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Code as StatusCode, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-/// The metadata that has the code of the protocol.
+/// Metadata key of the protocol's code.
 pub const CODE: &str = "hark-code";
 
-/// The metadata that has the seconds to wait.
+/// Metadata key of the seconds to wait.
 pub const RETRY_AFTER: &str = "hark-retry-after-s";
 
-/// What `ErrorInfo` calls the codes of the protocol.
+/// Domain of the protocol's codes in `ErrorInfo`.
 const DOMAIN: &str = "hark";
 
-/// The status of a call that is refused.
+/// Returns the status of a refused call.
 #[must_use]
 pub fn refused(refusal: &Refusal) -> Status {
     let code = match refusal.code {
@@ -35,14 +35,14 @@ pub fn refused(refusal: &Refusal) -> Status {
     status(code, refusal.code.as_str(), refusal.explanation.as_ref(), refusal.retry_after())
 }
 
-/// The status of a call of which it is unknown whether it has happened.
+/// Returns the status of a call whose outcome is unknown.
 #[must_use]
 pub fn unavailable(explanation: &str) -> Status {
     status(StatusCode::Unavailable, Failure::Unavailable.as_str(), explanation, None)
 }
 
-/// Returns the refusal of a call, for the client; `None` if the status has no
-/// code of the protocol, or that of a failure.
+/// Extracts the refusal from a status. Returns `None` if the status has no code
+/// of the protocol, or the code of a failure.
 #[must_use]
 pub fn refusal(status: &Status) -> Option<Refusal> {
     let word = status.metadata().get(CODE)?.to_str().ok()?;
@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn a_status_has_the_code_of_the_protocol_and_the_wait() {
+    fn status_has_protocol_code_and_wait() {
         for code in Code::ALL {
             let status = refused(&Refusal::new(code, "7 s to wait: why"));
             assert_ne!(status.code(), StatusCode::Unknown);

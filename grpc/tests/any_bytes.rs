@@ -1,5 +1,5 @@
-//! What holds of any bytes in the place of a message of `BiDiChat`. The fuzz
-//! target `grpc` runs this.
+//! Properties of the translation for arbitrary bytes in place of a message of
+//! `BiDiChat`. The fuzz target `grpc` runs this.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use hark_grpc::reply::{self, Replies};
@@ -8,9 +8,8 @@ use hark_grpc::{request, status};
 use hark_protocol::{Frame, Malformed, Reply};
 use prost::Message as _;
 
-/// Takes the bytes for a request and for a reply: what is understood of them is
-/// said so that it is understood again, and why something is refused survives
-/// the status that says it.
+/// Decodes the bytes as a request and as a reply. Decoded messages survive
+/// another round trip, and refusals survive the translation to a status.
 pub(crate) fn grpc(data: &[u8]) {
     if let Ok(asked) = ChatRequest::decode(data) {
         take_request(asked);
@@ -39,7 +38,7 @@ fn take_reply(said: ChatReply) {
     let Frame { id, message: Ok(message) } = reply::incoming(said) else { return };
     let mut replies = Replies::default();
     if ends_list {
-        // It does not say so by itself.
+        // An end of a list is recognized only after a part of the list.
         assert_eq!(replies.outgoing(id, Reply::List(Vec::new())), None);
     }
     match replies.outgoing(id, message.clone()) {
@@ -52,6 +51,6 @@ fn take_reply(said: ChatReply) {
 }
 
 #[test]
-fn any_bytes_are_refused_or_said_as_they_are_understood() {
+fn any_bytes_are_refused_or_round_trip() {
     hark_seeds::check("grpc", grpc);
 }

@@ -1,9 +1,8 @@
-//! What it costs to write and to read a `send`, beside a plain copy of the same
-//! bytes, and to keep account of a call.
+//! Measures encoding and decoding of a `send` against a plain copy of the same
+//! bytes, and the correlation of a call.
 //!
-//! `one` is one message for each iteration; `thousand` is a buffer of 1,000, so
-//! that its µs are ns for each message. Run it with
-//! `cargo bench -p hark-protocol`.
+//! `one` is one message per iteration; `thousand` is a buffer of 1,000, so that
+//! its µs are ns per message. Run it with `cargo bench -p hark-protocol`.
 
 #![expect(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
 
@@ -20,7 +19,7 @@ fn main() {
     divan::main();
 }
 
-/// Bytes of a text.
+/// Sizes of the texts, in bytes.
 const TEXT_BYTES: [usize; 2] = [100, 10_000];
 
 fn send(text_bytes: usize) -> Request {
@@ -66,7 +65,7 @@ fn decode(bencher: Bencher<'_, '_>, text_bytes: usize, count: u32) {
         });
 }
 
-/// The yardstick: what the bytes cost to be moved at all.
+/// Measures the baseline: copying the bytes.
 fn copy(bencher: Bencher<'_, '_>, text_bytes: usize, count: u32) {
     let bytes = encoded(text_bytes, count);
     let mut to = bytes.clone();
@@ -116,10 +115,10 @@ mod correlation {
 
     type Calls = Correlator<RequestId, u64, u64>;
 
-    /// So many calls that stay open meanwhile.
+    /// Numbers of calls that are pending meanwhile.
     const OPEN: [u32; 2] = [0, 1_000];
 
-    /// Calls that are open, and an id that is free.
+    /// Returns pending calls and an unused id.
     fn open(count: u32) -> (Calls, RequestId) {
         let calls = Calls::default();
         for id in 1..=count {

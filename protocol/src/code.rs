@@ -1,5 +1,5 @@
-//! The codes by which a server says what is the matter, each with the word that
-//! stands for it on the wire. Knows nothing of the messages that carry them.
+//! The codes of refusals, failures and `bye`, each with its word on the wire.
+//! Independent of the messages that carry them.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -7,27 +7,27 @@ use std::time::Duration;
 
 use crate::name::{BadName, BadPassword, BadToken};
 
-/// Why a connection receives no more.
+/// The reason why a connection stops receiving.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ByeReason {
-    /// Another connection receives for the user now.
+    /// Another connection has become the receiver of the user.
     TakenOver,
-    /// The account has ended.
+    /// The account was deleted.
     Deleted,
-    /// The server stops; the connection closes next.
+    /// The server is shutting down and closes the connection next.
     Shutdown,
 }
 
 impl ByeReason {
     const ALL: [Self; 3] = [Self::TakenOver, Self::Deleted, Self::Shutdown];
 
-    /// The reason that is written so.
+    /// Returns the reason with this word on the wire.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|known| known.as_str() == text)
     }
 
-    /// The reason as it is written.
+    /// Returns the word on the wire.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -38,25 +38,25 @@ impl ByeReason {
     }
 }
 
-/// What kind of an `error` it is.
+/// The kind of an `error`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failure {
-    /// Try again; whether it happened is unknown.
+    /// The outcome is unknown; the client may retry.
     Unavailable,
-    /// The bytes were not the protocol; the connection closes next.
+    /// The peer violated the protocol; the server closes the connection next.
     Protocol,
 }
 
 impl Failure {
     const ALL: [Self; 2] = [Self::Unavailable, Self::Protocol];
 
-    /// The code that is written so.
+    /// Returns the code with this word on the wire.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|known| known.as_str() == text)
     }
 
-    /// The code as it is written.
+    /// Returns the word on the wire.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -66,13 +66,17 @@ impl Failure {
     }
 }
 
-/// A request that was refused: nothing was changed.
+/// Separates the seconds to wait from the cause in the explanation of a
+/// [`Code::RateLimited`].
+const RATE_LIMIT_SEPARATOR: &str = " s to wait: ";
+
+/// A refused request. The server changed nothing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{code}: {explanation}")]
 pub struct Refusal {
-    /// For programs.
+    /// Machine-readable code.
     pub code: Code,
-    /// For people: what was wrong and what to do about it.
+    /// Human-readable cause and remedy.
     pub explanation: Cow<'static, str>,
 }
 
@@ -82,9 +86,9 @@ impl Refusal {
         Self { code, explanation: explanation.into() }
     }
 
-    /// Returns the refusal that a server has written. A word that this version
-    /// does not know becomes [`Code::Unknown`]; the explanation then begins with
-    /// the word and a comma.
+    /// Parses the fields of a `notok`. A word that this version does not know
+    /// becomes [`Code::Unknown`]; the explanation then begins with the word and
+    /// a comma.
     #[must_use]
     pub fn parse(word: &str, explanation: &str) -> Self {
         match Code::parse(word) {
@@ -94,8 +98,8 @@ impl Refusal {
         }
     }
 
-    /// Returns the word of the code and the explanation, as a server has written
-    /// them or will.
+    /// Returns the two fields of a `notok`: the word of the code, and the
+    /// explanation.
     #[must_use]
     pub fn as_written(&self) -> (&str, &str) {
         match self.code {
@@ -104,16 +108,31 @@ impl Refusal {
         }
     }
 
-    /// [`Code::RateLimited`] because of `why`: not before `wait` has passed, in
-    /// whole seconds, rounded up.
+    /// Returns the explanation as a sentence for people.
+    #[must_use]
+    pub fn message(&self) -> Cow<'_, str> {
+        match (self.code, self.as_written()) {
+            (Code::Unknown, (word, explanation)) if !explanation.is_empty() => {
+                format!("{explanation} ({word})").into()
+            }
+            (Code::RateLimited, (_, explanation)) => match explanation.split_once(RATE_LIMIT_SEPARATOR) {
+                Some((seconds, why)) => format!("{why}; try again in {seconds} s").into(),
+                None => explanation.into(),
+            },
+            _ => (&*self.explanation).into(),
+        }
+    }
+
+    /// Returns a [`Code::RateLimited`] refusal with the cause `why`, to be
+    /// retried after `wait`, rounded up to whole seconds.
     #[must_use]
     pub fn rate_limited(wait: Duration, why: &str) -> Self {
         let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
-        Self::new(Code::RateLimited, format!("{seconds} s to wait: {why}"))
+        Self::new(Code::RateLimited, format!("{seconds}{RATE_LIMIT_SEPARATOR}{why}"))
     }
 
-    /// How long a [`Code::RateLimited`] asks to wait; `None` for any other, and
-    /// where it does not say.
+    /// Returns the wait that a [`Code::RateLimited`] refusal asks for; `None`
+    /// for any other code, or if the explanation names no wait.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         if self.code != Code::RateLimited {
@@ -142,44 +161,44 @@ impl From<BadToken> for Refusal {
     }
 }
 
-/// The codes of `notok`.
+/// The codes of a `notok`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Code {
-    /// There is no such command.
+    /// The command does not exist.
     UnknownCommand,
-    /// Fields are missing or are not what they should be.
+    /// A field is missing or malformed.
     BadRequest,
-    /// Not a user name.
+    /// The user name is malformed.
     BadName,
-    /// Not a password that an account can have.
+    /// The password is malformed.
     BadPassword,
-    /// Not a regular expression.
+    /// The pattern is not a valid regular expression.
     BadPattern,
-    /// There is such an account already.
+    /// The account exists already.
     Exists,
-    /// There is no such account.
+    /// The account does not exist.
     NoSuchUser,
-    /// A wrong or missing password, or not allowed.
+    /// The password is wrong or missing, or the caller lacks the right.
     Denied,
     /// The text is too long.
     TooLarge,
-    /// The recipient's queue is full.
+    /// The recipient's inbox is full.
     QueueFull,
-    /// Too often; the explanation begins with the seconds to wait.
+    /// The caller is too fast; the explanation begins with the seconds to wait.
     RateLimited,
-    /// The server has as many as it is set to have.
+    /// A configured limit of the server is reached.
     TooMany,
-    /// The server's disk is nearly full. The refusal is not remembered: a repeat
-    /// of the send may be stored.
+    /// The server's disk is nearly full. The refusal is not remembered: a
+    /// repeat of the send may be stored.
     NoSpace,
-    /// A code of a later version of the protocol, at a client: see
-    /// [`Refusal::parse`]. No server writes it.
+    /// A code of a later protocol version, at a client (see
+    /// [`Refusal::parse`]). Servers never send it.
     Unknown,
 }
 
 impl Code {
-    /// Every code of the protocol. The order stays, and a new one comes last:
-    /// a store may keep the place of a code.
+    /// Every code of the protocol, in a stable order: stores may persist the
+    /// index of a code, so new codes are appended.
     pub const ALL: [Self; 13] = [
         Self::UnknownCommand,
         Self::BadRequest,
@@ -196,13 +215,13 @@ impl Code {
         Self::NoSpace,
     ];
 
-    /// The code that is written so.
+    /// Returns the code with this word on the wire.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|known| known.as_str() == text)
     }
 
-    /// The code as it is written.
+    /// Returns the word on the wire.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -235,9 +254,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_rate_limit_says_how_long_to_wait() {
+    fn rate_limit_names_its_wait() {
         let refusal = Refusal::rate_limited(Duration::from_millis(6001), "too many passwords");
         assert_eq!(refusal.to_string(), "rate-limited: 7 s to wait: too many passwords");
+        assert_eq!(refusal.message(), "too many passwords; try again in 7 s");
         assert_eq!(refusal.retry_after(), Some(Duration::from_secs(7)));
         assert_eq!(Refusal::new(Code::RateLimited, "3").retry_after(), Some(Duration::from_secs(3)));
         assert_eq!(Refusal::new(Code::RateLimited, "later").retry_after(), None);
@@ -250,6 +270,7 @@ mod tests {
         assert_eq!(refusal.code, Code::Unknown);
         assert_eq!(refusal.as_written(), ("out-of-tea", "come back at five"));
         assert_eq!(refusal.to_string(), "unknown-code: out-of-tea,come back at five");
+        assert_eq!(refusal.message(), "come back at five (out-of-tea)");
         assert_eq!(Refusal::parse("unknown-code", "x").code, Code::Unknown, "no server writes it");
         for code in Code::ALL {
             assert_eq!(Refusal::parse(code.as_str(), "why"), Refusal::new(code, "why"));

@@ -1,14 +1,13 @@
-//! Which reply belongs to which waiting call.
+//! Matching of replies to pending calls.
 //!
-//! [`Calls`] is plain data: it registers a call under an id, with a deadline
-//! or none, and hands out whoever waits for it when the reply comes, when the
-//! deadline has passed or when the link has ended. [`Correlator`] shares one
-//! between the tasks of a thread and adds callbacks and the future, [`Call`].
+//! [`Calls`] is plain data: it registers a call under an id, with an optional
+//! deadline, and returns its waiter when the reply arrives, the deadline passes
+//! or the link ends. [`Correlator`] shares one table between the tasks of a
+//! thread, and adds callbacks and the future [`Call`].
 //!
-//! Invariant: an entry lives exactly as long as its call. It is gone after it
-//! was completed, cancelled, expired or failed, and at once when the [`Call`]
-//! that waits for it is dropped. No clock is read here: times are arguments,
-//! and may be of any ordered type.
+//! Invariant: an entry lives exactly as long as its call. It is removed when
+//! the call completes, expires, fails or is cancelled, and when its [`Call`] is
+//! dropped. No clock is read: times are arguments of any ordered type.
 
 use std::cell::{RefCell, RefMut};
 use std::collections::{BTreeSet, HashMap};
@@ -20,33 +19,33 @@ use std::task::{Context, Poll};
 
 use tokio::sync::oneshot;
 
-/// Why a call ended without a reply.
+/// The reason why a call ended without a reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum CallError {
-    /// The deadline passed first.
+    /// The deadline passed.
     #[error("no reply came in time")]
     TimedOut,
-    /// The link ended first, or everything that waits was told to stop.
-    #[error("the link ended before a reply came")]
+    /// The link ended, or the call was cancelled.
+    #[error("the link closed before the reply")]
     Closed,
 }
 
-/// The id is already under way.
+/// A pending call has this id already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a call with this id is already under way")]
+#[error("a call with this id is already pending")]
 pub struct DuplicateId;
 
-/// What is done with the end of a call.
+/// Receives the outcome of a call.
 type Callback<R> = Box<dyn FnOnce(Result<R, CallError>)>;
 
-/// Below this many entries the tables keep their memory.
+/// Tables with fewer entries keep their memory.
 const SHRINK_ABOVE: usize = 1024;
 
-/// The open calls, by id and by deadline. `W` is whoever waits for one.
+/// The pending calls, by id and by deadline. `W` is the waiter of a call.
 #[derive(Debug)]
 pub struct Calls<I, T, W> {
     open: HashMap<I, (Option<T>, W)>,
-    /// The same calls, those that have a deadline: the earliest is first.
+    /// The calls with a deadline, in order of deadline.
     deadlines: BTreeSet<(T, I)>,
 }
 
@@ -57,34 +56,34 @@ impl<I, T, W> Default for Calls<I, T, W> {
 }
 
 impl<I: Hash + Ord + Clone, T: Ord + Clone, W> Calls<I, T, W> {
-    /// The number of open calls.
+    /// Returns the number of pending calls.
     #[must_use]
     pub fn len(&self) -> usize {
         self.open.len()
     }
 
-    /// Whether no call is open.
+    /// Returns whether no call is pending.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.open.is_empty()
     }
 
-    /// Whether a call with this id is open.
+    /// Returns whether a call with this id is pending.
     #[must_use]
     pub fn contains(&self, id: &I) -> bool {
         self.open.contains_key(id)
     }
 
-    /// The earliest deadline of all open calls.
+    /// Returns the earliest deadline of the pending calls.
     #[must_use]
     pub fn next_deadline(&self) -> Option<&T> {
         self.deadlines.first().map(|(deadline, _)| deadline)
     }
 
-    /// Opens a call. Without a deadline it never expires.
+    /// Registers a call. Without a deadline it never expires.
     ///
     /// # Errors
-    /// [`DuplicateId`] where a call with this id is open; that one is kept.
+    /// [`DuplicateId`] if a call with this id is pending; that call is kept.
     pub fn register(&mut self, id: I, deadline: Option<T>, waiter: W) -> Result<(), DuplicateId> {
         if self.contains(&id) {
             return Err(DuplicateId);
@@ -96,12 +95,12 @@ impl<I: Hash + Ord + Clone, T: Ord + Clone, W> Calls<I, T, W> {
         Ok(())
     }
 
-    /// Ends a call, and yields who waits for it; `None` where it is not open.
+    /// Removes a call and returns its waiter; `None` if it is not pending.
     pub fn remove(&mut self, id: &I) -> Option<W> {
         self.remove_if(id, |_| true)
     }
 
-    /// As [`Self::remove`], but only if who waits is as asked.
+    /// As [`Self::remove`], but only if `is_wanted` accepts the waiter.
     pub fn remove_if(&mut self, id: &I, is_wanted: impl FnOnce(&W) -> bool) -> Option<W> {
         if !is_wanted(&self.open.get(id)?.1) {
             return None;
@@ -114,8 +113,8 @@ impl<I: Hash + Ord + Clone, T: Ord + Clone, W> Calls<I, T, W> {
         Some(waiter)
     }
 
-    /// Ends one call whose deadline is `now` or before, the earliest; `None`
-    /// where there is none. Call until then.
+    /// Removes the call with the earliest deadline at or before `now`. Returns
+    /// `None` if there is none; call it until then.
     pub fn expire_next(&mut self, now: &T) -> Option<(I, W)> {
         if self.next_deadline()? > now {
             return None;
@@ -126,13 +125,13 @@ impl<I: Hash + Ord + Clone, T: Ord + Clone, W> Calls<I, T, W> {
         Some((id, waiter))
     }
 
-    /// Ends all calls, in no particular order.
+    /// Removes all calls, in arbitrary order.
     pub fn drain(&mut self) -> Vec<(I, W)> {
         self.deadlines.clear();
         std::mem::take(&mut self.open).into_iter().map(|(id, (_, waiter))| (id, waiter)).collect()
     }
 
-    /// Gives memory back after a burst. Amortised: the table halves each time.
+    /// Releases memory after a burst. Amortized: the table halves each time.
     fn shrink(&mut self) {
         if self.open.capacity() > SHRINK_ABOVE && self.open.len() < self.open.capacity() / 4 {
             self.open.shrink_to(self.open.len() * 2);
@@ -148,19 +147,18 @@ enum Waiter<R> {
 impl<R> Waiter<R> {
     fn end(self, outcome: Result<R, CallError>) {
         match self {
-            // A receiver that is gone has been dropped in this very moment,
-            // and nobody is left to be told.
+            // Sending fails only if the receiver is dropped at this moment.
             Self::Future(sender) => drop(sender.send(outcome)),
             Self::Callback(callback) => callback(outcome),
         }
     }
 }
 
-/// The open calls of one link, shared by who calls and who reads the replies.
-/// Clones are handles to the same calls.
+/// The pending calls of one link, shared by the callers and the reader of
+/// replies. Clones are handles to the same calls.
 pub struct Correlator<I, T, R> {
-    // Shared, since `Drop` of a call must remove it at once. Borrowed for one
-    // operation on the tables, and never while waiters run or are dropped.
+    // Shared because dropping a `Call` removes its entry. Borrowed for one
+    // operation on the tables, never while waiters run or are dropped.
     calls: Rc<RefCell<Calls<I, T, Waiter<R>>>>,
 }
 
@@ -189,36 +187,37 @@ impl<I, T, R> Correlator<I, T, R> {
 }
 
 impl<I: Hash + Ord + Clone, T: Ord + Clone, R> Correlator<I, T, R> {
-    /// The number of open calls.
+    /// Returns the number of pending calls.
     #[must_use]
     pub fn pending(&self) -> usize {
         self.borrow().len()
     }
 
-    /// The earliest deadline of all open calls: when [`Self::expire`] has
-    /// something to do next.
+    /// Returns the earliest deadline of the pending calls, at which
+    /// [`Self::expire`] is due.
     #[must_use]
     pub fn next_deadline(&self) -> Option<T> {
         self.borrow().next_deadline().cloned()
     }
 
-    /// Opens a call that is awaited. Dropping the [`Call`] cancels it.
+    /// Registers a call and returns its future. Dropping the [`Call`] cancels
+    /// it.
     ///
     /// # Errors
-    /// [`DuplicateId`] where a call with this id is open; that one is kept.
+    /// [`DuplicateId`] if a call with this id is pending; that call is kept.
     pub fn call(&self, id: I, deadline: Option<T>) -> Result<Call<I, T, R>, DuplicateId> {
         let (sender, receiver) = oneshot::channel();
         self.register(id.clone(), deadline, Waiter::Future(sender))?;
         Ok(Call { id, calls: self.clone(), receiver })
     }
 
-    /// Opens a call whose end is passed to `callback`, exactly once: by
-    /// [`Self::complete`], [`Self::expire`] or [`Self::fail_all`]. It runs at
-    /// once, within what ends the call, and may open others. [`Self::cancel`]
-    /// drops it without calling it.
+    /// Registers a call whose outcome is passed to `callback` exactly once, by
+    /// [`Self::complete`], [`Self::expire`] or [`Self::fail_all`]. The callback
+    /// runs inside the call that ends it, and may register other calls.
+    /// [`Self::cancel`] drops it without a call.
     ///
     /// # Errors
-    /// [`DuplicateId`] where a call with this id is open; that one is kept.
+    /// [`DuplicateId`] if a call with this id is pending; that call is kept.
     pub fn call_back(
         &self,
         id: I,
@@ -229,8 +228,8 @@ impl<I: Hash + Ord + Clone, T: Ord + Clone, R> Correlator<I, T, R> {
     }
 
     fn register(&self, id: I, deadline: Option<T>, waiter: Waiter<R>) -> Result<(), DuplicateId> {
-        // A refused waiter must not be dropped under the borrow, since it may
-        // hold a `Call` of these same calls. An argument outlives a local.
+        // A refused waiter may hold a `Call` of this same table, so it must not
+        // be dropped during the borrow. Arguments are dropped after locals.
         let mut calls = self.borrow();
         if calls.contains(&id) {
             return Err(DuplicateId);
@@ -238,11 +237,11 @@ impl<I: Hash + Ord + Clone, T: Ord + Clone, R> Correlator<I, T, R> {
         calls.register(id, deadline, waiter)
     }
 
-    /// Ends a call with its reply. Gives the reply back where no such call is
-    /// open: it is late, a double, or nobody asked.
+    /// Ends a call with its reply.
     ///
     /// # Errors
-    /// The reply itself.
+    /// Returns the reply if no such call is pending: it is late, duplicate or
+    /// unsolicited.
     pub fn complete(&self, id: &I, reply: R) -> Result<(), R> {
         let waiter = self.borrow().remove(id);
         match waiter {
@@ -254,16 +253,17 @@ impl<I: Hash + Ord + Clone, T: Ord + Clone, R> Correlator<I, T, R> {
         }
     }
 
-    /// Ends a call without a reply; whether it was open. A [`Call`] that is
-    /// still awaited yields [`CallError::Closed`].
+    /// Removes a call and returns whether it was pending. A [`Call`] that is
+    /// still awaited resolves to [`CallError::Closed`].
     pub fn cancel(&self, id: &I) -> bool {
         let waiter = self.borrow().remove(id);
         waiter.is_some()
     }
 
-    /// Ends every call whose deadline is `now` or before, the earliest first,
-    /// with [`CallError::TimedOut`]. Returns how many. What a callback opens
-    /// meanwhile is left for the next time, even if it is due already.
+    /// Ends every call with a deadline at or before `now` with
+    /// [`CallError::TimedOut`], the earliest first, and returns their number.
+    /// Calls that a callback registers meanwhile stay pending until the next
+    /// call, even if they are due.
     pub fn expire(&self, now: &T) -> usize {
         let due: Vec<_> = {
             let mut calls = self.borrow();
@@ -276,7 +276,7 @@ impl<I: Hash + Ord + Clone, T: Ord + Clone, R> Correlator<I, T, R> {
         count
     }
 
-    /// Ends every call with [`CallError::Closed`]. Returns how many.
+    /// Ends every call with [`CallError::Closed`] and returns their number.
     pub fn fail_all(&self) -> usize {
         let open = self.borrow().drain();
         let count = open.len();
@@ -286,16 +286,16 @@ impl<I: Hash + Ord + Clone, T: Ord + Clone, R> Correlator<I, T, R> {
         count
     }
 
-    /// Ends every call and tells nobody: callbacks are dropped. A [`Call`] that
-    /// is still awaited yields [`CallError::Closed`].
+    /// Removes every call and drops the callbacks without calling them. A
+    /// [`Call`] that is still awaited resolves to [`CallError::Closed`].
     pub fn clear(&self) {
         let open = self.borrow().drain();
         drop(open);
     }
 }
 
-/// A call that waits for its reply. Cancel-safe: polling it again after it was
-/// not ready loses nothing, and dropping it leaves nothing behind.
+/// The future of a pending call. Cancel-safe: it may be polled again after
+/// `Pending`, and dropping it removes its entry.
 #[derive(Debug)]
 pub struct Call<I: Hash + Ord + Clone, T: Ord + Clone, R> {
     id: I,
@@ -304,7 +304,7 @@ pub struct Call<I: Hash + Ord + Clone, T: Ord + Clone, R> {
 }
 
 impl<I: Hash + Ord + Clone, T: Ord + Clone, R> Call<I, T, R> {
-    /// The id under which the call is open.
+    /// Returns the id of the call.
     pub const fn id(&self) -> &I {
         &self.id
     }
@@ -321,11 +321,11 @@ impl<I: Hash + Ord + Clone + Unpin, T: Ord + Clone, R> Future for Call<I, T, R> 
 impl<I: Hash + Ord + Clone, T: Ord + Clone, R> Drop for Call<I, T, R> {
     fn drop(&mut self) {
         if self.receiver.is_terminated() {
-            // It has yielded its end, and its entry went before that.
+            // The outcome was received, so the entry is already gone.
             return;
         }
-        // Closing first marks this call's own entry: the id may have ended in
-        // this very moment and belong to another call by now.
+        // Closing first marks this call's own entry: the id may by now belong
+        // to another call.
         self.receiver.close();
         let abandoned = |waiter: &Waiter<R>| matches!(waiter, Waiter::Future(sender) if sender.is_closed());
         let waiter = self.calls.borrow().remove_if(&self.id, abandoned);
@@ -339,7 +339,8 @@ mod tests {
 
     const BURST: u32 = 100_000;
 
-    /// Opens many calls, ends them by `end`, and finds the memory given back.
+    /// Registers many calls, ends them by `end`, and checks that memory is
+    /// released.
     #[track_caller]
     fn check_memory(end: impl FnOnce(&mut Calls<u32, u32, ()>)) {
         let mut calls = Calls::default();
@@ -354,14 +355,14 @@ mod tests {
     }
 
     #[test]
-    fn the_memory_of_a_burst_is_given_back_however_it_ends() {
+    fn burst_memory_is_released() {
         check_memory(|calls| (0..BURST).for_each(|id| assert_eq!(calls.remove(&id), Some(()))));
         check_memory(|calls| while calls.expire_next(&BURST).is_some() {});
         check_memory(|calls| assert_eq!(calls.drain().len(), BURST as usize));
     }
 
     #[test]
-    fn a_burst_is_given_back_in_few_steps() {
+    fn burst_memory_is_released_in_few_steps() {
         let mut calls: Calls<u32, u32, ()> = Calls::default();
         for id in 0..BURST {
             assert_eq!(calls.register(id, None, ()), Ok(()));
@@ -370,8 +371,8 @@ mod tests {
         for id in 0..BURST {
             let before = calls.open.capacity();
             calls.remove(&id);
-            // An entry that leaves a mark behind takes one off the capacity;
-            // more than that is a table that was moved.
+            // Removing an entry may leave a tombstone, which costs 1 of the
+            // capacity. A larger change means that the table was moved.
             if calls.open.capacity().abs_diff(before) > 1 {
                 moved += calls.len();
             }

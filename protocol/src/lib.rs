@@ -1,17 +1,17 @@
 //! The Hark wire protocol: messages, framings, limits and the correlation of
 //! replies with requests.
 //!
-//! This crate has no I/O, no clock and no randomness: bytes and times come in
-//! as arguments. `docs/PROTOCOL.md` is the page that it implements.
+//! This crate has no I/O, no clock and no randomness: bytes and times are
+//! arguments. It implements `docs/PROTOCOL.md`.
 //!
-//! | module | what it owns |
+//! | module | contents |
 //! | --- | --- |
 //! | [`message`] | [`Request`] and [`Reply`] |
-//! | [`code`] | why something was refused, failed or ended |
+//! | [`code`] | codes of refusals, failures and `bye` |
 //! | [`name`] | user names, passwords, session tokens, request ids, sequence numbers |
 //! | [`framing`] | the native and the classic framing, as codecs |
-//! | [`limits`] | every bound of the protocol |
-//! | [`correlation`] | which reply belongs to which waiting call |
+//! | [`limits`] | the bounds of the protocol |
+//! | [`correlation`] | matching of replies to pending calls |
 //!
 //! ```
 //! use bytes::BytesMut;
@@ -24,7 +24,7 @@
 //! let request = Request::Send { user: "bob".parse()?, text: "hello, again".into() };
 //! let mut bytes = BytesMut::new();
 //! ClientCodec::new(FRAME_BYTES_DEFAULT).encode(Frame::new(RequestId::new(7), request.clone()), &mut bytes)?;
-//! let frame = ServerCodec::new(FRAME_BYTES_DEFAULT).decode(&mut bytes)?.ok_or("not whole")?;
+//! let frame = ServerCodec::new(FRAME_BYTES_DEFAULT).decode(&mut bytes)?.ok_or("incomplete")?;
 //! assert_eq!(frame, Frame::new(RequestId::new(7), Ok(request)));
 //! # Ok(())
 //! # }

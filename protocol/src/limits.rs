@@ -1,7 +1,7 @@
-//! The bounds that the protocol itself sets. What a server may choose within
-//! them (such as its largest frame) is a setting of the server.
+//! The bounds that the protocol itself sets. A bound that a server may choose
+//! within these, such as its largest frame, is a setting of the server.
 
-/// Bytes of the command field, padded with NUL.
+/// Length of the command field in bytes, including its NUL padding.
 pub const COMMAND_BYTES: usize = 15;
 
 /// Largest user name, in bytes.
@@ -13,53 +13,54 @@ pub const PASSWORD_BYTES_MAX: usize = 256;
 /// Largest session token, in bytes.
 pub const SESSION_TOKEN_BYTES_MAX: usize = 64;
 
-/// Bytes of a native frame's length field.
+/// Length of a native frame's length field, in bytes.
 pub const LENGTH_BYTES: usize = 4;
 
-/// Bytes of a native frame's id field.
+/// Length of a native frame's id field, in bytes.
 pub const ID_BYTES: usize = 4;
 
-/// The smallest value of a native frame's length field: an id and a command.
+/// Smallest valid value of a native frame's length field: an id and a command.
 pub const FRAME_BYTES_MIN: usize = ID_BYTES + COMMAND_BYTES;
 
-/// Default of the largest native frame, in bytes.
+/// Default for the largest native frame, in bytes.
 pub const FRAME_BYTES_DEFAULT: usize = 64 * 1024;
 
-/// The largest frame that a server can be set to, in bytes. It keeps the first
-/// byte of every native frame zero, which is how the framing is recognised.
+/// Upper limit for the largest frame of a server, in bytes. It keeps the first
+/// byte of every native frame zero, by which the framing is recognized.
 pub const FRAME_BYTES_MAX: usize = 16 * 1024 * 1024 - 1;
 
-/// What a text leaves free in the largest frame, in bytes.
+/// Bytes of the largest frame that are reserved for everything but the text.
 pub const FRAME_BYTES_BESIDE_TEXT: usize = 256;
 
-/// Bytes of one block of the classic framing, and its longest message.
+/// Size of one block of the classic framing in bytes, and its longest message.
 pub const CLASSIC_BLOCK_BYTES: usize = 1024;
 
-/// Messages that are pushed and not acknowledged, at most.
+/// Largest number of unacknowledged messages in flight to a connection.
 pub const WINDOW_MESSAGES_MAX: usize = 256;
 
-/// Bytes of text that are pushed and not acknowledged, at most (but at least
-/// one message).
+/// Largest total of unacknowledged text in flight to a connection, in bytes. A
+/// single message may exceed it.
 pub const WINDOW_BYTES_MAX: usize = 1024 * 1024;
 
-/// Sends of one session that are not answered yet, at most.
+/// Largest number of unanswered sends of one session.
 pub const SENDS_UNANSWERED_MAX: usize = 1024;
 
-/// Outcomes that a server remembers for each session.
+/// Number of outcomes that a server remembers for each session.
 pub const OUTCOMES_REMEMBERED: usize = 1024;
 
-/// How long an outcome is remembered at least, in seconds of the server's own
+/// Minimum time for which an outcome is remembered, in seconds of the server's
 /// running time.
 pub const OUTCOME_SECONDS_MIN: u64 = 10 * 60;
 
-/// How long after the first try a client may repeat a send, in seconds of its
-/// own steady clock.
+/// Time after the first attempt during which a client may repeat a send, in
+/// seconds of its own monotonic clock.
 pub const REPEAT_SECONDS_MAX: u64 = 9 * 60;
 
-/// The version of the protocol that `hello` names.
+/// Protocol version that `hello` names.
 pub const VERSION: u32 = 1;
 
-/// The longest text under a largest frame of `frame_bytes_max` bytes.
+/// Returns the longest text, in bytes, if frames have at most `frame_bytes_max`
+/// bytes.
 #[must_use]
 pub const fn text_bytes_max(frame_bytes_max: usize) -> usize {
     frame_bytes_max.saturating_sub(FRAME_BYTES_BESIDE_TEXT)

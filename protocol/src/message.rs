@@ -1,148 +1,149 @@
-//! What client and server say to each other: [`Request`] and [`Reply`], how
-//! each is made from a command and its fields, and how it is written as such.
-//! Knows nothing of how a message is enveloped; that is [`crate::framing`].
+//! The messages: [`Request`] and [`Reply`], and their conversion from and to a
+//! command and its fields. The envelope of a message belongs to
+//! [`crate::framing`].
 
 use std::borrow::Cow;
 use std::str::FromStr;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{BufMut, BytesMut};
 use bytestring::ByteString;
-use zeroize::{Zeroize as _, Zeroizing};
+use zeroize::Zeroize as _;
 
 use crate::code::{ByeReason, Code, Failure, Refusal};
 use crate::limits::COMMAND_BYTES;
 use crate::name::{Password, Sequence, SessionToken, UserName};
 
-/// A message of one direction: something with a command and fields.
+/// A message of one direction, made of a command and fields.
 pub trait Message: Sized {
-    /// The command, 1 to 15 bytes.
+    /// Returns the command, 1 to 15 bytes.
     fn command(&self) -> &'static str;
 
     /// Appends the payload: the fields, joined by commas.
     fn write_payload(&self, to: &mut BytesMut);
 
-    /// Makes a message from its command and payload. A text is a slice of the
-    /// payload, and keeps alive the whole buffer into which that was read:
-    /// who holds on to a text for longer than a moment copies it.
+    /// Parses a message from its command and payload. Texts are copied.
     ///
     /// # Errors
-    /// A [`Refusal`] with the wire code for what is wrong with it.
-    fn parse(command: &str, payload: ByteString) -> Result<Self, Refusal>;
+    /// A [`Refusal`] with the wire code of the defect.
+    fn parse(command: &str, payload: &str) -> Result<Self, Refusal>;
 }
 
-/// What a client asks for.
+/// A request of a client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Request {
-    /// Names the send session of this connection; first, or not at all.
+    /// Names the send session of this connection. Valid only as the first
+    /// request.
     Hello {
-        /// The version of the protocol that the client speaks.
+        /// Protocol version of the client.
         version: u32,
         /// The session.
         session: SessionToken,
     },
-    /// Makes an account.
+    /// Creates an account.
     Create {
         /// The account.
         user: UserName,
-        /// What it is protected by, if by anything.
+        /// Password of the account, if it is to have one.
         password: Option<Password>,
     },
-    /// Becomes a user without receiving.
+    /// Authenticates as a user without receiving.
     Login {
         /// The account.
         user: UserName,
-        /// Its password, where it has one.
+        /// Password of the account, if it has one.
         password: Option<Password>,
     },
-    /// Becomes a user and receives for it.
+    /// Authenticates as a user and receives for it.
     Connect {
         /// The account.
         user: UserName,
-        /// Its password, where it has one.
+        /// Password of the account, if it has one.
         password: Option<Password>,
     },
-    /// Becomes nobody and receives no more.
+    /// Ends authentication and receiving.
     Disconnect,
     /// Sets the password of an account.
     Password {
         /// The account.
         user: UserName,
-        /// The present one; `None` where there is none.
+        /// The present password, if the account has one.
         old: Option<Password>,
-        /// The one from now on.
+        /// The new password.
         new: Password,
     },
-    /// Ends an account and drops its queue.
+    /// Deletes an account and its queue.
     Delete {
         /// The account.
         user: UserName,
-        /// Its password, where it has one.
+        /// Password of the account, if it has one.
         password: Option<Password>,
     },
-    /// Asks for the names of the users.
+    /// Lists user names.
     List {
-        /// A regular expression that matches anywhere in the name.
+        /// Regular expression, unanchored.
         pattern: Option<ByteString>,
     },
-    /// Leaves a message for a user.
+    /// Stores a message for a user.
     Send {
         /// The recipient.
         user: UserName,
         /// The text.
         text: ByteString,
     },
-    /// Says that every message up to this one has been taken. Not answered.
+    /// Acknowledges every message up to a number. Has no reply.
     Ack {
-        /// The last one taken.
+        /// Number of the last message.
         sequence: Sequence,
     },
-    /// Asks whether the server is there.
+    /// Checks that the server responds.
     Ping,
 }
 
-/// What a server says, asked or not.
+/// A message from the server: a reply, or a push.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reply {
-    /// The request was carried out.
+    /// The request succeeded.
     Ok(OkFields),
-    /// Some of the names that were asked for, sorted.
+    /// A part of the list of user names, sorted.
     List(Vec<UserName>),
-    /// A message for the user who is connected.
+    /// A message for the connected user.
     String(Delivery),
-    /// The connection receives no more.
+    /// The connection stops receiving.
     Bye(ByeReason),
-    /// Refused; nothing was changed.
+    /// The request was refused; nothing was changed.
     NotOk(Refusal),
-    /// The server failed, or the bytes were not the protocol.
+    /// The server failed, or the client violated the protocol.
     Error {
-        /// Which of the two.
+        /// The kind of failure.
         failure: Failure,
-        /// For a person to read.
+        /// Human-readable cause.
         explanation: Cow<'static, str>,
     },
 }
 
-/// A message on its way to its reader.
+/// A message on its way to its recipient.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Delivery {
-    /// Its number in the inbox.
+    /// Sequence number.
     pub sequence: Sequence,
-    /// Who sent it; `None` where the sending connection was nobody.
+    /// Sender; `None` if the sending connection was not logged in.
     pub sender: Option<UserName>,
-    /// When the server took it, in milliseconds since 1970.
+    /// Time at which the server accepted it, in milliseconds since the Unix
+    /// epoch.
     pub time_ms: u64,
     /// The text.
     pub text: ByteString,
 }
 
-/// The same, borrowed: to be written where it lies.
+/// A borrowed [`Delivery`], for encoding without a copy.
 #[derive(Debug, Clone, Copy)]
 pub struct Push<'a> {
-    /// Its number in the inbox.
+    /// Sequence number.
     pub sequence: Sequence,
-    /// Who sent it; `None` where the sending connection was nobody.
+    /// Sender; `None` if the sending connection was not logged in.
     pub sender: Option<&'a UserName>,
-    /// When the server took it, in milliseconds since 1970.
+    /// Time at which the server accepted it, in milliseconds since the Unix
+    /// epoch.
     pub time_ms: u64,
     /// The text.
     pub text: &'a str,
@@ -167,16 +168,16 @@ impl Delivery {
     }
 }
 
-/// The fields of an `ok`. What they mean depends on the request, which the
-/// reply does not repeat: ask for the reading that belongs to it.
+/// The fields of an `ok`. Their meaning depends on the request, which the reply
+/// does not repeat: each request has its own accessor.
 #[derive(Debug, Clone, Default)]
 pub struct OkFields(Fields);
 
 #[derive(Debug, Clone)]
 enum Fields {
-    /// As they are written.
+    /// The fields as encoded.
     Text(ByteString),
-    /// The answer to a `send`, which is written without a buffer of its own.
+    /// The answer to a `send`, encoded without an allocation.
     Stored(Sequence),
 }
 
@@ -186,7 +187,7 @@ impl Default for Fields {
     }
 }
 
-/// Fields are equal if they are written alike.
+/// Equality of the encoded fields.
 impl PartialEq for OkFields {
     fn eq(&self, other: &Self) -> bool {
         self.text() == other.text()
@@ -196,44 +197,46 @@ impl PartialEq for OkFields {
 impl Eq for OkFields {}
 
 impl OkFields {
-    /// No fields.
+    /// Returns no fields.
     #[must_use]
     pub fn none() -> Self {
         Self::default()
     }
 
-    /// The answer to `send`: the number of the message in its inbox.
+    /// Returns the answer to `send`: the sequence number of the message.
     #[must_use]
     pub const fn stored(sequence: Sequence) -> Self {
         Self(Fields::Stored(sequence))
     }
 
-    /// The answer to `hello`: the version and the largest frame in bytes.
+    /// Returns the answer to `hello`: the version and the largest frame in
+    /// bytes.
     #[must_use]
     pub fn hello(version: u32, frame_bytes_max: usize) -> Self {
         Self::written(format!("{version},{frame_bytes_max}"))
     }
 
-    /// The answer to `connect`: messages stored and not acknowledged.
+    /// Returns the answer to `connect`: the number of unacknowledged messages.
     #[must_use]
     pub fn queued(messages: u64) -> Self {
         Self::written(messages.to_string())
     }
 
-    /// The answer to `delete`: whether there was such an account.
+    /// Returns the answer to `delete`: whether the account existed.
     #[must_use]
     pub fn deleted(existed: bool) -> Self {
         Self(Fields::Text(ByteString::from_static(if existed { "deleted" } else { "absent" })))
     }
 
-    /// The end of a `list`: how many names there were, and whether there are
-    /// more than the server was willing to say.
+    /// Returns the end of a `list`: the number of names, and whether the server
+    /// truncated the list.
     #[must_use]
     pub fn listed(names: usize, truncated: bool) -> Self {
         Self::written(format!("{names}{}", if truncated { ",truncated" } else { "" }))
     }
 
-    /// The version and the largest frame in bytes, if this answers `hello`.
+    /// Returns the version and the largest frame in bytes, if this answers
+    /// `hello`.
     #[must_use]
     pub fn as_hello(&self) -> Option<(u32, usize)> {
         let text = self.text();
@@ -241,13 +244,15 @@ impl OkFields {
         Some((number(version)?, number(frame_bytes_max)?))
     }
 
-    /// The number of messages, if this answers `connect`.
+    /// Returns the number of unacknowledged messages, if this answers
+    /// `connect`.
     #[must_use]
     pub fn as_queued(&self) -> Option<u64> {
         number(&self.text())
     }
 
-    /// The number of the message, if this answers `send` and the server says it.
+    /// Returns the sequence number, if this answers `send` and the server names
+    /// it.
     #[must_use]
     pub fn as_stored(&self) -> Option<Sequence> {
         match &self.0 {
@@ -256,7 +261,7 @@ impl OkFields {
         }
     }
 
-    /// Whether there was such an account, if this answers `delete`.
+    /// Returns whether the account existed, if this answers `delete`.
     #[must_use]
     pub fn as_deleted(&self) -> Option<bool> {
         match &*self.text() {
@@ -266,8 +271,8 @@ impl OkFields {
         }
     }
 
-    /// The number of names and whether they were truncated, if this answers
-    /// `list`.
+    /// Returns the number of names and whether the list was truncated, if this
+    /// answers `list`.
     #[must_use]
     pub fn as_listed(&self) -> Option<(usize, bool)> {
         let text = self.text();
@@ -278,7 +283,8 @@ impl OkFields {
         }
     }
 
-    /// Whether this was made by [`Self::stored`]. Fields that were read are not.
+    /// Returns whether this was made by [`Self::stored`]. Decoded fields never
+    /// are.
     #[must_use]
     pub const fn is_stored(&self) -> bool {
         matches!(self.0, Fields::Stored(_))
@@ -303,8 +309,8 @@ impl OkFields {
     }
 }
 
-/// The names of the client's commands, with whether their first field may be
-/// left out. The classic framing needs to know before it has a whole message.
+/// The commands of clients, each with whether its first field is optional. The
+/// classic framing needs this before the message is complete.
 pub(crate) const REQUEST_COMMANDS: [(&str, bool); 11] = [
     (HELLO, false),
     ("create", false),
@@ -322,7 +328,7 @@ pub(crate) const REQUEST_COMMANDS: [(&str, bool); 11] = [
 /// The command that names a send session.
 pub(crate) const HELLO: &str = "hello";
 
-/// The commands whose fields may have a password.
+/// The commands whose fields may contain a password.
 const SECRET_COMMANDS: [&str; 5] = ["create", "login", "connect", "password", "delete"];
 
 impl Message for Request {
@@ -373,19 +379,19 @@ impl Message for Request {
         }
     }
 
-    fn parse(command: &str, payload: ByteString) -> Result<Self, Refusal> {
+    fn parse(command: &str, payload: &str) -> Result<Self, Refusal> {
         match command {
-            HELLO => parse_hello(&payload),
-            "create" => user_and_password(&payload).map(|(user, password)| Self::Create { user, password }),
-            "login" => user_and_password(&payload).map(|(user, password)| Self::Login { user, password }),
-            "connect" => user_and_password(&payload).map(|(user, password)| Self::Connect { user, password }),
-            "disconnect" => no_fields(command, &payload).map(|()| Self::Disconnect),
-            "password" => parse_password(&payload),
-            "delete" => user_and_password(&payload).map(|(user, password)| Self::Delete { user, password }),
-            "list" => Ok(Self::List { pattern: (!payload.is_empty()).then_some(payload) }),
+            HELLO => parse_hello(payload),
+            "create" => user_and_password(payload).map(|(user, password)| Self::Create { user, password }),
+            "login" => user_and_password(payload).map(|(user, password)| Self::Login { user, password }),
+            "connect" => user_and_password(payload).map(|(user, password)| Self::Connect { user, password }),
+            "disconnect" => no_fields(command, payload).map(|()| Self::Disconnect),
+            "password" => parse_password(payload),
+            "delete" => user_and_password(payload).map(|(user, password)| Self::Delete { user, password }),
+            "list" => Ok(Self::List { pattern: (!payload.is_empty()).then(|| payload.into()) }),
             "send" => parse_send(payload),
-            "ack" => parse_ack(&payload),
-            "ping" => no_fields(command, &payload).map(|()| Self::Ping),
+            "ack" => parse_ack(payload),
+            "ping" => no_fields(command, payload).map(|()| Self::Ping),
             _ => Err(unknown_command(command)),
         }
     }
@@ -417,24 +423,24 @@ impl Message for Reply {
         }
     }
 
-    fn parse(command: &str, payload: ByteString) -> Result<Self, Refusal> {
+    fn parse(command: &str, payload: &str) -> Result<Self, Refusal> {
         match command {
-            "ok" => Ok(Self::Ok(OkFields(Fields::Text(payload)))),
-            "list" => parse_names(&payload).map(Self::List),
+            "ok" => Ok(Self::Ok(OkFields(Fields::Text(payload.into())))),
+            "list" => parse_names(payload).map(Self::List),
             "string" => parse_delivery(payload).map(Self::String),
-            "bye" => match ByeReason::parse(&payload) {
+            "bye" => match ByeReason::parse(payload) {
                 Some(reason) => Ok(Self::Bye(reason)),
-                None => Err(bad_request("this reason of a bye is not known")),
+                None => Err(bad_request("unknown reason of a bye")),
             },
             "notok" => {
-                let (code, explanation) = payload.split_once(',').unwrap_or((&payload, ""));
+                let (code, explanation) = payload.split_once(',').unwrap_or((payload, ""));
                 Ok(Self::NotOk(Refusal::parse(code, explanation)))
             }
             "error" => {
-                let (code, explanation) = payload.split_once(',').unwrap_or((&payload, ""));
+                let (code, explanation) = payload.split_once(',').unwrap_or((payload, ""));
                 match Failure::parse(code) {
                     Some(failure) => Ok(Self::Error { failure, explanation: explanation.to_owned().into() }),
-                    None => Err(bad_request("this code of an error is not known")),
+                    None => Err(bad_request("unknown code of an error")),
                 }
             }
             _ => Err(unknown_command(command)),
@@ -442,16 +448,12 @@ impl Message for Reply {
     }
 }
 
-/// Takes a message out of a buffer to be parsed. One with a password is moved to
-/// where it is wiped once it is parsed, and wiped in the buffer: bytes that are
-/// only dropped stay readable until something else is written there.
-pub(crate) fn take(message: &mut BytesMut) -> Bytes {
-    if !SECRET_COMMANDS.iter().any(|name| is_command(message, name)) {
-        return std::mem::take(message).freeze();
+/// Wipes a message whose command may carry a password: freed memory stays readable
+/// until something else is written there.
+pub(crate) fn wipe_secret(message: &mut [u8]) {
+    if SECRET_COMMANDS.iter().any(|name| is_command(message, name)) {
+        message.zeroize();
     }
-    let moved = Bytes::from_owner(Zeroizing::new(message.to_vec()));
-    message.as_mut().zeroize();
-    moved
 }
 
 /// Returns whether a message, which may be malformed, has this command.
@@ -463,23 +465,23 @@ pub(crate) fn is_command(message: &[u8], name: &str) -> bool {
 /// Splits a message into its command and its payload.
 ///
 /// # Errors
-/// A [`Refusal`] if it is not UTF-8, or the command is not 1 to 15 bytes
-/// followed by NULs only.
-pub(crate) fn split(message: Bytes) -> Result<(ByteString, ByteString), Refusal> {
-    let Ok(message) = ByteString::try_from(message) else {
+/// A [`Refusal`] if the message is not UTF-8, or the command is not 1 to 15
+/// bytes followed by NULs only.
+pub(crate) fn split(message: &[u8]) -> Result<(&str, &str), Refusal> {
+    let Ok(message) = std::str::from_utf8(message) else {
         return Err(bad_request("a message must be UTF-8"));
     };
     let Some((command, payload)) = message.split_at_checked(COMMAND_BYTES) else {
-        return Err(bad_request("a command takes exactly 15 bytes, padded with NUL"));
+        return Err(bad_request("a command has exactly 15 bytes, padded with NUL"));
     };
     let command = command.trim_end_matches('\0');
     if command.is_empty() || command.contains('\0') {
         return Err(bad_request("a command is 1 to 15 bytes, followed by NULs only"));
     }
-    Ok((message.slice_ref(command), message.slice_ref(payload)))
+    Ok((command, payload))
 }
 
-/// Appends a command, padded with NUL to its 15 bytes.
+/// Appends a command, padded with NUL to 15 bytes.
 pub(crate) fn write_command(command: &str, to: &mut BytesMut) {
     debug_assert!((1..=COMMAND_BYTES).contains(&command.len()));
     to.put_slice(command.as_bytes());
@@ -487,14 +489,14 @@ pub(crate) fn write_command(command: &str, to: &mut BytesMut) {
 }
 
 fn unknown_command(command: &str) -> Refusal {
-    Refusal::new(Code::UnknownCommand, format!("there is no command \"{}\"", command.escape_default()))
+    Refusal::new(Code::UnknownCommand, format!("unknown command \"{}\"", command.escape_default()))
 }
 
 fn bad_request(explanation: &'static str) -> Refusal {
     Refusal::new(Code::BadRequest, explanation)
 }
 
-/// A number in decimal digits, and nothing else: Rust alone would take a sign.
+/// Parses decimal digits; unlike `str::parse`, it rejects a sign.
 fn number<N: FromStr>(text: &str) -> Option<N> {
     if text.bytes().all(|b| b.is_ascii_digit()) { text.parse().ok() } else { None }
 }
@@ -518,7 +520,7 @@ fn user_and_password(payload: &str) -> Result<(UserName, Option<Password>), Refu
 fn parse_hello(payload: &str) -> Result<Request, Refusal> {
     let (version, session) =
         payload.split_once(',').ok_or_else(|| bad_request("hello takes a version and a session"))?;
-    let version = number(version).ok_or_else(|| bad_request("the version is no number"))?;
+    let version = number(version).ok_or_else(|| bad_request("the version must be a number"))?;
     Ok(Request::Hello { version, session: session.parse()? })
 }
 
@@ -534,9 +536,9 @@ fn parse_password(payload: &str) -> Result<Request, Refusal> {
     })
 }
 
-fn parse_send(payload: ByteString) -> Result<Request, Refusal> {
+fn parse_send(payload: &str) -> Result<Request, Refusal> {
     let (user, text) = payload.split_once(',').ok_or_else(|| bad_request("send takes a user and a text"))?;
-    Ok(Request::Send { user: user.parse()?, text: payload.slice_ref(text) })
+    Ok(Request::Send { user: user.parse()?, text: text.into() })
 }
 
 fn parse_ack(payload: &str) -> Result<Request, Refusal> {
@@ -551,7 +553,7 @@ fn parse_names(payload: &str) -> Result<Vec<UserName>, Refusal> {
     payload.split(',').map(|name| Ok(name.parse()?)).collect()
 }
 
-fn parse_delivery(payload: ByteString) -> Result<Delivery, Refusal> {
+fn parse_delivery(payload: &str) -> Result<Delivery, Refusal> {
     let mut fields = payload.splitn(4, ',');
     let (Some(sequence), Some(sender), Some(time), Some(text)) =
         (fields.next(), fields.next(), fields.next(), fields.next())
@@ -559,15 +561,17 @@ fn parse_delivery(payload: ByteString) -> Result<Delivery, Refusal> {
         return Err(bad_request("string takes a number, a sender, a time and a text"));
     };
     Ok(Delivery {
-        sequence: Sequence(number(sequence).ok_or_else(|| bad_request("the sequence number is no number"))?),
+        sequence: Sequence(
+            number(sequence).ok_or_else(|| bad_request("the sequence number must be a number"))?,
+        ),
         sender: if sender.is_empty() { None } else { Some(sender.parse()?) },
-        time_ms: number(time).ok_or_else(|| bad_request("the time is no number"))?,
-        text: payload.slice_ref(text),
+        time_ms: number(time).ok_or_else(|| bad_request("the time must be a number"))?,
+        text: text.into(),
     })
 }
 
-/// Cuts names into runs for a `list` each, of at most `bytes_max` bytes with
-/// their commas, but at least one name; one empty run where there are none.
+/// Splits names into runs, one for each `list`. A run has at most `bytes_max`
+/// bytes, commas included, but at least one name. No names make one empty run.
 #[must_use]
 pub fn list_parts(names: &[UserName], bytes_max: usize) -> Vec<&[UserName]> {
     if names.is_empty() {
@@ -596,7 +600,7 @@ pub(crate) fn write_names(names: &[UserName], to: &mut BytesMut) {
 }
 
 fn put_number(to: &mut BytesMut, mut number: u64) {
-    /// Digits of the largest number.
+    /// Number of digits of `u64::MAX`.
     const DIGITS_MAX: usize = 20;
     let mut digits = [b'0'; DIGITS_MAX];
     let mut first = DIGITS_MAX;
@@ -629,20 +633,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_message_with_a_password_is_wiped_where_it_was_read() {
+    fn message_with_a_password_is_wiped() {
         for (command, is_secret) in [("login", true), ("password", true), ("send", false), ("logi", false)] {
             let mut message = BytesMut::new();
             write_command(command, &mut message);
             message.put_slice(b"bob,hunter2");
-            let expected = message.clone();
-            assert_eq!(take(&mut message), expected, "{command}");
-            let wiped = BytesMut::zeroed(expected.len());
-            assert_eq!(message, if is_secret { wiped } else { BytesMut::new() }, "{command}");
+            let expected = if is_secret { BytesMut::zeroed(message.len()) } else { message.clone() };
+            wipe_secret(&mut message);
+            assert_eq!(message, expected, "{command}");
         }
     }
 
     #[test]
-    fn names_are_cut_into_runs_that_fit() {
+    fn names_are_split_into_runs_that_fit() {
         let names: Vec<UserName> = (0..99).map(|n| format!("{n:064}").parse().unwrap()).collect();
         for (bytes_max, each) in [(200, 3), (194, 3), (193, 2), (64, 1)] {
             let runs = list_parts(&names, bytes_max);

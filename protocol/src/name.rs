@@ -1,5 +1,5 @@
-//! The small values that messages are made of. Each is made in one place by a
-//! fallible parse, and is valid from then on.
+//! The scalar types of messages. Each has one fallible parser, and every value
+//! is valid.
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -12,27 +12,27 @@ use zeroize::Zeroizing;
 
 use crate::limits::{PASSWORD_BYTES_MAX, SESSION_TOKEN_BYTES_MAX, USER_NAME_BYTES_MAX};
 
-/// A user name: 1 to 64 bytes of UTF-8 without comma, white space and control
-/// characters. Names are compared byte for byte. A clone shares the text.
+/// A user name: 1 to 64 bytes of UTF-8 without commas, white space and control
+/// characters. Names are compared byte for byte. Clones share the text.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct UserName(Arc<str>);
 
-/// Why a text is no user name.
+/// An invalid user name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BadName {
-    /// There is no text.
+    /// The text is empty.
     #[error("a user name cannot be empty")]
     Empty,
     /// The text is longer than [`USER_NAME_BYTES_MAX`].
-    #[error("a user name has at most {USER_NAME_BYTES_MAX} bytes, this has {0}")]
+    #[error("a user name has at most {USER_NAME_BYTES_MAX} bytes; this one has {0}")]
     TooLong(usize),
-    /// The text has a character that no name may have.
+    /// The text contains a forbidden character.
     #[error("a user name cannot contain {0:?}")]
     Forbidden(char),
 }
 
 impl UserName {
-    /// The name as text.
+    /// Returns the name as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -74,28 +74,28 @@ impl fmt::Debug for UserName {
     }
 }
 
-/// A password: 1 to 256 bytes of UTF-8 without comma and control characters.
-/// It is wiped from memory when it is dropped, `Debug` does not show it, and how
-/// long a comparison takes does not say where two of a length differ.
+/// A password: 1 to 256 bytes of UTF-8 without commas and control characters.
+/// It is wiped from memory on drop, hidden by `Debug`, and compared in constant
+/// time if the lengths are equal.
 #[derive(Clone, Eq)]
 pub struct Password(Zeroizing<String>);
 
-/// Why a text is no password. It never repeats any of the text.
+/// An invalid password. The error never contains any part of the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BadPassword {
-    /// There is no text.
+    /// The text is empty.
     #[error("a password cannot be empty")]
     Empty,
     /// The text is longer than [`PASSWORD_BYTES_MAX`].
-    #[error("a password has at most {PASSWORD_BYTES_MAX} bytes, this has {0}")]
+    #[error("a password has at most {PASSWORD_BYTES_MAX} bytes; this one has {0}")]
     TooLong(usize),
-    /// The text has a comma or a control character.
+    /// The text contains a comma or a control character.
     #[error("a password cannot contain commas or control characters")]
     Forbidden,
 }
 
 impl Password {
-    /// The password itself, for hashing it or for writing it to the wire.
+    /// Returns the password in plain text, for hashing and encoding.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0
@@ -131,19 +131,19 @@ impl fmt::Debug for Password {
     }
 }
 
-/// The token of a send session: 1 to 64 characters of `A-Za-z0-9_-`, made up
-/// at random by the client and shared with nobody. Whoever knows it can end
-/// the session, so `Debug` shows only its beginning.
+/// The token of a send session: 1 to 64 characters of `A-Za-z0-9_-`, generated
+/// at random by the client and kept secret. Anyone who knows it can end the
+/// session, so `Debug` shows only its beginning.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionToken(Arc<str>);
 
-/// A text is no session token.
+/// An invalid session token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a session is 1 to {SESSION_TOKEN_BYTES_MAX} characters of A-Z, a-z, 0-9, _ and -")]
 pub struct BadToken;
 
 impl SessionToken {
-    /// The token as text.
+    /// Returns the token as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -166,12 +166,12 @@ impl fmt::Debug for SessionToken {
     }
 }
 
-/// The id of a request, chosen by the client, never 0.
+/// The id of a request: chosen by the client, never 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestId(NonZeroU32);
 
 impl RequestId {
-    /// An id, or `None` for 0, which on the wire means that there is none.
+    /// Returns an id, or `None` for 0, which on the wire means "no id".
     #[must_use]
     pub const fn new(id: u32) -> Option<Self> {
         match NonZeroU32::new(id) {
@@ -180,7 +180,7 @@ impl RequestId {
         }
     }
 
-    /// The id as a number.
+    /// Returns the id as a number.
     #[must_use]
     pub const fn value(self) -> u32 {
         self.0.get()
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_user_name_is_1_to_64_bytes_without_comma_space_and_control() {
+    fn user_name_bounds_and_characters_are_checked() {
         check_name("bob", Ok(()));
         check_name("Zoë-🦀.$", Ok(()));
         check_name(&"x".repeat(64), Ok(()));
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn a_password_may_have_spaces_but_no_comma_and_is_never_shown() {
+    fn password_is_checked_and_never_shown() {
         assert!("correct horse".parse::<Password>().is_ok());
         assert_eq!("".parse::<Password>(), Err(BadPassword::Empty));
         assert_eq!("a,b".parse::<Password>(), Err(BadPassword::Forbidden));
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_token_is_url_safe_and_mostly_hidden() {
+    fn session_token_is_checked_and_mostly_hidden() {
         assert!("A-z_09".parse::<SessionToken>().is_ok());
         for bad in ["", "a b", "a,b", "é", &"x".repeat(65)] {
             assert_eq!(bad.parse::<SessionToken>(), Err(BadToken), "{bad:?}");

@@ -1,10 +1,9 @@
-//! Token buckets: how much is put up with, and from whom. It knows neither what
-//! is counted nor what becomes of who has too much of it; the time is passed
-//! in.
+//! Token buckets, and bounded tables of them. The meaning of a token and the effect of an
+//! empty bucket are up to the caller. Time is an argument.
 //!
-//! Tables of buckets are bounded, and nobody can have a bucket forgotten that
-//! still has something to wait for: what is swept out is as good as new. Where
-//! a table is full of the others, newcomers share one bucket.
+//! A table evicts only full buckets, which are equivalent to new ones, so a client
+//! cannot flush out a bucket that still has to refill. While a table holds only
+//! buckets that are not full, new keys share one bucket.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -13,21 +12,20 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Buckets in a table, at most.
+/// The most buckets in a table.
 pub(crate) const BUCKETS_MAX: usize = 65_536;
 
-/// Buckets in a table before it is swept for the first time.
+/// The size of a table at its first sweep.
 const BUCKETS_MIN: usize = 1024;
 
-/// A table that is full is not swept more often than this, since all of it is
-/// looked at.
+/// The shortest time between two sweeps of a full table; a sweep visits every
+/// bucket.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
-/// So many seconds' worth may come at once where a [`Rate`] is so much a
-/// second.
+/// The burst of a [`Rate::per_second`], in seconds' worth of tokens.
 const BURST_SECONDS: u64 = 5;
 
-/// So many tokens in each `period`, and `burst` of them at once.
+/// A refill rate of `tokens` per `period`, and a capacity of `burst` tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate {
     tokens: u64,
@@ -36,14 +34,14 @@ pub struct Rate {
 }
 
 impl Rate {
-    /// One token in each `period`, and `burst` at once. Neither may be zero.
+    /// Returns a rate of one token per `period`, with this burst. Neither may be zero.
     #[must_use]
     pub const fn one_in(period: Duration, burst: u64) -> Self {
         Self { tokens: 1, period, burst }
     }
 
-    /// So many tokens a second, over five seconds; `None`, which is no limit,
-    /// for 0.
+    /// Returns a rate of this many tokens per second with a burst of five seconds'
+    /// worth; `None` (no limit) for 0.
     #[must_use]
     pub const fn per_second(tokens: u64) -> Option<Self> {
         match tokens {
@@ -55,7 +53,7 @@ impl Rate {
         }
     }
 
-    /// How long it takes until so many are there.
+    /// Returns the time in which this many tokens are refilled.
     fn cost(self, tokens: u64) -> Duration {
         let nanoseconds = self.period.as_nanos() * u128::from(tokens) / u128::from(self.tokens);
         Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX))
@@ -70,15 +68,15 @@ pub(crate) struct Bucket {
 }
 
 impl Bucket {
-    /// How long until a token can be taken: as long as it takes to fill an empty
-    /// bucket, at most.
+    /// Returns the time until a token can be taken, at most the time that an empty
+    /// bucket takes to fill.
     pub(crate) fn wait(self, rate: Rate, now: Instant) -> Duration {
         let to_full = self.full_at.map_or(Duration::ZERO, |at| at.saturating_duration_since(now));
         to_full.saturating_sub(rate.cost(rate.burst - 1))
     }
 
-    /// Takes so many tokens, also where they are not there yet. Nobody owes more
-    /// than a whole bucket.
+    /// Takes this many tokens, going into debt if there are fewer. The debt is at most
+    /// one full bucket.
     pub(crate) fn take(&mut self, rate: Rate, tokens: u64, now: Instant) {
         let latest = now + 2 * rate.cost(rate.burst);
         let since = self.full_at.map_or(now, |at| at.max(now));
@@ -86,7 +84,7 @@ impl Bucket {
         self.full_at = Some(full_at.min(latest));
     }
 
-    /// Takes so many tokens, and says how long until the next can be.
+    /// Takes this many tokens, and returns the time until the next can be taken.
     pub(crate) fn charge(&mut self, rate: Rate, tokens: u64, now: Instant) -> Duration {
         self.take(rate, tokens, now);
         self.wait(rate, now)
@@ -97,26 +95,27 @@ impl Bucket {
     }
 }
 
-/// Buckets of one rate, by whom they are for. It has about as many as are not
-/// full.
+/// A table of buckets of one rate, by key. Its size is proportional to the number
+/// of buckets that are not full.
 #[derive(Debug)]
 pub(crate) struct Buckets<K> {
     rate: Rate,
     buckets: HashMap<K, Bucket>,
-    /// For those who find the table full.
+    /// The bucket of all keys that find the table full.
     shared: Bucket,
-    /// How many there may be before the full ones are looked for.
+    /// The size at which the table is swept next.
     sweep_at: usize,
-    swept: Option<Instant>,
+    swept_at: Option<Instant>,
 }
 
 impl<K: Hash + Eq> Buckets<K> {
-    /// Every bucket is full.
+    /// Returns a table in which every bucket is full.
     pub(crate) fn new(rate: Rate) -> Self {
-        Self { rate, buckets: HashMap::new(), shared: Bucket::default(), sweep_at: BUCKETS_MIN, swept: None }
+        let (buckets, shared) = Default::default();
+        Self { rate, buckets, shared, sweep_at: BUCKETS_MIN, swept_at: None }
     }
 
-    /// How long until `key` can take a token.
+    /// Returns the time until `key` can take a token.
     pub(crate) fn wait(&mut self, key: &K, now: Instant) -> Duration {
         if let Some(bucket) = self.buckets.get(key) {
             return bucket.wait(self.rate, now);
@@ -124,7 +123,7 @@ impl<K: Hash + Eq> Buckets<K> {
         if self.has_room(now) { Duration::ZERO } else { self.shared.wait(self.rate, now) }
     }
 
-    /// Takes so many tokens of `key`, and says how long until it can take the
+    /// Takes this many tokens of `key`, and returns the time until it can take the
     /// next.
     pub(crate) fn charge(&mut self, key: K, tokens: u64, now: Instant) -> Duration {
         let rate = self.rate;
@@ -135,7 +134,7 @@ impl<K: Hash + Eq> Buckets<K> {
         }
     }
 
-    /// Whether another bucket can be kept.
+    /// Returns whether the table can take another bucket.
     fn has_room(&mut self, now: Instant) -> bool {
         if self.buckets.len() >= self.sweep_at {
             self.sweep(now);
@@ -143,29 +142,28 @@ impl<K: Hash + Eq> Buckets<K> {
         self.buckets.len() < BUCKETS_MAX
     }
 
-    /// Forgets who has nothing to wait for. The next time is when the rest has
-    /// doubled, so that it costs each bucket little.
+    /// Evicts the full buckets. The next sweep is due when the table has doubled, so
+    /// that the amortized cost per bucket is constant.
     fn sweep(&mut self, now: Instant) {
-        let lately = self.swept.is_some_and(|at| now < at + SWEEP_INTERVAL);
-        if lately && self.sweep_at == BUCKETS_MAX {
+        let is_recent = self.swept_at.is_some_and(|at| now < at + SWEEP_INTERVAL);
+        if is_recent && self.sweep_at == BUCKETS_MAX {
             return;
         }
-        self.swept = Some(now);
+        self.swept_at = Some(now);
         self.buckets.retain(|_, bucket| !bucket.is_full(now));
         self.sweep_at = (2 * self.buckets.len()).clamp(BUCKETS_MIN, BUCKETS_MAX);
         self.buckets.shrink_to(self.sweep_at);
     }
 
-    /// How many are kept.
+    /// Returns the number of buckets in the table.
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.buckets.len()
     }
 }
 
-/// Whose an address is: one for all of an IPv6 network of the size that one
-/// person gets, /64. An IPv4 address that is written as an IPv6 one is the IPv4
-/// address.
+/// Returns the network that counts as one address: the /64 of an IPv6 address, since
+/// one subscriber gets that many. An IPv4-mapped address is the IPv4 address.
 pub(crate) fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64)),
@@ -180,7 +178,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     #[test]
-    fn a_rate_is_held_over_five_seconds() {
+    fn rate_is_held_over_five_seconds() {
         let (rate, start) = (Rate::per_second(1000).unwrap(), Instant::now());
         let mut bucket = Bucket::default();
         for _ in 1..5000 {
@@ -207,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_owes_more_than_a_bucket() {
+    fn debt_is_at_most_one_bucket() {
         for rate in [Rate::per_second(1), Rate::per_second(u64::MAX)].map(Option::unwrap) {
             let (mut bucket, now) = (Bucket::default(), Instant::now());
             for _ in 0..3 {
@@ -218,17 +216,17 @@ mod tests {
     }
 
     #[test]
-    fn each_key_has_a_bucket_of_its_own() {
+    fn each_key_has_its_own_bucket() {
         let (mut buckets, now) = (Buckets::new(Rate::one_in(SECOND, 2)), Instant::now());
         assert_eq!(buckets.charge("bob", 1, now), Duration::ZERO);
         assert_eq!(buckets.charge("bob", 1, now), SECOND);
         assert_eq!(buckets.wait(&"bob", now), SECOND);
         assert_eq!(buckets.wait(&"eve", now), Duration::ZERO);
-        assert_eq!(buckets.len(), 1, "who only asks leaves nothing behind");
+        assert_eq!(buckets.len(), 1, "a query adds no bucket");
     }
 
     #[test]
-    fn a_flood_of_keys_neither_grows_a_table_nor_flushes_out_who_has_to_wait() {
+    fn flood_of_keys_evicts_no_bucket_that_refills() {
         let (mut buckets, now) = (Buckets::new(Rate::one_in(10 * SECOND, 2)), Instant::now());
         let guesser = u32::MAX;
         for _ in 0..2 {
@@ -240,18 +238,18 @@ mod tests {
         }
         assert_eq!(buckets.len(), BUCKETS_MAX);
         assert_eq!(buckets.wait(&guesser, now), 10 * SECOND, "it still waits");
-        assert!(!waited.is_zero() && !buckets.wait(&(guesser - 1), now).is_zero(), "newcomers share one");
-        assert_eq!(buckets.wait(&0, now), Duration::ZERO, "who was there before does not");
+        assert!(!waited.is_zero() && !buckets.wait(&(guesser - 1), now).is_zero(), "new keys share one");
+        assert_eq!(buckets.wait(&0, now), Duration::ZERO, "earlier keys keep their own");
         let later = now + 20 * SECOND;
         buckets.charge(guesser - 1, 1, later);
-        assert_eq!(buckets.len(), 1, "who has waited is forgotten");
+        assert_eq!(buckets.len(), 1, "full buckets are evicted");
     }
 
     #[test]
-    fn a_table_is_about_as_big_as_those_who_are_not_full_are_many() {
+    fn table_stays_small_if_buckets_refill() {
         let (mut buckets, start) = (Buckets::new(Rate::per_second(100).unwrap()), Instant::now());
         let mut largest = 0;
-        // Ten thousand newcomers a second, each of whom is through in 10 ms.
+        // Ten thousand new keys per second, each of which refills in 10 ms.
         for nth in 0..200_000 {
             let now = start + nth * SECOND / 10_000;
             assert_eq!(buckets.charge(nth, 1, now), Duration::ZERO);
@@ -261,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn ipv6_addresses_count_by_their_network_and_ipv4_ones_as_such() {
+    fn ipv6_addresses_count_by_their_network() {
         let parse = |text: &str| -> IpAddr { text.parse().unwrap() };
         let one = network(parse("2001:db8:0:1::1"));
         assert_eq!(one, network(parse("2001:db8:0:1:ffff::2")));

@@ -1,18 +1,13 @@
-//! The server's own log, for those who watch it live: which events they get,
-//! and a bounded buffer for each of them. Who may watch is a matter of the
-//! front, and the log on standard error one of `main`.
+//! The server's log: the filter and the rate limit of standard error, and the live
+//! watchers with a bounded buffer each. The front checks the permission to watch.
 //!
-//! Only the events of Hark itself are watched, never those of its libraries:
-//! what they say while an event is on its way to a watcher would be events
-//! again, without end, and nobody has checked that it has no texts in it.
+//! Watchers get only Hark's own events. An event of a library during the delivery to a
+//! watcher would cause another one, without end, and library events may contain texts.
 //!
-//! How much of it comes to standard error is bounded in `bound`.
-//!
-//! A callsite is asked once whether anybody wants its events, and again when a
-//! watcher comes or goes. While nobody watches, an event costs what it costs
-//! without this layer.
+//! Each callsite's interest is cached and rebuilt when a watcher comes or goes, so that
+//! without watchers an event costs the same as without this layer.
 
-mod bound;
+mod line_limiter;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::{self, Debug, Write};
@@ -24,83 +19,103 @@ use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing::subscriber::Interest;
 use tracing::{Level, Metadata, Subscriber};
-use tracing_subscriber::Layer;
 use tracing_subscriber::layer::{self, Filter};
+use tracing_subscriber::{EnvFilter, Layer};
 
 use crate::chat::now_ms;
+use crate::store::LIBRARY_LOGS;
 
-pub use bound::Bound;
+pub use line_limiter::LineLimiter;
 
-/// Those who watch at the same time, at most. Each event is put into the buffer
-/// of each of them by the thread that logs it.
+/// The most watchers at the same time. The thread that logs an event puts it into the
+/// buffer of each.
 pub const WATCHERS_MAX: usize = 16;
 
-/// Events that are buffered for one watcher, at most. What comes then is
-/// counted, and the watcher is told.
+/// The most events buffered for one watcher. Further ones are counted, and reported to the
+/// watcher as missed.
 pub const BUFFERED_EVENTS_MAX: usize = 1024;
 
-/// Bytes of the message and of the fields of an event that are kept, about.
+/// The most bytes of the message and the fields of an event, approximately.
 const EVENT_BYTES_MAX: usize = 4096;
 
-/// What the targets of the server's own events begin with.
+/// The prefixes of the targets of Hark's own events.
 const OWN_TARGETS: [&str; 2] = ["hark_", "harkd"];
+
+/// Parses the value of `--log`: a level, or a comma-separated filter of levels and
+/// `TARGET=LEVEL`. It overrides the default levels of libraries.
+///
+/// # Errors
+/// If a directive is malformed. A bare word must be a level: `EnvFilter` would take a
+/// misspelt one as a target to log everything of.
+pub fn filter(directives: &str) -> anyhow::Result<EnvFilter> {
+    let is_level = |word: &str| word.is_empty() || word.parse::<LevelFilter>().is_ok();
+    let has_unknown_word = !directives.contains('[')
+        && directives.split(',').map(str::trim).any(|word| !word.contains('=') && !is_level(word));
+    let filter = EnvFilter::try_new(format!("{},{directives}", LIBRARY_LOGS.join(",")));
+    match filter {
+        Ok(filter) if !has_unknown_word => Ok(filter),
+        _ => anyhow::bail!(
+            "invalid --log {directives:?}: expected error, warn, info, debug, trace or off, or a filter such as info,hark_server::store=debug"
+        ),
+    }
+}
 
 /// An event of the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
-    /// When it happened, in milliseconds since 1970.
+    /// The time, in milliseconds since 1970.
     pub time_ms: u64,
-    /// How bad it is.
+    /// The severity.
     pub level: Level,
-    /// Which part of the server says it.
+    /// The module that logged it.
     pub target: &'static str,
-    /// For a person.
+    /// The message.
     pub message: String,
-    /// What it says beside that, by name.
+    /// The other fields, by name.
     pub fields: BTreeMap<&'static str, String>,
 }
 
-/// What a watcher is told.
+/// An item of a watcher's stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Entry {
     /// An event.
     Event(Arc<Event>),
-    /// Here so many events are missing, since the buffer was full.
+    /// The number of events lost here, since the buffer was full.
     Missed(u64),
 }
 
-/// The watchers of the log. A clone has the same ones.
+/// The watchers of the log. Clones share them.
 #[derive(Debug, Clone, Default)]
 pub struct Watchers {
-    // A lock, since any thread may log. It is held for a look at each watcher,
-    // and never while something is logged or the callsites are asked.
+    // Locked because any thread may log. Held to visit each watcher, never while an event is
+    // logged or the interest cache is rebuilt.
     watchers: Arc<Mutex<Vec<Arc<Buffer>>>>,
 }
 
-/// One who watches. Dropping it ends that.
+/// A watcher of the log. Dropping it unregisters it.
 #[derive(Debug)]
 pub struct Watcher {
     watchers: Watchers,
     buffer: Arc<Buffer>,
 }
 
-/// There are as many watchers as there may be.
+/// The refusal of a watcher over the limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the log has {WATCHERS_MAX} watchers already; try again later")]
+#[error("the log already has {WATCHERS_MAX} watchers; try again later")]
 pub struct TooManyWatchers;
 
 #[derive(Debug)]
 struct Buffer {
     level: LevelFilter,
     target_prefix: String,
-    // A lock, since any thread may log what a watcher's task takes. It is held
-    // for one operation on the queue.
+    // Locked because any thread pushes and the watcher's task pops. Held for one operation on
+    // the queue.
     entries: Mutex<VecDeque<Entry>>,
     changed: AtomicWaker,
 }
 
 impl Watchers {
-    /// What gives them the events, as a layer of the subscriber.
+    /// Returns the layer of the subscriber that feeds the watchers.
     pub fn layer<S>(&self) -> impl Layer<S>
     where
         S: Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>,
@@ -108,8 +123,8 @@ impl Watchers {
         self.clone().with_filter(self.clone())
     }
 
-    /// Watches from now on: events of this level and worse, whose target begins
-    /// with `target_prefix`.
+    /// Registers a watcher for events of at least this level with a target that starts with
+    /// `target_prefix`.
     ///
     /// # Errors
     /// [`TooManyWatchers`].
@@ -144,7 +159,7 @@ impl Watchers {
 impl<S: Subscriber> Layer<S> for Watchers {
     fn on_event(&self, event: &tracing::Event<'_>, _: layer::Context<'_, S>) {
         let metadata = event.metadata();
-        // Before the lock is taken, since a field may say anything.
+        // Formatted before the lock is taken, since a field's formatting may log.
         let event = Arc::new(Event::new(event));
         for buffer in self.lock().iter().filter(|buffer| buffer.wants(metadata)) {
             buffer.push(&event);
@@ -168,7 +183,7 @@ impl<S> Filter<S> for Watchers {
 }
 
 impl Watcher {
-    /// Waits for the next entry; the task is woken when there is one.
+    /// Polls for the next entry.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Entry> {
         self.buffer.changed.register(cx.waker());
         self.buffer.lock().pop_front().map_or(Poll::Pending, Poll::Ready)
@@ -217,7 +232,7 @@ impl Event {
     }
 }
 
-/// Takes what an event says, as long as there is room for it.
+/// Collects the fields of an event, up to a bound.
 struct Collector {
     message: String,
     fields: BTreeMap<&'static str, String>,
@@ -228,7 +243,7 @@ impl Collector {
     fn record(&mut self, field: &Field, value: fmt::Arguments<'_>) {
         let mut text = Bounded { text: String::new(), room: self.room };
         if text.write_fmt(value).is_err() {
-            // There was no room for the rest.
+            // The rest exceeds the bound.
             text.text.push('…');
         }
         self.room = text.room;
@@ -249,7 +264,7 @@ impl Visit for Collector {
     }
 }
 
-/// A text that takes no more than there is room for.
+/// A text with a bound on its length.
 struct Bounded {
     text: String,
     room: usize,
@@ -277,12 +292,12 @@ mod tests {
 
     use super::*;
 
-    /// What a watcher has been told so far, as `message field=value`.
-    fn told(watcher: &mut Watcher) -> Vec<String> {
+    /// Returns a watcher's entries so far, as `message field=value`.
+    fn received(watcher: &mut Watcher) -> Vec<String> {
         let mut cx = Context::from_waker(Waker::noop());
-        let mut told = Vec::new();
+        let mut entries = Vec::new();
         while let Poll::Ready(entry) = watcher.poll_next(&mut cx) {
-            told.push(match entry {
+            entries.push(match entry {
                 Entry::Missed(count) => format!("missed {count}"),
                 Entry::Event(event) => {
                     let fields = event.fields.iter().map(|(name, value)| format!(" {name}={value}"));
@@ -290,11 +305,11 @@ mod tests {
                 }
             });
         }
-        told
+        entries
     }
 
-    /// Which events are wanted is remembered for the whole process: of several
-    /// logs, one may see what another has asked for.
+    /// The interest cache is global to the process, so tests with a log of their own must not
+    /// overlap.
     static ONE_LOG_AT_A_TIME: Mutex<()> = Mutex::new(());
 
     fn watched(test: impl FnOnce(&Watchers)) {
@@ -304,7 +319,20 @@ mod tests {
     }
 
     #[test]
-    fn a_watcher_gets_its_level_and_worse_from_when_it_came() {
+    fn unknown_log_level_is_refused() {
+        for directives in
+            ["info", "off", "debug,hark_server::store=trace", "hark_server=warn", "[{user=bob}]=debug"]
+        {
+            assert!(filter(directives).is_ok(), "{directives}");
+        }
+        for directives in ["loud", "hark=loud", "info,verbose", "hark_server", "inf"] {
+            let error = filter(directives).unwrap_err().to_string();
+            assert!(error.contains("--log") && error.contains(directives), "{error}");
+        }
+    }
+
+    #[test]
+    fn watcher_gets_its_level_and_above() {
         watched(|watchers| {
             tracing::error!("before");
             let mut watcher = watchers.watch(Level::WARN, String::new()).unwrap();
@@ -312,27 +340,27 @@ mod tests {
             tracing::warn!(user = "bob", count = 3, error = %"dis,played", what = ?"debugged", "bad");
             tracing::error!("worse");
             assert_eq!(
-                told(&mut watcher),
+                received(&mut watcher),
                 ["bad count=3 error=dis,played user=bob what=\"debugged\"", "worse"]
             );
         });
     }
 
     #[test]
-    fn the_level_of_each_watcher_is_its_own() {
+    fn each_watcher_has_its_own_level() {
         watched(|watchers| {
             let mut one = watchers.watch(Level::ERROR, String::new()).unwrap();
             let mut other = watchers.watch(Level::TRACE, String::new()).unwrap();
             tracing::trace!("x");
-            assert_eq!((told(&mut one), told(&mut other)), (vec![], vec!["x".to_owned()]));
+            assert_eq!((received(&mut one), received(&mut other)), (vec![], vec!["x".to_owned()]));
             drop(other);
             tracing::trace!("y");
-            assert_eq!(told(&mut one), Vec::<String>::new());
+            assert_eq!(received(&mut one), Vec::<String>::new());
         });
     }
 
     #[test]
-    fn targets_are_chosen_by_how_they_begin_and_those_of_libraries_are_none() {
+    fn targets_match_by_prefix_and_exclude_libraries() {
         watched(|watchers| {
             let mut store = watchers.watch(Level::INFO, "hark_server::store".to_owned()).unwrap();
             let mut all = watchers.watch(Level::INFO, String::new()).unwrap();
@@ -340,7 +368,10 @@ mod tests {
             tracing::info!(target: "hark_server::front", "2");
             tracing::info!(target: "harkd", "3");
             tracing::error!(target: "h2::proto", "4");
-            assert_eq!((told(&mut store), told(&mut all)), (strings(&["1"]), strings(&["1", "2", "3"])));
+            assert_eq!(
+                (received(&mut store), received(&mut all)),
+                (strings(&["1"]), strings(&["1", "2", "3"]))
+            );
         });
     }
 
@@ -349,21 +380,21 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_watcher_is_told_how_many_it_missed_and_where() {
+    fn slow_watcher_gets_the_count_of_missed_events() {
         watched(|watchers| {
             let mut watcher = watchers.watch(Level::INFO, String::new()).unwrap();
             let log = |range: std::ops::Range<usize>| range.for_each(|n| tracing::info!("{n}"));
             log(0..BUFFERED_EVENTS_MAX + 7);
-            let told_first = told(&mut watcher);
-            assert_eq!(told_first.len(), BUFFERED_EVENTS_MAX + 1);
-            assert_eq!(told_first.last().unwrap(), "missed 7");
+            let first = received(&mut watcher);
+            assert_eq!(first.len(), BUFFERED_EVENTS_MAX + 1);
+            assert_eq!(first.last().unwrap(), "missed 7");
             log(5000..5001);
-            assert_eq!(told(&mut watcher), ["5000"]);
+            assert_eq!(received(&mut watcher), ["5000"]);
         });
     }
 
     #[test]
-    fn what_is_missed_is_told_between_what_came_before_and_after() {
+    fn missed_events_are_counted_at_their_place() {
         watched(|watchers| {
             let mut watcher = watchers.watch(Level::INFO, String::new()).unwrap();
             (0..=BUFFERED_EVENTS_MAX).for_each(|n| tracing::info!("{n}"));
@@ -372,25 +403,25 @@ mod tests {
                 assert!(watcher.poll_next(&mut cx).is_ready());
             }
             tracing::info!("after");
-            let told = told(&mut watcher);
-            assert_eq!(told.iter().rev().take(3).collect::<Vec<_>>(), ["after", "missed 1", "1023"]);
+            let entries = received(&mut watcher);
+            assert_eq!(entries.iter().rev().take(3).collect::<Vec<_>>(), ["after", "missed 1", "1023"]);
         });
     }
 
     #[test]
-    fn an_event_is_cut_where_it_gets_too_long() {
+    fn long_event_is_truncated() {
         watched(|watchers| {
             let mut watcher = watchers.watch(Level::INFO, String::new()).unwrap();
             let long = "é".repeat(EVENT_BYTES_MAX);
             tracing::info!(long, after = 1, "short");
-            let told = told(&mut watcher).concat();
-            assert!(told.starts_with("short") && told.contains("é…"), "{told}");
-            assert!(told.len() < EVENT_BYTES_MAX + 64, "{}", told.len());
+            let entries = received(&mut watcher).concat();
+            assert!(entries.starts_with("short") && entries.contains("é…"), "{entries}");
+            assert!(entries.len() < EVENT_BYTES_MAX + 64, "{}", entries.len());
         });
     }
 
     #[test]
-    fn watchers_are_bounded_and_make_room_when_they_go() {
+    fn watchers_are_bounded() {
         watched(|watchers| {
             let watch = || watchers.watch(Level::INFO, String::new());
             let mut all: Vec<_> = (0..WATCHERS_MAX).map(|_| watch().unwrap()).collect();
@@ -401,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn while_nobody_watches_no_event_is_wanted() {
+    fn events_are_disabled_without_watchers() {
         watched(|watchers| {
             assert!(!tracing::enabled!(Level::ERROR));
             let watcher = watchers.watch(Level::DEBUG, String::new()).unwrap();

@@ -8,44 +8,46 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use clap::Parser;
+use hark_protocol::UserName;
 use hark_server::admin;
 use hark_server::chat::Chat;
 use hark_server::config::{Cli, LogFormat, ServeArgs};
 use hark_server::front::{MayWatch, Tls};
-use hark_server::logging::{Bound, Watchers};
+use hark_server::logging::{self, LineLimiter, Watchers};
 use hark_server::server::{self, Limits};
-use hark_server::store::{LIBRARY_LOGS, Store};
+use hark_server::store::Store;
 use tokio::net::TcpSocket;
 use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::Layer;
 use tracing_subscriber::prelude::*;
-use tracing_subscriber::{EnvFilter, Layer};
 
-/// Connections that wait to be accepted, at most, where the system has so many
-/// (`net.core.somaxconn`). When all come back after a restart, those for whom
-/// there is no room try again after 1 s, then 3 s, 7 s, 15 s and so on.
-const UNACCEPTED_MAX: u32 = 65_535;
+/// The listen backlog; the system caps it at `net.core.somaxconn`. It is large
+/// because all clients reconnect at once after a restart, and the kernel of a
+/// client that finds it full retries its SYN only after 1 s, 3 s, 7 s and so on.
+const BACKLOG: u32 = 65_535;
 
-/// Messages are made on one thread and end on another, for which the system's
-/// allocator takes a lock each time. A thread of its own gives memory back.
+/// Messages are allocated on one thread and freed on another, which makes the
+/// system's allocator take a lock for each. Jemalloc returns memory to the system
+/// on a background thread.
 #[cfg(feature = "jemalloc")]
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// Threads for what blocks: reads of the disk, passwords, patterns. Each of
-/// these is bounded by itself as well.
+/// The most threads for blocking work: disk reads, password hashes, patterns. Each
+/// kind has a bound of its own as well.
 const BLOCKING_THREADS_MAX: usize = 16;
 
-/// Open files that are kept for the store: one for each segment of 64 MiB, so many
-/// for 64 GiB.
+/// Open files reserved for the store: one for each segment, enough for 64 GiB in
+/// segments of 64 MiB.
 const STORE_FILES: usize = 1024;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let done = match cli.command {
+    let result = match cli.command {
         Some(command) => admin::run(&cli.serve.store, command),
         None => serve(&cli.serve),
     };
-    match done {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("harkd: {error:#}");
@@ -56,29 +58,37 @@ fn main() -> ExitCode {
 
 fn serve(arguments: &ServeArgs) -> anyhow::Result<()> {
     let watchers = Watchers::default();
-    let bound = start_logging(arguments, &watchers)?;
+    let limiter = start_logging(arguments, &watchers)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS_MAX)
         .build()
         .context("cannot start the runtime")?;
-    let done = runtime.block_on(async {
+    let result = runtime.block_on(async {
         tokio::select! {
-            done = run(arguments, &watchers) => done,
-            never = bound.keep_reporting() => match never {},
+            result = run(arguments, &watchers) => result,
+            never = limiter.keep_reporting() => match never {},
         }
     });
-    bound.report();
-    done
+    limiter.report();
+    result
 }
 
 async fn run(arguments: &ServeArgs, watchers: &Watchers) -> anyhow::Result<()> {
-    arguments.exposure.check(arguments.listen, arguments.require_password)?;
-    let tls = arguments.exposure.tls()?;
+    arguments.tls.check(arguments.listen, arguments.require_password)?;
+    let tls = arguments.tls.read()?;
+    let place = arguments.store.place()?;
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        listen = %arguments.listen,
+        tls = tls.is_some(),
+        store = %place,
+        "starting harkd"
+    );
     let limits = within_files(arguments.limits(), raise_file_limit()?);
     let cannot_listen = || {
         format!(
-            "cannot listen on {}; is another server there? choose another with --listen",
+            "cannot listen on {}; stop the other server or choose another address with --listen",
             arguments.listen
         )
     };
@@ -88,76 +98,74 @@ async fn run(arguments: &ServeArgs, watchers: &Watchers) -> anyhow::Result<()> {
     check_log_watcher(arguments, &*store).await?;
     check_admins(arguments, &*store).await?;
     let chat = Arc::new(Chat::new(Arc::clone(&store), rules));
-    let (stop, renewals) = (stop_signal()?, renewals(tls.clone())?);
-    // Not before the store is open: nobody connects to a server that does not answer.
-    let listener = socket.listen(UNACCEPTED_MAX).with_context(cannot_listen)?;
+    let (shutdown, reloads) = (shutdown_signal()?, certificate_reloads(tls.clone())?);
+    // After the store is open, so that a connection is refused rather than left waiting.
+    let listener = socket.listen(BACKLOG).with_context(cannot_listen)?;
     let settings = arguments.settings(watchers, tls);
-    if settings.tls.is_some() {
-        tracing::info!(plain_text = if settings.tls_only { "refused" } else { "taken" }, "speaking TLS");
-    }
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), address = %listener.local_addr()?, "listening");
+    let (tls, plaintext) = (settings.tls.is_some(), !settings.tls_only);
+    tracing::info!(tls, plaintext, address = %listener.local_addr()?, "listening");
     tokio::select! {
-        () = server::run(listener, chat, settings, limits, stop) => {}
-        never = renewals => match never {},
+        () = server::run(listener, chat, settings, limits, shutdown) => {}
+        never = reloads => match never {},
     }
-    store.close().await.context("what was acknowledged lately may come again")?;
+    store
+        .close()
+        .await
+        .context("cannot close the store; messages acknowledged lately may be delivered again")?;
     tracing::info!("stopped");
     Ok(())
 }
 
 fn bind(address: SocketAddr) -> io::Result<TcpSocket> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    // Where another server has just ended, its connections may not be over.
+    // Connections of a former server on this address may still be in TIME_WAIT.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     Ok(socket)
 }
 
-/// Who may watch the log proves it by a password.
+/// Warns if the user that may watch the log cannot, for lack of an account or a
+/// password.
 async fn check_log_watcher(arguments: &ServeArgs, store: &dyn Store) -> anyhow::Result<()> {
     let Some(MayWatch::User(user)) = &arguments.watch_logs else { return Ok(()) };
-    match store.account(user).await? {
-        None => {
-            tracing::warn!(%user, "who may watch the log does not exist; make the account with harkd user add");
-        }
-        Some(entry) if entry.password.is_none() => {
-            tracing::warn!(%user, "who may watch the log has no password, and cannot until it has one; set it with harkd user set-password");
-        }
-        Some(_) => {}
-    }
+    check_privileged(store, user, "log watcher").await?;
     Ok(())
 }
 
-/// An admin is who has entered its password: where there is none to enter,
-/// nobody has the rights.
+/// Warns about admins without rights, for lack of an account or a password.
 async fn check_admins(arguments: &ServeArgs, store: &dyn Store) -> anyhow::Result<()> {
-    for user in &arguments.admins {
-        match store.account(user).await? {
-            None => {
-                tracing::warn!(%user, "an admin does not exist; make the account with harkd user add");
-            }
-            Some(entry) if entry.password.is_none() => {
-                tracing::warn!(%user, "an admin has no password, and no rights until it has one; set it with harkd user set-password");
-            }
-            Some(_) => tracing::info!(%user, "an admin"),
+    for user in arguments.admins() {
+        if check_privileged(store, user, "admin").await? {
+            tracing::info!(%user, "admin");
         }
     }
     Ok(())
 }
 
-/// The log on standard error, and beside it the one that is watched, each with
-/// levels of its own. Yields the bound of the former.
-fn start_logging(arguments: &ServeArgs, watchers: &Watchers) -> anyhow::Result<Bound> {
-    // The later one counts: a filter that names a library still gets it.
-    let filter = EnvFilter::try_new(format!("{},{}", LIBRARY_LOGS.join(","), arguments.log))
-        .with_context(|| format!("--log {:?} is neither a level nor a filter", arguments.log))?;
-    let bound = Bound::default();
-    let log = tracing_subscriber::fmt::layer().with_writer(bound.clone());
+/// Returns whether the account of a privileged user has a password, and warns if
+/// not.
+async fn check_privileged(store: &dyn Store, user: &UserName, role: &str) -> anyhow::Result<bool> {
+    match store.account(user).await? {
+        None => tracing::warn!("{role} '{user}' has no account; create it with: harkd user add {user}"),
+        Some(entry) if entry.password.is_none() => tracing::warn!(
+            "{role} '{user}' has no password and therefore no rights; set one with: harkd user set-password {user}"
+        ),
+        Some(_) => return Ok(true),
+    }
+    Ok(false)
+}
+
+/// Starts the log on standard error and, if it may be watched, the layer of the
+/// watchers. Each has its own levels. Returns the rate limiter of the former.
+fn start_logging(arguments: &ServeArgs, watchers: &Watchers) -> anyhow::Result<LineLimiter> {
+    let filter = logging::filter(&arguments.log)?;
+    let limiter = LineLimiter::default();
+    let log = tracing_subscriber::fmt::layer().with_writer(limiter.clone());
     let log = match arguments.log_format {
         LogFormat::Json => log.json().boxed(),
         LogFormat::Text => {
-            let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-            log.with_ansi(std::io::stderr().is_terminal() && !plain).boxed()
+            let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+            log.with_ansi(std::io::stderr().is_terminal() && !no_color).boxed()
         }
     };
     let mut layers = vec![log.with_filter(filter).boxed()];
@@ -165,10 +173,11 @@ fn start_logging(arguments: &ServeArgs, watchers: &Watchers) -> anyhow::Result<B
         layers.push(watchers.layer().boxed());
     }
     tracing_subscriber::registry().with(layers).init();
-    Ok(bound)
+    Ok(limiter)
 }
 
-/// Every connection is an open file: as many as the system lets us have.
+/// Raises the limit of open files as far as the system allows, since every
+/// connection is one, and returns it.
 fn raise_file_limit() -> anyhow::Result<u64> {
     match rlimit::increase_nofile_limit(u64::MAX) {
         Ok(limit) => Ok(limit),
@@ -176,54 +185,51 @@ fn raise_file_limit() -> anyhow::Result<u64> {
             tracing::warn!(%error, "cannot raise the limit of open files");
             rlimit::getrlimit(rlimit::Resource::NOFILE)
                 .map(|(soft, _)| soft)
-                .context("no limit of open files")
+                .context("cannot get the limit of open files")
         }
     }
 }
 
-/// Reads the certificate again at every SIGHUP, where there is one.
-fn renewals(tls: Option<Tls>) -> anyhow::Result<impl Future<Output = Infallible>> {
+/// Reloads the certificate at every SIGHUP.
+fn certificate_reloads(tls: Option<Tls>) -> anyhow::Result<impl Future<Output = Infallible>> {
     let mut hang_up = signal(SignalKind::hangup())?;
     Ok(async move {
         while hang_up.recv().await.is_some() {
             let Some(tls) = tls.clone() else {
-                tracing::info!("SIGHUP: there is no certificate to read again, and nothing else is");
+                tracing::info!("SIGHUP ignored: TLS is not configured");
                 continue;
             };
-            match tokio::task::spawn_blocking(move || tls.read_again()).await.context("it was not read") {
-                Ok(Ok(())) => tracing::info!("the certificate and its key were read again"),
-                Ok(Err(error)) => keep_certificate(&error.into()),
-                Err(error) => keep_certificate(&error),
+            match tokio::task::spawn_blocking(move || tls.reload()).await {
+                Ok(Ok(())) => tracing::info!("certificate reloaded"),
+                Ok(Err(error)) => log_failed_reload(&error.into()),
+                Err(error) => log_failed_reload(&error.into()),
             }
         }
         std::future::pending().await
     })
 }
 
-fn keep_certificate(error: &anyhow::Error) {
-    tracing::error!("the certificate stays as it was: {error:#}");
+fn log_failed_reload(error: &anyhow::Error) {
+    let error = format_args!("{error:#}");
+    tracing::error!(%error, "cannot reload the certificate; the former one stays in use");
 }
 
-/// The limits, where so many files may be open.
+/// Lowers the limit of connections if the system allows fewer open files.
 fn within_files(limits: Limits, files_max: u64) -> Limits {
     let within = limits.within_files(usize::try_from(files_max).unwrap_or(usize::MAX), STORE_FILES);
     if within.connections_max < limits.connections_max {
-        let connections = within.connections_max;
-        tracing::info!(
-            files_max,
-            connections,
-            "the system allows fewer open files than --max-connections needs (ulimit -n)"
-        );
+        let connections_max = within.connections_max;
+        tracing::info!(files_max, connections_max, "connections limited by open files (ulimit -n)");
     }
     within
 }
 
 /// Resolves at the first SIGTERM or SIGINT. The second ends the process.
-fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
+fn shutdown_signal() -> anyhow::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    // It lives as long as the process, since a second signal may come at any time.
+    // Not joined: a second signal may come at any time until the process ends.
     tokio::spawn(async move {
         tokio::select! {
             _ = terminate.recv() => {}
@@ -234,9 +240,9 @@ fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
-        tracing::warn!("stopping at once");
+        tracing::warn!("second signal: stopping at once");
         std::process::exit(1);
     });
-    // The sender is dropped at the signal; there is no value to receive.
+    // The signal drops the sender; no value is sent.
     Ok(async move { drop(stopped.await) })
 }

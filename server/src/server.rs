@@ -1,5 +1,5 @@
-//! The accept loop and the connections that there are: limits, and an orderly
-//! end. What is said on a connection is a matter of [`crate::front`].
+//! The accept loop and the table of open connections: admission limits and an
+//! orderly shutdown. [`crate::front`] serves each connection.
 
 use std::collections::HashMap;
 use std::future::{Future, poll_fn};
@@ -16,54 +16,54 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
-use crate::chat::{Chat, Control, Wish};
+use crate::chat::{Chat, Shutdown, ShutdownSignal};
 use crate::front::wire::Wire;
 use crate::front::{self, Fronts, Settings};
 use crate::limit::{Buckets, Rate, network};
 
-/// Connections over a limit that are told so at the same time. The others are
-/// closed without a word.
+/// The most refusals that are sent at the same time. Further connections over a
+/// limit are closed without one.
 const REFUSALS_AT_ONCE: usize = 128;
 
-/// Open files of connections that are refused, and of the process itself, about.
+/// Open files for refused connections and for the process itself, approximately.
 const OTHER_FILES: usize = REFUSALS_AT_ONCE + 64;
 
-/// How long accepting pauses when the system has no more to give (`EMFILE`).
+/// How long the accept loop pauses when the system is out of resources (`EMFILE`).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long connections that did not end in time have to notice.
+/// How long connections may take to close after the drain timeout.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A link that is idle is asked for life after [`Settings::ack_timeout`], or
-/// after this if that is longer, and then [`KEEPALIVE_PROBES`] times in as long
-/// again. One that does not answer is given up by then.
+/// The longest idle time before the first keepalive probe; a shorter
+/// [`Settings::ack_timeout`] replaces it. [`KEEPALIVE_PROBES`] probes follow in the
+/// same time again, after which the link is dead.
 const KEEPALIVE_MAX: Duration = Duration::from_secs(60);
 
 /// See [`KEEPALIVE_MAX`].
 const KEEPALIVE_PROBES: u32 = 4;
 
-/// The shortest time between two probes: the system counts in seconds.
+/// The shortest time between two probes: the system counts in whole seconds.
 const KEEPALIVE_INTERVAL_MIN: Duration = Duration::from_secs(1);
 
-/// The bounds of a server.
+/// The limits of a server.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Connections in all.
+    /// The most connections.
     pub connections_max: usize,
-    /// Connections from one address. An IPv6 network (/64) is one address.
+    /// The most connections from one address. An IPv6 network (/64) is one address.
     pub connections_per_address_max: usize,
-    /// New connections from one address.
+    /// The rate of new connections from one address.
     pub connects: Option<Rate>,
-    /// Whether these two hold for the machine of the server as well.
+    /// Whether the two limits by address apply to the loopback, too.
     pub on_loopback: bool,
-    /// How long the end may take before connections are cut.
+    /// How long a shutdown waits before it closes the remaining connections.
     pub drain_timeout: Duration,
 }
 
 impl Limits {
-    /// The same for a process that may have `files_max` files open, of which the
-    /// store needs `store_files`: it must find one when it wants it. Where there
-    /// are very few, connections get half of them.
+    /// Lowers the limit of connections for a process that may have `files_max` files
+    /// open, of which `store_files` are reserved for the store. If there are very few,
+    /// connections get half of them.
     #[must_use]
     pub fn within_files(self, files_max: usize, store_files: usize) -> Self {
         let others = (OTHER_FILES + store_files).min(files_max / 2);
@@ -71,9 +71,10 @@ impl Limits {
     }
 }
 
-/// Serves until `shutdown` resolves; then stops accepting, answers what is in
-/// flight, says `bye`, and returns when all connections have ended, in
-/// [`Limits::drain_timeout`] and a little more at most. The store is left open.
+/// Serves until `shutdown` resolves. Then it stops accepting, has each connection
+/// answer the requests in flight and send `bye`, and returns when all have closed,
+/// at the latest [`CLOSE_TIMEOUT`] after [`Limits::drain_timeout`]. The store stays
+/// open.
 pub async fn run(
     listener: TcpListener,
     chat: Arc<Chat>,
@@ -97,21 +98,21 @@ pub async fn run(
 }
 
 async fn accept(listener: &TcpListener, server: &Arc<Server>) {
-    let mut failing = false;
+    let mut is_failing = false;
     loop {
         match listener.accept().await {
             Ok((stream, address)) => {
-                if std::mem::take(&mut failing) {
+                if std::mem::take(&mut is_failing) {
                     tracing::info!("accepting connections again");
                 }
-                server.take(stream, address);
+                server.handle_accepted(stream, address);
             }
             Err(error) if is_of_one_connection(&error) => {
-                tracing::debug!(%error, "a connection ended before it was accepted");
+                tracing::debug!(%error, "connection closed before accept");
             }
             Err(error) => {
-                if !std::mem::replace(&mut failing, true) {
-                    tracing::error!(%error, "cannot accept connections; trying until it can");
+                if !std::mem::replace(&mut is_failing, true) {
+                    tracing::error!(%error, "cannot accept connections; retrying");
                 }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
@@ -119,7 +120,7 @@ async fn accept(listener: &TcpListener, server: &Arc<Server>) {
     }
 }
 
-/// Whether an error of `accept` says something about the connection alone.
+/// Returns whether an error of `accept` concerns only the connection.
 fn is_of_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
@@ -129,8 +130,8 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 struct Server {
     fronts: Arc<Fronts>,
     limits: Limits,
-    // A lock, since every connection's task takes itself out. It is held for
-    // one operation on the maps.
+    // Locked because every connection's task removes its own entry. Held for one
+    // operation on the maps.
     connections: Mutex<Connections>,
     refusals: Arc<Semaphore>,
     tasks: TaskTracker,
@@ -139,10 +140,10 @@ struct Server {
 #[derive(Debug)]
 struct Connections {
     last_id: u64,
-    open: HashMap<u64, Arc<Control>>,
-    /// By network.
+    open: HashMap<u64, Arc<ShutdownSignal>>,
+    /// Open connections by network.
     per_address: HashMap<IpAddr, usize>,
-    /// The new ones of late, by network.
+    /// The rate of new connections by network.
     connects: Option<Buckets<IpAddr>>,
 }
 
@@ -152,25 +153,25 @@ impl Connections {
         Self { last_id: 0, open, per_address, connects: connects.map(Buckets::new) }
     }
 
-    /// Counts one more from this address.
+    /// Counts a new connection from `address`, or refuses it.
     fn admit(&mut self, address: IpAddr, limits: &Limits, now: Instant) -> Result<(), Refusal> {
         if self.open.len() >= limits.connections_max {
-            return too_many("the server has as many connections as it may have; try again later");
+            return too_many("the server has reached its limit of connections; try again later");
         }
         let network = network(address);
-        let from_here = self.per_address.get(&network).copied().unwrap_or_default();
-        let spared = address.is_loopback() && !limits.on_loopback;
-        if from_here >= limits.connections_per_address_max && !spared {
-            return too_many("there are too many connections from your address; close some");
+        let from_network = self.per_address.get(&network).copied().unwrap_or_default();
+        let is_exempt = address.is_loopback() && !limits.on_loopback;
+        if from_network >= limits.connections_per_address_max && !is_exempt {
+            return too_many("too many connections from your address; close one and try again");
         }
-        if let Some(connects) = self.connects.as_mut().filter(|_| !spared) {
+        if let Some(connects) = self.connects.as_mut().filter(|_| !is_exempt) {
             let wait = connects.wait(&network, now);
             if !wait.is_zero() {
                 return Err(Refusal::rate_limited(wait, "too many new connections from your address"));
             }
             connects.charge(network, 1, now);
         }
-        self.per_address.insert(network, from_here + 1);
+        self.per_address.insert(network, from_network + 1);
         Ok(())
     }
 }
@@ -180,10 +181,10 @@ fn too_many<T>(explanation: &'static str) -> Result<T, Refusal> {
 }
 
 impl Server {
-    fn take(self: &Arc<Self>, stream: TcpStream, address: SocketAddr) {
+    fn handle_accepted(self: &Arc<Self>, stream: TcpStream, address: SocketAddr) {
         let address = address.ip().to_canonical();
-        if let Err(error) = prepare(&stream, self.fronts.settings().ack_timeout) {
-            tracing::debug!(%address, %error, "a connection ended before it was served");
+        if let Err(error) = set_options(&stream, self.fronts.settings().ack_timeout) {
+            tracing::debug!(%address, %error, "connection closed before it was served");
             return;
         }
         match self.admit(address) {
@@ -192,60 +193,61 @@ impl Server {
         }
     }
 
-    fn serve(&self, stream: TcpStream, admission: (Admission, Arc<Control>)) {
+    fn serve(&self, stream: TcpStream, admission: (Admission, Arc<ShutdownSignal>)) {
         let (fronts, tasks) = (Arc::clone(&self.fronts), self.tasks.clone());
         self.tasks.spawn(async move {
-            let (admission, control) = admission;
-            let Admission { address, id: connection, .. } = admission;
-            tracing::debug!(%address, connection, "a connection begins");
-            match fronts.serve(stream, address, control).await {
+            let (admission, shutdown) = admission;
+            let Admission { id: connection, address, .. } = admission;
+            tracing::debug!(%address, connection, "connection opened");
+            match fronts.serve(stream, address, shutdown).await {
                 Ok(Some(wire)) => drop(tasks.spawn(serve_wire(wire, admission))),
-                Ok(None) => admission.note_end(Ok(())),
-                Err(error) => admission.note_end(Err(error)),
+                Ok(None) => admission.log_end(Ok(())),
+                Err(error) => admission.log_end(Err(error)),
             }
         });
     }
 
     fn refuse(&self, stream: TcpStream, address: IpAddr, refusal: Refusal) {
-        tracing::warn!(%address, "refusing a connection: {}", refusal.explanation);
+        tracing::warn!(%address, code = %refusal.code, reason = %refusal.explanation, "connection refused");
         let Ok(permit) = Arc::clone(&self.refusals).try_acquire_owned() else {
             return;
         };
         self.tasks.spawn(async move {
             if let Err(error) = front::refuse(stream, address, refusal).await {
-                tracing::debug!(%address, %error, "a connection failed");
+                tracing::debug!(%address, %error, "connection failed");
             }
             drop(permit);
         });
     }
 
-    fn admit(self: &Arc<Self>, address: IpAddr) -> Result<(Admission, Arc<Control>), Refusal> {
+    fn admit(self: &Arc<Self>, address: IpAddr) -> Result<(Admission, Arc<ShutdownSignal>), Refusal> {
         let mut connections = self.lock();
         connections.admit(address, &self.limits, Instant::now())?;
         connections.last_id += 1;
-        let (id, control) = (connections.last_id, Arc::<Control>::default());
-        connections.open.insert(id, Arc::clone(&control));
-        Ok((Admission { id, address, server: Arc::clone(self) }, control))
+        let (id, shutdown) = (connections.last_id, Arc::<ShutdownSignal>::default());
+        connections.open.insert(id, Arc::clone(&shutdown));
+        Ok((Admission { id, address, server: Arc::clone(self) }, shutdown))
     }
 
     async fn drain(&self) {
-        let open = self.tell_all(Wish::Drain);
-        tracing::info!(connections = open, "stopping: no new connections; answering what is in flight");
+        let connections = self.request_all(Shutdown::Drain);
+        tracing::info!(connections, "draining: no new connections, finishing requests in flight");
         self.tasks.close();
         if tokio::time::timeout(self.limits.drain_timeout, self.tasks.wait()).await.is_ok() {
             return;
         }
-        let left = self.tell_all(Wish::Close);
-        tracing::warn!(connections = left, "closing connections that did not end in time");
+        let connections = self.request_all(Shutdown::Close);
+        tracing::warn!(connections, "drain timeout: closing the remaining connections");
         if tokio::time::timeout(CLOSE_TIMEOUT, self.tasks.wait()).await.is_err() {
-            tracing::warn!("some connections have not ended");
+            tracing::warn!(connections = self.lock().open.len(), "connections still open");
         }
     }
 
-    fn tell_all(&self, wish: Wish) -> usize {
-        let controls: Vec<_> = self.lock().open.values().cloned().collect();
-        controls.iter().for_each(|control| control.tell(wish));
-        controls.len()
+    /// Requests the shutdown of every connection, and returns their number.
+    fn request_all(&self, shutdown: Shutdown) -> usize {
+        let signals: Vec<_> = self.lock().open.values().cloned().collect();
+        signals.iter().for_each(|signal| signal.request(shutdown));
+        signals.len()
     }
 
     fn lock(&self) -> MutexGuard<'_, Connections> {
@@ -253,7 +255,7 @@ impl Server {
     }
 }
 
-/// A place among the connections, given back when it is dropped.
+/// The entry of an open connection in the table; dropping it removes the entry.
 #[derive(Debug)]
 struct Admission {
     id: u64,
@@ -261,23 +263,24 @@ struct Admission {
     server: Arc<Server>,
 }
 
-/// Serves a connection of the wire front to its end. An idle one consists of little
-/// else than this future, so that it holds nothing twice.
+/// Serves a connection of the wire front to its end. This future is most of the memory
+/// of an idle connection.
 fn serve_wire(mut wire: Wire<TcpStream>, admission: Admission) -> impl Future<Output = ()> {
     poll_fn(move |cx| {
         let served = ready!(wire.poll(cx));
-        admission.note_end(served);
+        admission.log_end(served);
         Poll::Ready(())
     })
 }
 
 impl Admission {
-    fn note_end(&self, served: io::Result<()>) {
+    /// Logs the end of the connection.
+    fn log_end(&self, served: io::Result<()>) {
         let Self { id: connection, address, .. } = self;
         if let Err(error) = served {
-            tracing::debug!(%address, connection, %error, "a connection failed");
+            tracing::debug!(%address, connection, %error, "connection failed");
         }
-        tracing::debug!(%address, connection, "a connection has ended");
+        tracing::debug!(%address, connection, "connection closed");
     }
 }
 
@@ -295,11 +298,11 @@ impl Drop for Admission {
     }
 }
 
-/// Has the system find out that a peer has vanished: one that is idle, by
-/// [`KEEPALIVE_MAX`]; and one that does not confirm what was written to it, in
-/// the same time, or in `ack_timeout` if that is longer (Linux:
+/// Disables Nagle's algorithm, and has the system detect a peer that has vanished:
+/// an idle one by keepalive probes ([`KEEPALIVE_MAX`]), one with unacknowledged data
+/// after the same time or `ack_timeout`, whichever is longer (Linux:
 /// `TCP_USER_TIMEOUT`).
-fn prepare(stream: &TcpStream, ack_timeout: Duration) -> io::Result<()> {
+fn set_options(stream: &TcpStream, ack_timeout: Duration) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);
     let idle = ack_timeout.min(KEEPALIVE_MAX);
@@ -341,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn a_network_of_ipv6_has_as_many_connections_as_one_address() {
+    fn ipv6_network_counts_as_one_address() {
         let (mut connections, now) = (Connections::new(None), Instant::now());
         for (from, refused) in [
             ("2001:db8:0:1::1", None),
@@ -358,11 +361,11 @@ mod tests {
         assert_eq!(connections.per_address.len(), 4);
         let none = Limits { connections_per_address_max: 0, ..LIMITS };
         check(&mut connections, "192.0.2.3", &none, now, Some(Code::TooMany));
-        assert_eq!(connections.per_address.len(), 4, "who is refused leaves nothing behind");
+        assert_eq!(connections.per_address.len(), 4, "a refusal adds no entry");
     }
 
     #[test]
-    fn this_machine_has_as_many_connections_as_there_may_be_unless_it_is_limited_too() {
+    fn loopback_is_exempt_unless_it_is_limited() {
         let (mut connections, now) = (Connections::new(None), Instant::now());
         for from in ["::1", "127.0.0.1"] {
             for _ in 0..100 {
@@ -374,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn new_connections_have_a_rate_by_network_but_not_those_of_this_machine() {
+    fn new_connections_are_rate_limited_by_network() {
         let limits = Limits { connections_per_address_max: 1000, connects: Rate::per_second(1), ..LIMITS };
         let (mut connections, now) = (Connections::new(limits.connects), Instant::now());
         for host in 0..5 {
@@ -386,7 +389,7 @@ mod tests {
         check(&mut connections, "2001:db8:0:1::1", &limits, now, None);
         check(&mut connections, "2001:db8::5", &limits, now + Duration::from_secs(1), None);
         for from in ["::1", "127.0.0.1", "::ffff:127.0.0.2"] {
-            // As it is when it is accepted.
+            // As `handle_accepted` does.
             let from = address(from).to_canonical().to_string();
             for _ in 0..100 {
                 check(&mut connections, &from, &limits, now, None);
@@ -411,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn connections_leave_files_for_the_store() {
+    fn open_files_are_reserved_for_the_store() {
         let limits = Limits { connections_max: 100_000, ..LIMITS };
         let within = |files| limits.within_files(files, 256).connections_max;
         assert_eq!(within(1_000_000), 100_000);

@@ -14,13 +14,13 @@ use tonic::{Code, Status, Streaming};
 
 use crate::Link;
 
-/// Requests that are said and not written yet.
+/// Capacity of the request queue.
 const UNWRITTEN_MAX: usize = 64;
 
-/// What a message has at most beside what fits in a frame, in bytes.
+/// Largest size of a message beyond the largest frame, in bytes.
 const BESIDE_FRAME_BYTES_MAX: usize = 1024;
 
-/// One stream over a connection of its own. Dropping it closes that.
+/// A stream over a connection of its own, which closes on drop.
 #[derive(Debug)]
 pub struct Bidi {
     requests: mpsc::Sender<ChatRequest>,
@@ -28,11 +28,11 @@ pub struct Bidi {
 }
 
 impl Bidi {
-    /// Connects and opens the stream, where there is a server.
+    /// Connects and opens the stream; `None` if there is no server.
     pub async fn connect(address: SocketAddr) -> Option<Self> {
         let (requests, mut asked) = mpsc::channel(UNWRITTEN_MAX);
         let asked = futures::stream::poll_fn(move |cx| asked.poll_recv(cx));
-        let replies = unless_gone(client(address).await?.bi_di_chat(asked).await)?.into_inner();
+        let replies = ok_unless_closed(client(address).await?.bi_di_chat(asked).await)?.into_inner();
         Some(Self { requests, replies })
     }
 
@@ -44,7 +44,7 @@ impl Bidi {
     }
 
     async fn read(&mut self) -> Option<Frame<Reply>> {
-        let frame = reply::incoming(unless_gone(self.replies.message().await)??);
+        let frame = reply::incoming(ok_unless_closed(self.replies.message().await)??);
         Some(Frame::new(frame.id, frame.message.expect("a message of the protocol")))
     }
 }
@@ -59,27 +59,27 @@ impl Link for Bidi {
     }
 }
 
-/// The generated client over a connection of its own, where there is a server.
+/// Connects the generated client; `None` if there is no server.
 pub(crate) async fn client(address: SocketAddr) -> Option<ChatClient<Channel>> {
     let endpoint = Endpoint::from_shared(format!("http://{address}")).expect("an address");
     let client = ChatClient::new(endpoint.connect().await.ok()?);
     Some(client.max_decoding_message_size(FRAME_BYTES_MAX + BESIDE_FRAME_BYTES_MAX))
 }
 
-/// `None` for a status that says no more than that the stream has ended.
+/// Returns `None` if the status means that the stream has ended.
 ///
 /// # Panics
-/// For any other: a client of the protocol should not see it.
-pub(crate) fn unless_gone<T>(result: Result<T, Status>) -> Option<T> {
+/// On any other status: a conforming client never receives one.
+pub(crate) fn ok_unless_closed<T>(result: Result<T, Status>) -> Option<T> {
     match result {
         Ok(value) => Some(value),
-        Err(status) if is_gone(&status) => None,
+        Err(status) if is_closed(&status) => None,
         Err(status) => panic!("{status:?}"),
     }
 }
 
-/// Whether the connection is lost, or the stream was closed by the server.
-fn is_gone(status: &Status) -> bool {
+/// Returns whether the connection was lost, or the server closed the stream.
+fn is_closed(status: &Status) -> bool {
     let is_lost = std::error::Error::source(status).is_some();
     is_lost || matches!(status.code(), Code::Unavailable | Code::Aborted)
 }

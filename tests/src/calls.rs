@@ -1,5 +1,5 @@
-//! The requests of the protocol as calls of gRPC, one after another: for what
-//! is promised of `Send`, `Connect` and `Ack` as it is of a session.
+//! The requests of the protocol as consecutive gRPC calls, for guarantees that
+//! `Send`, `Connect` and `Ack` share with a session.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -20,21 +20,21 @@ use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
 use crate::Link;
-use crate::bidi::{client, unless_gone};
+use crate::bidi::{client, ok_unless_closed};
 
-/// Nobody has a name that matches this.
-const NOBODY: &str = "$^";
+/// A pattern that matches no name.
+const NO_NAME: &str = "$^";
 
-/// Calls over a connection of its own. Dropping it closes that.
+/// Calls over a connection of its own, which closes on drop.
 #[derive(Debug)]
 pub struct Calls {
     client: ChatClient<Channel>,
-    /// Who calls, where a call can say so.
+    /// Credentials for the calls.
     login: Option<Credentials>,
-    /// What makes sends known as repeats.
+    /// Session for idempotent sends.
     session: Option<String>,
     reception: Option<Reception>,
-    /// What came and nobody has taken yet.
+    /// Frames that were received and not returned yet.
     answered: VecDeque<Frame<Reply>>,
 }
 
@@ -45,7 +45,7 @@ struct Reception {
 }
 
 impl Calls {
-    /// Connects, where there is a server.
+    /// Connects; `None` if there is no server.
     pub async fn connect(address: SocketAddr) -> Option<Self> {
         let client = client(address).await?;
         Some(Self { client, login: None, session: None, reception: None, answered: VecDeque::new() })
@@ -57,7 +57,7 @@ impl Calls {
                 Ok(replies) => replies,
                 Err(status) => vec![refused(status)?],
             };
-            // An `ack` is not answered in a session.
+            // In a session an `ack` has no reply.
             let id = RequestId::new(id).into_iter();
             self.answered.extend(
                 id.flat_map(|id| replies.iter().map(move |reply| Frame::new(Some(id), reply.clone()))),
@@ -72,7 +72,7 @@ impl Calls {
                 self.session = Some(hello.session);
                 OkFields::hello(hello.version, 0)
             }
-            // Whether that is right, the calls say that carry it.
+            // The credentials are checked by the calls that carry them.
             Command::Login(credentials) => {
                 self.login = Some(credentials);
                 OkFields::none()
@@ -101,11 +101,11 @@ impl Calls {
             }
             Command::List(v1::List { pattern }) => return self.list(pattern).await,
             Command::Ping(_) => {
-                self.list(NOBODY.to_owned()).await?;
+                self.list(NO_NAME.to_owned()).await?;
                 self.take_pushed();
                 OkFields::none()
             }
-            other => panic!("there is no call that is {other:?}"),
+            other => panic!("{other:?} has no unary call"),
         };
         Ok(vec![Reply::Ok(fields)])
     }
@@ -139,7 +139,7 @@ impl Calls {
         Ok(replies)
     }
 
-    /// Has what is pushed already come before the answers that follow.
+    /// Queues pushes that have arrived before the following answers.
     fn take_pushed(&mut self) {
         let Some(reception) = &mut self.reception else { return };
         while let Some(Some(pushed)) = reception.read().now_or_never() {
@@ -157,7 +157,7 @@ impl Calls {
 
 impl Reception {
     async fn read(&mut self) -> Option<Frame<Reply>> {
-        let reply = match unless_gone(self.events.message().await)??.event.expect("an event") {
+        let reply = match ok_unless_closed(self.events.message().await)??.event.expect("an event") {
             Event::Message(message) => Reply::String(message.try_into().expect("a message")),
             Event::Bye(Bye { reason }) => Reply::Bye(ByeReason::parse(&reason).expect("a reason")),
             Event::Connected(again) => panic!("a second {again:?}"),
@@ -176,11 +176,11 @@ impl Link for Calls {
     }
 }
 
-/// The refusal that a status stands for. `None` where the connection is lost.
+/// Returns the refusal in a status; `None` if the connection was lost.
 fn refused(status: Status) -> Option<Reply> {
     let code = status.metadata().get(CODE).and_then(|code| code.to_str().ok()).and_then(Code::parse);
     match code {
         Some(code) => Some(Reply::NotOk(Refusal::new(code, status.message().to_owned()))),
-        None => unless_gone(Err(status)),
+        None => ok_unless_closed(Err(status)),
     }
 }

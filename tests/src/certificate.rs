@@ -1,5 +1,5 @@
-//! Certificates that are made for a test: an authority that the clients of the
-//! tests trust, others that nobody does, and what they have signed.
+//! Certificates made for a test: a trusted authority, untrusted ones, and the
+//! certificates signed by them.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -11,10 +11,10 @@ use tempfile::TempDir;
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto};
 
-/// The one whom the clients of the tests trust.
+/// The authority that the clients of the tests trust.
 static TRUSTED: LazyLock<Authority> = LazyLock::new(Authority::new);
 
-/// Who signs certificates.
+/// A certificate authority.
 #[derive(Debug)]
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
@@ -22,19 +22,19 @@ pub struct Authority {
     der: CertificateDer<'static>,
 }
 
-/// A certificate of a server and its key, as files: by default for
-/// `127.0.0.1` and `localhost`, signed by an [`Authority`] whose own
-/// certificate lies beside.
+/// A certificate and key of a server, as files: by default for `127.0.0.1` and
+/// `localhost`, signed by an [`Authority`] whose certificate is in the same
+/// folder.
 #[derive(Debug)]
 pub struct Certificate {
     folder: TempDir,
 }
 
 impl Authority {
-    /// One whom nobody trusts yet.
+    /// Creates an untrusted authority.
     ///
     /// # Panics
-    /// Where there is no randomness.
+    /// If no randomness is available.
     #[must_use]
     pub fn new() -> Self {
         let mut params = CertificateParams::default();
@@ -46,13 +46,13 @@ impl Authority {
         Self { issuer: Issuer::new(params, key), pem, der }
     }
 
-    /// The one whom the clients of the tests trust.
+    /// Returns the authority that the clients of the tests trust.
     #[must_use]
     pub fn trusted() -> &'static Self {
         &TRUSTED
     }
 
-    /// Its own certificate, in PEM.
+    /// Returns the authority's certificate in PEM.
     #[must_use]
     pub fn pem(&self) -> &str {
         &self.pem
@@ -61,7 +61,7 @@ impl Authority {
     /// Signs a certificate for these names and addresses.
     ///
     /// # Panics
-    /// Where a name is none.
+    /// If a name is invalid.
     #[must_use]
     pub fn sign(&self, names: &[&str]) -> Certificate {
         let certificate = Certificate { folder: tempfile::tempdir().expect("a temporary folder") };
@@ -77,42 +77,42 @@ impl Default for Authority {
 }
 
 impl Certificate {
-    /// One that the clients of the tests trust.
+    /// Creates a trusted certificate.
     #[must_use]
     pub fn trusted() -> Self {
         TRUSTED.sign(&["127.0.0.1", "localhost"])
     }
 
-    /// The file of the certificate.
+    /// Returns the file of the certificate.
     #[must_use]
     pub fn path(&self) -> PathBuf {
         self.folder.path().join("cert.pem")
     }
 
-    /// The file of its key.
+    /// Returns the file of the key.
     #[must_use]
     pub fn key(&self) -> PathBuf {
         self.folder.path().join("key.pem")
     }
 
-    /// The file of the authority that has signed it.
+    /// Returns the file of the authority's certificate.
     #[must_use]
     pub fn authority(&self) -> PathBuf {
         self.folder.path().join("ca.pem")
     }
 
-    /// Puts another certificate and key in the place of these.
+    /// Replaces certificate and key.
     ///
     /// # Panics
-    /// Where a name is none.
+    /// If a name is invalid.
     pub fn replace(&self, authority: &Authority, names: &[&str]) {
         self.replace_by(authority, params(names));
     }
 
-    /// Puts one in its place that ended long ago.
+    /// Replaces the certificate by an expired one.
     ///
     /// # Panics
-    /// Where a name is none.
+    /// If a name is invalid.
     pub fn replace_by_expired(&self, authority: &Authority, names: &[&str]) {
         let mut params = params(names);
         params.not_before = date_time_ymd(2020, 1, 1);
@@ -126,10 +126,10 @@ impl Certificate {
         self.write(&certificate.pem(), &key.serialize_pem(), authority.pem());
     }
 
-    /// Puts one in its place that nobody but itself has signed.
+    /// Replaces the certificate by a self-signed one.
     ///
     /// # Panics
-    /// Where a name is none.
+    /// If a name is invalid.
     pub fn replace_by_self_signed(&self, names: &[&str], is_authority: bool) {
         let (mut params, key) = (params(names), KeyPair::generate().unwrap());
         if is_authority {
@@ -157,12 +157,12 @@ fn params(names: &[&str]) -> CertificateParams {
 /// Sets the permissions of a file.
 ///
 /// # Panics
-/// Where there is no such file.
+/// If the file does not exist.
 pub fn set_mode(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }
 
-/// What a client needs to know that trusts [`Authority::trusted`], and asks for
+/// Returns a TLS configuration that trusts [`Authority::trusted`] and offers
 /// these protocols.
 ///
 /// # Panics

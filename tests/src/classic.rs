@@ -1,4 +1,4 @@
-//! A client of the classic framing that says exactly what it is told to.
+//! A scripted client of the classic framing.
 
 use std::net::SocketAddr;
 
@@ -7,9 +7,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::PATIENCE;
+use crate::TIMEOUT;
 
-/// One connection.
+/// A connection.
 #[derive(Debug)]
 pub struct Classic {
     stream: TcpStream,
@@ -19,29 +19,29 @@ impl Classic {
     /// Connects.
     ///
     /// # Panics
-    /// Where that fails.
+    /// If that fails.
     pub async fn connect(address: SocketAddr) -> Self {
         let stream = TcpStream::connect(address).await.expect("a connection");
         stream.set_nodelay(true).unwrap();
         Self { stream }
     }
 
-    /// The client's end of the connection.
+    /// Returns the client's address of the connection.
     ///
     /// # Panics
-    /// Where there is none any more.
+    /// If the connection is closed.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.stream.local_addr().unwrap()
     }
 
-    /// A bare message: no padding after the payload.
+    /// Returns a bare message, without padding.
     #[must_use]
     pub fn bare(command: &str, payload: &str) -> Vec<u8> {
         format!("{command:\0<COMMAND_BYTES$}{payload}").into_bytes()
     }
 
-    /// A message padded to a block.
+    /// Returns a message padded to a block.
     #[must_use]
     pub fn padded(command: &str, payload: &str) -> Vec<u8> {
         let mut block = Self::bare(command, payload);
@@ -49,26 +49,26 @@ impl Classic {
         block
     }
 
-    /// Writes bytes as they are.
+    /// Writes raw bytes.
     ///
     /// # Panics
-    /// Where that fails.
+    /// If writing fails.
     pub async fn write(&mut self, bytes: &[u8]) {
-        timeout(PATIENCE, self.stream.write_all(bytes)).await.expect("the server does not read").unwrap();
+        timeout(TIMEOUT, self.stream.write_all(bytes)).await.expect("the server does not read").unwrap();
     }
 
-    /// The command and the payload of the next block, or `None` at the end of
-    /// the connection.
+    /// Returns the command and the payload of the next block, or `None` at the
+    /// end of the connection.
     ///
     /// # Panics
-    /// Where nothing comes in time, or less than a block.
+    /// If no whole block arrives in time.
     pub async fn next(&mut self) -> Option<(String, String)> {
         let mut block = Vec::new();
         let mut stream = (&mut self.stream).take(CLASSIC_BLOCK_BYTES as u64);
-        let read = timeout(PATIENCE, stream.read_to_end(&mut block)).await.expect("nothing came in time");
+        let read = timeout(TIMEOUT, stream.read_to_end(&mut block)).await.expect("nothing came in time");
         match read {
             Ok(_) => {}
-            // A server that is killed resets its connections.
+            // A killed server resets its connections.
             Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return None,
             Err(error) => panic!("{error}"),
         }
@@ -81,29 +81,29 @@ impl Classic {
         Some((command.trim_end_matches('\0').to_owned(), payload.to_owned()))
     }
 
-    /// Writes a bare message, and yields the next block.
+    /// Writes a bare message, and returns the next block.
     ///
     /// # Panics
-    /// Where none comes.
+    /// If none arrives.
     pub async fn ask(&mut self, command: &str, payload: &str) -> (String, String) {
         self.write(&Self::bare(command, payload)).await;
         self.next().await.expect("an answer")
     }
 
-    /// The same, and takes nothing but `ok`; its payload.
+    /// As [`Self::ask`], but requires `ok` and returns its payload.
     ///
     /// # Panics
-    /// Where something else comes.
+    /// On any other answer.
     pub async fn ok(&mut self, command: &str, payload: &str) -> String {
         let (answer, answered) = self.ask(command, payload).await;
         assert_eq!(answer, "ok", "{command} {payload} got {answer} {answered}");
         answered
     }
 
-    /// The next text.
+    /// Returns the next text.
     ///
     /// # Panics
-    /// Where something else comes.
+    /// If another command arrives.
     pub async fn text(&mut self) -> String {
         match self.next().await {
             Some((command, text)) if command == "string" => text,

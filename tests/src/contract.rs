@@ -1,14 +1,14 @@
-//! One test, many ways into the server.
+//! Macros that run one test over many fronts.
 
-/// Runs tests through the fronts and across them. Each is an
-/// `async fn(one: Front, other: Front)` of the module that names it here: it
-/// says what `one` of its connections does and what the `other`s see of it.
+/// Runs tests over one front or two. Each test is an `async fn(one: Front,
+/// other: Front)` of the calling module: it sends through `one` and observes
+/// through `other`.
 ///
-/// `sessions` need a session, which both the native framing and `BiDiChat`
-/// have; `calls` need no more than the calls of gRPC have, too.
+/// Tests under `sessions` need a session, which the native framing and
+/// `BiDiChat` have; tests under `calls` need only unary calls.
 ///
-/// A front has no rules, so the short run takes three pairs of fronts: native,
-/// `BiDiChat`, and one that crosses. The other pairs are in a module `long`,
+/// Since fronts have no rules, the short run covers three pairs of fronts:
+/// native, `BiDiChat`, and a mixed one. The other pairs are in a module `long`,
 /// which the short run skips by that name.
 #[macro_export]
 macro_rules! through_all_fronts {
@@ -54,9 +54,9 @@ macro_rules! through_all_fronts {
     };
 }
 
-/// As [`through_all_fronts`], and on a cluster ([`crate::on_cluster`]): the
-/// `sample` in the short run, and all of them in both directions in the long
-/// one.
+/// As [`through_all_fronts`], and also on a cluster ([`crate::on_cluster`]):
+/// the `sample` in the short run, and all tests in both directions in the long
+/// run.
 #[macro_export]
 macro_rules! through_all_fronts_on_all_stores {
     (sessions: $($session:ident),+; calls: $($call:ident),+; sample: $($sample:ident),+ $(;)?) => {

@@ -1,5 +1,5 @@
-//! A disk that is small enough to be filled: a tmpfs in a mount namespace of
-//! its own, so that nobody else sees it and nothing of it is left.
+//! A disk small enough to be filled: a tmpfs in a mount namespace of its own,
+//! invisible to other processes and removed with it.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
@@ -9,19 +9,19 @@ use std::process::{Child, Command, Stdio};
 
 use tempfile::TempDir;
 
-/// One disk, there for as long as this is.
+/// A small disk, which exists until dropped.
 #[derive(Debug)]
 pub struct SmallDisk {
-    /// A process that does nothing but keep the namespace.
+    /// A process that only keeps the namespace alive.
     keeper: Child,
     folder: TempDir,
 }
 
 impl SmallDisk {
-    /// A disk of so many MiB.
+    /// Creates a disk of `mib` MiB.
     ///
     /// # Panics
-    /// Where the system does not permit it: with what is needed.
+    /// If the system forbids it; the message names the required permission.
     #[must_use]
     pub fn new(mib: u32) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
@@ -47,7 +47,7 @@ impl SmallDisk {
         Self { keeper, folder }
     }
 
-    /// A command that runs the one that follows where the disk is seen.
+    /// Returns the prefix of a command that runs in the namespace.
     #[must_use]
     pub fn enter(&self) -> Vec<String> {
         let mut words =
@@ -58,16 +58,16 @@ impl SmallDisk {
         words
     }
 
-    /// Its root, for who has entered.
+    /// Returns the root of the disk inside of the namespace.
     #[must_use]
     pub fn path(&self) -> PathBuf {
         self.folder.path().to_owned()
     }
 
-    /// Fills it to the last block.
+    /// Fills the disk completely.
     ///
     /// # Panics
-    /// Where it cannot be written for another reason than that it is full.
+    /// If writing fails before the disk is full.
     pub fn fill(&self) {
         let mut file = File::create(self.filler()).unwrap();
         let zeros = [0; 4096];
@@ -80,10 +80,10 @@ impl SmallDisk {
         }
     }
 
-    /// Takes so many MiB of it away.
+    /// Uses `mib` MiB of the disk.
     ///
     /// # Panics
-    /// Where there are fewer.
+    /// If less is free.
     pub fn take(&self, mib: u32) {
         let mut file = File::create(self.filler()).unwrap();
         for _ in 0..mib {
@@ -91,10 +91,10 @@ impl SmallDisk {
         }
     }
 
-    /// Gives back what [`Self::fill`] or [`Self::take`] has taken.
+    /// Frees the space used by [`Self::fill`] or [`Self::take`].
     ///
     /// # Panics
-    /// Where it was not filled.
+    /// If none is used.
     pub fn free(&self) {
         fs::remove_file(self.filler()).unwrap();
     }
@@ -107,13 +107,13 @@ impl SmallDisk {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        // It may have ended by itself, which is as good.
+        // Fails if the process has ended already.
         drop(self.keeper.kill());
         drop(self.keeper.wait());
     }
 }
 
-/// Whether this process may make namespaces as it is.
+/// Returns whether this process may create namespaces without a user namespace.
 pub(crate) fn is_root() -> bool {
     fs::metadata("/proc/self").unwrap().uid() == 0
 }

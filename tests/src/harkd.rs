@@ -9,46 +9,49 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 
-use crate::{Certificate, PATIENCE, Place, wait_until};
+use crate::{Certificate, StoreLocation, TIMEOUT, wait_until};
 
-/// Where the numbers of most servers begin.
+/// First number of most servers.
 const NUMBERS_AFTER: u64 = 1_000_000;
 
-/// The size of a file of the log, in MiB.
+/// Size of a log segment, in MiB. Small segments are created and filled sooner.
 const SEGMENT_MIB: u32 = 4;
 
-/// How a server is to be started.
+/// Environment variable that sets this size.
+const SEGMENT_SIZE_VARIABLE: &str = "HARKD_SEGMENT_SIZE";
+
+/// Configuration of a server process.
 #[derive(Debug, Clone)]
 pub struct HarkdBuilder {
     arguments: Vec<String>,
     variables: Vec<(String, String)>,
-    /// A command that runs the command that follows it, such as `strace`.
+    /// Prefix of the command, such as `strace`.
     wrapper: Vec<String>,
     listen: String,
-    place: Option<Place>,
+    location: Option<StoreLocation>,
     certificate: Option<Arc<Certificate>>,
-    /// Where its numbers begin; `None`: by the clock.
+    /// First number; `None`: by the clock.
     numbers_after: Option<u64>,
 }
 
-/// A server that runs. Dropping it kills it.
+/// A running server, killed on drop.
 #[derive(Debug)]
 pub struct Harkd {
     child: Child,
     address: SocketAddr,
     log: Arc<Mutex<String>>,
-    /// Reads the log to its end.
+    /// Reads the log until its end.
     reader: Option<JoinHandle<()>>,
     builder: HarkdBuilder,
-    place: Place,
+    location: StoreLocation,
 }
 
-/// A server that has ended before it listened.
+/// A server that exited before it listened.
 #[derive(Debug)]
 pub struct Refusal {
-    /// How it has ended.
+    /// Exit status.
     pub status: ExitStatus,
-    /// All that it said.
+    /// The whole log.
     pub log: String,
 }
 
@@ -67,7 +70,7 @@ impl HarkdBuilder {
         self
     }
 
-    /// Has it listen elsewhere than on the loopback.
+    /// Listens on this address instead of the loopback.
     #[must_use]
     pub fn listen(mut self, address: &str) -> Self {
         address.clone_into(&mut self.listen);
@@ -81,61 +84,61 @@ impl HarkdBuilder {
         self
     }
 
-    /// Has another command run it, which must become it: signals go to the
-    /// process that was started.
+    /// Runs the server by a wrapper, which must replace itself by the server:
+    /// signals are sent to the started process.
     #[must_use]
     pub fn run_by<S: Into<String>>(mut self, wrapper: impl IntoIterator<Item = S>) -> Self {
         self.wrapper = wrapper.into_iter().map(Into::into).collect();
         self
     }
 
-    /// Uses this store, and leaves it there.
+    /// Uses this store, and keeps it afterwards.
     #[must_use]
-    pub fn store(mut self, store: impl Into<Place>) -> Self {
-        self.place = Some(store.into());
+    pub fn store(mut self, store: impl Into<StoreLocation>) -> Self {
+        self.location = Some(store.into());
         self
     }
 
-    /// Numbers messages by the clock, as an operator's server does. A new store then
-    /// waits for the next second, which most tests have no use for.
+    /// Numbers messages by the clock, as in production. A new store then waits
+    /// for the next second, which most tests avoid.
     #[must_use]
     pub fn numbers_by_clock(mut self) -> Self {
         self.numbers_after = None;
         self
     }
 
-    /// Gives it this certificate, or none.
+    /// Sets or removes the certificate.
     #[must_use]
     pub fn certificate(mut self, certificate: Option<&Arc<Certificate>>) -> Self {
         self.certificate = certificate.cloned();
         self
     }
 
-    /// Starts it and waits until it listens.
+    /// Starts the server and waits until it listens.
     ///
     /// # Panics
-    /// Where it does not start: with what it said.
+    /// If it does not start; the message contains its log.
     #[must_use]
     pub fn start(self) -> Harkd {
         self.try_start().unwrap_or_else(|refusal| panic!("harkd did not start: {refusal:?}"))
     }
 
-    /// Starts it and waits until it listens, or has ended.
+    /// Starts the server and waits until it listens or exits.
     ///
     /// # Errors
-    /// How it has ended without listening, and what it said.
+    /// Its exit status and log, if it exits before it listens.
     ///
     /// # Panics
-    /// Where it does neither in time.
+    /// On a timeout.
     pub fn try_start(self) -> Result<Harkd, Refusal> {
-        let place = self.place.clone().unwrap_or_else(Place::fresh);
-        launch(self, place)
+        let location = self.location.clone().unwrap_or_else(StoreLocation::fresh);
+        launch(self, location)
     }
 }
 
 impl Harkd {
-    /// A server with a store of its own, and a certificate so that every front
-    /// is open, that can be given arguments first.
+    /// Returns the builder of a server with a store of its own, and with a
+    /// certificate so that every front is open.
     #[must_use]
     pub fn builder() -> HarkdBuilder {
         HarkdBuilder {
@@ -143,74 +146,74 @@ impl Harkd {
             variables: Vec::new(),
             wrapper: Vec::new(),
             listen: "127.0.0.1:0".to_owned(),
-            place: None,
+            location: None,
             certificate: Some(Arc::new(Certificate::trusted())),
             numbers_after: Some(NUMBERS_AFTER),
         }
     }
 
-    /// A server with a store of its own.
+    /// Starts a server with a store of its own.
     #[must_use]
     pub fn start() -> Self {
         Self::builder().start()
     }
 
-    /// Where it listens.
+    /// Returns the address that the server listens on.
     #[must_use]
     pub const fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Its process id.
+    /// Returns the process id.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// The folder of its store.
+    /// Returns the folder of the store.
     #[must_use]
     pub fn store(&self) -> &Path {
-        self.place.path()
+        self.location.path()
     }
 
-    /// Where its store is.
+    /// Returns the location of the store.
     #[must_use]
-    pub const fn place(&self) -> &Place {
-        &self.place
+    pub const fn location(&self) -> &StoreLocation {
+        &self.location
     }
 
-    /// What it has logged so far.
+    /// Returns the log so far.
     ///
     /// # Panics
-    /// Where the thread that reads the log has panicked.
+    /// If the thread that reads the log has panicked.
     #[must_use]
     pub fn log(&self) -> String {
         self.log.lock().unwrap().clone()
     }
 
-    /// Waits until it has logged something.
+    /// Waits until the log contains a text.
     ///
     /// # Panics
-    /// Where that does not come in time.
+    /// On a timeout.
     #[track_caller]
     pub fn wait_for_log(&self, text: &str) {
         wait_until(&format!("{text:?} in the log"), || self.log.lock().unwrap().contains(text));
     }
 
-    /// Kills it (SIGKILL) and starts it again on the same store and port.
+    /// Kills the server (SIGKILL) and restarts it on the same store and port.
     ///
     /// # Panics
-    /// Where it does not start.
+    /// If it does not start.
     #[must_use]
     pub fn kill_and_restart(mut self) -> Self {
         self.kill();
         self.restart()
     }
 
-    /// Stops it (SIGTERM) and starts it again on the same store and port.
+    /// Stops the server (SIGTERM) and restarts it on the same store and port.
     ///
     /// # Panics
-    /// Where it does not stop as it should, or does not start.
+    /// If it fails to stop in order or to start.
     #[must_use]
     pub fn stop_and_restart(mut self) -> Self {
         self.signal("TERM");
@@ -218,41 +221,42 @@ impl Harkd {
         self.restart()
     }
 
-    /// Starts it again on the same store and port, after it has ended.
+    /// Restarts the server, which has exited, on the same store and port.
     ///
     /// # Panics
-    /// Where it does not start.
+    /// If it does not start.
     #[must_use]
     pub fn restart(self) -> Self {
         let listen = self.address.to_string();
-        let (builder, place) = (HarkdBuilder { listen, ..self.builder.clone() }, self.place.clone());
+        let (builder, location) = (HarkdBuilder { listen, ..self.builder.clone() }, self.location.clone());
         drop(self);
-        launch(builder, place).unwrap_or_else(|refusal| panic!("harkd did not start again: {refusal:?}"))
+        launch(builder, location).unwrap_or_else(|refusal| panic!("harkd did not start again: {refusal:?}"))
     }
 
-    /// Kills it (SIGKILL), and waits until it is gone. By then the log is whole.
+    /// Kills the server (SIGKILL) and waits for its exit, after which the log
+    /// is complete.
     ///
     /// # Panics
-    /// Where there is no such process.
+    /// If the process does not exist.
     pub fn kill(&mut self) {
         self.child.kill().unwrap();
         self.wait();
     }
 
-    /// Sends it a signal, by name, such as `TERM`.
+    /// Sends a signal by name, such as `TERM`.
     ///
     /// # Panics
-    /// Where that fails.
+    /// If that fails.
     pub fn signal(&self, name: &str) {
         let status =
             Command::new("kill").arg(format!("-{name}")).arg(self.pid().to_string()).status().unwrap();
         assert!(status.success(), "kill -{name} failed");
     }
 
-    /// Waits for its end. By then the log is whole.
+    /// Waits for the exit of the server, after which the log is complete.
     ///
     /// # Panics
-    /// Where it does not end in time.
+    /// On a timeout.
     #[track_caller]
     pub fn wait(&mut self) -> ExitStatus {
         let mut status = None;
@@ -266,40 +270,39 @@ impl Harkd {
         status.unwrap()
     }
 
-    /// Bytes that it has written to a client, and that the client's machine has
-    /// no room for since the client does not read.
+    /// Returns the number of bytes that the server has written to a client and
+    /// that do not fit into the client's receive buffer.
     ///
     /// # Panics
-    /// Where there is no such connection, or the system does not say.
+    /// If the connection is unknown to the system.
     #[must_use]
     pub fn unsent_bytes(&self, client: SocketAddr) -> u64 {
         self.socket(client).unsent_bytes
     }
 
-    /// Whether the system asks an idle client for life from time to time.
+    /// Returns whether TCP keepalive is on for a client.
     ///
     /// # Panics
-    /// Where there is no such connection, or the system does not say.
+    /// If the connection is unknown to the system.
     #[must_use]
     pub fn keeps_alive(&self, client: SocketAddr) -> bool {
         self.socket(client).has_keepalive
     }
 
-    /// Connections of its clients that it holds open. Those that its system has
-    /// closed for it are none.
+    /// Returns the number of established client connections.
     ///
     /// # Panics
-    /// Where the system does not say.
+    /// If the system's table cannot be read.
     #[must_use]
     pub fn connections(&self) -> usize {
         self.sockets().iter().filter(|socket| socket.is_established).count()
     }
 
-    /// Waits until it has accepted everybody, and read all that they have
-    /// written.
+    /// Waits until the server has accepted every connection and read all
+    /// received bytes.
     ///
     /// # Panics
-    /// Where it does not in time.
+    /// On a timeout.
     #[track_caller]
     pub fn wait_until_read(&self) {
         wait_until("the server to read", || self.sockets().iter().all(|socket| socket.unread_bytes == 0));
@@ -313,7 +316,7 @@ impl Harkd {
     fn sockets(&self) -> Vec<Socket> {
         let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
         let all = table.lines().skip(1).map(|line| Socket::parse(line).expect("a row of /proc/net/tcp"));
-        // Other servers may have the same port at other addresses.
+        // Other servers may use the same port at other addresses.
         let is_mine = |socket: &Socket| {
             socket.port == self.address.port()
                 && (self.listens_everywhere() || socket.ip == self.address.ip())
@@ -325,10 +328,10 @@ impl Harkd {
         self.builder.listen.starts_with("0.0.0.0:")
     }
 
-    /// What it has used of the processors, in hundredths of a second.
+    /// Returns the CPU time of the server, in hundredths of a second.
     ///
     /// # Panics
-    /// Where the system does not say.
+    /// If the system's table cannot be read.
     #[must_use]
     pub fn processor_time(&self) -> u64 {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
@@ -336,14 +339,15 @@ impl Harkd {
         fields.split(' ').skip(11).take(2).map(|field| field.parse::<u64>().unwrap()).sum()
     }
 
-    /// Its resident memory in bytes.
+    /// Returns the resident memory in bytes, without the pages of its program: their
+    /// number depends on the code that it has executed so far.
     ///
     /// # Panics
-    /// Where the system does not say.
+    /// If the system's table cannot be read.
     #[must_use]
     pub fn resident_bytes(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("a line VmRSS");
+        let line = status.lines().find(|line| line.starts_with("RssAnon:")).expect("a line RssAnon");
         let kib: u64 = line.split_whitespace().nth(1).expect("a number").parse().unwrap();
         kib * 1024
     }
@@ -352,9 +356,9 @@ impl Harkd {
 impl Drop for Harkd {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("harkd said:\n{}", self.log());
+            eprintln!("log of harkd:\n{}", self.log());
         }
-        // It may have ended by itself, which is as good.
+        // Fails if the process has ended already.
         drop(self.child.kill());
         drop(self.child.wait());
     }
@@ -367,7 +371,7 @@ struct Socket {
     client_port: u16,
     is_established: bool,
     unsent_bytes: u64,
-    /// Of a socket that listens: connections that are not accepted.
+    /// For a listening socket: the number of connections to be accepted.
     unread_bytes: u64,
     has_keepalive: bool,
 }
@@ -396,13 +400,13 @@ impl Socket {
     }
 }
 
-/// Names the folder of binaries that are up to date. Without it they are built,
-/// and since the features of what one package needs are fewer than those of the
-/// workspace with its tests, most of the dependencies are compiled once more.
+/// Environment variable that names the folder of up-to-date binaries. Otherwise
+/// the binaries are built; since one package enables fewer features than the
+/// workspace with its tests, that compiles most of the dependencies once more.
 const BINARIES_VARIABLE: &str = "HARK_TEST_BINARIES";
 
-/// Returns the path of a binary of this workspace, built if `HARK_TEST_BINARIES`
-/// does not name the folder of those that are up to date.
+/// Returns the path of a binary of this workspace. Builds it unless
+/// `HARK_TEST_BINARIES` names the folder of up-to-date binaries.
 ///
 /// # Panics
 /// If it cannot be built, or is not in that folder.
@@ -415,33 +419,34 @@ pub fn binary(name: &str) -> PathBuf {
     path
 }
 
-/// The `hark` client as a command, with nothing of the user's environment.
+/// Returns a command for `hark` without the user's settings.
 ///
 /// # Panics
-/// Where it cannot be built.
+/// If `hark` cannot be built.
 #[must_use]
 pub fn hark(state: &Path) -> Command {
     let mut command = Command::new(binary("hark"));
-    forget_settings(&mut command);
+    clear_settings(&mut command);
     command.env("XDG_STATE_HOME", state).env("HOME", state);
     command
 }
 
-/// `harkd` as a command, with nothing of the user's environment.
+/// Returns a command for `harkd` without the user's settings and with small segments.
 ///
 /// # Panics
-/// Where it cannot be built.
+/// If `harkd` cannot be built.
 #[must_use]
 pub fn harkd() -> Command {
     let mut command = Command::new(binary("harkd"));
-    forget_settings(&mut command);
+    clear_settings(&mut command);
+    command.env(SEGMENT_SIZE_VARIABLE, SEGMENT_MIB.to_string());
     command
 }
 
-/// The operator makes an account in a store that no server has open.
+/// Creates an account in a closed store, by `harkd user add`.
 ///
 /// # Panics
-/// Where that is refused.
+/// If that is refused.
 pub fn add_user(store: &Path, user: &str, password: Option<&str>) {
     let mut command = harkd();
     command.args(["user", "add", user]).env("HARKD_STORE", store);
@@ -453,7 +458,7 @@ pub fn add_user(store: &Path, user: &str, password: Option<&str>) {
     assert!(output.status.success(), "{output:?}");
 }
 
-fn forget_settings(command: &mut Command) {
+fn clear_settings(command: &mut Command) {
     for (variable, _) in std::env::vars_os() {
         if variable.to_string_lossy().starts_with("HARK") {
             command.env_remove(variable);
@@ -461,7 +466,7 @@ fn forget_settings(command: &mut Command) {
     }
 }
 
-/// Builds the binaries in the profile of the tests, and says where they are.
+/// Builds the binaries in the profile of the tests, and returns their folder.
 fn build() -> PathBuf {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.args([
@@ -477,8 +482,8 @@ fn build() -> PathBuf {
     if !cfg!(debug_assertions) {
         cargo.arg("--release");
     }
-    // What Cargo says to a test about its package looks to the build of `ring`
-    // as if everything had changed.
+    // The variables that Cargo sets for a test would make the build script of
+    // `ring` run again.
     for (variable, _) in std::env::vars_os() {
         let name = variable.to_string_lossy();
         if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {
@@ -491,17 +496,16 @@ fn build() -> PathBuf {
     test.parent().and_then(Path::parent).expect("the folder of the profile").to_owned()
 }
 
-fn launch(builder: HarkdBuilder, place: Place) -> Result<Harkd, Refusal> {
+fn launch(builder: HarkdBuilder, location: StoreLocation) -> Result<Harkd, Refusal> {
     let harkd = binary("harkd");
     let mut words = builder.wrapper.iter().map(OsStr::new).chain([harkd.as_os_str()]);
     let mut command = Command::new(words.next().expect("at least harkd"));
-    forget_settings(&mut command);
-    command.args(words).args(["--listen", &builder.listen]).args(place.args());
+    clear_settings(&mut command);
+    command.args(words).args(["--listen", &builder.listen]).args(location.args());
     if let Some(certificate) = &builder.certificate {
         command.arg("--tls-cert").arg(certificate.path()).arg("--tls-key").arg(certificate.key());
     }
-    // Small files are made sooner, and used up sooner.
-    command.env("HARKD_SEGMENT_SIZE", SEGMENT_MIB.to_string());
+    command.env(SEGMENT_SIZE_VARIABLE, SEGMENT_MIB.to_string());
     if let Some(number) = builder.numbers_after {
         command.env("HARKD_NUMBERS_AFTER", number.to_string());
     }
@@ -512,11 +516,11 @@ fn launch(builder: HarkdBuilder, place: Place) -> Result<Harkd, Refusal> {
     let log = Arc::<Mutex<String>>::default();
     let (sender, receiver) = mpsc::channel();
     let copy = Arc::clone(&log);
-    // It ends with the process whose log it reads.
+    // Ends with the process whose log it reads.
     let reader = std::thread::spawn(move || {
         for line in BufReader::new(stderr).lines().map_while(Result::ok) {
             if line.contains("listening") {
-                // Nobody waits any more after the first.
+                // Only the first address has a receiver.
                 sender.send(address_in(&line)).ok();
             }
             let mut log = copy.lock().unwrap();
@@ -524,8 +528,8 @@ fn launch(builder: HarkdBuilder, place: Place) -> Result<Harkd, Refusal> {
             log.push('\n');
         }
     });
-    match receiver.recv_timeout(PATIENCE) {
-        Ok(address) => Ok(Harkd { child, address, log, reader: Some(reader), builder, place }),
+    match receiver.recv_timeout(TIMEOUT) {
+        Ok(address) => Ok(Harkd { child, address, log, reader: Some(reader), builder, location }),
         Err(RecvTimeoutError::Disconnected) => {
             let status = child.wait().unwrap();
             reader.join().unwrap();
@@ -535,13 +539,13 @@ fn launch(builder: HarkdBuilder, place: Place) -> Result<Harkd, Refusal> {
         Err(RecvTimeoutError::Timeout) => {
             drop(child.kill());
             drop(child.wait());
-            panic!("harkd did not start in time; it said:\n{}", log.lock().unwrap());
+            panic!("timeout while starting harkd; its log:\n{}", log.lock().unwrap());
         }
     }
 }
 
-/// How to get to the address in `… listening … address=127.0.0.1:1234`, or its
-/// JSON form.
+/// Parses the address in `… listening … address=127.0.0.1:1234`, or its JSON
+/// form, and makes it reachable.
 fn address_in(line: &str) -> SocketAddr {
     let (_, rest) = line.rsplit_once("address").expect("an address");
     let rest = rest.trim_start_matches(['"', ':', '=']);

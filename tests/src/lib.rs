@@ -1,12 +1,11 @@
-//! What the tests share: the real `harkd` as a process ([`Harkd`]), clients of
-//! every [`Front`] that say exactly what they are told to ([`Client`], of which
-//! [`Wire`] is one, and [`Classic`]), the real `hark` in a terminal
-//! ([`Terminal`]), a disk that gets full ([`SmallDisk`]), a network that can be
-//! cut ([`FarMachine`]), a cluster of the real NATS ([`Nats`]), where a server
-//! keeps its messages ([`Place`]), and senders and readers who see whether what
-//! was promised is kept ([`Promise`]).
+//! Shared helpers of the tests: the real `harkd` as a process ([`Harkd`]),
+//! scripted clients of every [`Front`] ([`Client`], of which [`Wire`] is one,
+//! and [`Classic`]), the real `hark` in a terminal ([`Terminal`]), a disk that
+//! gets full ([`SmallDisk`]), a network that can be cut ([`FarMachine`]), a
+//! cluster of the real NATS ([`Nats`]), locations of stores ([`StoreLocation`]), and
+//! senders and readers that verify the promise ([`Promise`]).
 //!
-//! A test fails by panicking, so these helpers do too.
+//! A test fails by panicking, and so do these helpers.
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod bidi;
@@ -17,9 +16,9 @@ mod contract;
 mod disk;
 mod harkd;
 mod link;
+mod location;
 mod nats;
 mod network;
-mod place;
 mod promise;
 mod terminal;
 mod wire;
@@ -31,27 +30,28 @@ pub use classic::Classic;
 pub use disk::SmallDisk;
 pub use harkd::{Harkd, HarkdBuilder, Refusal, add_user, binary, hark, harkd};
 pub use link::{Front, Link, Native, NativeTls};
+pub use location::{StoreLocation, keeps_acks_in_order, on_cluster};
 pub use nats::{Nats, NatsBuilder};
 pub use network::{FarMachine, own_addresses};
-pub use place::{Place, keeps_acks_in_order, on_cluster};
-pub use promise::{Kept, Promise, Roles, Trial};
+pub use promise::{LoadConfig, Promise, Report, Trial};
 pub use terminal::Terminal;
 pub use wire::{Client, Wire, name, send};
 
 use std::time::{Duration, Instant};
 
-/// Nothing that a test waits for takes longer than this on a slow machine.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+/// Time limit for anything that a test waits for, generous for slow machines. It is
+/// shorter than the default `--ack-timeout`, so that a test of a shorter one can fail.
+pub const TIMEOUT: Duration = Duration::from_secs(55);
 
-/// Waits until something is so, for [`PATIENCE`] at most.
+/// Waits until a condition holds, up to [`TIMEOUT`].
 ///
 /// # Panics
-/// Where it does not become so.
+/// On a timeout.
 #[track_caller]
 pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + TIMEOUT;
     while !is_so() {
-        assert!(Instant::now() < until, "waited in vain for {what}");
+        assert!(Instant::now() < until, "timeout while waiting for {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }

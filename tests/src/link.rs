@@ -1,6 +1,5 @@
-//! One connection by one way into the server, as the tests need it: requests
-//! out, replies in, and no opinion about either. It may end at any time, which
-//! is then said by `None`.
+//! One connection over one front: requests out and replies in, without checks.
+//! A connection may end at any time, which is reported as `None`.
 
 use std::fmt::Debug;
 use std::io::ErrorKind;
@@ -19,30 +18,30 @@ use tokio_util::codec::{Decoder, Encoder};
 
 use crate::{Bidi, Calls, client_config};
 
-/// What carries the requests and the replies of the protocol.
+/// A transport for requests and replies.
 pub trait Link: Debug + Send {
-    /// Says these requests, in one go where the way permits it.
+    /// Sends these requests, in one write if the transport supports it.
     fn write_all(&mut self, requests: Vec<(u32, Request)>) -> BoxFuture<'_, Option<()>>;
 
-    /// The next reply. Nothing is lost where the future is dropped.
+    /// Returns the next reply. Cancel-safe.
     fn next(&mut self) -> BoxFuture<'_, Option<Frame<Reply>>>;
 }
 
-/// A way into the server.
+/// A transport and protocol of the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Front {
-    /// The wire protocol in its native framing.
+    /// The native framing.
     Native,
-    /// The same inside TLS.
+    /// The native framing over TLS.
     Tls,
-    /// A `BiDiChat` over gRPC.
+    /// `BiDiChat` over gRPC.
     Bidi,
-    /// Calls of gRPC for everything: `Send`, `Connect`, `Ack` and the others.
+    /// gRPC calls for everything: `Send`, `Connect`, `Ack` and the others.
     Calls,
 }
 
 impl Front {
-    /// A connection of its own, where there is a server.
+    /// Opens a connection; `None` if there is no server.
     pub async fn link(self, address: SocketAddr) -> Option<Box<dyn Link>> {
         Some(match self {
             Self::Native => Box::new(Native::connect(address).await?),
@@ -63,7 +62,7 @@ impl<L: Link + ?Sized> Link for Box<L> {
     }
 }
 
-/// The wire protocol in its native framing.
+/// A connection in the native framing.
 #[derive(Debug)]
 pub struct Native<S = TcpStream> {
     stream: S,
@@ -72,7 +71,7 @@ pub struct Native<S = TcpStream> {
 }
 
 impl Native {
-    /// Connects, where there is a server.
+    /// Connects; `None` if there is no server.
     pub async fn connect(address: SocketAddr) -> Option<Self> {
         let stream = TcpStream::connect(address).await.ok()?;
         stream.set_nodelay(true).ok()?;
@@ -80,14 +79,14 @@ impl Native {
     }
 }
 
-/// The same inside TLS.
+/// A connection in the native framing over TLS.
 pub type NativeTls = Native<TlsStream<TcpStream>>;
 
 impl NativeTls {
-    /// Connects, where there is a server.
+    /// Connects; `None` if there is no server.
     ///
     /// # Panics
-    /// Where it has no certificate that the tests trust.
+    /// If the server's certificate is not trusted by the tests.
     pub async fn connect_tls(address: SocketAddr) -> Option<Self> {
         let stream = TcpStream::connect(address).await.ok()?;
         stream.set_nodelay(true).ok()?;
@@ -101,25 +100,25 @@ impl NativeTls {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Native<S> {
-    /// A client over this.
+    /// Returns a client over this stream.
     #[must_use]
     pub fn over(stream: S) -> Self {
         Self { stream, codec: ClientCodec::new(FRAME_BYTES_MAX), input: BytesMut::new() }
     }
 
-    /// Its socket.
+    /// Returns the stream.
     #[must_use]
     pub const fn stream(&self) -> &S {
         &self.stream
     }
 
-    /// Says no more and takes no more, without a word to the server.
+    /// Stops reading and writing without closing the connection.
     #[must_use]
     pub fn into_stream(self) -> S {
         self.stream
     }
 
-    /// Writes bytes as they are.
+    /// Writes raw bytes.
     pub async fn write_bytes(&mut self, bytes: &[u8]) -> Option<()> {
         self.stream.write_all(bytes).await.ok()?;
         self.stream.flush().await.ok()
@@ -133,7 +132,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Native<S> {
             match self.stream.read_buf(&mut self.input).await {
                 Ok(0) => return None,
                 Ok(_) => {}
-                // A server that is killed resets its connections.
+                // A killed server resets its connections.
                 Err(error)
                     if matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof) =>
                 {

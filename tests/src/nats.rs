@@ -1,7 +1,7 @@
 //! The real NATS as a cluster of processes, on free ports of the loopback, or
-//! with some of its nodes on a machine whose link can be cut. The nodes take
-//! the configuration of `deploy/cluster`, so that what is tested is what is
-//! recommended.
+//! with some nodes on a machine whose link can be cut. The nodes use the
+//! configuration of `deploy/cluster`, so that the tests cover the recommended
+//! one.
 #![expect(clippy::indexing_slicing, reason = "a test fails by panicking")]
 
 use std::fs::{self, File};
@@ -18,53 +18,51 @@ use tempfile::TempDir;
 use crate::network::free_addresses;
 use crate::{FarMachine, own_addresses};
 
-/// How long a cluster may take to agree on its leaders.
+/// Time limit for the election of leaders.
 const AGREEMENT: Duration = Duration::from_secs(60);
 
-/// How long a node may take to answer a question about itself.
+/// Time limit for an answer of a node's monitoring port.
 const ANSWER: Duration = Duration::from_secs(5);
 
-/// How often nodes are asked whether they agree.
+/// Interval between two questions to the nodes.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 
-/// Lines of a node's log that are shown when a test fails.
+/// Number of log lines of a node that are printed when a test fails.
 const LOG_LINES_SHOWN: usize = 20;
 
 const CONFIG: &str = include_str!("../../deploy/cluster/nats.conf");
 
-/// The line of it that says when it syncs.
+/// Setting that turns on syncing.
 const SYNC: &str = "sync_interval: always";
 
-/// The section of it that only several nodes need.
+/// Section that only several nodes need.
 const CLUSTER: &str = "\ncluster {";
 
-/// How a cluster is to be started.
+/// Configuration of a cluster.
 #[derive(Debug, Clone)]
 pub struct NatsBuilder {
     nodes: usize,
-    /// A command that runs the one that follows it on the far machine, and who
-    /// is there.
+    /// Prefix of commands on the far machine, and the nodes there.
     far: Option<(Vec<String>, Vec<usize>)>,
     config: String,
     ends_with_thread: bool,
 }
 
-/// A cluster of one node or of several, which are counted from 0. Dropping it
-/// kills them.
+/// A cluster of one or several nodes, indexed from 0 and killed on drop.
 #[derive(Debug)]
 pub struct Nats {
     nodes: Vec<Node>,
     _folder: TempDir,
 }
 
-/// One node, and its process while there is one.
+/// A node, and its process while it runs.
 #[derive(Debug)]
 struct Node {
     name: String,
     client: SocketAddr,
     monitor: SocketAddr,
     log: PathBuf,
-    /// Words of the command that starts it, and its variables.
+    /// Command line and environment of the process.
     words: Vec<String>,
     variables: Vec<(&'static str, String)>,
     process: Option<Child>,
@@ -72,10 +70,10 @@ struct Node {
 }
 
 impl NatsBuilder {
-    /// Has these nodes run on the far machine.
+    /// Runs these nodes on the far machine.
     ///
     /// # Panics
-    /// Where there are no such nodes.
+    /// If a node does not exist.
     #[must_use]
     pub fn on(mut self, far: &FarMachine, nodes: impl IntoIterator<Item = usize>) -> Self {
         let nodes: Vec<usize> = nodes.into_iter().collect();
@@ -84,7 +82,7 @@ impl NatsBuilder {
         self
     }
 
-    /// Adds this to the configuration of each node.
+    /// Adds lines to the configuration of each node.
     #[must_use]
     pub fn config(mut self, lines: &str) -> Self {
         self.config.push('\n');
@@ -92,10 +90,10 @@ impl NatsBuilder {
         self
     }
 
-    /// Has them acknowledge before their disks have it.
+    /// Turns off syncing before acknowledgements.
     ///
     /// # Panics
-    /// Where the configuration does not say the contrary.
+    /// If the configuration lacks the setting.
     #[must_use]
     pub fn without_sync(mut self) -> Self {
         assert!(self.config.contains(SYNC), "the configuration does not say {SYNC:?}");
@@ -103,18 +101,18 @@ impl NatsBuilder {
         self
     }
 
-    /// Has the nodes end with the thread that starts them, for a cluster that
-    /// nobody drops.
+    /// Ends the nodes together with the thread that starts them, for a cluster
+    /// that is never dropped.
     #[must_use]
     pub const fn ending_with_thread(mut self) -> Self {
         self.ends_with_thread = true;
         self
     }
 
-    /// Starts it, and waits until its nodes agree.
+    /// Starts the cluster and waits until its nodes agree.
     ///
     /// # Panics
-    /// Where they do not, or `nats-server` is missing.
+    /// On a timeout, or if `nats-server` is missing.
     #[must_use]
     pub fn start(self) -> Nats {
         let folder = tempfile::tempdir().expect("a temporary folder");
@@ -132,7 +130,7 @@ impl NatsBuilder {
         fs::write(&config, &self.config).unwrap();
         let near = match self.far {
             None => own_addresses(3 * self.nodes),
-            // On the far machine nothing else listens.
+            // No other process listens on the far machine.
             Some(_) => free_addresses(FarMachine::NEAR_ADDRESS.parse().unwrap(), 3 * self.nodes),
         };
         let is_far = |node| self.far.as_ref().is_some_and(|(_, nodes)| nodes.contains(&node));
@@ -174,16 +172,17 @@ impl NatsBuilder {
 }
 
 impl Nats {
-    /// So many nodes, that can be told more first.
+    /// Returns the builder of a cluster of `nodes` nodes.
     ///
     /// # Panics
-    /// Where they are not one, three or five: two cannot outvote one.
+    /// If there are not one, three or five nodes: two have no majority without
+    /// each other.
     #[must_use]
     pub fn builder(nodes: usize) -> NatsBuilder {
         assert!([1, 3, 5].contains(&nodes), "a cluster has one, three or five nodes, not {nodes}");
         let mut config = CONFIG.to_owned();
         if nodes == 1 {
-            // A node that is told of others waits for them.
+            // A node with routes waits for other nodes.
             let (before, rest) = config.split_once(CLUSTER).expect("a section for the cluster");
             let (_, after) = rest.split_once("\n}").expect("its end");
             config = format!("{before}{after}");
@@ -191,27 +190,28 @@ impl Nats {
         NatsBuilder { nodes, far: None, config, ends_with_thread: false }
     }
 
-    /// Three nodes that agree.
+    /// Starts three nodes and waits until they agree.
     #[must_use]
     pub fn start() -> Self {
         Self::builder(3).start()
     }
 
-    /// Three nodes that the tests of one process share, each with a chat of its
-    /// own. They end with it.
+    /// Returns three nodes shared by the tests of one process, with a separate
+    /// chat for each test. They end with the process.
     ///
     /// # Panics
-    /// Where they do not start.
+    /// If they do not start.
     #[must_use]
     pub fn shared() -> &'static Self {
         static SHARED: OnceLock<Nats> = OnceLock::new();
         SHARED.get_or_init(|| {
             let (give, taken) = mpsc::channel();
-            // Nodes end with the thread that has started them, and this one never does.
+            // The nodes end with the thread that started them, so this one
+            // never ends.
             std::thread::spawn(move || {
-                // Some tests send more than a node takes by default.
+                // Some tests send more than the default limit of a node.
                 let nats = Self::builder(3).config("max_payload: 8MB").ending_with_thread().start();
-                give.send(nats).expect("somebody waits for it");
+                give.send(nats).expect("a receiver");
                 loop {
                     std::thread::park();
                 }
@@ -220,62 +220,62 @@ impl Nats {
         })
     }
 
-    /// Where all nodes are, as `harkd --store` takes it.
+    /// Returns the addresses of all nodes, for `harkd --store`.
     #[must_use]
     pub fn url(&self) -> String {
         let urls: Vec<String> = (0..self.nodes.len()).map(|node| self.url_of(node)).collect();
         urls.join(",")
     }
 
-    /// Where one node is.
+    /// Returns the URL of one node.
     #[must_use]
     pub fn url_of(&self, node: usize) -> String {
         format!("nats://{}", self.nodes[node].client)
     }
 
-    /// The same, for who speaks to it directly.
+    /// Returns the address of one node for direct connections.
     #[must_use]
     pub fn address_of(&self, node: usize) -> SocketAddr {
         self.nodes[node].client
     }
 
-    /// Where one node says how it is.
+    /// Returns the address of a node's monitoring port.
     #[must_use]
     pub fn monitor_of(&self, node: usize) -> SocketAddr {
         self.nodes[node].monitor
     }
 
-    /// How many nodes there are, with those that do not run.
+    /// Returns the number of nodes, including stopped ones.
     #[must_use]
     pub const fn len(&self) -> usize {
         self.nodes.len()
     }
 
-    /// Never.
+    /// Returns false: a cluster has at least one node.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.nodes.is_empty()
     }
 
-    /// Whether a node has a process.
+    /// Returns whether a node is running.
     #[must_use]
     pub fn is_running(&self, node: usize) -> bool {
         self.nodes[node].process.is_some()
     }
 
-    /// What a node has logged, in all its lives.
+    /// Returns the log of a node, across restarts.
     ///
     /// # Panics
-    /// Where that cannot be read.
+    /// If it cannot be read.
     #[must_use]
     pub fn log(&self, node: usize) -> String {
         fs::read_to_string(&self.nodes[node].log).unwrap()
     }
 
-    /// Kills a node (SIGKILL), and waits until it is gone.
+    /// Kills a node (SIGKILL) and waits for its exit.
     ///
     /// # Panics
-    /// Where it does not run.
+    /// If it is not running.
     pub fn kill(&mut self, node: usize) {
         let node = &mut self.nodes[node];
         let mut process = node.process.take().expect("a node that runs");
@@ -284,74 +284,73 @@ impl Nats {
         process.wait().unwrap();
     }
 
-    /// Starts a node again, where it was and with what it has stored. It has
-    /// yet to catch up: see [`Self::wait_until_current`].
+    /// Restarts a node at the same address with its stored data. It still has
+    /// to catch up: see [`Self::wait_until_current`].
     ///
     /// # Panics
-    /// Where it runs.
+    /// If it is running.
     pub fn restart(&mut self, node: usize) {
         self.nodes[node].start();
     }
 
-    /// Stops a node in its tracks, with all its connections open.
+    /// Freezes a node, with all its connections open.
     ///
     /// # Panics
-    /// Where it does not run.
+    /// If it is not running.
     pub fn freeze(&mut self, node: usize) {
         self.nodes[node].signal("STOP");
         self.nodes[node].is_frozen = true;
     }
 
-    /// Lets a node go on that was frozen.
+    /// Resumes a frozen node.
     ///
     /// # Panics
-    /// Where it does not run.
+    /// If it is not running.
     pub fn thaw(&mut self, node: usize) {
         self.nodes[node].signal("CONT");
         self.nodes[node].is_frozen = false;
     }
 
-    /// Waits until all nodes that run and are not frozen have the same leader,
-    /// one of them, and have caught up in all that they keep.
+    /// Waits until all active nodes agree on a leader among them and have
+    /// caught up.
     ///
     /// # Panics
-    /// Where they do not in time: with what is missing.
+    /// On a timeout; the message says what is missing.
     #[track_caller]
     pub fn wait_until_current(&self) {
-        self.wait_for("the nodes to agree", || self.agreed());
+        self.wait_for("the nodes to agree", || self.agreed_leader());
     }
 
-    /// The node that leads all of them, once they agree.
+    /// Returns the leader of all nodes, once they agree.
     ///
     /// # Panics
-    /// Where they do not in time.
+    /// On a timeout.
     #[track_caller]
     #[must_use]
     pub fn leader(&self) -> usize {
-        self.wait_for("the nodes to agree", || self.agreed())
+        self.wait_for("the nodes to agree", || self.agreed_leader())
     }
 
-    /// The node that leads a stream, by its own account: waits until there is
-    /// one.
+    /// Waits for the leader of a stream, by its own account, and returns it.
     ///
     /// # Panics
-    /// Where there is none in time.
+    /// On a timeout.
     #[track_caller]
     #[must_use]
     pub fn leader_of(&self, stream: &str) -> usize {
-        self.wait_for(&format!("a leader of the stream {stream}"), || self.leading(stream))
+        self.wait_for(&format!("a leader of the stream {stream}"), || self.current_leader(stream))
     }
 
     /// Waits until a node has caught up in a stream, by the account of its
     /// leader.
     ///
     /// # Panics
-    /// Where it does not in time.
+    /// On a timeout.
     #[track_caller]
     pub fn wait_until_current_in(&self, stream: &str, node: usize) {
         let name = &*self.nodes[node].name;
         self.wait_for(&format!("{name} to have caught up in {stream}"), || {
-            let leader = self.leading(stream)?;
+            let leader = self.current_leader(stream)?;
             let cluster = self.stream(leader, stream)?;
             let mut replicas = cluster["replicas"].as_array().into_iter().flatten();
             let is_current = replicas.any(|peer| peer["name"] == *name && peer["current"] == true);
@@ -359,11 +358,10 @@ impl Nats {
         });
     }
 
-    /// What a node says of itself at its monitoring port, such as
-    /// `/jsz?streams=1`.
+    /// Queries the monitoring port of a node, such as `/jsz?streams=1`.
     ///
     /// # Errors
-    /// Where it does not answer in time, or with an error, which is repeated.
+    /// On a timeout or an error of the node.
     pub fn ask(&self, node: usize, path: &str) -> Result<Value, String> {
         let (status, body) = get(self.nodes[node].monitor, path).map_err(|error| error.to_string())?;
         match (status, serde_json::from_str(&body)) {
@@ -372,15 +370,15 @@ impl Nats {
         }
     }
 
-    /// Who leads a stream, by its own account.
-    fn leading(&self, stream: &str) -> Result<usize, String> {
+    /// Returns the leader of a stream, by its own account.
+    fn current_leader(&self, stream: &str) -> Result<usize, String> {
         let is_its = |node: &usize| {
             self.stream(*node, stream).is_ok_and(|cluster| cluster["leader"] == *self.nodes[*node].name)
         };
-        self.awake().find(is_its).ok_or_else(|| "nobody says that it is".to_owned())
+        self.active_nodes().find(is_its).ok_or_else(|| "no node claims to be the leader".to_owned())
     }
 
-    /// Who has a stream, as one node sees it.
+    /// Returns the replicas of a stream, as seen by one node.
     fn stream(&self, node: usize, stream: &str) -> Result<Value, String> {
         let all = self.ask(node, "/jsz?accounts=1&streams=1")?;
         let accounts = all["account_details"].as_array().into_iter().flatten();
@@ -390,16 +388,16 @@ impl Nats {
         found.ok_or_else(|| format!("{} does not have it", self.nodes[node].name))
     }
 
-    /// Nodes that can answer.
-    fn awake(&self) -> impl Iterator<Item = usize> + '_ {
+    /// Returns the nodes that can answer.
+    fn active_nodes(&self) -> impl Iterator<Item = usize> + '_ {
         (0..self.nodes.len()).filter(|node| self.is_running(*node) && !self.nodes[*node].is_frozen)
     }
 
-    /// Who leads, where all that are awake say the same of one of them; or why
-    /// they do not.
-    fn agreed(&self) -> Result<usize, String> {
+    /// Returns the leader if all active nodes agree on one of them, or the
+    /// reason.
+    fn agreed_leader(&self) -> Result<usize, String> {
         let mut leaders = Vec::new();
-        for node in self.awake() {
+        for node in self.active_nodes() {
             self.ask(node, "/healthz").map_err(|why| format!("{}: {why}", self.nodes[node].name))?;
             if self.nodes.len() == 1 {
                 return Ok(node);
@@ -407,7 +405,7 @@ impl Nats {
             leaders.push(self.ask(node, "/jsz")?["meta_cluster"]["leader"].clone());
         }
         let is_leader = |node: &usize| leaders.iter().all(|leader| *leader == *self.nodes[*node].name);
-        self.awake().find(is_leader).ok_or_else(|| format!("their leaders are {leaders:?}"))
+        self.active_nodes().find(is_leader).ok_or_else(|| format!("their leaders are {leaders:?}"))
     }
 
     #[track_caller]
@@ -416,7 +414,7 @@ impl Nats {
         loop {
             match attempt() {
                 Ok(is) => return is,
-                Err(why) => assert!(Instant::now() < until, "waited in vain for {what}: {why}"),
+                Err(why) => assert!(Instant::now() < until, "timeout while waiting for {what}: {why}"),
             }
             std::thread::sleep(ASK_AGAIN);
         }
@@ -427,7 +425,7 @@ impl Drop for Nats {
     fn drop(&mut self) {
         for node in &mut self.nodes {
             if let Some(process) = &mut node.process {
-                // It may have ended by itself, which is as good.
+                // Fails if the process has ended already.
                 drop(process.kill());
                 drop(process.wait());
             }
@@ -435,7 +433,7 @@ impl Drop for Nats {
                 let log = fs::read_to_string(&node.log).unwrap_or_default();
                 let from = log.lines().count().saturating_sub(LOG_LINES_SHOWN);
                 let last: Vec<&str> = log.lines().skip(from).collect();
-                eprintln!("{} said last:\n{}", node.name, last.join("\n"));
+                eprintln!("end of the log of {}:\n{}", node.name, last.join("\n"));
             }
         }
     }
@@ -460,7 +458,8 @@ impl Node {
     }
 }
 
-/// The server, of the version that `tests/requirements.txt` names.
+/// Returns the path of the server, whose version is set in
+/// `tests/requirements.txt`.
 fn program() -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join(".venv/bin/nats-server");
     assert!(
@@ -470,7 +469,7 @@ fn program() -> String {
     path.display().to_string()
 }
 
-/// Asks by HTTP, and has the connection closed after the answer.
+/// Sends an HTTP request, and reads until the connection closes.
 fn get(address: SocketAddr, path: &str) -> io::Result<(u16, String)> {
     let mut stream = TcpStream::connect_timeout(&address, ANSWER)?;
     stream.set_read_timeout(Some(ANSWER))?;

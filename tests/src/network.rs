@@ -1,6 +1,6 @@
-//! A network of two machines whose link can be cut: namespaces of the test's
-//! own, so that nobody else sees it and nothing of it is left. And addresses
-//! that a test has for itself without one.
+//! A network of two machines whose link can be cut, in namespaces of the test's
+//! own, which are invisible to other processes and removed with it. Also
+//! addresses that a test has for itself without a namespace.
 
 use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
@@ -10,47 +10,47 @@ use rand::RngExt as _;
 
 use crate::disk::is_root;
 
-/// Tells a test that it runs in a network of its own, and names the file that
-/// it makes to show that it has.
+/// Environment variable that marks a test inside of its own network, and names
+/// the file that proves the run.
 const INSIDE: &str = "HARK_TEST_IN_OWN_NETWORK";
 
 /// The ends of the link.
 const NEAR: &str = "near";
 const FAR: &str = "far";
 
-/// The machine far from the test, linked to the one that the test runs on.
-/// There for as long as this is.
+/// The machine at the far end of a link from the test's own, which exists until
+/// dropped.
 #[derive(Debug)]
 pub struct FarMachine {
-    /// A process that does nothing but keep the namespace.
+    /// A process that only keeps the namespace alive.
     keeper: Child,
 }
 
 impl FarMachine {
-    /// Where the test's own machine is reached from the far one.
+    /// Address of the test's own machine, from the far one.
     pub const NEAR_ADDRESS: &str = "10.200.0.1";
 
-    /// Where the far machine is reached.
+    /// Address of the far machine.
     pub const FAR_ADDRESS: &str = "10.200.0.2";
 
-    /// Where it is reached by another link, which is never cut.
+    /// Address of the far machine over a second link, which is never cut.
     pub const FAR_ADDRESS_UNCUT: &str = "10.201.0.2";
 
-    /// Runs the test `name` of the module `module` (as `module_path!` gives it),
-    /// which calls this first, again in a process and a network of its own with
-    /// such a machine. Returns `None` after the test has passed there: nothing
-    /// is left to do.
+    /// Reruns the test `name` of the module `module` (as `module_path!` gives
+    /// it) in a process and a network of its own with such a machine. The test
+    /// calls this first. Returns `None` in the outer process, after the test
+    /// has passed there.
     ///
     /// # Panics
-    /// If the test has failed there, or if the system does not permit it: with
-    /// what is needed.
+    /// If the inner test fails, or if the system forbids namespaces; the
+    /// message names the required permission.
     #[must_use]
     pub fn of_test(module: &str, name: &str) -> Option<Self> {
         if let Some(proof) = std::env::var_os(INSIDE) {
             std::fs::write(proof, "").expect("a file");
             return Some(Self::new());
         }
-        // The test program names its tests without the name of the crate.
+        // Test programs name their tests without the crate.
         let name = match module.split_once("::") {
             Some((_, module)) => format!("{module}::{name}"),
             None => name.to_owned(),
@@ -68,7 +68,7 @@ impl FarMachine {
             status.success(),
             "the test has failed in a network of its own: see above. It needs root, or that users may make namespaces (sysctl kernel.unprivileged_userns_clone=1, kernel.apparmor_restrict_unprivileged_userns=0)"
         );
-        assert!(proof.exists(), "there is no test of the name {name}");
+        assert!(proof.exists(), "no test is named {name}");
         None
     }
 
@@ -87,7 +87,8 @@ impl FarMachine {
         far
     }
 
-    /// A link between the two machines: the names and the addresses of its ends.
+    /// Creates a link between the two machines, with the names and addresses of
+    /// its ends.
     fn link(&self, [near, far]: [&str; 2], [near_address, far_address]: [&str; 2]) {
         let process = self.keeper.id().to_string();
         ip(&["link", "add", near, "type", "veth", "peer", "name", far, "netns", &process]);
@@ -97,24 +98,23 @@ impl FarMachine {
         self.ip(&["link", "set", far, "up"]);
     }
 
-    /// Lets nothing through any more, without a word to either side.
+    /// Drops all packets on the link silently.
     ///
     /// # Panics
-    /// Where that cannot be done.
+    /// If that fails.
     pub fn cut(&self) {
         self.ip(&["link", "set", FAR, "down"]);
     }
 
-    /// Lets everything through again.
+    /// Restores the link.
     ///
     /// # Panics
-    /// Where that cannot be done.
+    /// If that fails.
     pub fn mend(&self) {
         self.ip(&["link", "set", FAR, "up"]);
     }
 
-    /// A command that runs the one that follows it on that machine, and
-    /// becomes it.
+    /// Returns the prefix of a command that runs on the far machine.
     #[must_use]
     pub fn enter(&self) -> Vec<String> {
         std::iter::once("nsenter".to_owned()).chain(self.flags()).collect()
@@ -124,7 +124,7 @@ impl FarMachine {
         [format!("--target={}", self.keeper.id()), "--net".to_owned(), "--preserve-credentials".to_owned()]
     }
 
-    /// This command, on that machine.
+    /// Returns this command, to run on the far machine.
     #[must_use]
     pub fn run(&self, command: &Command) -> Command {
         let mut there = Command::new("nsenter");
@@ -146,18 +146,18 @@ impl FarMachine {
 
 impl Drop for FarMachine {
     fn drop(&mut self) {
-        // It may have ended by itself, which is as good.
+        // Fails if the process has ended already.
         drop(self.keeper.kill());
         drop(self.keeper.wait());
     }
 }
 
-/// So many addresses of the loopback at which nobody listens, and nobody will
-/// who was not told. What connects elsewhere takes its port at 127.0.0.1, and so
-/// never one of these, also while who listens there is down for a while.
+/// Returns `count` unused loopback addresses, reserved for the test: outgoing
+/// connections take their ports at 127.0.0.1, never at these addresses, even
+/// while their owner is down.
 ///
 /// # Panics
-/// Where there are no ports.
+/// If no ports are free.
 #[must_use]
 pub fn own_addresses(count: usize) -> Vec<SocketAddr> {
     let mut random = rand::rng();
@@ -165,7 +165,7 @@ pub fn own_addresses(count: usize) -> Vec<SocketAddr> {
     free_addresses(Ipv4Addr::new(127, second, third, fourth).into(), count)
 }
 
-/// So many addresses of this host at which nobody listens.
+/// Returns `count` unused addresses of this host.
 pub(crate) fn free_addresses(host: IpAddr, count: usize) -> Vec<SocketAddr> {
     let held: Vec<TcpListener> = (0..count).map(|_| TcpListener::bind((host, 0)).expect("a port")).collect();
     held.iter().map(|listener| listener.local_addr().expect("its address")).collect()

@@ -1,10 +1,10 @@
-//! The promise, as those see it who rely on it: senders that repeat what was
-//! not answered, readers that drop their links in the middle of their window and
-//! take over from each other, queues that are full, an account that is deleted
-//! and made again. Each connection takes another server and another way into it:
-//! what was not answered over one is repeated over the next. Meanwhile a test
-//! does to the servers what it likes; in the end everything that was answered
-//! was read, once and in each sender's order, and nothing that was refused.
+//! Verification of the promise under load: senders that repeat unanswered
+//! sends, readers that drop their connections in the middle of the window and
+//! take over from each other, full inboxes, and an account that is deleted and
+//! recreated. Each connection uses another server and front; a send that is
+//! unanswered over one is repeated over the next. Meanwhile the test injects
+//! faults. In the end, every send that was answered `ok` must have been read
+//! once and in each sender's order, and no refused one.
 #![expect(clippy::indexing_slicing, reason = "a test fails by panicking")]
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -20,49 +20,49 @@ use rand::{RngExt, SeedableRng};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
-use crate::{Front, Link, PATIENCE, name, send};
+use crate::{Front, Link, TIMEOUT, name, send};
 
 const SENDERS: usize = 4;
 const READERS: usize = 3;
 
-/// Sends of one sender that are unanswered.
+/// Largest number of unanswered sends of a sender.
 const IN_FLIGHT: usize = 32;
 
-/// How long whoever has lost its connection waits before it tries again.
+/// Delay before a reconnect.
 const AGAIN: Duration = Duration::from_millis(20);
 
-/// How long a reader waits for the next message before it does something else.
+/// Silence after which a reader stops reading.
 const QUIET: Duration = Duration::from_millis(100);
 
-/// The environment variables that [`Trial`] reads, and the short run.
+/// Environment variables of [`Trial`], and the duration of the short run.
 const SEED_VARIABLE: &str = "HARK_SEED";
 const SECONDS_VARIABLE: &str = "HARK_TEST_SECONDS";
 const SECONDS_DEFAULT: u64 = 3;
 
-/// A run at random, for a while.
+/// A randomized run of limited duration.
 #[derive(Debug)]
 pub struct Trial {
-    /// How long things are done to the servers.
+    /// Duration of the fault injection.
     pub time: Duration,
-    /// What decides what is done.
+    /// Source of random decisions.
     pub random: StdRng,
 }
 
-/// Who sends and reads, and where.
+/// Configuration of the senders and readers.
 #[derive(Debug, Clone)]
-pub struct Roles {
-    /// The servers. Each connection goes to any of them.
+pub struct LoadConfig {
+    /// The servers. Each connection uses any of them.
     pub servers: Vec<SocketAddr>,
-    /// The ways into them.
+    /// The fronts. Each connection uses any of them.
     pub fronts: Vec<Front>,
-    /// How long an answer may take. Whoever has waited longer takes another
-    /// connection, which is counted: see [`Kept::given_up`].
-    pub patience: Duration,
-    /// How long everybody together may take to come to an end.
+    /// Time limit for an answer, after which the connection is dropped and
+    /// counted in [`Report::timed_out`].
+    pub answer_timeout: Duration,
+    /// Time limit for all senders and readers to finish.
     pub end_within: Duration,
 }
 
-/// Senders and readers at work.
+/// Running senders and readers.
 #[derive(Debug)]
 pub struct Promise {
     record: Arc<Record>,
@@ -72,61 +72,61 @@ pub struct Promise {
     readers: Vec<JoinHandle<()>>,
 }
 
-/// What was promised and kept.
+/// Result of a run.
 #[derive(Debug)]
-pub struct Kept {
-    /// Sends that were answered `ok`.
+pub struct Report {
+    /// Number of sends answered `ok`.
     pub answered: usize,
-    /// Of those, the ones that were read in their place.
+    /// Number of those that were read in order.
     pub compared: usize,
-    /// Sends that were refused, and those of them for a full queue.
+    /// Number of refused sends, and of those refused because of a full inbox.
     pub refused: (usize, u64),
-    /// Receptions that were taken from another connection.
+    /// Number of takeovers.
     pub takeovers: u64,
-    /// How often an account was deleted and made again.
-    pub rebirths: u64,
-    /// Connections that were given up since no answer came in time.
-    pub given_up: u64,
-    /// Connections that were not told in time that another has taken over.
+    /// Number of deletions and recreations of an account.
+    pub recreations: u64,
+    /// Number of connections dropped because of a timeout.
+    pub timed_out: u64,
+    /// Number of connections that received no `bye` in time after a takeover.
     pub byes_missed: u64,
-    /// Answers that said `error unavailable`.
+    /// Number of answers `error unavailable`.
     pub unavailable: u64,
-    /// The longest time in which no send was answered.
+    /// Longest period without an answered send.
     pub longest_pause: Duration,
-    /// The longest time that one send took, with its repeats.
+    /// Longest time from the first attempt of a send to its answer.
     pub longest_send: Duration,
-    /// The longest time that one server took to answer, if it did.
+    /// Longest time from the last attempt of a send to its answer.
     pub longest_answer: Duration,
-    /// Connections that were opened, by front.
+    /// Number of connections, by front.
     pub opened: Vec<(Front, u64)>,
 }
 
-/// What the senders know and the readers have seen.
+/// Shared record of answers and received messages.
 #[derive(Debug)]
 struct Record {
-    roles: Roles,
-    /// The texts that were answered `ok`, by sender and recipient, by id.
+    config: LoadConfig,
+    /// Texts answered `ok`, by sender and recipient, by id.
     stored: Mutex<BTreeMap<(String, String), BTreeMap<u32, String>>>,
     refused: Mutex<HashSet<String>>,
-    /// What was read, by recipient.
+    /// Texts read, by recipient.
     read: Mutex<BTreeMap<String, Vec<String>>>,
-    /// Counts what happens, to tell before from after.
+    /// Logical clock for the order of events.
     clock: AtomicU64,
-    /// When a message to the reborn account was answered.
+    /// Logical times of answers for messages to the recreated account.
     answered_at: Mutex<HashMap<String, u64>>,
     answers: Mutex<Answers>,
     opened: Vec<AtomicU64>,
     queue_full: AtomicU64,
     takeovers: AtomicU64,
-    rebirths: AtomicU64,
-    given_up: AtomicU64,
+    recreations: AtomicU64,
+    timed_out: AtomicU64,
     byes_missed: AtomicU64,
     unavailable: AtomicU64,
     stop_sending: AtomicBool,
     stop_reading: AtomicBool,
 }
 
-/// When sends were answered.
+/// Statistics of answered sends.
 #[derive(Debug)]
 struct Answers {
     count: u64,
@@ -136,18 +136,19 @@ struct Answers {
     longest_answer: Duration,
 }
 
-/// A send that is not answered.
+/// An unanswered send.
 struct Unanswered {
     to: String,
     text: String,
     first_sent: Instant,
-    /// Over the connection that there is.
+    /// Time of the last attempt.
     sent: Instant,
 }
 
 impl Trial {
-    /// Reads the seed from `HARK_SEED`, or takes any, and the seconds of the run
-    /// from `HARK_TEST_SECONDS`, or takes 3. Prints how to run the same again.
+    /// Reads the seed from `HARK_SEED` (default: random) and the duration in
+    /// seconds from `HARK_TEST_SECONDS` (default: 3), and prints how to repeat
+    /// the run.
     ///
     /// # Panics
     /// If they are not numbers.
@@ -160,7 +161,7 @@ impl Trial {
         Self { time: Duration::from_secs(seconds), random: StdRng::seed_from_u64(seed) }
     }
 
-    /// What decides for somebody else.
+    /// Returns a generator for another task.
     #[must_use]
     pub fn random(&mut self) -> StdRng {
         StdRng::seed_from_u64(self.random.random())
@@ -168,12 +169,12 @@ impl Trial {
 }
 
 impl Promise {
-    /// Makes the accounts, and has everybody begin.
+    /// Creates the accounts, and starts all tasks.
     ///
     /// # Panics
-    /// Where an account cannot be made.
-    pub async fn begin(roles: Roles, mut random: StdRng) -> Self {
-        let record = Arc::new(Record::new(roles));
+    /// If an account cannot be created.
+    pub async fn begin(config: LoadConfig, mut random: StdRng) -> Self {
+        let record = Arc::new(Record::new(config));
         for user in recipients().chain(["full".into(), "reborn".into()]) {
             record.create(&user, &mut random).await;
         }
@@ -181,93 +182,92 @@ impl Promise {
         let senders = (0..SENDERS).map(|n| begin.task(|record, random| sender(n, record, random))).collect();
         let mut readers: Vec<_> =
             recipients().map(|user| begin.task(|record, random| reader(user, record, random))).collect();
-        readers.push(begin.task(reborn));
+        readers.push(begin.task(recreated));
         Self { record, begun: Instant::now(), random, senders, readers }
     }
 
-    /// The time since everybody began.
+    /// Returns the time since the start.
     #[must_use]
     pub fn elapsed(&self) -> Duration {
         self.begun.elapsed()
     }
 
-    /// Whether a run of this length may end: it is over, and everything was
-    /// tried. After [`PATIENCE`] more it ends in any case, and
-    /// [`Kept::assert_all_tried`] fails.
+    /// Returns whether a run of this duration may end: it is over, and every
+    /// feature was exercised. After [`TIMEOUT`] more it ends in any case, and
+    /// [`Report::assert_all_tried`] fails.
     #[must_use]
     pub fn may_end(&self, time: Duration) -> bool {
         let elapsed = self.elapsed();
-        elapsed >= time && (self.record.has_tried_all() || elapsed >= time + PATIENCE)
+        elapsed >= time && (self.record.has_tried_all() || elapsed >= time + TIMEOUT)
     }
 
-    /// Sends that were answered so far, one way or the other.
+    /// Returns the number of sends answered so far.
     #[must_use]
     pub fn answers(&self) -> u64 {
         self.record.answers.lock().unwrap().count
     }
 
-    /// Waits until something more is answered than `before`.
+    /// Waits until more than `before` sends are answered.
     ///
     /// # Panics
-    /// Where nothing is within the time in which everybody has to end.
+    /// If that takes longer than [`LoadConfig::end_within`].
     pub async fn answer_after(&self, before: u64) {
-        let until = Instant::now() + self.record.roles.end_within;
+        let until = Instant::now() + self.record.config.end_within;
         while self.answers() <= before {
             assert!(Instant::now() < until, "nothing is answered any more");
             sleep(AGAIN).await;
         }
     }
 
-    /// Has everybody come to an end, and compares. What is kept is printed
-    /// before anything that is not makes it fail.
+    /// Finishes all tasks, prints the result, and compares.
     ///
     /// # Panics
-    /// Where somebody gets no answer, or the promise is broken: with where.
-    pub async fn end(mut self) -> Kept {
+    /// If a task times out, or the promise is broken; the message says where.
+    pub async fn end(mut self) -> Report {
         let record = &self.record;
         record.stop_sending.store(true, Ordering::SeqCst);
         for sender in self.senders {
-            timeout(record.roles.end_within, sender).await.expect("a sender got no answer").unwrap();
+            timeout(record.config.end_within, sender).await.expect("a sender got no answer").unwrap();
         }
         record.stop_reading.store(true, Ordering::SeqCst);
         for reader in self.readers {
-            timeout(record.roles.end_within, reader).await.expect("a reader did not end").unwrap();
+            timeout(record.config.end_within, reader).await.expect("a reader did not end").unwrap();
         }
         let last = StdRng::seed_from_u64(self.random.random());
-        timeout(record.roles.end_within, reader("full".into(), Arc::clone(record), last))
+        timeout(record.config.end_within, reader("full".into(), Arc::clone(record), last))
             .await
             .expect("full is not drained");
         record.compare()
     }
 }
 
-impl Kept {
-    /// Sees that everything was tried.
+impl Report {
+    /// Checks that every feature was exercised.
     ///
     /// # Panics
-    /// Where something was not.
+    /// If one was not.
     pub fn assert_all_tried(&self) {
-        let counts = [self.compared as u64, self.refused.1, self.takeovers, self.rebirths];
+        let counts = [self.compared as u64, self.refused.1, self.takeovers, self.recreations];
         assert!(counts.iter().all(|count| *count > 0), "something was not tried: {self}");
         assert!(self.opened.iter().all(|(_, count)| *count > 0), "a front was not tried: {:?}", self.opened);
     }
 }
 
-impl fmt::Display for Kept {
+impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (refused, queue_full) = self.refused;
         let seconds = |time: Duration| time.as_secs_f64();
         write!(
             f,
             "{} answered, {} compared; {refused} refused, {queue_full} of them by a full queue; \
-             {} takeovers, {} accounts made again; {} unavailable, {} connections given up, {} byes missed; \
+             {} takeovers, {} accounts recreated; {} unavailable, {} connections timed out, {} byes missed; \
              longest pause {:.1} s, longest send {:.1} s, longest answer {:.1} s; connections by {:?}",
             self.answered,
             self.compared,
             self.takeovers,
-            self.rebirths,
+            self.recreations,
             self.unavailable,
-            self.given_up,
+            self.timed_out,
             self.byes_missed,
             seconds(self.longest_pause),
             seconds(self.longest_send),
@@ -292,7 +292,7 @@ impl Begin<'_> {
 }
 
 impl Record {
-    fn new(roles: Roles) -> Self {
+    fn new(config: LoadConfig) -> Self {
         Self {
             stored: Mutex::default(),
             refused: Mutex::default(),
@@ -306,21 +306,21 @@ impl Record {
                 longest_send: Duration::ZERO,
                 longest_answer: Duration::ZERO,
             }),
-            opened: roles.fronts.iter().map(|_| AtomicU64::new(0)).collect(),
+            opened: config.fronts.iter().map(|_| AtomicU64::new(0)).collect(),
             queue_full: AtomicU64::new(0),
             takeovers: AtomicU64::new(0),
-            rebirths: AtomicU64::new(0),
-            given_up: AtomicU64::new(0),
+            recreations: AtomicU64::new(0),
+            timed_out: AtomicU64::new(0),
             byes_missed: AtomicU64::new(0),
             unavailable: AtomicU64::new(0),
             stop_sending: AtomicBool::new(false),
             stop_reading: AtomicBool::new(false),
-            roles,
+            config,
         }
     }
 
     fn has_tried_all(&self) -> bool {
-        let counts = [&self.queue_full, &self.takeovers, &self.rebirths];
+        let counts = [&self.queue_full, &self.takeovers, &self.recreations];
         counts.into_iter().chain(&self.opened).all(|count| count.load(Ordering::SeqCst) > 0)
     }
 
@@ -334,13 +334,13 @@ impl Record {
         assert!(matches!(made, Some(Reply::Ok(_))), "creating {user}: {made:?}");
     }
 
-    /// A connection to any server by any front.
+    /// Connects to a random server by a random front.
     async fn connect(&self, random: &mut StdRng, session: Option<&str>) -> Option<Connection<'_>> {
-        let server = self.roles.servers[random.random_range(0..self.roles.servers.len())];
-        let nth = random.random_range(0..self.roles.fronts.len());
-        let front = self.roles.fronts[nth];
-        let opened = timeout(self.roles.patience, front.link(server)).await;
-        let link = self.unless_too_late(opened, || format!("{server} is not reached by {front:?}"))??;
+        let server = self.config.servers[random.random_range(0..self.config.servers.len())];
+        let nth = random.random_range(0..self.config.fronts.len());
+        let front = self.config.fronts[nth];
+        let opened = timeout(self.config.answer_timeout, front.link(server)).await;
+        let link = self.count_timeout(opened, || format!("{server} is not reached by {front:?}"))??;
         let mut connection = Connection { link, at: (server, front), record: self };
         if let Some(session) = session {
             let hello = Request::Hello { version: 1, session: session.parse().unwrap() };
@@ -354,10 +354,10 @@ impl Record {
         Some(connection)
     }
 
-    fn unless_too_late<T, E>(&self, result: Result<T, E>, what: impl FnOnce() -> String) -> Option<T> {
+    fn count_timeout<T, E>(&self, result: Result<T, E>, what: impl FnOnce() -> String) -> Option<T> {
         if result.is_err() {
-            println!("given up: {}", what());
-            self.given_up.fetch_add(1, Ordering::SeqCst);
+            println!("timed out: {}", what());
+            self.timed_out.fetch_add(1, Ordering::SeqCst);
         }
         result.ok()
     }
@@ -372,9 +372,9 @@ impl Record {
         answers.last = now;
     }
 
-    /// Everything that was answered was read, once and in order; nothing else
-    /// was.
-    fn compare(&self) -> Kept {
+    /// Checks that every answered send was read once and in order, and no
+    /// other.
+    fn compare(&self) -> Report {
         let (stored, read) = (self.stored.lock().unwrap(), self.read.lock().unwrap());
         let (mut answered, mut compared) = (0, 0);
         let mut broken = Vec::new();
@@ -407,28 +407,28 @@ impl Record {
                 .filter(|text| refused.contains(*text))
                 .map(|text| format!("{text} was refused and read all the same")),
         );
-        let kept = self.kept(answered, compared, refused.len());
-        println!("{kept}");
+        let report = self.report(answered, compared, refused.len());
+        println!("{report}");
         assert!(broken.is_empty(), "{}", broken.join("\n"));
-        kept
+        report
     }
 
-    fn kept(&self, answered: usize, compared: usize, refused: usize) -> Kept {
+    fn report(&self, answered: usize, compared: usize, refused: usize) -> Report {
         let answers = self.answers.lock().unwrap();
         let count = |count: &AtomicU64| count.load(Ordering::SeqCst);
-        Kept {
+        Report {
             answered,
             compared,
             refused: (refused, count(&self.queue_full)),
             takeovers: count(&self.takeovers),
-            rebirths: count(&self.rebirths),
-            given_up: count(&self.given_up),
+            recreations: count(&self.recreations),
+            timed_out: count(&self.timed_out),
             byes_missed: count(&self.byes_missed),
             unavailable: count(&self.unavailable),
             longest_pause: answers.longest_pause,
             longest_send: answers.longest_send,
             longest_answer: answers.longest_answer,
-            opened: self.roles.fronts.iter().copied().zip(self.opened.iter().map(count)).collect(),
+            opened: self.config.fronts.iter().copied().zip(self.opened.iter().map(count)).collect(),
         }
     }
 }
@@ -437,7 +437,7 @@ fn recipients() -> impl Iterator<Item = String> {
     (0..READERS).map(|n| format!("reader{n}"))
 }
 
-/// Sends until it is told to stop, and repeats what was not answered.
+/// Sends until told to stop, and repeats unanswered sends.
 async fn sender(n: usize, record: Arc<Record>, mut random: StdRng) {
     let me = format!("sender{n}");
     let session = format!("{me}-{}", random.random::<u64>());
@@ -523,8 +523,8 @@ impl Unanswered {
     }
 }
 
-/// Reads for a user, remembering the last number, until it is told to stop and
-/// there is nothing more.
+/// Reads for a user and remembers the last number, until told to stop and the
+/// inbox is empty.
 async fn reader(user: String, record: Arc<Record>, mut random: StdRng) {
     let mut last = Sequence(0);
     loop {
@@ -541,10 +541,10 @@ async fn reader(user: String, record: Arc<Record>, mut random: StdRng) {
         if queued == 0 && record.stop_reading.load(Ordering::SeqCst) {
             return;
         }
-        // It ends in the middle of its window, without an ack for what it has
-        // taken since the last.
-        let patience = random.random_range(1..400);
-        for _ in 0..patience {
+        // The connection ends in the middle of its window, with messages
+        // unacknowledged.
+        let frames_max = random.random_range(1..400);
+        for _ in 0..frames_max {
             let Ok(frame) = timeout(QUIET, link.next()).await else { break };
             let delivery = match frame {
                 Some(Frame { message: Reply::String(delivery), .. }) => delivery,
@@ -569,8 +569,8 @@ async fn reader(user: String, record: Arc<Record>, mut random: StdRng) {
     }
 }
 
-/// Another connection connects while this one receives: this one gets a `bye`,
-/// after which nothing more is pushed to it.
+/// Connects from a second connection while the first one receives, and checks
+/// that the first gets a `bye` and no further message.
 async fn take_over(user: &str, record: &Record, random: &mut StdRng, mut former: Connection<'_>) {
     let Some(mut latter) = record.connect(random, None).await else { return };
     let Some(Reply::Ok(_)) = latter.ask(1, Request::Connect { user: name(user), password: None }).await
@@ -579,7 +579,7 @@ async fn take_over(user: &str, record: &Record, random: &mut StdRng, mut former:
     };
     let mut said_bye = false;
     loop {
-        let Ok(next) = timeout(record.roles.patience, former.next()).await else {
+        let Ok(next) = timeout(record.config.answer_timeout, former.next()).await else {
             record.byes_missed.fetch_add(1, Ordering::SeqCst);
             return;
         };
@@ -597,9 +597,9 @@ async fn take_over(user: &str, record: &Record, random: &mut StdRng, mut former:
     record.takeovers.fetch_add(1, Ordering::SeqCst);
 }
 
-/// Deletes an account and makes it again, and checks that the new one never
-/// sees what was answered before the old one was deleted.
-async fn reborn(record: Arc<Record>, mut random: StdRng) {
+/// Deletes and recreates an account repeatedly, and checks that it never
+/// receives a message answered before its deletion.
+async fn recreated(record: Arc<Record>, mut random: StdRng) {
     let user = || name("reborn");
     while !record.stop_reading.load(Ordering::SeqCst) {
         sleep(Duration::from_millis(random.random_range(10..200))).await;
@@ -609,7 +609,7 @@ async fn reborn(record: Arc<Record>, mut random: StdRng) {
         {
             continue;
         }
-        // Where the answer to this is lost the account may be there already.
+        // If the answer to this was lost, the account may exist already.
         while !matches!(
             link.ask(2, Request::Create { user: user(), password: None }).await,
             Some(Reply::Ok(_) | Reply::NotOk(_))
@@ -619,7 +619,7 @@ async fn reborn(record: Arc<Record>, mut random: StdRng) {
                 link = again;
             }
         }
-        record.rebirths.fetch_add(1, Ordering::SeqCst);
+        record.recreations.fetch_add(1, Ordering::SeqCst);
         let connect = Request::Connect { user: user(), password: None };
         let Some(Reply::Ok(_)) = link.ask(3, connect).await else { continue };
         let mut last: Option<Delivery> = None;
@@ -639,7 +639,7 @@ async fn reborn(record: Arc<Record>, mut random: StdRng) {
     }
 }
 
-/// A connection that may end at any time, which is then said by `None`.
+/// A connection that may end at any time, which is reported as `None`.
 struct Connection<'a> {
     link: Box<dyn Link>,
     at: (SocketAddr, Front),
@@ -648,15 +648,15 @@ struct Connection<'a> {
 
 impl Connection<'_> {
     async fn write_all(&mut self, requests: impl IntoIterator<Item = (u32, Request)>) -> Option<()> {
-        // Over calls of gRPC this waits for the answers, one after the other.
+        // gRPC calls are answered one after the other.
         for chunk in self.in_turn(requests) {
-            let written = timeout(self.record.roles.patience, self.link.write_all(chunk)).await;
-            self.record.unless_too_late(written, || format!("{:?} does not take requests", self.at))??;
+            let written = timeout(self.record.config.answer_timeout, self.link.write_all(chunk)).await;
+            self.record.count_timeout(written, || format!("{:?} does not take requests", self.at))??;
         }
         Some(())
     }
 
-    /// What is to be said in one go.
+    /// Splits requests into batches of one write.
     fn in_turn(&self, requests: impl IntoIterator<Item = (u32, Request)>) -> Vec<Vec<(u32, Request)>> {
         let requests: Vec<_> = requests.into_iter().collect();
         match self.at.1 {
@@ -670,16 +670,16 @@ impl Connection<'_> {
     }
 
     async fn next_in_time(&mut self) -> Option<Frame<Reply>> {
-        let next = timeout(self.record.roles.patience, self.link.next()).await;
-        self.record.unless_too_late(next, || format!("{:?} does not answer a send", self.at))?
+        let next = timeout(self.record.config.answer_timeout, self.link.next()).await;
+        self.record.count_timeout(next, || format!("{:?} does not answer a send", self.at))?
     }
 
-    /// Asks, and drops what comes before the answer.
+    /// Sends a request, and skips messages before its answer.
     async fn ask(&mut self, id: u32, request: Request) -> Option<Reply> {
         let asked = format!("{request:?}");
         self.write_all([(id, request)]).await?;
         let (record, at) = (self.record, self.at);
-        let answer = timeout(record.roles.patience, async {
+        let answer = timeout(record.config.answer_timeout, async {
             loop {
                 let frame = self.next().await?;
                 if frame.id == RequestId::new(id) {
@@ -687,6 +687,6 @@ impl Connection<'_> {
                 }
             }
         });
-        record.unless_too_late(answer.await, || format!("{at:?} does not answer {asked}"))?
+        record.count_timeout(answer.await, || format!("{at:?} does not answer {asked}"))?
     }
 }

@@ -1,4 +1,4 @@
-//! The real `hark` in a pseudo-terminal: what is typed, and what is on the
+//! The real `hark` in a pseudo-terminal: typed keys, and the content of the
 //! screen.
 
 use std::io::{Read, Write};
@@ -8,33 +8,33 @@ use std::sync::{Arc, Condvar, Mutex};
 
 use portable_pty::{Child, CommandBuilder, MasterPty, PtySize, native_pty_system};
 
-use crate::{PATIENCE, binary, wait_until};
+use crate::{TIMEOUT, binary, wait_until};
 
-/// So tall that nothing of a test leaves the screen.
+/// Tall enough that no output scrolls off.
 const ROWS: u16 = 60;
 const COLUMNS: u16 = 120;
 
-/// One terminal with `hark` in it. Dropping it kills `hark`.
+/// A terminal with `hark` in it, which is killed on drop.
 pub struct Terminal {
     screen: Arc<Screen>,
     keys: Box<dyn Write + Send>,
     child: Box<dyn Child + Send + Sync>,
-    /// The terminal is there until this is dropped.
+    /// Keeps the terminal open until dropped.
     _master: Box<dyn MasterPty + Send>,
 }
 
 struct Screen {
-    // Fed by a thread that reads what hark writes.
+    // Fed by a thread that reads the output.
     parser: Mutex<vt100::Parser>,
     changed: Condvar,
 }
 
 impl Terminal {
-    /// `hark` without arguments, with its state in a folder and these
+    /// Starts `hark` without arguments, with its state in a folder and these
     /// environment variables.
     ///
     /// # Panics
-    /// Where there is no pseudo-terminal, or `hark` cannot be built.
+    /// If no pseudo-terminal is available, or `hark` cannot be built.
     #[must_use]
     pub fn open(server: SocketAddr, state: &Path, variables: &[(&str, &str)]) -> Self {
         let size = PtySize { rows: ROWS, cols: COLUMNS, pixel_width: 0, pixel_height: 0 };
@@ -53,7 +53,7 @@ impl Terminal {
         let parser = Mutex::new(vt100::Parser::new(ROWS, COLUMNS, 0));
         let screen = Arc::new(Screen { parser, changed: Condvar::new() });
         let reader = pair.master.try_clone_reader().unwrap();
-        // It ends with the terminal.
+        // The thread ends with the terminal.
         std::thread::spawn({
             let screen = Arc::clone(&screen);
             move || screen.feed(reader)
@@ -62,18 +62,18 @@ impl Terminal {
         Self { screen, keys, child, _master: pair.master }
     }
 
-    /// Types something.
+    /// Types keys.
     ///
     /// # Panics
-    /// Where the terminal has gone.
+    /// If the terminal is closed.
     pub fn keys(&mut self, keys: &str) {
         self.keys.write_all(keys.as_bytes()).unwrap();
     }
 
-    /// Types a line, and waits until the screen shows what should come of it.
+    /// Types a line, and waits for the expected text.
     ///
     /// # Panics
-    /// Where that does not come in time.
+    /// On a timeout.
     #[track_caller]
     pub fn enter(&mut self, line: &str, expected: &str) {
         self.keys(&format!("{line}\r"));
@@ -83,17 +83,17 @@ impl Terminal {
     /// Waits until the screen shows a text.
     ///
     /// # Panics
-    /// Where that does not come in time.
+    /// On a timeout.
     #[track_caller]
     pub fn wait_for(&self, text: &str) {
         self.wait_until(text, |contents| contents.contains(text));
     }
 
-    /// Waits until nothing is on the last line but a prompt. Keys that mean
-    /// something to the editor are lost before.
+    /// Waits until the last line is only a prompt. Before that, control keys
+    /// would be lost.
     ///
     /// # Panics
-    /// Where that does not come in time.
+    /// On a timeout.
     #[track_caller]
     pub fn wait_for_prompt(&self, prompt: &str) {
         self.wait_until(prompt, |contents| contents.lines().last() == Some(prompt.trim_end()));
@@ -103,26 +103,26 @@ impl Terminal {
     fn wait_until(&self, what: &str, is_so: impl Fn(&str) -> bool) {
         let parser = self.screen.parser.lock().unwrap();
         let is_not = |parser: &mut vt100::Parser| !is_so(parser.screen().contents().trim_end());
-        let (parser, timeout) = self.screen.changed.wait_timeout_while(parser, PATIENCE, is_not).unwrap();
+        let (parser, timeout) = self.screen.changed.wait_timeout_while(parser, TIMEOUT, is_not).unwrap();
         let contents = parser.screen().contents();
-        // Whoever looks at the screen next must not find it poisoned.
+        // Released before the assertion, which would poison it.
         drop(parser);
         assert!(!timeout.timed_out(), "{what:?} did not come on the screen:\n{contents}");
     }
 
-    /// What is on the screen.
+    /// Returns the content of the screen.
     ///
     /// # Panics
-    /// Where the thread that reads it has panicked.
+    /// If the thread that reads the output has panicked.
     #[must_use]
     pub fn contents(&self) -> String {
         self.screen.parser.lock().unwrap().screen().contents()
     }
 
-    /// Waits for the end; the exit code.
+    /// Waits for the exit of `hark`, and returns its exit code.
     ///
     /// # Panics
-    /// Where it does not end in time.
+    /// On a timeout.
     #[track_caller]
     pub fn end(&mut self) -> u32 {
         let mut status = None;
@@ -139,7 +139,7 @@ impl Drop for Terminal {
         if std::thread::panicking() {
             eprintln!("on the screen:\n{}", self.contents());
         }
-        // It may have ended by itself, which is as good.
+        // Fails if the process has ended already.
         drop(self.child.kill());
         drop(self.child.wait());
     }
@@ -154,7 +154,7 @@ impl std::fmt::Debug for Terminal {
 impl Screen {
     fn feed(&self, mut reader: impl Read) {
         let mut bytes = [0; 4096];
-        // A terminal that is closed reads as an error.
+        // A closed terminal reads as an error.
         while let Ok(count @ 1..) = reader.read(&mut bytes) {
             self.parser.lock().unwrap().process(bytes.get(..count).unwrap_or_default());
             self.changed.notify_all();

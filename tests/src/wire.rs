@@ -1,4 +1,4 @@
-//! A client that says exactly what it is told to, by any way into the server.
+//! A scripted client over any front.
 
 use std::net::SocketAddr;
 
@@ -6,38 +6,38 @@ use hark_protocol::{Code, Delivery, Frame, OkFields, Reply, Request, RequestId, 
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::{Front, Link, Native, PATIENCE};
+use crate::{Front, Link, Native, TIMEOUT};
 
-/// The ids of [`Client::ask`] begin here, far away from those that tests choose.
-const ASKED_FROM: u32 = 2_000_000_000;
+/// First id of [`Client::ask`], far from the ids that tests choose.
+const FIRST_ID: u32 = 2_000_000_000;
 
-/// One connection.
+/// A connection.
 #[derive(Debug)]
 pub struct Client<L: Link = Box<dyn Link>> {
     link: L,
     last_id: u32,
-    /// What came while the reply to something else was waited for.
+    /// Frames received before a reply that was awaited.
     pushed: std::collections::VecDeque<Frame<Reply>>,
 }
 
-/// One connection in the native framing.
+/// A connection in the native framing.
 pub type Wire = Client<Native>;
 
 impl Front {
     /// Connects.
     ///
     /// # Panics
-    /// Where that fails.
+    /// If that fails.
     pub async fn connect(self, address: SocketAddr) -> Client {
         Client::over(self.link(address).await.expect("a connection"))
     }
 
-    /// Connects and says `hello` with this session.
+    /// Connects and sends `hello` with this session.
     ///
     /// # Panics
-    /// Where that is refused.
+    /// If that is refused.
     pub async fn hello(self, address: SocketAddr, session: &str) -> Client {
-        self.connect(address).await.said_hello(session).await
+        self.connect(address).await.with_hello(session).await
     }
 }
 
@@ -45,38 +45,38 @@ impl Wire {
     /// Connects.
     ///
     /// # Panics
-    /// Where that fails.
+    /// If that fails.
     pub async fn connect(address: SocketAddr) -> Self {
         Self::over(Native::connect(address).await.expect("a connection"))
     }
 
-    /// Connects and says `hello` with this session.
+    /// Connects and sends `hello` with this session.
     ///
     /// # Panics
-    /// Where that is refused.
+    /// If that is refused.
     pub async fn hello(address: SocketAddr, session: &str) -> Self {
-        Self::connect(address).await.said_hello(session).await
+        Self::connect(address).await.with_hello(session).await
     }
 
-    /// The client's end of the connection.
+    /// Returns the client's address of the connection.
     ///
     /// # Panics
-    /// Where there is none any more.
+    /// If the connection is closed.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.link.stream().local_addr().unwrap()
     }
 
-    /// Writes bytes as they are.
+    /// Writes raw bytes.
     ///
     /// # Panics
-    /// Where that fails.
+    /// If that fails.
     pub async fn write_bytes(&mut self, bytes: &[u8]) {
-        let written = timeout(PATIENCE, self.link.write_bytes(bytes)).await;
+        let written = timeout(TIMEOUT, self.link.write_bytes(bytes)).await;
         written.expect("the server does not read").expect("the connection has ended");
     }
 
-    /// Takes no more and says no more, without a word to the server.
+    /// Stops reading and writing without closing the connection.
     #[must_use]
     pub fn into_stream(self) -> TcpStream {
         self.link.into_stream()
@@ -84,21 +84,21 @@ impl Wire {
 }
 
 impl<L: Link> Client<L> {
-    /// A client over this.
+    /// Returns a client over this link.
     #[must_use]
     pub const fn over(link: L) -> Self {
-        Self { link, last_id: ASKED_FROM, pushed: std::collections::VecDeque::new() }
+        Self { link, last_id: FIRST_ID, pushed: std::collections::VecDeque::new() }
     }
 
-    /// What carries it.
+    /// Returns the link.
     #[must_use]
     pub fn into_link(self) -> L {
         self.link
     }
 
-    async fn said_hello(mut self, session: &str) -> Self {
+    async fn with_hello(mut self, session: &str) -> Self {
         let hello = Request::Hello { version: 1, session: session.parse().unwrap() };
-        // Far away from the ids of sends, which count up.
+        // Far from the ids of sends, which count up.
         self.write(u32::MAX, hello).await;
         let reply = self.reply_to(u32::MAX).await;
         assert!(matches!(&reply, Reply::Ok(fields) if fields.as_hello().is_some()), "{reply:?}");
@@ -108,35 +108,35 @@ impl<L: Link> Client<L> {
     /// Writes one request.
     ///
     /// # Panics
-    /// Where that fails.
+    /// If that fails.
     pub async fn write(&mut self, id: u32, request: Request) {
         self.write_all([(id, request)]).await;
     }
 
-    /// Writes requests in one go.
+    /// Writes requests at once.
     ///
     /// # Panics
-    /// Where that fails.
+    /// If that fails.
     pub async fn write_all(&mut self, requests: impl IntoIterator<Item = (u32, Request)>) {
-        let written = timeout(PATIENCE, self.link.write_all(requests.into_iter().collect())).await;
+        let written = timeout(TIMEOUT, self.link.write_all(requests.into_iter().collect())).await;
         written.expect("the server does not read").expect("the connection has ended");
     }
 
-    /// The next frame, or `None` at the end of the connection.
+    /// Returns the next frame, or `None` at the end of the connection.
     ///
     /// # Panics
-    /// Where nothing comes in time, or what comes is not the protocol.
+    /// On a timeout or a protocol error.
     pub async fn next(&mut self) -> Option<Frame<Reply>> {
         if let Some(frame) = self.pushed.pop_front() {
             return Some(frame);
         }
-        timeout(PATIENCE, self.link.next()).await.expect("nothing came in time")
+        timeout(TIMEOUT, self.link.next()).await.expect("nothing came in time")
     }
 
-    /// The next message.
+    /// Returns the next message.
     ///
     /// # Panics
-    /// Where something else comes first.
+    /// If another frame arrives first.
     pub async fn message(&mut self) -> Delivery {
         match self.next().await {
             Some(Frame { id: None, message: Reply::String(delivery) }) => delivery,
@@ -144,16 +144,16 @@ impl<L: Link> Client<L> {
         }
     }
 
-    /// The next reply to the request `id`; messages that come first are kept.
+    /// Returns the next reply to the request `id`; earlier messages are kept.
     ///
     /// # Panics
-    /// Where the connection ends before.
+    /// If the connection ends before.
     pub async fn reply_to(&mut self, id: u32) -> Reply {
         if let Some(at) = self.pushed.iter().position(|frame| frame.id == RequestId::new(id)) {
             return self.pushed.remove(at).unwrap().message;
         }
         loop {
-            let frame = timeout(PATIENCE, self.link.next()).await.expect("no reply in time");
+            let frame = timeout(TIMEOUT, self.link.next()).await.expect("no reply in time");
             let frame = frame.expect("the connection ended before the reply");
             if frame.id == RequestId::new(id) {
                 return frame.message;
@@ -162,10 +162,10 @@ impl<L: Link> Client<L> {
         }
     }
 
-    /// Asks and awaits the (first) reply.
+    /// Sends a request and returns its first reply.
     ///
     /// # Panics
-    /// Where none comes.
+    /// If none arrives.
     pub async fn ask(&mut self, request: Request) -> Reply {
         self.last_id += 1;
         let id = self.last_id;
@@ -173,10 +173,10 @@ impl<L: Link> Client<L> {
         self.reply_to(id).await
     }
 
-    /// Asks, and takes nothing but `ok`.
+    /// Sends a request, and requires `ok`.
     ///
     /// # Panics
-    /// Where something else comes.
+    /// On any other reply.
     #[track_caller]
     pub fn ok(&mut self, request: Request) -> impl Future<Output = OkFields> {
         let caller = std::panic::Location::caller();
@@ -189,10 +189,10 @@ impl<L: Link> Client<L> {
         }
     }
 
-    /// Asks, and takes nothing but a refusal with this code.
+    /// Sends a request, and requires a refusal with this code.
     ///
     /// # Panics
-    /// Where something else comes.
+    /// On any other reply.
     #[track_caller]
     pub fn refused(&mut self, request: Request, code: Code) -> impl Future<Output = String> {
         let caller = std::panic::Location::caller();
@@ -205,65 +205,65 @@ impl<L: Link> Client<L> {
         }
     }
 
-    /// Makes an account without a password.
+    /// Creates an account without a password.
     ///
     /// # Panics
-    /// Where that is refused.
+    /// If that is refused.
     pub async fn create(&mut self, user: &str) {
         self.ok(Request::Create { user: name(user), password: None }).await;
     }
 
-    /// Enters an account and receives for it; how many messages wait.
+    /// Connects as a user, and returns the number of queued messages.
     ///
     /// # Panics
-    /// Where that is refused.
+    /// If that is refused.
     pub async fn receive(&mut self, user: &str) -> u64 {
         let fields = self.ok(Request::Connect { user: name(user), password: None }).await;
         fields.as_queued().expect("a number of messages")
     }
 
-    /// Sends a text and awaits `ok`.
+    /// Sends a text and requires `ok`.
     ///
     /// # Panics
-    /// Where it is refused.
+    /// If it is refused.
     pub async fn sent(&mut self, user: &str, text: &str) {
         self.ok(send(user, text)).await;
     }
 
-    /// Acknowledges, and waits until the server has taken it.
+    /// Acknowledges, and waits until the server has processed it.
     ///
     /// # Panics
-    /// Where the connection has ended.
+    /// If the connection has ended.
     pub async fn ack(&mut self, sequence: Sequence) {
         self.write(0, Request::Ack { sequence }).await;
         self.ping().await;
     }
 
-    /// A round trip: everything before it has been taken.
+    /// Makes a round trip: everything before it has been processed.
     ///
     /// # Panics
-    /// Where the connection has ended.
+    /// If the connection has ended.
     pub async fn ping(&mut self) {
         self.ok(Request::Ping).await;
     }
 
-    /// Whether nothing has been pushed: everything before a round trip.
+    /// Returns whether nothing was pushed before a round trip.
     pub async fn is_quiet(&mut self) -> bool {
         self.ping().await;
         self.pushed.is_empty()
     }
 }
 
-/// A user name that is one.
+/// Parses a user name.
 ///
 /// # Panics
-/// Where it is none.
+/// If it is invalid.
 #[must_use]
 pub fn name(user: &str) -> UserName {
     user.parse().expect("a user name")
 }
 
-/// A `send`.
+/// Returns a `send`.
 #[must_use]
 pub fn send(user: &str, text: &str) -> Request {
     Request::Send { user: name(user), text: text.to_owned().into() }

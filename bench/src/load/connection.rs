@@ -1,5 +1,4 @@
-//! One connection of a load: moves the bytes of a [`Speaker`], as many as there
-//! are at a time.
+//! One connection of a load: moves the bytes of a [`PeerCodec`] in batches.
 
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -10,43 +9,42 @@ use anyhow::{Context, bail};
 use tokio::io::Interest;
 use tokio::net::{TcpSocket, TcpStream};
 
-use crate::peers::{Speaker, Taken};
+use crate::peers::{PeerCodec, Received};
 
-/// Room for each read.
+/// The size of a read, in bytes.
 const READ_BYTES: usize = 64 * 1024;
 
-/// The ports of each address of the loopback that connections come from. The
-/// system would look for a free one each time, which takes longer than to
-/// connect.
+/// The source ports on each loopback address. They are chosen here, since the system's search
+/// for a free port takes longer than a connect.
 const PORTS: std::ops::Range<u32> = 10_000..60_000;
 
-/// The addresses that they come from, as the last part of `127.0.1.0`.
+/// The source addresses, as the last byte of `127.0.1.0`.
 const ADDRESSES: std::ops::Range<u32> = 1..251;
 
-/// Ports that are tried for a connection; some are taken, or were lately.
+/// The most ports that are tried for a connection; some are in use or in TIME_WAIT.
 const TRIES: usize = 1_000;
 
-/// How long one connection may take to be opened.
+/// The longest time to open a connection.
 const OPENED_WITHIN: Duration = Duration::from_secs(120);
 
-/// A connection that has been opened.
+/// An open connection.
 pub(crate) struct Connection {
     stream: TcpStream,
-    pub(crate) speaker: Box<dyn Speaker>,
+    pub(crate) codec: Box<dyn PeerCodec>,
     input: Vec<u8>,
     pub(crate) output: Vec<u8>,
-    pub(crate) taken: Taken,
+    pub(crate) received: Received,
 }
 
 impl Connection {
     /// Connects, and waits until the server is ready.
     ///
     /// # Errors
-    /// Where the server refuses it, or takes too long.
-    pub(crate) async fn open(address: SocketAddr, speaker: Box<dyn Speaker>) -> anyhow::Result<Self> {
+    /// If the server refuses it, or takes too long.
+    pub(crate) async fn open(address: SocketAddr, codec: Box<dyn PeerCodec>) -> anyhow::Result<Self> {
         let opened = async {
-            let mut connection = Self::connect(address, speaker).await?;
-            while !connection.taken.is_ready {
+            let mut connection = Self::connect(address, codec).await?;
+            while !connection.received.is_ready {
                 connection.turn().await?;
             }
             anyhow::Ok(connection)
@@ -54,20 +52,19 @@ impl Connection {
         tokio::time::timeout(OPENED_WITHIN, opened).await.context("the server does not answer")?
     }
 
-    async fn connect(address: SocketAddr, mut speaker: Box<dyn Speaker>) -> anyhow::Result<Self> {
+    async fn connect(address: SocketAddr, mut codec: Box<dyn PeerCodec>) -> anyhow::Result<Self> {
         let stream = socket()?.connect(address).await?;
         stream.set_nodelay(true)?;
         let mut output = Vec::new();
-        speaker.open(&mut output);
-        Ok(Self { stream, speaker, input: Vec::new(), output, taken: Taken::default() })
+        codec.open(&mut output);
+        Ok(Self { stream, codec, input: Vec::new(), output, received: Received::default() })
     }
 
-    /// Waits until the connection can be read, or written where there is
-    /// something to write, and does both. Cancel-safe: nothing is lost where it
-    /// waits.
+    /// Waits until the connection is readable, or writable with pending output, and does both.
+    /// Cancel-safe.
     ///
     /// # Errors
-    /// Where the connection ends, or the server says what it should not.
+    /// If the connection ends, or the server breaks the protocol.
     pub(crate) async fn turn(&mut self) -> anyhow::Result<()> {
         self.write()?;
         let interest =
@@ -79,16 +76,16 @@ impl Connection {
         self.write()
     }
 
-    /// Reads what there is, and takes it.
+    /// Reads and decodes the available input.
     ///
     /// # Errors
     /// As [`Self::turn`].
     pub(crate) fn read(&mut self) -> anyhow::Result<()> {
         self.input.reserve(READ_BYTES);
         match self.stream.try_read_buf(&mut self.input) {
-            Ok(0) => bail!("the server has closed a connection"),
+            Ok(0) => bail!("the server closed a connection"),
             Ok(_) => {
-                let done = self.speaker.take(&self.input, &mut self.output, &mut self.taken)?;
+                let done = self.codec.take(&self.input, &mut self.output, &mut self.received)?;
                 self.input.drain(..done);
                 Ok(())
             }
@@ -97,10 +94,10 @@ impl Connection {
         }
     }
 
-    /// Writes what the system takes.
+    /// Writes as much output as the socket takes.
     ///
     /// # Errors
-    /// Where the connection has ended.
+    /// If the connection has ended.
     pub(crate) fn write(&mut self) -> anyhow::Result<()> {
         let mut done = 0;
         while let Some(rest) = self.output.get(done..).filter(|rest| !rest.is_empty()) {
@@ -114,10 +111,10 @@ impl Connection {
         Ok(())
     }
 
-    /// Writes all that is to be written, and takes nothing.
+    /// Writes all output, without reading.
     ///
     /// # Errors
-    /// Where the connection has ended.
+    /// If the connection has ended.
     pub(crate) async fn flush(&mut self) -> anyhow::Result<()> {
         self.write()?;
         while !self.output.is_empty() {
@@ -127,18 +124,18 @@ impl Connection {
         Ok(())
     }
 
-    /// Has the speaker say what it says at the end of what it sends.
+    /// Lets the codec end a batch of sends.
     pub(crate) fn ask_again(&mut self) {
-        self.speaker.sent(&mut self.output);
+        self.codec.sent(&mut self.output);
     }
 }
 
-/// A socket that comes from a port of its own.
+/// Returns a socket bound to the next source port.
 fn socket() -> anyhow::Result<TcpSocket> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let (ports, addresses) = (PORTS.end - PORTS.start, ADDRESSES.end - ADDRESSES.start);
     for _ in 0..TRIES {
-        // Another run begins elsewhere, so that it does not meet the ports of this.
+        // Each process starts at another port, since the last run's may be in TIME_WAIT.
         let next = NEXT.fetch_add(1, Ordering::Relaxed).wrapping_add(std::process::id().wrapping_mul(7_919));
         let port = u16::try_from(PORTS.start + next % ports)?;
         let last = u8::try_from(ADDRESSES.start + next / ports % addresses)?;
@@ -150,5 +147,5 @@ fn socket() -> anyhow::Result<TcpSocket> {
             Err(error) => return Err(error.into()),
         }
     }
-    bail!("no port is free on the loopback")
+    bail!("no free port on the loopback")
 }

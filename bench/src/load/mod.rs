@@ -1,4 +1,4 @@
-//! The load: senders and receivers on a thread each, over any [`Peer`].
+//! The load: senders and receivers, each on a thread, over any [`Peer`].
 
 mod connection;
 pub(crate) mod queue;
@@ -24,23 +24,23 @@ use text::{Arrivals, Clock, Faults, Stamp, receiver_of};
 use crate::peers::{Peer, Role};
 use crate::server::{Server, own_cpu_seconds};
 
-/// What is still under way when a measurement ends is waited for, as long as
-/// something comes within this time.
+/// The longest pause without a message at the end of a measurement, before messages in flight
+/// count as lost.
 const STALLED_AFTER: Duration = Duration::from_secs(10);
 
-/// How often a slow receiver reads.
+/// The interval of a slow receiver's reads.
 const SLOW_EVERY: Duration = Duration::from_millis(500);
 
-/// How often one looks.
+/// The polling interval.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 
-/// The longest latency that is told from longer ones, in nanoseconds.
+/// The longest latency that is recorded exactly, in nanoseconds.
 const LATENCY_NS_MAX: u64 = 600_000_000_000;
 
-/// Digits of a latency that count.
+/// The significant digits of a latency.
 const LATENCY_DIGITS: u8 = 3;
 
-/// Latencies in nanoseconds.
+/// A histogram of latencies, in nanoseconds.
 pub(crate) fn latencies() -> Histogram<u64> {
     match Histogram::new_with_bounds(1, LATENCY_NS_MAX, LATENCY_DIGITS) {
         Ok(histogram) => histogram,
@@ -48,17 +48,17 @@ pub(crate) fn latencies() -> Histogram<u64> {
     }
 }
 
-/// How the senders go.
+/// The pacing of the senders.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Pace {
-    /// Each sender keeps so many sends under way.
+    /// Each sender keeps this many sends in flight.
     Closed {
-        /// Sends of one sender that are not accepted yet.
+        /// The sends in flight of one sender.
         in_flight: usize,
     },
-    /// All of them together send so many messages a second, whatever comes back.
+    /// All senders together send at a fixed rate, independent of the replies.
     Open {
-        /// Messages a second.
+        /// Messages per second.
         per_second: f64,
     },
 }
@@ -68,35 +68,35 @@ pub(crate) enum Pace {
 pub(crate) struct Load {
     pub(crate) senders: usize,
     pub(crate) receivers: usize,
-    /// The first so many receivers read only twice a second.
+    /// The number of receivers that read only twice a second.
     pub(crate) slow_receivers: usize,
     pub(crate) pace: Pace,
-    /// How long it goes before it is measured.
+    /// The time before the measurement.
     pub(crate) warm_up: Duration,
-    /// How long it is measured.
+    /// The time of the measurement.
     pub(crate) measured: Duration,
 }
 
-/// What came of a load, while it was measured.
+/// The result of a measurement.
 #[derive(Debug, Clone)]
 pub(crate) struct Outcome {
     pub(crate) seconds: f64,
     pub(crate) accepted: u64,
     pub(crate) delivered: u64,
-    /// From when a message was due to when it was received.
+    /// The time from a message's due time to its receipt.
     pub(crate) latencies: Histogram<u64>,
-    /// Processor time of the server.
+    /// The processor time of the server.
     pub(crate) server_cpu_seconds: f64,
-    /// Processor time of the load.
+    /// The processor time of the load.
     pub(crate) load_cpu_seconds: f64,
-    /// Resident memory of the server at the end.
+    /// The resident memory of the server at the end.
     pub(crate) resident_bytes: u64,
-    /// Messages that were compared with what was sent, over the whole run.
+    /// The messages compared with the sent ones, over the whole run.
     pub(crate) compared: u64,
     pub(crate) faults: Faults,
 }
 
-/// Where a run is, for all of its threads.
+/// The progress of a run, shared by its threads.
 struct Progress {
     phase: AtomicU64,
     accepted: AtomicU64,
@@ -130,10 +130,10 @@ impl Progress {
 }
 
 impl Load {
-    /// Puts the load on a server that listens and is prepared.
+    /// Runs the load against a server that listens and is prepared.
     ///
     /// # Errors
-    /// Where the server refuses something, ends, or stalls.
+    /// If the server refuses a request, ends, or stalls.
     pub(crate) fn run(self, peer: &Arc<dyn Peer>, server: &Server) -> anyhow::Result<Outcome> {
         let progress = Arc::new(Progress::start());
         let address = server.address();
@@ -142,17 +142,17 @@ impl Load {
             let (peer, progress) = (Arc::clone(peer), Arc::clone(&progress));
             move || on_a_runtime(self.receive(&*peer, address, &progress, ready))
         });
-        // A receiver that cannot be opened ends the channel; why is said below.
+        // A receiver that fails to open closes the channel; its error is returned below.
         let measured = match is_ready.recv() {
             Ok(()) => self.measure(peer, server, &progress),
-            Err(_) => Err(anyhow!("the receivers were not opened")),
+            Err(_) => Err(anyhow!("the receivers failed to open")),
         };
         if measured.is_err() {
             progress.enter(OVER);
         }
         let received = receivers.join().map_err(|_| anyhow!("the receivers have panicked"))?;
         let (mut outcome, accepted) = match (measured, &received) {
-            (Err(_), Err(error)) => bail!("{}: {error:#}; it says: {}", peer.name(), server.said()),
+            (Err(_), Err(error)) => bail!("{}: {error:#}; its output: {}", peer.name(), server.said()),
             (measured, _) => measured.with_context(|| format!("{} says: {}", peer.name(), server.said()))?,
         };
         let received = received.with_context(|| format!("{} says: {}", peer.name(), server.said()))?;
@@ -161,12 +161,11 @@ impl Load {
         for arrivals in &received.arrivals {
             outcome.faults += arrivals.faults(&accepted);
         }
-        ensure!(outcome.compared > 0, "{} has delivered nothing: {}", peer.name(), server.said());
+        ensure!(outcome.compared > 0, "{} delivered no message: {}", peer.name(), server.said());
         Ok(outcome)
     }
 
-    /// Runs the senders, and takes the figures. Yields what each sender had
-    /// accepted, too.
+    /// Runs the senders and takes the figures. Also returns the accepted sends of each sender.
     fn measure(
         self,
         peer: &Arc<dyn Peer>,
@@ -180,7 +179,7 @@ impl Load {
         });
         let taken = match is_ready.recv() {
             Ok(()) => self.take_figures(server, progress),
-            Err(_) => Err(anyhow!("the senders were not opened")),
+            Err(_) => Err(anyhow!("the senders failed to open")),
         };
         progress.enter(DRAINING);
         let accepted = senders.join().map_err(|_| anyhow!("the senders have panicked"))??;
@@ -215,8 +214,7 @@ impl Load {
         })
     }
 
-    /// Opens the receivers, and takes what comes until everything that was
-    /// accepted is there.
+    /// Opens the receivers, and receives until every accepted message has arrived.
     async fn receive(
         self,
         peer: &dyn Peer,
@@ -234,8 +232,8 @@ impl Load {
         }));
         let mut tasks = JoinSet::new();
         for user in 0..self.receivers {
-            let speaker = peer.speaker(Role::Receiver(user));
-            let mut connection = Connection::open(address, speaker).await?;
+            let codec = peer.codec(Role::Receiver(user));
+            let mut connection = Connection::open(address, codec).await?;
             let (received, progress) = (Rc::clone(&received), Arc::clone(progress));
             tasks.spawn_local(async move {
                 loop {
@@ -243,11 +241,11 @@ impl Load {
                         tokio::time::sleep(SLOW_EVERY).await;
                     }
                     connection.turn().await?;
-                    received.borrow_mut().take(user, &mut connection.taken.delivered, &progress)?;
+                    received.borrow_mut().take(user, &mut connection.received.delivered, &progress)?;
                 }
             });
         }
-        ready.send(()).context("nobody waits")?;
+        ready.send(()).context("the measuring thread has ended")?;
         let (mut last, mut last_change) = (0, Instant::now());
         loop {
             match tokio::time::timeout(LOOK_EVERY, tasks.join_next()).await {
@@ -267,8 +265,8 @@ impl Load {
         }
     }
 
-    /// Opens the senders and lets them send until the measurement is over, and
-    /// what is under way is accepted. How many each had accepted.
+    /// Opens the senders, and sends until the measurement is over and the sends in flight are
+    /// accepted. Returns the accepted sends of each sender.
     async fn send(
         self,
         peer: &dyn Peer,
@@ -278,11 +276,11 @@ impl Load {
     ) -> anyhow::Result<Vec<u32>> {
         let mut senders = Vec::new();
         for index in 0..self.senders {
-            let speaker = peer.speaker(Role::Sender(index));
-            let connection = Connection::open(address, speaker).await?;
+            let codec = peer.codec(Role::Sender(index));
+            let connection = Connection::open(address, codec).await?;
             senders.push(Sender::new(connection, index, self.receivers, u32::MAX));
         }
-        ready.send(()).context("nobody waits")?;
+        ready.send(()).context("the measuring thread has ended")?;
         match self.pace {
             Pace::Closed { in_flight } => keep_in_flight(senders, in_flight, progress).await,
             Pace::Open { per_second } => keep_schedule(senders, per_second, progress).await,
@@ -290,7 +288,7 @@ impl Load {
     }
 }
 
-/// What all receivers have got.
+/// The messages received by all receivers.
 struct Received {
     latencies: Histogram<u64>,
     arrivals: Vec<Arrivals>,
@@ -321,7 +319,7 @@ struct Sender {
     connection: Connection,
     index: usize,
     receivers: usize,
-    /// It sends so many.
+    /// The number of sends.
     sends_max: u32,
     sent: u32,
     accepted: u32,
@@ -335,19 +333,19 @@ impl Sender {
     fn say(&mut self, due_ns: u64) -> anyhow::Result<()> {
         let stamp = Stamp { due_ns, sender: u16::try_from(self.index)?, number: self.sent };
         let to = receiver_of(self.index, self.sent, self.receivers);
-        self.connection.speaker.send(to, &stamp.write(), &mut self.connection.output);
+        self.connection.codec.send(to, &stamp.write(), &mut self.connection.output);
         self.sent += 1;
         Ok(())
     }
 
     fn said(&mut self) {
-        self.connection.speaker.sent(&mut self.connection.output);
+        self.connection.codec.sent(&mut self.connection.output);
     }
 
     fn count(&mut self, progress: &Progress) -> anyhow::Result<()> {
-        let accepted = u32::try_from(std::mem::take(&mut self.connection.taken.accepted))?;
+        let accepted = u32::try_from(std::mem::take(&mut self.connection.received.accepted))?;
         self.accepted += accepted;
-        ensure!(self.accepted <= self.sent, "more was accepted than was sent");
+        ensure!(self.accepted <= self.sent, "more messages accepted than sent");
         progress.accepted.fetch_add(u64::from(accepted), Ordering::Relaxed);
         Ok(())
     }
@@ -397,15 +395,14 @@ async fn keep_in_flight(
     Ok(accepted)
 }
 
-/// One loop for all senders. It sleeps as exactly as the system can, for which
-/// the runtime's timers, of a millisecond, are too coarse; nothing else runs on
-/// its thread.
+/// The loop of all senders, on a thread of its own. It sleeps by the system's timer, since the
+/// runtime's resolution of a millisecond is too coarse.
 async fn keep_schedule(
     mut senders: Vec<Sender>,
     per_second: f64,
     progress: &Progress,
 ) -> anyhow::Result<Vec<u32>> {
-    /// Replies are read at least so often.
+    /// The longest time between two reads of replies.
     const LOOK_EVERY_NS: u64 = 1_000_000;
     let mut schedule = Schedule::new(progress.clock.now_ns(), per_second);
     let count = senders.len() as u64;
@@ -425,12 +422,12 @@ async fn keep_schedule(
         } else if senders.iter().all(|sender| sender.sent == sender.accepted) {
             return Ok(senders.iter().map(|sender| sender.accepted).collect());
         }
-        // The runtime looks which connections can be read.
+        // Lets the runtime update the readiness of the connections.
         tokio::task::yield_now().await;
         for sender in &mut senders {
             sender.connection.write()?;
             sender.connection.read()?;
-            if sender.connection.taken.accepted > 0 {
+            if sender.connection.received.accepted > 0 {
                 last_change = Instant::now();
             }
             sender.count(progress)?;
@@ -443,25 +440,25 @@ async fn keep_schedule(
     }
 }
 
-/// Opens and closes what a peer needs before so many users can be served.
+/// Opens and closes the connections that prepare a peer for this many users.
 ///
 /// # Errors
-/// Where the server refuses it.
+/// If the server refuses one.
 pub(crate) fn prepare(peer: &dyn Peer, address: SocketAddr, users: usize) -> anyhow::Result<()> {
-    /// Connections that are opened at a time.
+    /// The most connections that are opened at a time.
     const AT_A_TIME: usize = 8;
     if users == 0 {
         return Ok(());
     }
     on_a_runtime(async {
         let mut opening = JoinSet::new();
-        for speaker in peer.preparations(users) {
+        for codec in peer.preparations(users) {
             if opening.len() >= AT_A_TIME
                 && let Some(opened) = opening.join_next().await
             {
                 drop(opened??);
             }
-            opening.spawn_local(Connection::open(address, speaker));
+            opening.spawn_local(Connection::open(address, codec));
         }
         while let Some(opened) = opening.join_next().await {
             drop(opened??);
@@ -470,10 +467,10 @@ pub(crate) fn prepare(peer: &dyn Peer, address: SocketAddr, users: usize) -> any
     })
 }
 
-/// Runs something on this thread, with tasks that stay on it.
+/// Runs a future on this thread, with tasks local to it.
 ///
 /// # Errors
-/// As it does, or where there is no runtime.
+/// The error of the future, or of the runtime.
 pub(crate) fn on_a_runtime<T>(done: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     tokio::task::LocalSet::new().block_on(&runtime, done)

@@ -1,4 +1,4 @@
-//! Messages for users who are away, and their coming back.
+//! Messages for offline users, and the users' return.
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
@@ -13,33 +13,33 @@ use super::text::{Arrivals, Faults};
 use super::{Connection, DRAINING, Progress, STALLED_AFTER, Sender, keep_in_flight, on_a_runtime};
 use crate::peers::{Peer, Role};
 
-/// Messages that are sent to users who are away.
+/// Messages for offline users.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Backlog {
     pub(crate) users: usize,
     pub(crate) senders: usize,
-    /// Of all senders together; each has its part of them.
+    /// The messages of all senders together.
     pub(crate) messages: usize,
-    /// Sends of one sender that are not accepted yet.
+    /// The sends in flight of one sender.
     pub(crate) in_flight: usize,
 }
 
-/// What was accepted of it.
+/// The accepted messages.
 #[derive(Debug, Clone)]
 pub(crate) struct Filled {
-    /// By sender.
+    /// The accepted messages of each sender.
     accepted: Arc<Vec<u32>>,
     pub(crate) seconds: f64,
 }
 
 impl Filled {
-    /// Of all senders together.
+    /// The accepted messages of all senders.
     pub(crate) fn messages(&self) -> u64 {
         self.accepted.iter().copied().map(u64::from).sum()
     }
 }
 
-/// What came of receiving it.
+/// The result of receiving the messages.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Drained {
     pub(crate) seconds: f64,
@@ -48,28 +48,27 @@ pub(crate) struct Drained {
     pub(crate) faults: Faults,
 }
 
-/// What came of having all users back at the same time.
+/// The result of a simultaneous return of all users.
 #[derive(Debug, Default)]
 pub(crate) struct Storm {
-    /// When each was back, in seconds from the start, sorted.
+    /// The times at which the users were back, in seconds from the start, sorted.
     pub(crate) seconds: Vec<f64>,
-    /// Who was not back in time.
+    /// The number of users that were not back in time.
     pub(crate) left_behind: usize,
     pub(crate) faults: Faults,
 }
 
 impl Backlog {
-    /// How many each sender sends.
+    /// Returns the number of messages of each sender.
     fn parts(self) -> anyhow::Result<Vec<u32>> {
         let (each, rest) = (self.messages / self.senders, self.messages % self.senders);
         (0..self.senders).map(|sender| Ok(u32::try_from(each + usize::from(sender < rest))?)).collect()
     }
 
-    /// Sends it, or as much of it as there is time for, and waits until what was
-    /// sent is accepted.
+    /// Sends the messages, or as many as there is time for, and waits until they are accepted.
     ///
     /// # Errors
-    /// Where the server refuses something.
+    /// If the server refuses a request.
     pub(crate) fn send(
         self,
         peer: &dyn Peer,
@@ -79,7 +78,7 @@ impl Backlog {
         on_a_runtime(async {
             let mut senders = Vec::new();
             for (index, part) in self.parts()?.into_iter().enumerate() {
-                let connection = Connection::open(address, peer.speaker(Role::Sender(index))).await?;
+                let connection = Connection::open(address, peer.codec(Role::Sender(index))).await?;
                 senders.push(Sender::new(connection, index, self.users, part));
             }
             let start = Instant::now();
@@ -96,11 +95,11 @@ impl Backlog {
         })
     }
 
-    /// Has one user after the other connect, so many at a time, receive what is
-    /// there for it, and leave; as many users as there is time for.
+    /// Lets users connect, this many at a time, receive their messages, and leave, for as many
+    /// users as there is time for.
     ///
     /// # Errors
-    /// Where the server refuses something.
+    /// If the server refuses a request.
     pub(crate) fn drain(
         self,
         filled: &Filled,
@@ -142,12 +141,11 @@ impl Backlog {
         })
     }
 
-    /// Has all users connect at the same time and receive what is there for
-    /// them. Whose connection fails tries again; who is not back in time is
-    /// left behind.
+    /// Lets all users connect at the same time and receive their messages. A user whose
+    /// connection fails retries, until the time is over.
     ///
     /// # Errors
-    /// Where nobody is back in time.
+    /// If no user is back in time.
     pub(crate) async fn storm(
         self,
         filled: &Filled,
@@ -177,10 +175,10 @@ impl Backlog {
             let (seconds, faults, connection) = ended?;
             storm.seconds.push(seconds);
             storm.faults += faults;
-            // They stay, as those who come back do.
+            // The connections stay open, as those of real users do.
             connections.push(connection);
         }
-        ensure!(!storm.seconds.is_empty(), "nobody was back in {} s", BACK_WITHIN.as_secs());
+        ensure!(!storm.seconds.is_empty(), "no user was back within {} s", BACK_WITHIN.as_secs());
         storm.left_behind = self.users - storm.seconds.len();
         storm.seconds.sort_unstable_by(f64::total_cmp);
         Ok(storm)
@@ -191,7 +189,7 @@ impl Backlog {
     }
 }
 
-/// One user who comes back.
+/// A user that returns.
 struct Reader {
     user: usize,
     arrivals: Arrivals,
@@ -199,7 +197,7 @@ struct Reader {
 }
 
 impl Reader {
-    /// Receives until everything is there.
+    /// Receives all its messages.
     async fn receive(
         &mut self,
         peer: &dyn Peer,
@@ -207,33 +205,33 @@ impl Reader {
         parts: &[u32],
     ) -> anyhow::Result<Connection> {
         let mut missing = self.arrivals.faults(parts).lost;
-        let speaker = peer.speaker(Role::Receiver(self.user));
-        let mut connection = Connection::open(address, speaker).await?;
+        let codec = peer.codec(Role::Receiver(self.user));
+        let mut connection = Connection::open(address, codec).await?;
         loop {
-            for stamp in connection.taken.delivered.drain(..) {
+            for stamp in connection.received.delivered.drain(..) {
                 missing -= u64::from(self.arrivals.take(stamp)?);
                 self.messages += 1;
             }
             if missing == 0 {
-                // What was taken last is acknowledged.
+                // Sends the acknowledgement of the last messages.
                 connection.flush().await?;
                 return Ok(connection);
             }
             let turned = tokio::time::timeout(STALLED_AFTER + PATIENCE, connection.turn()).await;
             turned
-                .map_err(|_| anyhow!("{missing} messages of user {} did not come", self.user))?
+                .map_err(|_| anyhow!("{missing} messages of user {} did not arrive", self.user))?
                 .with_context(|| format!("{missing} messages of user {} are missing", self.user))?;
         }
     }
 }
 
-/// How long users have to be back.
+/// The time in which users must be back.
 const BACK_WITHIN: Duration = Duration::from_secs(30);
 
-/// How long a user waits whose connection has failed.
+/// The delay of a user's retry.
 const TRY_AGAIN_AFTER: Duration = Duration::from_millis(200);
 
-/// How much longer one of many may have to wait.
+/// The additional delay for each of many users.
 const PATIENCE: Duration = Duration::from_secs(110);
 
 #[cfg(test)]
@@ -241,7 +239,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_message_is_of_one_sender() {
+    fn messages_are_split_between_senders() {
         let backlog = Backlog { users: 5, senders: 3, messages: 11, in_flight: 1 };
         assert_eq!(backlog.parts().unwrap(), [4, 4, 3]);
         let expected: u64 =

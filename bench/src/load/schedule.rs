@@ -1,12 +1,10 @@
-//! When the messages of an open loop are due: evenly, whatever the server does.
-//! Who is late sends all that is due by then, each with the time at which it was
-//! due, so that the wait of the last is part of its latency. That is the
-//! correction for coordinated omission: nothing is left out because the server
-//! made its clients wait.
+//! The schedule of an open loop: messages are due at even intervals, whatever the server
+//! does. A late sender sends every due message with its due time, so that its latency includes
+//! the wait. This corrects for coordinated omission.
 
 use std::ops::Range;
 
-/// Nanoseconds in a second.
+/// The nanoseconds of a second.
 const SECOND_NS: f64 = 1e9;
 
 /// A schedule of messages, counted from 0.
@@ -18,22 +16,22 @@ pub(crate) struct Schedule {
 }
 
 impl Schedule {
-    /// So many messages a second from a time on.
+    /// Returns a schedule at this rate from a start time on.
     pub(crate) const fn new(start_ns: u64, per_second: f64) -> Self {
         Self { start_ns, per_second, next: 0 }
     }
 
-    /// When a message is due.
+    /// Returns the due time of a message.
     pub(crate) fn due_ns(&self, message: u64) -> u64 {
         self.start_ns + (message as f64 * SECOND_NS / self.per_second) as u64
     }
 
-    /// When the next one is due.
+    /// Returns the due time of the next message.
     pub(crate) fn next_due_ns(&self) -> u64 {
         self.due_ns(self.next)
     }
 
-    /// The messages that are due by now and were not yet said to be.
+    /// Takes the due times up to now.
     pub(crate) fn due_by(&mut self, now_ns: u64) -> Range<u64> {
         let first = self.next;
         while self.next_due_ns() <= now_ns {
@@ -60,9 +58,9 @@ mod tests {
         assert_eq!(schedule.next_due_ns(), 9 * MS);
     }
 
-    /// A server that takes 1 ms, but stops for 100 ms once a second.
+    /// A server that takes 1 ms, and stops for 100 ms once a second.
     #[test]
-    fn a_pause_of_the_server_counts_for_all_that_was_due_in_it() {
+    fn pause_of_the_server_counts_for_every_due_message() {
         let mut schedule = Schedule::new(0, 1000.0);
         let (mut measured, mut waited_for) = (latencies(), latencies());
         let mut now = 0;

@@ -1,37 +1,35 @@
-//! The text of a measured message, which says when it was due, who sent it and
-//! which one of that sender it is; and the account of what arrived, by which
-//! nothing lost, doubled or out of order goes unnoticed.
+//! The text of a measured message, with its due time, sender and number; and the check of
+//! arrivals, which detects every lost, repeated and reordered message.
 
 use std::time::Instant;
 
 use anyhow::ensure;
 
-/// Bytes of every measured text.
+/// The length of every text, in bytes.
 pub(crate) const TEXT_BYTES: usize = 100;
 
-/// Hexadecimal digits of the three numbers in a text.
+/// The hexadecimal digits of the three numbers of a text.
 const DUE_DIGITS: usize = 16;
 const SENDER_DIGITS: usize = 4;
 const NUMBER_DIGITS: usize = 8;
 
-/// A text, as it is sent.
+/// An encoded text.
 pub(crate) type Text = [u8; TEXT_BYTES];
 
-/// What a text says.
+/// The content of a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Stamp {
-    /// When it was due to be sent, in nanoseconds of the [`Clock`]. In a closed
-    /// loop that is when it was sent; in an open one it is when the schedule
-    /// said, so that whoever makes the sender wait pays for what waits too.
+    /// The due time, in nanoseconds of the [`Clock`]: in a closed loop the time of the send, in
+    /// an open loop the scheduled time, so that delays of the sender count.
     pub(crate) due_ns: u64,
-    /// Who sent it.
+    /// The sender.
     pub(crate) sender: u16,
-    /// Which message of that sender it is, from 0.
+    /// The number within its sender's messages, from 0.
     pub(crate) number: u32,
 }
 
 impl Stamp {
-    /// The text that says so.
+    /// Encodes a text.
     pub(crate) fn write(&self) -> Text {
         let mut text = [b'x'; TEXT_BYTES];
         let (due, rest) = text.split_at_mut(DUE_DIGITS);
@@ -43,16 +41,16 @@ impl Stamp {
         text
     }
 
-    /// What a text says.
+    /// Decodes a text.
     ///
     /// # Errors
-    /// Where it is none of ours.
+    /// If it is malformed.
     pub(crate) fn read(text: &[u8]) -> anyhow::Result<Self> {
-        ensure!(text.len() == TEXT_BYTES, "a text of {} bytes arrived, not of {TEXT_BYTES}", text.len());
+        ensure!(text.len() == TEXT_BYTES, "malformed text of {} bytes, expected {TEXT_BYTES}", text.len());
         let (due, rest) = text.split_at(DUE_DIGITS);
         let (sender, rest) = rest.split_at(SENDER_DIGITS);
         let (number, filling) = rest.split_at(NUMBER_DIGITS);
-        ensure!(filling.first() == Some(&b'x'), "a text arrived that nobody sent");
+        ensure!(filling.first() == Some(&b'x'), "malformed text");
         Ok(Self {
             due_ns: hex(due)?,
             sender: u16::try_from(hex(sender)?)?,
@@ -74,49 +72,49 @@ fn hex(digits: &[u8]) -> anyhow::Result<u64> {
         let digit = match digit {
             b'0'..=b'9' => digit - b'0',
             b'a'..=b'f' => digit - b'a' + 10,
-            _ => anyhow::bail!("a text arrived that nobody sent"),
+            _ => anyhow::bail!("malformed text"),
         };
         Ok(value << 4 | u64::from(digit))
     })
 }
 
-/// The time of one run, the same for all of its connections.
+/// The clock of one run, shared by its connections.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Clock(Instant);
 
 impl Clock {
-    /// A clock that starts now.
+    /// Returns a clock that starts now.
     pub(crate) fn start() -> Self {
         Self(Instant::now())
     }
 
-    /// Nanoseconds since it was started.
+    /// Returns the nanoseconds since its start.
     pub(crate) fn now_ns(self) -> u64 {
         u64::try_from(self.0.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// When the clock says so.
+    /// Returns the instant of a time of this clock.
     pub(crate) fn at(self, ns: u64) -> Instant {
         self.0 + std::time::Duration::from_nanos(ns)
     }
 }
 
-/// The receiver of the `number`-th message of a sender: each sender goes round
-/// all receivers, and each begins with another.
+/// Returns the receiver of the `number`-th message of a sender: round robin, from a different
+/// start for each sender.
 pub(crate) const fn receiver_of(sender: usize, number: u32, receivers: usize) -> usize {
     (sender + number as usize) % receivers
 }
 
-/// What one receiver has got, by sender.
+/// The arrivals at one receiver, by sender.
 #[derive(Debug, Clone)]
 pub(crate) struct Arrivals {
-    /// The next number from each sender.
+    /// The next expected number of each sender.
     expected: Vec<u32>,
     receivers: u32,
     faults: Faults,
 }
 
-/// What was not as it should be, in messages.
+/// The numbers of faulty messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Faults {
     /// Accepted and never delivered.
@@ -133,7 +131,7 @@ impl std::ops::AddAssign for Faults {
 }
 
 impl Arrivals {
-    /// What `receiver` of `receivers` expects from so many senders.
+    /// Returns the expectations of one receiver.
     pub(crate) fn expect(receiver: usize, receivers: usize, senders: usize) -> Self {
         let first = |sender: usize| (receiver + receivers - sender % receivers) % receivers;
         Self {
@@ -143,13 +141,13 @@ impl Arrivals {
         }
     }
 
-    /// Takes down one message; whether it is a new one.
+    /// Records a message. Returns whether it is new.
     ///
     /// # Errors
-    /// Where there is no such sender.
+    /// If its sender is unknown.
     pub(crate) fn take(&mut self, stamp: Stamp) -> anyhow::Result<bool> {
         let Some(expected) = self.expected.get_mut(usize::from(stamp.sender)) else {
-            anyhow::bail!("a text of sender {} arrived, which there is not", stamp.sender);
+            anyhow::bail!("text of unknown sender {}", stamp.sender);
         };
         let is_new = stamp.number >= *expected;
         if is_new {
@@ -161,7 +159,7 @@ impl Arrivals {
         Ok(is_new)
     }
 
-    /// What went wrong, once each sender has had so many accepted.
+    /// Returns the faults, given the accepted messages of each sender.
     pub(crate) fn faults(&self, accepted: &[u32]) -> Faults {
         let missing = |(expected, accepted): (&u32, &u32)| {
             u64::from(accepted.saturating_sub(*expected).div_ceil(self.receivers))
@@ -177,7 +175,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_text_says_what_was_written_into_it() {
+    fn text_round_trips() {
         for stamp in [
             Stamp { due_ns: 0, sender: 0, number: 0 },
             Stamp { due_ns: u64::MAX, sender: u16::MAX, number: u32::MAX },
@@ -190,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn every_receiver_gets_its_part_of_what_goes_round() {
+    fn messages_are_spread_over_all_receivers() {
         let (senders, receivers) = (3, 4);
         let mut arrivals: Vec<_> =
             (0..receivers).map(|receiver| Arrivals::expect(receiver, receivers, senders)).collect();
@@ -208,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_lost_or_repeated_is_counted() {
+    fn lost_and_repeated_messages_are_counted() {
         let mut arrivals = Arrivals::expect(1, 2, 1);
         let mut take = |number| arrivals.take(Stamp { due_ns: 0, sender: 0, number }).unwrap();
         assert_eq!([1, 3, 3, 9].map(&mut take), [true, true, false, true]);

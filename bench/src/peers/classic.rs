@@ -1,6 +1,6 @@
-//! A small chat server in Python's asyncio, such as Hark descends from, in the
-//! classic framing: padded blocks, as many under way as the others have. It
-//! keeps its queues in memory. It is `bench/peers/classic_server.py`.
+//! A small chat server in Python's asyncio, like Hark's predecessor, in the classic framing:
+//! padded blocks, with as many in flight as the other peers have. Its queues are in memory. It
+//! is `bench/peers/classic_server.py`.
 
 use std::path::Path;
 use std::process::Command;
@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context, bail};
 use hark_protocol::limits::{CLASSIC_BLOCK_BYTES, COMMAND_BYTES};
 
-use super::{Keeps, Peer, Role, Speaker, Taken, user_name};
+use super::{Durability, Peer, PeerCodec, Received, Role, user_name};
 use crate::load::text::{Stamp, TEXT_BYTES, Text};
 use crate::server::{Server, version, write_settings};
 
@@ -16,7 +16,7 @@ use crate::server::{Server, version, write_settings};
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct PythonServer;
 
-/// The server; it is carried along, and written where it is run.
+/// The source of the server, embedded and written to its folder.
 const SERVER: &str = include_str!("../../peers/classic_server.py");
 
 impl Peer for PythonServer {
@@ -24,8 +24,8 @@ impl Peer for PythonServer {
         "Python asyncio"
     }
 
-    fn keeps(&self) -> Keeps {
-        Keeps::WhileItRuns
+    fn durability(&self) -> Durability {
+        Durability::UntilRestart
     }
 
     fn version(&self) -> anyhow::Result<String> {
@@ -38,25 +38,25 @@ impl Peer for PythonServer {
         Server::start(self.name(), command, port, folder)
     }
 
-    fn preparations(&self, users: usize) -> Box<dyn Iterator<Item = Box<dyn Speaker>>> {
-        Box::new(std::iter::once(Box::new(Maker { users, asked: 0, made: 0 }) as Box<dyn Speaker>))
+    fn preparations(&self, users: usize) -> Box<dyn Iterator<Item = Box<dyn PeerCodec>>> {
+        Box::new(std::iter::once(Box::new(Maker { users, asked: 0, made: 0 }) as Box<dyn PeerCodec>))
     }
 
-    fn speaker(&self, role: Role) -> Box<dyn Speaker> {
+    fn codec(&self, role: Role) -> Box<dyn PeerCodec> {
         Box::new(Classic { role, is_ready: false })
     }
 }
 
-/// One connection.
+/// A connection.
 struct Classic {
     role: Role,
     is_ready: bool,
 }
 
-impl Speaker for Classic {
+impl PeerCodec for Classic {
     fn open(&mut self, output: &mut Vec<u8>) {
         let (command, user) = match self.role {
-            // To send one needs to be nobody; this asks whether the server is there.
+            // A sender needs no login; the request checks that the server answers.
             Role::Sender(_) => ("list", user_name(0)),
             Role::Receiver(user) => ("connect", user_name(user)),
         };
@@ -67,7 +67,12 @@ impl Speaker for Classic {
         put_block(output, "send", &[user_name(to).as_bytes(), b",", text]);
     }
 
-    fn take(&mut self, input: &[u8], _output: &mut Vec<u8>, taken: &mut Taken) -> anyhow::Result<usize> {
+    fn take(
+        &mut self,
+        input: &[u8],
+        _output: &mut Vec<u8>,
+        received: &mut Received,
+    ) -> anyhow::Result<usize> {
         let blocks = input.chunks_exact(CLASSIC_BLOCK_BYTES);
         let done = blocks.len() * CLASSIC_BLOCK_BYTES;
         for block in blocks {
@@ -75,13 +80,13 @@ impl Speaker for Classic {
             let end = command.iter().position(|&byte| byte == 0).unwrap_or(COMMAND_BYTES);
             match command.get(..end).unwrap_or_default() {
                 b"string" => {
-                    taken.delivered.push(Stamp::read(payload.get(..TEXT_BYTES).unwrap_or_default())?)
+                    received.delivered.push(Stamp::read(payload.get(..TEXT_BYTES).unwrap_or_default())?)
                 }
                 b"ok" | b"list" if !self.is_ready => {
                     self.is_ready = true;
-                    taken.is_ready = true;
+                    received.is_ready = true;
                 }
-                b"ok" => taken.accepted += 1,
+                b"ok" => received.accepted += 1,
                 other => bail!("the server says {}", String::from_utf8_lossy(other)),
             }
         }
@@ -89,7 +94,7 @@ impl Speaker for Classic {
     }
 }
 
-/// Makes the accounts.
+/// Creates the accounts.
 struct Maker {
     users: usize,
     asked: usize,
@@ -97,7 +102,7 @@ struct Maker {
 }
 
 impl Maker {
-    /// Accounts that are being made at a time.
+    /// The most `create` requests in flight.
     const AT_A_TIME: usize = 64;
 
     fn ask(&mut self, output: &mut Vec<u8>) {
@@ -108,14 +113,14 @@ impl Maker {
     }
 }
 
-impl Speaker for Maker {
+impl PeerCodec for Maker {
     fn open(&mut self, output: &mut Vec<u8>) {
         self.ask(output);
     }
 
     fn send(&mut self, _to: usize, _text: &Text, _output: &mut Vec<u8>) {}
 
-    fn take(&mut self, input: &[u8], output: &mut Vec<u8>, taken: &mut Taken) -> anyhow::Result<usize> {
+    fn take(&mut self, input: &[u8], output: &mut Vec<u8>, received: &mut Received) -> anyhow::Result<usize> {
         let blocks = input.chunks_exact(CLASSIC_BLOCK_BYTES);
         let done = blocks.len() * CLASSIC_BLOCK_BYTES;
         for block in blocks {
@@ -123,7 +128,7 @@ impl Speaker for Maker {
             self.made += 1;
         }
         self.ask(output);
-        taken.is_ready = self.made == self.users;
+        received.is_ready = self.made == self.users;
         Ok(done)
     }
 }
@@ -149,12 +154,12 @@ mod tests {
         put_block(&mut input, "string", &[&stamp.write()]);
         put_block(&mut input, "ok", &[]);
         input.extend_from_slice(b"ok");
-        let mut taken = Taken::default();
-        let mut client = PythonServer.speaker(Role::Receiver(1));
-        assert_eq!(client.take(&input, &mut Vec::new(), &mut taken).unwrap(), 3 * CLASSIC_BLOCK_BYTES);
-        assert_eq!((taken.is_ready, taken.accepted, taken.delivered), (true, 1, vec![stamp]));
+        let mut received = Received::default();
+        let mut client = PythonServer.codec(Role::Receiver(1));
+        assert_eq!(client.take(&input, &mut Vec::new(), &mut received).unwrap(), 3 * CLASSIC_BLOCK_BYTES);
+        assert_eq!((received.is_ready, received.accepted, received.delivered), (true, 1, vec![stamp]));
         let mut refusal = Vec::new();
         put_block(&mut refusal, "notok", &[]);
-        client.take(&refusal, &mut Vec::new(), &mut Taken::default()).unwrap_err();
+        client.take(&refusal, &mut Vec::new(), &mut Received::default()).unwrap_err();
     }
 }

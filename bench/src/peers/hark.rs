@@ -1,5 +1,4 @@
-//! `harkd`, in its native framing: a session for every sender, and one `ack`
-//! for all that a read has brought.
+//! `harkd`, in its native framing: a session for every sender, and one `ack` for each read.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -16,11 +15,11 @@ use hark_protocol::limits::{
 use hark_protocol::{Reply, Request, RequestId, Sequence};
 use tokio_util::codec::Decoder as _;
 
-use super::{Keeps, Peer, Role, Speaker, Taken, user_name};
+use super::{Durability, Peer, PeerCodec, Received, Role, user_name};
 use crate::load::text::{Stamp, TEXT_BYTES, Text};
 use crate::server::Server;
 
-/// How `harkd` is run.
+/// The configuration of `harkd`.
 #[derive(Debug, Clone)]
 pub(crate) struct Hark {
     name: &'static str,
@@ -35,7 +34,7 @@ enum Store {
 }
 
 impl Hark {
-    /// As it is by default: what it accepts is on the disk.
+    /// The default: accepted messages are on disk.
     pub(crate) fn durable(program: &Path) -> Self {
         Self { name: "harkd, durable", program: program.to_owned(), store: Store::Folder }
     }
@@ -46,16 +45,16 @@ impl Hark {
     }
 }
 
-/// Returns the build profile of a program, by the folder that cargo put it into.
+/// Returns the build profile of a program, from its folder below `target`.
 fn profile(program: &Path) -> &str {
     let folder = program.parent().and_then(Path::file_name).and_then(OsStr::to_str);
     folder.filter(|folder| ["debug", "release", "dist"].contains(folder)).unwrap_or("unknown")
 }
 
 impl Hark {
-    /// A connection that lists so many accounts, again and again: the end of
-    /// each list counts as accepted.
-    pub(crate) fn lister(accounts: usize) -> Box<dyn Speaker> {
+    /// Returns a connection that repeats `list` for this many accounts. The end of each list
+    /// counts as accepted.
+    pub(crate) fn lister(accounts: usize) -> Box<dyn PeerCodec> {
         Box::new(Lister { accounts })
     }
 }
@@ -65,10 +64,10 @@ impl Peer for Hark {
         self.name
     }
 
-    fn keeps(&self) -> Keeps {
+    fn durability(&self) -> Durability {
         match self.store {
-            Store::Folder => Keeps::OnDisk,
-            Store::Memory => Keeps::WhileItRuns,
+            Store::Folder => Durability::OnDisk,
+            Store::Memory => Durability::UntilRestart,
         }
     }
 
@@ -90,7 +89,7 @@ impl Peer for Hark {
 
     fn start(&self, port: u16, folder: &Path) -> anyhow::Result<Server> {
         let mut command = Command::new(&self.program);
-        // The settings of whoever runs this are not what is measured.
+        // Settings in the environment must not affect the measurement.
         for (variable, _) in
             std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"HARKD_"))
         {
@@ -106,23 +105,23 @@ impl Peer for Hark {
         Server::start(self.name, command, port, folder)
     }
 
-    fn preparations(&self, users: usize) -> Box<dyn Iterator<Item = Box<dyn Speaker>>> {
-        Box::new(std::iter::once(Box::new(Maker { users, asked: 0, made: 0 }) as Box<dyn Speaker>))
+    fn preparations(&self, users: usize) -> Box<dyn Iterator<Item = Box<dyn PeerCodec>>> {
+        Box::new(std::iter::once(Box::new(Maker { users, asked: 0, made: 0 }) as Box<dyn PeerCodec>))
     }
 
-    fn speaker(&self, role: Role) -> Box<dyn Speaker> {
+    fn codec(&self, role: Role) -> Box<dyn PeerCodec> {
         Box::new(Native::new(role))
     }
 }
 
-/// A connection in the native framing, to `harkd` or to a relay of its frames.
+/// A connection in the native framing, to `harkd` or to a relay.
 pub(super) struct Native {
     role: Role,
     is_ready: bool,
-    /// The id of the next send; a session's ids count up.
+    /// The id of the next send.
     next_id: u32,
     frame: BytesMut,
-    /// The frame of a send to each user, with neither its id nor its text.
+    /// The frame of a send to each user, without id and text.
     heads: Vec<Vec<u8>>,
 }
 
@@ -133,14 +132,14 @@ impl Native {
 
     fn say(&mut self, id: u32, request: &Request, output: &mut Vec<u8>) {
         self.frame.clear();
-        // A request of a few bytes always fits into a frame.
+        // A short request always fits into a frame.
         if encode(RequestId::new(id), request, &mut self.frame).is_err() {
             unreachable!("a small frame is too large");
         }
         output.extend_from_slice(&self.frame);
     }
 
-    /// The frame of a send up to its text, made once.
+    /// Returns the cached frame of a send up to its text.
     fn head(&mut self, to: usize) -> Vec<u8> {
         let text = String::from_utf8_lossy(&[b'x'; TEXT_BYTES]).into_owned();
         let mut frame = Vec::new();
@@ -149,12 +148,12 @@ impl Native {
         frame
     }
 
-    /// What is not of the usual.
-    fn take_rare(&mut self, frame: &[u8], taken: &mut Taken) -> anyhow::Result<()> {
+    /// Handles a rare frame.
+    fn take_rare(&mut self, frame: &[u8], received: &mut Received) -> anyhow::Result<()> {
         match reply(frame)? {
             Some((Reply::Ok(_), _)) if !self.is_ready => {
                 self.is_ready = true;
-                taken.is_ready = true;
+                received.is_ready = true;
                 Ok(())
             }
             other => bail!("the server says {other:?}"),
@@ -162,11 +161,11 @@ impl Native {
     }
 }
 
-impl Speaker for Native {
+impl PeerCodec for Native {
     fn open(&mut self, output: &mut Vec<u8>) {
         match self.role {
             Role::Sender(sender) => {
-                // The ids of a session count up, so no connection takes over another's.
+                // Ids increase within a session, so each connection needs a new session.
                 static SESSIONS: AtomicU64 = AtomicU64::new(0);
                 let session = SESSIONS.fetch_add(1, Ordering::Relaxed);
                 let session = format!("bench-{}-{sender}-{session}", std::process::id());
@@ -200,20 +199,20 @@ impl Speaker for Native {
         output.extend_from_slice(text);
     }
 
-    fn take(&mut self, input: &[u8], output: &mut Vec<u8>, taken: &mut Taken) -> anyhow::Result<usize> {
+    fn take(&mut self, input: &[u8], output: &mut Vec<u8>, received: &mut Received) -> anyhow::Result<usize> {
         let (mut done, mut last) = (0, None);
         while let Some(rest) = input.get(done..)
             && let Some(frame) = whole_frame(rest)?
         {
             match frame.get(LENGTH_BYTES + ID_BYTES..).and_then(<[u8]>::first_chunk) {
-                Some(OK) if self.is_ready => taken.accepted += 1,
+                Some(OK) if self.is_ready => received.accepted += 1,
                 Some(STRING) => {
                     let payload = frame.get(LENGTH_BYTES + FRAME_BYTES_MIN..).unwrap_or_default();
                     let (sequence, stamp) = delivery(payload)?;
-                    taken.delivered.push(stamp);
+                    received.delivered.push(stamp);
                     last = Some(sequence);
                 }
-                _ => self.take_rare(frame, taken)?,
+                _ => self.take_rare(frame, received)?,
             }
             done += frame.len();
         }
@@ -224,13 +223,13 @@ impl Speaker for Native {
     }
 }
 
-/// The heads of sends are kept for so many users; beyond that they are made anew.
+/// The most users whose frame heads are cached.
 const HEADS_MAX: usize = 10_000;
 
 const OK: &[u8; COMMAND_BYTES] = b"ok\0\0\0\0\0\0\0\0\0\0\0\0\0";
 const STRING: &[u8; COMMAND_BYTES] = b"string\0\0\0\0\0\0\0\0\0";
 
-/// The first frame of the input with its length, once it is whole.
+/// Returns the first complete frame of the input, with its length.
 pub(super) fn whole_frame(input: &[u8]) -> anyhow::Result<Option<&[u8]>> {
     let Some(length) = input.first_chunk::<LENGTH_BYTES>() else { return Ok(None) };
     let length = u32::from_be_bytes(*length) as usize;
@@ -238,7 +237,7 @@ pub(super) fn whole_frame(input: &[u8]) -> anyhow::Result<Option<&[u8]>> {
     Ok(input.get(..LENGTH_BYTES + length))
 }
 
-/// The number and the stamp of a `string`.
+/// Decodes the number and the stamp of a `string`.
 fn delivery(payload: &[u8]) -> anyhow::Result<(Sequence, Stamp)> {
     let (fields, text) =
         payload.split_at_checked(payload.len().saturating_sub(TEXT_BYTES)).context("no text")?;
@@ -257,7 +256,7 @@ fn name(user: usize) -> hark_protocol::UserName {
     }
 }
 
-/// Makes the accounts.
+/// Creates the accounts.
 struct Maker {
     users: usize,
     asked: usize,
@@ -274,14 +273,14 @@ impl Maker {
     }
 }
 
-impl Speaker for Maker {
+impl PeerCodec for Maker {
     fn open(&mut self, output: &mut Vec<u8>) {
         self.ask(output);
     }
 
     fn send(&mut self, _to: usize, _text: &Text, _output: &mut Vec<u8>) {}
 
-    fn take(&mut self, input: &[u8], output: &mut Vec<u8>, taken: &mut Taken) -> anyhow::Result<usize> {
+    fn take(&mut self, input: &[u8], output: &mut Vec<u8>, received: &mut Received) -> anyhow::Result<usize> {
         let mut done = 0;
         while let Some((reply, bytes)) = reply(input.get(done..).unwrap_or_default())? {
             ensure!(matches!(reply, Reply::Ok(_)), "no account was made: {reply:?}");
@@ -289,29 +288,34 @@ impl Speaker for Maker {
             done += bytes;
         }
         self.ask(output);
-        taken.is_ready = self.made == self.users;
+        received.is_ready = self.made == self.users;
         Ok(done)
     }
 }
 
-/// Asks for all accounts.
+/// Lists all accounts.
 struct Lister {
     accounts: usize,
 }
 
-impl Speaker for Lister {
+impl PeerCodec for Lister {
     fn open(&mut self, output: &mut Vec<u8>) {
         self.sent(output);
     }
 
     fn send(&mut self, _to: usize, _text: &Text, _output: &mut Vec<u8>) {}
 
-    /// Asks once more.
+    /// Requests another list.
     fn sent(&mut self, output: &mut Vec<u8>) {
         output.extend_from_slice(&frame(&Request::List { pattern: None }));
     }
 
-    fn take(&mut self, input: &[u8], _output: &mut Vec<u8>, taken: &mut Taken) -> anyhow::Result<usize> {
+    fn take(
+        &mut self,
+        input: &[u8],
+        _output: &mut Vec<u8>,
+        received: &mut Received,
+    ) -> anyhow::Result<usize> {
         let mut done = 0;
         while let Some((reply, bytes)) = reply(input.get(done..).unwrap_or_default())? {
             match reply {
@@ -319,8 +323,8 @@ impl Speaker for Lister {
                 Reply::Ok(fields) => {
                     let (names, is_cut) = fields.as_listed().context("no number of names")?;
                     ensure!(names >= self.accounts && !is_cut, "a list of {names} names");
-                    taken.accepted += 1;
-                    taken.is_ready = true;
+                    received.accepted += 1;
+                    received.is_ready = true;
                 }
                 other => bail!("the server says {other:?}"),
             }
@@ -330,7 +334,7 @@ impl Speaker for Lister {
     }
 }
 
-/// A request as a frame, with an id that is of no interest.
+/// Encodes a request as a frame with an arbitrary id.
 fn frame(request: &Request) -> BytesMut {
     let mut frame = BytesMut::new();
     if encode(RequestId::new(1), request, &mut frame).is_err() {
@@ -339,7 +343,7 @@ fn frame(request: &Request) -> BytesMut {
     frame
 }
 
-/// The first reply of the input, once it is whole, and how long it is.
+/// Returns the first complete reply of the input, with its length.
 fn reply(input: &[u8]) -> anyhow::Result<Option<(Reply, usize)>> {
     let Some(frame) = whole_frame(input)? else { return Ok(None) };
     let decoded = ClientCodec::new(FRAME_BYTES_MAX).decode(&mut BytesMut::from(frame))?;

@@ -1,13 +1,12 @@
-//! ngircd: what IRC is without a queue. IRC accepts nothing; a `PING` after each
-//! write of messages takes its place, since its `PONG` says that the server has
-//! taken all before it.
+//! ngircd: IRC, without queues. IRC has no acknowledgements; a `PING` after each batch stands
+//! in for them, since its `PONG` shows that the server has handled the batch.
 
 use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, bail};
 
-use super::{Keeps, Peer, Role, Speaker, Taken, missing_package, user_name};
+use super::{Durability, Peer, PeerCodec, Received, Role, missing_package, user_name};
 use crate::load::text::{Stamp, Text};
 use crate::server::{Server, version, write_settings};
 
@@ -15,7 +14,7 @@ use crate::server::{Server, version, write_settings};
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Ngircd;
 
-/// Where Debian has it.
+/// The path of Debian's package.
 const PROGRAM: &str = "/usr/sbin/ngircd";
 
 impl Peer for Ngircd {
@@ -23,12 +22,11 @@ impl Peer for Ngircd {
         "ngircd (no queue)"
     }
 
-    fn keeps(&self) -> Keeps {
-        Keeps::Nothing
+    fn durability(&self) -> Durability {
+        Durability::Nothing
     }
 
-    /// It lets ten connections wait to be accepted, so that many at a time try
-    /// again and again.
+    /// Its listen backlog is ten connections, so that many at a time have to retry.
     fn users_max(&self) -> usize {
         10_000
     }
@@ -51,23 +49,23 @@ impl Peer for Ngircd {
         Server::start(self.name(), command, port, folder)
     }
 
-    fn preparations(&self, _users: usize) -> Box<dyn Iterator<Item = Box<dyn Speaker>>> {
+    fn preparations(&self, _users: usize) -> Box<dyn Iterator<Item = Box<dyn PeerCodec>>> {
         Box::new(std::iter::empty())
     }
 
-    fn speaker(&self, role: Role) -> Box<dyn Speaker> {
+    fn codec(&self, role: Role) -> Box<dyn PeerCodec> {
         Box::new(Irc { role, sent: 0, accepted: 0 })
     }
 }
 
-/// One connection.
+/// A connection.
 struct Irc {
     role: Role,
     sent: usize,
     accepted: usize,
 }
 
-impl Speaker for Irc {
+impl PeerCodec for Irc {
     fn open(&mut self, output: &mut Vec<u8>) {
         let name = match self.role {
             Role::Sender(sender) => format!("s{sender}"),
@@ -89,14 +87,14 @@ impl Speaker for Irc {
         output.extend_from_slice(format!("PING :{}\r\n", self.sent).as_bytes());
     }
 
-    fn take(&mut self, input: &[u8], output: &mut Vec<u8>, taken: &mut Taken) -> anyhow::Result<usize> {
+    fn take(&mut self, input: &[u8], output: &mut Vec<u8>, received: &mut Received) -> anyhow::Result<usize> {
         let mut done = 0;
         while let Some(rest) = input.get(done..)
             && let Some(end) = rest.iter().position(|&byte| byte == b'\n')
         {
             let line = rest.get(..end).unwrap_or_default();
             let line = line.strip_suffix(b"\r").unwrap_or(line);
-            self.take_line(line, output, taken)
+            self.take_line(line, output, received)
                 .with_context(|| format!("the server says {}", String::from_utf8_lossy(line)))?;
             done += end + 1;
         }
@@ -104,11 +102,16 @@ impl Speaker for Irc {
     }
 }
 
-/// The replies that end the greeting: with a message of the day, and without.
+/// The replies that end the greeting, with or without a message of the day.
 const END_OF_GREETING: [&[u8]; 2] = [b"376", b"422"];
 
 impl Irc {
-    fn take_line(&mut self, line: &[u8], output: &mut Vec<u8>, taken: &mut Taken) -> anyhow::Result<()> {
+    fn take_line(
+        &mut self,
+        line: &[u8],
+        output: &mut Vec<u8>,
+        received: &mut Received,
+    ) -> anyhow::Result<()> {
         let mut words = line.split(|&byte| byte == b' ');
         let first = words.next().unwrap_or_default();
         if first == b"PING" {
@@ -121,15 +124,15 @@ impl Irc {
         match command {
             b"PRIVMSG" => {
                 let at = line.iter().skip(1).position(|&byte| byte == b':').context("no text")?;
-                taken.delivered.push(Stamp::read(line.get(at + 2..).unwrap_or_default())?);
+                received.delivered.push(Stamp::read(line.get(at + 2..).unwrap_or_default())?);
             }
             b"PONG" => {
                 let number = line.rsplit(|&byte| byte == b':').next().unwrap_or_default();
                 let accepted: usize = std::str::from_utf8(number)?.parse()?;
-                taken.accepted += accepted.saturating_sub(self.accepted);
+                received.accepted += accepted.saturating_sub(self.accepted);
                 self.accepted = accepted;
             }
-            _ if END_OF_GREETING.contains(&command) => taken.is_ready = true,
+            _ if END_OF_GREETING.contains(&command) => received.is_ready = true,
             _ if first == b"ERROR" || matches!(command.first(), Some(b'4' | b'5')) => {
                 bail!("this is an error")
             }
@@ -151,11 +154,14 @@ mod tests {
             ":irc 001 u1 :Welcome\r\n:irc 422 u1 :No MOTD\r\n:s1!~s1@127.0.1.1 PRIVMSG u1 :{text}\r\n\
              :irc PONG irc :7\r\n:irc PONG irc :9\r\nPING :irc\r\nhalf"
         );
-        let (mut answer, mut taken) = (Vec::new(), Taken::default());
-        let mut client = Ngircd.speaker(Role::Receiver(1));
-        assert_eq!(client.take(input.as_bytes(), &mut answer, &mut taken).unwrap(), input.len() - 4);
-        assert!(taken.is_ready);
-        assert_eq!((taken.delivered, taken.accepted, &*answer), (vec![stamp], 9, &b"PONG :irc\r\n"[..]));
-        client.take(b":irc 401 s1 u9 :No such nick\r\n", &mut answer, &mut Taken::default()).unwrap_err();
+        let (mut answer, mut received) = (Vec::new(), Received::default());
+        let mut client = Ngircd.codec(Role::Receiver(1));
+        assert_eq!(client.take(input.as_bytes(), &mut answer, &mut received).unwrap(), input.len() - 4);
+        assert!(received.is_ready);
+        assert_eq!(
+            (received.delivered, received.accepted, &*answer),
+            (vec![stamp], 9, &b"PONG :irc\r\n"[..])
+        );
+        client.take(b":irc 401 s1 u9 :No such nick\r\n", &mut answer, &mut Received::default()).unwrap_err();
     }
 }

@@ -1,6 +1,6 @@
-//! What is measured: each server as a [`Peer`], which starts it and knows its
-//! protocol as its good clients speak it. The bytes of all of them are moved by
-//! the same [`crate::load`], so that none is measured with a better one.
+//! The measured servers: each is a [`Peer`], which starts it and speaks its protocol as a good
+//! client does. The same [`crate::load`] moves the bytes of all of them, so that the comparison
+//! is fair.
 
 mod classic;
 mod hark;
@@ -21,100 +21,98 @@ pub(crate) use mqtt::Mosquitto;
 pub(crate) use nats::Nats;
 pub(crate) use relay::{Relay, RelayArgs, serve as serve_relay};
 
-/// What a connection is for.
+/// The role of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
-    /// Sends, as this sender.
+    /// This sender.
     Sender(usize),
-    /// Receives for this user.
+    /// The receiver of this user.
     Receiver(usize),
 }
 
-/// How long a server keeps what comes for a user who is away.
+/// The durability of messages for an offline user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Keeps {
-    /// Not at all.
+pub(crate) enum Durability {
+    /// Messages for offline users are dropped.
     Nothing,
-    /// As long as it runs.
-    WhileItRuns,
-    /// Beyond a restart.
+    /// Messages are kept in memory.
+    UntilRestart,
+    /// Messages survive a restart.
     OnDisk,
 }
 
 /// A server that can be measured.
 pub(crate) trait Peer: Send + Sync {
-    /// What it is called in the report, with what sets it apart.
+    /// Returns its name in the report, with its configuration.
     fn name(&self) -> &'static str;
 
-    /// How long it keeps what comes for a user who is away.
-    fn keeps(&self) -> Keeps {
-        Keeps::OnDisk
+    /// Returns the durability of its messages.
+    fn durability(&self) -> Durability {
+        Durability::OnDisk
     }
 
-    /// The users that it is measured with at most. Where each needs a connection
-    /// or a consumer of its own beforehand, more would take longer than all the
-    /// rest.
+    /// Returns the most users that it is measured with. A peer that needs a connection or a
+    /// consumer for each user beforehand would take too long with more.
     fn users_max(&self) -> usize {
         20_000
     }
 
-    /// Its version, as it says.
+    /// Returns its version.
     ///
     /// # Errors
-    /// What is missing, and how to get it.
+    /// If it is missing, with the way to install it.
     fn version(&self) -> anyhow::Result<String>;
 
-    /// Starts it on this address, with what it keeps in `folder`, where it may
-    /// find what it kept before.
+    /// Starts it on this port with its data in `folder`, which may hold data of an earlier start.
     ///
     /// # Errors
-    /// Where it cannot be started.
+    /// If it cannot be started.
     fn start(&self, port: u16, folder: &Path) -> anyhow::Result<Server>;
 
-    /// The connections that are opened and closed once, before there is a load
-    /// for so many users: they make accounts, streams, sessions.
-    fn preparations(&self, users: usize) -> Box<dyn Iterator<Item = Box<dyn Speaker>>>;
+    /// Returns the connections that create accounts, streams or sessions for this many users, to
+    /// be opened and closed before the load.
+    fn preparations(&self, users: usize) -> Box<dyn Iterator<Item = Box<dyn PeerCodec>>>;
 
-    /// A connection of a client.
-    fn speaker(&self, role: Role) -> Box<dyn Speaker>;
+    /// Returns the codec of a client connection.
+    fn codec(&self, role: Role) -> Box<dyn PeerCodec>;
 }
 
-/// One connection of a client, without I/O: bytes in, bytes out.
-pub(crate) trait Speaker: Send {
-    /// Says what comes first.
+/// The codec of a client connection, without I/O: bytes in, bytes out.
+pub(crate) trait PeerCodec: Send {
+    /// Encodes the first bytes of the connection.
     fn open(&mut self, output: &mut Vec<u8>);
 
-    /// Says one message to this user.
+    /// Encodes a message to this user.
     fn send(&mut self, to: usize, text: &Text, output: &mut Vec<u8>);
 
-    /// The sends up to here are written in one go.
+    /// Ends a batch of sends, which is written at once.
     fn sent(&mut self, _output: &mut Vec<u8>) {}
 
-    /// Takes what has come: returns how many bytes of the input are done with,
-    /// adds what it meant to `taken`, and says what has to be said to it.
+    /// Decodes input into `received`, and encodes acknowledgements. Returns the number of bytes
+    /// consumed.
     ///
     /// # Errors
-    /// Where the server refuses something, or does not speak the protocol.
-    fn take(&mut self, input: &[u8], output: &mut Vec<u8>, taken: &mut Taken) -> anyhow::Result<usize>;
+    /// If the server refuses a request or breaks the protocol.
+    fn take(&mut self, input: &[u8], output: &mut Vec<u8>, received: &mut Received) -> anyhow::Result<usize>;
 }
 
-/// What a connection was told.
+/// The events of a connection.
 #[derive(Debug, Default)]
-pub(crate) struct Taken {
-    /// The connection is open for what it is for.
+pub(crate) struct Received {
+    /// Whether the connection is ready for its role.
     pub(crate) is_ready: bool,
-    /// So many sends were accepted.
+    /// The number of accepted sends.
     pub(crate) accepted: usize,
-    /// These messages were delivered.
+    /// The delivered messages.
     pub(crate) delivered: Vec<Stamp>,
 }
 
-/// The name of a user.
+/// Returns the name of a user.
 pub(crate) fn user_name(user: usize) -> String {
     format!("u{user}")
 }
 
-/// How to get a peer that Debian has.
+/// Returns the error for a missing Debian package.
 fn missing_package(package: &str) -> String {
     format!("{package} is missing: on Debian, `apt-get install {package}`")
 }

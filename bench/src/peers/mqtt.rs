@@ -1,12 +1,12 @@
-//! Mosquitto, in MQTT 3.1.1 as its clients speak it who lose nothing: QoS 1 and
-//! persistent sessions on both sides. A send is accepted with its PUBACK.
+//! Mosquitto, in MQTT 3.1.1 without message loss: QoS 1 and persistent sessions on both sides.
+//! A send is accepted with its PUBACK.
 
 use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, bail, ensure};
 
-use super::{Peer, Role, Speaker, Taken, missing_package, user_name};
+use super::{Peer, PeerCodec, Received, Role, missing_package, user_name};
 use crate::load::text::{Stamp, TEXT_BYTES, Text};
 use crate::server::{Server, is_root, version, write_settings};
 
@@ -14,7 +14,7 @@ use crate::server::{Server, is_root, version, write_settings};
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Mosquitto;
 
-/// Where Debian has it, which is not always where one's shell looks.
+/// The path of Debian's package, which is not in every `PATH`.
 const PROGRAM: &str = "/usr/sbin/mosquitto";
 
 impl Peer for Mosquitto {
@@ -27,7 +27,7 @@ impl Peer for Mosquitto {
     }
 
     fn start(&self, port: u16, folder: &Path) -> anyhow::Result<Server> {
-        // As root it would become a user who may not write here.
+        // As root it would switch to a user without write access here.
         let user = if is_root() { "user root\n" } else { "" };
         let settings = format!(
             "listener {port} 127.0.0.1\n\
@@ -46,17 +46,17 @@ impl Peer for Mosquitto {
         Server::start(self.name(), command, port, folder)
     }
 
-    fn preparations(&self, users: usize) -> Box<dyn Iterator<Item = Box<dyn Speaker>>> {
-        // A session queues from when it has subscribed.
-        Box::new((0..users).map(|user| Mosquitto.speaker(Role::Receiver(user))))
+    fn preparations(&self, users: usize) -> Box<dyn Iterator<Item = Box<dyn PeerCodec>>> {
+        // A session queues messages from its subscription on.
+        Box::new((0..users).map(|user| Mosquitto.codec(Role::Receiver(user))))
     }
 
-    fn speaker(&self, role: Role) -> Box<dyn Speaker> {
+    fn codec(&self, role: Role) -> Box<dyn PeerCodec> {
         Box::new(Mqtt { role, last_packet: 0, last_user: usize::MAX, topic: Vec::new() })
     }
 }
 
-/// One connection.
+/// A connection.
 struct Mqtt {
     role: Role,
     last_packet: u16,
@@ -65,7 +65,7 @@ struct Mqtt {
     topic: Vec<u8>,
 }
 
-/// The first byte of each packet that is used, with its flags.
+/// The first byte of each packet type in use, with its flags.
 const CONNECT: u8 = 0x10;
 const CONNACK: u8 = 0x20;
 const PUBLISH_QOS1: u8 = 0x32;
@@ -73,7 +73,7 @@ const PUBACK: u8 = 0x40;
 const SUBSCRIBE: u8 = 0x82;
 const SUBACK: u8 = 0x90;
 
-/// The flag of a PUBLISH that was sent before.
+/// The DUP flag of a PUBLISH.
 const DUPLICATE: u8 = 0x08;
 
 impl Mqtt {
@@ -89,17 +89,17 @@ impl Mqtt {
         kind: u8,
         body: &[u8],
         output: &mut Vec<u8>,
-        taken: &mut Taken,
+        received: &mut Received,
     ) -> anyhow::Result<()> {
         match (kind & !DUPLICATE, self.role) {
-            (PUBACK, Role::Sender(_)) => taken.accepted += 1,
+            (PUBACK, Role::Sender(_)) => received.accepted += 1,
             (PUBLISH_QOS1, Role::Receiver(_)) => {
                 let (topic_bytes, rest) = body.split_first_chunk().context("no topic")?;
                 let (_, rest) = rest
                     .split_at_checked(usize::from(u16::from_be_bytes(*topic_bytes)))
                     .context("no topic")?;
                 let (packet, text) = rest.split_first_chunk::<2>().context("no packet identifier")?;
-                taken.delivered.push(Stamp::read(text)?);
+                received.delivered.push(Stamp::read(text)?);
                 output.extend_from_slice(&[PUBACK, 2]);
                 output.extend_from_slice(packet);
             }
@@ -107,12 +107,12 @@ impl Mqtt {
                 ensure!(body.get(1) == Some(&0), "the connection is refused: {body:?}");
                 match role {
                     Role::Receiver(user) => self.subscribe(user, output),
-                    Role::Sender(_) => taken.is_ready = true,
+                    Role::Sender(_) => received.is_ready = true,
                 }
             }
             (SUBACK, Role::Receiver(_)) => {
                 ensure!(body.get(2) == Some(&1), "the subscription is refused: {body:?}");
-                taken.is_ready = true;
+                received.is_ready = true;
             }
             (other, _) => bail!("the server says {other:#04x} {body:?}"),
         }
@@ -120,13 +120,13 @@ impl Mqtt {
     }
 }
 
-impl Speaker for Mqtt {
+impl PeerCodec for Mqtt {
     fn open(&mut self, output: &mut Vec<u8>) {
         let name = match self.role {
             Role::Sender(sender) => format!("s{sender}"),
             Role::Receiver(user) => user_name(user),
         };
-        // MQTT 3.1.1, a session that is kept, and no pings.
+        // MQTT 3.1.1, a persistent session, and no keepalive.
         let mut body = b"\x00\x04MQTT\x04\x00\x00\x00".to_vec();
         put_string(&mut body, name.as_bytes());
         put_packet(output, CONNECT, &body);
@@ -137,7 +137,7 @@ impl Speaker for Mqtt {
             self.last_user = to;
             self.topic = user_name(to).into_bytes();
         }
-        // No more are under way than there are identifiers.
+        // Fewer are in flight than there are identifiers.
         self.last_packet = self.last_packet % u16::MAX + 1;
         output.push(PUBLISH_QOS1);
         put_length(output, 2 + self.topic.len() + 2 + TEXT_BYTES);
@@ -146,20 +146,19 @@ impl Speaker for Mqtt {
         output.extend_from_slice(text);
     }
 
-    fn take(&mut self, input: &[u8], output: &mut Vec<u8>, taken: &mut Taken) -> anyhow::Result<usize> {
+    fn take(&mut self, input: &[u8], output: &mut Vec<u8>, received: &mut Received) -> anyhow::Result<usize> {
         let mut done = 0;
         while let Some((kind, body, bytes)) = packet(input.get(done..).unwrap_or_default())? {
-            self.take_packet(kind, body, output, taken)?;
+            self.take_packet(kind, body, output, received)?;
             done += bytes;
         }
         Ok(done)
     }
 }
 
-/// The first packet of the input, once it is whole: its first byte, its body,
-/// and how long it is.
+/// Returns the first complete packet of the input: its first byte, its body, and its length.
 fn packet(input: &[u8]) -> anyhow::Result<Option<(u8, &[u8], usize)>> {
-    /// Bytes of the field of the length, at most.
+    /// The most bytes of the length field.
     const LENGTH_BYTES_MAX: usize = 4;
     let Some((&kind, rest)) = input.split_first() else { return Ok(None) };
     let mut length = 0;
@@ -213,10 +212,10 @@ mod tests {
     #[test]
     fn a_message_is_taken_and_acknowledged() {
         let stamp = Stamp { due_ns: 5, sender: 1, number: 2 };
-        let (mut sent, mut answer, mut taken) = (Vec::new(), Vec::new(), Taken::default());
-        Mosquitto.speaker(Role::Sender(1)).send(3, &stamp.write(), &mut sent);
-        let mut receiver = Mosquitto.speaker(Role::Receiver(3));
-        assert_eq!(receiver.take(&sent, &mut answer, &mut taken).unwrap(), sent.len());
-        assert_eq!((taken.delivered, answer), (vec![stamp], vec![PUBACK, 2, 0, 1]));
+        let (mut sent, mut answer, mut received) = (Vec::new(), Vec::new(), Received::default());
+        Mosquitto.codec(Role::Sender(1)).send(3, &stamp.write(), &mut sent);
+        let mut receiver = Mosquitto.codec(Role::Receiver(3));
+        assert_eq!(receiver.take(&sent, &mut answer, &mut received).unwrap(), sent.len());
+        assert_eq!((received.delivered, answer), (vec![stamp], vec![PUBACK, 2, 0, 1]));
     }
 }

@@ -1,6 +1,5 @@
-//! NATS JetStream: streams in files for a hundred users each, published to
-//! without waiting for each acknowledgement, and a durable consumer for each
-//! user, who acknowledges each message. A send is accepted with the
+//! NATS JetStream: file streams for a hundred users each, asynchronous publishes, and for each
+//! user a durable consumer that acknowledges each message. A send is accepted with the
 //! acknowledgement of the stream.
 
 use std::ops::Range;
@@ -9,7 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, bail, ensure};
 
-use super::{Peer, Role, Speaker, Taken, user_name};
+use super::{Peer, PeerCodec, Received, Role, user_name};
 use crate::load::text::{Stamp, TEXT_BYTES, Text};
 use crate::server::{Server, version, write_settings};
 
@@ -20,21 +19,21 @@ pub(crate) struct Nats {
 }
 
 impl Nats {
-    /// As it is by default: synced every two minutes.
+    /// The default: a sync every two minutes.
     pub(crate) const UNSYNCED: Self = Self { is_synced: false };
     /// With `sync_interval: always`.
     pub(crate) const SYNCED: Self = Self { is_synced: true };
 }
 
-/// What a client says first. The options are what good clients set.
+/// The CONNECT of a client, with the usual options.
 const CONNECT: &str = "CONNECT {\"verbose\":false,\"pedantic\":false,\"lang\":\"rust\",\"version\":\"1\",\
                        \"protocol\":1,\"headers\":true,\"no_responders\":true}\r\nPING\r\n";
 
-/// Users of one stream: what a consumer costs grows with what is in its stream
-/// for others, and a stream bears a thousand of them.
+/// The users of one stream: the cost of a consumer grows with the other users' messages in its
+/// stream, and a stream supports a thousand consumers.
 const USERS_PER_STREAM: usize = 100;
 
-/// Messages that one consumer has been given and not acknowledged: the default.
+/// The unacknowledged messages of a consumer: the default.
 const ACKS_PENDING_MAX: usize = 1_000;
 
 impl Peer for Nats {
@@ -42,7 +41,7 @@ impl Peer for Nats {
         if self.is_synced { "NATS JetStream, synced" } else { "NATS JetStream" }
     }
 
-    /// Ten thousand consumers take minutes to make and to find again.
+    /// Ten thousand consumers take minutes to create and to recover.
     fn users_max(&self) -> usize {
         1_000
     }
@@ -67,34 +66,34 @@ impl Peer for Nats {
         Server::start(self.name(), command, port, folder)
     }
 
-    fn preparations(&self, users: usize) -> Box<dyn Iterator<Item = Box<dyn Speaker>>> {
+    fn preparations(&self, users: usize) -> Box<dyn Iterator<Item = Box<dyn PeerCodec>>> {
         let makers = (0..users).step_by(USERS_PER_STREAM).map(move |first| {
             let users = first..users.min(first + USERS_PER_STREAM);
-            Box::new(Maker { left: users.len() + 1, users }) as Box<dyn Speaker>
+            Box::new(Maker { left: users.len() + 1, users }) as Box<dyn PeerCodec>
         });
         Box::new(makers)
     }
 
-    fn speaker(&self, role: Role) -> Box<dyn Speaker> {
+    fn codec(&self, role: Role) -> Box<dyn PeerCodec> {
         Box::new(Client { role, last_reply: 0, inbox: Vec::new() })
     }
 }
 
-/// The one beside our other Python packages, or that of the system.
+/// Returns the binary of the Python package, or that of the system.
 fn program() -> PathBuf {
     let ours = PathBuf::from(".venv/bin/nats-server");
     if ours.exists() { ours } else { PathBuf::from("nats-server") }
 }
 
-/// One connection.
+/// A connection.
 struct Client {
     role: Role,
     last_reply: u64,
-    /// Where the acknowledgements of the stream go, with a full stop.
+    /// The prefix of the acknowledgements' subjects, with its dot.
     inbox: Vec<u8>,
 }
 
-impl Speaker for Client {
+impl PeerCodec for Client {
     fn open(&mut self, output: &mut Vec<u8>) {
         output.extend_from_slice(CONNECT.as_bytes());
         match self.role {
@@ -104,7 +103,7 @@ impl Speaker for Client {
             }
             Role::Receiver(user) => output.extend_from_slice(format!("SUB d.{user} 1\r\n").as_bytes()),
         }
-        // The answer to the second says that the subscription is there.
+        // The answer to the second PING confirms the subscription.
         output.extend_from_slice(b"PING\r\n");
     }
 
@@ -117,17 +116,17 @@ impl Speaker for Client {
         output.extend_from_slice(b"\r\n");
     }
 
-    fn take(&mut self, input: &[u8], output: &mut Vec<u8>, taken: &mut Taken) -> anyhow::Result<usize> {
+    fn take(&mut self, input: &[u8], output: &mut Vec<u8>, received: &mut Received) -> anyhow::Result<usize> {
         let mut done = 0;
         while let Some((operation, bytes)) = operation(input.get(done..).unwrap_or_default())? {
             match (operation, self.role) {
-                (Operation::Pong, _) => taken.is_ready = true,
+                (Operation::Pong, _) => received.is_ready = true,
                 (Operation::Message { payload, .. }, Role::Sender(_)) => {
                     check_answer(payload)?;
-                    taken.accepted += 1;
+                    received.accepted += 1;
                 }
                 (Operation::Message { reply, payload }, Role::Receiver(_)) => {
-                    taken.delivered.push(Stamp::read(payload)?);
+                    received.delivered.push(Stamp::read(payload)?);
                     output.extend_from_slice(b"PUB ");
                     output.extend_from_slice(reply);
                     output.extend_from_slice(b" 0\r\n\r\n");
@@ -141,10 +140,10 @@ impl Speaker for Client {
     }
 }
 
-/// Makes a stream, and a consumer for each of its users.
+/// Creates a stream, and a consumer for each of its users.
 struct Maker {
     users: Range<usize>,
-    /// Answers that are waited for.
+    /// The outstanding answers.
     left: usize,
 }
 
@@ -173,7 +172,7 @@ impl Maker {
     }
 }
 
-impl Speaker for Maker {
+impl PeerCodec for Maker {
     fn open(&mut self, output: &mut Vec<u8>) {
         output.extend_from_slice(CONNECT.as_bytes());
         let stream = self.stream();
@@ -187,7 +186,7 @@ impl Speaker for Maker {
 
     fn send(&mut self, _to: usize, _text: &Text, _output: &mut Vec<u8>) {}
 
-    fn take(&mut self, input: &[u8], output: &mut Vec<u8>, taken: &mut Taken) -> anyhow::Result<usize> {
+    fn take(&mut self, input: &[u8], output: &mut Vec<u8>, received: &mut Received) -> anyhow::Result<usize> {
         let mut done = 0;
         while let Some((operation, bytes)) = operation(input.get(done..).unwrap_or_default())? {
             match operation {
@@ -197,7 +196,7 @@ impl Speaker for Maker {
                         self.ask_for_consumers(output);
                     }
                     self.left -= 1;
-                    taken.is_ready = self.left == 0;
+                    received.is_ready = self.left == 0;
                 }
                 Operation::Ping => output.extend_from_slice(b"PONG\r\n"),
                 Operation::Pong | Operation::Other => {}
@@ -208,26 +207,26 @@ impl Speaker for Maker {
     }
 }
 
-/// Where the messages for a user are published.
+/// Returns the subject of a user's messages.
 fn subject(user: usize) -> String {
     format!("b.{}.{}", user / USERS_PER_STREAM, user_name(user))
 }
 
-/// What the server says.
+/// An operation of the server.
 #[derive(Debug, PartialEq, Eq)]
 enum Operation<'a> {
-    /// A message, and where its acknowledgement goes.
+    /// A message, and the subject of its acknowledgement.
     Message {
         reply: &'a [u8],
         payload: &'a [u8],
     },
     Ping,
     Pong,
-    /// What needs no answer: `INFO`, `+OK`.
+    /// An operation without an answer: `INFO`, `+OK`.
     Other,
 }
 
-/// The first operation of the input, once it is whole, and how long it is.
+/// Returns the first complete operation of the input, with its length.
 fn operation(input: &[u8]) -> anyhow::Result<Option<(Operation<'_>, usize)>> {
     let Some(end) = input.windows(2).position(|two| two == b"\r\n") else { return Ok(None) };
     let (line, bytes) = (input.get(..end).unwrap_or_default(), end + 2);
@@ -275,7 +274,7 @@ fn message<'a>(
     Ok(Some((Operation::Message { reply, payload }, head + all + 2)))
 }
 
-/// An answer of the stream, without reading all of it: an error has its name.
+/// Checks an answer of the stream for an error, without a JSON parser.
 fn check_answer(payload: &[u8]) -> anyhow::Result<()> {
     let is_refused = payload.is_empty() || payload.windows(8).any(|word| word == b"\"error\":");
     ensure!(!is_refused, "the stream refuses: {}", String::from_utf8_lossy(payload));
@@ -313,10 +312,10 @@ mod tests {
     fn a_message_is_taken_and_acknowledged() {
         let stamp = Stamp { due_ns: 5, sender: 1, number: 2 };
         let text = String::from_utf8(stamp.write().to_vec()).unwrap();
-        let (mut answer, mut taken) = (Vec::new(), Taken::default());
+        let (mut answer, mut received) = (Vec::new(), Received::default());
         let input = format!("MSG d.3 1 $JS.ACK.1 {TEXT_BYTES}\r\n{text}\r\n");
-        let mut receiver = Nats::SYNCED.speaker(Role::Receiver(3));
-        assert_eq!(receiver.take(input.as_bytes(), &mut answer, &mut taken).unwrap(), input.len());
-        assert_eq!((taken.delivered, answer), (vec![stamp], b"PUB $JS.ACK.1 0\r\n\r\n".to_vec()));
+        let mut receiver = Nats::SYNCED.codec(Role::Receiver(3));
+        assert_eq!(receiver.take(input.as_bytes(), &mut answer, &mut received).unwrap(), input.len());
+        assert_eq!((received.delivered, answer), (vec![stamp], b"PUB $JS.ACK.1 0\r\n\r\n".to_vec()));
     }
 }

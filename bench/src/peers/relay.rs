@@ -1,10 +1,9 @@
-//! The limits of this machine: a relay of Hark's frames over the loopback that
-//! stores nothing, and one that appends them to a plain file and syncs it once
-//! for all that has come in the meantime. Neither has accounts, sessions, acks,
-//! a bound on what waits for an absent reader, or a way to read its file again.
+//! The limits of this machine: a relay of Hark's frames over the loopback without a store, and
+//! one that appends them to a plain file with group commit. Neither has accounts, sessions,
+//! acknowledgements, a bound on the queue of an absent reader, or a way to read its file.
 //!
-//! It runs as a process of its own, on one thread (and one for the file): on
-//! two processors that is faster than on two.
+//! It runs as a process of its own, on one thread (and one for the file), which on two
+//! processors is faster than two.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -23,13 +22,13 @@ use tokio::sync::Notify;
 use tokio::task::{LocalSet, spawn_blocking, spawn_local};
 
 use super::hark::{Native, whole_frame};
-use super::{Keeps, Peer, Role, Speaker};
+use super::{Durability, Peer, PeerCodec, Role};
 use crate::server::Server;
 
-/// Bytes of one read.
+/// The size of a read, in bytes.
 const READ_BYTES: usize = 256 * 1024;
 
-/// As long as a reader who is there owes so many bytes, nobody is read.
+/// The unread output of a connected reader at which the relay stops reading.
 const UNREAD_BYTES_MAX: usize = 64 * 1024;
 
 /// A limit of the machine.
@@ -41,7 +40,7 @@ pub(crate) struct Relay {
 impl Relay {
     /// Without a store.
     pub(crate) const BARE: Self = Self { has_log: false };
-    /// With a plain file that is synced once a group.
+    /// With a plain file that is synced once per group.
     pub(crate) const LOGGED: Self = Self { has_log: true };
 }
 
@@ -50,8 +49,8 @@ impl Peer for Relay {
         if self.has_log { "limit: relay, synced file" } else { "limit: relay" }
     }
 
-    fn keeps(&self) -> Keeps {
-        Keeps::WhileItRuns
+    fn durability(&self) -> Durability {
+        Durability::UntilRestart
     }
 
     fn users_max(&self) -> usize {
@@ -71,16 +70,16 @@ impl Peer for Relay {
         Server::start(self.name(), command, port, folder)
     }
 
-    fn preparations(&self, _users: usize) -> Box<dyn Iterator<Item = Box<dyn Speaker>>> {
+    fn preparations(&self, _users: usize) -> Box<dyn Iterator<Item = Box<dyn PeerCodec>>> {
         Box::new(std::iter::empty())
     }
 
-    fn speaker(&self, role: Role) -> Box<dyn Speaker> {
+    fn codec(&self, role: Role) -> Box<dyn PeerCodec> {
         Box::new(Native::new(role))
     }
 }
 
-/// How the process of a relay is started.
+/// The arguments of the relay's process.
 #[derive(Debug, clap::Args)]
 pub(crate) struct RelayArgs {
     /// The port to listen on
@@ -94,7 +93,7 @@ pub(crate) struct RelayArgs {
 /// Relays until it is killed.
 ///
 /// # Errors
-/// Where it cannot listen, or cannot write its file.
+/// If it cannot listen, or cannot write its file.
 pub(crate) fn serve(arguments: &RelayArgs) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     LocalSet::new().block_on(&runtime, async {
@@ -117,7 +116,7 @@ pub(crate) fn serve(arguments: &RelayArgs) -> anyhow::Result<()> {
             stream.set_nodelay(true)?;
             let state = Rc::clone(&state);
             spawn_local(async move {
-                // A client that goes is the end of its connection, and of nothing else.
+                // A client error ends only its own connection.
                 if let Err(error) = state.connection(stream).await {
                     eprintln!("a connection has ended: {error:#}");
                 }
@@ -133,23 +132,23 @@ struct State {
     has_log: Cell<bool>,
     group: RefCell<Group>,
     grown: Notify,
-    /// What has something new to write.
+    /// The connections with new output.
     touched: RefCell<Vec<Rc<Output>>>,
     touches: Notify,
-    /// Outputs that owe too much.
+    /// The connections over the limit of unread output.
     congested: Rc<Cell<usize>>,
     relieved: Rc<Notify>,
 }
 
-/// What waits to be synced, and what follows from it.
+/// The group that waits for the next sync.
 #[derive(Default)]
 struct Group {
-    /// The frames of the messages, one after the other.
+    /// The concatenated frames of the messages.
     frames: Vec<u8>,
     sends: Vec<Sent>,
 }
 
-/// A send: its frame in the group ends at `end`.
+/// A send, whose frame in the group ends at `end`.
 struct Sent {
     end: usize,
     to: Rc<Output>,
@@ -157,12 +156,12 @@ struct Sent {
     id: [u8; ID_BYTES],
 }
 
-/// What is on its way to a connection, or waits for one.
+/// The output of a connection, or of a user without one.
 #[derive(Default)]
 struct Output {
     bytes: RefCell<Vec<u8>>,
     stream: RefCell<Option<Rc<TcpStream>>>,
-    /// The stream takes no more for now; its writer goes on when it does.
+    /// Whether the stream is not writable, and its writer task waits for it.
     is_blocked: Cell<bool>,
     blocked: Notify,
     is_touched: Cell<bool>,
@@ -222,7 +221,7 @@ impl State {
             }
             b"ack\0\0\0\0\0\0\0\0\0\0\0\0" => {}
             b"connect\0\0\0\0\0\0\0\0" => {
-                // What it receives comes after this, over an output of its own.
+                // Its messages follow, over an output of its own.
                 own.push_ok(*id);
                 own.flush();
                 let user = self.user(payload);
@@ -277,7 +276,7 @@ impl State {
         }
     }
 
-    /// Writes once for all that has come from those who could be read.
+    /// Writes once for all input of one round of reads.
     async fn keep_flushing(self: Rc<Self>) {
         loop {
             self.touches.notified().await;
@@ -289,8 +288,7 @@ impl State {
         }
     }
 
-    /// Appends what there is to the file and syncs it, again and again; only
-    /// then it is accepted and delivered.
+    /// Appends each group to the file and syncs it, then accepts and delivers its messages.
     async fn commit(self: Rc<Self>, mut file: File) -> anyhow::Result<()> {
         loop {
             let group = self.group.take();
@@ -319,8 +317,8 @@ impl State {
 }
 
 impl Output {
-    /// Goes on over this stream, with a task that writes what the stream does
-    /// not take at once.
+    /// Attaches a stream, with a task that writes the output that the stream does not take at
+    /// once.
     fn attach(self: &Rc<Self>, stream: &Rc<TcpStream>) {
         self.stream.replace(Some(Rc::clone(stream)));
         self.is_blocked.set(false);
@@ -353,7 +351,7 @@ impl Output {
         bytes.extend_from_slice(b"ok\0\0\0\0\0\0\0\0\0\0\0\0\0");
     }
 
-    /// Writes what the stream takes.
+    /// Writes as much as the stream takes.
     fn flush(&self) {
         if self.is_blocked.get() {
             return;
@@ -370,7 +368,7 @@ impl Output {
                     self.blocked.notify_one();
                     break;
                 }
-                // Its reader sees the end.
+                // The reader task notices the end.
                 Err(_) => done = bytes.len(),
             }
         }
@@ -396,7 +394,7 @@ fn push_string(to: &mut Vec<u8>, sequence: u64, text: &[u8]) {
     to.extend_from_slice(&[0; LENGTH_BYTES + ID_BYTES]);
     to.extend_from_slice(b"string\0\0\0\0\0\0\0\0\0");
     let time_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis());
-    // What is written to memory arrives there.
+    // A write to memory cannot fail.
     if write!(to, "{sequence},,{time_ms},").is_err() {
         unreachable!("memory takes what is written to it");
     }

@@ -1,9 +1,9 @@
-//! The machine that was measured on, as the report names it.
+//! The description of the machine in the report.
 
 use std::fs;
 use std::path::Path;
 
-/// The machine in one sentence.
+/// Describes the machine in one sentence.
 pub(crate) fn description(folder: &Path) -> String {
     let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let model = first("/proc/cpuinfo", "model name").unwrap_or_else(|| "unknown".to_owned());
@@ -21,15 +21,14 @@ pub(crate) fn description(folder: &Path) -> String {
     )
 }
 
-/// The value of the first line of a file that begins with a name.
+/// Returns the value of the first line of a file with this name.
 fn first(file: &str, name: &str) -> Option<String> {
     let text = fs::read_to_string(file).ok()?;
     let line = text.lines().find(|line| line.starts_with(name))?;
     Some(line.split_once(':')?.1.trim().to_owned())
 }
 
-/// The kind of the file system of a folder: that of the longest mount point
-/// above it.
+/// Returns the type of the file system of a folder, from the longest mount point above it.
 fn file_system(folder: &Path) -> Option<String> {
     let folder = folder.canonicalize().ok()?;
     let mounts = fs::read_to_string("/proc/self/mounts").ok()?;

@@ -1,5 +1,4 @@
-//! The report of a run: a page in Markdown with its plots, and the raw figures
-//! as lines of JSON.
+//! The report of a run: a Markdown page with plots, and the raw figures as JSON lines.
 
 pub(crate) mod machine;
 pub(crate) mod plot;
@@ -17,23 +16,23 @@ use plot::Plot;
 use record::Record;
 use table::Table;
 
-/// The page.
+/// The file name of the page.
 const PAGE: &str = "report.md";
 
-/// The raw figures.
+/// The file name of the raw figures.
 const FIGURES: &str = "figures.jsonl";
 
-/// A part of the page: what a round has to say of its records.
+/// A section of the page: the text and tables of one round.
 #[derive(Debug, Default)]
 pub(crate) struct Section {
     pub(crate) title: &'static str,
-    /// What was measured, in a few sentences.
+    /// A description of the measurement.
     pub(crate) text: String,
     pub(crate) tables: Vec<Table>,
     pub(crate) plots: Vec<Plot>,
 }
 
-/// A report that grows while it is measured.
+/// A report that grows during the run.
 #[derive(Debug)]
 pub(crate) struct Report {
     folder: PathBuf,
@@ -43,10 +42,10 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// An empty report in a folder, where it replaces an earlier one.
+    /// Returns an empty report in a folder, replacing an earlier one.
     ///
     /// # Errors
-    /// Where the folder cannot be written.
+    /// If the folder cannot be written.
     pub(crate) fn begin(folder: &Path) -> anyhow::Result<Self> {
         fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
         let figures = File::create(folder.join(FIGURES))
@@ -54,30 +53,30 @@ impl Report {
         Ok(Self { folder: folder.to_owned(), figures, records: Vec::new(), sections: Vec::new() })
     }
 
-    /// Writes one measurement down at once.
+    /// Appends a measurement to the file of figures.
     ///
     /// # Errors
-    /// Where it cannot be written.
+    /// If the file cannot be written.
     pub(crate) fn add(&mut self, record: Record) -> anyhow::Result<()> {
         writeln!(self.figures, "{}", record.json())?;
         self.records.push(record);
         Ok(())
     }
 
-    /// All that one round has measured.
+    /// Returns the records of one round.
     pub(crate) fn records(&self, round: &str) -> Vec<Record> {
         self.records.iter().filter(|record| record.round == round).cloned().collect()
     }
 
-    /// Adds what a round has to say.
+    /// Adds the section of a round.
     pub(crate) fn conclude(&mut self, section: Section) {
         self.sections.push(section);
     }
 
-    /// Writes the page and draws the plots: where the page is.
+    /// Writes the page and the plots. Returns the path of the page.
     ///
     /// # Errors
-    /// Where a file cannot be written.
+    /// If a file cannot be written.
     pub(crate) fn finish(&self, introduction: &str) -> anyhow::Result<PathBuf> {
         let mut page = format!("# Benchmarks\n\n{introduction}\n");
         for section in &self.sections {

@@ -9,20 +9,19 @@ use plotters::prelude::*;
 /// Width and height, in pixels.
 const SIZE: (u32, u32) = (820, 460);
 
-/// How an axis goes.
+/// The scale of an axis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Axis {
-    /// Evenly, from zero.
+    /// Linear, from zero.
     Linear,
-    /// By powers of ten.
+    /// Logarithmic.
     Log,
 }
 
-/// Lines over an axis. Points that have no place on a logarithmic axis are left
-/// out.
+/// A line plot. Points that a logarithmic axis cannot show are skipped.
 #[derive(Debug, Clone)]
 pub(crate) struct Plot {
-    /// The name of its file, without the extension.
+    /// The file name, without the extension.
     pub(crate) name: &'static str,
     pub(crate) title: String,
     pub(crate) x: (&'static str, Axis),
@@ -30,7 +29,7 @@ pub(crate) struct Plot {
     pub(crate) lines: Vec<Line>,
 }
 
-/// One line.
+/// A line of a plot.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Line {
     pub(crate) name: String,
@@ -38,10 +37,10 @@ pub(crate) struct Line {
 }
 
 impl Plot {
-    /// Draws it into `folder`; nothing where there are no points.
+    /// Draws the plot into `folder`, if it has points.
     ///
     /// # Errors
-    /// Where the file cannot be written.
+    /// If the file cannot be written.
     pub(crate) fn draw(&self, folder: &Path) -> anyhow::Result<Option<String>> {
         let mut lines = self.lines.clone();
         for line in &mut lines {
@@ -122,7 +121,7 @@ fn has_place(value: f64, axis: Axis) -> bool {
     value.is_finite() && (axis == Axis::Linear || value > 0.0)
 }
 
-/// The least and the greatest of each axis.
+/// Returns the bounds of each axis.
 type Bounds = ((f64, f64), (f64, f64));
 
 fn bounds(lines: &[Line]) -> Option<Bounds> {
@@ -134,7 +133,7 @@ fn bounds(lines: &[Line]) -> Option<Bounds> {
     Some((of(|point| point.0)?, of(|point| point.1)?))
 }
 
-/// A little more than what there is, and never nothing.
+/// Widens a range slightly, so that it is never empty.
 fn around((low, high): (f64, f64), axis: Axis) -> (f64, f64) {
     match axis {
         Axis::Linear => (low.min(0.0), if high > 0.0 { high * 1.05 } else { 1.0 }),
@@ -142,7 +141,7 @@ fn around((low, high): (f64, f64), axis: Axis) -> (f64, f64) {
     }
 }
 
-/// A number of an axis: `1.5k`, `2M`.
+/// Formats a number of an axis: `1.5k`, `2M`.
 fn short(value: f64) -> String {
     let (scaled, unit) = match value.abs() {
         magnitude if magnitude >= 999_500.0 => (value / 1e6, "M"),
@@ -170,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plot_is_an_svg_with_its_words() {
+    fn plot_is_an_svg_with_its_labels() {
         let folder = tempfile::tempdir().unwrap();
         let file = plot(vec![(10.0, 2.0), (1000.0, 30.0)]).draw(folder.path()).unwrap().unwrap();
         let svg = std::fs::read_to_string(folder.path().join(file)).unwrap();
@@ -180,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn without_points_there_is_no_plot() {
+    fn empty_plot_is_not_drawn() {
         let folder = tempfile::tempdir().unwrap();
         assert_eq!(plot(vec![(0.0, 2.0), (f64::NAN, 1.0)]).draw(folder.path()).unwrap(), None);
     }

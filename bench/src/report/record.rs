@@ -1,25 +1,25 @@
-//! One measurement: what was measured, how, and its figures. Written as a line
-//! of JSON; several of the same become one by the median of each figure.
+//! A measurement: its subject, setting and figures. Written as a line of JSON; repeated
+//! measurements are merged by the median of each figure.
 
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
-/// One measurement.
+/// A measurement.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Record {
-    /// Which part of the report it belongs to.
+    /// The round, which is a section of the report.
     pub(crate) round: &'static str,
-    /// What was measured.
+    /// The measured server.
     pub(crate) subject: String,
-    /// With what, such as `senders`; in the order of the report.
+    /// The parameters, such as `senders`, in the order of the report.
     pub(crate) setting: Vec<(&'static str, f64)>,
-    /// What came of it. The names end with their units.
+    /// The figures. Their names end with the unit.
     pub(crate) figures: BTreeMap<&'static str, f64>,
 }
 
 impl Record {
-    /// A measurement without figures yet.
+    /// Returns a measurement without figures.
     pub(crate) fn new(round: &'static str, subject: &str, setting: &[(&'static str, f64)]) -> Self {
         Self { round, subject: subject.to_owned(), setting: setting.to_vec(), figures: BTreeMap::new() }
     }
@@ -31,17 +31,17 @@ impl Record {
         self
     }
 
-    /// A figure, where it was taken.
+    /// Returns a figure, if it was taken.
     pub(crate) fn figure(&self, name: &str) -> Option<f64> {
         self.figures.get(name).copied()
     }
 
-    /// A part of the setting.
+    /// Returns a parameter.
     pub(crate) fn with_what(&self, name: &str) -> Option<f64> {
         self.setting.iter().find(|(known, _)| *known == name).map(|(_, value)| *value)
     }
 
-    /// As an object of JSON.
+    /// Formats it as a JSON object.
     pub(crate) fn json(&self) -> Value {
         let figures: Map<_, _> =
             self.figures.iter().map(|(name, value)| ((*name).to_owned(), json!(value))).collect();
@@ -55,8 +55,8 @@ impl Record {
     }
 }
 
-/// One record for all of the same subject and setting, in the order in which
-/// they first came, with the median of each figure.
+/// Merges the records of the same subject and setting, in the order of their first occurrence,
+/// with the median of each figure.
 pub(crate) fn medians(records: &[Record]) -> Vec<Record> {
     let mut all: Vec<(Record, BTreeMap<&'static str, Vec<f64>>)> = Vec::new();
     for record in records {
@@ -78,7 +78,7 @@ pub(crate) fn medians(records: &[Record]) -> Vec<Record> {
     all.into_iter().map(record).collect()
 }
 
-/// The one in the middle, or the mean of the two.
+/// Returns the median.
 pub(crate) fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_unstable_by(f64::total_cmp);
     let upper = values.get(values.len() / 2)?;
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn rounds_of_the_same_become_one() {
+    fn repeated_measurements_are_merged() {
         let record = |subject, senders, rate| {
             Record::new("online", subject, &[("senders", senders)]).with("rate", rate)
         };

@@ -5,16 +5,16 @@ use std::fmt::Write as _;
 /// A table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Table {
-    /// What it is of.
+    /// The title.
     pub(crate) title: String,
-    /// What its columns are; those after the first are numbers.
+    /// The column headers; all columns but the first are numbers.
     pub(crate) columns: Vec<String>,
-    /// Its rows, each as long as there are columns.
+    /// The rows, with a cell for each column.
     pub(crate) rows: Vec<Vec<String>>,
 }
 
 impl Table {
-    /// A table without rows.
+    /// Returns a table without rows.
     pub(crate) fn new(title: impl Into<String>, columns: &[&str]) -> Self {
         let columns = columns.iter().map(|&column| column.to_owned()).collect();
         Self { title: title.into(), columns, rows: Vec::new() }
@@ -26,13 +26,13 @@ impl Table {
         self.rows.push(row);
     }
 
-    /// As Markdown, with its title as a paragraph.
+    /// Formats it as Markdown, with the title as a paragraph.
     pub(crate) fn markdown(&self) -> String {
         let mut to = format!("**{}**\n\n", self.title);
         let mut line = |cells: &[String]| {
             // Writing to a string cannot fail.
             if writeln!(to, "| {} |", cells.join(" | ")).is_err() {
-                unreachable!("a string takes what is written to it");
+                unreachable!("writes to a string do not fail");
             }
         };
         line(&self.columns);
@@ -43,7 +43,7 @@ impl Table {
     }
 }
 
-/// A number with about three digits that count, and the thousands apart.
+/// Formats a number with three significant digits and separated thousands.
 pub(crate) fn number(value: Option<f64>) -> String {
     let Some(value) = value.filter(|value| value.is_finite()) else { return "–".to_owned() };
     let magnitude = value.abs();
@@ -56,12 +56,12 @@ pub(crate) fn number(value: Option<f64>) -> String {
     }
 }
 
-/// A number of things.
+/// Formats a count.
 pub(crate) fn count(value: Option<f64>) -> String {
     value.map_or_else(|| "–".to_owned(), thousands)
 }
 
-/// A share of something, such as `0.43`.
+/// Formats a ratio, such as `0.43`.
 pub(crate) fn ratio(value: Option<f64>, of: Option<f64>) -> String {
     match (value, of) {
         (Some(value), Some(of)) if of > 0.0 => format!("{:.2}", value / of),
@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_have_the_digits_that_count() {
+    fn numbers_have_three_significant_digits() {
         for (value, expected) in [
             (0.0, "0"),
             (0.5432, "0.543"),
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn a_share_of_nothing_is_none() {
+    fn ratio_to_zero_is_none() {
         assert_eq!(ratio(Some(1.0), Some(4.0)), "0.25");
         assert_eq!(
             [ratio(Some(1.0), Some(0.0)), ratio(None, Some(1.0)), ratio(Some(1.0), None)],

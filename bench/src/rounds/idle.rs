@@ -1,5 +1,5 @@
-//! Users who are connected and say nothing: what memory they take, how long it
-//! takes to connect them, and to have them all back after a restart.
+//! Idle connections: their memory, the time to connect them, and the time until all are back
+//! after a restart.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use crate::bench::{Bench, Running};
 use crate::load::queue::Backlog;
 use crate::load::{Connection, on_a_runtime, prepare};
-use crate::peers::{Keeps, Peer, Role};
+use crate::peers::{Durability, Peer, Role};
 use crate::report::Section;
 use crate::report::plot::{Axis, Line, Plot};
 use crate::report::record::{Record, medians};
@@ -24,33 +24,31 @@ const IDLE: &str = "idle";
 /// The round of the restart.
 const STORM: &str = "idle, restart";
 
-/// Files of this process, and of a server, beside its connections.
+/// The open files of this process and of a server, besides connections.
 const OTHER_FILES: usize = 500;
 
-/// How long a server has until its memory is looked at. One that has just begun
-/// to serve takes more for a moment.
+/// The time until the memory of a server is read, since it peaks at the start.
 const SETTLED_AFTER: Duration = Duration::from_secs(1);
 
-/// How it is measured.
+/// The settings of the round.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct IdleArgs {
-    /// Connected users, upwards; repeat it for more. As many are measured as there may be open
-    /// files
+    /// Connected users, in increasing order; may be repeated. The limit of open files bounds them
     #[arg(long = "connections", default_values_t = [100, 1_000, 10_000, 18_000])]
     connections: Vec<usize>,
     /// Unread messages of each user at the restart
     #[arg(long, default_value_t = 10)]
     backlog: usize,
-    /// Users who connect at the same time, before the restart
+    /// Users that connect at the same time, before the restart
     #[arg(long, default_value_t = 8)]
     connecting: usize,
 }
 
 impl IdleArgs {
-    /// Measures, and adds to the report.
+    /// Runs the round, and adds its section to the report.
     ///
     /// # Errors
-    /// Where the report cannot be written.
+    /// If the report cannot be written.
     pub(crate) fn run(&self, bench: &mut Bench) -> anyhow::Result<()> {
         let subjects = bench.subjects.clone();
         let counts = self.counts()?;
@@ -58,7 +56,7 @@ impl IdleArgs {
         for peer in &subjects {
             bench.step(peer.name().to_owned());
             if let Err(error) = self.measure(bench, peer, &counts) {
-                bench.say(&format!("{} was not measured to the end: {error:#}", peer.name()));
+                bench.say(&format!("{} was measured incompletely: {error:#}", peer.name()));
             }
         }
         let idle = medians(&bench.report.records(IDLE));
@@ -67,7 +65,7 @@ impl IdleArgs {
         Ok(())
     }
 
-    /// So many connections as there may be open files.
+    /// Returns the most connections within the limit of open files.
     fn counts(&self) -> anyhow::Result<Vec<usize>> {
         let files = usize::try_from(rlimit::getrlimit(rlimit::Resource::NOFILE)?.0)?;
         let most = files.saturating_sub(OTHER_FILES);
@@ -75,12 +73,11 @@ impl IdleArgs {
         counts.sort_unstable();
         counts.dedup();
         counts.retain(|&count| count > 0);
-        ensure!(!counts.is_empty(), "no number of connections, or no open files: raise `ulimit -n`");
+        ensure!(!counts.is_empty(), "too few open files for any number of connections; raise `ulimit -n`");
         Ok(counts)
     }
 
-    /// A server for each number of users: what it has before there are any is
-    /// not theirs.
+    /// Measures a new server for each number of users, and subtracts its memory without users.
     fn measure(&self, bench: &mut Bench, peer: &Arc<dyn Peer>, counts: &[usize]) -> anyhow::Result<()> {
         for &users in counts.iter().filter(|&&users| users <= peer.users_max()) {
             let mut running = bench.start(peer, 0)?;
@@ -105,8 +102,7 @@ impl IdleArgs {
         Ok(())
     }
 
-    /// Connects users: how long that took, in seconds, and what memory the
-    /// server has then, in bytes.
+    /// Connects users. Returns the time in seconds, and the memory of the server in bytes.
     async fn connect(
         &self,
         peer: &Arc<dyn Peer>,
@@ -121,8 +117,8 @@ impl IdleArgs {
             {
                 connections.push(connected??);
             }
-            let speaker = peer.speaker(Role::Receiver(user));
-            connecting.spawn_local(Connection::open(server.address(), speaker));
+            let codec = peer.codec(Role::Receiver(user));
+            connecting.spawn_local(Connection::open(server.address(), codec));
         }
         while let Some(connected) = connecting.join_next().await {
             connections.push(connected??);
@@ -132,9 +128,9 @@ impl IdleArgs {
         Ok((seconds, server.resident_bytes()? as f64))
     }
 
-    /// Stops and starts the server, and has everybody come back at once.
+    /// Restarts the server, and lets all users return at once.
     fn storm(&self, peer: &Arc<dyn Peer>, running: &mut Running, users: usize) -> anyhow::Result<Record> {
-        let each = if peer.keeps() == Keeps::OnDisk { self.backlog } else { 0 };
+        let each = if peer.durability() == Durability::OnDisk { self.backlog } else { 0 };
         let backlog = Backlog { users, senders: 8, messages: each * users, in_flight: 64 };
         let filled = backlog.send(&**peer, running.server.address(), Duration::MAX)?;
         running.restart(Server::stop)?;
@@ -166,18 +162,17 @@ impl IdleArgs {
         Ok(Section {
             title: "Idle",
             text: format!(
-                "Users are connected, {} at a time, and say nothing. Resident memory is that of the process, without \
-                 what the kernel has for its sockets. What a user takes is what has come to the server since it was \
-                 empty: its account or session, and its connection. A process may have {files} open files here. After \
-                 a restart, by SIGTERM, all users come back at once; a user is back when it has its backlog, where \
-                 the server keeps one on its disk, and left behind when it is not after 30 s. Fairness is 1 where \
-                 all had waited as long (Jain's index).",
+                "Users connect, {} at a time, and stay idle. Resident memory is that of the process, without the \
+                 kernel's socket buffers. The memory of a user is the growth since the server was empty: its account or \
+                 session, and its connection. A process may have {files} open files here. After a restart by SIGTERM, \
+                 all users return at once; a user is back once it has its backlog, if the server stores one on disk, \
+                 and lost if it is not back after 30 s. Fairness is Jain's index: 1 if all waited equally long.",
                 self.connecting,
             ),
             tables,
             plots: vec![
                 plot("idle-memory", "Memory over connections", "MiB", idle, memory),
-                plot("idle-connect", "Time to connect them all", "seconds", idle, time),
+                plot("idle-connect", "Time to connect all users", "seconds", idle, time),
             ],
         })
     }
@@ -194,14 +189,7 @@ fn idle_table(records: &[&Record]) -> Table {
     let connections = count(records.first().and_then(|record| record.with_what("connections")));
     let mut table = Table::new(
         format!("{connections} connected users"),
-        &[
-            "server",
-            "resident MiB",
-            "KiB/user",
-            "of that for the connection",
-            "seconds to connect them",
-            "connected/s",
-        ],
+        &["server", "resident MiB", "KiB/user", "of which connection", "seconds to connect", "connected/s"],
     );
     for record in records {
         let scaled = |name, by: u32| number(record.figure(name).map(|bytes| bytes / f64::from(by)));
@@ -276,7 +264,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_fair_where_all_wait_as_long() {
+    fn equal_waits_are_fair() {
         assert!((fairness(&[2.0; 10]) - 1.0).abs() < 1e-9);
         assert!((fairness(&[0.0, 0.0, 0.0, 4.0]) - 0.25).abs() < 1e-9, "one waited for all");
     }

@@ -1,4 +1,4 @@
-//! What is measured: one file for each round.
+//! The rounds of measurements, one file for each.
 
 pub(crate) mod idle;
 pub(crate) mod offline;
@@ -8,15 +8,14 @@ pub(crate) mod start;
 
 use crate::report::record::Record;
 
-/// What a subject is measured against: the records of the limits with the same
-/// setting.
+/// The limits that a subject is compared with: their records of the same setting.
 pub(crate) struct Limits {
     bare: Option<Record>,
     logged: Option<Record>,
 }
 
 impl Limits {
-    /// The limits among the records of one setting.
+    /// Returns the limits among the records of one setting.
     pub(crate) fn among(records: &[&Record]) -> Self {
         use crate::peers::{Peer as _, Relay};
         let of = |relay: Relay| {
@@ -25,18 +24,18 @@ impl Limits {
         Self { bare: of(Relay::BARE), logged: of(Relay::LOGGED) }
     }
 
-    /// A figure of the relay without a store.
+    /// Returns a figure of the relay without a store.
     pub(crate) fn bare(&self, figure: &str) -> Option<f64> {
         self.bare.as_ref().and_then(|record| record.figure(figure))
     }
 
-    /// A figure of the relay with a synced file.
+    /// Returns a figure of the relay with a synced file.
     pub(crate) fn logged(&self, figure: &str) -> Option<f64> {
         self.logged.as_ref().and_then(|record| record.figure(figure))
     }
 }
 
-/// Records by their setting, in the order in which they came.
+/// Groups records by setting, in order of occurrence.
 pub(crate) fn by_setting(records: &[Record]) -> Vec<Vec<&Record>> {
     let mut groups: Vec<Vec<&Record>> = Vec::new();
     for record in records {
@@ -50,7 +49,7 @@ pub(crate) fn by_setting(records: &[Record]) -> Vec<Vec<&Record>> {
     groups
 }
 
-/// The names of the subjects, in the order in which they came.
+/// Returns the names of the subjects, in order of occurrence.
 pub(crate) fn subjects(records: &[Record]) -> Vec<String> {
     let mut names: Vec<String> = Vec::new();
     for record in records {
@@ -61,7 +60,7 @@ pub(crate) fn subjects(records: &[Record]) -> Vec<String> {
     names
 }
 
-/// A time in seconds, as an argument.
+/// Parses an argument in seconds.
 pub(crate) fn seconds(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(seconds) if (0.01..=3600.0).contains(&seconds) => Ok(seconds),

@@ -1,5 +1,5 @@
-//! Messages for users who are away: how fast they are accepted, and how fast
-//! they are received when the users come.
+//! Messages for offline users: the rate at which they are accepted, and received when the
+//! users return.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -12,7 +12,7 @@ use anyhow::ensure;
 use crate::bench::Bench;
 use crate::load::queue::Backlog;
 use crate::load::text::TEXT_BYTES;
-use crate::peers::{Keeps, Peer};
+use crate::peers::{Durability, Peer};
 use crate::report::Section;
 use crate::report::plot::{Axis, Line, Plot};
 use crate::report::record::{Record, medians};
@@ -21,44 +21,44 @@ use crate::rounds::{Limits, by_setting, seconds, subjects};
 
 const ROUND: &str = "offline";
 
-/// The plain file by itself.
+/// The name of the plain file as a subject.
 const PLAIN_FILE: &str = "limit: plain file";
 
-/// How it is measured.
+/// The settings of the round.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct OfflineArgs {
-    /// Messages in all
+    /// Messages in total
     #[arg(long, default_value_t = 1_000_000)]
     messages: usize,
-    /// Users whom they go to; repeat it for more. Peers that need a connection or a consumer for
-    /// each user beforehand are left out where there are too many
+    /// Recipients; may be repeated. Peers that need a connection or a consumer for each user
+    /// beforehand are skipped if there are too many
     #[arg(long = "users", default_values_t = [1, 1_000, 1_000_000])]
     users: Vec<usize>,
-    /// Senders to those who are away
+    /// Senders
     #[arg(long, default_value_t = 8)]
     senders: usize,
-    /// Sends in flight for each sender to those who are away
+    /// Sends in flight for each sender
     #[arg(long, default_value_t = 256)]
     in_flight: usize,
-    /// How long is sent at most, in seconds; who is slow has fewer messages then
+    /// Longest time to send, in seconds; a slow peer then has fewer messages
     #[arg(long, default_value_t = 8.0, value_parser = seconds)]
     fill_seconds: f64,
-    /// How long is received at most, in seconds; of many users who are slow not all come then
+    /// Longest time to receive, in seconds; with a slow peer not all users return
     #[arg(long, default_value_t = 10.0, value_parser = seconds)]
     drain_seconds: f64,
-    /// Users who come and receive at the same time
+    /// Users that receive at the same time
     #[arg(long, default_value_t = 64)]
     at_a_time: usize,
-    /// Rounds in turn of which the median is taken
+    /// Repetitions, of which the median is taken
     #[arg(long, default_value_t = 1)]
     offline_rounds: usize,
 }
 
 impl OfflineArgs {
-    /// Measures, and adds to the report.
+    /// Runs the round, and adds its section to the report.
     ///
     /// # Errors
-    /// Where the report cannot be written.
+    /// If the report cannot be written.
     pub(crate) fn run(&self, bench: &mut Bench) -> anyhow::Result<()> {
         let subjects = bench.subjects.clone();
         bench.begin(ROUND, self.offline_rounds * self.users.len() * subjects.len());
@@ -66,7 +66,7 @@ impl OfflineArgs {
             for &users in &self.users {
                 for peer in &subjects {
                     bench.step(format!("{}, {users} users", peer.name()));
-                    if peer.keeps() != Keeps::Nothing && users <= peer.users_max() {
+                    if peer.durability() != Durability::Nothing && users <= peer.users_max() {
                         let taken = self.measure(bench, peer, users);
                         bench.take(peer.name(), taken)?;
                     }
@@ -125,8 +125,7 @@ impl OfflineArgs {
             .with("repeated", drained.faults.repeated as f64))
     }
 
-    /// Texts appended to a file, which is synced once for as many as all senders
-    /// have under way.
+    /// Measures texts appended to a file with a sync for each batch in flight.
     fn plain_file(&self, folder: &Path, users: usize) -> anyhow::Result<Record> {
         const MEASURED: Duration = Duration::from_secs(1);
         let path = folder.join("plain");
@@ -149,16 +148,16 @@ impl OfflineArgs {
         Section {
             title: "Offline",
             text: format!(
-                "{} senders with {} in flight each fill the queues of users who are away; then the users come, {} at \
-                 a time, each over a connection of its own, receive what there is and acknowledge it, for {} s at most. Memory is looked at before they come, and its peak \
-                 after. The plain file \
-                 is synced once for as many texts as all senders have in flight.",
+                "{} senders with {} in flight each fill the queues of offline users. Then the users return, {} at a \
+                 time, each over its own connection, and receive and acknowledge their messages, for at most {} s. \
+                 Memory is sampled before their return, and its peak after. The plain file is synced once for as many \
+                 texts as all senders have in flight.",
                 self.senders, self.in_flight, self.at_a_time, self.drain_seconds
             ),
             tables: by_setting(records).iter().map(|records| table(records)).collect(),
             plots: vec![
-                plot("offline-fill", "Accepted for users who are away", records, "accepted_per_second"),
-                plot("offline-drain", "Received when they come", records, "drained_per_second"),
+                plot("offline-fill", "Accepted for offline users", records, "accepted_per_second"),
+                plot("offline-drain", "Received at their return", records, "drained_per_second"),
             ],
         }
     }

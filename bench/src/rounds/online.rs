@@ -1,5 +1,5 @@
-//! Senders and receivers who are all there: how many messages a second, and how
-//! long each takes, as fast as it goes and at a given pace.
+//! Messages between online users: throughput and latency in a closed loop, and latency at a
+//! given rate in an open loop.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,42 +13,42 @@ use crate::report::record::{Record, medians};
 use crate::report::table::{Table, count, number, ratio};
 use crate::rounds::{Limits, by_setting, seconds, subjects};
 
-/// The round with as much in flight as each sender may have.
+/// The closed loop.
 const CLOSED: &str = "online";
 
-/// The round at a given pace.
+/// The open loop.
 const OPEN: &str = "online, paced";
 
-/// A pace is left out for who can only just bear it.
+/// The largest fraction of a subject's throughput that is used as a rate.
 const LOAD_MAX: f64 = 0.8;
 
-/// The pace at which latencies are compared, in messages a second.
+/// The rate at which latencies are compared, in messages per second.
 const COMPARED_PER_SECOND: f64 = 2_000.0;
 
-/// How it is measured.
+/// The settings of the round.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct OnlineArgs {
-    /// How long each measurement takes, in seconds
+    /// Time of each measurement, in seconds
     #[arg(long, default_value_t = 1.5, value_parser = seconds)]
     seconds: f64,
-    /// How long a load goes before it is measured, in seconds
+    /// Time of the load before a measurement, in seconds
     #[arg(long, default_value_t = 0.4, value_parser = seconds)]
     warm_up: f64,
-    /// Rounds in turn of which the median is taken
+    /// Repetitions, of which the median is taken
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// Senders, receivers and sends in flight for each sender, as `8x8x64`; repeat it for more
+    /// Senders, receivers and sends in flight for each sender, as `8x8x64`; may be repeated
     #[arg(long = "shape", default_values = ["8x8x64", "64x64x64", "1x1x1"])]
     shapes: Vec<Shape>,
-    /// Messages a second of all senders together in the open loop; repeat it for more
+    /// Messages per second of all senders in the open loop; may be repeated
     #[arg(long = "rate", default_values_t = [2_000.0, 20_000.0, 60_000.0, 150_000.0, 400_000.0])]
     rates: Vec<f64>,
-    /// Senders, and receivers, in the open loop
+    /// Senders in the open loop, and as many receivers
     #[arg(long, default_value_t = 8)]
     paced_senders: usize,
 }
 
-/// Senders, receivers and what each sender has in flight.
+/// The shape of a load: senders, receivers and sends in flight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Shape {
     senders: usize,
@@ -60,7 +60,7 @@ impl std::str::FromStr for Shape {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        /// Sends of one sender under way: what a session of Hark may have.
+        /// The most sends in flight: the limit of a session of Hark.
         const IN_FLIGHT_MAX: usize = hark_protocol::limits::SENDS_UNANSWERED_MAX;
         let parts: Option<Vec<usize>> = text.split('x').map(|part| part.parse().ok()).collect();
         match parts.as_deref() {
@@ -73,10 +73,10 @@ impl std::str::FromStr for Shape {
 }
 
 impl OnlineArgs {
-    /// Measures, and adds to the report.
+    /// Runs the round, and adds its section to the report.
     ///
     /// # Errors
-    /// Where the report cannot be written.
+    /// If the report cannot be written.
     pub(crate) fn run(&self, bench: &mut Bench) -> anyhow::Result<()> {
         let subjects = bench.subjects.clone();
         bench.begin(CLOSED, self.rounds * self.shapes.len() * subjects.len());
@@ -95,7 +95,7 @@ impl OnlineArgs {
             for peer in &subjects {
                 bench.step(format!("{}, {rate} a second", peer.name()));
                 if is_borne(&closed, peer.name(), *rate) {
-                    // The one that is compared is measured as often as the others.
+                    // The rate of the comparison is repeated like the closed loop.
                     let rounds = if *rate <= COMPARED_PER_SECOND { self.rounds } else { 1 };
                     for _ in 0..rounds {
                         let taken = self.open(bench, peer, *rate);
@@ -151,7 +151,7 @@ impl std::fmt::Display for Shape {
     }
 }
 
-/// Whether a subject bears this pace, by what it did as fast as it could.
+/// Returns whether a subject sustains this rate, according to its throughput.
 fn is_borne(closed: &[Record], subject: &str, per_second: f64) -> bool {
     let of_subject = closed.iter().filter(|record| record.subject == subject);
     let most = of_subject.filter_map(|record| record.figure("delivered_per_second")).reduce(f64::max);
@@ -188,8 +188,8 @@ fn section(closed: &[Record], open: &[Record]) -> Section {
     tables.extend(compared.map(|records| open_table(records)));
     Section {
         title: "Online",
-        text: "Senders and receivers are all connected; each sender goes round all receivers. Latency is from when a \
-               message was due to be sent to when it was received; it is accepted when the server says so."
+        text: "All senders and receivers are connected; each sender addresses all receivers in turn. Latency is the time \
+               from a message's due time to its receipt. A message is accepted when the server acknowledges it."
             .to_owned(),
         tables,
         plots: vec![
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn a_subject_stands_beside_the_limits_of_its_setting() {
+    fn subject_is_compared_with_limits_of_its_setting() {
         let of = |subject, rate| {
             Record::new(CLOSED, subject, &[("senders", 8.0)]).with("delivered_per_second", rate)
         };
@@ -319,9 +319,9 @@ mod tests {
     }
 
     #[test]
-    fn a_pace_that_cannot_be_borne_is_left_out() {
+    fn unsustainable_rate_is_skipped() {
         let closed = [Record::new(CLOSED, "harkd", &[]).with("delivered_per_second", 10_000.0)];
         assert!(is_borne(&closed, "harkd", 8_000.0) && !is_borne(&closed, "harkd", 9_000.0));
-        assert!(is_borne(&closed, "another", 9_000.0), "who was not measured is tried");
+        assert!(is_borne(&closed, "another", 9_000.0), "an unmeasured subject is tried");
     }
 }

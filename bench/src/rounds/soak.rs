@@ -1,5 +1,5 @@
-//! A mix for longer: senders at a pace, readers of whom some are slow, users who
-//! come and go, and big lists. Memory has to be flat.
+//! A longer mixed load: senders at a fixed rate, some slow readers, users that connect and
+//! leave, and long lists. Memory must stay flat.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -18,45 +18,45 @@ use crate::report::table::{Table, count, number, ratio};
 use crate::rounds::{seconds, subjects};
 use crate::server::Server;
 
-/// The round, with a record for each look at the memory.
+/// The round, with a record for each sample of the memory.
 const SAMPLES: &str = "soak, memory";
 
-/// What came of it as a whole.
+/// The summary of the round.
 const SOAK: &str = "soak";
 
-/// Senders, and receivers.
+/// The number of senders, and of receivers.
 const SENDERS: usize = 16;
 
-/// Receivers who read only now and then.
+/// The number of slow receivers.
 const SLOW: usize = 8;
 
-/// Users who come and go, after the receivers.
+/// The number of users that connect and leave.
 const PASSERS: usize = 1_000;
 
-/// Accounts that are listed.
+/// The number of listed accounts.
 const ACCOUNTS: usize = 20_000;
 
-/// How often somebody comes and goes.
+/// The interval at which a user connects and leaves.
 const CHURN_EVERY: Duration = Duration::from_millis(5);
 
-/// How often all accounts are listed.
+/// The interval of the lists.
 const LIST_EVERY: Duration = Duration::from_millis(200);
 
-/// How often one looks at the memory.
+/// The interval of the memory samples.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// How it is measured.
+/// The settings of the round.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct SoakArgs {
-    /// How long it takes, in seconds
+    /// Duration, in seconds
     #[arg(long, default_value_t = 45.0, value_parser = seconds)]
     soak_seconds: f64,
-    /// Messages a second
+    /// Messages per second
     #[arg(long, default_value_t = 5_000.0)]
     soak_rate: f64,
 }
 
-/// What happened beside the messages.
+/// The counts of other events.
 #[derive(Debug, Default)]
 struct Beside {
     is_over: AtomicBool,
@@ -65,10 +65,10 @@ struct Beside {
 }
 
 impl SoakArgs {
-    /// Measures, and adds to the report.
+    /// Runs the round, and adds its section to the report.
     ///
     /// # Errors
-    /// Where the report cannot be written.
+    /// If the report cannot be written.
     pub(crate) fn run(&self, bench: &mut Bench) -> anyhow::Result<()> {
         let subjects: Vec<_> =
             bench.subjects.iter().filter(|peer| peer.name().starts_with("harkd")).cloned().collect();
@@ -101,8 +101,8 @@ impl SoakArgs {
             let others = scope.spawn(|| on_a_runtime(others(peer, server, &beside)));
             let outcome = load.run(peer, server);
             beside.is_over.store(true, Ordering::Release);
-            let samples = samples.join().map_err(|_| anyhow!("looking at the memory has panicked"))?;
-            others.join().map_err(|_| anyhow!("those who come and go have panicked"))?.context("beside")?;
+            let samples = samples.join().map_err(|_| anyhow!("the memory sampler has panicked"))?;
+            others.join().map_err(|_| anyhow!("the connecting users have panicked"))?.context("beside")?;
             anyhow::Ok((outcome?, samples?))
         })?;
         let mut records = samples;
@@ -121,9 +121,9 @@ impl SoakArgs {
         Section {
             title: "Soak",
             text: format!(
-                "{} messages a second from {SENDERS} senders to {SENDERS} receivers, of whom {SLOW} read only twice a \
-                 second; every {} ms one of {PASSERS} users comes and goes, and every {} ms all {ACCOUNTS} accounts \
-                 are listed. Growth compares the last quarter of the time with the second.",
+                "{} messages per second from {SENDERS} senders to {SENDERS} receivers, {SLOW} of which read only twice a \
+                 second. Every {} ms one of {PASSERS} users connects and leaves, and every {} ms all {ACCOUNTS} \
+                 accounts are listed. Growth compares the last quarter of the time with the second.",
                 count(Some(self.soak_rate)),
                 CHURN_EVERY.as_millis(),
                 LIST_EVERY.as_millis(),
@@ -131,7 +131,7 @@ impl SoakArgs {
             tables: vec![table(soaks)],
             plots: vec![Plot {
                 name: "soak-memory",
-                title: "Memory over time under a mix".to_owned(),
+                title: "Memory over time under a mixed load".to_owned(),
                 x: ("seconds", Axis::Linear),
                 y: ("MiB", Axis::Linear),
                 lines: subjects(samples).into_iter().map(line).collect(),
@@ -151,7 +151,7 @@ fn look_at_memory(peer: &Arc<dyn Peer>, server: &Server, beside: &Beside) -> any
     Ok(samples)
 }
 
-/// Those who come and go, and those who list.
+/// Runs the users that connect and leave, and the lists.
 async fn others(peer: &Arc<dyn Peer>, server: &Server, beside: &Beside) -> anyhow::Result<()> {
     let address = server.address();
     let mut lister = Connection::open(address, Hark::lister(ACCOUNTS)).await?;
@@ -161,8 +161,8 @@ async fn others(peer: &Arc<dyn Peer>, server: &Server, beside: &Beside) -> anyho
     while !beside.is_over.load(Ordering::Acquire) {
         if last_passer.elapsed() >= CHURN_EVERY {
             last_passer = Instant::now();
-            let speaker = peer.speaker(Role::Receiver(SENDERS + next % PASSERS));
-            passing.spawn_local(Connection::open(address, speaker));
+            let codec = peer.codec(Role::Receiver(SENDERS + next % PASSERS));
+            passing.spawn_local(Connection::open(address, codec));
             next += 1;
         }
         while let Some(passed) = passing.try_join_next() {
@@ -173,11 +173,11 @@ async fn others(peer: &Arc<dyn Peer>, server: &Server, beside: &Beside) -> anyho
             (is_listing, last_list) = (true, Instant::now());
             lister.ask_again();
         }
-        // Whether something has come or it is time for the next one.
+        // Waits for input or for the next list.
         if let Ok(turned) = tokio::time::timeout(CHURN_EVERY, lister.turn()).await {
             turned?;
         }
-        if std::mem::take(&mut lister.taken.accepted) > 0 && std::mem::take(&mut is_listing) {
+        if std::mem::take(&mut lister.received.accepted) > 0 && std::mem::take(&mut is_listing) {
             beside.lists.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -198,7 +198,7 @@ fn summary(peer: &Arc<dyn Peer>, outcome: &Outcome, samples: &[Record], beside: 
         .with("lists", beside.lists.load(Ordering::Relaxed) as f64)
         .with("lost", outcome.faults.lost as f64)
         .with("repeated", outcome.faults.repeated as f64);
-    // A run that is too short has no quarters.
+    // A short run cannot be divided into quarters.
     for (name, number) in [("second_quarter_bytes", 1), ("last_quarter_bytes", 3)] {
         if let Some(bytes) = quarter(number) {
             record = record.with(name, bytes);

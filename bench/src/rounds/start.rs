@@ -1,5 +1,5 @@
-//! How soon `harkd` serves again after it was killed, over what it has stored;
-//! and what the compaction of what was received takes.
+//! The time until `harkd` serves again after a kill, by the size of its store; and the cost of
+//! a compaction after messages are received.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use crate::bench::{Bench, Running};
 use crate::load::queue::Backlog;
 use crate::load::text::TEXT_BYTES;
 use crate::load::{Connection, on_a_runtime};
-use crate::peers::{Keeps, Peer, Role};
+use crate::peers::{Durability, Peer, Role};
 use crate::report::Section;
 use crate::report::plot::{Axis, Line, Plot};
 use crate::report::record::{Record, medians};
@@ -23,46 +23,45 @@ const START: &str = "start";
 /// The round of the compaction.
 const COMPACTION: &str = "compaction";
 
-/// A server that has written nothing and used no processor for so long has done
-/// what it had to.
+/// The time without writes and processor use after which a server is idle.
 const QUIET_AFTER: Duration = Duration::from_secs(2);
 
-/// How long that is waited for.
+/// The longest wait for that.
 const QUIET_WITHIN: Duration = Duration::from_secs(120);
 
-/// After so long there are no more starts of the same.
+/// The time after which a start is not repeated.
 const STARTS_WITHIN: Duration = Duration::from_secs(10);
 
-/// Messages that are sent before a compaction.
+/// The messages sent before a compaction.
 const COMPACTED_MESSAGES: usize = 1_000_000;
 
-/// Users whom the messages are for.
+/// The recipients of the messages.
 const USERS: usize = 1_000;
 
 const MIB: f64 = (1 << 20) as f64;
 
-/// How it is measured.
+/// The settings of the round.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct StartArgs {
-    /// Queued messages at a start, for 1000 users; repeat it for more
+    /// Queued messages at a start, for 1000 users; may be repeated
     #[arg(long = "queued", default_values_t = [0, 10_000, 100_000, 1_000_000, 10_000_000])]
     queued: Vec<usize>,
-    /// Accounts at a start, without messages; repeat it for more
+    /// Accounts at a start, without messages; may be repeated
     #[arg(long = "accounts", default_values_t = [10_000, 100_000, 1_000_000])]
     accounts: Vec<usize>,
-    /// Starts of each; fewer where one takes long
+    /// Repetitions of each start; fewer if one takes long
     #[arg(long, default_value_t = 3)]
     starts: usize,
-    /// Messages that are received before a compaction; 0: leave it out
+    /// Messages that are received before a compaction; 0 skips it
     #[arg(long, default_value_t = COMPACTED_MESSAGES)]
     compacted: usize,
 }
 
 impl StartArgs {
-    /// Measures, and adds to the report.
+    /// Runs the round, and adds its section to the report.
     ///
     /// # Errors
-    /// Where the report cannot be written.
+    /// If the report cannot be written.
     pub(crate) fn run(&self, bench: &mut Bench) -> anyhow::Result<()> {
         let Some(peer) = durable(bench) else { return Ok(()) };
         let settings: Vec<(usize, usize)> = (self.queued.iter().map(|&messages| (messages, USERS)))
@@ -101,11 +100,11 @@ impl StartArgs {
             }
             let start = Instant::now();
             running.restart(Server::kill)?;
-            // What the end of the old one took does not count for the new one;
-            // it is next to nothing, and there is no port to be had before.
+            // The end of the former process does not count; it is short, and holds the port until
+            // then.
             running.server.wait_until_it_listens()?;
             let address = running.server.address();
-            on_a_runtime(Connection::open(address, peer.speaker(Role::Sender(0))))?;
+            on_a_runtime(Connection::open(address, peer.codec(Role::Sender(0))))?;
             let seconds = start.elapsed().as_secs_f64();
             let setting = [("messages", messages as f64), ("accounts", accounts as f64)];
             let record = Record::new(START, peer.name(), &setting)
@@ -117,7 +116,7 @@ impl StartArgs {
         Ok(())
     }
 
-    /// Fills, drains, and waits until the server has tidied up.
+    /// Fills and drains the inboxes, and waits for the end of the compaction.
     fn compaction(&self, bench: &mut Bench, peer: &Arc<dyn Peer>) -> anyhow::Result<Record> {
         let running = bench.start(peer, USERS)?;
         let server = &running.server;
@@ -142,9 +141,10 @@ impl StartArgs {
     }
 }
 
-/// The server whose starts are measured: the one that keeps what it has.
+/// Returns the server whose starts are measured: the durable one.
 fn durable(bench: &Bench) -> Option<Arc<dyn Peer>> {
-    let is_ours = |peer: &&Arc<dyn Peer>| peer.name().starts_with("harkd") && peer.keeps() == Keeps::OnDisk;
+    let is_ours =
+        |peer: &&Arc<dyn Peer>| peer.name().starts_with("harkd") && peer.durability() == Durability::OnDisk;
     bench.subjects.iter().find(is_ours).cloned()
 }
 
@@ -160,18 +160,17 @@ fn fill(
     Ok((backlog, filled))
 }
 
-/// Waits until a server does nothing more: how long it did something, in
-/// seconds.
+/// Waits until a server is idle. Returns how long it was busy, in seconds.
 fn wait_until_quiet(server: &Server) -> anyhow::Result<f64> {
     const LOOK_EVERY: Duration = Duration::from_millis(100);
     let start = Instant::now();
     let mut last_change = start;
     let mut last = (server.written_bytes()?, server.cpu_seconds()?);
     while last_change.elapsed() < QUIET_AFTER {
-        ensure!(start.elapsed() < QUIET_WITHIN, "the server does not get quiet");
+        ensure!(start.elapsed() < QUIET_WITHIN, "the server does not become idle");
         std::thread::sleep(LOOK_EVERY);
         let now = (server.written_bytes()?, server.cpu_seconds()?);
-        // A timer or two is not work.
+        // A few timer ticks do not count as work.
         if now.0 != last.0 || now.1 > last.1 + 0.02 {
             (last, last_change) = (now, Instant::now());
         }
@@ -196,9 +195,9 @@ fn section(starts: &[Record], compactions: &[Record]) -> Section {
     let seconds = "serving_after_seconds";
     Section {
         title: "Start",
-        text: "From exec to the first answer, after `kill -9`, with so many messages queued for 1,000 users, or so \
-               many accounts without messages. Then a queue is received, and the server left alone until it writes \
-               nothing more; what it has written is compared with the bytes of the texts."
+        text: "The time from exec to the first answer after `kill -9`, by the number of messages queued for 1,000 users, \
+               or of accounts without messages. Then a queue is received, and the server left alone until it is idle; \
+               the bytes written are compared with the bytes of the texts."
             .to_owned(),
         tables,
         plots: vec![

@@ -140,12 +140,12 @@ fn read_line(from: &mut impl Read) -> io::Result<Zeroizing<String>> {
             byte => part.push(byte),
         }
         if line.len() + part.len() > LINE_BYTES_MAX {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "this line is too long for a password"));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the password is too long"));
         }
         match std::str::from_utf8(&part) {
             Ok(text) => line.push_str(text),
             Err(error) if error.error_len().is_none() => continue,
-            Err(_) => return Err(io::Error::new(io::ErrorKind::InvalidData, "this line is not UTF-8")),
+            Err(_) => return Err(io::Error::new(io::ErrorKind::InvalidData, "the password is not UTF-8")),
         }
         part.clear();
     }

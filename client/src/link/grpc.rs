@@ -1,5 +1,5 @@
-//! A link over gRPC: one `BiDiChat`, on an HTTP/2 connection of its own. Knows
-//! no rules.
+//! A link over gRPC: one `BiDiChat` on an HTTP/2 connection of its own. Has no
+//! rules.
 
 use std::io;
 use std::task::{Context, Poll, ready};
@@ -21,28 +21,28 @@ use super::{Link, LinkError, Reader, WRITE_BYTES_MAX, Writer, too_large};
 use crate::dial::Stream;
 use crate::http2;
 
-/// A reply is at most as long as the largest frame and this, in bytes.
+/// Largest encoded reply beyond the largest frame, in bytes.
 const BESIDE_FRAME_BYTES_MAX: usize = 1024;
 
-/// Batches of requests, each of about [`WRITE_BYTES_MAX`], that the connection
-/// has not taken yet.
+/// Number of batches, each of about [`WRITE_BYTES_MAX`], that wait for the
+/// connection.
 const BATCHES_MAX: usize = 1;
 
-/// A link over these bytes, on which nothing was said yet.
+/// Returns a new link over a byte stream.
 pub(super) async fn link(stream: Box<dyn Stream>, origin: &str) -> Result<Link, LinkError> {
     let origin = http2::origin(origin)?;
-    // The engine's own pings find out whether the other end is alive.
+    // The engine sends pings of its own, so HTTP/2 keepalive is off.
     let (connection, guard) = http2::open(stream, None).await?;
     let mut client = ChatClient::with_origin(connection, origin)
         .max_decoding_message_size(FRAME_BYTES_MAX + BESIDE_FRAME_BYTES_MAX);
     let (batches, mut batches_in) = mpsc::channel::<Vec<ChatRequest>>(BATCHES_MAX);
     let requests = stream::poll_fn(move |cx| batches_in.poll_recv(cx)).flat_map(stream::iter);
-    // It may begin to answer only once something is asked.
+    // The server may answer the call only after the first request.
     let call = async move { client.bi_di_chat(requests).await.map(Response::into_inner) };
     let reader = GrpcReader {
         replies: call.try_flatten_stream().boxed(),
-        heard: Instant::now(),
-        has_heard: false,
+        last_received_at: Instant::now(),
+        has_received: false,
         _connection: guard,
     };
     let writer = GrpcWriter {
@@ -54,12 +54,12 @@ pub(super) async fn link(stream: Box<dyn Stream>, origin: &str) -> Result<Link, 
     Ok(Link { reader: Box::new(reader), writer: Box::new(writer) })
 }
 
-/// The side that receives.
+/// The receiving half.
 struct GrpcReader {
     replies: BoxStream<'static, Result<ChatReply, Status>>,
-    heard: Instant,
-    has_heard: bool,
-    /// The link owns the connection, and this is the side that notices its end.
+    last_received_at: Instant,
+    has_received: bool,
+    /// The connection belongs to the reader, which notices its end.
     _connection: DropGuard,
 }
 
@@ -67,23 +67,23 @@ impl Reader for GrpcReader {
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Incoming<Reply>, LinkError>> {
         let reply = match ready!(self.replies.poll_next_unpin(cx)) {
             Some(Ok(reply)) => reply,
-            Some(Err(status)) => return Poll::Ready(Err(http2::ended(&status, self.has_heard))),
+            Some(Err(status)) => return Poll::Ready(Err(http2::ended(&status, self.has_received))),
             None => return Poll::Ready(Err(LinkError::Ended)),
         };
-        self.heard = Instant::now();
-        self.has_heard = true;
+        self.last_received_at = Instant::now();
+        self.has_received = true;
         Poll::Ready(Ok(reply::incoming(reply)))
     }
 
-    fn heard(&self) -> Instant {
-        self.heard
+    fn last_received_at(&self) -> Instant {
+        self.last_received_at
     }
 
-    // No frames are cut here, and longer replies than any were refused before.
+    // Replies are not framed here; the message size limit covers them.
     fn limit(&mut self, _frame_bytes_max: usize) {}
 }
 
-/// The side that sends.
+/// The sending half.
 struct GrpcWriter {
     batches: PollSender<Vec<ChatRequest>>,
     batch: Vec<ChatRequest>,
@@ -115,8 +115,8 @@ impl Writer for GrpcWriter {
         let reserved = ready!(self.batches.poll_reserve(cx));
         self.batch_bytes = 0;
         let batch = std::mem::take(&mut self.batch);
-        // Where nobody takes it any more, the chat has ended, and the reader is
-        // told why.
+        // A closed channel means that the call has ended; the reader reports
+        // why.
         drop(reserved.and_then(|()| self.batches.send_item(batch)));
         Poll::Ready(Ok(()))
     }

@@ -1,10 +1,10 @@
-//! One connection: requests out and replies in, and the handshake that opens
-//! it, the same over every transport. Knows no rules.
+//! One connection: requests out, replies in, and the handshake, over each
+//! transport. Has no rules.
 //!
-//! | module | what it owns |
+//! | module | contents |
 //! | --- | --- |
-//! | `native` | the wire protocol |
-//! | `grpc` | the same session as a `BiDiChat` |
+//! | `native` | the native framing |
+//! | `grpc` | the same session as one `BiDiChat` |
 
 #[cfg(feature = "grpc")]
 mod grpc;
@@ -20,12 +20,12 @@ use hark_protocol::{Code, Failure, Incoming, OkFields, Refusal, Reply, Request, 
 use tokio::time::Instant;
 
 use crate::config::{Server, Transport};
-use crate::tls::Distrust;
+use crate::tls::TlsError;
 
-/// Bytes that are collected before they have to be written.
+/// Size of the write buffer at which it has to be flushed, in bytes.
 const WRITE_BYTES_MAX: usize = 64 * 1024;
 
-/// How long a link that is closed may take to say its last word.
+/// Time limit for closing a link in order.
 const FINISH: Duration = Duration::from_secs(1);
 
 /// A connection to a server.
@@ -34,39 +34,39 @@ pub(crate) struct Link {
     pub(crate) writer: Box<dyn Writer>,
 }
 
-/// The side that receives.
+/// The receiving half.
 pub(crate) trait Reader: Send {
-    /// The next reply. While it is pending nothing is lost.
+    /// Polls for the next reply. Dropping the poll loses nothing.
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Incoming<Reply>, LinkError>>;
 
-    /// When the server was last heard.
-    fn heard(&self) -> Instant;
+    /// Returns when the server was last heard from.
+    fn last_received_at(&self) -> Instant;
 
-    /// The server has said what its largest frame is.
+    /// Sets the server's largest frame, in bytes.
     fn limit(&mut self, frame_bytes_max: usize);
 }
 
-/// The side that sends.
+/// The sending half.
 pub(crate) trait Writer: Send {
-    /// Collects a request to be written; `Err` says why it is too large for
-    /// this server, and nothing is collected then.
+    /// Buffers a request. If it is too large for this server, returns the
+    /// reason and buffers nothing.
     fn queue(&mut self, id: Option<RequestId>, request: &Request) -> Result<(), String>;
 
-    /// Whether there is room to collect more: for [`WRITE_BYTES_MAX`], and one
-    /// request.
+    /// Returns whether the buffer holds less than [`WRITE_BYTES_MAX`], so that
+    /// another request may be added.
     fn has_room(&self) -> bool;
 
-    /// Whether nothing is collected that has to be written.
+    /// Returns whether everything buffered has been written.
     fn is_flushed(&self) -> bool;
 
-    /// Writes some of what was collected, which there must be. While it is
-    /// pending nothing is lost.
+    /// Writes a part of the buffer, which must not be empty. Dropping the poll
+    /// loses nothing.
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LinkError>>;
 
-    /// Says that nothing more comes. Call it once all is flushed.
+    /// Closes the sending direction. Requires that the buffer is flushed.
     fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 
-    /// The server has said what its largest frame is.
+    /// Sets the server's largest frame, in bytes.
     fn limit(&mut self, frame_bytes_max: usize);
 }
 
@@ -78,12 +78,12 @@ impl dyn Reader {
 }
 
 impl dyn Writer {
-    /// Writes some of what was collected, which there must be. Cancel-safe.
+    /// Writes a part of the buffer, which must not be empty. Cancel-safe.
     pub(crate) async fn flush(&mut self) -> Result<(), LinkError> {
         poll_fn(|cx| self.poll_flush(cx)).await
     }
 
-    /// Writes everything that was collected. Cancel-safe.
+    /// Writes the whole buffer. Cancel-safe.
     async fn flush_all(&mut self) -> Result<(), LinkError> {
         while !self.is_flushed() {
             self.flush().await?;
@@ -92,56 +92,56 @@ impl dyn Writer {
     }
 }
 
-/// Why there is no link.
+/// The reason why a link failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LinkError {
     #[error("{0}")]
     Io(#[from] io::Error),
     #[error("the server closed the connection")]
     Ended,
-    #[error("the server is stopping")]
+    #[error("the server is shutting down")]
     Stopping,
-    #[error("the server does not speak this protocol: {0}")]
+    #[error("protocol error: {0}")]
     Protocol(String),
     #[cfg(feature = "grpc")]
-    #[error("the server has ended the call: {0}")]
+    #[error("the call failed: {0}")]
     Call(String),
     #[cfg(feature = "grpc")]
-    #[error("the server does not speak this gRPC: {0}")]
+    #[error("the server does not support this gRPC service: {0}")]
     NoGrpc(String),
-    #[error("the server does not answer")]
+    #[error("the server does not respond")]
     Silent,
-    #[error("the server cannot do it now: {0}")]
+    #[error("the server is unavailable: {0}")]
     Unavailable(String),
-    #[error("the server refuses for now: {0}")]
+    #[error("the server refused the connection for now: {}", .0.message())]
     Refused(Refusal),
-    /// The connection itself, whoever one is.
-    #[error("the server refuses the connection: {}", .0.explanation)]
+    /// Refusal of the connection itself, regardless of the user.
+    #[error("the server refused the connection: {}", .0.explanation)]
     Denied(Refusal),
     #[error("{0}")]
-    Taken(io::Error),
-    #[error("no server is named")]
+    SeenStore(io::Error),
+    #[error("no server is configured")]
     NoServer,
-    #[error("a new session begins")]
-    SessionSpent,
+    #[error("the ids of the session are used up")]
+    SessionExhausted,
 }
 
 impl LinkError {
-    /// The server refuses the connection.
+    /// Returns the error for a refused connection.
     pub(crate) fn refused(refusal: Refusal) -> Self {
         if refusal.code == Code::Denied { Self::Denied(refusal) } else { Self::Refused(refusal) }
     }
 
-    /// Whether it stays so, until somebody changes something here or there.
-    pub(crate) fn is_lasting(&self) -> bool {
+    /// Returns whether the error persists until a configuration changes.
+    pub(crate) fn is_permanent(&self) -> bool {
         match self {
-            Self::Io(error) => Distrust::is_in(error),
+            Self::Io(error) => TlsError::is_in(error),
             Self::Denied(_) | Self::NoServer => true,
             _ => false,
         }
     }
 
-    /// How long the server asks to wait, where it does.
+    /// Returns the wait that the server asks for, if any.
     pub(crate) fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Refused(refusal) => refusal.retry_after(),
@@ -150,52 +150,51 @@ impl LinkError {
     }
 }
 
-/// Who one wants to be on a new connection.
-pub(crate) struct Introduction {
+/// Opening requests of a new connection.
+pub(crate) struct Handshake {
     pub(crate) session: SessionToken,
-    /// `login` or `connect`, where one is somebody.
+    /// `login` or `connect`; `None` if anonymous.
     pub(crate) identity: Option<Request>,
 }
 
-/// A link that is open, and what the server made of the introduction: the
-/// answer to `login` or `connect`, empty where one is nobody.
+/// An open link, and the answer to `login` or `connect`; empty fields if
+/// anonymous.
 pub(crate) struct Opened {
     pub(crate) link: Link,
     pub(crate) identity: Result<OkFields, Refusal>,
 }
 
-/// Dials, says `hello`, and becomes somebody. The caller bounds the time.
-pub(crate) async fn open(server: &Server, introduction: &Introduction) -> Result<Opened, LinkError> {
+/// Dials, sends `hello` and authenticates. The caller limits the time.
+pub(crate) async fn open(server: &Server, handshake: &Handshake) -> Result<Opened, LinkError> {
     let stream = server.dial.dial().await?;
     let mut link = match &server.transport {
         Transport::Native => native::link(stream),
         #[cfg(feature = "grpc")]
         Transport::Grpc { origin } => grpc::link(stream, origin).await?,
     };
-    let hello = Request::Hello { version: VERSION, session: introduction.session.clone() };
+    let hello = Request::Hello { version: VERSION, session: handshake.session.clone() };
     let fields = link.ask(&hello).await?.map_err(LinkError::refused)?;
-    let (_, frame_bytes_max) = fields
-        .as_hello()
-        .ok_or_else(|| LinkError::Protocol("it answers hello with something else".into()))?;
+    let (_, frame_bytes_max) =
+        fields.as_hello().ok_or_else(|| LinkError::Protocol("unexpected answer to hello".into()))?;
     link.reader.limit(frame_bytes_max);
     link.writer.limit(frame_bytes_max);
-    let identity = match &introduction.identity {
+    let identity = match &handshake.identity {
         Some(request) => link.ask(request).await?,
         None => Ok(OkFields::none()),
     };
     match identity {
-        Err(refusal) if is_passing(refusal.code) => Err(LinkError::Refused(refusal)),
+        Err(refusal) if is_transient(refusal.code) => Err(LinkError::Refused(refusal)),
         identity => Ok(Opened { link, identity }),
     }
 }
 
-/// Whether a refused login may well succeed a little later.
-const fn is_passing(code: Code) -> bool {
+/// Returns whether a refused login may succeed a little later.
+const fn is_transient(code: Code) -> bool {
     matches!(code, Code::RateLimited | Code::TooMany)
 }
 
 impl Link {
-    /// Asks one thing and waits for the answer, before anything else is asked.
+    /// Sends one request and waits for its answer.
     async fn ask(&mut self, request: &Request) -> Result<Result<OkFields, Refusal>, LinkError> {
         const ID: Option<RequestId> = RequestId::new(u32::MAX);
         self.writer.queue(ID, request).map_err(LinkError::Protocol)?;
@@ -208,27 +207,27 @@ impl Link {
                 Reply::Ok(fields) if incoming.id == ID => return Ok(Ok(fields)),
                 Reply::NotOk(refusal) if incoming.id == ID => return Ok(Err(refusal)),
                 Reply::NotOk(refusal) if incoming.id.is_none() => return Err(LinkError::refused(refusal)),
-                // Nothing else can be meant for a connection that is new.
+                // Other messages cannot concern a new connection.
                 _ => {}
             }
         }
     }
 
-    /// Closes the connection in such a way that what was written arrives:
-    /// closing a socket with bytes unread would discard it.
+    /// Closes the connection in order, so that everything written arrives:
+    /// closing a socket with unread bytes would reset it.
     pub(crate) async fn finish(mut self) {
-        let last_word = async {
+        let closing = async {
             self.writer.flush_all().await?;
             poll_fn(|cx| self.writer.poll_close(cx)).await?;
             while self.reader.next().await.is_ok() {}
             Ok::<(), LinkError>(())
         };
-        // There is nobody left to tell: everything was answered before.
-        drop(tokio::time::timeout(FINISH, last_word).await);
+        // All requests have their outcome, so errors are irrelevant.
+        drop(tokio::time::timeout(FINISH, closing).await);
     }
 }
 
-/// What an `error` from the server means for the link.
+/// Returns the error of the link for an `error` from the server.
 pub(crate) fn failed(failure: Failure, explanation: &str) -> LinkError {
     match failure {
         Failure::Unavailable => LinkError::Unavailable(explanation.to_owned()),
@@ -236,13 +235,13 @@ pub(crate) fn failed(failure: Failure, explanation: &str) -> LinkError {
     }
 }
 
-/// Why a request that is over the server's largest frame is not sent.
+/// Returns why a request exceeds the server's largest frame.
 fn too_large(request: &Request, frame_bytes_max: usize) -> String {
     match request {
         Request::Send { text, .. } => {
             let most = text_bytes_max(frame_bytes_max);
-            format!("the text has {} bytes, and this server takes at most {most}", text.len())
+            format!("the text has {} bytes; this server accepts at most {most}", text.len())
         }
-        _ => format!("it does not fit in this server's largest frame, {frame_bytes_max} bytes"),
+        _ => format!("the request exceeds this server's largest frame of {frame_bytes_max} bytes"),
     }
 }

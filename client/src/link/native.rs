@@ -1,5 +1,4 @@
-//! A link over the wire protocol: frames of the native framing, in and out of
-//! a stream of bytes. Knows no rules.
+//! A link over the native framing on a byte stream. Has no rules.
 
 use std::io;
 use std::pin::Pin;
@@ -16,23 +15,23 @@ use tokio_util::io::{poll_read_buf, poll_write_buf};
 
 use super::{Link, LinkError, Reader, WRITE_BYTES_MAX, Writer, too_large};
 use crate::dial::Stream;
-use crate::tls::Distrust;
+use crate::tls::TlsError;
 
-/// Bytes that are read at once.
+/// Size of a read, in bytes.
 const READ_BYTES: usize = 16 * 1024;
 
-/// How a server of TLS alone may begin its answer to what is not TLS. No frame
-/// begins so.
+/// First bytes of a TLS alert, with which a TLS-only server answers plain text.
+/// No frame begins with them.
 const TLS_ALERT: [u8; 2] = [0x15, 0x03];
 
-/// A link over these bytes, on which nothing was said yet.
+/// Returns a new link over a byte stream.
 pub(super) fn link(stream: Box<dyn Stream>) -> Link {
     let (reader, writer) = tokio::io::split(stream);
     let reader = NativeReader {
         stream: reader,
         codec: ClientCodec::new(FRAME_BYTES_DEFAULT),
         buffer: BytesMut::new(),
-        heard: Instant::now(),
+        last_received_at: Instant::now(),
     };
     let writer = NativeWriter {
         stream: writer,
@@ -43,12 +42,12 @@ pub(super) fn link(stream: Box<dyn Stream>) -> Link {
     Link { reader: Box::new(reader), writer: Box::new(writer) }
 }
 
-/// The side that receives.
+/// The receiving half.
 struct NativeReader {
     stream: ReadHalf<Box<dyn Stream>>,
     codec: ClientCodec,
     buffer: BytesMut,
-    heard: Instant,
+    last_received_at: Instant,
 }
 
 impl Reader for NativeReader {
@@ -58,25 +57,25 @@ impl Reader for NativeReader {
                 Ok(Some(incoming)) => return Poll::Ready(Ok(incoming)),
                 Ok(None) => {}
                 Err(_) if self.buffer.starts_with(&TLS_ALERT) => {
-                    return Poll::Ready(Err(Distrust::unencrypted().into()));
+                    return Poll::Ready(Err(TlsError::unencrypted().into()));
                 }
                 Err(error) => return Poll::Ready(Err(LinkError::Protocol(error.to_string()))),
             }
             self.buffer.reserve(READ_BYTES);
             match ready!(poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.buffer)) {
                 Ok(0) => return Poll::Ready(Err(LinkError::Ended)),
-                // Over TLS: without a word before.
+                // A TLS stream that ended without `close_notify`.
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                     return Poll::Ready(Err(LinkError::Ended));
                 }
                 read => read?,
             };
-            self.heard = Instant::now();
+            self.last_received_at = Instant::now();
         }
     }
 
-    fn heard(&self) -> Instant {
-        self.heard
+    fn last_received_at(&self) -> Instant {
+        self.last_received_at
     }
 
     fn limit(&mut self, frame_bytes_max: usize) {
@@ -84,11 +83,11 @@ impl Reader for NativeReader {
     }
 }
 
-/// The side that sends.
+/// The sending half.
 struct NativeWriter {
     stream: WriteHalf<Box<dyn Stream>>,
     buffer: BytesMut,
-    /// The stream has taken something, and may not have passed on all of it.
+    /// Whether the stream has accepted bytes since its last flush.
     has_unflushed: bool,
     frame_bytes_max: usize,
 }

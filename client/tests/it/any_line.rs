@@ -1,20 +1,20 @@
-//! What holds of any line that is typed. The fuzz target `command` runs this.
+//! Properties of the parser for arbitrary lines. The fuzz target `command` runs
+//! this.
 
 use hark_client::command::{BadLine, COMMANDS, Command, parse};
 
-/// Takes the bytes for a line: what is understood of it is understood again when
-/// it is said plainly, and what is said about any other line is short, no order
-/// to a terminal, and repeats nothing that may be a secret.
+/// Parses the bytes as a line. A parsed command survives a round trip; an error
+/// is short, safe for a terminal, and repeats no possible secret.
 pub(crate) fn command(data: &[u8]) {
     let line = String::from_utf8_lossy(data);
     match parse(&line) {
         Ok(command) => {
-            let plainly = plainly(&command);
-            assert_eq!(parse(&plainly), Ok(command), "{plainly:?}");
+            let plain = plain(&command);
+            assert_eq!(parse(&plain), Ok(command), "{plain:?}");
         }
         Err(bad) => {
             let shown = bad.to_string();
-            assert!(!shown.contains(is_order), "{shown:?}");
+            assert!(!shown.contains(is_unsafe), "{shown:?}");
             match bad {
                 BadLine::NoSuchCommand(name) => assert!(line.trim_start().starts_with(&name)),
                 BadLine::Usage(usage) => assert!(COMMANDS.iter().any(|entry| entry.usage == usage)),
@@ -24,7 +24,7 @@ pub(crate) fn command(data: &[u8]) {
     }
 }
 
-fn plainly(command: &Command) -> String {
+fn plain(command: &Command) -> String {
     match command {
         Command::Create(user) => format!("create {user}"),
         Command::Login(user) => format!("login {user}"),
@@ -42,14 +42,14 @@ fn plainly(command: &Command) -> String {
     }
 }
 
-/// What a terminal may obey, or the eye.
-fn is_order(c: char) -> bool {
+/// Returns whether a character may control a terminal or mislead a reader.
+fn is_unsafe(c: char) -> bool {
     let turns =
         matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     c.is_control() || turns || matches!(c, '\u{200b}' | '\u{2028}' | '\u{2029}' | '\u{feff}')
 }
 
 #[test]
-fn any_line_is_understood_or_refused_in_words_that_are_safe_to_show() {
+fn any_line_is_parsed_or_safely_refused() {
     hark_seeds::check("command", command);
 }

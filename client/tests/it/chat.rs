@@ -1,5 +1,4 @@
-//! A small server that keeps what it answers, in memory, with faults to
-//! inject.
+//! A small server in memory, with fault injection.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
@@ -17,27 +16,28 @@ use tokio::sync::watch;
 
 use crate::conversation::Conversation;
 
-/// Messages that are pushed and not acknowledged.
+/// Largest number of unacknowledged messages.
 const WINDOW: usize = 256;
 
-/// Messages that are pushed before something is read again.
+/// Largest number of pushes between two reads.
 const PUSHES_AT_ONCE: usize = 8;
 
-/// What goes wrong, by chance.
+/// Faults, injected at random.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Faults {
-    /// A connection ends before it writes or after it reads one frame in so
-    /// many.
+    /// Drops the connection at a frame, with a probability of one in this
+    /// number.
     pub(crate) drop_one_in: Option<u32>,
-    /// One send in so many is answered `unavailable`, stored or not.
+    /// Answers a send with `unavailable`, with a probability of one in this
+    /// number; the message may be stored or not.
     pub(crate) unavailable_one_in: Option<u32>,
-    /// Every new send is refused with a code that does not exist.
+    /// Whether every new send is refused with an unknown code.
     pub(crate) has_unknown_code: bool,
-    /// Nothing is answered.
+    /// Whether nothing is answered.
     pub(crate) is_silent: bool,
 }
 
-/// The server. Clones are the same one.
+/// The server. Clones are handles to the same server.
 #[derive(Clone)]
 pub(crate) struct Chat {
     state: Arc<Mutex<State>>,
@@ -51,7 +51,7 @@ struct State {
     sessions: HashMap<SessionToken, Session>,
     next_sequence: u64,
     next_connection: u64,
-    /// Every send that was stored: its sender and text, in order.
+    /// Recipient and text of every stored send, in order.
     stored: Vec<(UserName, String)>,
 }
 
@@ -59,7 +59,7 @@ struct State {
 struct Account {
     password: Option<Password>,
     queue: VecDeque<Delivery>,
-    /// The connection that receives.
+    /// Number of the receiving connection.
     receiver: Option<u64>,
 }
 
@@ -75,7 +75,7 @@ struct Connection {
     number: u64,
     session: Option<SessionToken>,
     user: Option<UserName>,
-    /// Who it receives for, and the last number pushed.
+    /// The user that it receives for, and the last number pushed.
     receives: Option<(UserName, u64)>,
     unacknowledged: HashSet<u64>,
     is_fenced: bool,
@@ -108,25 +108,25 @@ impl Chat {
         self.state().accounts.insert(name.parse().unwrap(), Account { password, ..Account::default() });
     }
 
-    /// Leaves a message, as if somebody had sent it.
+    /// Stores a message as if sent by `sender`.
     pub(crate) fn leave(&self, sender: Option<&str>, user: &str, text: &str) {
         let sender = sender.map(|name| name.parse().unwrap());
         let _ = self.state().store(sender, &user.parse().unwrap(), text.into());
         self.changed.send_replace(());
     }
 
-    /// What was stored for `user`: texts, in order.
+    /// Returns the texts stored for `user`, in order.
     pub(crate) fn stored(&self, user: &str) -> Vec<String> {
         let state = self.state();
         state.stored.iter().filter(|(to, _)| to.as_str() == user).map(|(_, text)| text.clone()).collect()
     }
 
-    /// What waits for `user`.
+    /// Returns the number of messages queued for `user`.
     pub(crate) fn queued(&self, user: &str) -> usize {
         self.state().accounts[user].queue.len()
     }
 
-    /// Serves one connection to its end.
+    /// Serves one connection until it ends.
     pub(crate) async fn serve(self, mut conversation: Conversation) {
         let number = {
             let mut state = self.state();
@@ -152,7 +152,7 @@ impl Chat {
                     connection.handle(frame.id, request)
                 }
                 Ok(()) = changed.changed() => Vec::new(),
-                // Acks are read between the pushes, too.
+                // Acks are read between the pushes.
                 () = tokio::task::yield_now(), if has_more => Vec::new(),
             };
             if connection.chat.state().faults.is_silent {
@@ -239,7 +239,7 @@ impl Connection {
                 Reply::Ok(OkFields::hello(1, 65_536))
             }
             Request::Create { user, .. } if state.accounts.contains_key(&user) => {
-                refusal(Code::Exists, format!("there is a user {user} already"))
+                refusal(Code::Exists, format!("user {user} already exists"))
             }
             Request::Create { user, password } => {
                 state.accounts.insert(user, Account { password, ..Account::default() });
@@ -331,7 +331,8 @@ impl Connection {
         };
         let outcomes = &mut state.sessions.get_mut(&token).expect("looked up before").outcomes;
         outcomes.insert(id, outcome.clone());
-        // The record that the protocol asks for, and no more.
+        // The server remembers exactly as many outcomes as the protocol
+        // requires.
         if outcomes.len() > 1024 {
             outcomes.pop_first();
         }
@@ -350,7 +351,7 @@ impl Connection {
         }
     }
 
-    /// What is to be pushed now.
+    /// Returns the pushes that are due.
     fn pushes(&mut self) -> Vec<Frame<Reply>> {
         let chat = self.chat.clone();
         let state = chat.state();
@@ -379,7 +380,8 @@ impl Connection {
         pushes
     }
 
-    /// Whether another connection has the session, or a send has failed.
+    /// Returns whether another connection has the session, or a send has
+    /// failed.
     fn is_over(&self) -> bool {
         let state = self.chat.state();
         let is_latest = |token| state.sessions[token].connection == self.number;
@@ -387,8 +389,8 @@ impl Connection {
     }
 }
 
-/// The server on a port of its own, on a thread of its own. It can be stopped
-/// and started again on the same port, and forgets nothing.
+/// The server on its own port and thread. It can be stopped and restarted on
+/// the same port without losing its state.
 pub(crate) struct ChatServer {
     pub(crate) chat: Chat,
     pub(crate) address: SocketAddr,

@@ -1,5 +1,5 @@
-//! The server's end of a connection, as requests and replies, whichever
-//! transport the client speaks.
+//! The server's side of a connection, as requests and replies, over each
+//! transport.
 
 use std::fmt;
 use std::future::ready;
@@ -24,17 +24,17 @@ use tonic::server::StreamingService;
 use tonic::{Response, Status, Streaming};
 use tonic_prost::ProstCodec;
 
-/// The largest frame that is taken, in bytes.
+/// Largest frame, in bytes.
 const FRAME_BYTES_MAX: usize = 1 << 20;
 
-/// Replies on their way to the transport.
+/// Capacity of the reply queue.
 const REPLIES_MAX: usize = 1;
 
-/// What a gRPC client does not take waits here, in bytes at most.
+/// Send buffer of a gRPC connection, in bytes.
 const OUTPUT_BYTES_MAX: usize = 16 * 1024;
 
-/// A conversation with one client. Dropping it ends the connection, once what
-/// was said is on its way.
+/// A conversation with one client. Dropping it ends the connection after queued
+/// replies are on their way.
 pub(crate) struct Conversation {
     requests: BoxStream<'static, Incoming<Request>>,
     replies: Pin<Box<dyn Sink<Frame<Reply>, Error = io::Error> + Send>>,
@@ -47,14 +47,14 @@ impl fmt::Debug for Conversation {
 }
 
 impl Conversation {
-    /// In the native framing.
+    /// Starts a conversation in the native framing.
     pub(crate) fn native(stream: impl Stream + 'static) -> Self {
         let (replies, requests) = Framed::new(stream, ServerCodec::new(FRAME_BYTES_MAX)).split();
         let requests = requests.scan((), |(), frame| ready(frame.ok()));
         Self { requests: requests.boxed(), replies: Box::pin(replies.sink_map_err(io::Error::other)) }
     }
 
-    /// Over gRPC: waits until the client begins its chat.
+    /// Starts a conversation over gRPC, after the client has opened its chat.
     pub(crate) async fn grpc(stream: impl Stream + 'static) -> Option<Self> {
         let (chats, mut begun) = mpsc::channel(1);
         let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
@@ -68,23 +68,23 @@ impl Conversation {
         let serving = http2::Builder::new(TokioExecutor::new())
             .max_send_buf_size(OUTPUT_BYTES_MAX)
             .serve_connection(TokioIo::new(stream), service);
-        // It ends with the client's end of the connection.
+        // Ends together with the client's side.
         tokio::spawn(serving.map(drop));
         begun.recv().await
     }
 
-    /// The next request; `None` at the end.
+    /// Returns the next request; `None` at the end.
     pub(crate) async fn next(&mut self) -> Option<Incoming<Request>> {
         self.requests.next().await
     }
 
-    /// Replies; an error where the client has gone.
+    /// Sends a reply. Fails if the client has disconnected.
     pub(crate) async fn send(&mut self, frame: Frame<Reply>) -> io::Result<()> {
         self.replies.send(frame).await
     }
 }
 
-/// The one call that a client makes.
+/// The only call that a client makes.
 struct BiDiChat {
     chats: mpsc::Sender<Conversation>,
 }

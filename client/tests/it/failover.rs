@@ -1,5 +1,5 @@
-//! Several servers that share what they store: which is tried when, and what
-//! goes with the client from one to the next.
+//! Failover between servers that share one store: the order of attempts, and
+//! the state that the client keeps.
 
 use std::time::Duration;
 
@@ -10,8 +10,8 @@ use tokio::time::Instant;
 use super::transport;
 use crate::peer::{Peers, link, message, quiet, server, user};
 
-/// A config of so many servers, named by letters, and the connections that a
-/// client opens to each.
+/// Returns the configuration for `servers` servers named by letters, and the
+/// connections that a client opens to each.
 fn config(servers: usize) -> (Config, Vec<Peers>) {
     let names = ["a:1", "b:1", "c:1"];
     let (servers, peers) = names[..servers].iter().map(|name| server(name, transport())).unzip();
@@ -23,7 +23,7 @@ fn is_up_at(state: &LinkState, name: &str) -> bool {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_next_is_tried_at_once_and_the_wait_comes_after_all() {
+async fn next_server_is_tried_at_once() {
     let (config, mut peers) = config(3);
     let (_handle, _events) = Client::connect(config);
     let mut last = Instant::now();
@@ -40,10 +40,10 @@ async fn the_next_is_tried_at_once_and_the_wait_comes_after_all() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_stays_where_it_is_and_goes_on_from_there() {
+async fn failover_continues_from_the_current_server() {
     let (config, mut peers) = config(3);
     let (handle, _events) = Client::connect(config);
-    // The first is not there.
+    // The first server is down.
     peers.remove(0);
     let second = peers[0].greeted().await;
     link(&handle, |state| is_up_at(state, "b:1")).await;
@@ -54,13 +54,13 @@ async fn a_client_stays_where_it_is_and_goes_on_from_there() {
     link(&handle, |state| is_up_at(state, "c:1")).await;
     assert!(start.elapsed() < Duration::from_millis(10));
     drop(third);
-    // The first is not there yet.
+    // The first server is still down.
     let _again = peers[0].greeted().await;
     link(&handle, |state| is_up_at(state, "b:1")).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_not_answered_is_repeated_at_the_next_in_order_as_the_same_user_and_session() {
+async fn unanswered_sends_are_repeated_at_next_server() {
     let (config, mut peers) = config(2);
     let (handle, _events) = Client::connect(config);
     let mut first = peers[0].accept().await;
@@ -80,7 +80,7 @@ async fn what_was_not_answered_is_repeated_at_the_next_in_order_as_the_same_user
         ids.push(first.sent().await.0);
     }
     first.ok(ids[1]).await;
-    // It has read what follows, too.
+    // The peer reads the next send, too.
     first.sent().await;
     receipts.remove(1).await.unwrap();
     drop(first);
@@ -101,7 +101,7 @@ async fn what_was_not_answered_is_repeated_at_the_next_in_order_as_the_same_user
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_message_that_was_taken_from_one_is_dropped_when_another_pushes_it_again() {
+async fn repeats_from_another_server_are_dropped() {
     let (config, mut peers) = config(2);
     let (handle, mut events) = Client::connect(config);
     let mut first = peers[0].greeted().await;
@@ -130,7 +130,7 @@ async fn a_message_that_was_taken_from_one_is_dropped_when_another_pushes_it_aga
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_that_accepts_and_says_nothing_leaves_its_share_of_the_time_to_the_other() {
+async fn unresponsive_server_gets_its_share_of_time() {
     let (config, mut peers) = config(2);
     let connect = config.timing.connect;
     let (handle, _events) = Client::connect(config);
@@ -143,7 +143,7 @@ async fn one_that_accepts_and_says_nothing_leaves_its_share_of_the_time_to_the_o
 }
 
 #[tokio::test(start_paused = true)]
-async fn where_all_are_slow_each_gets_all_the_time_from_the_second_round_on() {
+async fn second_round_gives_each_server_full_time() {
     let (config, mut peers) = config(2);
     let connect = config.timing.connect;
     let (_handle, _events) = Client::connect(config);
@@ -156,7 +156,7 @@ async fn where_all_are_slow_each_gets_all_the_time_from_the_second_round_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_that_cannot_store_is_left_for_one_that_can() {
+async fn unavailable_server_is_left_for_another() {
     let (config, mut peers) = config(2);
     let (handle, _events) = Client::connect(config);
     let mut first = peers[0].greeted().await;
@@ -173,10 +173,10 @@ async fn one_that_cannot_store_is_left_for_one_that_can() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn waiting_does_not_help_where_it_helps_with_none_of_them() {
+async fn link_failure_is_permanent_if_all_servers_are() {
     let (config, mut peers) = config(2);
     let (handle, _events) = Client::connect(config);
-    for (code, lasts) in [(Code::TooMany, false), (Code::Denied, true)] {
+    for (code, expected) in [(Code::TooMany, false), (Code::Denied, true)] {
         for (peers, code) in peers.iter_mut().zip([Code::Denied, code]) {
             let mut peer = peers.accept().await;
             peer.next().await;
@@ -184,17 +184,17 @@ async fn waiting_does_not_help_where_it_helps_with_none_of_them() {
             peer.closed().await;
         }
         let is_over = |state: &LinkState| matches!(state, LinkState::Down { server, .. } if **server == *"b:1");
-        let LinkState::Down { is_lasting, retry_in, .. } = link(&handle, is_over).await else {
+        let LinkState::Down { is_permanent, retry_in, .. } = link(&handle, is_over).await else {
             unreachable!("it is down");
         };
-        assert_eq!(is_lasting, lasts);
+        assert_eq!(is_permanent, expected);
         assert!(!retry_in.is_zero());
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_any_server_it_is_hopeless() {
+async fn empty_server_list_is_a_permanent_failure() {
     let (handle, _events) = Client::connect(Config { servers: Vec::new(), ..Config::tcp("") });
     let down = link(&handle, |state| matches!(state, LinkState::Down { .. })).await;
-    assert!(matches!(down, LinkState::Down { is_lasting: true, reason, .. } if reason == "no server is named"));
+    assert!(matches!(down, LinkState::Down { is_permanent: true, reason, .. } if reason == "no server is configured"));
 }

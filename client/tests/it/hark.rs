@@ -1,4 +1,4 @@
-//! Running the real binary.
+//! Execution of the real binary.
 
 use std::ffi::OsStr;
 use std::io::Write as _;
@@ -6,13 +6,13 @@ use std::process::{Command, Output, Stdio};
 
 use crate::chat::ChatServer;
 
-/// A user of hark: a state directory of its own, and a server.
+/// A user of hark, with a state directory and a server.
 pub(crate) struct Terminal {
     pub(crate) state: tempfile::TempDir,
     pub(crate) server: String,
 }
 
-/// What a run has printed, and its exit code.
+/// Output and exit code of a run.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Ran {
     pub(crate) code: Option<i32>,
@@ -25,7 +25,7 @@ impl Terminal {
         Self { state: tempfile::tempdir().unwrap(), server: server.address.to_string() }
     }
 
-    /// hark, with nothing of this machine's settings.
+    /// Returns a command for hark, isolated from the settings of this machine.
     pub(crate) fn hark(&self, arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_hark"));
         for (variable, _) in std::env::vars_os() {
@@ -44,7 +44,7 @@ impl Terminal {
         command
     }
 
-    /// Runs one command to its end.
+    /// Runs one command to completion.
     pub(crate) fn run(&self, arguments: &[&str]) -> Ran {
         ran(self.hark(arguments).output().unwrap())
     }
@@ -71,7 +71,7 @@ pub(crate) fn ran(output: Output) -> Ran {
     }
 }
 
-/// A run that ended well, with this output.
+/// Returns a successful run with this output.
 pub(crate) fn fine(out: &str) -> Ran {
     Ran { code: Some(0), out: out.to_owned(), err: String::new() }
 }

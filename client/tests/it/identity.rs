@@ -1,4 +1,4 @@
-//! Who a client is, across links and changes.
+//! The authenticated user, across links and changes.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use hark_protocol::{ByeReason, Code, OkFields, Reply, Request};
 use super::up;
 use crate::peer::{Peer, event, message, quiet, user};
 
-/// Becomes somebody, with the peer's consent.
+/// Authenticates; the peer accepts.
 async fn enter(handle: &Handle, peer: &mut Peer, name: &'static str, receives: bool) {
     let call = tokio::spawn({
         let handle = handle.clone();
@@ -24,7 +24,7 @@ async fn enter(handle: &Handle, peer: &mut Peer, name: &'static str, receives: b
 }
 
 #[tokio::test(start_paused = true)]
-async fn on_a_new_link_one_is_who_one_was_before_anything_is_repeated() {
+async fn new_link_authenticates_before_repeats() {
     for receives in [false, true] {
         let (handle, _events, mut peers, mut peer) = up().await;
         enter(&handle, &mut peer, "amy", receives).await;
@@ -34,7 +34,7 @@ async fn on_a_new_link_one_is_who_one_was_before_anything_is_repeated() {
         let mut peer = peers.greeted().await;
         let (id, name, still_receives) = peer.entered().await;
         assert_eq!((name, still_receives), (user("amy"), receives));
-        // Nothing is repeated before it is certain who as.
+        // Nothing is repeated before authentication is confirmed.
         peer.silence(Duration::from_secs(5)).await;
         peer.reply(id, Reply::Ok(OkFields::queued(0))).await;
         assert_eq!(peer.sent().await.0, 1);
@@ -44,7 +44,7 @@ async fn on_a_new_link_one_is_who_one_was_before_anything_is_repeated() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_reception_is_not_taken_back_once_it_was_taken_over() {
+async fn client_does_not_reconnect_as_receiver_after_takeover() {
     let (handle, mut events, mut peers, mut peer) = up().await;
     enter(&handle, &mut peer, "amy", true).await;
     assert!(matches!(event(&mut events).await, Event::CaughtUp { .. }));
@@ -56,7 +56,7 @@ async fn the_reception_is_not_taken_back_once_it_was_taken_over() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn after_disconnect_one_stays_nobody() {
+async fn disconnected_client_stays_anonymous() {
     let (handle, _events, mut peers, mut peer) = up().await;
     enter(&handle, &mut peer, "amy", true).await;
     let call = tokio::spawn({
@@ -65,7 +65,7 @@ async fn after_disconnect_one_stays_nobody() {
     });
     let (_, request) = peer.next().await;
     assert_eq!(request, Request::Disconnect);
-    // The link is lost before the answer: on a new one, one is nobody.
+    // The link is lost before the answer: a new one starts anonymous.
     drop(peer);
     let mut peer = peers.greeted().await;
     call.await.unwrap().unwrap();
@@ -73,7 +73,7 @@ async fn after_disconnect_one_stays_nobody() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_is_sent_as_nobody_after_the_account_was_deleted() {
+async fn sends_fail_after_account_was_deleted() {
     let (handle, mut events, mut peers, mut peer) = up().await;
     enter(&handle, &mut peer, "amy", true).await;
     let written = handle.send(user("bob"), "1".into()).await.unwrap();
@@ -87,19 +87,19 @@ async fn nothing_is_sent_as_nobody_after_the_account_was_deleted() {
     }
     let late = handle.send(user("bob"), "2".into()).await.unwrap();
     let late = late.await.unwrap_err();
-    assert_eq!(late.to_string(), "not sent: no longer amy: the account was deleted");
+    assert_eq!(late.to_string(), "not sent: no longer logged in as amy: the account was deleted");
     drop(peer);
     let mut peer = peers.greeted().await;
     assert!(matches!(written.await, Err(RequestError::Unknown { .. })));
     peer.silence(Duration::from_secs(5)).await;
-    // Whoever says who to be can send again.
+    // Sends work again after a login.
     enter(&handle, &mut peer, "ann", false).await;
     drop(handle.send(user("bob"), "3".into()).await.unwrap());
     assert_eq!(peer.sent().await.1, "3");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_login_that_is_refused_on_a_new_link_ends_what_was_sent_under_it() {
+async fn refused_login_on_new_link_ends_its_sends() {
     let (handle, mut events, mut peers, mut peer) = up().await;
     enter(&handle, &mut peer, "amy", false).await;
     let written = handle.send(user("bob"), "1".into()).await.unwrap();
@@ -119,7 +119,7 @@ async fn a_login_that_is_refused_on_a_new_link_ends_what_was_sent_under_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_login_that_is_refused_only_for_now_is_tried_again() {
+async fn transient_refusal_of_login_is_retried() {
     for code in [Code::RateLimited, Code::TooMany] {
         let (handle, _events, mut peers, mut peer) = up().await;
         enter(&handle, &mut peer, "amy", false).await;
@@ -136,7 +136,7 @@ async fn a_login_that_is_refused_only_for_now_is_tried_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_change_of_user_waits_for_the_sends_before_it_and_holds_those_after_it() {
+async fn change_of_user_is_a_barrier_for_sends() {
     let (handle, _events, mut peers, mut peer) = up().await;
     enter(&handle, &mut peer, "amy", false).await;
     drop(handle.send(user("bob"), "as amy".into()).await.unwrap());
@@ -151,7 +151,7 @@ async fn a_change_of_user_waits_for_the_sends_before_it_and_holds_those_after_it
     });
     assert_eq!(peer.sent().await.1, "as amy");
     peer.silence(Duration::from_secs(5)).await;
-    // The link is lost: what amy sent is repeated as amy.
+    // The link is lost: sends of amy are repeated as amy.
     drop(peer);
     let mut peer = peers.greeted().await;
     assert_eq!(peer.grant(0).await, (user("amy"), false));
@@ -169,7 +169,7 @@ async fn a_change_of_user_waits_for_the_sends_before_it_and_holds_those_after_it
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_new_password_is_used_on_the_next_link() {
+async fn new_password_is_used_on_next_link() {
     let (handle, _events, mut peers, mut peer) = up().await;
     enter(&handle, &mut peer, "amy", false).await;
     let call = tokio::spawn({
@@ -186,7 +186,7 @@ async fn a_new_password_is_used_on_the_next_link() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_deletes_itself_is_nobody_and_is_not_told_that_it_was_lost() {
+async fn deleting_oneself_is_no_identity_loss() {
     let (handle, mut events, mut peers, mut peer) = up().await;
     enter(&handle, &mut peer, "amy", true).await;
     let call = tokio::spawn({
@@ -211,7 +211,7 @@ async fn whoever_deletes_itself_is_nobody_and_is_not_told_that_it_was_lost() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_login_as_the_same_user_keeps_the_reception_and_as_another_ends_it() {
+async fn login_as_another_user_ends_receiving() {
     let (handle, mut events, mut peers, mut peer) = up().await;
     enter(&handle, &mut peer, "amy", true).await;
     enter(&handle, &mut peer, "amy", false).await;

@@ -1,4 +1,4 @@
-//! How a link is opened, watched and given up.
+//! Opening, keepalive and failure of a link.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use super::{config, up};
 use crate::peer::{link, user};
 
 #[tokio::test(start_paused = true)]
-async fn a_ping_asks_for_a_word_after_20_s_and_the_link_is_dead_10_s_later() {
+async fn silent_link_is_pinged_then_closed() {
     let (handle, _events, mut peers, mut peer) = up().await;
     let start = tokio::time::Instant::now();
     let (id, request) = peer.next().await;
@@ -17,29 +17,29 @@ async fn a_ping_asks_for_a_word_after_20_s_and_the_link_is_dead_10_s_later() {
     peer.ok(id).await;
     let (_, request) = peer.next().await;
     assert_eq!((request, start.elapsed().as_secs()), (Request::Ping, 40));
-    // This one is not answered.
+    // This ping is not answered.
     let down = link(&handle, |state| matches!(state, LinkState::Down { .. })).await;
     assert_eq!(start.elapsed().as_secs(), 50);
-    assert!(matches!(down, LinkState::Down { reason, .. } if reason == "the server does not answer"));
+    assert!(matches!(down, LinkState::Down { reason, .. } if reason == "the server does not respond"));
     let _peer = peers.greeted().await;
     link(&handle, |state| state.is_up()).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn whatever_is_heard_keeps_a_link_alive() {
+async fn any_reply_keeps_a_link_alive() {
     let (handle, _events, _peers, mut peer) = up().await;
     drop(handle.send(user("bob"), "x".into()).await.unwrap());
     peer.sent().await;
     for n in 0..20 {
         tokio::time::sleep(Duration::from_secs(19)).await;
-        // A reply to nothing is a word, too.
+        // An unsolicited reply counts as well.
         peer.ok(77 + n).await;
     }
     assert!(handle.link().borrow().is_up());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_server_that_accepts_and_says_nothing_is_given_up_after_10_s() {
+async fn unresponsive_server_times_out_after_10_s() {
     let (config, mut peers) = config();
     let (handle, _events) = Client::connect(config);
     let start = tokio::time::Instant::now();
@@ -51,7 +51,7 @@ async fn a_server_that_accepts_and_says_nothing_is_given_up_after_10_s() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_waits_between_attempts_grow_to_10_s() {
+async fn backoff_grows_to_10_s() {
     let (config, mut peers) = config();
     let (_handle, _events) = Client::connect(config);
     let mut last = tokio::time::Instant::now();
@@ -66,7 +66,7 @@ async fn the_waits_between_attempts_grow_to_10_s() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_server_that_asks_for_time_gets_it() {
+async fn retry_after_of_the_server_is_obeyed() {
     let (config, mut peers) = config();
     let (handle, _events) = Client::connect(config);
     let mut peer = peers.accept().await;
@@ -78,7 +78,7 @@ async fn a_server_that_asks_for_time_gets_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_states_of_the_link_are_events() {
+async fn link_states_are_events() {
     let (config, mut peers) = config();
     let (_handle, mut events) = Client::connect(config);
     let peer = peers.greeted().await;
@@ -97,14 +97,14 @@ async fn the_states_of_the_link_are_events() {
     }
     assert!(matches!(&seen[..2], [LinkState::Connecting, LinkState::Up { .. }]), "{seen:?}");
     assert!(
-        matches!(&seen[2], LinkState::Down { reason, .. } if reason == "the server is stopping"),
+        matches!(&seen[2], LinkState::Down { reason, .. } if reason == "the server is shutting down"),
         "{seen:?}"
     );
     assert_eq!(seen[3], LinkState::Connecting);
 }
 
 #[tokio::test(start_paused = true)]
-async fn bytes_that_are_not_the_protocol_end_the_link() {
+async fn protocol_error_ends_the_link() {
     let (handle, _events, mut peers, mut peer) = up().await;
     let explanation = "a frame is too short".into();
     let error = hark_protocol::Reply::Error { failure: hark_protocol::Failure::Protocol, explanation };
@@ -115,18 +115,18 @@ async fn bytes_that_are_not_the_protocol_end_the_link() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_that_is_refused_says_why_and_whether_waiting_helps() {
+async fn refused_connection_reports_reason_and_permanence() {
     let (config, mut peers) = config();
     let (handle, _events) = Client::connect(config);
-    for (code, lasts) in [(Code::TooMany, false), (Code::Denied, true)] {
+    for (code, expected) in [(Code::TooMany, false), (Code::Denied, true)] {
         let mut peer = peers.accept().await;
         peer.next().await;
         peer.reply(0, hark_protocol::Reply::NotOk(hark_protocol::Refusal::new(code, "not here"))).await;
-        let is_so = |state: &LinkState| matches!(state, LinkState::Down { is_lasting, .. } if *is_lasting == lasts);
-        let down = link(&handle, is_so).await;
+        let is_down = |state: &LinkState| matches!(state, LinkState::Down { is_permanent, .. } if *is_permanent == expected);
+        let down = link(&handle, is_down).await;
         assert!(matches!(&down, LinkState::Down { reason, .. } if reason.contains("not here")), "{down:?}");
     }
-    // Somebody may change something meanwhile.
+    // The configuration may change meanwhile.
     let _peer = peers.greeted().await;
     link(&handle, |state| state.is_up()).await;
 }

@@ -1,11 +1,11 @@
-//! The client against servers that misbehave on purpose.
+//! Tests of the client against misbehaving servers.
 //!
-//! | module | what it owns |
+//! | module | contents |
 //! | --- | --- |
-//! | `conversation` | the server's end of a connection, over each transport |
-//! | `peer` | one end of a connection in memory, played by the test frame by frame |
-//! | `chat` | a small server that keeps what it answers, with faults to inject |
-//! | `hark` | running the real binary |
+//! | `conversation` | the server's side of a connection, over each transport |
+//! | `peer` | one side of a connection in memory, scripted by the test |
+//! | `chat` | a small server in memory, with fault injection |
+//! | `hark` | execution of the real binary |
 //! | `over_native`, `over_grpc` | the tests of the library, over each transport |
 //! | the others | the tests of the binary |
 
@@ -28,7 +28,7 @@ mod peer;
 mod piped;
 mod terminal;
 
-/// The tests of the library, which are the same over each transport.
+/// The tests of the library, identical over each transport.
 macro_rules! over {
     ($transport:expr) => {
         mod acks;

@@ -1,4 +1,4 @@
-//! What is said of servers that speak no gRPC.
+//! Errors for servers that do not support gRPC.
 
 use hark_client::logs::{Logs, Query, WatchError};
 use hark_client::{Client, Config, LinkState};
@@ -7,7 +7,8 @@ use tokio::net::TcpListener;
 
 use crate::peer::link;
 
-/// A server that reads a little, answers this, and closes; where it is.
+/// Starts a server that reads a little, sends this answer and closes. Returns
+/// its address.
 async fn server(answer: &'static [u8]) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -22,21 +23,21 @@ async fn server(answer: &'static [u8]) -> String {
 }
 
 #[tokio::test]
-async fn a_server_that_speaks_no_grpc_is_said_to_and_tried_again() {
+async fn server_without_grpc_is_reported_and_retried() {
     for answer in [&b""[..], b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n"] {
         let config = Config::grpc(server(answer).await);
         let watched = Logs::watch(&config, Query::default()).await.unwrap_err();
         let WatchError::Link(why) = watched else { panic!("{watched:?}") };
-        assert!(why.contains("does not speak this gRPC"), "{why}");
+        assert!(why.contains("does not support this gRPC service"), "{why}");
         let (handle, _events) = Client::connect(config);
         let down = link(&handle, |state| matches!(state, LinkState::Down { .. })).await;
         let LinkState::Down { reason, .. } = down else { panic!("{down:?}") };
-        assert!(reason.contains("does not speak this gRPC"), "{reason}");
+        assert!(reason.contains("does not support this gRPC service"), "{reason}");
     }
 }
 
 #[tokio::test]
-async fn the_log_is_watched_over_grpc_alone() {
+async fn log_requires_grpc() {
     let watched = Logs::watch(&Config::tcp(server(b"").await), Query::default()).await.unwrap_err();
     assert!(matches!(&watched, WatchError::Link(why) if why.contains("over gRPC")), "{watched}");
 }

@@ -7,7 +7,7 @@ use crate::chat::{ChatServer, Faults};
 use crate::hark::{Ran, Terminal, fine, ran};
 
 #[test]
-fn one_command_does_one_thing() {
+fn each_command_runs_once() {
     let server = ChatServer::start();
     let terminal = Terminal::at(&server);
     for name in ["amy", "bob"] {
@@ -22,11 +22,11 @@ fn one_command_does_one_thing() {
 }
 
 #[test]
-fn a_refusal_is_one_line_and_exit_code_1() {
+fn refusal_is_one_line_and_exit_code_1() {
     let server = ChatServer::start();
     let terminal = Terminal::at(&server);
     let refused = terminal.run(&["send", "bob", "x"]);
-    let err = "hark: no-such-user: there is no user bob\n".to_owned();
+    let err = "hark: there is no user bob\n".to_owned();
     assert_eq!(refused, Ran { code: Some(1), out: String::new(), err });
 }
 
@@ -35,25 +35,28 @@ fn unknown_refusal_code_is_a_refusal() {
     let server = ChatServer::start();
     server.chat.add("bob", None);
     server.chat.inject(Faults { has_unknown_code: true, ..Faults::default() });
-    let err = "hark: unknown-code: out-of-tea,come back at five\n".to_owned();
+    let err = "hark: come back at five (out-of-tea)\n".to_owned();
     let refused = Terminal::at(&server).run(&["send", "bob", "x"]);
     assert_eq!(refused, Ran { code: Some(1), out: String::new(), err });
 }
 
 #[test]
-fn who_is_denied_as_nobody_is_told_of_as() {
+fn denial_of_anonymous_user_suggests_as() {
     let server = ChatServer::start();
     server.chat.add("amy", Some("secret"));
     let terminal = Terminal::at(&server);
     let denied = terminal.run(&["delete", "amy"]);
     assert_eq!(denied.code, Some(1));
-    assert!(denied.err.ends_with("; --as USER says who you are\n"), "{denied:?}");
+    assert!(denied.err.ends_with("; log in with --as USER\n"), "{denied:?}");
     let denied = terminal.run(&["delete", "--as", "amy", "amy"]);
-    assert!(denied.err.starts_with("hark: denied: ") && !denied.err.contains("--as"), "{denied:?}");
+    assert!(
+        denied.err.starts_with("hark: wrong or missing password") && !denied.err.contains("--as"),
+        "{denied:?}"
+    );
 }
 
 #[test]
-fn a_wrong_command_line_is_exit_code_2() {
+fn invalid_command_line_is_exit_code_2() {
     let server = ChatServer::start();
     let terminal = Terminal::at(&server);
     for wrong in [&["frobnicate"][..], &["send", "bob"], &["create", "a,b"], &["--server", "nowhere", "ping"]]
@@ -63,7 +66,7 @@ fn a_wrong_command_line_is_exit_code_2() {
 }
 
 #[test]
-fn sending_as_somebody_does_not_take_over_its_terminal() {
+fn send_as_user_does_not_take_over() {
     let server = ChatServer::start();
     for name in ["amy", "bob"] {
         server.chat.add(name, None);
@@ -85,7 +88,7 @@ fn sending_as_somebody_does_not_take_over_its_terminal() {
     assert!(message["sequence"].is_u64() && message["time_ms"].is_u64());
 }
 
-/// Starts a listener, to be read line by line.
+/// Starts a listener, and returns its output.
 fn listen(mut command: Command) -> (Child, BufReader<ChildStdout>) {
     let mut child = command.spawn().unwrap();
     let lines = BufReader::new(child.stdout.take().unwrap());
@@ -93,7 +96,7 @@ fn listen(mut command: Command) -> (Child, BufReader<ChildStdout>) {
 }
 
 #[test]
-fn a_listener_that_is_asked_to_end_has_acknowledged_what_it_printed() {
+fn signaled_listener_acknowledges_printed_messages() {
     let server = ChatServer::start();
     server.chat.add("amy", None);
     let terminal = Terminal::at(&server);
@@ -114,14 +117,15 @@ fn a_listener_that_is_asked_to_end_has_acknowledged_what_it_printed() {
 }
 
 #[test]
-fn a_listener_that_is_killed_prints_nothing_twice() {
+fn killed_listener_repeats_at_most_one_message() {
     let server = ChatServer::start();
     server.chat.add("amy", None);
     for n in 0..500 {
         server.chat.leave(None, "amy", &format!("text {n}"));
     }
     let terminal = Terminal::at(&server);
-    // A line that is printed twice counts as two, so only the last one ends it.
+    // A line that is printed twice counts as two, so only the last line ends
+    // the loop.
     let is_over = |read: &[String]| read.last().is_some_and(|line| line.ends_with(" text 499\n"));
     let (mut read, mut kills) = (Vec::new(), 0);
     while !is_over(&read) {
@@ -137,7 +141,7 @@ fn a_listener_that_is_killed_prints_nothing_twice() {
         child.kill().unwrap();
         child.wait().unwrap();
         kills += 1;
-        // What it had printed beyond what was read above.
+        // Output that was printed after the last line read above.
         let mut rest = String::new();
         lines.read_to_string(&mut rest).unwrap();
         read.extend(rest.split_inclusive('\n').map(str::to_owned));
@@ -149,12 +153,12 @@ fn a_listener_that_is_killed_prints_nothing_twice() {
     once.dedup();
     let expected: Vec<String> = (0..500).map(|n| format!("text {n}")).collect();
     assert_eq!(once, expected);
-    // Between the line and the memory of it there is one message at most.
+    // A kill between printing and recording repeats at most one message.
     assert!(twice <= kills, "{twice} lines were printed twice by {kills} kills");
 }
 
 #[test]
-fn a_listener_that_is_taken_over_says_so_and_ends() {
+fn listener_reports_takeover_and_ends() {
     let server = ChatServer::start();
     server.chat.add("amy", None);
     let terminal = Terminal::at(&server);
@@ -166,7 +170,7 @@ fn a_listener_that_is_taken_over_says_so_and_ends() {
     let first = ran(first.wait_with_output().unwrap());
     assert_eq!(
         (first.err.as_str(), first.code),
-        ("hark: another connection receives for amy now\n", Some(1))
+        ("hark: another connection now receives the messages of amy\n", Some(1))
     );
     server.chat.leave(None, "amy", "2");
     line.clear();
@@ -177,25 +181,25 @@ fn a_listener_that_is_taken_over_says_so_and_ends() {
 }
 
 #[test]
-fn a_server_that_cannot_be_reached_is_said_in_time() {
+fn unreachable_server_is_reported_in_time() {
     let server = ChatServer::start();
     server.stop();
     let terminal = Terminal::at(&server);
     let start = std::time::Instant::now();
     let ran = terminal.run(&["send", "bob", "x", "--timeout", "1"]);
-    // The text takes everything after the user: the flag is a part of it.
+    // The text extends to the end of the line, including the flag.
     assert!(start.elapsed().as_secs() >= 9, "{ran:?}");
     let start = std::time::Instant::now();
     let ran = terminal.run(&["--timeout", "1", "send", "bob", "x"]);
     assert!(start.elapsed().as_secs() < 5);
     assert_eq!((ran.code, ran.out.as_str()), (Some(3), ""));
     let lines: Vec<&str> = ran.err.lines().collect();
-    assert!(lines[0].starts_with(&format!("hark: waiting for {}: ", terminal.server)), "{ran:?}");
-    assert_eq!(lines[1], format!("hark: not sent: {} was not reached in 1 s", terminal.server));
+    assert!(lines[0].starts_with(&format!("hark: no connection to {}: ", terminal.server)), "{ran:?}");
+    assert_eq!(lines[1], format!("hark: not sent: cannot reach {} within 1 s", terminal.server));
 }
 
 #[test]
-fn the_users_of_a_stopped_server_are_the_servers_business() {
+fn user_command_runs_harkd() {
     let server = ChatServer::start();
     let terminal = Terminal::at(&server);
     let directory = tempfile::tempdir().unwrap();
@@ -203,7 +207,7 @@ fn the_users_of_a_stopped_server_are_the_servers_business() {
     let without = ran(without.env("PATH", directory.path()).output().unwrap());
     if !harkd_is_beside_hark() {
         assert_eq!(without.code, Some(4));
-        assert!(without.err.contains("harkd manages the accounts"), "{without:?}");
+        assert!(without.err.contains("cannot find harkd"), "{without:?}");
         let harkd = directory.path().join("harkd");
         std::fs::write(&harkd, "#!/bin/sh\necho \"harkd $* $HARKD_PASSWORD\"\nexit 7\n").unwrap();
         make_executable(&harkd);

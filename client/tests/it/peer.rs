@@ -1,5 +1,5 @@
-//! One end of a connection in memory, played by the test frame by frame, with
-//! the clock paused.
+//! One side of a connection in memory, scripted by the test frame by frame,
+//! with the clock paused.
 
 use std::fmt;
 use std::io;
@@ -18,12 +18,12 @@ use tokio::sync::mpsc;
 
 use crate::conversation::Conversation;
 
-/// Bytes on their way in each direction of a connection.
+/// Capacity of a connection in each direction, in bytes.
 const PIPE_BYTES: usize = 64 * 1024;
 
-/// Longer than anything takes that is waited for, and not as long as the
-/// limits whose passing is waited for.
-const PATIENCE: Duration = Duration::from_secs(25);
+/// Time limit for an expected event: longer than any of them takes, and shorter
+/// than the timeouts under test.
+const TIMEOUT: Duration = Duration::from_secs(25);
 
 #[derive(Clone)]
 struct FakeDial {
@@ -41,7 +41,7 @@ impl Dial for FakeDial {
         Box::pin(async {
             let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
             self.connections.send(theirs).map_err(|_| io::Error::from(io::ErrorKind::ConnectionRefused))?;
-            // What is written goes out when it is flushed, as it may over TLS.
+            // Buffered until a flush, as a TLS stream may be.
             Ok(Box::new(BufWriter::new(ours)) as Box<dyn Stream>)
         })
     }
@@ -53,13 +53,15 @@ pub(crate) struct Peers {
     transport: Transport,
 }
 
-/// A config of this transport, and the connections that a client with it opens.
+/// Returns a configuration for this transport, and the connections that a
+/// client with it opens.
 pub(crate) fn config(transport: Transport) -> (Config, Peers) {
     let (server, peers) = server("a:1", transport);
     (Config { servers: vec![server], ..Config::tcp("") }, peers)
 }
 
-/// A server of this address, and the connections that clients open to it.
+/// Returns a server with this address, and the connections that clients open to
+/// it.
 pub(crate) fn server(address: &str, transport: Transport) -> (Server, Peers) {
     let (connections, incoming) = mpsc::unbounded_channel();
     let dial = Arc::new(FakeDial { connections });
@@ -67,7 +69,7 @@ pub(crate) fn server(address: &str, transport: Transport) -> (Server, Peers) {
     (server, Peers { connections: incoming, transport })
 }
 
-/// A client that is up, and the other end of its link.
+/// Returns a connected client, and the peer of its link.
 pub(crate) async fn up(transport: Transport) -> (Handle, Events, Peers, Peer) {
     let (config, mut peers) = config(transport);
     let (handle, events) = Client::connect(config);
@@ -76,9 +78,9 @@ pub(crate) async fn up(transport: Transport) -> (Handle, Events, Peers, Peer) {
 }
 
 impl Peers {
-    /// The next connection, with nothing said.
+    /// Accepts the next connection.
     pub(crate) async fn accept(&mut self) -> Peer {
-        let stream = tokio::time::timeout(PATIENCE, self.connections.recv()).await;
+        let stream = tokio::time::timeout(TIMEOUT, self.connections.recv()).await;
         let stream = stream.expect("the client connects").expect("the client is there");
         let conversation = match self.transport {
             Transport::Native => Conversation::native(stream),
@@ -87,7 +89,7 @@ impl Peers {
         Peer { conversation }
     }
 
-    /// The next connection, after `hello`.
+    /// Accepts the next connection and answers its `hello`.
     pub(crate) async fn greeted(&mut self) -> Peer {
         let mut peer = self.accept().await;
         peer.hello().await;
@@ -95,24 +97,24 @@ impl Peers {
     }
 }
 
-/// The server's end of one connection. Dropping it ends the connection.
+/// The server's side of one connection. Dropping it ends the connection.
 pub(crate) struct Peer {
     conversation: Conversation,
 }
 
 impl Peer {
-    /// The next frame, whatever it is; `None` at the end.
+    /// Returns the next frame; `None` at the end.
     pub(crate) async fn frame(&mut self) -> Option<(u32, Request)> {
-        let frame = tokio::time::timeout(PATIENCE, self.conversation.next()).await.expect("a frame comes")?;
+        let frame = tokio::time::timeout(TIMEOUT, self.conversation.next()).await.expect("a frame comes")?;
         Some((frame.id.map_or(0, RequestId::value), frame.message.expect("a request")))
     }
 
-    /// The next request.
+    /// Returns the next request.
     pub(crate) async fn next(&mut self) -> (u32, Request) {
         self.frame().await.expect("the connection is open")
     }
 
-    /// Checks that nothing comes for `time`.
+    /// Checks that nothing arrives for `time`.
     pub(crate) async fn silence(&mut self, time: Duration) {
         let frame = tokio::time::timeout(time, self.conversation.next()).await;
         assert!(frame.is_err(), "nothing was to be sent, but {frame:?}");
@@ -127,27 +129,27 @@ impl Peer {
         session
     }
 
-    /// The next request is a send: its id and text.
+    /// Returns id and text of the next request, which has to be a send.
     pub(crate) async fn sent(&mut self) -> (u32, String) {
         match self.next().await {
             (id, Request::Send { text, .. }) => (id, text.to_string()),
-            other => panic!("{other:?} is no send"),
+            other => panic!("{other:?} is not a send"),
         }
     }
 
-    /// The next frame that is no ping is an ack: its number.
+    /// Returns the number of the next ack, and answers pings before it.
     pub(crate) async fn acked(&mut self) -> u64 {
         loop {
             match self.next().await {
                 (0, Request::Ack { sequence }) => return sequence.0,
                 (id, Request::Ping) => self.ok(id).await,
-                other => panic!("{other:?} is no ack"),
+                other => panic!("{other:?} is not an ack"),
             }
         }
     }
 
-    /// The next request is a login or connect; who as, and whether it is the
-    /// latter. It is granted with `queued` messages.
+    /// Accepts the next request, which has to be a login or connect, with
+    /// `queued` messages. Returns the user, and whether it is a connect.
     pub(crate) async fn grant(&mut self, queued: u64) -> (UserName, bool) {
         let (id, user, receives) = self.entered().await;
         let fields = if receives { OkFields::queued(queued) } else { OkFields::none() };
@@ -155,16 +157,16 @@ impl Peer {
         (user, receives)
     }
 
-    /// The next request is a login or connect.
+    /// Returns the next request, which has to be a login or connect.
     pub(crate) async fn entered(&mut self) -> (u32, UserName, bool) {
         match self.next().await {
             (id, Request::Login { user, .. }) => (id, user, false),
             (id, Request::Connect { user, .. }) => (id, user, true),
-            other => panic!("{other:?} makes nobody somebody"),
+            other => panic!("{other:?} is not a login or connect"),
         }
     }
 
-    /// Replies; that the client has gone is no fault.
+    /// Sends a reply. The client may have disconnected.
     pub(crate) async fn reply(&mut self, id: u32, reply: Reply) {
         drop(self.conversation.send(Frame::new(RequestId::new(id), reply)).await);
     }
@@ -207,10 +209,10 @@ pub(crate) fn user(name: &str) -> UserName {
     name.parse().unwrap()
 }
 
-/// The next event that is not about the link.
+/// Returns the next event, except link states.
 pub(crate) async fn event(events: &mut Events) -> Event {
     loop {
-        let event = tokio::time::timeout(PATIENCE, events.next()).await.expect("an event comes");
+        let event = tokio::time::timeout(TIMEOUT, events.next()).await.expect("an event comes");
         match event.expect("the client is there") {
             Event::Link(_) => {}
             event => return event,
@@ -218,7 +220,7 @@ pub(crate) async fn event(events: &mut Events) -> Event {
     }
 }
 
-/// The next message, other events left aside.
+/// Returns the next message, and skips other events.
 pub(crate) async fn message(events: &mut Events) -> Message {
     loop {
         if let Event::Message(message) = event(events).await {
@@ -230,16 +232,16 @@ pub(crate) async fn message(events: &mut Events) -> Message {
 /// Waits for a state of the link.
 pub(crate) async fn link(handle: &Handle, is_wanted: impl Fn(&LinkState) -> bool) -> LinkState {
     let mut link = handle.link();
-    let state = tokio::time::timeout(PATIENCE, link.wait_for(|state| is_wanted(state))).await;
+    let state = tokio::time::timeout(TIMEOUT, link.wait_for(|state| is_wanted(state))).await;
     state.expect("the link gets there").expect("the client is there").clone()
 }
 
-/// Waits until nothing is under way any more.
+/// Waits until every request is answered.
 pub(crate) async fn quiet(handle: &Handle) {
     let is_quiet = async {
         while handle.unanswered() > 0 {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(PATIENCE, is_quiet).await.expect("everything is answered");
+    tokio::time::timeout(TIMEOUT, is_quiet).await.expect("everything is answered");
 }

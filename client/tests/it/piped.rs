@@ -7,7 +7,7 @@ use crate::chat::{ChatServer, Faults};
 use crate::hark::{Terminal, fine, pipe, ran};
 
 #[test]
-fn every_command_has_one_line_of_output_in_order() {
+fn every_command_prints_one_line_in_order() {
     let server = ChatServer::start();
     let terminal = Terminal::at(&server);
     let ran = terminal.pipe(
@@ -19,7 +19,7 @@ fn every_command_has_one_line_of_output_in_order() {
 }
 
 #[test]
-fn what_is_refused_is_said_in_its_place_and_in_the_exit_code() {
+fn refusals_are_in_order_and_set_exit_code() {
     let server = ChatServer::start();
     server.chat.add("amy", Some("secret"));
     let terminal = Terminal::at(&server);
@@ -27,7 +27,7 @@ fn what_is_refused_is_said_in_its_place_and_in_the_exit_code() {
     let expected = [
         "notok no-such-user there is no user bob",
         r"notok bad-pattern regex parse error:\n    (\n    ^\nerror: unclosed group",
-        "notok bad-request there is no command \"frobnicate\", try help",
+        "notok bad-request unknown command \"frobnicate\"; try help",
         "notok bad-request a user name cannot contain ','",
         "notok denied wrong or missing password",
         "ok",
@@ -37,7 +37,7 @@ fn what_is_refused_is_said_in_its_place_and_in_the_exit_code() {
 }
 
 #[test]
-fn messages_come_between_the_answers_and_are_acknowledged_once_printed() {
+fn messages_are_acknowledged_once_printed() {
     let server = ChatServer::start();
     server.chat.add("amy", None);
     server.chat.add("bob", None);
@@ -62,7 +62,7 @@ fn messages_come_between_the_answers_and_are_acknowledged_once_printed() {
 }
 
 #[test]
-fn many_sends_are_pipelined_and_survive_a_server_that_fails() {
+fn pipelined_sends_survive_server_faults() {
     let server = ChatServer::start();
     server.chat.add("bob", None);
     server.chat.inject(Faults { drop_one_in: Some(400), unavailable_one_in: Some(400), ..Faults::default() });
@@ -75,7 +75,7 @@ fn many_sends_are_pipelined_and_survive_a_server_that_fails() {
 }
 
 #[test]
-fn a_server_that_is_away_for_too_long_is_given_up() {
+fn long_outage_ends_the_run() {
     let server = ChatServer::start();
     server.stop();
     let terminal = Terminal::at(&server);
@@ -84,11 +84,11 @@ fn a_server_that_is_away_for_too_long_is_given_up() {
     let ran = pipe(command, "send bob x\nping\n");
     assert_eq!(ran.out, "notsent the client is closed\nnotsent the client is closed\n");
     assert_eq!(ran.code, Some(3));
-    assert!(ran.err.starts_with(&format!("hark: gave up waiting for {}: ", terminal.server)), "{}", ran.err);
+    assert!(ran.err.starts_with(&format!("hark: cannot reach {}: ", terminal.server)), "{}", ran.err);
 }
 
 #[test]
-fn a_server_that_comes_back_in_time_is_waited_for() {
+fn short_outage_is_bridged() {
     let server = ChatServer::start();
     server.chat.add("bob", None);
     let terminal = Terminal::at(&server);
@@ -110,14 +110,14 @@ fn a_server_that_comes_back_in_time_is_waited_for() {
 }
 
 #[test]
-fn quit_ends_the_reading() {
+fn quit_ends_reading() {
     let server = ChatServer::start();
     let terminal = Terminal::at(&server);
     assert_eq!(terminal.pipe("ping\nquit\nfrobnicate\n"), fine("ok\nok\n"));
 }
 
 #[test]
-fn a_password_is_taken_from_the_environment_or_a_file() {
+fn password_comes_from_environment_or_file() {
     let server = ChatServer::start();
     let terminal = Terminal::at(&server);
     let file = terminal.state.path().join("password");
@@ -130,13 +130,13 @@ fn a_password_is_taken_from_the_environment_or_a_file() {
 }
 
 #[test]
-fn an_output_that_is_closed_ends_it_quietly() {
+fn closed_output_ends_the_run_quietly() {
     let server = ChatServer::start();
     let terminal = Terminal::at(&server);
     let mut child = terminal.hark([""; 0]).stdin(Stdio::piped()).spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
     drop(child.stdout.take());
-    // It may have ended before it has read both.
+    // hark may have ended before both are read.
     drop(stdin.write_all(b"ping\nping\n"));
     drop(stdin);
     let ran = ran(child.wait_with_output().unwrap());

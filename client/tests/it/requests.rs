@@ -1,4 +1,4 @@
-//! How requests are numbered, repeated, and ended.
+//! Numbering, repetition and completion of requests.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::peer::{quiet, user};
 const MINUTE: Duration = Duration::from_secs(60);
 
 #[tokio::test(start_paused = true)]
-async fn sends_are_numbered_from_1_in_the_order_of_the_calls_and_other_requests_elsewhere() {
+async fn sends_are_numbered_from_1_in_call_order() {
     let (handle, _events, _peers, mut peer) = up().await;
     let other = handle.clone();
     let asking = tokio::spawn({
@@ -35,13 +35,13 @@ async fn sends_are_numbered_from_1_in_the_order_of_the_calls_and_other_requests_
 }
 
 #[tokio::test(start_paused = true)]
-async fn callers_that_wait_for_room_are_served_in_the_order_of_their_calls() {
+async fn waiting_callers_are_served_in_order() {
     let (handle, _events, _peers, mut peer) = up().await;
     let mut calls = Vec::new();
     for n in 1..=1500_u32 {
         let handle = handle.clone();
         let mut call = Box::pin(async move { handle.send(user("bob"), n.to_string().into()).await?.await });
-        // The first poll is the call.
+        // The first poll queues the request.
         assert!(futures::poll!(&mut call).is_pending());
         calls.push(tokio::spawn(call));
     }
@@ -62,7 +62,7 @@ async fn callers_that_wait_for_room_are_served_in_the_order_of_their_calls() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_id_is_so_far_ahead_that_the_server_forgets_the_oldest_one_under_way() {
+async fn pending_ids_stay_within_server_memory() {
     let (handle, _events, mut peers, mut peer) = up().await;
     let first = handle.send(user("bob"), "1".into()).await.unwrap();
     assert_eq!(peer.sent().await.0, 1);
@@ -71,7 +71,8 @@ async fn no_id_is_so_far_ahead_that_the_server_forgets_the_oldest_one_under_way(
         assert_eq!(peer.sent().await.0, n);
         peer.ok(n).await;
     }
-    // Only one is unanswered, but the next would push it out of the record.
+    // Only one is unanswered, but the next would evict it from the server's
+    // record.
     drop(handle.send(user("bob"), "1025".into()).await.unwrap());
     peer.silence(Duration::from_secs(1)).await;
     drop(peer);
@@ -85,7 +86,7 @@ async fn no_id_is_so_far_ahead_that_the_server_forgets_the_oldest_one_under_way(
 }
 
 #[tokio::test(start_paused = true)]
-async fn unanswered_sends_are_repeated_in_order_before_anything_new() {
+async fn unanswered_sends_are_repeated_first_in_order() {
     let (handle, _events, mut peers, mut peer) = up().await;
     let mut receipts = Vec::new();
     for n in 1..=5_u32 {
@@ -98,7 +99,7 @@ async fn unanswered_sends_are_repeated_in_order_before_anything_new() {
     for n in 6..=7_u32 {
         receipts.push(handle.send(user("bob"), n.to_string().into()).await.unwrap());
     }
-    // The second link takes two of them and answers none.
+    // The second link reads two of them and answers none.
     let mut peer = peers.greeted().await;
     assert_eq!(peer.sent().await.0, 1);
     assert_eq!(peer.sent().await.0, 3);
@@ -115,7 +116,7 @@ async fn unanswered_sends_are_repeated_in_order_before_anything_new() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn send_yields_the_number_of_its_message() {
+async fn send_returns_its_sequence_number() {
     let (handle, _events, mut peers, mut peer) = up().await;
     let first = handle.send(user("bob"), "first".into()).await.unwrap();
     let second = handle.send(user("bob"), "second".into()).await.unwrap();
@@ -124,21 +125,21 @@ async fn send_yields_the_number_of_its_message() {
     let mut peer = peers.greeted().await;
     assert_eq!((peer.sent().await.0, peer.sent().await.0), (1, 2));
     peer.reply(1, Reply::Ok(OkFields::stored(Sequence(812)))).await;
-    // A server of an earlier version answers without a number.
+    // An earlier server answers without a number.
     peer.ok(2).await;
     assert_eq!(first.await, Ok(Some(Sequence(812))));
     assert_eq!(second.await, Ok(None));
 }
 
 #[tokio::test(start_paused = true)]
-async fn unknown_refusal_code_ends_a_request_as_refused() {
+async fn unknown_refusal_code_is_passed_on() {
     let (handle, _events, _peers, mut peer) = up().await;
     let receipt = handle.send(user("bob"), "x".into()).await.unwrap();
     let (id, _) = peer.sent().await;
     let unknown = Refusal::parse("out-of-tea", "come back at five");
     peer.reply(id, Reply::NotOk(unknown.clone())).await;
     assert_eq!(receipt.await, Err(RequestError::Refused(unknown)));
-    // Neither the link nor the next request suffers from it.
+    // The link and the next request are unaffected.
     let next = handle.send(user("bob"), "y".into()).await.unwrap();
     let (id, _) = peer.sent().await;
     peer.ok(id).await;
@@ -146,7 +147,7 @@ async fn unknown_refusal_code_ends_a_request_as_refused() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_session_is_kept_across_links_and_differs_between_clients() {
+async fn session_is_kept_across_links() {
     let (first_config, mut peers) = config();
     let (_first, _events) = Client::connect(first_config);
     let mut tokens = Vec::new();
@@ -160,7 +161,7 @@ async fn the_session_is_kept_across_links_and_differs_between_clients() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_send_that_is_never_answered_is_unknown_after_nine_minutes_and_never_repeated() {
+async fn unanswered_send_is_unknown_after_nine_minutes() {
     let (handle, _events, mut peers, mut peer) = up().await;
     let receipt = handle.send(user("bob"), "x".into()).await.unwrap();
     peer.sent().await;
@@ -172,7 +173,7 @@ async fn a_send_that_is_never_answered_is_unknown_after_nine_minutes_and_never_r
         tokio::select! {
             outcome = &mut receipt => break outcome,
             mut peer = peers.accept() => {
-                // One link after another takes it, and ends 20 s later.
+                // Each link reads the send, and ends after 20 s.
                 peer.hello().await;
                 assert_eq!(peer.sent().await.0, 1);
                 repeats += 1;
@@ -192,7 +193,7 @@ async fn a_send_that_is_never_answered_is_unknown_after_nine_minutes_and_never_r
     );
     let mut peer = peers.greeted().await;
     peer.silence(Duration::from_secs(15)).await;
-    // A late answer means nothing any more, and the next send has the next id.
+    // A late answer is ignored, and the next send has the next id.
     peer.ok(1).await;
     drop(handle.send(user("bob"), "y".into()).await.unwrap());
     assert_eq!(peer.sent().await, (2, "y".to_owned()));
@@ -201,7 +202,7 @@ async fn a_send_that_is_never_answered_is_unknown_after_nine_minutes_and_never_r
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_never_written_waits_for_the_server_as_long_as_it_takes() {
+async fn unwritten_send_waits_indefinitely() {
     let (config, mut peers) = config();
     let (handle, _events) = Client::connect(config);
     let receipt = handle.send(user("bob"), "patient".into()).await.unwrap();
@@ -218,7 +219,7 @@ async fn what_was_never_written_waits_for_the_server_as_long_as_it_takes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn after_a_lost_link_reads_are_repeated_and_changes_are_unknown() {
+async fn lost_link_repeats_reads_but_not_changes() {
     let (handle, _events, mut peers, mut peer) = up().await;
     let ask = |name: &'static str| {
         let handle = handle.clone();
@@ -236,7 +237,7 @@ async fn after_a_lost_link_reads_are_repeated_and_changes_are_unknown() {
     for _ in 0..5 {
         let (id, request) = peer.next().await;
         if matches!(request, Request::List { .. }) {
-            // A part of an answer, which is not to be seen twice.
+            // A partial answer, which must not be returned twice.
             peer.reply(id, Reply::List(vec![user("x")])).await;
         }
     }
@@ -263,13 +264,13 @@ async fn after_a_lost_link_reads_are_repeated_and_changes_are_unknown() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_send_that_the_server_could_not_store_is_repeated_on_another_link() {
+async fn unavailable_send_is_repeated_on_another_link() {
     let (handle, _events, mut peers, mut peer) = up().await;
     let first = handle.send(user("bob"), "1".into()).await.unwrap();
     let second = handle.send(user("bob"), "2".into()).await.unwrap();
     assert_eq!(peer.sent().await.0, 1);
     peer.unavailable(1).await;
-    // Whatever is still written on this link has no effect.
+    // Later sends on this link have no effect.
     while peer.frame().await.is_some() {}
     let mut peer = peers.greeted().await;
     for n in [1, 2] {
@@ -281,7 +282,7 @@ async fn a_send_that_the_server_could_not_store_is_repeated_on_another_link() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_server_that_stays_unavailable_is_not_hammered() {
+async fn unavailable_server_is_retried_with_backoff() {
     let (handle, _events, mut peers, mut peer) = up().await;
     drop(handle.send(user("bob"), "x".into()).await.unwrap());
     let start = tokio::time::Instant::now();
@@ -295,7 +296,7 @@ async fn a_server_that_stays_unavailable_is_not_hammered() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_change_that_the_server_could_not_make_is_unknown_and_the_link_stays() {
+async fn unavailable_change_is_unknown_and_keeps_link() {
     let (handle, _events, _peers, mut peer) = up().await;
     let call = tokio::spawn({
         let handle = handle.clone();
@@ -304,13 +305,13 @@ async fn a_change_that_the_server_could_not_make_is_unknown_and_the_link_stays()
     let (id, _) = peer.next().await;
     peer.unavailable(id).await;
     let outcome = call.await.unwrap().unwrap_err();
-    assert_eq!(outcome.to_string(), "it is not known whether the account was created: the disk is full");
+    assert_eq!(outcome.to_string(), "it is unknown whether the account was created: the disk is full");
     drop(handle.send(user("bob"), "x".into()).await.unwrap());
     assert_eq!(peer.sent().await.0, 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_is_passed_on_as_it_is() {
+async fn refusal_is_passed_on() {
     let (handle, _events, _peers, mut peer) = up().await;
     let receipt = handle.send(user("bob"), "x".into()).await.unwrap();
     peer.sent().await;
@@ -320,20 +321,20 @@ async fn a_refusal_is_passed_on_as_it_is() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_text_over_the_largest_frame_is_refused_here_and_harms_no_other() {
+async fn overlong_text_is_refused_locally() {
     let (handle, _events, _peers, mut peer) = up().await;
     let large = handle.send(user("bob"), "x".repeat(70_000).into()).await.unwrap();
     let small = handle.send(user("bob"), "y".into()).await.unwrap();
     let Err(RequestError::Refused(refusal)) = large.await else { panic!("it is too large") };
     assert_eq!(refusal.code, Code::TooLarge);
-    assert!(refusal.explanation.contains("this server takes at most 65280"), "{refusal}");
+    assert!(refusal.explanation.contains("this server accepts at most 65280"), "{refusal}");
     assert_eq!(peer.sent().await, (2, "y".to_owned()));
     peer.ok(2).await;
     small.await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_to_list_is_bounded() {
+async fn answer_to_list_is_bounded() {
     let (config, mut peers) = config();
     let (handle, _events) = Client::connect(hark_client::Config { names_max: 3, ..config });
     let mut peer = peers.greeted().await;
@@ -351,7 +352,7 @@ async fn an_answer_to_list_is_bounded() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn at_most_256_other_requests_are_under_way() {
+async fn at_most_256_other_requests_are_pending() {
     let (handle, _events, _peers, mut peer) = up().await;
     let calls: Vec<_> = (0..300)
         .map(|_| {
@@ -378,7 +379,7 @@ async fn at_most_256_other_requests_are_under_way() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_is_abandoned_leaves_nothing_behind() {
+async fn abandoned_call_leaves_nothing_behind() {
     let (handle, _events, _peers, mut peer) = up().await;
     for _ in 0..1000 {
         let gone = tokio::time::timeout(Duration::from_millis(1), handle.ping()).await;
@@ -390,7 +391,7 @@ async fn a_call_that_is_abandoned_leaves_nothing_behind() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn close_waits_for_what_is_under_way_and_then_closes_the_connection() {
+async fn close_waits_for_pending_requests() {
     let (handle, _events, _peers, mut peer) = up().await;
     let receipts = [
         handle.send(user("bob"), "1".into()).await.unwrap(),
@@ -415,7 +416,7 @@ async fn close_waits_for_what_is_under_way_and_then_closes_the_connection() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn close_gives_up_in_time_and_tells_what_is_unknown_from_what_was_not_sent() {
+async fn close_times_out_with_exact_outcomes() {
     let (handle, _events, mut peers, mut peer) = up().await;
     let written = handle.send(user("bob"), "1".into()).await.unwrap();
     peer.sent().await;
@@ -432,7 +433,7 @@ async fn close_gives_up_in_time_and_tells_what_is_unknown_from_what_was_not_sent
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_task_ends_when_the_last_handle_is_dropped() {
+async fn task_ends_with_the_last_handle() {
     let (handle, mut events, _peers, mut peer) = up().await;
     let receipt = handle.send(user("bob"), "1".into()).await.unwrap();
     peer.sent().await;

@@ -1,4 +1,4 @@
-//! The chat in a pseudo-terminal: what is on the screen.
+//! The chat in a pseudo-terminal: the content of the screen.
 
 use std::io::{Read, Write};
 use std::sync::{Arc, Condvar, Mutex};
@@ -12,12 +12,12 @@ use crate::hark::{Terminal, ran};
 const ROWS: u16 = 24;
 const COLUMNS: u16 = 80;
 
-/// How long something may take to appear.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Time limit for an expected text.
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// hark on a screen.
 struct Screen {
-    // Fed by a thread that reads what hark writes.
+    // Fed by a thread that reads the output.
     shared: Arc<Shared>,
     keys: Box<dyn Write + Send>,
     child: Box<dyn Child + Send + Sync>,
@@ -62,15 +62,15 @@ impl Screen {
         self.keys.write_all(keys.as_bytes()).unwrap();
     }
 
-    /// Presses keys at the next prompt. Before it, they are the terminal's.
+    /// Presses keys at the next prompt. Before it, the terminal would handle
+    /// them.
     #[track_caller]
     fn at_prompt(&mut self, keys: &str) {
         self.wait_until("a prompt", |screen| screen.trim_end().ends_with('>'));
         self.keys(keys);
     }
 
-    /// Enters a line at the next prompt, and waits until it has come to what
-    /// is expected.
+    /// Enters a line at the next prompt, and waits for the expected text.
     #[track_caller]
     fn enter(&mut self, line: &str, expected: &str) {
         self.at_prompt(&format!("{line}\r"));
@@ -87,7 +87,7 @@ impl Screen {
     fn wait_until(&self, what: &str, is_so: impl Fn(&str) -> bool) {
         let parser = self.shared.parser.lock().unwrap();
         let waiting = |parser: &mut (vt100::Parser, Vec<u8>)| !is_so(&parser.0.screen().contents());
-        let (parser, timeout) = self.shared.changed.wait_timeout_while(parser, PATIENCE, waiting).unwrap();
+        let (parser, timeout) = self.shared.changed.wait_timeout_while(parser, TIMEOUT, waiting).unwrap();
         let contents = parser.0.screen().contents();
         assert!(!timeout.timed_out(), "{what:?} did not come on the screen:\n{contents}");
     }
@@ -96,24 +96,24 @@ impl Screen {
         self.shared.parser.lock().unwrap().0.screen().contents()
     }
 
-    /// Every byte that was written.
+    /// Returns the whole output.
     fn raw(&self) -> String {
         String::from_utf8_lossy(&self.shared.parser.lock().unwrap().1).into_owned()
     }
 
-    /// The prompt as `user`, while there is a link.
+    /// Returns the prompt of `user` while the link is up.
     fn prompt(&self, user: &str) -> String {
         format!("{user}{}{}> ", if user.is_empty() { "" } else { "@" }, self.server)
     }
 
-    /// Leaves with Ctrl-D at the next prompt (before it, it is no key of the
-    /// editor); the exit code.
+    /// Leaves with Ctrl-D at the next prompt, since the editor handles that key
+    /// only there. Returns the exit code.
     fn leave(mut self) -> u32 {
         self.at_prompt("\x04");
         self.end()
     }
 
-    /// Waits for the end; the exit code.
+    /// Waits for the end, and returns the exit code.
     fn end(mut self) -> u32 {
         self.child.wait().unwrap().exit_code()
     }
@@ -121,7 +121,7 @@ impl Screen {
 
 impl Drop for Screen {
     fn drop(&mut self) {
-        // One that has ended by itself cannot be killed.
+        // Fails if the process has ended already.
         drop(self.child.kill());
     }
 }
@@ -129,7 +129,7 @@ impl Drop for Screen {
 impl Shared {
     fn feed(&self, mut reader: Box<dyn Read + Send>) {
         let mut bytes = [0; 4096];
-        // A terminal that is closed reads as an error.
+        // A closed terminal reads as an error.
         while let Ok(count @ 1..) = reader.read(&mut bytes) {
             let mut parser = self.parser.lock().unwrap();
             parser.0.process(&bytes[..count]);
@@ -146,21 +146,21 @@ fn chat() -> (ChatServer, Terminal) {
 }
 
 #[test]
-fn the_prompt_says_who_one_is_and_every_command_what_became_of_it() {
+fn prompt_and_outcomes_are_shown() {
     let (_server, terminal) = chat();
     let mut screen = Screen::open(&terminal, &[]);
     screen.wait_for(&screen.prompt(""));
     screen.enter("create user2", "user2 was created");
     screen.enter("create user2", "refused (exists): there is a user user2 already");
-    screen.enter("login user2", "you are user2");
+    screen.enter("login user2", "you are logged in as user2");
     screen.wait_for(&screen.prompt("user2"));
     screen.enter("list", "1 user: user2");
     screen.enter("list (", "error: unclosed group");
     screen.enter("send user2 hello, again", "→ user2: hello, again … stored");
     screen.enter("send user9 x", "→ user9: x … refused (no-such-user): there is no user user9");
-    screen.enter("ping", "the server answers");
-    screen.enter("sned", "there is no command \"sned\", try help");
-    screen.enter("disconnect", "you are nobody");
+    screen.enter("ping", "the server responds");
+    screen.enter("sned", "unknown command \"sned\"; try help");
+    screen.enter("disconnect", "you are logged out");
     screen.enter("delete user2", "user2 was deleted");
     screen.enter("help", "leave a message for a user");
     screen.at_prompt("quit\r");
@@ -168,12 +168,12 @@ fn the_prompt_says_who_one_is_and_every_command_what_became_of_it() {
 }
 
 #[test]
-fn a_message_appears_above_the_line_being_typed() {
+fn message_appears_above_the_typed_line() {
     let (server, terminal) = chat();
     server.chat.add("amy", None);
     let mut screen = Screen::open(&terminal, &[]);
     screen.wait_for(&screen.prompt(""));
-    screen.enter("connect amy", "you are amy, no messages were waiting");
+    screen.enter("connect amy", "you are connected as amy; no messages are waiting");
     screen.wait_for(&screen.prompt("amy"));
     screen.at_prompt("send bob half ty");
     screen.wait_for("half ty");
@@ -184,7 +184,7 @@ fn a_message_appears_above_the_line_being_typed() {
         let above = rows.len().checked_sub(2).map(|row| rows[row]);
         above.is_some_and(|row| row.ends_with(" bob: hello, amy")) && rows.last() == Some(&line.as_str())
     });
-    // It goes on where it was.
+    // Editing continues in the same line.
     screen.keys("ped\r");
     screen.wait_for("→ bob: half typed … refused");
     assert_eq!(screen.leave(), 0);
@@ -192,7 +192,7 @@ fn a_message_appears_above_the_line_being_typed() {
 }
 
 #[test]
-fn what_others_send_is_shown_and_not_obeyed() {
+fn received_text_is_escaped() {
     let (server, terminal) = chat();
     server.chat.add("amy", None);
     server.chat.leave(Some("bob"), "amy", "\x1b[2J\x07\u{202e}evil\u{9b}31m\n10:00 ann: not ann");
@@ -206,8 +206,8 @@ fn what_others_send_is_shown_and_not_obeyed() {
 }
 
 #[test]
-fn colours_are_on_a_terminal_and_not_with_no_color() {
-    for (variables, is_coloured) in [(&[][..], true), (&[("NO_COLOR", "1")][..], false)] {
+fn no_color_turns_colors_off() {
+    for (variables, is_colored) in [(&[][..], true), (&[("NO_COLOR", "1")][..], false)] {
         let (server, terminal) = chat();
         server.chat.add("amy", None);
         server.chat.leave(Some("bob"), "amy", "hi");
@@ -217,23 +217,23 @@ fn colours_are_on_a_terminal_and_not_with_no_color() {
         screen.enter("send amy x", "stored");
         let raw = screen.raw();
         assert_eq!(screen.leave(), 0);
-        // A colour is a sequence that ends in m.
-        let has_colour = raw.split("\x1b[").skip(1).any(|rest| {
+        // A color is an escape sequence that ends in m.
+        let has_color = raw.split("\x1b[").skip(1).any(|rest| {
             let end = rest.find(|c: char| c.is_ascii_alphabetic());
             end.is_some_and(|end| rest[end..].starts_with('m'))
         });
-        assert_eq!(has_colour, is_coloured, "{raw:?}");
+        assert_eq!(has_color, is_colored, "{raw:?}");
     }
 }
 
 #[test]
-fn while_the_server_is_away_what_is_typed_waits_and_says_so() {
+fn commands_wait_while_server_is_down() {
     let (server, terminal) = chat();
     server.chat.add("bob", None);
     let mut screen = Screen::open(&terminal, &[]);
     screen.wait_for(&screen.prompt(""));
     server.stop();
-    screen.wait_for("* no link to ");
+    screen.wait_for("* no connection to ");
     screen.wait_for("(offline)");
     screen.enter("send bob later", "→ bob: later … pending (waiting for the server)");
     screen.enter("list", "* waiting for the server");
@@ -246,7 +246,7 @@ fn while_the_server_is_away_what_is_typed_waits_and_says_so() {
 }
 
 #[test]
-fn whoever_leaves_learns_what_is_not_stored() {
+fn leaving_reports_unstored_sends() {
     let (server, terminal) = chat();
     server.chat.add("bob", None);
     let mut screen = Screen::open(&terminal, &[]);
@@ -257,60 +257,60 @@ fn whoever_leaves_learns_what_is_not_stored() {
     screen.wait_for("(offline)");
     screen.enter("send bob unwritten", "→ bob: unwritten … pending (waiting for the server)");
     screen.at_prompt("quit\r");
-    screen.wait_for("* waiting up to 2 s for 2 answers; Ctrl-C leaves at once");
-    screen.wait_for("→ bob: written … unknown: it is not known whether the message was stored");
+    screen.wait_for("* waiting up to 2 s for 2 answers; press Ctrl-C to leave now");
+    screen.wait_for("→ bob: written … unknown: it is unknown whether the message was stored");
     screen.wait_for("→ bob: unwritten … not sent: the client is closed");
     assert_eq!(screen.end(), 3);
 }
 
 #[test]
-fn a_password_is_asked_for_without_echo_and_remembered_nowhere() {
+fn password_is_neither_echoed_nor_saved() {
     let (server, terminal) = chat();
     server.chat.add("amy", None);
     let mut screen = Screen::open(&terminal, &[]);
     screen.wait_for(&screen.prompt(""));
     screen.enter("password amy", "New password for amy: ");
     screen.keys("hunter2\r");
-    screen.wait_for("The same again: ");
+    screen.wait_for("Repeat the password: ");
     screen.keys("hunter2\r");
-    screen.wait_for("amy has a new password");
+    screen.wait_for("the password of amy was changed");
     screen.enter("connect amy", "Password for amy: ");
     screen.keys("hunter2\r");
-    screen.wait_for("you are amy, no messages were waiting");
-    screen.enter("disconnect", "you are nobody");
+    screen.wait_for("you are connected as amy; no messages are waiting");
+    screen.enter("disconnect", "you are logged out");
     screen.at_prompt("login amy\r");
     screen.wait_until("it asks again", |screen| screen.matches("Password for amy:").count() == 2);
     screen.keys("wrong\r");
     screen.wait_for("refused (denied)");
     assert!(!screen.raw().contains("hunter2"));
-    // Even where it does not belong.
+    // Even in the wrong place.
     screen.enter("login amy hunter2", "usage: login USER");
     assert_eq!(screen.leave(), 0);
     let history = std::fs::read_to_string(terminal.state.path().join("hark/history")).unwrap();
     assert!(history.contains("connect amy") && !history.contains("hunter2"), "{history}");
 }
 
-/// What a program in a terminal writes, as it comes.
-struct Written {
+/// Output of a program in a terminal.
+struct Output {
     bytes: Box<dyn Read + Send>,
-    so_far: String,
+    output: String,
 }
 
-impl Written {
-    /// Reads up to this text.
+impl Output {
+    /// Reads until this text appears.
     #[track_caller]
     fn until(&mut self, text: &str) {
         let mut bytes = [0; 256];
-        while !self.so_far.contains(text) {
+        while !self.output.contains(text) {
             let count = self.bytes.read(&mut bytes).unwrap_or_default();
-            assert!(count > 0, "{text:?} is not in {:?}", self.so_far);
-            self.so_far.push_str(&String::from_utf8_lossy(&bytes[..count]));
+            assert!(count > 0, "{text:?} is not in {:?}", self.output);
+            self.output.push_str(&String::from_utf8_lossy(&bytes[..count]));
         }
     }
 }
 
-/// hark with these arguments in a terminal, and what it writes there.
-fn in_terminal(terminal: &Terminal, arguments: &[&str]) -> (PtyPair, Box<dyn Child>, Written) {
+/// Starts hark with these arguments in a terminal, and returns its output.
+fn in_terminal(terminal: &Terminal, arguments: &[&str]) -> (PtyPair, Box<dyn Child>, Output) {
     let pair = native_pty_system().openpty(PtySize::default()).unwrap();
     let mut command = CommandBuilder::new(env!("CARGO_BIN_EXE_hark"));
     command.args(arguments);
@@ -319,26 +319,26 @@ fn in_terminal(terminal: &Terminal, arguments: &[&str]) -> (PtyPair, Box<dyn Chi
     command.env("XDG_STATE_HOME", terminal.state.path());
     let child = pair.slave.spawn_command(command).unwrap();
     let bytes = pair.master.try_clone_reader().unwrap();
-    (pair, child, Written { bytes, so_far: String::new() })
+    (pair, child, Output { bytes, output: String::new() })
 }
 
 #[test]
-fn a_password_that_is_typed_at_once_is_not_echoed() {
+fn early_keystrokes_of_password_are_not_echoed() {
     let (server, terminal) = chat();
     server.chat.add("amy", None);
-    // Often, since it is a race where the echo goes off after the prompt.
+    // Repeated because the echo is turned off in a race with the prompt.
     for _ in 0..50 {
         let (pair, mut hark, mut written) = in_terminal(&terminal, &["password", "amy"]);
         let mut keys = pair.master.take_writer().unwrap();
         written.until("New password: ");
         keys.write_all(b"hunter2\rhunter3\r").unwrap();
-        written.until("not the same");
-        assert!(!written.so_far.contains("hunter"), "{:?}", written.so_far);
+        written.until("do not match");
+        assert!(!written.output.contains("hunter"), "{:?}", written.output);
         assert_eq!(hark.wait().unwrap().exit_code(), 4);
     }
 }
 
-/// The modes of the terminal; whether it edits lines itself, and shows them.
+/// Returns the modes of the terminal, such as line editing and echo.
 fn modes(pair: &PtyPair) -> Vec<String> {
     let output = std::process::Command::new("stty")
         .args(["-a", "-F"])
@@ -355,13 +355,13 @@ fn modes(pair: &PtyPair) -> Vec<String> {
 fn until_mode(pair: &PtyPair, mode: &str) {
     let started = std::time::Instant::now();
     while !modes(pair).iter().any(|has| has == mode) {
-        assert!(started.elapsed() < PATIENCE, "{mode}: {:?}", modes(pair));
+        assert!(started.elapsed() < TIMEOUT, "{mode}: {:?}", modes(pair));
         std::thread::sleep(Duration::from_millis(10));
     }
 }
 
-/// hark in the terminal of a shell, which outlives it: the end of a session makes
-/// the modes of its terminal new.
+/// Runs hark in the terminal of a shell that outlives it, since the modes of a
+/// terminal are reset at the end of a session.
 const IN_A_SHELL: &str = r#"sh -c 'echo "pid $$ "; exec "$HARK"'; echo "ended $? "; stty -a"#;
 
 #[track_caller]
@@ -375,17 +375,17 @@ fn check_end_by(signal: &str, typed: &str, asked: &str) {
     command.env("HARK_SERVER", &terminal.server);
     command.env("XDG_STATE_HOME", terminal.state.path());
     let mut shell = pair.slave.spawn_command(command).unwrap();
-    let mut written = Written { bytes: pair.master.try_clone_reader().unwrap(), so_far: String::new() };
+    let mut written = Output { bytes: pair.master.try_clone_reader().unwrap(), output: String::new() };
     written.until(&format!("{}> ", terminal.server));
-    // It ends the line where it is dropped.
+    // The editor ends the line when it is dropped.
     let mut keys = pair.master.take_writer().unwrap();
     keys.write_all(typed.as_bytes()).unwrap();
     written.until(asked);
-    let pid = written.so_far.split_whitespace().nth(1).unwrap();
+    let pid = written.output.split_whitespace().nth(1).unwrap();
     assert!(std::process::Command::new("kill").args([signal, pid]).status().unwrap().success());
     written.until("iexten");
     shell.wait().unwrap();
-    let (chat, after) = written.so_far.split_once("ended 0 ").unwrap();
+    let (chat, after) = written.output.split_once("ended 0 ").unwrap();
     assert!(chat.contains("\x1b[?2004l"), "{signal} after {typed:?}: {chat:?}");
     for mode in ["echo", "icanon", "isig", "icrnl"] {
         let is_so = after.split_whitespace().any(|after| after == mode);
@@ -394,7 +394,7 @@ fn check_end_by(signal: &str, typed: &str, asked: &str) {
 }
 
 #[test]
-fn a_signal_that_ends_the_chat_gives_the_terminal_back_as_it_was() {
+fn signal_restores_the_terminal() {
     for signal in ["-TERM", "-HUP"] {
         check_end_by(signal, "send amy hal", "hal");
         check_end_by(signal, "password amy\r", "New password for amy: ");
@@ -402,7 +402,7 @@ fn a_signal_that_ends_the_chat_gives_the_terminal_back_as_it_was() {
 }
 
 #[test]
-fn ctrl_d_between_two_prompts_leaves() {
+fn ctrl_d_between_prompts_leaves() {
     let (server, terminal) = chat();
     let (pair, mut hark, mut written) = in_terminal(&terminal, &[]);
     written.until("> ");
@@ -412,23 +412,23 @@ fn ctrl_d_between_two_prompts_leaves() {
     keys.write_all(b"list\r").unwrap();
     until_mode(&pair, "icanon");
     keys.write_all(b"\x04").unwrap();
-    // Leaving, it has not learnt what became of the list.
+    // The outcome of the list is unknown.
     assert_eq!(hark.wait().unwrap().exit_code(), 3);
 }
 
 #[test]
-fn ctrl_c_at_the_prompt_for_a_password_gives_the_terminal_back_as_it_was() {
+fn ctrl_c_at_password_prompt_restores_the_terminal() {
     let (_server, terminal) = chat();
     let (pair, mut hark, mut written) = in_terminal(&terminal, &["password", "amy"]);
     written.until("New password: ");
-    let modes = |written: &mut Written| {
-        written.so_far.clear();
+    let modes = |written: &mut Output| {
+        written.output.clear();
         let mut command = CommandBuilder::new("stty");
         command.arg("-a");
         command.set_controlling_tty(false);
         pair.slave.spawn_command(command).unwrap().wait().unwrap();
         written.until("iexten");
-        written.so_far.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+        written.output.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
     };
     let asking = modes(&mut written);
     assert!(asking.iter().any(|mode| mode == "-echo"), "{asking:?}");
@@ -441,7 +441,7 @@ fn ctrl_c_at_the_prompt_for_a_password_gives_the_terminal_back_as_it_was() {
 }
 
 #[test]
-fn tab_completes_commands_and_the_names_that_were_seen() {
+fn tab_completes_commands_and_known_names() {
     let (server, terminal) = chat();
     server.chat.add("somebody", None);
     let mut screen = Screen::open(&terminal, &[]);
@@ -449,31 +449,31 @@ fn tab_completes_commands_and_the_names_that_were_seen() {
     screen.enter("list", "1 user: somebody");
     screen.at_prompt("se\tso\thello\r");
     screen.wait_for("→ somebody: hello … stored");
-    // The history has it, too.
+    // The history contains the line.
     screen.at_prompt("\x1b[A\r");
     screen.wait_until("it twice", |screen| screen.matches("→ somebody: hello … stored").count() == 2);
     screen.at_prompt("\x03");
-    screen.wait_for("* Ctrl-C once more");
+    screen.wait_for("* press Ctrl-C again");
     screen.at_prompt("\x03");
     assert_eq!(screen.end(), 0);
 }
 
 #[test]
-fn the_reception_that_is_taken_over_is_not_taken_back() {
+fn chat_does_not_reconnect_after_takeover() {
     let (server, terminal) = chat();
     server.chat.add("amy", None);
     let other = Terminal::at(&server);
     let mut screen = Screen::open(&terminal, &[]);
     screen.wait_for(&screen.prompt(""));
-    screen.enter("connect amy", "you are amy");
+    screen.enter("connect amy", "you are connected as amy");
     server.chat.leave(None, "amy", "1");
-    screen.wait_for("(nobody): 1");
+    screen.wait_for("(anonymous): 1");
     let listening = other.hark(["listen", "amy", "--count", "1"]).spawn().unwrap();
-    screen.wait_for("* another connection receives for amy now; connect to take it back");
+    screen.wait_for("* another connection now receives the messages of amy");
     server.chat.leave(None, "amy", "2");
     let listened = ran(listening.wait_with_output().unwrap());
     assert!(listened.out.ends_with(" 2\n"), "{listened:?}");
     screen.at_prompt("connect amy\r");
-    screen.wait_until("it is amy again", |screen| screen.matches("you are amy").count() == 2);
+    screen.wait_until("it is amy again", |screen| screen.matches("you are connected as amy").count() == 2);
     assert_eq!(screen.leave(), 0);
 }

@@ -1,7 +1,6 @@
 //! The seeds of the fuzz targets, and [`check`], by which an ordinary test plays
 //! them and inputs near them. `fuzz/seeds/` has an archive for each target and
-//! beside it a folder with the named seeds, whose names say what they show. Only
-//! the target knows the meaning of its bytes.
+//! a folder of named seeds beside it. Only the target knows the meaning of its bytes.
 
 #![expect(clippy::panic, reason = "a test fails by panicking")]
 
@@ -199,7 +198,7 @@ mod tests {
         }
     }
 
-    /// The same seeds make the same archive, whoever packs them.
+    /// Archives must not depend on the machine that packs them.
     #[test]
     fn archives_are_reproducible() {
         for path in archives() {

@@ -1,6 +1,6 @@
-//! Generates `grpc/src/generated/` from `server/proto/`, by a compiler written in
-//! Rust. The result is committed, so that a build of the server needs neither
-//! this nor `protoc`; a test compares the two.
+//! Generates `grpc/src/generated/` from `server/proto/` with a protobuf
+//! compiler written in Rust. The result is committed, so that a build needs
+//! neither this crate nor `protoc`; a test compares the two.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use prost::Message as _;
 
-/// The definitions, in the folder `server/proto`.
+/// Paths of the definitions in `server/proto`.
 const DEFINITIONS: [&str; 2] = ["hark/v1/chat.proto", "helloworld/chat.proto"];
 
-/// Messages with a password: their `Debug` is written by hand and hides it.
+/// Messages with a password. Their handwritten `Debug` hides it.
 const SECRET: [&str; 5] = [
     "hark.v1.Credentials",
     "hark.v1.ConnectRequest",
@@ -24,12 +24,11 @@ fn main() -> anyhow::Result<()> {
     generate(&committed())
 }
 
-/// Returns the folder of the committed files.
 fn committed() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../src/generated")
 }
 
-/// Generates all files into a folder.
+/// Generates all files in a folder.
 fn generate(folder: &Path) -> anyhow::Result<()> {
     let protos = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../server/proto");
     let descriptors = protox::compile(DEFINITIONS, [&protos])?;

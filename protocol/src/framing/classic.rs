@@ -1,23 +1,22 @@
-//! The classic framing: the format of the system that Hark descends from. It
-//! has no length and no id, and at most 1024 bytes a message.
+//! The classic framing: the format of the system that Hark descends from,
+//! without lengths and ids, and with at most 1024 bytes a message.
 //!
-//! A client writes either the bare bytes of a message, whose end is the end of
-//! what came in one read, or the message padded with NUL to 1024 bytes. The
-//! server pads everything to 1024 bytes. The rules, in the order in which the
-//! decoder applies them to what has come:
+//! A client sends a message either bare, ending where the read ends, or padded
+//! with NUL to 1024 bytes. The server pads every message to 1024 bytes. The
+//! decoder applies these rules, in order, to the received bytes:
 //!
 //! 1. NULs before a command are skipped.
-//! 2. Fewer than 15 bytes wait for more.
-//! 3. Exactly a command, whose fields are required, waits for them, for
+//! 2. Fewer than 15 bytes: wait for more.
+//! 3. A command alone, if its fields are required: wait for them, up to
 //!    [`FIELDS_WAIT_MS`] ([`ClassicServerCodec::awaits_fields`]).
-//! 4. More than 1024 bytes are several padded blocks, or a message that is too
-//!    long; that one is refused once and dropped up to the next command. Where
-//!    the first 1024 bytes have no padding, and what follows might become a
-//!    command, its 15 bytes are waited for as in rule 3.
-//! 5. What ends in NUL is a block that is still arriving.
-//! 6. Anything else is one whole message.
+//! 4. More than 1024 bytes: several padded blocks, or a message that is too
+//!    long, which is refused once and skipped up to the next command. If the
+//!    first 1024 bytes have no padding and a possible command follows, wait for
+//!    its 15 bytes as in rule 3.
+//! 5. Bytes that end in NUL: an incomplete block.
+//! 6. Anything else: one complete message.
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, BytesMut};
 use bytestring::ByteString;
 use tokio_util::codec::{Decoder, Encoder};
 
@@ -26,47 +25,49 @@ use crate::limits::{CLASSIC_BLOCK_BYTES, COMMAND_BYTES};
 use crate::message::{self, HELLO, Message, REQUEST_COMMANDS};
 use crate::{Code, Refusal, Reply, Request};
 
-/// How long the fields of a command are waited for, in milliseconds.
+/// Time for which the decoder waits for the fields of a command, in
+/// milliseconds.
 pub const FIELDS_WAIT_MS: u64 = 50;
 
-/// Bytes of payload in a block.
+/// Size of a block's payload, in bytes.
 const PAYLOAD_BYTES: usize = CLASSIC_BLOCK_BYTES - COMMAND_BYTES;
 
-/// Free bytes of a buffer before each read: one more than a message, so that a
-/// read ends where a message does or shows that it is too long.
+/// Free space in the buffer before each read, in bytes: one byte more than a
+/// message, so that a read either ends with the message or shows that it is too
+/// long.
 const READ_BYTES: usize = CLASSIC_BLOCK_BYTES + 1;
 
-/// The classic framing as a server speaks it.
+/// The server side of the classic framing.
 ///
-/// The end of a bare message is the end of a read, so whoever reads the stream
-/// calls [`Decoder::decode`] until it yields `None` after every read. That call
-/// leaves room for a whole message in the buffer; the first read needs as much.
+/// A bare message ends where its read ends. After every read the caller
+/// therefore calls [`Decoder::decode`] until it returns `None`. That call
+/// reserves room for a whole message; the first read needs as much.
 #[derive(Debug, Clone, Default)]
 pub struct ClassicServerCodec {
-    /// In the rest of a message that was too long and has been refused.
+    /// The rest of a refused, overlong message is being skipped.
     discarding: bool,
-    /// What was waited for did not come.
+    /// The wait for more bytes has timed out.
     overdue: bool,
 }
 
 impl ClassicServerCodec {
-    /// Whether only time can tell what has come: a command whose fields have
-    /// not, or 1024 bytes with the first letters of what may be the next
-    /// command. More is waited for [`FIELDS_WAIT_MS`], then
+    /// Returns whether the buffer is ambiguous: it holds a command without its
+    /// fields, or 1024 bytes and the first letters of a possible next command.
+    /// The caller waits [`FIELDS_WAIT_MS`] for more, then calls
     /// [`Self::give_up_on_fields`].
     #[must_use]
     pub fn awaits_fields(&self, src: &[u8]) -> bool {
         !self.discarding && Head::of(src) == Head::Undecided
     }
 
-    /// Nothing more came: the next `decode` takes the command alone, or refuses
-    /// the message as too long.
+    /// Ends the wait: the next `decode` takes the command without fields, or
+    /// refuses the message as too long.
     pub fn give_up_on_fields(&mut self) {
         self.overdue = true;
     }
 
-    /// Drops what belongs to a message that was too long. What is left starts
-    /// with a command, or with what may become one.
+    /// Skips the rest of an overlong message. The remaining bytes begin with a
+    /// command or a possible command.
     fn discard(&mut self, src: &mut BytesMut) {
         let next = (0..src.len()).find(|&at| src.get(at..).is_some_and(may_be_command));
         src.advance(next.unwrap_or(src.len()));
@@ -97,7 +98,7 @@ impl Decoder for ClassicServerCodec {
                 self.discard(src);
                 let refusal = Refusal::new(
                     Code::TooLarge,
-                    "a message in the classic framing has at most 1024 bytes; none of this one was taken",
+                    "a message in the classic framing has at most 1024 bytes; this one was discarded",
                 );
                 Ok(Some(Err(Malformed { refusal, is_hello })))
             }
@@ -105,16 +106,16 @@ impl Decoder for ClassicServerCodec {
     }
 }
 
-/// What the bytes are that have come and not been taken, without NULs before.
+/// Classification of the buffered bytes, after leading NULs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Head {
-    /// More has to come.
+    /// More bytes are needed.
     Incomplete,
-    /// More may come, or not: see [`ClassicServerCodec::awaits_fields`].
+    /// Ambiguous: see [`ClassicServerCodec::awaits_fields`].
     Undecided,
-    /// A whole message.
+    /// A complete message.
     Message,
-    /// A bare message of over 1024 bytes.
+    /// A bare message of more than 1024 bytes.
     TooLong,
 }
 
@@ -142,22 +143,22 @@ impl Head {
     }
 }
 
-/// Takes the message at the front, at most one block of it.
+/// Takes the first message, at most one block.
 fn take(src: &mut BytesMut) -> Result<Request, Malformed> {
     let mut message = src.split_to(CLASSIC_BLOCK_BYTES.min(src.len()));
-    parse(without_padding(message::take(&mut message)))
+    parse(without_padding(&mut message))
 }
 
-/// Makes room for the next read: were it cut short by the end of the buffer, a
-/// part of a message would be taken for the whole.
+/// Reserves room for the next read: a read that the buffer cuts short would
+/// look like a complete message.
 fn wait<T>(src: &mut BytesMut) -> Option<T> {
     src.reserve(READ_BYTES);
     None
 }
 
-/// Appends a reply as blocks of 1024 bytes: none where the classic framing has
-/// no word for it, several where it does not fit in one. A text is split
-/// between characters, a list between names.
+/// Appends a reply as blocks of 1024 bytes: none if the classic framing has no
+/// equivalent, several if it exceeds one block. Texts are split between
+/// characters, lists between names.
 pub fn encode(reply: &Reply, dst: &mut BytesMut) {
     match reply {
         Reply::Bye(_) => {}
@@ -179,7 +180,7 @@ pub fn encode(reply: &Reply, dst: &mut BytesMut) {
                 write_block("list", &payload, dst);
             }
         }
-        // A client of this framing knows no numbers.
+        // Classic clients know no sequence numbers.
         Reply::Ok(fields) if fields.is_stored() => write_block(reply.command(), &[], dst),
         Reply::Ok(_) | Reply::NotOk(_) | Reply::Error { .. } => {
             let mut payload = BytesMut::new();
@@ -200,7 +201,7 @@ impl Encoder<Reply> for ClassicServerCodec {
     }
 }
 
-/// The classic framing as a client speaks it that pads what it writes.
+/// The client side of the classic framing, with padded messages.
 #[derive(Debug, Clone, Default)]
 pub struct ClassicClientCodec;
 
@@ -210,8 +211,8 @@ impl Encoder<Request> for ClassicClientCodec {
     /// Appends one padded block.
     ///
     /// # Errors
-    /// [`ProtocolError::Unencodable`] for a message of over 1024 bytes; `dst`
-    /// is then as it was.
+    /// [`ProtocolError::Unencodable`] for a message of more than 1024 bytes;
+    /// `dst` is unchanged in that case.
     fn encode(&mut self, request: Request, dst: &mut BytesMut) -> Result<(), ProtocolError> {
         let mut payload = BytesMut::new();
         request.write_payload(&mut payload);
@@ -224,8 +225,8 @@ impl Encoder<Request> for ClassicClientCodec {
 }
 
 impl Decoder for ClassicClientCodec {
-    /// The command and the payload of a block: the meaning of `string` differs
-    /// from the native framing, where it has more fields.
+    /// The command and the payload of a block. They stay unparsed because
+    /// `string` has fewer fields than in the native framing.
     type Item = Result<(ByteString, ByteString), Refusal>;
     type Error = ProtocolError;
 
@@ -234,12 +235,13 @@ impl Decoder for ClassicClientCodec {
             src.reserve(CLASSIC_BLOCK_BYTES - src.len());
             return Ok(None);
         }
-        let block = src.split_to(CLASSIC_BLOCK_BYTES).freeze();
-        Ok(Some(message::split(without_padding(block))))
+        let mut block = src.split_to(CLASSIC_BLOCK_BYTES);
+        let fields = message::split(without_padding(&mut block));
+        Ok(Some(fields.map(|(command, payload)| (command.into(), payload.into()))))
     }
 }
 
-fn parse(message: Bytes) -> Result<Request, Malformed> {
+fn parse(message: &mut [u8]) -> Result<Request, Malformed> {
     let request = super::parse(message)?;
     let is_hello = matches!(request, Request::Hello { .. });
     if !is_hello && !matches!(request, Request::Ack { .. }) {
@@ -247,7 +249,7 @@ fn parse(message: Bytes) -> Result<Request, Malformed> {
     }
     let refusal = Refusal::new(
         Code::BadRequest,
-        "the classic framing has neither sessions nor acknowledgements; use the native one",
+        "the classic framing supports neither sessions nor acknowledgements; use the native framing",
     );
     Err(Malformed { refusal, is_hello })
 }
@@ -259,14 +261,14 @@ fn write_block(command: &str, payload: &[u8], dst: &mut BytesMut) {
     dst.put_bytes(0, PAYLOAD_BYTES.saturating_sub(payload.len()));
 }
 
-/// A message without the NULs after its payload.
-fn without_padding(mut message: Bytes) -> Bytes {
+/// Strips the NULs after the payload.
+fn without_padding(message: &mut [u8]) -> &mut [u8] {
     let end = message.iter().rposition(|&b| b != 0).map_or(0, |last| last + 1);
-    message.truncate(end.max(COMMAND_BYTES));
-    message
+    let end = end.max(COMMAND_BYTES).min(message.len());
+    message.get_mut(..end).unwrap_or_default()
 }
 
-/// Whether these bytes are, or may become, a known command padded to its 15
+/// Returns whether the bytes are, or may become, a known command padded to 15
 /// bytes.
 fn may_be_command(src: &[u8]) -> bool {
     let src = src.get(..COMMAND_BYTES).unwrap_or(src);

@@ -1,6 +1,6 @@
-//! The native framing: a length, an id, the message.
+//! The native framing: length, id, message.
 //!
-//! | bytes | what |
+//! | bytes | content |
 //! | --- | --- |
 //! | 0–3 | length, u32 big endian: the number of bytes after this field |
 //! | 4–7 | id, u32 big endian |
@@ -12,29 +12,30 @@ use bytes::{Buf, BufMut, BytesMut};
 use tokio_util::codec::{Decoder, Encoder};
 
 use super::{Frame, Incoming, ProtocolError};
-use crate::limits::{FRAME_BYTES_MAX, FRAME_BYTES_MIN, LENGTH_BYTES, USER_NAME_BYTES_MAX};
+use crate::limits::{FRAME_BYTES_MAX, FRAME_BYTES_MIN, ID_BYTES, LENGTH_BYTES, USER_NAME_BYTES_MAX};
 use crate::message::{self, Message, Push};
 use crate::name::RequestId;
 use crate::{Reply, Request};
 
-/// Up to here a buffer grows as it likes: that wastes at most as much again,
-/// and keeps it from shrinking to the size of each small frame.
+/// Buffers up to this size grow freely: that wastes at most as much again, and
+/// avoids shrinking the buffer to the size of each small frame.
 const SMALL_FRAME_BYTES: usize = 8 * 1024;
 
-/// What the fields of a `string` beside its text take in a frame, in bytes, at
-/// most: an id, a command, two numbers of 20 digits, a name and three commas.
+/// Largest size of everything but the text in the frame of a `string`, in
+/// bytes: id, command, two numbers of 20 digits, a name and three commas.
 pub const PUSH_BYTES_BESIDE_TEXT: usize = FRAME_BYTES_MIN + 2 * 20 + USER_NAME_BYTES_MAX + 3;
 
-/// The framing as a server speaks it: requests in, replies out.
+/// The server side of the framing: decodes requests and encodes replies.
 pub type ServerCodec = NativeCodec<Request, Reply>;
 
-/// The framing as a client speaks it: replies in, requests out.
+/// The client side of the framing: decodes replies and encodes requests.
 pub type ClientCodec = NativeCodec<Reply, Request>;
 
-/// Reads frames of `In` and writes frames of `Out`.
+/// Codec that decodes frames of `In` and encodes frames of `Out`.
 ///
-/// A length over `frame_bytes_max`, or under an id and a command, is an error
-/// as soon as the length field is there, before memory is reserved for it.
+/// A length above `frame_bytes_max`, or too small for an id and a command, is
+/// an error as soon as the length field is complete, before memory is reserved
+/// for it.
 #[derive(Debug, Clone)]
 pub struct NativeCodec<In, Out> {
     frame_bytes_max: usize,
@@ -42,7 +43,7 @@ pub struct NativeCodec<In, Out> {
 }
 
 impl<In, Out> NativeCodec<In, Out> {
-    /// A codec that takes frames of up to `frame_bytes_max` bytes, at most
+    /// Returns a codec for frames of up to `frame_bytes_max` bytes, at most
     /// [`FRAME_BYTES_MAX`].
     #[must_use]
     pub fn new(frame_bytes_max: usize) -> Self {
@@ -71,30 +72,32 @@ impl<In: Message, Out> Decoder for NativeCodec<In, Out> {
             return Ok(None);
         }
         src.advance(LENGTH_BYTES);
-        let mut frame = src.split_to(bytes);
-        let id = RequestId::new(frame.get_u32());
-        Ok(Some(Frame { id, message: super::parse(message::take(&mut frame)) }))
+        let id = RequestId::new(src.get_u32());
+        let bytes = bytes - ID_BYTES;
+        let message = super::parse(src.get_mut(..bytes).unwrap_or_default());
+        src.advance(bytes);
+        Ok(Some(Frame { id, message }))
     }
 }
 
 impl<In, Out: Message> Encoder<Frame<Out>> for NativeCodec<In, Out> {
     type Error = ProtocolError;
 
-    /// Appends one frame. What is too long for the length field leaves `dst`
-    /// as it was.
+    /// Appends one frame.
     ///
     /// # Errors
-    /// [`ProtocolError::Unencodable`] for a frame of over [`FRAME_BYTES_MAX`].
+    /// [`ProtocolError::Unencodable`] if the frame exceeds [`FRAME_BYTES_MAX`];
+    /// `dst` is unchanged in that case.
     fn encode(&mut self, frame: Frame<Out>, dst: &mut BytesMut) -> Result<(), ProtocolError> {
         encode(frame.id, &frame.message, dst)
     }
 }
 
-/// Appends one frame, as [`NativeCodec`] does, from a borrowed message.
+/// Appends one frame from a borrowed message, as [`NativeCodec`] does.
 ///
 /// # Errors
-/// [`ProtocolError::Unencodable`] where the frame is over [`FRAME_BYTES_MAX`];
-/// `dst` is then as it was.
+/// [`ProtocolError::Unencodable`] if the frame exceeds [`FRAME_BYTES_MAX`];
+/// `dst` is unchanged in that case.
 pub fn encode(
     id: Option<RequestId>,
     message: &impl Message,
@@ -103,7 +106,7 @@ pub fn encode(
     frame(id, message.command(), dst, |dst| message.write_payload(dst))
 }
 
-/// Appends a message for the user who is connected, as [`encode`] does.
+/// Appends the push of a message, as [`encode`] does.
 ///
 /// # Errors
 /// As [`encode`].
@@ -136,10 +139,11 @@ fn frame(
     }
 }
 
-/// Makes room for the `missing` bytes of a frame without ever holding more than
-/// one largest frame: `reserve` would round up to twice what there was.
+/// Makes room for the `missing` bytes of a frame without exceeding one largest
+/// frame; `reserve` might double the capacity.
 ///
-/// What has come of a frame is copied at most once, since the frame fits then.
+/// The received part of a frame is copied at most once, since the whole frame
+/// fits afterwards.
 fn make_room(src: &mut BytesMut, missing: usize) {
     let bytes = src.len() + missing;
     if bytes <= SMALL_FRAME_BYTES {

@@ -1,5 +1,6 @@
-//! What holds for any bytes at all. The fuzz targets `native` and `classic` run
-//! these, and the tests in [`crate`] with bytes that are nearly right.
+//! Properties of the decoders for arbitrary bytes. The fuzz targets `native`
+//! and `classic` run these functions; the tests in [`crate`] pass them nearly
+//! valid input.
 
 use std::fmt::Debug;
 
@@ -13,25 +14,25 @@ use tokio_util::codec::{Decoder, Encoder as _};
 
 use crate::reader::Reader;
 
-/// The largest frame of the connections that take any bytes.
+/// Largest frame in bytes of the connections under test.
 pub(crate) const LARGEST: usize = 40_000;
 
-/// What a decoder leaves a buffer to grow to by itself.
+/// Capacity in bytes up to which a decoder leaves the buffer's growth alone.
 const SMALL: usize = 16 * 1024;
 
-/// The classic decoder makes this of its buffer, at most.
+/// Upper limit for the capacity of the classic decoder's buffer, in bytes.
 const CLASSIC_CAPACITY_MAX: usize = 8 * CLASSIC_BLOCK_BYTES;
 
-/// Reads all but the first byte as the native framing, as a server and as a
-/// client do: at once, and in pieces that are by 1 longer than the first byte
-/// says.
+/// Decodes all but the first byte as the native framing, on the server's and on
+/// the client's side: in one read, and in pieces of the first byte's value plus
+/// 1.
 pub(crate) fn native(data: &[u8]) {
     let Some((piece, bytes)) = data.split_first() else { return };
-    read_natively::<Request, Reply>(bytes, usize::from(*piece) + 1);
-    read_natively::<Reply, Request>(bytes, usize::from(*piece) + 1);
+    decode_native::<Request, Reply>(bytes, usize::from(*piece) + 1);
+    decode_native::<Reply, Request>(bytes, usize::from(*piece) + 1);
 }
 
-fn read_natively<In: Message + PartialEq + Debug, Out>(bytes: &[u8], piece: usize) {
+fn decode_native<In: Message + PartialEq + Debug, Out>(bytes: &[u8], piece: usize) {
     let read = |piece| {
         let mut reader = Reader::new(NativeCodec::<In, Out>::new(LARGEST));
         let result = read_in_pieces(&mut reader, bytes, piece);
@@ -43,13 +44,13 @@ fn read_natively<In: Message + PartialEq + Debug, Out>(bytes: &[u8], piece: usiz
     assert_eq!(read(piece), at_once);
     for Frame { id, message } in at_once.0 {
         match message {
-            Ok(message) => check_said_again(Frame { id, message }),
-            Err(malformed) => check_said_again(Frame { id, message: Reply::NotOk(malformed.refusal) }),
+            Ok(message) => check_round_trip(Frame { id, message }),
+            Err(malformed) => check_round_trip(Frame { id, message: Reply::NotOk(malformed.refusal) }),
         }
     }
 }
 
-/// What comes of these pieces: the items, and the error that ends them.
+/// Returns the items decoded from these pieces, and the error that ends them.
 fn read_in_pieces<D: Decoder<Error: Debug>>(
     reader: &mut Reader<D>,
     bytes: &[u8],
@@ -60,8 +61,8 @@ fn read_in_pieces<D: Decoder<Error: Debug>>(
     (items, error.map(|error| format!("{error:?}")))
 }
 
-/// What came in can be said, and arrives as itself.
-fn check_said_again<M: Message + PartialEq + Debug>(frame: Frame<M>) {
+/// Encodes a decoded frame and checks that it decodes to itself.
+fn check_round_trip<M: Message + PartialEq + Debug>(frame: Frame<M>) {
     let mut bytes = BytesMut::new();
     native::encode(frame.id, &frame.message, &mut bytes).unwrap();
     let mut reader = Reader::new(NativeCodec::<M, M>::new(bytes.len()));
@@ -69,15 +70,15 @@ fn check_said_again<M: Message + PartialEq + Debug>(frame: Frame<M>) {
     assert_eq!(reader.read(&bytes).unwrap(), [Incoming { id, message: Ok(message) }]);
 }
 
-/// The bit of a read's head that says that nothing follows for a while.
+/// Bit of a read's header: a timeout follows the read.
 pub(crate) const GIVES_UP: u16 = 1 << 15;
 
-/// The bits of a read's head that say how many bytes it has.
+/// Bits of a read's header: its length in bytes.
 pub(crate) const READ_BYTES: u16 = (1 << 13) - 1;
 
-/// Reads the bytes as the classic framing: as a client does, and as a server
-/// does, in reads of which each has a head of two bytes, little endian
-/// ([`READ_BYTES`], [`GIVES_UP`]).
+/// Decodes the bytes as the classic framing: on the client's side, and on the
+/// server's side in reads that each begin with a header of two bytes, little
+/// endian ([`READ_BYTES`], [`GIVES_UP`]).
 pub(crate) fn classic(data: &[u8]) {
     read_blocks(data);
     let mut reader = Reader::new(ClassicServerCodec::default());
@@ -89,13 +90,13 @@ pub(crate) fn classic(data: &[u8]) {
         let known = reader.buffer.len() + bytes.len();
         let items = reader.read(bytes).unwrap();
         assert!(items.len() <= known);
-        // What is kept is what the next call looks at again.
+        // The next call examines the retained bytes again.
         assert!(reader.buffer.len() < CLASSIC_BLOCK_BYTES + COMMAND_BYTES);
         assert!(bytes.is_empty() || reader.buffer.capacity() - reader.buffer.len() > CLASSIC_BLOCK_BYTES);
-        take_classically(items, &mut requests);
+        check_classic_items(items, &mut requests);
         if head & GIVES_UP != 0 {
             reader.decoder.give_up_on_fields();
-            take_classically(reader.decode().unwrap(), &mut requests);
+            check_classic_items(reader.decode().unwrap(), &mut requests);
             let awaits = reader.decoder.awaits_fields(&reader.buffer);
             assert!(!awaits || reader.buffer.len() == COMMAND_BYTES);
         }
@@ -104,13 +105,13 @@ pub(crate) fn classic(data: &[u8]) {
     check_in_blocks(requests);
 }
 
-fn take_classically(items: Vec<Result<Request, Malformed>>, requests: &mut Vec<Request>) {
+fn check_classic_items(items: Vec<Result<Request, Malformed>>, requests: &mut Vec<Request>) {
     for item in items {
         match item {
             Ok(request) => {
                 let is_native = matches!(request, Request::Hello { .. } | Request::Ack { .. });
                 assert!(!is_native, "{request:?}");
-                check_said_again(Frame::new(None, request.clone()));
+                check_round_trip(Frame::new(None, request.clone()));
                 requests.push(request);
             }
             Err(Malformed { refusal, .. }) => {
@@ -122,7 +123,7 @@ fn take_classically(items: Vec<Result<Request, Malformed>>, requests: &mut Vec<R
     }
 }
 
-/// The requests arrive as themselves in padded blocks, all in one read.
+/// Checks that the requests survive encoding as padded blocks, read at once.
 fn check_in_blocks(requests: Vec<Request>) {
     let mut blocks = BytesMut::new();
     for request in &requests {
@@ -132,7 +133,7 @@ fn check_in_blocks(requests: Vec<Request>) {
     assert_eq!(read, requests.into_iter().map(Ok).collect::<Vec<_>>());
 }
 
-/// As a client that reads 1024 bytes at a time.
+/// Decodes as a client that reads 1024 bytes at a time.
 fn read_blocks(bytes: &[u8]) {
     let read = |piece| {
         let mut reader = Reader::new(ClassicClientCodec);
@@ -145,11 +146,11 @@ fn read_blocks(bytes: &[u8]) {
 }
 
 #[test]
-fn any_bytes_are_read_alike_in_any_pieces_and_in_bounded_memory() {
+fn native_decoding_is_independent_of_fragmentation() {
     hark_seeds::check("native", native);
 }
 
 #[test]
-fn any_bytes_are_requests_or_refused_in_bounded_memory() {
+fn classic_decoding_of_any_bytes_is_bounded() {
     hark_seeds::check("classic", classic);
 }

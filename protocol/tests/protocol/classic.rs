@@ -1,5 +1,5 @@
-//! The classic framing: its rules one by one, then padded blocks under any cut
-//! that they allow, bare messages, and bytes that keep to no rule.
+//! The classic framing: its rules one by one, padded blocks under any permitted
+//! fragmentation, bare messages, and arbitrary bytes.
 
 use bytes::BytesMut;
 use hark_protocol::framing::classic::{self, ClassicClientCodec, ClassicServerCodec};
@@ -14,7 +14,7 @@ use crate::any_bytes::{self, GIVES_UP, READ_BYTES};
 use crate::reader::{Reader, pieces};
 use crate::strategies::{classic_text, common_request, delivery, user_name};
 
-/// What a request came out as: itself, or the code it was refused with.
+/// A decoded request, or the code of its refusal.
 type Outcome = Result<Request, Code>;
 
 const PAYLOAD_BYTES: usize = CLASSIC_BLOCK_BYTES - COMMAND_BYTES;
@@ -27,7 +27,7 @@ fn read(reader: &mut Reader<ClassicServerCodec>, bytes: &[u8]) -> Vec<Outcome> {
     outcomes(reader.read(bytes).unwrap())
 }
 
-/// As if the time had passed for which more is waited.
+/// Decodes as if the time to wait for more had passed.
 fn give_up(reader: &mut Reader<ClassicServerCodec>) -> Vec<Outcome> {
     reader.decoder.give_up_on_fields();
     outcomes(reader.decode().unwrap())
@@ -61,7 +61,7 @@ fn send(text: &str) -> Request {
     Request::Send { user: "bob".parse().unwrap(), text: text.to_owned().into() }
 }
 
-/// A `send` of exactly so many bytes in all.
+/// Returns a `send` of `bytes` bytes in all.
 fn send_of(bytes: usize) -> Request {
     send(&"x".repeat(bytes - COMMAND_BYTES - "bob,".len()))
 }
@@ -70,7 +70,7 @@ fn create(name: &str) -> Request {
     Request::Create { user: name.parse().unwrap(), password: None }
 }
 
-/// These reads, one after the other, yield these outcomes.
+/// Checks the outcomes of consecutive reads.
 #[track_caller]
 fn check_reads(reads: &[&[u8]], expected: &[Outcome]) {
     let mut reader = server();
@@ -79,7 +79,7 @@ fn check_reads(reads: &[&[u8]], expected: &[Outcome]) {
 }
 
 #[test]
-fn a_bare_message_ends_where_its_read_does() {
+fn bare_message_ends_with_its_read() {
     check_reads(
         &[b"create\0\0\0\0\0\0\0\0\0bob", b"send\0\0\0\0\0\0\0\0\0\0\0bob,hello, there\nyou"],
         &[Ok(create("bob")), Ok(send("hello, there\nyou"))],
@@ -92,7 +92,7 @@ fn fewer_than_15_bytes_wait_for_more() {
 }
 
 #[test]
-fn a_payload_that_ends_in_nul_waits_for_its_1024_bytes() {
+fn payload_ending_in_nul_waits_for_full_block() {
     let mut reader = server();
     let block = block(&send("hello"));
     assert_eq!(read(&mut reader, &block[..30]), []);
@@ -103,7 +103,7 @@ fn a_payload_that_ends_in_nul_waits_for_its_1024_bytes() {
 }
 
 #[test]
-fn a_command_whose_fields_are_required_waits_for_them() {
+fn command_waits_for_required_fields() {
     let mut reader = server();
     assert_eq!(read(&mut reader, b"create\0\0\0\0\0\0\0\0\0"), []);
     assert!(awaits_fields(&reader));
@@ -112,7 +112,7 @@ fn a_command_whose_fields_are_required_waits_for_them() {
 }
 
 #[test]
-fn a_command_whose_fields_do_not_come_is_refused() {
+fn command_without_required_fields_is_refused() {
     let mut reader = server();
     assert_eq!(read(&mut reader, b"create\0\0\0\0\0\0\0\0\0"), []);
     assert_eq!(give_up(&mut reader), [Err(Code::BadRequest)]);
@@ -120,7 +120,7 @@ fn a_command_whose_fields_do_not_come_is_refused() {
 }
 
 #[test]
-fn giving_up_too_late_does_not_hurry_the_next_command() {
+fn late_timeout_does_not_affect_next_command() {
     let mut reader = server();
     assert_eq!(read(&mut reader, b"create\0\0\0\0\0\0\0\0\0"), []);
     assert_eq!(read(&mut reader, b"bob"), [Ok(create("bob"))]);
@@ -131,7 +131,7 @@ fn giving_up_too_late_does_not_hurry_the_next_command() {
 }
 
 #[test]
-fn a_command_whose_fields_are_optional_or_none_is_taken_at_once() {
+fn command_without_required_fields_is_taken_at_once() {
     check_reads(
         &[
             b"list\0\0\0\0\0\0\0\0\0\0\0",
@@ -149,20 +149,20 @@ fn a_command_whose_fields_are_optional_or_none_is_taken_at_once() {
 }
 
 #[test]
-fn several_blocks_in_one_read_are_as_many_messages() {
+fn several_blocks_in_one_read_are_several_messages() {
     let blocks = [block(&create("bob")), block(&send("one")), block(&Request::Ping)].concat();
     check_reads(&[&blocks], &[Ok(create("bob")), Ok(send("one")), Ok(Request::Ping)]);
 }
 
 #[test]
-fn blocks_without_padding_are_told_apart_by_the_next_command() {
+fn unpadded_blocks_are_split_at_next_command() {
     let full = send_of(1024);
     let blocks = [block(&full), block(&full), block(&Request::Ping)].concat();
     check_reads(&[&blocks], &[Ok(full.clone()), Ok(full), Ok(Request::Ping)]);
 }
 
 #[test]
-fn a_block_without_padding_waits_for_the_whole_of_the_next_command() {
+fn unpadded_block_waits_for_whole_next_command() {
     let full = send_of(1024);
     let blocks = [block(&full), block(&create("bob"))].concat();
     let mut reader = server();
@@ -184,12 +184,12 @@ fn nuls_before_a_command_are_skipped() {
 }
 
 #[test]
-fn a_bare_message_of_1024_bytes_is_whole() {
+fn bare_message_of_1024_bytes_is_complete() {
     check_reads(&[&bare(&send_of(1024))], &[Ok(send_of(1024))]);
 }
 
 #[test]
-fn a_bare_message_over_1024_bytes_is_refused_once_with_its_rest_in_later_reads() {
+fn overlong_bare_message_is_refused_once() {
     let long = bare(&send_of(3_000));
     check_reads(
         &[&long[..1_500], &long[1_500..1_600], &long[1_600..], b"ping\0\0\0\0\0\0\0\0\0\0\0"],
@@ -198,7 +198,7 @@ fn a_bare_message_over_1024_bytes_is_refused_once_with_its_rest_in_later_reads()
 }
 
 #[test]
-fn a_bare_message_that_only_looks_like_a_block_and_a_command_is_refused_as_a_whole() {
+fn overlong_message_resembling_a_block_is_refused() {
     for end in ["s", "se", "ping"] {
         let long = bare(&send(&format!("{}{end}", "x".repeat(1024 - COMMAND_BYTES - "bob,".len()))));
         let mut reader = server();
@@ -211,15 +211,16 @@ fn a_bare_message_that_only_looks_like_a_block_and_a_command_is_refused_as_a_who
 }
 
 #[test]
-fn a_message_after_one_that_was_too_long_may_come_with_its_rest() {
+fn message_behind_overlong_message_is_taken() {
     let rest = [&bare(&send_of(1_200))[..], &block(&create("bob")), &bare(&Request::Ping)].concat();
     check_reads(&[&rest], &[Err(Code::TooLarge), Ok(create("bob")), Ok(Request::Ping)]);
 }
 
 #[test]
-fn the_end_of_the_buffer_never_cuts_a_bare_message() {
+fn buffer_end_never_splits_a_bare_message() {
     let mut reader = server();
-    // Nothing is dropped, so that the buffer shrinks as messages are taken.
+    // Every message is retained, so that the buffer shrinks as messages are
+    // taken.
     let mut held = Vec::new();
     for bytes in (20..=1024).rev().chain(20..=1024) {
         held.extend(read(&mut reader, &bare(&send_of(bytes))));
@@ -230,7 +231,7 @@ fn the_end_of_the_buffer_never_cuts_a_bare_message() {
 }
 
 #[test]
-fn what_is_not_utf_8_is_refused_and_the_stream_goes_on() {
+fn invalid_utf_8_is_refused_and_decoding_continues() {
     check_reads(
         &[b"list\0\0\0\0\0\0\0\0\0\0\0\xff", b"ping\0\0\0\0\0\0\0\0\0\0\0"],
         &[Err(Code::BadRequest), Ok(Request::Ping)],
@@ -238,7 +239,7 @@ fn what_is_not_utf_8_is_refused_and_the_stream_goes_on() {
 }
 
 #[test]
-fn what_only_the_native_framing_has_is_refused() {
+fn commands_of_native_framing_are_refused() {
     check_reads(
         &[b"hello\0\0\0\0\0\0\0\0\0\x001,token", b"ack\0\0\0\0\0\0\0\0\0\0\0\x001"],
         &[Err(Code::BadRequest), Err(Code::BadRequest)],
@@ -246,14 +247,14 @@ fn what_only_the_native_framing_has_is_refused() {
 }
 
 #[test]
-fn a_client_does_not_write_a_message_that_has_no_room_in_a_block() {
+fn client_refuses_message_larger_than_a_block() {
     let mut dst = BytesMut::new();
     assert!(ClassicClientCodec.encode(send_of(1025), &mut dst).is_err());
     assert!(dst.is_empty());
     assert!(ClassicClientCodec.encode(send_of(1024), &mut dst).is_ok());
 }
 
-/// What the old client reads: commands and payloads, 1024 bytes at a time.
+/// Returns the commands and payloads that a classic client receives.
 fn received(reply: &Reply) -> Vec<(String, String)> {
     let mut bytes = BytesMut::new();
     classic::encode(reply, &mut bytes);
@@ -282,7 +283,7 @@ fn delivered(text: &str) -> Vec<String> {
 }
 
 #[test]
-fn a_text_that_is_too_long_for_a_block_is_split_between_characters() {
+fn long_text_is_split_between_characters() {
     assert_eq!(delivered(&"x".repeat(PAYLOAD_BYTES)), ["x".repeat(PAYLOAD_BYTES)]);
     assert_eq!(delivered(&"x".repeat(PAYLOAD_BYTES + 1)), ["x".repeat(PAYLOAD_BYTES), "x".to_owned()]);
     let begin = "x".repeat(PAYLOAD_BYTES - 1);
@@ -311,14 +312,14 @@ fn list_that_fills_a_block_is_not_split() {
 }
 
 #[test]
-fn an_explanation_that_is_too_long_is_cut_between_characters() {
+fn long_explanation_is_truncated_between_characters() {
     let refusal = Refusal::new(Code::Denied, "é".repeat(1_000));
     let messages = received(&Reply::NotOk(refusal));
     assert_eq!(messages, [("notok".to_owned(), format!("denied,{}", "é".repeat(501)))]);
 }
 
-/// Where a cut at `at` would fall inside the payload's own bytes. So it does
-/// just before them where the command does not wait for them.
+/// Returns whether a cut at `at` falls inside a payload, or directly before the
+/// payload of a command that does not wait for one.
 fn is_inside_payload(blocks: &[Vec<u8>], at: usize) -> bool {
     let Some(block) = blocks.get(at / CLASSIC_BLOCK_BYTES) else {
         return false;
@@ -334,7 +335,7 @@ fn classic_request() -> impl Strategy<Value = Request> {
 
 proptest! {
     #[test]
-    fn padded_blocks_give_the_same_messages_wherever_they_are_cut(
+    fn padded_blocks_decode_under_any_fragmentation(
         requests in proptest::collection::vec(classic_request(), 0..6), cuts in any::<Vec<Index>>(),
     ) {
         let blocks: Vec<_> = requests.iter().map(block).collect();
@@ -355,7 +356,7 @@ proptest! {
     }
 
     #[test]
-    fn bare_messages_give_the_same_messages_one_a_read(
+    fn bare_messages_decode_one_per_read(
         requests in proptest::collection::vec(classic_request(), 0..12),
     ) {
         let mut reader = server();
@@ -366,12 +367,12 @@ proptest! {
     }
 
     #[test]
-    fn no_part_of_a_bare_message_over_1024_bytes_is_taken(
+    fn no_part_of_an_overlong_message_is_taken(
         text in "[a-z ]{1,8}", bytes in 1025..5_000usize, cuts in any::<Vec<Index>>(),
     ) {
         let text: String = text.chars().cycle().take(bytes - COMMAND_BYTES - "bob,".len()).collect();
         let message = bare(&send(&text));
-        // The first read shows that it is too long.
+        // The first read shows that the message is too long.
         let cuts: Vec<_> = cuts.iter().map(|cut| 1025 + cut.index(message.len() - 1024)).collect();
         let mut reader = server();
         let mut outcomes = Vec::new();
@@ -386,7 +387,7 @@ proptest! {
     }
 
     #[test]
-    fn what_is_nearly_a_message_neither_panics_nor_piles_up(
+    fn nearly_valid_reads_are_bounded(
         reads in proptest::collection::vec(hostile_read(), 0..20),
     ) {
         let head = |bytes: &[u8], gives_up: bool| {
@@ -398,23 +399,22 @@ proptest! {
     }
 
     #[test]
-    fn a_text_comes_whole_in_as_few_blocks_as_it_fits_in(delivery in delivery()) {
-        // The old client cannot tell NULs at the end from padding.
+    fn text_takes_as_few_blocks_as_possible(delivery in delivery()) {
+        // A classic client cannot distinguish trailing NULs from padding.
         let parts = delivered(&delivery.text.replace('\0', "0"));
         prop_assert!(parts.iter().rev().skip(1).all(|part| part.len() > PAYLOAD_BYTES - 4));
         prop_assert_eq!(parts.concat(), delivery.text.replace('\0', "0"));
     }
 
     #[test]
-    fn a_list_comes_whole(names in proptest::collection::vec(user_name(), 1..200)) {
+    fn split_list_has_every_name(names in proptest::collection::vec(user_name(), 1..200)) {
         let lists: Vec<_> = received(&Reply::List(names.clone())).into_iter().map(|(_, names)| names).collect();
         let names: Vec<_> = names.iter().map(UserName::as_str).collect();
         prop_assert_eq!(lists.join(","), names.join(","));
     }
 }
 
-/// Bytes that are nearly messages, or nothing at all, and whether nothing
-/// follows them for a while.
+/// Returns nearly valid messages, and whether a timeout follows.
 fn hostile_read() -> impl Strategy<Value = (Vec<u8>, bool)> {
     let part = prop_oneof![
         classic_request().prop_map(|request| bare(&request)),
@@ -433,7 +433,7 @@ fn hostile_read() -> impl Strategy<Value = (Vec<u8>, bool)> {
 }
 
 #[test]
-fn no_byte_is_looked_at_again_and_again_when_a_long_message_comes_byte_by_byte() {
+fn overlong_message_byte_by_byte_is_not_retained() {
     let mut codec = ClassicServerCodec::default();
     let mut src = BytesMut::new();
     let long = bare(&send_of(1_025));

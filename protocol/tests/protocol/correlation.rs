@@ -1,5 +1,5 @@
-//! The correlation, against a model of it: any interleaving of what callers,
-//! the reader of replies, the clock and the link can do.
+//! The correlation against a model, under any interleaving of callers, replies,
+//! deadlines and the end of the link.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -12,10 +12,10 @@ use hark_protocol::correlation::{Call, CallError, Correlator, DuplicateId};
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-/// Which call it was, of all that were ever opened.
+/// Serial number of a call, unique in a run.
 type Serial = usize;
 
-/// The reply is the serial number of the completion.
+/// Outcome of a call. The reply is the serial number of its completion.
 type End = Result<usize, CallError>;
 
 type Calls = Correlator<u8, u32, usize>;
@@ -26,16 +26,16 @@ enum Operation {
     CallBack(u8, Option<u32>),
     Complete(u8),
     Cancel(u8),
-    /// Drops one of the futures that are held, whatever became of it.
+    /// Drops one of the retained futures, whether completed or not.
     Drop(Index),
-    /// Asks one of the futures that are held.
+    /// Polls one of the retained futures.
     Poll(Index),
     Expire(u32),
     FailAll,
 }
 
 fn operation() -> impl Strategy<Value = Operation> {
-    // Few ids and few times, so that they meet.
+    // Few ids and few deadlines, so that they collide.
     let deadline = || proptest::option::of(0..20u32);
     prop_oneof![
         4 => (0..4u8, deadline()).prop_map(|(id, deadline)| Operation::Call(id, deadline)),
@@ -49,11 +49,12 @@ fn operation() -> impl Strategy<Value = Operation> {
     ]
 }
 
-/// What should be the case.
+/// Expected state.
 #[derive(Default)]
 struct Model {
     open: BTreeMap<u8, (Option<u32>, Serial)>,
-    /// How each call ended that has; `None` where nobody is told.
+    /// Outcome of each completed call; `None` if the outcome is delivered to no
+    /// waiter.
     ended: BTreeMap<Serial, Option<End>>,
     callbacks: Vec<Serial>,
 }
@@ -67,7 +68,7 @@ impl Model {
         true
     }
 
-    /// The ids that are due at `now`, the earliest deadline first.
+    /// Returns the ids that are due at `now`, the earliest deadline first.
     fn due(&self, now: u32) -> Vec<u8> {
         let mut due: Vec<_> = self
             .open
@@ -79,15 +80,15 @@ impl Model {
     }
 }
 
-/// The correlation beside its model.
+/// The correlator beside its model.
 #[derive(Default)]
 struct Checked {
     calls: Calls,
     model: Model,
     futures: Vec<(Serial, u8, Call<u8, u32, usize>)>,
-    /// The futures that have yielded their end.
+    /// Futures that have resolved.
     told: Vec<Serial>,
-    /// What the callbacks were told, in order.
+    /// Outcomes delivered to callbacks, in order.
     called_back: Rc<RefCell<Vec<(Serial, End)>>>,
     serial: Serial,
 }
@@ -105,7 +106,7 @@ impl Checked {
                 Ok(())
             }
             Operation::Cancel(id) => {
-                // Of those that are cancelled, a future says so; a callback is silent.
+                // A cancelled future resolves; a cancelled callback is dropped.
                 let serial = self.model.open.get(&id).map(|&(_, serial)| serial);
                 let is_callback = serial.is_some_and(|serial| self.model.callbacks.contains(&serial));
                 let end = (!is_callback).then_some(Err(CallError::Closed));
@@ -162,7 +163,7 @@ impl Checked {
         }
     }
 
-    /// A call is told its end when it has one, and then never polled again.
+    /// Polls a call unless it has resolved already.
     fn poll(&mut self, index: usize) -> Result<(), TestCaseError> {
         let (serial, _, call) = &mut self.futures[index];
         if self.told.contains(serial) {
@@ -196,7 +197,7 @@ impl Checked {
         Ok(())
     }
 
-    /// What has to hold after every operation.
+    /// Checks the invariants after an operation.
     fn check(&self) -> Result<(), TestCaseError> {
         prop_assert_eq!(self.calls.pending(), self.model.open.len());
         let next = self.model.open.values().filter_map(|&(deadline, _)| deadline).min();
@@ -217,7 +218,7 @@ impl Checked {
 
 proptest! {
     #[test]
-    fn every_waiter_is_told_once_and_nothing_is_kept(operations in proptest::collection::vec(operation(), 0..80)) {
+    fn every_call_ends_once_and_leaves_nothing(operations in proptest::collection::vec(operation(), 0..80)) {
         let mut checked = Checked::default();
         for operation in &operations {
             checked.run(operation)?;
@@ -239,7 +240,7 @@ fn poll<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {
 }
 
 #[test]
-fn an_id_is_free_again_when_its_call_has_ended_and_not_before() {
+fn id_is_reusable_once_its_call_ended() {
     let calls = Calls::default();
     let first = calls.call(1, None).unwrap();
     assert_eq!(calls.call(1, None).err(), Some(DuplicateId));
@@ -252,7 +253,7 @@ fn an_id_is_free_again_when_its_call_has_ended_and_not_before() {
 }
 
 #[test]
-fn a_late_reply_is_given_back() {
+fn late_reply_is_returned() {
     let calls = Calls::default();
     let mut call = calls.call(1, Some(10)).unwrap();
     assert_eq!(calls.expire(&9), 0);
@@ -262,7 +263,7 @@ fn a_late_reply_is_given_back() {
 }
 
 #[test]
-fn a_callback_may_open_and_end_other_calls() {
+fn callback_may_register_and_end_calls() {
     let calls = Calls::default();
     let inner = calls.clone();
     calls
@@ -279,7 +280,7 @@ fn a_callback_may_open_and_end_other_calls() {
 }
 
 #[test]
-fn a_callback_that_is_refused_may_hold_a_call_of_the_same_link() {
+fn refused_callback_may_hold_a_call() {
     let calls = Calls::default();
     let _open = calls.call(1, None).unwrap();
     let held = calls.call(2, None).unwrap();
@@ -288,7 +289,7 @@ fn a_callback_that_is_refused_may_hold_a_call_of_the_same_link() {
 }
 
 #[test]
-fn a_call_that_has_ended_unseen_never_ends_another_one_with_its_id() {
+fn ended_call_does_not_cancel_its_successor() {
     let calls = Calls::default();
     let ended = calls.call(1, None).unwrap();
     assert_eq!(calls.complete(&1, 1), Ok(()));

@@ -1,5 +1,5 @@
-//! The bytes of every command in both framings, written by hand from the page
-//! of the protocol: a change of any of them breaks every client there is.
+//! The bytes of every command in both framings, written by hand from the
+//! protocol document. A change of any of them breaks existing clients.
 
 use bytes::BytesMut;
 use hark_protocol::framing::classic::{self, ClassicClientCodec, ClassicServerCodec};
@@ -16,12 +16,12 @@ fn user(name: &str) -> UserName {
     name.parse().unwrap()
 }
 
-/// A password as the optional field that it mostly is.
+/// Returns a password for an optional field.
 fn password(password: &str) -> Option<Password> {
     Some(password.parse().unwrap())
 }
 
-/// A frame is written as these bytes, and these bytes are read as the frame.
+/// Checks that the frame is encoded as these bytes and decoded from them.
 #[track_caller]
 fn check_native<M>(
     mut codec: impl Decoder<Item = hark_protocol::Incoming<M>>,
@@ -51,8 +51,8 @@ fn check_native_reply(id: u32, reply: Reply, bytes: &[u8]) {
     check_native(ClientCodec::new(FRAME_BYTES_DEFAULT), id, reply, bytes);
 }
 
-/// These bare bytes are read as the request, and so is the block that is
-/// written for it: the same bytes, padded.
+/// Checks that the request is encoded as these bytes, padded, and decoded from
+/// them both bare and padded.
 #[track_caller]
 fn check_classic_request(request: Request, bytes: &[u8]) {
     let mut written = BytesMut::new();
@@ -65,7 +65,8 @@ fn check_classic_request(request: Request, bytes: &[u8]) {
     }
 }
 
-/// A reply is written as these messages, each padded to its 1024 bytes.
+/// Checks that the reply is encoded as these messages, each padded to 1024
+/// bytes.
 #[track_caller]
 fn check_classic_reply(reply: Reply, messages: &[&[u8]]) {
     let mut written = BytesMut::new();
@@ -80,7 +81,7 @@ fn block(message: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn every_request_has_its_bytes_in_the_native_framing() {
+fn native_framing_of_every_request() {
     check_native_request(
         1,
         Request::Hello { version: 1, session: "a-Z_9".parse().unwrap() },
@@ -166,7 +167,7 @@ fn every_request_has_its_bytes_in_the_native_framing() {
 }
 
 #[test]
-fn every_request_has_its_bytes_in_the_classic_framing() {
+fn classic_framing_of_every_request() {
     check_classic_request(
         Request::Create { user: user("bob"), password: None },
         b"create\0\0\0\0\0\0\0\0\0bob",
@@ -225,7 +226,7 @@ fn every_request_has_its_bytes_in_the_classic_framing() {
 }
 
 #[test]
-fn every_reply_has_its_bytes_in_the_native_framing() {
+fn native_framing_of_every_reply() {
     check_native_reply(1, Reply::Ok(OkFields::none()), b"\0\0\0\x13\0\0\0\x01ok\0\0\0\0\0\0\0\0\0\0\0\0\0");
     check_native_reply(
         1,
@@ -321,7 +322,7 @@ fn every_reply_has_its_bytes_in_the_native_framing() {
 }
 
 #[test]
-fn every_reply_has_its_bytes_in_the_classic_framing() {
+fn classic_framing_of_every_reply() {
     check_classic_reply(Reply::Ok(OkFields::none()), &[b"ok\0\0\0\0\0\0\0\0\0\0\0\0\0"]);
     check_classic_reply(Reply::Ok(OkFields::hello(1, 65_536)), &[b"ok\0\0\0\0\0\0\0\0\0\0\0\0\x001,65536"]);
     check_classic_reply(Reply::Ok(OkFields::queued(12)), &[b"ok\0\0\0\0\0\0\0\0\0\0\0\0\x0012"]);
@@ -370,7 +371,7 @@ fn every_reply_has_its_bytes_in_the_classic_framing() {
 }
 
 #[test]
-fn every_code_of_a_refusal_has_its_name() {
+fn every_refusal_code_has_its_word() {
     let names = [
         (Code::UnknownCommand, "unknown-command"),
         (Code::BadRequest, "bad-request"),
@@ -394,12 +395,12 @@ fn every_code_of_a_refusal_has_its_name() {
 
 #[track_caller]
 fn check_refused(command: &str, payload: &'static str, expected: Code) {
-    let refused = Request::parse(command, payload.into());
+    let refused = Request::parse(command, payload);
     assert_eq!(refused.map_err(|refusal| refusal.code), Err(expected), "{command} {payload}");
 }
 
 #[test]
-fn a_request_that_is_not_what_it_should_be_is_refused_with_its_code() {
+fn malformed_request_is_refused_with_its_code() {
     for (command, payload) in [
         ("hello", ""),
         ("hello", "1"),
@@ -443,13 +444,13 @@ fn a_request_that_is_not_what_it_should_be_is_refused_with_its_code() {
 }
 
 #[test]
-fn an_unknown_command_is_shown_without_what_it_could_do_to_a_terminal() {
-    let refusal = Request::parse("\u{1b}[2J\"", "".into()).unwrap_err();
-    assert_eq!(refusal.explanation, r#"there is no command "\u{1b}[2J\"""#);
+fn unknown_command_is_escaped_in_the_refusal() {
+    let refusal = Request::parse("\u{1b}[2J\"", "").unwrap_err();
+    assert_eq!(refusal.explanation, r#"unknown command "\u{1b}[2J\"""#);
 }
 
 #[test]
-fn the_fields_of_an_ok_are_read_by_who_asked() {
+fn ok_fields_are_read_by_request() {
     assert_eq!(OkFields::hello(1, 65_536).as_hello(), Some((1, 65_536)));
     assert_eq!(OkFields::queued(7).as_queued(), Some(7));
     assert_eq!(OkFields::stored(Sequence(7)).as_stored(), Some(Sequence(7)));
@@ -469,7 +470,7 @@ fn the_fields_of_an_ok_are_read_by_who_asked() {
 fn unknown_refusal_code_is_read_as_a_refusal() {
     for (payload, explanation) in [("odd,why, then", "odd,why, then"), ("odd", "odd"), ("", ""), (",x", ",x")]
     {
-        let reply = Reply::parse("notok", payload.into());
+        let reply = Reply::parse("notok", payload);
         assert_eq!(reply, Ok(Reply::NotOk(Refusal::new(Code::Unknown, explanation))), "{payload}");
     }
 }

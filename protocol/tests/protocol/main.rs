@@ -1,6 +1,5 @@
-//! What the protocol crate promises, seen from outside: the bytes of every
-//! command, decoding however the bytes are cut up, and the correlation against
-//! a model of it.
+//! The public contract of the protocol crate: the bytes of every command,
+//! decoding under any fragmentation, and the correlation against a model.
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "a test fails by panicking")]
 

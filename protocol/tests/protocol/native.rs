@@ -1,5 +1,5 @@
-//! The native framing: round trips, any cut of the bytes, and what a peer
-//! that does not keep to it can bring about.
+//! The native framing: round trips, any fragmentation, and peers that violate
+//! the framing.
 
 use bytes::{BufMut, BytesMut};
 use hark_protocol::framing::native::{self, ClientCodec, NativeCodec, PUSH_BYTES_BESIDE_TEXT, ServerCodec};
@@ -22,21 +22,21 @@ type Frames<M> = Vec<Frame<M>>;
 
 proptest! {
     #[test]
-    fn any_cut_of_the_bytes_gives_the_same_requests(
+    fn requests_decode_under_any_fragmentation(
         frames in frames(request()), cuts in any::<Vec<Index>>(),
     ) {
         check_cuts(ServerCodec::new(FRAME_BYTES_DEFAULT), &frames, &cuts)?;
     }
 
     #[test]
-    fn any_cut_of_the_bytes_gives_the_same_replies(
+    fn replies_decode_under_any_fragmentation(
         frames in frames(reply()), cuts in any::<Vec<Index>>(),
     ) {
         check_cuts(ClientCodec::new(FRAME_BYTES_DEFAULT), &frames, &cuts)?;
     }
 
     #[test]
-    fn lying_headers_and_frames_of_nonsense_are_borne(bytes in hostile_bytes(), piece in any::<u8>()) {
+    fn hostile_bytes_are_handled(bytes in hostile_bytes(), piece in any::<u8>()) {
         any_bytes::native(&[&[piece], &*bytes].concat());
     }
 
@@ -80,7 +80,8 @@ fn frames<M: std::fmt::Debug>(message: impl Strategy<Value = M>) -> impl Strateg
     proptest::collection::vec(frame, 0..6)
 }
 
-/// Headers that lie, whole frames of nonsense, and nonsense without a frame.
+/// Returns headers with wrong lengths, frames with arbitrary content, and
+/// arbitrary bytes.
 fn hostile_bytes() -> impl Strategy<Value = Vec<u8>> {
     let header = (0..LARGEST as u32 + 2_000, 0..LARGEST).prop_map(|(says, has)| {
         let mut bytes = says.to_be_bytes().to_vec();
@@ -135,7 +136,7 @@ fn header(length: usize) -> BytesMut {
 }
 
 #[test]
-fn a_length_is_refused_with_its_fourth_byte_before_memory_is_reserved() {
+fn excessive_length_is_refused_before_allocation() {
     let mut codec = ServerCodec::new(FRAME_BYTES_DEFAULT);
     for length in [FRAME_BYTES_DEFAULT + 1, FRAME_BYTES_MAX, FRAME_BYTES_MAX + 1, u32::MAX as usize] {
         let whole = header(length);
@@ -154,7 +155,7 @@ fn a_length_is_refused_with_its_fourth_byte_before_memory_is_reserved() {
 }
 
 #[test]
-fn a_length_that_cannot_hold_an_id_and_a_command_is_refused() {
+fn too_small_length_is_refused() {
     let mut codec = ServerCodec::new(FRAME_BYTES_DEFAULT);
     for length in [0, 1, FRAME_BYTES_MIN - 1] {
         let refused = codec.decode(&mut header(length));
@@ -164,7 +165,7 @@ fn a_length_that_cannot_hold_an_id_and_a_command_is_refused() {
 }
 
 #[test]
-fn the_largest_frame_itself_is_taken_and_room_is_made_for_no_more() {
+fn largest_frame_is_decoded_in_exact_room() {
     let user: UserName = "bob".parse().unwrap();
     let text = "x".repeat(FRAME_BYTES_DEFAULT - FRAME_BYTES_MIN - "bob,".len());
     let send = Request::Send { user, text: text.into() };
@@ -178,7 +179,7 @@ fn the_largest_frame_itself_is_taken_and_room_is_made_for_no_more() {
 }
 
 #[test]
-fn frames_that_begin_late_in_the_buffer_never_double_it() {
+fn frames_late_in_the_buffer_never_double_it() {
     let text = |bytes: usize| bytestring::ByteString::from("x".repeat(bytes));
     let send = |bytes| Request::Send { user: "bob".parse().unwrap(), text: text(bytes) };
     let mut reader = Reader::new(ServerCodec::new(FRAME_BYTES_DEFAULT));
@@ -194,7 +195,7 @@ fn frames_that_begin_late_in_the_buffer_never_double_it() {
 }
 
 #[test]
-fn a_frame_that_comes_byte_by_byte_is_moved_once_and_not_looked_at_before_it_is_whole() {
+fn frame_byte_by_byte_is_moved_once() {
     let send = Request::Send { user: "bob".parse().unwrap(), text: "x".repeat(1024 * 1024).into() };
     let bytes = encoded(&vec![Frame::new(RequestId::new(1), send.clone())]);
     let mut reader = Reader::new(ServerCodec::new(FRAME_BYTES_MAX));
@@ -203,18 +204,18 @@ fn a_frame_that_comes_byte_by_byte_is_moved_once_and_not_looked_at_before_it_is_
         read.extend(reader.read(byte).unwrap());
     }
     assert_eq!(read, [Frame::new(RequestId::new(1), Ok(send))]);
-    // The header alone had come when the room was made. The rest of the cost
-    // of a call is that of reading the four bytes of the length.
+    // Room was made when only the header had arrived. Every further call only
+    // reads the four bytes of the length.
     assert!(reader.moved <= LENGTH_BYTES, "{} bytes were moved", reader.moved);
 }
 
 #[test]
-fn many_frames_that_come_byte_by_byte_are_moved_a_constant_number_of_times() {
+fn many_frames_byte_by_byte_cost_linear_copies() {
     let send = |text: String| Request::Send { user: "bob".parse().unwrap(), text: text.into() };
     let frames: Vec<_> = (0..2_000).map(|i| Frame::new(None, send("x".repeat(i % 300)))).collect();
     let bytes = encoded(&frames);
     let mut reader = Reader::new(ServerCodec::new(FRAME_BYTES_DEFAULT));
-    // Each text is held, so that the buffer cannot be used again.
+    // Every text is retained, so that the buffer cannot be reused.
     let mut held = Vec::new();
     for byte in bytes.chunks(1) {
         held.extend(reader.read(byte).unwrap());
@@ -224,7 +225,7 @@ fn many_frames_that_come_byte_by_byte_are_moved_a_constant_number_of_times() {
 }
 
 #[test]
-fn content_that_is_refused_leaves_the_stream_readable() {
+fn decoding_continues_after_malformed_content() {
     let mut reader = Reader::new(ServerCodec::new(FRAME_BYTES_DEFAULT));
     let bytes = b"\0\0\0\x13\0\0\0\x01nonsense\0\0\0\0\0\0\0\
         \0\0\0\x13\0\0\0\x02\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\
@@ -251,14 +252,14 @@ fn content_that_is_refused_leaves_the_stream_readable() {
 }
 
 #[test]
-fn a_character_across_the_end_of_the_command_is_refused() {
+fn character_across_the_command_boundary_is_refused() {
     let mut reader = Reader::new(ServerCodec::new(FRAME_BYTES_DEFAULT));
     let read = reader.read("\0\0\0\x14\0\0\0\x01aaaaaaaaaaaaaaé".as_bytes()).unwrap();
     assert_eq!(read[0].message.as_ref().unwrap_err().refusal.code, Code::BadRequest);
 }
 
 #[test]
-fn what_is_over_the_largest_frame_of_all_is_not_written() {
+fn frame_above_the_maximum_is_not_encoded() {
     let send = Request::Send { user: "bob".parse().unwrap(), text: "x".repeat(FRAME_BYTES_MAX).into() };
     let mut dst = BytesMut::from(&b"before"[..]);
     let refused = native::encode(None, &send, &mut dst);
@@ -267,7 +268,7 @@ fn what_is_over_the_largest_frame_of_all_is_not_written() {
 }
 
 #[test]
-fn the_fields_of_a_push_beside_its_text_fit_in_what_is_kept_for_them() {
+fn push_fields_fit_in_reserved_bytes() {
     let delivery = Delivery {
         sequence: Sequence(u64::MAX),
         sender: Some("x".repeat(64).parse().unwrap()),

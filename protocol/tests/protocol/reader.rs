@@ -1,16 +1,16 @@
-//! A reader of a byte stream, as `FramedRead` is one, that keeps account of
-//! the memory which the decoder has it hold.
+//! A stand-in for `FramedRead` that measures the memory that the decoder causes
+//! to be allocated and copied.
 
 use bytes::{BufMut, BytesMut};
 use tokio_util::codec::Decoder;
 
-/// A buffer and the decoder that is called after every read into it.
+/// A buffer, and the decoder that is called after every read into it.
 pub(crate) struct Reader<D> {
     pub(crate) decoder: D,
     pub(crate) buffer: BytesMut,
-    /// The most that the buffer ever held room for, in bytes.
+    /// Largest capacity of the buffer so far, in bytes.
     pub(crate) capacity_max: usize,
-    /// Bytes that were copied because the buffer moved.
+    /// Bytes that were copied because the buffer was reallocated.
     pub(crate) moved: usize,
 }
 
@@ -19,15 +19,15 @@ impl<D: Decoder> Reader<D> {
         Self { decoder, buffer: BytesMut::with_capacity(8 * 1024), capacity_max: 0, moved: 0 }
     }
 
-    /// Takes `bytes` in, as one read or, where the buffer has less room, as
-    /// several, and yields what came out.
+    /// Passes `bytes` to the decoder, in one read, or in several if the buffer
+    /// has less room, and returns the decoded items.
     pub(crate) fn read(&mut self, bytes: &[u8]) -> Result<Vec<D::Item>, D::Error> {
         let mut items = Vec::new();
         self.read_into(bytes, &mut items)?;
         Ok(items)
     }
 
-    /// The same, with what came out before an error.
+    /// As [`Self::read`], but keeps the items that precede an error.
     pub(crate) fn read_into(&mut self, mut bytes: &[u8], items: &mut Vec<D::Item>) -> Result<(), D::Error> {
         while !bytes.is_empty() {
             self.account(|reader| reader.buffer.reserve(1));
@@ -40,7 +40,7 @@ impl<D: Decoder> Reader<D> {
         Ok(())
     }
 
-    /// Calls the decoder until it has nothing more to yield.
+    /// Calls the decoder until it returns `None`.
     pub(crate) fn decode(&mut self) -> Result<Vec<D::Item>, D::Error> {
         let mut items = Vec::new();
         self.decode_into(&mut items)?;
@@ -65,7 +65,7 @@ impl<D: Decoder> Reader<D> {
     }
 }
 
-/// The pieces of `bytes` between the given cuts, which may be in any order.
+/// Splits `bytes` at the given offsets, which may be in any order.
 pub(crate) fn pieces<'a>(bytes: &'a [u8], cuts: &[usize]) -> Vec<&'a [u8]> {
     let mut cuts: Vec<usize> = cuts.iter().map(|&cut| cut.min(bytes.len())).collect();
     cuts.sort_unstable();

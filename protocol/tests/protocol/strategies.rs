@@ -1,4 +1,4 @@
-//! Messages for proptest: every command, with fields from all that is valid.
+//! Strategies for proptest that generate every valid message.
 
 use bytestring::ByteString;
 use hark_protocol::{
@@ -19,19 +19,20 @@ pub(crate) fn request_id() -> impl Strategy<Value = Option<RequestId>> {
     prop_oneof![any::<u32>(), 0..3u32].prop_map(RequestId::new)
 }
 
-/// Any text, with controls and NULs, of up to a few blocks of the classic framing.
+/// Returns any text, with control characters and NULs, of up to a few classic
+/// blocks.
 pub(crate) fn any_text() -> impl Strategy<Value = ByteString> {
     let long = ("\\PC{1,40}", 0..200usize).prop_map(|(part, times)| part.repeat(times));
     prop_oneof![3 => any::<String>(), 1 => long].prop_map(ByteString::from)
 }
 
-/// Any text that a classic client can write: no NULs, in one block.
+/// Returns any text that a classic client can send: no NULs, in one block.
 pub(crate) fn classic_text() -> impl Strategy<Value = ByteString> {
     let any_length = (r"[\PC\n,]{1,8}", 0..900usize).prop_map(|(part, bytes)| cycled(&part, bytes));
     prop_oneof![r"[\PC\n,]{0,60}", any_length].prop_map(ByteString::from)
 }
 
-/// A text over and over again, up to at most `bytes` bytes.
+/// Repeats a text up to at most `bytes` bytes.
 fn cycled(text: &str, bytes: usize) -> String {
     let mut cycled = String::new();
     for c in text.chars().cycle() {
@@ -43,7 +44,7 @@ fn cycled(text: &str, bytes: usize) -> String {
     cycled
 }
 
-/// Any request that both framings have, with these texts.
+/// Returns a request that both framings have, with these texts.
 pub(crate) fn common_request(
     text: impl Strategy<Value = ByteString> + 'static,
 ) -> impl Strategy<Value = Request> {
@@ -63,7 +64,6 @@ pub(crate) fn common_request(
     ]
 }
 
-/// Any request at all.
 pub(crate) fn request() -> impl Strategy<Value = Request> {
     let token = "[A-Za-z0-9_-]{1,64}".prop_map(|token| token.parse::<SessionToken>().unwrap());
     prop_oneof![
@@ -73,7 +73,6 @@ pub(crate) fn request() -> impl Strategy<Value = Request> {
     ]
 }
 
-/// Any reply at all.
 pub(crate) fn reply() -> impl Strategy<Value = Reply> {
     let code = proptest::sample::select(Code::ALL.to_vec());
     let reason =

@@ -18,13 +18,13 @@ pub(super) fn run(folder: &Path, to: impl Write) -> anyhow::Result<()> {
         to.flush()?;
         Ok(damaged)
     });
-    store.close().context("cannot close the store in order")?;
+    store.close().context("cannot close the store")?;
     match exported {
         Ok(0) => Ok(()),
         Ok(damaged) => {
-            bail!("messages of {damaged} accounts are damaged and were left out; see 'harkd check'")
+            bail!("skipped damaged messages of {damaged} accounts; see: harkd check")
         }
-        // A reader that has gone has read enough.
+        // A closed pipe is not an error.
         Err(error) if is_broken_pipe(&error) => Ok(()),
         Err(error) => Err(error.context("cannot export")),
     }
@@ -59,7 +59,7 @@ fn messages(store: &OfflineStore, inbox: &OfflineInbox, to: &mut impl Write) -> 
         let page = match store.read(&inbox.entry.account, at.sequence) {
             Ok(page) => page,
             Err(error) => {
-                eprintln!("harkd: messages of {name} after number {} are left out: {error}", at.sequence);
+                eprintln!("harkd: {name}: messages after number {} skipped: {error}", at.sequence);
                 return Ok(false);
             }
         };

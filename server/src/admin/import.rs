@@ -15,23 +15,23 @@ use crate::shard::COUNTER_MAX;
 use crate::shard::offline::OfflineStore;
 use crate::store::{Created, Message, PasswordHash, Position};
 
-/// The longest line: a text of which each byte is escaped.
+/// The longest line: a text with every byte escaped.
 const LINE_BYTES_MAX: u64 = 7 * FRAME_BYTES_MAX as u64;
 
-/// Bad lines that are reported one by one.
+/// The most bad lines that are reported.
 const REPORTS_MAX: u64 = 100;
 
-/// What became of the lines.
+/// The counts of imported lines.
 #[derive(Debug, Default)]
 struct Counts {
     accounts: u64,
     messages: u64,
-    /// Accounts and messages that the store had already.
+    /// Accounts and messages that existed already.
     known: u64,
     bad: u64,
 }
 
-/// What became of one line.
+/// The outcome of one line.
 enum Outcome {
     Account,
     Message,
@@ -39,7 +39,7 @@ enum Outcome {
     Nothing,
 }
 
-/// Imports into the store in a folder, which is made if there is none.
+/// Imports into the store in a folder, which is created if it does not exist.
 pub(super) fn run(folder: &Path, from: impl BufRead) -> anyhow::Result<()> {
     let mut store = OfflineStore::open(folder)?;
     let imported = import(&mut store, from).and_then(|counts| {
@@ -48,8 +48,8 @@ pub(super) fn run(folder: &Path, from: impl BufRead) -> anyhow::Result<()> {
     });
     let closed = store.close();
     let Counts { accounts, messages, known, bad } = imported?;
-    closed.context("cannot close the store in order")?;
-    print(format_args!("imported {accounts} accounts and {messages} messages; {known} were there already"))?;
+    closed.context("cannot close the store")?;
+    print(format_args!("imported {accounts} accounts and {messages} messages; {known} existed already"))?;
     if bad > 0 {
         bail!("{bad} lines were not imported");
     }
@@ -62,7 +62,7 @@ fn import(store: &mut OfflineStore, mut from: impl BufRead) -> anyhow::Result<Co
     for number in 1_u64.. {
         bytes.clear();
         let read = from.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut bytes);
-        if read.context("cannot read the lines")? == 0 {
+        if read.context("cannot read the input")? == 0 {
             break;
         }
         let is_whole = bytes.last() == Some(&b'\n') || (bytes.len() as u64) < LINE_BYTES_MAX;
@@ -83,13 +83,13 @@ fn import(store: &mut OfflineStore, mut from: impl BufRead) -> anyhow::Result<Co
     Ok(counts)
 }
 
-/// Reads the rest of a line that is too long.
+/// Skips the rest of a line that is too long.
 fn skip_line(from: &mut impl BufRead) -> anyhow::Result<Result<Outcome, String>> {
-    from.skip_until(b'\n').context("cannot read the lines")?;
+    from.skip_until(b'\n').context("cannot read the input")?;
     Ok(Err(format!("longer than {LINE_BYTES_MAX} bytes")))
 }
 
-/// Imports a line. The inner error is the line's, the outer one the store's.
+/// Imports a line. The inner error concerns the line, the outer one the store.
 fn line(store: &mut OfflineStore, bytes: &[u8]) -> anyhow::Result<Result<Outcome, String>> {
     if bytes.trim_ascii().is_empty() {
         return Ok(Ok(Outcome::Nothing));
@@ -98,7 +98,7 @@ fn line(store: &mut OfflineStore, bytes: &[u8]) -> anyhow::Result<Result<Outcome
         Err(error) => Err(format!("malformed: {error}")),
         Ok(Line::Export { version: VERSION } | Line::Gap { .. }) => Ok(Outcome::Nothing),
         Ok(Line::Export { version }) => {
-            bail!("the export has version {version}, and this harkd reads {VERSION}")
+            bail!("the export has format version {version}; this harkd reads version {VERSION}")
         }
         Ok(Line::Account { name, password, cursor }) => account(store, &name, password.as_deref(), cursor)?,
         Ok(Line::Message { to, number, sender, time, text }) => {
@@ -142,9 +142,9 @@ fn store_message(
         Imported::Stored => Ok(Outcome::Message),
         Imported::Known => Ok(Outcome::Known),
         Imported::Behind(_) => Err(format!(
-            "{to} has a later message already: import into an empty store, in order of the numbers"
+            "{to} already has a later message; import into an empty store, in order of the numbers"
         )),
-        Imported::NoSuchUser => Err(format!("no account {to} in the lines before")),
+        Imported::NoSuchUser => Err(format!("no earlier line creates the account {to}")),
     })
 }
 
@@ -160,7 +160,7 @@ fn checked_message(
     let sender = sender.map(str::parse).transpose().map_err(bad_name)?;
     checked_number(number)?;
     if text.len() > FRAME_BYTES_MAX {
-        return Err(format!("a text of {} bytes", text.len()));
+        return Err(format!("the text is too long ({} bytes)", text.len()));
     }
     if time_ms > TIME_MS_MAX {
         return Err(format!("the time {time_ms} ms is after the year 2100"));
@@ -169,8 +169,8 @@ fn checked_message(
     Ok((to, Message { position, sender, time_ms, text: ByteString::from(text) }))
 }
 
-/// The latest time of a message: 2100-01-01, in milliseconds since 1970. Later
-/// messages of the store never get an earlier time.
+/// The latest time of a message: 2100-01-01, in milliseconds since 1970. Times never decrease,
+/// so a message from the future would hold up those after it.
 const TIME_MS_MAX: u64 = 4_102_444_800_000;
 
 fn checked_number(number: u64) -> Result<(), String> {
@@ -220,7 +220,7 @@ mod tests {
 "#;
 
     #[test]
-    fn export_of_an_import_is_the_same() {
+    fn export_of_an_import_is_identical() {
         let [first, second] = [(); 2].map(|()| tempfile::tempdir().unwrap());
         let counts = imported(first.path(), LINES);
         assert_eq!((counts.accounts, counts.messages, counts.known, counts.bad), (2, 2, 0, 0));
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn import_again_changes_nothing() {
+    fn repeated_import_changes_nothing() {
         let folder = tempfile::tempdir().unwrap();
         imported(folder.path(), LINES);
         let counts = imported(folder.path(), LINES);
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_lines_are_counted_and_the_rest_is_imported() {
+    fn bad_lines_are_counted_and_skipped() {
         let folder = tempfile::tempdir().unwrap();
         let bad = [
             "no json",

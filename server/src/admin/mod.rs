@@ -1,5 +1,5 @@
-//! The operator's work beside serving: `harkd user`, `check`, `export` and `import`.
-//! A folder is refused while a server has it open.
+//! The administrative commands: `harkd user`, `check`, `export` and `import`. They refuse a
+//! folder that a server has open.
 
 mod check;
 mod export;
@@ -12,14 +12,13 @@ use std::path::Path;
 
 use anyhow::bail;
 
-use crate::config::Command;
-use crate::place::StoreArgs;
+use crate::config::{Command, StoreArgs};
 use crate::shard::offline::OfflineStore;
 
-/// Carries out a command.
+/// Runs a command.
 ///
 /// # Errors
-/// One line that says what is wrong and what to do.
+/// One line with the cause and the remedy.
 pub fn run(place: &StoreArgs, command: Command) -> anyhow::Result<()> {
     match command {
         Command::User(arguments) => user::run(place, arguments),
@@ -29,15 +28,15 @@ pub fn run(place: &StoreArgs, command: Command) -> anyhow::Result<()> {
     }
 }
 
-/// Opens a store that is there.
+/// Opens an existing store.
 fn open(folder: &Path) -> anyhow::Result<OfflineStore> {
     if !folder.is_dir() {
-        bail!("there is no store at {}; name its folder", folder.display());
+        bail!("there is no store in {}; name its folder", folder.display());
     }
     Ok(OfflineStore::open(folder)?)
 }
 
-/// Prints a line. A reader that has gone has read enough.
+/// Prints a line. A closed pipe is not an error.
 fn print(line: std::fmt::Arguments<'_>) -> anyhow::Result<()> {
     match writeln!(io::stdout(), "{line}") {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),

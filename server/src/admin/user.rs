@@ -1,6 +1,5 @@
-//! `harkd user`: the operator's work on the accounts: of a server that is
-//! stopped, since a folder is refused while a server has it; of a cluster at
-//! any time.
+//! `harkd user`: administration of accounts, in the folder of a stopped server or in a
+//! cluster at any time.
 
 use std::fs;
 use std::io::{self, IsTerminal};
@@ -13,39 +12,40 @@ use zeroize::Zeroizing;
 
 use super::print;
 use crate::chat::passwords;
-use crate::config::{UserAction, UserArgs};
-use crate::place::{StoreArgs, StorePlace};
+use crate::config::{StoreArgs, StorePlace, UserAction, UserArgs};
 use crate::shard::ShardConfig;
 use crate::store::{AccountEntry, Created, PasswordHash, Store};
 
-/// Names that are printed before the next are fetched.
+/// The most names of one fetch.
 const PAGE_NAMES: usize = 1024;
 
-/// Carries out what is asked, and prints a line about it.
+/// Runs an action, and prints its result.
 ///
 /// # Errors
-/// One line about what was wrong and what to do.
+/// One line with the cause and the remedy.
 pub(super) fn run(place: &StoreArgs, arguments: UserArgs) -> anyhow::Result<()> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(carry_out(place, arguments))
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(execute(place, arguments))
 }
 
-async fn carry_out(place: &StoreArgs, arguments: UserArgs) -> anyhow::Result<()> {
+async fn execute(place: &StoreArgs, arguments: UserArgs) -> anyhow::Result<()> {
     match place.place()? {
-        StorePlace::Memory => bail!("a store in memory is gone with its server; name a folder with --store"),
+        StorePlace::Memory => {
+            bail!("a store in memory has no accounts to manage; name a folder or a cluster with --store")
+        }
         StorePlace::Folder(folder)
             if !folder.exists() && !matches!(arguments.action, UserAction::Add { .. }) =>
         {
-            bail!("there is no store at {}; name its folder with --store", folder.display());
+            bail!("there is no store in {}; name its folder with --store", folder.display());
         }
         _ => {}
     }
-    // The password is asked for before the store is locked.
+    // Prompts for the password before it locks the store.
     let action = Prepared::new(arguments.action)?;
     let store = place.open(ShardConfig::default(), 0).await?;
-    let done = action.carry_out(&*store).await;
+    let done = action.execute(&*store).await;
     let closed = store.close().await;
     done?;
-    closed.context("what was changed may not be on the disk")
+    closed.context("the change may not be on disk")
 }
 
 enum Prepared {
@@ -70,12 +70,12 @@ impl Prepared {
         })
     }
 
-    async fn carry_out(self, store: &dyn Store) -> anyhow::Result<()> {
+    async fn execute(self, store: &dyn Store) -> anyhow::Result<()> {
         match self {
             Self::Add(name, password) => match store.create(&name, password).await? {
                 Created::Created => print(format_args!("added {name}")),
-                Created::Exists => bail!("there is a user {name} already"),
-                Created::TooMany => bail!("the store has as many accounts as it may have"),
+                Created::Exists => bail!("user {name} already exists"),
+                Created::TooMany => bail!("the store has reached its limit of accounts"),
             },
             Self::Remove(name) => {
                 let entry = existing(store, &name).await?;
@@ -125,8 +125,8 @@ fn password(file: Option<&Path>) -> anyhow::Result<Password> {
     }
     let mut quiet = Quiet::begin()?;
     let first = quiet.ask("Password: ")?;
-    if quiet.ask("Once more: ")? != first {
-        bail!("the two are not the same; nothing was changed");
+    if quiet.ask("Repeat: ")? != first {
+        bail!("the passwords differ; nothing was changed");
     }
     Ok(first.parse()?)
 }

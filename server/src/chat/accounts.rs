@@ -1,47 +1,45 @@
-//! What is done with accounts: entering, creating, deleting them, and setting
-//! their passwords. `denied` has one text, whatever the reason: it must not
-//! tell a wrong password from a missing one, nor, under `--require-password`,
-//! either from an account that does not exist.
+//! Operations on accounts: login, creation, deletion, passwords. `denied` has one
+//! explanation for every cause, so that it does not reveal whether a password was wrong
+//! or missing, nor, under `--require-password`, whether the account exists.
 
 use std::net::IpAddr;
 
 use hark_protocol::{Code, OkFields, Password, Reply, UserName};
 use tokio::time::Instant;
 
-use super::passwords::Turn;
-use super::replies::{LOGIN_FIRST, exists, no_such_user};
-use super::{Chat, Fault, MayList};
+use super::passwords::HashPermit;
+use super::replies::{LOGIN_REQUIRED, exists, no_such_user};
+use super::{Chat, Fault, MayList, audit};
 use crate::store::{
     Account, AccountEntry, Created, PasswordHash, Pending, Position, ReadLimit, Subscription,
 };
 
-/// Who a connection is.
+/// The identity of a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Entered {
-    /// The account that was entered.
+pub(super) struct Authenticated {
+    /// The account that logged in.
     pub(super) account: Account,
-    /// It had a password then, and that was given.
-    by_password: bool,
+    /// Whether the account had a password at login.
+    pub(super) by_password: bool,
 }
 
 impl Chat {
-    /// Enters an account from `address`.
+    /// Logs in to an account from `address`.
     ///
     /// # Errors
     /// [`Code::NoSuchUser`], [`Code::Denied`], [`Code::RateLimited`].
-    pub(super) async fn enter(
+    pub(super) async fn login(
         &self,
         address: IpAddr,
         user: UserName,
         password: Option<Password>,
-    ) -> Result<Entered, Fault> {
+    ) -> Result<Authenticated, Fault> {
         let entry = self.existing(address, &user, password.as_ref()).await?;
-        self.prove(address, &entry, password).await?;
-        Ok(Entered { account: entry.account, by_password: entry.password.is_some() })
+        self.verify(address, &entry, password).await?;
+        Ok(Authenticated { account: entry.account, by_password: entry.password.is_some() })
     }
 
-    /// Checks that whoever comes from `address` knows the password of an
-    /// account. One that has none proves nothing.
+    /// Checks the password of an account. An account without a password is denied.
     ///
     /// # Errors
     /// [`Code::NoSuchUser`], [`Code::Denied`], [`Code::RateLimited`].
@@ -53,54 +51,54 @@ impl Chat {
     ) -> Result<(), Fault> {
         let entry = self.existing(address, &user, password.as_ref()).await?;
         if entry.password.is_none() {
-            self.pretend(address, &user, password.as_ref()).await?;
+            self.fail_slowly(address, &user, password.as_ref()).await?;
             return denied();
         }
-        self.prove(address, &entry, password).await
+        self.verify(address, &entry, password).await
     }
 
-    /// Enters an account and begins to receive for it.
+    /// Logs in to an account and subscribes to its inbox.
     ///
     /// # Errors
-    /// As [`Self::enter`].
+    /// As [`Self::login`].
     pub(super) async fn receive(
         &self,
         address: IpAddr,
         user: UserName,
         password: Option<Password>,
-    ) -> Result<(Entered, Subscription), Fault> {
-        let entered = self.enter(address, user, password).await?;
-        let account = &entered.account;
-        // Where not even the first message can be read, whoever asks for it is
-        // told. Before it takes over: after that nothing may come in between.
+    ) -> Result<(Authenticated, Subscription), Fault> {
+        let authenticated = self.login(address, user, password).await?;
+        let account = &authenticated.account;
+        // An inbox whose first message cannot be read fails here, before the takeover.
+        // After it the reply must follow without another await.
         let first = ReadLimit { messages: 1, bytes: 0 };
         self.store.read(account, Position::default(), first).await?;
         match self.store.receive(account).await? {
-            Some(receiver) => Ok((entered, receiver)),
-            None => Fault::refused(Code::NoSuchUser, format!("there is no user {} any more", account.name)),
+            Some(subscription) => Ok((authenticated, subscription)),
+            None => Fault::refused(Code::NoSuchUser, format!("user {} was deleted", account.name)),
         }
     }
 
-    /// Begins to make an account on behalf of a connection that is `by`; the
-    /// store decides.
+    /// Starts the creation of an account for a connection authenticated as `by`. The
+    /// store decides it.
     ///
     /// # Errors
     /// [`Code::Denied`], [`Code::Exists`], [`Code::RateLimited`].
     pub(super) async fn create(
         &self,
         address: IpAddr,
-        by: Option<&Entered>,
+        by: Option<&Authenticated>,
         user: &UserName,
         password: Option<Password>,
     ) -> Result<Pending<Created>, Fault> {
-        if !self.anybody_creates(user) && !self.is_admin(by).await? {
-            return self.refuse_to_create();
+        if !self.is_creation_open(user) && !self.is_admin(by).await? {
+            return self.refuse_creation();
         }
-        self.may_be_without_password(password.is_some())?;
+        self.check_password_required(password.is_some())?;
         let Some(password) = password else {
             return Ok(self.store.create(user, None));
         };
-        // Looked up first, since hashing costs more than all the rest.
+        // Looked up first, since a hash is by far the most expensive step.
         if self.store.account(user).await?.is_some() {
             return Err(Fault::Refused(exists(user)));
         }
@@ -108,103 +106,111 @@ impl Chat {
         Ok(self.store.create(user, Some(hash)))
     }
 
-    /// Whether it takes no admin to make an account of this name.
-    pub(super) fn anybody_creates(&self, user: &UserName) -> bool {
-        self.rules.open_registration && !self.is_kept(user)
+    /// Returns whether anyone may create an account of this name.
+    pub(super) fn is_creation_open(&self, user: &UserName) -> bool {
+        self.rules.open_registration && !self.is_reserved(user)
     }
 
-    fn refuse_to_create<T>(&self) -> Result<T, Fault> {
+    fn refuse_creation<T>(&self) -> Result<T, Fault> {
         if self.rules.open_registration {
-            return Fault::refused(Code::Denied, KEPT_NAME);
+            return Fault::refused(Code::Denied, RESERVED_NAME);
         }
-        Fault::refused(Code::Denied, "registration is closed on this server; ask its operator")
+        Fault::refused(Code::Denied, "registration is closed; ask the operator for an account")
     }
 
-    pub(super) fn may_be_without_password(&self, has_one: bool) -> Result<(), Fault> {
-        if self.rules.require_password && !has_one {
-            return Fault::refused(Code::Denied, "on this server an account needs a password");
+    /// Refuses an account without a password under `--require-password`.
+    ///
+    /// # Errors
+    /// [`Code::Denied`].
+    pub(super) fn check_password_required(&self, has_password: bool) -> Result<(), Fault> {
+        if self.rules.require_password && !has_password {
+            return Fault::refused(Code::Denied, "this server requires a password for every account");
         }
         Ok(())
     }
 
-    /// Sets the password of an account on behalf of a connection that is `by`.
-    /// An admin needs no old one, but for its own.
+    /// Sets the password of an account for a connection authenticated as `by`. An admin
+    /// needs no old password, except for its own account.
     ///
     /// # Errors
     /// [`Code::NoSuchUser`], [`Code::Denied`], [`Code::RateLimited`].
     pub(super) async fn set_password(
         &self,
         address: IpAddr,
-        by: Option<&Entered>,
+        by: Option<&Authenticated>,
         user: UserName,
         old: Option<Password>,
         new: Password,
     ) -> Result<Reply, Fault> {
-        let of_another = by.is_some_and(|by| by.account.name != user);
-        let entry = if of_another && self.is_admin(by).await? {
+        let is_other = by.is_some_and(|by| by.account.name != user);
+        let by_admin = is_other && self.is_admin(by).await?;
+        let entry = if by_admin {
             self.store.account(&user).await?.ok_or_else(|| Fault::Refused(no_such_user(&user)))?
         } else {
             let entry = self.existing(address, &user, old.as_ref()).await?;
-            self.prove(address, &entry, old).await?;
-            if entry.password.is_none() && self.is_kept(&user) {
-                return Fault::refused(Code::Denied, KEPT_NAME);
+            self.verify(address, &entry, old).await?;
+            if entry.password.is_none() && self.is_reserved(&user) {
+                return Fault::refused(Code::Denied, RESERVED_NAME);
             }
             entry
         };
         let hash = self.hash(address, new).await?;
         if self.store.set_password(&entry.account, entry.password, hash).await? {
+            audit::password_set(&user, by, by_admin, address);
             Ok(Reply::Ok(OkFields::none()))
         } else {
-            Fault::refused(Code::Denied, "the account was changed in the meantime; try again")
+            Fault::refused(Code::Denied, "the account was changed concurrently; try again")
         }
     }
 
-    /// Ends an account, on behalf of a connection that is `by`.
+    /// Deletes an account for a connection authenticated as `by`.
     ///
     /// # Errors
     /// [`Code::Denied`], [`Code::RateLimited`].
     pub(super) async fn delete(
         &self,
         address: IpAddr,
-        by: Option<&Entered>,
+        by: Option<&Authenticated>,
         user: UserName,
         password: Option<Password>,
     ) -> Result<Reply, Fault> {
-        let is_its = |account: &Account| by.is_some_and(|by| by.account == *account);
+        let is_own = |account: &Account| by.is_some_and(|by| by.account == *account);
         let is_admin = self.is_admin(by).await?;
         let existed = match self.store.account(&user).await? {
-            Some(entry) if is_admin || is_its(&entry.account) => self.store.delete(&entry.account).await?,
+            Some(entry) if is_admin || is_own(&entry.account) => self.store.delete(&entry.account).await?,
             None if is_admin => false,
-            _ if self.rules.require_password => return Fault::refused(Code::Denied, OTHERS_ACCOUNT),
+            _ if self.rules.require_password => return Fault::refused(Code::Denied, NOT_OWN_ACCOUNT),
             Some(entry) => {
-                self.prove(address, &entry, password).await?;
+                self.verify(address, &entry, password).await?;
                 self.store.delete(&entry.account).await?
             }
             None => false,
         };
+        if existed {
+            audit::deleted(&user, by, is_admin, address);
+        }
         Ok(Reply::Ok(OkFields::deleted(existed)))
     }
 
-    /// Refuses a `list` to those who may not.
+    /// Checks that `by` may `list`.
     ///
     /// # Errors
     /// [`Code::Denied`].
-    pub(super) async fn may_list(&self, by: Option<&Entered>) -> Result<(), Fault> {
+    pub(super) async fn may_list(&self, by: Option<&Authenticated>) -> Result<(), Fault> {
         match self.rules.may_list {
             MayList::Admins if self.is_admin(by).await? => Ok(()),
-            MayList::Admins => Fault::refused(Code::Denied, "on this server only admins list the users"),
+            MayList::Admins => Fault::refused(Code::Denied, "only admins may list the users"),
             MayList::All if !self.rules.require_password => Ok(()),
             MayList::All | MayList::Users => match by {
                 Some(by) if self.is_alive(&by.account).await? => Ok(()),
-                _ => Fault::refused(Code::Denied, LOGIN_FIRST),
+                _ => Fault::refused(Code::Denied, LOGIN_REQUIRED),
             },
         }
     }
 
-    /// Whether a connection that is `by` has the rights of an admin: it has
-    /// entered its password. An account without one proves nothing, also where
-    /// it was given one since.
-    async fn is_admin(&self, by: Option<&Entered>) -> Result<bool, Fault> {
+    /// Returns whether `by` has the rights of an admin, which take a login by password.
+    /// A password that was set after the login does not count.
+    async fn is_admin(&self, by: Option<&Authenticated>) -> Result<bool, Fault> {
         match by {
             Some(by) if by.by_password && self.rules.admins.contains(&by.account.name) => {
                 self.is_alive(&by.account).await
@@ -213,19 +219,19 @@ impl Chat {
         }
     }
 
-    /// Whether this is the name of an admin, or of who may watch the log, whose
-    /// account is not anybody's to make or to take.
-    fn is_kept(&self, user: &UserName) -> bool {
+    /// Returns whether the name is that of an admin or of the log watcher. Only admins
+    /// and the operator create such an account or give it its first password.
+    fn is_reserved(&self, user: &UserName) -> bool {
         self.rules.admins.contains(user) || self.rules.log_watcher.as_ref() == Some(user)
     }
 
-    /// Whether this account is still there, and the very same.
+    /// Returns whether the account still exists, in the same incarnation.
     async fn is_alive(&self, account: &Account) -> Result<bool, Fault> {
         let entry = self.store.account(&account.name).await?;
         Ok(entry.is_some_and(|entry| entry.account == *account))
     }
 
-    /// Looks up an account that ought to be there.
+    /// Returns an existing account.
     async fn existing(
         &self,
         address: IpAddr,
@@ -236,14 +242,14 @@ impl Chat {
             Some(entry) => Ok(entry),
             None if !self.rules.require_password => Err(Fault::Refused(no_such_user(user))),
             None => {
-                self.pretend(address, user, password).await?;
+                self.fail_slowly(address, user, password).await?;
                 denied()
             }
         }
     }
 
-    /// Checks that whoever comes from `address` may act as this account.
-    async fn prove(
+    /// Checks a password against an account.
+    async fn verify(
         &self,
         address: IpAddr,
         entry: &AccountEntry,
@@ -251,77 +257,80 @@ impl Chat {
     ) -> Result<(), Fault> {
         match (entry.password.clone(), password) {
             (None, password) if self.rules.require_password => {
-                self.pretend(address, &entry.account.name, password.as_ref()).await?;
+                self.fail_slowly(address, &entry.account.name, password.as_ref()).await?;
                 denied()
             }
             (None, _) => Ok(()),
             (Some(_), None) => denied(),
-            (Some(hash), Some(password)) => self.check(address, &entry.account.name, password, hash).await,
+            (Some(hash), Some(password)) => {
+                self.verify_hash(address, &entry.account.name, password, hash).await
+            }
         }
     }
 
-    async fn check(
+    async fn verify_hash(
         &self,
         address: IpAddr,
         user: &UserName,
         password: Password,
         hash: PasswordHash,
     ) -> Result<(), Fault> {
-        let mut turn = self.attempt(address, user).await?;
-        if turn.verify(password, hash).await? {
+        let mut permit = self.acquire_attempt(address, user).await?;
+        if permit.verify(password, hash).await? {
             return Ok(());
         }
-        tracing::info!(%user, %address, "wrong password");
-        self.count_wrong(turn, user, address).await;
+        audit::wrong_password(user, address);
+        self.record_failure(permit, user, address).await;
         denied()
     }
 
-    /// As slow as a wrong password, and as limited.
-    async fn pretend(
+    /// Takes as long as a wrong password, and counts as one.
+    async fn fail_slowly(
         &self,
         address: IpAddr,
         user: &UserName,
         password: Option<&Password>,
     ) -> Result<(), Fault> {
         let Some(password) = password else { return Ok(()) };
-        let mut turn = self.attempt(address, user).await?;
-        turn.hash(password.clone()).await?;
-        self.count_wrong(turn, user, address).await;
+        let mut permit = self.acquire_attempt(address, user).await?;
+        permit.hash(password.clone()).await?;
+        self.record_failure(permit, user, address).await;
         Ok(())
     }
 
-    /// Waits for the turn of an attempt, if it may be made. That is asked again
-    /// when the turn comes: those before it may have been wrong.
-    async fn attempt(&self, address: IpAddr, user: &UserName) -> Result<Turn<'_>, Fault> {
-        self.attempts.check(user, address, Instant::now())?;
-        let turn = self.hasher.turn(address).await?;
-        self.attempts.check(user, address, Instant::now())?;
-        Ok(turn)
+    /// Waits for the permit of an attempt, if the limiter allows one. The limiter is
+    /// consulted again with the permit, since attempts in between may have failed.
+    async fn acquire_attempt(&self, address: IpAddr, user: &UserName) -> Result<HashPermit<'_>, Fault> {
+        self.login_limiter.check(user, address, Instant::now())?;
+        let permit = self.hasher.acquire(address).await?;
+        self.login_limiter.check(user, address, Instant::now())?;
+        Ok(permit)
     }
 
-    /// Counts a wrong attempt before the next has its turn.
-    async fn count_wrong(&self, turn: Turn<'_>, user: &UserName, address: IpAddr) {
-        let wait = self.attempts.was_wrong(user, address, Instant::now());
-        drop(turn);
+    /// Records a failure, releases the permit, and delays the answer.
+    async fn record_failure(&self, permit: HashPermit<'_>, user: &UserName, address: IpAddr) {
+        let wait = self.login_limiter.record_failure(user, address, Instant::now());
+        drop(permit);
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;
         }
     }
 
     async fn hash(&self, address: IpAddr, password: Password) -> Result<PasswordHash, Fault> {
-        self.hasher.turn(address).await?.hash(password).await
+        self.hasher.acquire(address).await?.hash(password).await
     }
 }
 
-/// Somebody makes, or takes, the account of an admin, or of who may watch the log.
-const KEPT_NAME: &str =
-    "this name is kept by the operator, who makes the account and gives it its password (harkd user)";
+/// The refusal to create the account of an admin or the log watcher, or to set its first
+/// password.
+const RESERVED_NAME: &str =
+    "this name is reserved; the operator creates its account and sets its password (harkd user)";
 
-/// Somebody deletes another's account where one deletes only oneself.
-const OTHERS_ACCOUNT: &str = "on this server one deletes only oneself; login first";
+/// The refusal to delete the account of another user.
+const NOT_OWN_ACCOUNT: &str = "you can delete only your own account; log in first";
 
-/// The one answer for a wrong password, a missing one and, under
+/// Returns the one refusal for a wrong password, a missing one and, under
 /// `--require-password`, an account that does not exist.
 fn denied<T>() -> Result<T, Fault> {
-    Fault::refused(Code::Denied, "the password is wrong or missing")
+    Fault::refused(Code::Denied, "wrong or missing password")
 }

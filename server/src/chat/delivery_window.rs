@@ -1,4 +1,4 @@
-//! The state machine of a reception: the window of messages in flight to one
+//! The state machine of a delivery: the window of messages in flight to one
 //! connection, acknowledgements, lagging and caught-up. It has no I/O: events and
 //! times are arguments, and [`DeliveryWindow::step`] returns the next action.
 //!
@@ -36,7 +36,7 @@ pub(super) struct DeliveryWindow {
     /// Known and not pushed yet, in order.
     backlog: VecDeque<Arc<Message>>,
     /// The highest number that has been pushed, or that was acknowledged
-    /// before this reception began.
+    /// before this delivery began.
     pushed: Sequence,
     /// The last message of the backlog, or else the last that was pushed.
     known: Position,
@@ -57,9 +57,9 @@ enum Phase {
     Reading,
     /// The last read failed.
     Failed { retry_at: Instant },
-    /// Whatever is stored comes as an event.
+    /// Every message that is stored comes as an event.
     CaughtUp,
-    /// It receives no more. What was pushed can still be acknowledged.
+    /// The delivery has ended. Messages in flight can still be acknowledged.
     Ended,
 }
 
@@ -197,7 +197,7 @@ impl DeliveryWindow {
         Ok(taken)
     }
 
-    /// Ends the reception: nothing is pushed from here on.
+    /// Ends the delivery: no further message is pushed.
     pub(super) fn end(&mut self) {
         self.phase = Phase::Ended;
         self.backlog = VecDeque::new();
@@ -419,8 +419,7 @@ mod tests {
         assert_eq!(pushes(&mut window, now), [8]);
     }
 
-    /// A long queue of texts of `bytes`, and a reader with a full window that has
-    /// read nothing but what fits in it.
+    /// A long queue of texts of `bytes`, and a reader with a full window.
     struct LongQueue {
         window: DeliveryWindow,
         now: Instant,

@@ -1,5 +1,5 @@
-//! `list`: the names that match a pattern, page by page, so that a big list
-//! holds up nobody: neither a lock nor an async thread is kept for long.
+//! `list`: the names that match a pattern, read page by page, so that a long list
+//! blocks neither a lock nor an async thread for long.
 
 use std::net::IpAddr;
 
@@ -9,51 +9,51 @@ use hark_protocol::message::list_parts;
 use hark_protocol::{Code, OkFields, Reply, UserName};
 use regex::{Regex, RegexBuilder};
 
-use super::turns::Turns;
+use super::fair_semaphore::FairSemaphore;
 use super::{Chat, Fault};
 
-/// `list`s that run at the same time: they are work for a processor, and the chat
-/// goes before.
-const AT_ONCE: usize = 1;
+/// The most `list` commands that run at the same time. They are CPU-bound, and the rest
+/// of the chat has priority.
+const CONCURRENT_MAX: usize = 1;
 
-/// Names that are looked at before others get a turn.
+/// The most names that are matched before other tasks run.
 const PAGE_NAMES: usize = 1024;
 
-/// Bytes of names in one reply, at most, so that other replies come between.
+/// The most bytes of names in one reply, so that other replies can interleave.
 const REPLY_BYTES_MAX: usize = 16 * 1024;
 
-/// Memory that a compiled pattern may take, in bytes.
+/// The most memory of a compiled pattern, in bytes.
 const COMPILED_BYTES_MAX: usize = 1024 * 1024;
 
-/// Bytes of a pattern, at most. Not what it is compiled to, but each class of
-/// characters in it takes time, up to milliseconds for a few bytes.
+/// The longest pattern, in bytes. The size of its compiled form does not bound the time
+/// to compile it: a character class of a few bytes takes milliseconds.
 const PATTERN_BYTES_MAX: usize = 1024;
 
-/// The turns of all `list`s.
-pub(super) fn turns() -> Turns {
-    Turns::new(AT_ONCE, "too many lists are being made")
+/// Returns the semaphore of all `list` commands.
+pub(super) fn permits() -> FairSemaphore {
+    FairSemaphore::new(CONCURRENT_MAX, "too many list commands are running")
 }
 
 impl Chat {
-    /// The replies to a `list` from `address`: names in order, then how many.
+    /// Returns the replies to a `list` from `address`: names in order, then their count.
     ///
     /// # Errors
-    /// [`Code::BadPattern`] with what is wrong with it; [`Code::RateLimited`].
+    /// [`Code::BadPattern`] with the defect of the pattern; [`Code::RateLimited`].
     pub(super) async fn list(
         &self,
         address: IpAddr,
         pattern: Option<ByteString>,
     ) -> Result<Vec<Reply>, Fault> {
-        let mut turn = self.lists.next(address).await?;
+        let mut permit = self.lists.acquire(address).await?;
         let pattern = match pattern {
-            Some(pattern) => Some(turn.off_thread(move || compile(&pattern)).await??),
+            Some(pattern) => Some(permit.run_blocking(move || compile(&pattern)).await??),
             None => None,
         };
-        let wanted = self.rules.list_names_max;
+        let names_max = self.rules.list_names_max;
         let mut names: Vec<UserName> = Vec::new();
         let mut after: Option<UserName> = None;
-        // One more than is wanted shows that there are more.
-        while names.len() <= wanted {
+        // One name beyond the limit shows that the answer is truncated.
+        while names.len() <= names_max {
             let page = self.store.names(after.as_ref(), PAGE_NAMES).await?;
             let Some(last) = page.last() else { break };
             after = Some(last.clone());
@@ -64,12 +64,12 @@ impl Chat {
                     let matching = move || -> Vec<UserName> {
                         page.into_iter().filter(|name| pattern.is_match(name.as_str())).collect()
                     };
-                    turn.off_thread(matching).await?
+                    permit.run_blocking(matching).await?
                 }
             });
         }
-        let truncated = names.len() > wanted;
-        names.truncate(wanted);
+        let truncated = names.len() > names_max;
+        names.truncate(names_max);
         Ok(self.replies(&names, truncated))
     }
 
@@ -94,11 +94,11 @@ fn compile(pattern: &str) -> Result<Regex, Fault> {
         .dfa_size_limit(COMPILED_BYTES_MAX)
         .build()
         .or_else(|error| {
-            // The library draws a picture of the place over several lines; what
-            // is wrong with it is the last.
+            // The library's message marks the position over several lines; the last one
+            // names the defect.
             let text = error.to_string();
-            let what = text.lines().last().unwrap_or_default().trim().trim_start_matches("error: ");
-            Fault::refused(Code::BadPattern, format!("not a regular expression: {what}"))
+            let defect = text.lines().last().unwrap_or_default().trim().trim_start_matches("error: ");
+            Fault::refused(Code::BadPattern, format!("not a regular expression: {defect}"))
         })
 }
 
@@ -108,12 +108,12 @@ mod tests {
 
     #[track_caller]
     fn check_bad(pattern: &str, explanation: &str) {
-        let Err(Fault::Refused(refusal)) = compile(pattern) else { panic!("{pattern:?} was taken") };
+        let Err(Fault::Refused(refusal)) = compile(pattern) else { panic!("{pattern:?} was accepted") };
         assert_eq!((refusal.code, &*refusal.explanation), (Code::BadPattern, explanation));
     }
 
     #[test]
-    fn a_bad_pattern_is_refused_with_what_is_wrong() {
+    fn bad_pattern_is_refused_with_its_defect() {
         check_bad("(", "not a regular expression: unclosed group");
         check_bad(
             "a{99999}{99999}",
@@ -122,8 +122,8 @@ mod tests {
     }
 
     #[test]
-    fn a_pattern_is_short_enough_to_be_compiled_soon() {
-        // Each of these classes is looked at letter by letter, all 1.1 million.
+    fn too_long_pattern_is_refused() {
+        // Case folding visits each of the 1.1 million characters of each class.
         let classes = "[\u{1}-\u{10fffd}]".repeat(1000);
         check_bad(&format!("(?i){classes}"), "a pattern has at most 1024 bytes, this has 8004");
         assert!(compile(&"a".repeat(1024)).is_ok());

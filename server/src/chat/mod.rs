@@ -1,36 +1,38 @@
-//! The rules of the chat: who may do what, and what is answered. It knows
-//! neither sockets nor files: a front passes requests to a [`ClientConnection`]
-//! and takes replies and messages from it, and the [`Store`] keeps everything.
+//! The rules of the chat: permissions, limits and replies. It knows neither sockets nor
+//! files: a front passes requests to a [`ClientConnection`] and polls it for replies and
+//! messages; the [`Store`] holds all durable state.
 //!
-//! | module | what it owns |
+//! | module | owns |
 //! | --- | --- |
-//! | `connection` | one connection: identity, requests in flight, reception |
-//! | `accounts` | entering, creating, deleting, passwords |
-//! | `attempts` | how many wrong passwords are put up with |
-//! | `pace` | how fast a connection and a user may go |
+//! | `connection` | one connection: identity, requests in flight, delivery |
+//! | `accounts` | login, creation, deletion, passwords |
+//! | `audit` | the account events of the log |
+//! | `login_limiter` | the limits on wrong passwords |
+//! | `rate_limiter` | the rate limits of connections and users |
 //! | `passwords` | hashing, bounded and off the async threads |
 //! | `listing` | `list` |
 //! | `delivery_window` | the messages in flight to one connection |
-//! | `reception` | the reception of one connection, between window and store |
-//! | `replies` | what is answered to what the store has decided |
-//! | `send_sessions` | which connection has which send session open |
-//! | `taking` | what is queued, for readers that cannot acknowledge |
-//! | `turns` | turns at what few can do at a time, by address |
-//! | `control` | how a connection is told to end |
+//! | `inbox_reader` | the delivery of one inbox, between window and store |
+//! | `replies` | the replies to requests that the store has decided |
+//! | `send_sessions` | the open send sessions and their connections |
+//! | `fetch_and_ack` | destructive reads, for clients that cannot acknowledge |
+//! | `fair_semaphore` | permits for expensive work, fair between addresses |
+//! | `shutdown` | the signal that ends a connection from outside |
 
 mod accounts;
-mod attempts;
+mod audit;
 mod connection;
-mod control;
 mod delivery_window;
+mod fair_semaphore;
+mod fetch_and_ack;
+mod inbox_reader;
 mod listing;
-mod pace;
+mod login_limiter;
 pub mod passwords;
-mod reception;
+mod rate_limiter;
 mod replies;
 mod send_sessions;
-mod taking;
-mod turns;
+mod shutdown;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -41,124 +43,124 @@ use hark_protocol::{Code, Failure, Refusal, Reply, UserName};
 use tokio::sync::Semaphore;
 
 use crate::store::{Store, Unavailable};
-use attempts::Attempts;
-use pace::Users;
+use fair_semaphore::FairSemaphore;
+use login_limiter::LoginLimiter;
 use passwords::Hasher;
+use rate_limiter::UserRateLimiter;
 use send_sessions::SendSessions;
-use turns::Turns;
 
 pub use connection::{ClientConnection, Output};
-pub use control::{Control, Wish};
 pub use delivery_window::NeverPushed;
-pub use pace::{Pace, Rates};
+pub use rate_limiter::{RateLimiter, Rates};
+pub use shutdown::{Shutdown, ShutdownSignal};
 
-/// Room for messages that are under way to the store, over all connections, in
-/// units of [`UNIT_BYTES`]: 64 MiB.
+/// The budget for messages on their way to the store, over all connections, in units of
+/// [`UNIT_BYTES`]: 64 MiB.
 const ROOM_UNITS: usize = 64 * 1024;
 
-/// What one unit of room holds, in bytes. Every message takes one at least.
+/// The size of one unit of the budget, in bytes. Every message takes at least one unit.
 const UNIT_BYTES: usize = 1024;
 
-/// What an operator can set.
+/// The settings of an operator.
 #[derive(Debug, Clone)]
 pub struct Rules {
-    /// The largest frame, in bytes; what a text may have follows from it.
+    /// The largest frame, in bytes. It determines the longest text.
     pub frame_bytes_max: usize,
-    /// Names in one answer to `list`, at most.
+    /// The most names in one answer to `list`.
     pub list_names_max: usize,
-    /// Accounts have passwords, and nobody does nothing but `create`.
+    /// Whether every account has a password, and an anonymous connection can only
+    /// `create`.
     pub require_password: bool,
-    /// `create` is for everybody.
+    /// Whether anyone may `create`.
     pub open_registration: bool,
-    /// Who may create and delete anybody, and set anybody's password, once it
-    /// has entered its own. Nobody else creates an account of such a name, or
-    /// gives one its first password.
+    /// The admins, which may create and delete any account and set any password, after a
+    /// login by password. Their names are reserved: only admins and the operator create
+    /// such an account or give it its first password.
     pub admins: Vec<UserName>,
-    /// Who may watch the log, where that is a user: an account that only admins
-    /// create, and give its first password, as one of theirs.
+    /// The user that may watch the log. Its name is reserved, too.
     pub log_watcher: Option<UserName>,
-    /// Who may list the names.
+    /// The permission to `list`.
     pub may_list: MayList,
-    /// How fast connections and users may go.
+    /// The rates of connections and users.
     pub rates: Rates,
 }
 
-/// Who may list the names.
+/// The permission to `list`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MayList {
-    /// Everybody; where passwords are required, every user.
+    /// Anyone; if passwords are required, users that are logged in.
     All,
-    /// Every connection that is somebody.
+    /// Users that are logged in.
     Users,
     /// Admins.
     Admins,
 }
 
 impl Rules {
-    /// The longest text, in bytes.
+    /// Returns the length of the longest text, in bytes.
     #[must_use]
     pub const fn text_bytes_max(&self) -> usize {
         text_bytes_max(self.frame_bytes_max)
     }
 }
 
-/// What all connections share.
+/// The state shared by all connections.
 #[derive(Debug)]
 pub struct Chat {
     store: Arc<dyn Store>,
     rules: Rules,
     hasher: Hasher,
-    attempts: Attempts,
-    users: Users,
+    login_limiter: LoginLimiter,
+    users: UserRateLimiter,
     send_sessions: Arc<SendSessions>,
-    /// Room for messages that are under way to the store.
+    /// The budget for messages on their way to the store.
     room: Arc<Semaphore>,
-    lists: Turns,
+    lists: FairSemaphore,
 }
 
 impl Chat {
-    /// A chat by these rules over this store.
+    /// Returns a chat over `store`.
     #[must_use]
     pub fn new(store: Arc<dyn Store>, rules: Rules) -> Self {
         Self {
             send_sessions: Arc::new(SendSessions::new(Arc::clone(&store))),
             hasher: Hasher::default(),
-            attempts: Attempts::default(),
-            users: Users::new(&rules.rates),
+            login_limiter: LoginLimiter::default(),
+            users: UserRateLimiter::new(&rules.rates),
             room: Arc::new(Semaphore::new(ROOM_UNITS)),
-            lists: listing::turns(),
+            lists: listing::permits(),
             store,
             rules,
         }
     }
 
-    /// The rules.
+    /// Returns the rules.
     #[must_use]
     pub const fn rules(&self) -> &Rules {
         &self.rules
     }
 
-    /// What a new connection from `address` is counted in; none where it may go
-    /// as fast as it can.
+    /// Returns the rate limiter of a new connection from `address`; none if it is
+    /// exempt.
     #[must_use]
-    pub fn pace(&self, address: IpAddr) -> Option<Arc<Pace>> {
-        (!self.rules.rates.spare(address)).then(|| Arc::new(Pace::new(&self.rules.rates)))
+    pub fn rate_limiter(&self, address: IpAddr) -> Option<Arc<RateLimiter>> {
+        (!self.rules.rates.is_exempt(address)).then(|| Arc::new(RateLimiter::new(&self.rules.rates)))
     }
 
-    /// Whether the store works, as far as it knows.
+    /// Returns whether the store is healthy, as far as it knows.
     #[must_use]
     pub fn is_available(&self) -> bool {
         self.store.is_available()
     }
 }
 
-/// How a command can fail.
+/// The failure of a command.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
-    /// The request is refused.
+    /// The request is refused; nothing changed.
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// The store cannot say.
+    /// The outcome is unknown.
     #[error(transparent)]
     Unavailable(#[from] Unavailable),
 }
@@ -184,7 +186,7 @@ impl From<Fault> for Reply {
     }
 }
 
-/// Milliseconds since 1970; 0 for a clock that is set to before.
+/// Returns the milliseconds since 1970, or 0 if the clock is before that.
 pub(crate) fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)

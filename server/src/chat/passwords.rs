@@ -9,87 +9,88 @@ use argon2::{Algorithm, Argon2, Block, Params, Version};
 use hark_protocol::Password;
 
 use super::Fault;
-use super::turns::{self, Turns};
+use super::fair_semaphore::{FairSemaphore, Permit};
 use crate::store::{PasswordHash, Unavailable};
 
 /// Hashes and verifies passwords by the library's default parameters
 /// (Argon2id, 19 MiB, 2 passes, 1 lane).
 #[derive(Debug)]
 pub struct Hasher {
-    turns: Turns,
-    // A lock, since any thread may hash. It is held to take one or give it back.
-    memories: Arc<Mutex<Vec<Memory>>>,
+    permits: FairSemaphore,
+    // Locked because any thread may hash. Held to pop or push one buffer.
+    buffers: Arc<Mutex<Vec<Memory>>>,
 }
 
-/// What a password is hashed in. There are as many as are hashed at once, and
-/// they are kept: memory of this size and alignment that is freed again and again
-/// on many threads makes the C library's heap grow to gigabytes.
+/// The working memory of one hash. The hasher keeps one for each concurrent hash:
+/// allocations of this size and alignment, freed again and again on many threads, make
+/// the C library's heap grow to gigabytes.
 type Memory = Vec<Block>;
 
 impl Default for Hasher {
-    /// As many at once as half of the processors, and at least one.
+    /// Returns a hasher for half as many concurrent hashes as there are processors, and
+    /// at least one.
     fn default() -> Self {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        let turns = Turns::new((processors / 2).max(1), "too many passwords are being checked");
-        Self { turns, memories: Arc::default() }
+        let permits = FairSemaphore::new((processors / 2).max(1), "too many passwords are being checked");
+        Self { permits, buffers: Arc::default() }
     }
 }
 
 impl Hasher {
-    /// Waits until a password that came from `address` may be hashed. Cancel-safe.
+    /// Waits until a password from `address` may be hashed. Cancel-safe.
     ///
     /// # Errors
-    /// [`hark_protocol::Code::RateLimited`] where too many wait.
-    pub(super) async fn turn(&self, address: IpAddr) -> Result<Turn<'_>, Fault> {
-        Ok(Turn { turn: self.turns.next(address).await?, memories: &self.memories })
+    /// [`hark_protocol::Code::RateLimited`] if the queue is full.
+    pub(super) async fn acquire(&self, address: IpAddr) -> Result<HashPermit<'_>, Fault> {
+        Ok(HashPermit { permit: self.permits.acquire(address).await?, buffers: &self.buffers })
     }
 }
 
-/// The turn to hash a password. The next comes when it is dropped, so that what
-/// comes of one is known before another is tried.
+/// The permit to hash a password. It is held until the outcome of an attempt is
+/// recorded, so that the next one sees it.
 #[derive(Debug)]
-pub(super) struct Turn<'a> {
-    turn: turns::Turn<'a>,
-    memories: &'a Arc<Mutex<Vec<Memory>>>,
+pub(super) struct HashPermit<'a> {
+    permit: Permit<'a>,
+    buffers: &'a Arc<Mutex<Vec<Memory>>>,
 }
 
-impl Turn<'_> {
-    /// Hashes a password, with a fresh salt.
+impl HashPermit<'_> {
+    /// Hashes a password with a fresh salt.
     ///
     /// # Errors
-    /// [`Unavailable`] where there is no memory or no randomness for it.
+    /// [`Unavailable`] if memory or randomness is lacking.
     pub(super) async fn hash(&mut self, password: Password) -> Result<PasswordHash, Fault> {
-        self.off_thread(move |memory| hash_in(&password, memory)).await?
+        self.run_blocking(move |memory| hash_in(&password, memory)).await?
     }
 
-    /// Whether a password is the one that was hashed.
+    /// Returns whether the password matches the hash.
     ///
     /// # Errors
     /// As [`Self::hash`].
     pub(super) async fn verify(&mut self, password: Password, hash: PasswordHash) -> Result<bool, Fault> {
-        self.off_thread(move |memory| verify_in(&password, &hash, memory)).await?
+        self.run_blocking(move |memory| verify_in(&password, &hash, memory)).await?
     }
 
-    async fn off_thread<T: Send + 'static>(
+    async fn run_blocking<T: Send + 'static>(
         &mut self,
         work: impl FnOnce(&mut Memory) -> T + Send + 'static,
     ) -> Result<T, Unavailable> {
-        let memories = Arc::clone(self.memories);
+        let buffers = Arc::clone(self.buffers);
         let work = move || {
-            let lock = || memories.lock().unwrap_or_else(PoisonError::into_inner);
+            let lock = || buffers.lock().unwrap_or_else(PoisonError::into_inner);
             let mut memory = lock().pop().unwrap_or_default();
             let result = work(&mut memory);
             lock().push(memory);
             result
         };
-        self.turn.off_thread(work).await
+        self.permit.run_blocking(work).await
     }
 }
 
 /// Hashes a password on this thread.
 ///
 /// # Errors
-/// [`Unavailable`] where there is no memory or no randomness for it.
+/// [`Unavailable`] if memory or randomness is lacking.
 pub fn hash(password: &Password) -> Result<PasswordHash, Fault> {
     hash_in(password, &mut Memory::new())
 }
@@ -98,7 +99,7 @@ fn hash_in(password: &Password, memory: &mut Memory) -> Result<PasswordHash, Fau
     match try_hash(password, memory) {
         Ok(hash) => Ok(PasswordHash::new(&hash.to_string())),
         Err(error) => {
-            tracing::error!(%error, "a password could not be hashed");
+            tracing::error!(%error, "cannot hash a password");
             Err(Unavailable.into())
         }
     }
@@ -108,7 +109,7 @@ fn verify_in(password: &Password, hash: &PasswordHash, memory: &mut Memory) -> R
     match try_verify(password, hash, memory) {
         Ok(is_right) => Ok(is_right),
         Err(error) => {
-            tracing::error!(%error, "the hash of a password cannot be read; set the password anew");
+            tracing::error!(%error, "malformed password hash; set the password again");
             Err(Unavailable.into())
         }
     }
@@ -134,11 +135,11 @@ fn try_verify(password: &Password, hash: &PasswordHash, memory: &mut Memory) -> 
     let algorithm = Algorithm::try_from(hash.algorithm.as_str())?;
     let version = hash.version.map(Version::try_from).transpose()?.unwrap_or_default();
     let output = derive(algorithm, version, Params::try_from(&hash)?, password, salt, memory)?;
-    // In constant time.
+    // `phc::Output` compares in constant time.
     Ok(output == *expected)
 }
 
-/// The hash of a password by these parameters.
+/// Computes the hash of a password with these parameters.
 fn derive(
     algorithm: Algorithm,
     version: Version,
@@ -163,13 +164,13 @@ mod tests {
     const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
     #[tokio::test]
-    async fn a_password_verifies_against_its_own_hash_alone() {
+    async fn password_verifies_against_its_own_hash_only() {
         let hasher = Hasher::default();
         let password: Password = "correct horse".parse().unwrap();
-        let mut turn = hasher.turn(HERE).await.unwrap();
-        let hash = turn.hash(password.clone()).await.unwrap();
+        let mut permit = hasher.acquire(HERE).await.unwrap();
+        let hash = permit.hash(password.clone()).await.unwrap();
         assert!(hash.as_str().starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{}", hash.as_str());
-        assert!(turn.verify(password, hash.clone()).await.unwrap());
-        assert!(!turn.verify("wrong".parse().unwrap(), hash).await.unwrap());
+        assert!(permit.verify(password, hash.clone()).await.unwrap());
+        assert!(!permit.verify("wrong".parse().unwrap(), hash).await.unwrap());
     }
 }

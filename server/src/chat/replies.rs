@@ -1,32 +1,32 @@
-//! What is answered to a request that the store has decided, and the refusals
-//! that several commands share.
+//! The replies to requests that the store has decided, and refusals shared by several
+//! commands.
 
 use hark_protocol::{Code, OkFields, Refusal, Reply, UserName};
 
 use crate::store::{Created, Outcome};
 
-/// There is no such account.
+/// Returns the refusal for an account that does not exist.
 pub(super) fn no_such_user(user: &UserName) -> Refusal {
     Refusal::new(Code::NoSuchUser, format!("there is no user {user}"))
 }
 
-/// There is such an account already.
+/// Returns the refusal for an account that exists already.
 pub(super) fn exists(user: &UserName) -> Refusal {
-    Refusal::new(Code::Exists, format!("there is a user {user} already"))
+    Refusal::new(Code::Exists, format!("user {user} already exists"))
 }
 
-/// The reply to a `create` that the store has decided.
+/// Returns the reply to a `create`.
 pub(super) fn created_reply(created: Created, user: &UserName) -> Reply {
     match created {
         Created::Created => Reply::Ok(OkFields::none()),
         Created::Exists => Reply::NotOk(exists(user)),
         Created::TooMany => {
-            Reply::NotOk(Refusal::new(Code::TooMany, "the server has as many accounts as it may have"))
+            Reply::NotOk(Refusal::new(Code::TooMany, "the server has reached its limit of accounts"))
         }
     }
 }
 
-/// The reply to a `send` that the store has decided. A repeat gets the same.
+/// Returns the reply to a `send`. A repeated send gets the same reply.
 pub(super) fn sent_reply(outcome: Outcome, to: &UserName, text_bytes_max: usize) -> Reply {
     let code = match outcome {
         Outcome::Stored(sequence) => return Reply::Ok(OkFields::stored(sequence)),
@@ -35,16 +35,17 @@ pub(super) fn sent_reply(outcome: Outcome, to: &UserName, text_bytes_max: usize)
     let explanation = match code {
         Code::NoSuchUser => return Reply::NotOk(no_such_user(to)),
         Code::QueueFull => format!("{to} has too many unread messages; try again later").into(),
-        Code::Denied => LOGIN_FIRST.into(),
+        Code::Denied => LOGIN_REQUIRED.into(),
         Code::NoSpace => "the server's disk is nearly full; try again later".into(),
         Code::TooLarge => format!("a text has at most {text_bytes_max} bytes on this server").into(),
         Code::BadRequest => {
-            "the ids of sends count up in a session; this one is neither new nor remembered".into()
+            "the ids of a session must increase; this id is neither new nor remembered".into()
         }
         _ => "the message was refused".into(),
     };
     Reply::NotOk(Refusal { code, explanation })
 }
 
-/// What a connection that is nobody is told under `--require-password`.
-pub(super) const LOGIN_FIRST: &str = "on this server only users do this; login first";
+/// The explanation of `denied` for an anonymous connection under
+/// `--require-password`.
+pub(super) const LOGIN_REQUIRED: &str = "you must log in to do this";

@@ -1,6 +1,6 @@
-//! Which connection has which send session open. A session is open on one
-//! connection at a time: a later `hello` closes the earlier connection, and
-//! waits until it is gone and what it had under way is decided.
+//! The open send sessions and their connections. A session is open on one connection
+//! at a time: a later `hello` closes the earlier connection, and waits until that is
+//! gone and its requests in flight are decided.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -10,86 +10,94 @@ use hark_protocol::{Code, SessionToken};
 use tokio::sync::watch;
 
 use super::Fault;
-use super::control::{Control, Wish};
+use super::shutdown::{Shutdown, ShutdownSignal};
 use crate::store::Store;
 
 /// The open send sessions of this server. At most one for each connection.
 #[derive(Debug)]
 pub(super) struct SendSessions {
     store: Arc<dyn Store>,
-    // A lock, since a session is given back where its connection is dropped.
-    // It is held for one operation on the map.
+    // Locked because a session is released where its connection is dropped. Held for one
+    // operation on the map.
     open: Mutex<HashMap<SessionToken, Holder>>,
 }
 
+/// The connection that has a session open.
 #[derive(Debug)]
 struct Holder {
-    control: Arc<Control>,
-    /// Closed when the session is given back.
+    shutdown: Arc<ShutdownSignal>,
+    /// Closed when the session is released.
     released: watch::Receiver<()>,
 }
 
-/// A send session that is open on a connection. Dropping it gives it back.
+/// A send session that is open on a connection, released when it is dropped.
 #[derive(Debug)]
 pub(super) struct OpenSession {
     token: SessionToken,
     sessions: Arc<SendSessions>,
-    stored: bool,
+    /// Whether the store counts the session as open.
+    is_stored: bool,
     _release: watch::Sender<()>,
 }
 
 impl SendSessions {
-    /// None are open.
+    /// Returns an empty table.
     pub(super) fn new(store: Arc<dyn Store>) -> Self {
         Self { store, open: Mutex::default() }
     }
 
-    /// Opens a session for the connection that listens to `control` and comes
-    /// `from` this network, after the connection that has it open has ended.
+    /// Opens a session for the connection that has the signal `shutdown` and belongs to
+    /// the network `from`. Closes the connection that holds the session and waits for
+    /// its end.
     ///
     /// # Errors
-    /// [`Code::TooMany`] where the store has no room for another session.
+    /// [`Code::TooMany`] if the store has no room for another session.
     pub(super) async fn open(
         self: &Arc<Self>,
         token: SessionToken,
         from: Option<IpAddr>,
-        control: Arc<Control>,
+        shutdown: Arc<ShutdownSignal>,
     ) -> Result<OpenSession, Fault> {
         let mut session = loop {
-            match self.claim(&token, &control) {
+            match self.claim(&token, &shutdown) {
                 Ok(session) => break session,
-                // An error means that the other side is gone: what is waited for.
+                // An error means that the sender was dropped: the session is released.
                 Err(mut released) => while released.changed().await.is_ok() {},
             }
         };
-        // Before the answer: whoever goes away while waiting has asked for it.
-        session.stored = true;
+        // Set before the answer, so that a caller that is dropped meanwhile closes it.
+        session.is_stored = true;
         let opened = self.store.open_session(&token, from).await;
-        session.stored = opened == Ok(true);
+        session.is_stored = opened == Ok(true);
         if !opened? {
             return Fault::refused(
                 Code::TooMany,
-                "the server has no room for another session, or none from your address; try again later",
+                "too many sessions on this server, or from your address; try again later",
             );
         }
         Ok(session)
     }
 
-    /// Takes the session if it is free; otherwise ends who has it, and yields
-    /// what to wait for.
+    /// Claims the session if it is free. Otherwise closes the connection that holds it,
+    /// and returns the channel to wait on.
     fn claim(
         self: &Arc<Self>,
         token: &SessionToken,
-        control: &Arc<Control>,
+        shutdown: &Arc<ShutdownSignal>,
     ) -> Result<OpenSession, watch::Receiver<()>> {
         let mut open = self.lock();
         if let Some(holder) = open.get(token) {
-            holder.control.tell(Wish::Close);
+            holder.shutdown.request(Shutdown::Close);
             return Err(holder.released.clone());
         }
         let (release, released) = watch::channel(());
-        open.insert(token.clone(), Holder { control: Arc::clone(control), released });
-        Ok(OpenSession { token: token.clone(), sessions: Arc::clone(self), stored: false, _release: release })
+        open.insert(token.clone(), Holder { shutdown: Arc::clone(shutdown), released });
+        Ok(OpenSession {
+            token: token.clone(),
+            sessions: Arc::clone(self),
+            is_stored: false,
+            _release: release,
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<SessionToken, Holder>> {
@@ -98,7 +106,7 @@ impl SendSessions {
 }
 
 impl OpenSession {
-    /// The session.
+    /// Returns the session's token.
     #[must_use]
     pub(super) const fn token(&self) -> &SessionToken {
         &self.token
@@ -107,11 +115,11 @@ impl OpenSession {
 
 impl Drop for OpenSession {
     fn drop(&mut self) {
-        if self.stored {
+        if self.is_stored {
             self.sessions.store.close_session(&self.token);
         }
         self.sessions.lock().remove(&self.token);
-        // `_release` is dropped after this, and wakes whoever waits.
+        // `_release` is dropped after this, and wakes a waiting `hello`.
     }
 }
 
@@ -128,7 +136,8 @@ mod tests {
         ReadLimit, Subscription, Unavailable,
     };
 
-    /// Counts sessions, and leaves each `open_session` to be decided.
+    /// A store that counts sessions, and leaves the outcome of each `open_session` to
+    /// the test.
     #[derive(Debug, Default)]
     struct Counting {
         asked: Mutex<Vec<Completer<bool>>>,
@@ -194,14 +203,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_hello_that_is_cut_short_gives_the_session_back_to_the_store() {
+    async fn dropped_hello_closes_its_session_in_the_store() {
         let store = Arc::<Counting>::default();
         let sessions = Arc::new(SendSessions::new(Arc::clone(&store) as Arc<dyn Store>));
         let open = || sessions.open("session".parse().unwrap(), None, Arc::default());
-        let mut cut_short = Box::pin(open());
-        assert!(poll!(&mut cut_short).is_pending());
-        drop(cut_short);
-        assert_eq!(store.closed.load(Ordering::Relaxed), 1, "the store counts what it was asked for");
+        let mut dropped = Box::pin(open());
+        assert!(poll!(&mut dropped).is_pending());
+        drop(dropped);
+        assert_eq!(store.closed.load(Ordering::Relaxed), 1, "the store counts the session as open");
 
         for (decided, closed) in [(Ok(true), 2), (Ok(false), 2), (Err(Unavailable), 2)] {
             let mut opening = Box::pin(open());

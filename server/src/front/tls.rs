@@ -1,5 +1,5 @@
-//! TLS: the certificate of the server, and the handshake that comes before
-//! anything is said. What is said inside is not known here.
+//! TLS: the server's certificate, and the handshake. It does not know the protocol
+//! inside.
 
 use std::fs;
 use std::io;
@@ -18,30 +18,30 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use zeroize::Zeroizing;
 
-use super::linger;
+use super::drain;
 
-/// A handshake begins with this byte (RFC 8446, section 5.1).
+/// The first byte of a handshake (RFC 8446, section 5.1).
 pub(super) const HANDSHAKE: u8 = 0x16;
 
-/// How long a client has for its handshake, once its first byte has come.
+/// How long a handshake may take, from its first byte on.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What is encrypted and not taken by the socket yet, in bytes at most: one
-/// record. It counts as progress of a slow link when such a piece is taken.
+/// The most encrypted bytes that the socket has not taken: one record. A slow link makes
+/// progress when it takes such a piece.
 const UNSENT_BYTES_MAX: usize = 16 * 1024;
 
-/// What is spoken inside where a client asks for it by ALPN. Who does not ask
-/// may speak whatever the server speaks.
+/// The one ALPN protocol offered. A client without ALPN may speak any protocol of the
+/// server.
 const ALPN_HTTP_2: &[u8] = b"h2";
 
-/// Everybody on the machine may read a file with one of these in its mode.
+/// The mode bits that make a file accessible to every user of the machine.
 const MODE_OTHERS: u32 = 0o007;
 
-/// What goes on inside. In a box, since it is large, and moved often.
+/// The stream inside TLS. Boxed, since it is large and often moved.
 pub(super) type Stream = Box<TlsStream<TcpStream>>;
 
-/// The certificate of a server and its private key, as files that can be read
-/// again. A clone is the same.
+/// The certificate and private key of a server, reloadable from their files. Clones share
+/// them.
 #[derive(Debug, Clone)]
 pub struct Tls {
     shared: Arc<Shared>,
@@ -51,12 +51,12 @@ pub struct Tls {
 struct Shared {
     certificate: PathBuf,
     key: PathBuf,
-    // A lock, since the files may be read again while connections come. It is
-    // held for one copy of the pointer.
+    // Locked because a reload may coincide with handshakes. Held for one copy of the
+    // pointer.
     current: Mutex<Arc<ServerConfig>>,
 }
 
-/// Why a certificate cannot be used. Each is one line that says what to do.
+/// The reason that a certificate cannot be used, with its remedy, in one line.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// A file cannot be read.
@@ -64,47 +64,47 @@ pub enum TlsError {
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// What the operating system says.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// A file is not PEM.
-    #[error("{} is not in PEM", path.display())]
+    /// A file is malformed PEM.
+    #[error("{} is not valid PEM", path.display())]
     NoPem {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The error of the parser.
         source: pem::Error,
     },
-    /// There is no certificate in the file for it.
-    #[error("{} holds no certificate; --tls-cert takes the server's own and those that lead to its authority, in PEM", .0.display())]
+    /// The certificate's file holds none.
+    #[error("{} holds no certificate; --tls-cert expects the server's certificate chain in PEM", .0.display())]
     NoCertificate(PathBuf),
-    /// There is no key in the file for it.
-    #[error("{} holds no private key that can be read without a passphrase; --tls-key takes one in PEM", .0.display())]
+    /// The key's file holds none.
+    #[error("{} holds no unencrypted private key; --tls-key expects one in PEM, without a passphrase", .0.display())]
     NoKey(PathBuf),
-    /// The key is no secret.
-    #[error("everybody on this machine may read the private key {path} (mode {mode:03o}); make it yours alone by: chmod 600 {path}", path = path.display())]
+    /// The key is world-accessible.
+    #[error("the private key {path} is accessible to every user of this machine (mode {mode:03o}); run: chmod 600 {path}", path = path.display())]
     OpenKey {
         /// The file.
         path: PathBuf,
         /// Its permissions.
         mode: u32,
     },
-    /// They were not made together.
-    #[error("the private key {} does not belong to the certificate {}; name two that were made together", key.display(), certificate.display())]
+    /// The key belongs to another certificate.
+    #[error("the private key {} does not match the certificate {}", key.display(), certificate.display())]
     Mismatch {
-        /// The file of the certificate.
+        /// The certificate's file.
         certificate: PathBuf,
-        /// The file of the key.
+        /// The key's file.
         key: PathBuf,
     },
-    /// TLS cannot be spoken with them.
-    #[error("the certificate {} with the private key {} cannot be used", certificate.display(), key.display())]
+    /// The TLS library rejects them.
+    #[error("cannot use the certificate {} with the private key {}", certificate.display(), key.display())]
     Unusable {
-        /// The file of the certificate.
+        /// The certificate's file.
         certificate: PathBuf,
-        /// The file of the key.
+        /// The key's file.
         key: PathBuf,
-        /// What is wrong with them.
+        /// The error of the library.
         source: rustls::Error,
     },
 }
@@ -113,26 +113,25 @@ impl Tls {
     /// Reads a certificate and its key, both in PEM.
     ///
     /// # Errors
-    /// Where they cannot be read, or do not fit each other, or where everybody
-    /// may read the key.
+    /// If a file cannot be read, the two do not match, or the key is world-accessible.
     pub fn read(certificate: PathBuf, key: PathBuf) -> Result<Self, TlsError> {
         let current = Mutex::new(Arc::new(read(&certificate, &key)?));
         Ok(Self { shared: Arc::new(Shared { certificate, key, current }) })
     }
 
-    /// Reads them again, for the handshakes that come. The connections that
-    /// there are go on. Blocks for as long as reading two small files takes.
+    /// Reloads the files for later handshakes. Open connections go on. Blocks while it
+    /// reads two small files.
     ///
     /// # Errors
-    /// As [`Self::read`]; nothing has changed then.
-    pub fn read_again(&self) -> Result<(), TlsError> {
+    /// As [`Self::read`]; the former certificate stays in use.
+    pub fn reload(&self) -> Result<(), TlsError> {
         let config = Arc::new(read(&self.shared.certificate, &self.shared.key)?);
         *self.shared.current.lock().unwrap_or_else(PoisonError::into_inner) = config;
         Ok(())
     }
 
-    /// Waits for the end of the handshake, for 10 seconds at most. `None` where
-    /// it comes to nothing; the log says why.
+    /// Completes the handshake within [`HANDSHAKE_TIMEOUT`]. Returns `None` if it fails,
+    /// and logs the reason.
     pub(super) async fn accept(&self, stream: TcpStream, address: IpAddr) -> Option<Stream> {
         let current = Arc::clone(&self.shared.current.lock().unwrap_or_else(PoisonError::into_inner));
         let accepting = TlsAcceptor::from(current)
@@ -140,26 +139,26 @@ impl Tls {
         match tokio::time::timeout(HANDSHAKE_TIMEOUT, accepting).await {
             Ok(Ok(stream)) => Some(Box::new(stream)),
             Ok(Err(error)) => {
-                tracing::info!(%address, %error, "closing a connection whose TLS handshake failed");
+                tracing::info!(%address, %error, "TLS handshake failed");
                 None
             }
             Err(_) => {
-                tracing::info!(%address, "closing a connection that has not finished its TLS handshake in time");
+                tracing::info!(%address, timeout = ?HANDSHAKE_TIMEOUT, "TLS handshake timed out");
                 None
             }
         }
     }
 }
 
-/// Says no to a handshake that has begun, without taking part in it.
+/// Refuses a handshake by an alert, without reading it.
 ///
 /// # Errors
-/// What the socket says.
+/// An error of the socket.
 pub(super) async fn refuse(stream: TcpStream, alert: AlertDescription) -> io::Result<()> {
     const FATAL: u8 = 2;
-    // A record of an alert (RFC 8446, sections 5.1 and 6).
+    // An alert record (RFC 8446, sections 5.1 and 6).
     let record = [0x15, 0x03, 0x03, 0, 2, FATAL, alert.into()];
-    linger::close(stream, &mut BytesMut::from(&record[..])).await
+    drain::close(stream, &mut BytesMut::from(&record[..])).await
 }
 
 fn read(certificate: &Path, key: &Path) -> Result<ServerConfig, TlsError> {

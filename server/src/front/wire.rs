@@ -1,9 +1,8 @@
-//! The wire front: one connection in the native or the classic framing, as one
-//! task. It owns the stream of bytes and the buffers, and knows no rules.
+//! The wire front: one connection in the native or the classic framing, as one task. It
+//! owns the byte stream and the buffers, and knows no rules.
 //!
-//! Everything that can be done at once is done before the socket is written, so
-//! that a burst of requests costs one read and one write. Buffers exist only
-//! while bytes are in them.
+//! It handles all available input before it writes, so that a burst of requests costs
+//! one read and one write. An empty buffer holds no memory.
 
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
@@ -25,40 +24,39 @@ use tokio::time::{Instant, Sleep};
 use tokio_util::codec::Decoder;
 
 use super::delivery;
-use super::linger::LINGER_TIMEOUT;
+use super::drain::DRAIN_TIMEOUT;
 use crate::chat::{ClientConnection, Output};
 use crate::store::Message;
 
-/// No more is written into the output than this and one message, in bytes. What
-/// the peer does not take stays in the store.
+/// The high-water mark of the output buffer, in bytes; one message may exceed it. Messages
+/// beyond it stay in the store.
 const OUTPUT_BYTES_MAX: usize = 64 * 1024;
 
-/// Room that the output has at first, in bytes.
+/// The initial capacity of the output buffer, in bytes.
 const OUTPUT_BYTES_FIRST: usize = 2048;
 
-/// How long the fields of a command are waited for (classic).
+/// The longest wait for the fields of a command (classic).
 const FIELDS_WAIT: Duration = Duration::from_millis(FIELDS_WAIT_MS);
 
-/// Bytes that one read takes at most.
+/// The most bytes of one read.
 const READ_BYTES_MAX: usize = 64 * 1024;
 
-/// A frame that has begun is whole in `ack_timeout`, or comes at least this
-/// fast, in bytes a second.
+/// The lowest rate of a frame that takes longer than `ack_timeout`, in bytes per second.
 const FRAME_BYTES_PER_SECOND_MIN: u64 = 1024;
 
-/// Turns that a connection has before others get theirs.
-const TURNS_MAX: usize = 32;
+/// The most iterations before other tasks run.
+const ITERATIONS_MAX: usize = 32;
 
-/// How the messages of a connection are enveloped.
+/// The framing of a connection.
 #[derive(Debug)]
 pub enum Framing {
     /// Length, id, message.
     Native(ServerCodec),
-    /// The format of the old clients.
+    /// The text format of the legacy clients.
     Classic(ClassicServerCodec),
 }
 
-/// One connection.
+/// A connection of the wire front.
 #[derive(Debug)]
 pub struct Wire<S> {
     stream: S,
@@ -67,27 +65,25 @@ pub struct Wire<S> {
     ack_timeout: Duration,
     input: BytesMut,
     output: BytesMut,
-    /// The stream has taken what was in the output, and has not passed on all
-    /// of it.
+    /// Whether the stream buffers bytes that it has not flushed.
     has_unflushed: bool,
-    /// The time of this turn.
+    /// The time of this poll.
     now: Instant,
-    /// When a byte has come last.
-    heard_at: Moment,
-    /// When all was last written, or a part of it was taken.
-    written_at: Moment,
-    /// When the peer began to owe acknowledgements.
+    /// The time of the latest byte from the peer.
+    last_received_at: Moment,
+    /// The time of the latest progress of the output.
+    last_written_at: Moment,
+    /// The time since which the peer owes acknowledgements.
     owing_since: Option<Moment>,
-    /// When the frame began whose rest is waited for.
+    /// The start of an incomplete frame.
     frame_since: Option<Moment>,
-    /// When the command came whose fields are waited for (classic).
+    /// The start of a command whose fields are missing (classic).
     fields_since: Option<Moment>,
-    /// The last that was written was a part of a list (classic).
+    /// Whether the latest reply was a part of a list (classic).
     in_list: bool,
-    /// Messages in the output count as acknowledged once it is written
-    /// (classic).
+    /// Whether the pushes in the output are acknowledged once it is written (classic).
     owes_ack: bool,
-    /// The last word to a peer whose bytes are not the protocol.
+    /// The protocol error to report before the connection closes.
     broken: Option<Box<ProtocolError>>,
     stage: Stage,
     timer: Option<Pin<Box<Sleep>>>,
@@ -96,11 +92,11 @@ pub struct Wire<S> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
     Open,
-    /// The connection of the chat has ended; the output is written.
+    /// The chat has ended the connection; the rest of the output is written.
     Closing,
-    /// Everything is written and the sending side is closed. Acknowledgements
-    /// that are still on their way are taken.
-    Lingering {
+    /// The output is written and the sending side closed. Acknowledgements in flight
+    /// still count.
+    Draining {
         until: Instant,
     },
 }
@@ -130,12 +126,13 @@ impl From<Instant> for Moment {
 }
 
 thread_local! {
-    /// Where a read goes first, so that an idle connection needs no buffer.
+    /// The buffer of a read, shared by the connections of a thread, so that an idle
+    /// connection needs none.
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES_MAX].into());
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
-    /// A connection whose first byte is still to be read.
+    /// Returns a connection over `stream`, whose first byte is unread.
     #[must_use]
     pub fn new(stream: S, framing: Framing, connection: ClientConnection, ack_timeout: Duration) -> Self {
         let now = Instant::now();
@@ -148,8 +145,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             output: BytesMut::new(),
             has_unflushed: false,
             now,
-            heard_at: now.into(),
-            written_at: now.into(),
+            last_received_at: now.into(),
+            last_written_at: now.into(),
             owing_since: None,
             frame_since: None,
             fields_since: None,
@@ -161,27 +158,27 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         }
     }
 
-    /// Serves the connection to its end. Not an `async fn`, which would have
-    /// room for itself twice: as what it is given, and as what it works on.
+    /// Serves the connection to its end. Not an `async fn`, whose future would hold `self`
+    /// twice: as an argument and as a local.
     ///
     /// # Errors
-    /// What the socket says.
+    /// An error of the socket.
     pub fn run(mut self) -> impl Future<Output = io::Result<()>> {
         poll_fn(move |cx| self.poll(cx))
     }
 
-    /// Serves the connection; ready at its end.
+    /// Serves the connection. Ready at its end.
     ///
     /// # Errors
-    /// What the socket says.
+    /// An error of the socket.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        for _ in 0..TURNS_MAX {
+        for _ in 0..ITERATIONS_MAX {
             self.now = Instant::now();
-            if self.connection.poll_cut(cx).is_ready() {
+            if self.connection.poll_abort(cx).is_ready() {
                 return Poll::Ready(Ok(()));
             }
             while self.poll_connection(cx) | self.decode() {}
-            if self.poll_read(cx)? && !self.has_lingered() {
+            if self.poll_read(cx)? && !self.has_drained() {
                 continue;
             }
             let progressed = self.poll_write(cx)?;
@@ -189,7 +186,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                 return Poll::Ready(Ok(()));
             }
             if !progressed && !self.poll_timer(cx) {
-                self.give_memory_back();
+                self.release_buffers();
                 return Poll::Pending;
             }
         }
@@ -197,7 +194,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         Poll::Pending
     }
 
-    /// Takes what the chat has for the peer. Whether there was anything.
+    /// Encodes the output of the chat. Returns whether there was any.
     fn poll_connection(&mut self, cx: &mut Context<'_>) -> bool {
         let mut any = false;
         while self.takes_output() {
@@ -219,8 +216,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         any
     }
 
-    /// Whether the chat is asked for more. In the classic framing each message
-    /// is written before the next, since it counts as acknowledged then.
+    /// Returns whether the output buffer takes more. In the classic framing each message is
+    /// written before the next, since the write acknowledges it.
     fn takes_output(&self) -> bool {
         let has_room = match self.framing {
             Framing::Native(_) => self.output.len() < OUTPUT_BYTES_MAX,
@@ -229,7 +226,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         self.stage == Stage::Open && has_room
     }
 
-    /// Whether nothing is on its way to the socket.
+    /// Returns whether all output has reached the socket.
     fn is_written(&self) -> bool {
         self.output.is_empty() && !self.has_unflushed
     }
@@ -255,13 +252,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     fn encode(&mut self, id: Option<RequestId>, reply: &Reply) {
         self.begin_output();
         match &self.framing {
-            // The old clients know no `ok` after a list.
+            // Legacy clients expect no `ok` after a list.
             Framing::Classic(_) if matches!(reply, Reply::Ok(_)) && self.in_list => self.in_list = false,
             Framing::Classic(_) => {
                 self.in_list = matches!(reply, Reply::List(_));
                 classic::encode(reply, &mut self.output);
             }
-            // The end of the list says that there were none.
+            // The `ok` with the count 0 suffices.
             Framing::Native(_) if matches!(reply, Reply::List(names) if names.is_empty()) => {}
             Framing::Native(_) => {
                 let encoded = native::encode(id, reply, &mut self.output);
@@ -272,21 +269,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
 
     fn begin_output(&mut self) {
         if self.is_written() {
-            self.written_at = self.now.into();
+            self.last_written_at = self.now.into();
             self.output.reserve(OUTPUT_BYTES_FIRST);
         }
     }
 
     fn check(&mut self, encoded: Result<(), ProtocolError>) {
-        // A text that was accepted fits in a push, and all the rest is short:
-        // this is a bug of ours if it happens.
+        // An accepted text fits in a push, and every other reply is short: only a bug gets
+        // here.
         if let Err(error) = encoded {
-            tracing::error!(connection = ?self.connection, %error, "a reply does not fit in a frame");
+            tracing::error!(connection = ?self.connection, %error, "reply exceeds the largest frame");
             self.connection.end();
         }
     }
 
-    /// Takes requests from the input. Whether there were any.
+    /// Decodes and handles requests from the input. Returns whether there were any.
     fn decode(&mut self) -> bool {
         let mut any = false;
         while self.can_decode() {
@@ -294,7 +291,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                 Ok(Some(Frame { id, message })) => {
                     any = true;
                     self.frame_since = None;
-                    let message = message.map(detached);
                     let is_ack = matches!(message, Ok(Request::Ack { .. }));
                     if is_ack || self.stage == Stage::Open {
                         self.connection.handle(id, message);
@@ -306,10 +302,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                 }
                 Err(error) => {
                     self.input = BytesMut::new();
-                    // Once is enough: what still comes while it lingers is no
-                    // more the protocol than what came before.
+                    // Reported once. Later input while it drains is equally malformed.
                     if self.stage == Stage::Open {
-                        tracing::info!(connection = ?self.connection, %error, "closing a connection");
+                        tracing::info!(connection = ?self.connection, %error, "malformed frame");
                         self.broken = Some(error.into());
                         self.connection.end();
                     }
@@ -318,7 +313,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             }
         }
         if !self.can_decode() {
-            // Nothing can come of the waits now; they begin anew when it can.
+            // The peer cannot make progress now; its deadlines restart when it can.
             self.frame_since = None;
             self.fields_since = None;
         }
@@ -347,21 +342,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         }
     }
 
-    /// Whether the next request can be taken: in the classic framing one at a
-    /// time, and once the answer to the last is written.
+    /// Returns whether the next request can be handled: in the classic framing one at a
+    /// time, after the reply to the previous one is written.
     fn wants_input(&self) -> bool {
-        let has_turn = match self.framing {
+        let may_pipeline = match self.framing {
             Framing::Native(_) => true,
             Framing::Classic(_) => self.connection.is_idle() && self.is_written(),
         };
         match self.stage {
-            Stage::Open => self.connection.is_ready() && has_turn,
+            Stage::Open => self.connection.is_ready() && may_pipeline,
             Stage::Closing => false,
-            Stage::Lingering { .. } => true,
+            Stage::Draining { .. } => true,
         }
     }
 
-    /// Reads once if a request can be taken. Whether something came.
+    /// Reads once if a request can be handled. Returns whether there was input or its end.
     fn poll_read(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
         if !self.wants_input() || self.output.len() >= OUTPUT_BYTES_MAX {
             return Ok(false);
@@ -370,7 +365,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             let mut room = ReadBuf::new(scratch);
             let read = Pin::new(&mut self.stream).poll_read(cx, &mut room);
             self.input.extend_from_slice(room.filled());
-            // It may be a password.
+            // The input may hold a password.
             room.filled_mut().fill(0);
             read.map_ok(|()| room.filled().len())
         });
@@ -379,20 +374,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             Poll::Ready(Ok(0)) => Ok(self.handle_eof()),
             Poll::Ready(Ok(count)) => {
                 self.connection.count_bytes(count, self.now);
-                self.heard_at = self.now.into();
+                self.last_received_at = self.now.into();
                 Ok(true)
             }
-            // Over TLS: the peer has closed without saying so before. Each
-            // message says by itself whether it is whole.
+            // Over TLS: the peer closed without `close_notify`. The framing detects a
+            // truncated message by itself.
             Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(self.handle_eof()),
             Poll::Ready(Err(error)) => Err(error),
         }
     }
 
-    /// The peer says nothing more. What it has asked is answered.
+    /// Handles the end of the input. Requests in flight are still answered.
     fn handle_eof(&mut self) -> bool {
         self.input = BytesMut::new();
-        if let Stage::Lingering { until } = &mut self.stage {
+        if let Stage::Draining { until } = &mut self.stage {
             *until = self.now;
             return false;
         }
@@ -400,8 +395,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         true
     }
 
-    /// Writes what there is to write. Whether the end of it was reached, and
-    /// there may be more to do.
+    /// Writes and flushes the output. Returns whether all of it was written, so that more
+    /// can follow.
     fn poll_write(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
         if self.is_written() {
             return self.finish_closing(cx);
@@ -411,7 +406,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                 Poll::Pending => return Ok(false),
                 Poll::Ready(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Poll::Ready(count) => {
-                    self.written_at = self.now.into();
+                    self.last_written_at = self.now.into();
                     self.output.advance(count);
                     self.has_unflushed = true;
                 }
@@ -427,77 +422,76 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         Ok(true)
     }
 
-    /// Once everything is written, closes the sending side.
+    /// Closes the sending side once all output is written.
     fn finish_closing(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
         if self.stage != Stage::Closing {
             return Ok(false);
         }
         if Pin::new(&mut self.stream).poll_shutdown(cx)?.is_pending() {
-            // Over TLS there is a last word.
+            // Over TLS, `close_notify` is pending.
             self.has_unflushed = true;
-            self.written_at = self.now.into();
+            self.last_written_at = self.now.into();
             return Ok(false);
         }
-        self.stage = Stage::Lingering { until: self.now + LINGER_TIMEOUT };
+        self.stage = Stage::Draining { until: self.now + DRAIN_TIMEOUT };
         Ok(true)
     }
 
-    fn has_lingered(&self) -> bool {
-        matches!(self.stage, Stage::Lingering { until } if self.now >= until)
+    fn has_drained(&self) -> bool {
+        matches!(self.stage, Stage::Draining { until } if self.now >= until)
     }
 
-    /// Whether the connection has ended, or has to be taken for dead.
+    /// Returns whether the connection has ended or missed a deadline.
     fn is_over(&mut self) -> bool {
-        if let Stage::Lingering { .. } = self.stage {
-            return self.has_lingered();
+        if let Stage::Draining { .. } = self.stage {
+            return self.has_drained();
         }
         if !self.connection.awaits_ack() {
             self.owing_since = None;
         }
         let is_past = |at: Option<Instant>| at.is_some_and(|at| self.now >= at);
-        let why = if is_past(self.dead_at()) {
-            "it neither reads nor acknowledges"
-        } else if is_past(self.frame_due()) {
-            "a frame that it has begun is not whole in time"
-        } else {
-            return false;
-        };
-        tracing::info!(connection = ?self.connection, "dropping a dead link: {why}");
-        true
+        if is_past(self.dead_at()) {
+            tracing::info!(connection = ?self.connection, "slow consumer: neither reads nor acknowledges");
+            return true;
+        }
+        if is_past(self.frame_due()) {
+            tracing::info!(connection = ?self.connection, "frame incomplete at its deadline");
+            return true;
+        }
+        false
     }
 
-    /// Until when the frame that has begun has to be whole.
+    /// Returns the deadline of an incomplete frame.
     fn frame_due(&self) -> Option<Instant> {
         let for_its_bytes = Duration::from_secs(self.input.len() as u64 / FRAME_BYTES_PER_SECOND_MIN);
         Some(self.frame_since?.instant() + self.ack_timeout + for_its_bytes)
     }
 
-    /// Until when something must have come from the peer, or been taken by it.
+    /// Returns the time by which the peer must send a byte or read one.
     fn dead_at(&self) -> Option<Instant> {
         let owing_since = match self.framing {
-            // What is not read by us is not owed by the peer.
+            // Acknowledgements that the server does not read are not owed.
             Framing::Native(_) if self.wants_input() => self.owing_since,
             _ => None,
         };
-        let unread_since = (!self.is_written()).then_some(self.written_at);
+        let unread_since = (!self.is_written()).then_some(self.last_written_at);
         let since = [owing_since, unread_since].into_iter().flatten().max()?;
-        Some(since.max(self.heard_at).instant() + self.ack_timeout)
+        Some(since.max(self.last_received_at).instant() + self.ack_timeout)
     }
 
     fn deadline(&self) -> Option<Instant> {
         let fields = self.fields_since.map(|since| since.instant() + FIELDS_WAIT);
         let linger = match self.stage {
-            Stage::Lingering { until } => Some(until),
+            Stage::Draining { until } => Some(until),
             _ => None,
         };
-        // While the output is full the chat is not polled: the peer comes first.
+        // A full output buffer waits for the peer, not for the chat.
         let retry = self.connection.wake_at().filter(|_| self.takes_output());
         [self.dead_at(), self.frame_due(), retry, fields, linger].into_iter().flatten().min()
     }
 
-    /// Sees to it that the task wakes when something is due. Whether it is due
-    /// already. A timer that is too early stays: moving it for every message
-    /// would cost more than waking once for nothing.
+    /// Arms the timer for the next deadline. Returns whether it is due. A timer that is too
+    /// early stays: moving it for every message would cost more than one spurious wake-up.
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> bool {
         let Some(deadline) = self.deadline() else {
             return false;
@@ -511,7 +505,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         self.timer.as_mut().is_some_and(|timer| timer.as_mut().poll(cx).is_ready())
     }
 
-    fn give_memory_back(&mut self) {
+    fn release_buffers(&mut self) {
         if self.input.is_empty() {
             self.input = BytesMut::new();
         }
@@ -521,18 +515,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     }
 }
 
-/// A text that may be a small part of what was read is copied out of it:
-/// wherever it waits, it must not keep all the rest in memory.
-fn detached(request: Request) -> Request {
-    match request {
-        Request::Send { user, text } if text.len() < READ_BYTES_MAX => {
-            Request::Send { user, text: (*text).into() }
-        }
-        other => other,
-    }
-}
-
-/// In the native framing everything but an `ack` has an id.
+/// Checks that a request has an id, which all but `ack` need in the native framing.
 fn with_id(id: Option<RequestId>, request: Request) -> Result<Request, Malformed> {
     match request {
         Request::Ack { .. } => Ok(request),
@@ -554,7 +537,7 @@ mod tests {
     use tokio::task::JoinHandle;
 
     use super::*;
-    use crate::chat::{Chat, Control};
+    use crate::chat::{Chat, ShutdownSignal};
     use crate::config::Cli;
     use crate::shard::{ShardConfig, ShardStore};
     use crate::store::{Position, ReadLimit, Store as _};
@@ -562,16 +545,15 @@ mod tests {
     const PING: &[u8] = b"\0\0\0\x13\0\0\0\x07ping\0\0\0\0\0\0\0\0\0\0\0";
     const OK: &[u8] = b"\0\0\0\x13\0\0\0\x07ok\0\0\0\0\0\0\0\0\0\0\0\0\0";
 
-    /// Longer than anything here takes.
-    const PATIENCE: Duration = Duration::from_secs(10);
+    const TIMEOUT: Duration = Duration::from_secs(10);
 
-    /// Serves one connection in the native framing. The stream keeps what is
-    /// written until it is flushed, as one of TLS may.
+    /// Serves one connection in the native framing over a stream that buffers until it is
+    /// flushed, as TLS may.
     fn serve(store: Arc<ShardStore>) -> (DuplexStream, JoinHandle<io::Result<()>>) {
         let rules = <Cli as clap::Parser>::parse_from(["harkd"]).serve.rules();
         let chat = Chat::new(store, rules);
         let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
-        let connection = ClientConnection::new(Arc::new(chat), address, Arc::<Control>::default());
+        let connection = ClientConnection::new(Arc::new(chat), address, Arc::<ShutdownSignal>::default());
         let (client, ours) = tokio::io::duplex(1024);
         let framing = Framing::Native(ServerCodec::new(1024));
         let wire = Wire::new(BufWriter::new(ours), framing, connection, Duration::from_secs(60));
@@ -614,7 +596,7 @@ mod tests {
             let send = frame(2, "send", b"bob,outside of its session");
             client.write_all(&[&*hello, &*send].concat()).await.unwrap();
             let mut replies = Vec::new();
-            tokio::time::timeout(PATIENCE, client.read_to_end(&mut replies)).await.unwrap().unwrap();
+            tokio::time::timeout(TIMEOUT, client.read_to_end(&mut replies)).await.unwrap().unwrap();
             let shown = String::from_utf8_lossy(&hello);
             let refusal = b"notok\0\0\0\0\0\0\0\0\0\0bad-request,";
             assert_eq!(replies.windows(refusal.len()).filter(|part| part == refusal).count(), 1, "{shown:?}");
@@ -630,12 +612,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_written_is_flushed_and_the_end_of_it_is_said() {
+    async fn output_is_flushed_and_shut_down() {
         let (mut client, serving) = serve(memory());
         for _ in 0..2 {
             client.write_all(PING).await.unwrap();
             let mut reply = [0; OK.len()];
-            tokio::time::timeout(PATIENCE, client.read_exact(&mut reply)).await.unwrap().unwrap();
+            tokio::time::timeout(TIMEOUT, client.read_exact(&mut reply)).await.unwrap().unwrap();
             assert_eq!(reply, OK);
         }
         client.shutdown().await.unwrap();

@@ -1,6 +1,5 @@
-//! What the fuzz targets of the server do, for them and for the tests: nothing
-//! of this is in a server that is built. Each takes any bytes, and panics where
-//! the server does not keep what it promises.
+//! The bodies of the server's fuzz targets, shared with the tests and absent from a release
+//! build. Each takes arbitrary bytes, and panics if the server breaks its contract.
 
 #![expect(
     clippy::unwrap_used,

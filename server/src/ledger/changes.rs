@@ -139,7 +139,7 @@ impl Changes {
     }
 
     /// Bytes of the records so far.
-    pub(super) const fn record_bytes(&self) -> usize {
+    pub(crate) const fn record_bytes(&self) -> usize {
         self.records.len()
     }
 

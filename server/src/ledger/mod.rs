@@ -205,7 +205,8 @@ impl Ledger {
     }
 
     /// Stores a message, or refuses it, or returns the outcome that was decided
-    /// before. A refusal for lack of space is not remembered.
+    /// before. A refusal for lack of space is not remembered until a later send of the
+    /// session is decided: from then on a repeat would be out of order.
     pub(crate) fn append(
         &mut self,
         append: &mut Append,
@@ -225,7 +226,14 @@ impl Ledger {
             Some((slot, Known::New | Known::Skipped)) => {
                 let outcome = self.decide(append, context, changes);
                 if outcome != Outcome::Refused(Code::NoSpace) {
+                    for run in self.sessions.take_deferred(slot, id) {
+                        (run.first..).take(run.length as usize).for_each(|deferred| {
+                            self.remember(slot, deferred, run.outcome, now, changes);
+                        });
+                    }
                     self.remember(slot, id, outcome, now, changes);
+                } else if send.in_order {
+                    self.sessions.defer(slot, id, outcome);
                 }
                 outcome
             }

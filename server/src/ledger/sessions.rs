@@ -35,6 +35,8 @@ pub(super) struct Sessions {
 struct Session {
     token: SessionToken,
     table: DedupTable,
+    /// Outcomes above all others that are not remembered unless a later one is.
+    deferred: Option<Box<DedupTable>>,
     /// Connections that have it open.
     open: usize,
     used: Duration,
@@ -130,6 +132,38 @@ impl Sessions {
         first
     }
 
+    /// Notes the outcome of an id that may be decided again, as long as no later one is
+    /// remembered.
+    pub(super) fn defer(&mut self, slot: u32, id: u32, outcome: Outcome) {
+        if let Some(session) = self.sessions.get_mut(slot) {
+            session.deferred.get_or_insert_default().record(id, outcome);
+        }
+    }
+
+    /// Takes the outcomes that were deferred for ids below this one: they are to be
+    /// remembered before it.
+    pub(super) fn take_deferred(&mut self, slot: u32, id: u32) -> Vec<Run> {
+        let session = self.sessions.get_mut(slot);
+        let Some((session, deferred)) = session.and_then(|session| {
+            let deferred = session.deferred.take()?;
+            Some((session, deferred))
+        }) else {
+            return Vec::new();
+        };
+        let mut due = Vec::new();
+        for run in deferred.runs() {
+            let length = run.length.min(id.saturating_sub(run.first));
+            if length > 0 {
+                due.push(Run { length, ..*run });
+            }
+            // The id itself is decided now.
+            for later in (run.first..).take(run.length as usize).filter(|later| *later > id) {
+                session.deferred.get_or_insert_default().record(later, run.outcome);
+            }
+        }
+        due
+    }
+
     /// Forgets the sessions that are not open and were not used for ten minutes.
     /// Calls `forgotten` for each.
     pub(super) fn forget_idle(&mut self, now: Duration, mut forgotten: impl FnMut(Forgotten)) {
@@ -175,8 +209,16 @@ impl Sessions {
             self.replay_end(former);
         }
         self.by_token.insert(token.clone(), slot);
-        let session =
-            Session { token, table, open: 0, used, is_idle: false, is_recorded: true, origin: None };
+        let session = Session {
+            token,
+            table,
+            deferred: None,
+            open: 0,
+            used,
+            is_idle: false,
+            is_recorded: true,
+            origin: None,
+        };
         self.sessions.place(slot, Box::new(session));
     }
 
@@ -235,6 +277,7 @@ impl Sessions {
         let session = Session {
             token: token.clone(),
             table: DedupTable::default(),
+            deferred: None,
             open: 0,
             used: now,
             is_idle: false,

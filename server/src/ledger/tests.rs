@@ -258,6 +258,26 @@ fn no_space_refuses_sends_alone_and_is_forgotten() {
 }
 
 #[test]
+fn refusal_for_space_is_final_behind_a_later_send() {
+    let mut driver = Driver::new();
+    driver.create("bob");
+    driver.check_send(send("s", 1, "bob", "x"), Ok(()));
+    driver.context.is_low_on_space = true;
+    for id in [2, 3, 5, 7] {
+        driver.check_send(send("s", id, "bob", "x"), Err(Code::NoSpace));
+    }
+    driver.context.is_low_on_space = false;
+    driver.check_send(send("s", 2, "bob", "x"), Ok(()));
+    driver.check_send(send("s", 6, "bob", "x"), Ok(()));
+    for id in [3, 5] {
+        driver.check_send(send("s", id, "bob", "x"), Err(Code::NoSpace));
+    }
+    driver.check_send(send("s", 4, "bob", "x"), Err(Code::BadRequest));
+    driver.check_send(send("s", 7, "bob", "x"), Ok(()));
+    driver.check_replay();
+}
+
+#[test]
 fn session_is_recorded_with_its_first_send_alone() {
     let mut driver = Driver::new();
     driver.create("bob");

@@ -88,6 +88,10 @@ impl Log for MemoryLog {
         false
     }
 
+    fn is_full(&self) -> bool {
+        false
+    }
+
     fn has_pending_work(&self) -> bool {
         false
     }

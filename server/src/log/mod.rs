@@ -103,6 +103,10 @@ pub trait Log: Send + fmt::Debug {
     /// appended. Frames without messages still are accepted. Never blocks.
     fn is_low_on_space(&self) -> bool;
 
+    /// Whether even a frame without messages may find no space, if it is longer than a
+    /// few bytes. Never blocks.
+    fn is_full(&self) -> bool;
+
     /// Whether an append, even of a frame without messages, would reclaim space: the
     /// caller appends one soon if no other is due. Never blocks.
     fn has_pending_work(&self) -> bool;
@@ -206,8 +210,13 @@ pub enum ReadError {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// Another process has it open.
-    #[error("cannot open store {}: in use by another process; stop it or choose another --store", .0.display())]
-    InUse(PathBuf),
+    #[error("cannot open store {}: in use by another harkd{}; stop it or choose another --store", path.display(), pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default())]
+    InUse {
+        /// The folder.
+        path: PathBuf,
+        /// The process, if it is known.
+        pid: Option<u32>,
+    },
     /// There are files in the folder, and they are no store.
     #[error("cannot open store {}: the folder is not empty and holds no store; choose an empty or a new folder", .0.display())]
     NotAStore(PathBuf),

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use hark_protocol::{Code, SessionToken};
+use hark_protocol::SessionToken;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::open::Opened;
 use super::queue::{Acks, Command, Wait};
-use super::recovery::Recovery;
+use super::recovery::{Failed, Recovery};
 use super::{ShardConfig, Shared, Sync};
 use crate::ledger::{Changes, Checkpoint, Context, Ledger, SubscriptionEnd};
 use crate::log::{AppendError, Durability, Frame, Log, Opener};
@@ -21,8 +21,13 @@ use crate::store::{Append, Completer, Created, Fence, Outcome, Position, Subscri
 /// Commands that are decided in one commit.
 const COMMANDS_MAX: usize = 4096;
 
-/// Bytes of text that are appended in one commit; the last text may exceed it.
+/// Bytes of text that are appended in one commit, unless it is one text alone.
 const TEXT_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// The parts of a segment that the texts of a frame take at most, and its other
+/// records: so it fits into one.
+const TEXT_DIVISOR: u64 = 4;
+const RECORDS_DIVISOR: u64 = 8;
 
 /// How long acknowledgements may be without a sync, which nothing else asks for:
 /// until then their messages keep their space.
@@ -36,6 +41,10 @@ const MAINTENANCE_INTERVAL: Duration = Duration::from_millis(50);
 /// How long after a checkpoint that found no space the next one is tried.
 const CHECKPOINT_RETRY: Duration = Duration::from_secs(30);
 
+/// An append that fails so soon after another is no exception: the log is opened again
+/// with a delay.
+const REPEATED_FAILURE: Duration = Duration::from_secs(60);
+
 /// The state of the commit thread.
 #[derive(Debug)]
 pub(super) struct Committer {
@@ -46,8 +55,6 @@ pub(super) struct Committer {
     log: Option<Box<dyn Log>>,
     recovery: Option<Recovery>,
     ledger: Ledger,
-    /// The number that was given out last when the commit began.
-    stored: u64,
     /// Ends of subscriptions of the commit that failed.
     lost: Vec<SubscriptionEnd>,
     /// Empty between two commits.
@@ -63,12 +70,23 @@ pub(super) struct Committer {
     backlog: VecDeque<Command>,
     /// Cursors that were appended, and that no sync has covered.
     unsynced: HashMap<u64, Position>,
-    is_low_on_space: bool,
+    space: Space,
+    failed: Option<Instant>,
     acks_committed: Instant,
     synced: Instant,
     started: Instant,
     /// The running time when this process began.
     running_before: Duration,
+}
+
+/// The space that the log has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Space {
+    Ample,
+    /// Sends are refused.
+    Low,
+    /// Nothing can be appended but what reclaims space.
+    None,
 }
 
 /// The completion of a send, which waits for its commit.
@@ -89,16 +107,6 @@ impl Sent {
             fence.close();
         }
         self.completer.complete(Err(Unavailable));
-    }
-
-    /// Completes a send of a commit that had no space. A repeat of a message up
-    /// to number `stored` was stored before.
-    fn refuse(self, stored: u64) {
-        self.completer.complete(match self.outcome {
-            Ok(Outcome::Stored(sequence)) if sequence.0 <= stored => Ok(Outcome::Stored(sequence)),
-            Ok(_) => Ok(Outcome::Refused(Code::NoSpace)),
-            Err(Unavailable) => Err(Unavailable),
-        });
     }
 }
 
@@ -160,7 +168,6 @@ impl Committer {
             log: None,
             recovery: None,
             ledger,
-            stored: 0,
             lost: Vec::new(),
             changes: Changes::default(),
             checkpoint: None,
@@ -170,7 +177,8 @@ impl Committer {
             permits: Vec::new(),
             backlog: VecDeque::new(),
             unsynced: HashMap::new(),
-            is_low_on_space: false,
+            space: Space::Ample,
+            failed: None,
             acks_committed: now,
             synced: now,
             started: now,
@@ -187,7 +195,11 @@ impl Committer {
             let acks = self.shared.queue.take(self.wait(), &mut taken)?;
             self.backlog.extend(taken.drain(..));
             self.shared.progress.begin();
-            let closing = if self.log.is_some() { self.commit(acks) } else { self.refuse() };
+            self.note_space();
+            let closing = match &self.log {
+                Some(_) if self.space != Space::None => self.commit(acks),
+                _ => self.wait_for_space(acks),
+            };
             self.shared.progress.end(&self.shared.queue);
             if let Some(completer) = closing {
                 let outcome = self.close();
@@ -199,30 +211,24 @@ impl Committer {
     fn wait(&self) -> Wait {
         match &self.log {
             Some(_) if self.checkpoint.is_some() => Wait::Nothing,
+            Some(_) if self.space == Space::None => Wait::Commands(Some(IDLE_INTERVAL)),
             Some(log) => {
                 let has_work = log.has_pending_work();
                 let timeout = if has_work { MAINTENANCE_INTERVAL } else { IDLE_INTERVAL };
                 Wait::AcksSince(self.acks_committed, timeout)
             }
-            None => Wait::Commands,
+            None => Wait::Commands(None),
         }
     }
 
     /// Decides what waits and commits it. Returns a request to close.
     fn commit(&mut self, acks: Acks) -> Option<Completer<()>> {
-        let context = Context {
-            running: self.now(),
-            is_low_on_space: self.log.as_ref().is_some_and(|log| log.is_low_on_space()),
-        };
-        self.report_space(context.is_low_on_space);
-        self.stored = self.ledger.counter();
+        let context = Context { running: self.now(), is_low_on_space: self.space != Space::Ample };
         self.ledger.begin(context, &mut self.changes);
         if !acks.is_empty() {
             self.acks_committed = Instant::now();
         }
-        for (account, position) in acks {
-            self.ledger.acknowledge(&account, position, &mut self.changes);
-        }
+        self.acknowledge(acks);
         let closing = self.decide_backlog(context);
         // The watchdog finds it there, if this commit takes too long.
         self.shared.queue.put_back(self.backlog.drain(..));
@@ -231,20 +237,36 @@ impl Committer {
         closing
     }
 
+    /// Moves cursors, as many as fit beside other records. The rest has to wait.
+    fn acknowledge(&mut self, acks: Acks) {
+        let bytes_max = self.record_bytes_max() / 2;
+        let mut acks = acks.into_iter();
+        while self.changes.record_bytes() < bytes_max
+            && let Some((account, position)) = acks.next()
+        {
+            self.ledger.acknowledge(&account, position, &mut self.changes);
+        }
+        acks.for_each(|(account, position)| self.shared.queue.acknowledge(&account, position));
+    }
+
     /// Decides as much of the backlog as fits into one frame.
     fn decide_backlog(&mut self, context: Context) -> Option<Completer<()>> {
         let mut text_bytes = 0;
-        while self.has_room(text_bytes) {
+        while self.has_room() {
             match self.backlog.pop_front()? {
                 Command::Close(completer) => return Some(completer),
                 Command::Appends(mut appends) => {
-                    while self.has_room(text_bytes) {
-                        let Some((append, completer)) = appends.next() else { break };
+                    while self.has_room()
+                        && let Some((next, _)) = appends.as_slice().first()
+                        && self.has_room_for_text(text_bytes, next.text.len())
+                        && let Some((append, completer)) = appends.next()
+                    {
                         text_bytes += append.text.len();
                         self.append(append, completer, context);
                     }
                     if appends.len() > 0 {
                         self.backlog.push_front(Command::Appends(appends));
+                        return None;
                     }
                 }
                 command => {
@@ -256,10 +278,20 @@ impl Committer {
         None
     }
 
-    fn has_room(&self, text_bytes: usize) -> bool {
+    fn has_room(&self) -> bool {
         self.sent.len() + self.completions.len() < COMMANDS_MAX
-            && text_bytes < TEXT_BYTES_MAX
+            && self.changes.record_bytes() < self.record_bytes_max()
             && !self.changes.is_full()
+    }
+
+    /// Returns whether another text fits beside those of the frame.
+    fn has_room_for_text(&self, text_bytes: usize, next: usize) -> bool {
+        let bytes_max = TEXT_BYTES_MAX.min((self.config.segment_bytes / TEXT_DIVISOR) as usize);
+        text_bytes == 0 || text_bytes + next <= bytes_max
+    }
+
+    fn record_bytes_max(&self) -> usize {
+        (self.config.segment_bytes / RECORDS_DIVISOR) as usize
     }
 
     fn append(&mut self, mut append: Append, completer: Completer<Outcome>, context: Context) {
@@ -335,17 +367,42 @@ impl Committer {
     /// is reclaimed without traffic, too.
     fn is_maintenance_due(&self) -> bool {
         let is_unsynced = !self.unsynced.is_empty()
-            && (self.is_low_on_space || self.synced.elapsed() >= ACKS_SYNC_INTERVAL);
+            && (self.space != Space::Ample || self.synced.elapsed() >= ACKS_SYNC_INTERVAL);
         is_unsynced || self.log.as_ref().is_some_and(|log| log.has_pending_work())
     }
 
-    fn report_space(&mut self, is_low: bool) {
-        if std::mem::replace(&mut self.is_low_on_space, is_low) != is_low {
-            match is_low {
-                true => tracing::warn!("low on disk space: sends are refused"),
-                false => tracing::info!("disk space available again"),
+    /// Looks up the space that the log has, and reports a change.
+    fn note_space(&mut self) {
+        let Some(log) = &self.log else { return };
+        let space = match (log.is_full(), log.is_low_on_space()) {
+            (true, _) => Space::None,
+            (_, true) => Space::Low,
+            _ => Space::Ample,
+        };
+        if std::mem::replace(&mut self.space, space) != space {
+            match space {
+                Space::None => tracing::error!("disk full: the store is unavailable"),
+                Space::Low => tracing::warn!("low on disk space: sends are refused"),
+                Space::Ample => tracing::info!("disk space available again"),
             }
         }
+        self.shared.is_open.store(space != Space::None, Ordering::Release);
+    }
+
+    /// Answers while nothing can be appended. Acknowledgements wait. Returns a request
+    /// to close.
+    fn wait_for_space(&mut self, acks: Acks) -> Option<Completer<()>> {
+        acks.into_iter().for_each(|(account, position)| self.shared.queue.acknowledge(&account, position));
+        let closing = self.refuse();
+        if self.log.as_ref().is_some_and(|log| log.has_pending_work()) {
+            match self.append_frame(Frame::default(), Durability::Machine) {
+                Ok(()) => self.release(Durability::Machine),
+                Err(AppendError::NoSpace) => {}
+                Err(error) => self.fail(&error),
+            }
+        }
+        self.continue_checkpoint();
+        closing
     }
 
     fn durability(&self) -> Durability {
@@ -417,10 +474,7 @@ impl Committer {
     fn fail(&mut self, error: &AppendError) {
         tracing::error!(%error, "append failed: opening the store again");
         let now = self.now();
-        match error {
-            AppendError::NoSpace => self.sent.drain(..).for_each(|sent| sent.refuse(self.stored)),
-            AppendError::Failed(_) => self.sent.drain(..).for_each(Sent::fail),
-        }
+        self.sent.drain(..).for_each(Sent::fail);
         for completion in self.completions.drain(..) {
             if let Completion::Opened(token, _, true) = &completion {
                 self.ledger.close_session(token, now);
@@ -436,7 +490,10 @@ impl Committer {
         self.shared.readers.set(None);
         let (opener, queue) = (Arc::clone(&self.opener), Arc::clone(&self.shared.queue));
         let (limits, counter) = (self.config.limits(), self.ledger.counter());
-        self.recovery = Some(Recovery::start(opener, self.log.take(), limits, counter, queue));
+        let failed_before = self.failed.replace(Instant::now());
+        let is_repeated = failed_before.is_some_and(|at| at.elapsed() < REPEATED_FAILURE);
+        let failed = Failed { log: self.log.take(), counter, is_repeated };
+        self.recovery = Some(Recovery::start(opener, failed, limits, queue));
     }
 
     /// Answers while there is no log. Returns a request to close.

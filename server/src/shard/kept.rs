@@ -44,6 +44,8 @@ struct State {
     /// How the next append fails.
     failure: Option<Failure>,
     is_low_on_space: bool,
+    is_full: bool,
+    longest_frame: usize,
     opens_fail: bool,
     failed_opens: usize,
     appends: Vec<Durability>,
@@ -75,6 +77,16 @@ impl Kept {
     /// Sets whether free space is below the reserve.
     pub(crate) fn set_low_on_space(&self, is_low: bool) {
         self.lock().is_low_on_space = is_low;
+    }
+
+    /// Sets whether there is no space for anything.
+    pub(crate) fn set_full(&self, is_full: bool) {
+        self.lock().is_full = is_full;
+    }
+
+    /// Returns the length of the longest frame.
+    pub(crate) fn longest_frame(&self) -> usize {
+        self.lock().longest_frame
     }
 
     /// Sets whether opens fail.
@@ -121,6 +133,8 @@ impl State {
         if let Some(part) = frame.checkpoint {
             self.checkpoints += usize::from(part.is_last);
         }
+        let bytes = frame.records.len() + frame.blocks.iter().map(|block| block.payload.len()).sum::<usize>();
+        self.longest_frame = self.longest_frame.max(bytes);
         self.records.push((frame.records.clone(), frame.checkpoint));
         self.blocks.extend(frame.blocks.iter().cloned());
         if frame.checkpoint.is_some_and(|part| part.is_last) {
@@ -222,6 +236,10 @@ impl Log for KeptLog {
 
     fn is_low_on_space(&self) -> bool {
         self.kept.lock().is_low_on_space
+    }
+
+    fn is_full(&self) -> bool {
+        self.kept.lock().is_full
     }
 
     fn has_pending_work(&self) -> bool {

@@ -110,8 +110,8 @@ pub(super) enum Wait {
     /// A command, or acknowledgements that have lingered since the instant, or the end
     /// of the duration.
     AcksSince(Instant, Duration),
-    /// A command; acknowledgements stay where they are.
-    Commands,
+    /// A command, or the end of the duration; acknowledgements stay where they are.
+    Commands(Option<Duration>),
 }
 
 impl Queue {
@@ -218,7 +218,7 @@ impl Queue {
                     Some(ACKS_LINGER.saturating_sub(since.elapsed()))
                 }
                 Wait::AcksSince(_, timeout) => Some(timeout.saturating_sub(begun.elapsed())),
-                Wait::Commands => None,
+                Wait::Commands(timeout) => timeout.map(|timeout| timeout.saturating_sub(begun.elapsed())),
             };
             if limit.is_some_and(|limit| limit.is_zero()) {
                 break;
@@ -227,7 +227,7 @@ impl Queue {
         }
         std::mem::swap(&mut state.commands, commands);
         match wait {
-            Wait::Commands => Some(Acks::new()),
+            Wait::Commands(_) => Some(Acks::new()),
             Wait::Nothing | Wait::AcksSince(..) => Some(std::mem::take(&mut state.acks)),
         }
     }

@@ -26,20 +26,28 @@ pub(super) struct Recovery {
     thread: Option<JoinHandle<()>>,
 }
 
+/// A log that has failed.
+#[derive(Debug)]
+pub(super) struct Failed {
+    pub(super) log: Option<Box<dyn Log>>,
+    /// The number that was given out last.
+    pub(super) counter: u64,
+    /// It has failed shortly before, too.
+    pub(super) is_repeated: bool,
+}
+
 impl Recovery {
     /// Drops the log that failed, and opens it until that succeeds: then the queue
-    /// gets [`Command::Recovered`]. Numbers go on after `counter`.
-    pub(super) fn start(
-        opener: Arc<dyn Opener>,
-        failed: Option<Box<dyn Log>>,
-        limits: Limits,
-        counter: u64,
-        queue: Arc<Queue>,
-    ) -> Self {
+    /// gets [`Command::Recovered`].
+    pub(super) fn start(opener: Arc<dyn Opener>, failed: Failed, limits: Limits, queue: Arc<Queue>) -> Self {
+        let Failed { log, counter, is_repeated } = failed;
         let (stop, stopped) = mpsc::channel();
         let attempts = move || {
-            drop(failed);
+            drop(log);
             let mut backoff = BACKOFF_MIN;
+            if is_repeated && stopped.recv_timeout(backoff) != Err(RecvTimeoutError::Timeout) {
+                return;
+            }
             let attempt = || open::open(&*opener, limits, CounterFloor::After(counter));
             loop {
                 match panic::catch_unwind(AssertUnwindSafe(attempt)).unwrap_or_else(give_up) {

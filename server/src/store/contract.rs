@@ -1,5 +1,5 @@
-//! The contract suite: what [`Store`] promises, checked on any store that can
-//! be opened, closed and opened again. [`contract_suite`] makes the tests.
+//! The contract suite: the guarantees of [`Store`], checked on any store that can be closed
+//! and reopened. [`contract_suite`] generates the tests.
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -10,10 +10,9 @@ use hark_protocol::{Code, RequestId, Sequence, SessionToken, UserName};
 
 use super::*;
 
-/// Where a store can be opened again and again.
+/// The location of a store that can be reopened.
 pub(crate) trait Home {
-    /// Opens the store that is there; the one opened before has been closed or
-    /// dropped.
+    /// Opens the store. The one opened before is closed or dropped.
     fn open(&self, limits: Limits) -> Arc<dyn Store>;
 }
 
@@ -26,13 +25,13 @@ pub(crate) struct Limits {
     pub(crate) bytes: u64,
 }
 
-/// The longest wait for an event, also of a cluster on a busy machine.
+/// The longest wait for an event, even in a cluster on a busy machine.
 const EVENT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Limits that do not matter.
+/// Limits that no test reaches.
 pub(crate) const WIDE: Limits = Limits { accounts: 1000, sessions: 1000, messages: 100_000, bytes: 1 << 30 };
 
-/// Everything that there is, in one page.
+/// No limit on a page.
 pub(crate) const ALL: ReadLimit = ReadLimit { messages: usize::MAX, bytes: usize::MAX };
 
 pub(crate) fn name(text: &str) -> UserName {
@@ -43,7 +42,7 @@ pub(crate) fn token(text: &str) -> SessionToken {
     text.parse().unwrap()
 }
 
-/// A message from nobody.
+/// Returns an anonymous message.
 pub(crate) fn text(to: &str, text: &str) -> Append {
     Append {
         to: name(to),
@@ -58,7 +57,7 @@ pub(crate) fn text(to: &str, text: &str) -> Append {
     }
 }
 
-/// A message of a session.
+/// Returns a message of a session.
 pub(crate) fn send(session: &str, id: u32, to: &str, content: &str) -> Append {
     let send_id =
         SendId { session: token(session), id: RequestId::new(id).unwrap(), in_order: true, from: None };
@@ -103,7 +102,7 @@ fn check<T: PartialEq + Debug>(outcome: Result<T, Unavailable>, expected: T) {
     assert_eq!(outcome, Ok(expected));
 }
 
-pub(crate) async fn an_account_is_created_once_and_then_found(home: &dyn Home) {
+pub(crate) async fn account_is_created_once(home: &dyn Home) {
     let store = home.open(WIDE);
     assert!(store.account(&name("bob")).await.unwrap().is_none());
     let hash = PasswordHash::new("$hash");
@@ -113,7 +112,7 @@ pub(crate) async fn an_account_is_created_once_and_then_found(home: &dyn Home) {
     assert_eq!((entry.account.name, entry.password), (name("bob"), Some(hash)));
 }
 
-pub(crate) async fn too_many_accounts_are_refused_until_one_ends(home: &dyn Home) {
+pub(crate) async fn account_over_the_limit_is_refused(home: &dyn Home) {
     let store = home.open(Limits { accounts: 2, ..WIDE });
     let a = create(&*store, "a").await;
     create(&*store, "b").await;
@@ -123,7 +122,7 @@ pub(crate) async fn too_many_accounts_are_refused_until_one_ends(home: &dyn Home
     check(store.create(&name("c"), None).await, Created::Created);
 }
 
-pub(crate) async fn a_password_changes_only_where_the_old_one_is_right(home: &dyn Home) {
+pub(crate) async fn password_changes_only_if_the_old_one_matches(home: &dyn Home) {
     let (one, two) = (PasswordHash::new("one"), PasswordHash::new("two"));
     let store = home.open(WIDE);
     let bob = create(&*store, "bob").await;
@@ -138,7 +137,7 @@ pub(crate) async fn a_password_changes_only_where_the_old_one_is_right(home: &dy
     check(store.set_password(&other, None, PasswordHash::new("x")).await, false);
 }
 
-pub(crate) async fn names_come_in_byte_order_and_in_pages(home: &dyn Home) {
+pub(crate) async fn names_are_paged_in_byte_order(home: &dyn Home) {
     let store = home.open(WIDE);
     let all = ["Zoe", "a", "b", "ba", "ä"];
     for user in ["b", "ä", "Zoe", "ba", "a"] {
@@ -151,7 +150,7 @@ pub(crate) async fn names_come_in_byte_order_and_in_pages(home: &dyn Home) {
     check(store.names(Some(&name("ä")), 1).await, vec![]);
 }
 
-pub(crate) async fn messages_are_read_as_they_were_stored_in_the_order_of_their_numbers(home: &dyn Home) {
+pub(crate) async fn messages_are_read_in_order_of_their_numbers(home: &dyn Home) {
     let store = home.open(WIDE);
     let bob = create(&*store, "bob").await;
     let amy = create(&*store, "amy").await;
@@ -168,7 +167,7 @@ pub(crate) async fn messages_are_read_as_they_were_stored_in_the_order_of_their_
     assert_eq!(sums, [(1, 4), (2, 4), (3, 7)]);
 }
 
-pub(crate) async fn a_page_is_bounded_in_messages_and_bytes_but_has_at_least_one(home: &dyn Home) {
+pub(crate) async fn page_is_bounded_and_has_at_least_one_message(home: &dyn Home) {
     let store = home.open(WIDE);
     let bob = create(&*store, "bob").await;
     for content in ["12345", "1", "2", "3"] {
@@ -190,7 +189,7 @@ pub(crate) async fn a_page_is_bounded_in_messages_and_bytes_but_has_at_least_one
     assert_eq!((count, complete), (2, false));
 }
 
-pub(crate) async fn what_the_chat_or_the_recipient_has_against_it_refuses_a_send(home: &dyn Home) {
+pub(crate) async fn send_is_refused_for_its_sender_or_recipient(home: &dyn Home) {
     let store = home.open(WIDE);
     let bob = create(&*store, "bob").await;
     let refused = |code| Outcome::Refused(code);
@@ -202,7 +201,7 @@ pub(crate) async fn what_the_chat_or_the_recipient_has_against_it_refuses_a_send
     assert_eq!(texts(&*store, &bob).await, [""; 0]);
 }
 
-pub(crate) async fn who_has_ended_sends_as_nobody_or_is_denied(home: &dyn Home) {
+pub(crate) async fn deleted_sender_is_anonymous_or_denied(home: &dyn Home) {
     let store = home.open(WIDE);
     let bob = create(&*store, "bob").await;
     let amy = create(&*store, "amy").await;
@@ -214,7 +213,7 @@ pub(crate) async fn who_has_ended_sends_as_nobody_or_is_denied(home: &dyn Home) 
     assert_eq!(read(&*store, &bob).await[0].sender, None);
 }
 
-pub(crate) async fn a_full_queue_refuses_until_something_is_acknowledged(home: &dyn Home) {
+pub(crate) async fn full_queue_refuses_until_an_acknowledgement(home: &dyn Home) {
     let store = home.open(Limits { messages: 3, bytes: 10, ..WIDE });
     let full = Outcome::Refused(Code::QueueFull);
     let bob = create(&*store, "bob").await;
@@ -231,7 +230,7 @@ pub(crate) async fn a_full_queue_refuses_until_something_is_acknowledged(home: &
     assert_eq!(queued(&*store, &bob).await, 2);
 }
 
-pub(crate) async fn an_acknowledgement_forgets_up_to_its_place_and_never_goes_back(home: &dyn Home) {
+pub(crate) async fn acknowledgement_releases_up_to_its_position(home: &dyn Home) {
     let store = home.open(WIDE);
     let bob = create(&*store, "bob").await;
     for content in ["1", "2", "3"] {
@@ -243,7 +242,7 @@ pub(crate) async fn an_acknowledgement_forgets_up_to_its_place_and_never_goes_ba
     let receiver = store.receive(&bob).await.unwrap().unwrap();
     assert_eq!((receiver.queued(), receiver.cursor()), (1, messages[1].position));
     store.acknowledge(&bob, messages[0].position);
-    // An acknowledgement may be lost in a crash, but not when it is closed.
+    // A crash may undo an acknowledgement; a close does not.
     store.close().await.unwrap();
     let store = home.open(WIDE);
     let receiver = store.receive(&bob).await.unwrap().unwrap();
@@ -251,7 +250,7 @@ pub(crate) async fn an_acknowledgement_forgets_up_to_its_place_and_never_goes_ba
     assert_eq!(texts(&*store, &bob).await, ["3"]);
 }
 
-pub(crate) async fn a_name_created_again_has_nothing_of_its_predecessor(home: &dyn Home) {
+pub(crate) async fn recreated_account_inherits_nothing(home: &dyn Home) {
     let store = home.open(WIDE);
     let former = create(&*store, "bob").await;
     stored(&*store, text("bob", "old")).await;
@@ -274,7 +273,7 @@ pub(crate) async fn a_name_created_again_has_nothing_of_its_predecessor(home: &d
     assert_eq!((messages[0].position.messages, messages[0].position.bytes), (1, 3));
 }
 
-pub(crate) async fn numbers_go_on_after_everything_was_forgotten_and_it_was_opened_again(home: &dyn Home) {
+pub(crate) async fn numbers_continue_after_a_reopen(home: &dyn Home) {
     let mut highest = Sequence(0);
     for round in 0..4 {
         let store = home.open(WIDE);
@@ -295,12 +294,12 @@ pub(crate) async fn numbers_go_on_after_everything_was_forgotten_and_it_was_open
     }
 }
 
-pub(crate) async fn a_repeat_gets_the_same_outcome_and_stores_nothing(home: &dyn Home) {
+pub(crate) async fn repeat_gets_the_same_outcome(home: &dyn Home) {
     let store = home.open(WIDE);
     let bob = create(&*store, "bob").await;
     check(store.open_session(&token("s"), None).await, true);
     let unknown = Outcome::Refused(Code::NoSuchUser);
-    // The second meets the first one under way.
+    // The second arrives while the first is in flight.
     let (first, second) = (store.append(send("s", 5, "bob", "x")), store.append(send("s", 5, "bob", "x")));
     let five = Outcome::Stored(number(first.await));
     check(second.await, five);
@@ -308,7 +307,7 @@ pub(crate) async fn a_repeat_gets_the_same_outcome_and_stores_nothing(home: &dyn
     store.close_session(&token("s"));
     let amy = create(&*store, "amy").await;
     for reopened in [false, true] {
-        // The repeat is looked up before anything else is checked.
+        // A repeat is recognized before any check.
         let append = Append { refusal: Some(Code::TooLarge), ..send("s", 5, "bob", "x") };
         check(store.append(append).await, five);
         check(store.append(send("s", 6, "amy", "y")).await, unknown);
@@ -324,7 +323,7 @@ pub(crate) async fn a_repeat_gets_the_same_outcome_and_stores_nothing(home: &dyn
     assert_eq!(texts(&*store, &amy).await, ["z"]);
 }
 
-pub(crate) async fn an_id_that_was_left_out_or_is_too_old_is_refused_and_never_stored(home: &dyn Home) {
+pub(crate) async fn skipped_or_expired_id_is_refused(home: &dyn Home) {
     let store = home.open(WIDE);
     let bob = create(&*store, "bob").await;
     check(store.open_session(&token("s"), None).await, true);
@@ -337,7 +336,7 @@ pub(crate) async fn an_id_that_was_left_out_or_is_too_old_is_refused_and_never_s
     assert_eq!(texts(&*store, &bob).await, ["ten", "twelve"]);
 }
 
-pub(crate) async fn the_last_1024_outcomes_of_a_session_are_remembered(home: &dyn Home) {
+pub(crate) async fn last_1024_outcomes_of_a_session_are_remembered(home: &dyn Home) {
     let store = home.open(WIDE);
     let bob = create(&*store, "bob").await;
     let sends: Vec<_> = (1..=1100).map(|id| store.append(send("s", id, "bob", "x"))).collect();
@@ -352,7 +351,7 @@ pub(crate) async fn the_last_1024_outcomes_of_a_session_are_remembered(home: &dy
     assert_eq!(texts(&*store, &bob).await.len(), 1100);
 }
 
-pub(crate) async fn the_messages_of_one_caller_stand_in_the_order_of_the_calls(home: &dyn Home) {
+pub(crate) async fn messages_of_one_caller_keep_their_order(home: &dyn Home) {
     let store = home.open(WIDE);
     let bob = create(&*store, "bob").await;
     let sends: Vec<_> = (0..5000).map(|n| store.append(text("bob", &n.to_string()))).collect();
@@ -366,7 +365,7 @@ pub(crate) async fn the_messages_of_one_caller_stand_in_the_order_of_the_calls(h
     assert!(read.iter().map(|message| message.position.sequence).eq(numbers), "each answer has its number");
 }
 
-pub(crate) async fn nothing_gets_through_a_closed_fence(home: &dyn Home) {
+pub(crate) async fn closed_fence_stores_nothing(home: &dyn Home) {
     let store = home.open(WIDE);
     let bob = create(&*store, "bob").await;
     let append = send("s", 1, "bob", "x");
@@ -376,7 +375,7 @@ pub(crate) async fn nothing_gets_through_a_closed_fence(home: &dyn Home) {
     number(store.append(send("s", 1, "bob", "x")).await);
 }
 
-pub(crate) async fn too_many_sessions_are_refused_and_nothing_is_evicted(home: &dyn Home) {
+pub(crate) async fn session_over_the_limit_evicts_none(home: &dyn Home) {
     let store = home.open(Limits { sessions: 2, ..WIDE });
     let bob = create(&*store, "bob").await;
     check(store.open_session(&token("a"), None).await, true);
@@ -390,7 +389,7 @@ pub(crate) async fn too_many_sessions_are_refused_and_nothing_is_evicted(home: &
     assert_eq!(texts(&*store, &bob).await, ["x"]);
 }
 
-pub(crate) async fn a_session_is_opened_after_everything_that_was_appended_before(home: &dyn Home) {
+pub(crate) async fn session_opens_after_earlier_appends(home: &dyn Home) {
     let store = home.open(WIDE);
     create(&*store, "bob").await;
     let sends: Vec<_> = (1..=100).map(|id| store.append(send("s", id, "bob", "x"))).collect();
@@ -400,7 +399,7 @@ pub(crate) async fn a_session_is_opened_after_everything_that_was_appended_befor
     }
 }
 
-pub(crate) async fn who_follows_gets_what_is_stored_from_then_on(home: &dyn Home) {
+pub(crate) async fn following_subscription_gets_new_messages(home: &dyn Home) {
     let store = home.open(WIDE);
     let bob = create(&*store, "bob").await;
     stored(&*store, text("bob", "before")).await;
@@ -420,7 +419,7 @@ pub(crate) async fn who_follows_gets_what_is_stored_from_then_on(home: &dyn Home
     assert_eq!(receiver.next_event(), None);
 }
 
-pub(crate) async fn who_does_not_take_what_is_stored_lags_and_misses_nothing(home: &dyn Home) {
+pub(crate) async fn slow_subscription_lags_and_misses_nothing(home: &dyn Home) {
     let store = home.open(WIDE);
     let bob = create(&*store, "bob").await;
     let mut receiver = store.receive(&bob).await.unwrap().unwrap();
@@ -435,8 +434,8 @@ pub(crate) async fn who_does_not_take_what_is_stored_lags_and_misses_nothing(hom
     assert_eq!(texts(&*store, &bob).await.len(), BUFFERED_MESSAGES_MAX + 1);
 }
 
-/// A receiver that was taken over may acknowledge what its successor reads.
-pub(crate) async fn page_after_a_later_cursor_says_where_it_starts(home: &dyn Home) {
+/// A former subscriber may acknowledge messages that its successor reads.
+pub(crate) async fn page_behind_the_cursor_names_its_start(home: &dyn Home) {
     let store = home.open(WIDE);
     let bob = create(&*store, "bob").await;
     let mut last = Position::default();
@@ -452,19 +451,19 @@ pub(crate) async fn page_after_a_later_cursor_says_where_it_starts(home: &dyn Ho
     store.acknowledge(&bob, messages[1].position);
     let latter = store.receive(&bob).await.unwrap().unwrap();
     assert_eq!(latter.cursor(), messages[1].position);
-    // The acknowledgement is durable once something behind it is.
+    // The acknowledgement is durable once a later append is.
     create(&*store, "amy").await;
     stored(&*store, text("amy", "x")).await;
     let page = store.read(&bob, receiver.cursor(), ALL).await.unwrap();
     assert_eq!(page.messages, messages[2..]);
-    let start = page.starts_after.expect("it starts later than was asked for");
+    let start = page.starts_after.expect("a page that starts after the requested position");
     assert!(start.sequence >= messages[1].position.sequence);
     assert!(messages[2].position.follows(start));
     let page = store.read(&bob, messages[2].position, ALL).await.unwrap();
     assert_eq!((page.starts_after, &*page.messages), (None, &messages[3..]));
 }
 
-pub(crate) async fn a_later_receiver_takes_over_from_the_former(home: &dyn Home) {
+pub(crate) async fn later_receiver_takes_over(home: &dyn Home) {
     let store = home.open(WIDE);
     let bob = create(&*store, "bob").await;
     let mut former = store.receive(&bob).await.unwrap().unwrap();
@@ -477,7 +476,7 @@ pub(crate) async fn a_later_receiver_takes_over_from_the_former(home: &dyn Home)
     assert!(matches!(next_event(&mut latter).await, Event::Appended(_)));
 }
 
-pub(crate) async fn who_receives_only_if_nobody_does_takes_over_from_nobody(home: &dyn Home) {
+pub(crate) async fn receive_if_free_does_not_take_over(home: &dyn Home) {
     let store = home.open(WIDE);
     let bob = create(&*store, "bob").await;
     stored(&*store, text("bob", "x")).await;
@@ -487,24 +486,24 @@ pub(crate) async fn who_receives_only_if_nobody_does_takes_over_from_nobody(home
     stored(&*store, text("bob", "y")).await;
     assert!(matches!(next_event(&mut former).await, Event::Appended(_)));
     drop(former);
-    let latter = store.receive_if_free(&bob).await.unwrap().expect("nobody receives");
+    let latter = store.receive_if_free(&bob).await.unwrap().expect("no other subscription");
     assert_eq!(latter.queued(), 2);
     check(store.delete(&bob).await, true);
     assert!(store.receive_if_free(&bob).await.unwrap().is_none());
 }
 
-pub(crate) async fn what_was_acknowledged_before_the_receiver_went_is_not_received_again(home: &dyn Home) {
+pub(crate) async fn acknowledged_messages_are_not_received_again(home: &dyn Home) {
     let store = home.open(WIDE);
     let bob = create(&*store, "bob").await;
     create(&*store, "eve").await;
     let mut received = 0;
     for round in 0..100 {
         stored(&*store, text("bob", "x")).await;
-        let former = store.receive_if_free(&bob).await.unwrap().expect("nobody receives");
+        let former = store.receive_if_free(&bob).await.unwrap().expect("no other subscription");
         let page = store.read(&bob, former.cursor(), ALL).await.unwrap();
         let others: Vec<_> = (0..500).map(|_| store.append(text("eve", "y"))).collect();
         let latter = store.receive_if_free(&bob);
-        // At one moment or another of its decision, which these take up.
+        // At a varying moment of its decision, which the other appends delay.
         std::thread::sleep(std::time::Duration::from_micros(10 * round));
         store.acknowledge(&bob, page.messages.last().unwrap().position);
         drop(former);
@@ -516,10 +515,10 @@ pub(crate) async fn what_was_acknowledged_before_the_receiver_went_is_not_receiv
             number(other.await);
         }
     }
-    assert!(received > 0, "nobody received after another");
+    assert!(received > 0, "no later subscription succeeded");
 }
 
-pub(crate) async fn the_end_of_an_account_ends_its_reception(home: &dyn Home) {
+pub(crate) async fn deletion_ends_the_subscription(home: &dyn Home) {
     let store = home.open(WIDE);
     let bob = create(&*store, "bob").await;
     let mut receiver = store.receive(&bob).await.unwrap().unwrap();
@@ -530,7 +529,7 @@ pub(crate) async fn the_end_of_an_account_ends_its_reception(home: &dyn Home) {
     assert_eq!(receiver.next_event(), Some(Event::Ended(End::Deleted)));
 }
 
-pub(crate) async fn a_permit_is_given_back_when_its_message_is_decided(home: &dyn Home) {
+pub(crate) async fn permit_is_released_with_its_outcome(home: &dyn Home) {
     let store = home.open(WIDE);
     create(&*store, "bob").await;
     let room = Arc::new(tokio::sync::Semaphore::new(1));
@@ -540,14 +539,14 @@ pub(crate) async fn a_permit_is_given_back_when_its_message_is_decided(home: &dy
     }
 }
 
-pub(crate) async fn what_nobody_waits_for_is_stored_all_the_same(home: &dyn Home) {
+pub(crate) async fn dropped_append_is_stored(home: &dyn Home) {
     let store = home.open(WIDE);
     let bob = create(&*store, "bob").await;
     drop(store.append(text("bob", "x")));
     assert_eq!(queued(&*store, &bob).await, 1);
 }
 
-pub(crate) async fn what_is_under_way_is_decided_when_it_closes_and_nothing_after_it(home: &dyn Home) {
+pub(crate) async fn close_decides_pending_operations_and_refuses_later_ones(home: &dyn Home) {
     let store = home.open(WIDE);
     let bob = create(&*store, "bob").await;
     let sends: Vec<_> = (0..100).map(|_| store.append(text("bob", "x"))).collect();
@@ -573,7 +572,7 @@ pub(crate) async fn what_is_under_way_is_decided_when_it_closes_and_nothing_afte
     assert_eq!(texts(&*store, &bob).await.len(), 100);
 }
 
-pub(crate) async fn what_was_answered_is_there_after_a_drop_without_a_close(home: &dyn Home) {
+pub(crate) async fn answered_sends_survive_a_drop_without_close(home: &dyn Home) {
     let store = home.open(WIDE);
     let bob = create(&*store, "bob").await;
     let first = stored(&*store, send("s", 1, "bob", "x")).await;
@@ -589,40 +588,40 @@ pub(crate) async fn next_event(receiver: &mut Subscription) -> Event {
     tokio::time::timeout(EVENT_TIMEOUT, event).await.expect("an event in time")
 }
 
-/// The suite as tests; `$home` makes an empty [`Home`] for each.
+/// Generates a test for each function of the suite; `$home` makes its empty [`Home`].
 macro_rules! contract_suite {
     ($home:expr) => {
         crate::store::contract::contract_suite! { $home;
-            an_account_is_created_once_and_then_found
-            too_many_accounts_are_refused_until_one_ends
-            a_password_changes_only_where_the_old_one_is_right
-            names_come_in_byte_order_and_in_pages
-            messages_are_read_as_they_were_stored_in_the_order_of_their_numbers
-            a_page_is_bounded_in_messages_and_bytes_but_has_at_least_one
-            what_the_chat_or_the_recipient_has_against_it_refuses_a_send
-            who_has_ended_sends_as_nobody_or_is_denied
-            a_full_queue_refuses_until_something_is_acknowledged
-            an_acknowledgement_forgets_up_to_its_place_and_never_goes_back
-            a_name_created_again_has_nothing_of_its_predecessor
-            numbers_go_on_after_everything_was_forgotten_and_it_was_opened_again
-            a_repeat_gets_the_same_outcome_and_stores_nothing
-            an_id_that_was_left_out_or_is_too_old_is_refused_and_never_stored
-            the_last_1024_outcomes_of_a_session_are_remembered
-            the_messages_of_one_caller_stand_in_the_order_of_the_calls
-            nothing_gets_through_a_closed_fence
-            too_many_sessions_are_refused_and_nothing_is_evicted
-            a_session_is_opened_after_everything_that_was_appended_before
-            who_follows_gets_what_is_stored_from_then_on
-            who_does_not_take_what_is_stored_lags_and_misses_nothing
-            page_after_a_later_cursor_says_where_it_starts
-            a_later_receiver_takes_over_from_the_former
-            who_receives_only_if_nobody_does_takes_over_from_nobody
-            what_was_acknowledged_before_the_receiver_went_is_not_received_again
-            the_end_of_an_account_ends_its_reception
-            a_permit_is_given_back_when_its_message_is_decided
-            what_nobody_waits_for_is_stored_all_the_same
-            what_is_under_way_is_decided_when_it_closes_and_nothing_after_it
-            what_was_answered_is_there_after_a_drop_without_a_close
+            account_is_created_once
+            account_over_the_limit_is_refused
+            password_changes_only_if_the_old_one_matches
+            names_are_paged_in_byte_order
+            messages_are_read_in_order_of_their_numbers
+            page_is_bounded_and_has_at_least_one_message
+            send_is_refused_for_its_sender_or_recipient
+            deleted_sender_is_anonymous_or_denied
+            full_queue_refuses_until_an_acknowledgement
+            acknowledgement_releases_up_to_its_position
+            recreated_account_inherits_nothing
+            numbers_continue_after_a_reopen
+            repeat_gets_the_same_outcome
+            skipped_or_expired_id_is_refused
+            last_1024_outcomes_of_a_session_are_remembered
+            messages_of_one_caller_keep_their_order
+            closed_fence_stores_nothing
+            session_over_the_limit_evicts_none
+            session_opens_after_earlier_appends
+            following_subscription_gets_new_messages
+            slow_subscription_lags_and_misses_nothing
+            page_behind_the_cursor_names_its_start
+            later_receiver_takes_over
+            receive_if_free_does_not_take_over
+            acknowledged_messages_are_not_received_again
+            deletion_ends_the_subscription
+            permit_is_released_with_its_outcome
+            dropped_append_is_stored
+            close_decides_pending_operations_and_refuses_later_ones
+            answered_sends_survive_a_drop_without_close
         }
     };
     ($home:expr; $($test:ident)*) => {

@@ -1,9 +1,8 @@
-//! What keeps accounts, inboxes and remembered sends: the [`Store`] trait, and
-//! the stores that there are.
+//! The durable state of the chat: the [`Store`] trait over accounts, inboxes and the
+//! outcomes of sends.
 //!
-//! The chat and the sessions know this trait and nothing below it; no store
-//! knows a front, a socket or a rule of the chat. Only what is in this folder
-//! names an engine.
+//! The chat knows only this trait; a store knows no front, socket or rule of the chat.
+//! Only this folder names an engine.
 
 #[cfg(feature = "cluster")]
 pub mod cluster;
@@ -25,116 +24,113 @@ use tokio::sync::OwnedSemaphorePermit;
 pub use pending::{Completer, Pending};
 pub use subscription::{BUFFERED_BYTES_MAX, BUFFERED_MESSAGES_MAX, End, Event, Events, Publisher, Subscription};
 
-/// The filters for the log events of libraries.
+/// The default log levels of libraries.
 pub const LIBRARY_LOGS: &[&str] = &[
     #[cfg(feature = "cluster")]
     cluster::CLIENT_LOG,
 ];
 
-/// Keeps accounts, inboxes and the outcomes of sends.
+/// The durable state of a chat.
 ///
-/// What every store owes:
+/// An implementation guarantees:
 ///
-/// - **Order.** Operations take effect in the order in which they are called,
-///   for each caller. No method blocks; [`Pending`] resolves later.
-/// - **Durability.** What changes something resolves when the change is on
-///   stable storage, never before. No answer of any method is made from what
-///   could still be lost.
-/// - **Failure.** [`Unavailable`] means that it is unknown whether the change
-///   was made; the store stays usable, and answers again when it can.
-/// - **Exactly once.** The outcome of an [`Append`] with a [`SendId`] is decided
-///   once, in the same commit that stores the message, and remembered.
-/// - **Numbers.** A [`Sequence`] is never used twice for a name, whatever is
-///   deleted, created again or restarted.
-/// - **Boundedness.** Accounts, sessions and each inbox have a limit of their
-///   own. What is under way is bounded by the callers: see [`Append::permit`].
+/// - **Order.** Operations of one caller take effect in the order of the calls. No method
+///   blocks; [`Pending`] resolves later.
+/// - **Durability.** A change resolves when it is on stable storage. Every result is based
+///   on durable state only.
+/// - **Failure.** [`Unavailable`] means that the outcome is unknown. The store stays usable
+///   and recovers by itself.
+/// - **Exactly once.** The outcome of an [`Append`] with a [`SendId`] is decided once, in the
+///   commit that stores the message, and remembered.
+/// - **Numbers.** A [`Sequence`] is never reused for a name, across deletion, recreation and
+///   restarts.
+/// - **Bounds.** Accounts, sessions and each inbox have a limit. Callers bound the
+///   operations in flight: see [`Append::permit`].
 pub trait Store: Send + Sync + fmt::Debug + 'static {
-    /// Makes an account, protected by `password` if it is there.
+    /// Creates an account, with a password if there is one.
     fn create(&self, name: &UserName, password: Option<PasswordHash>) -> Pending<Created>;
 
-    /// Looks an account up.
+    /// Returns an account.
     fn account(&self, name: &UserName) -> Pending<Option<AccountEntry>>;
 
-    /// Sets the password of an account if it is still `old`; whether it was.
+    /// Sets the password of an account if it is still `old`. Returns whether it was.
     fn set_password(&self, account: &Account, old: Option<PasswordHash>, new: PasswordHash) -> Pending<bool>;
 
-    /// Ends an account: its queue is gone, and who receives for it gets
-    /// [`End::Deleted`] after this has resolved. Whether it was there.
+    /// Deletes an account and its inbox. A subscription gets [`End::Deleted`] after this has
+    /// resolved. Returns whether the account existed.
     fn delete(&self, account: &Account) -> Pending<bool>;
 
-    /// The names after `after` in byte order, at most `limit` of them.
+    /// Returns at most `limit` names after `after`, in byte order.
     fn names(&self, after: Option<&UserName>, limit: usize) -> Pending<Vec<UserName>>;
 
-    /// Stores a message, or refuses it: the commit decides.
+    /// Stores or refuses a message.
     fn append(&self, append: Append) -> Pending<Outcome> {
         let (completer, pending) = Pending::new();
         self.append_all(&mut vec![(append, completer)]);
         pending
     }
 
-    /// As [`Self::append`] for each of these, in their order; it takes them out.
-    /// Many at a time cost less than one by one.
+    /// Appends each message, in order, as [`Self::append`] does, and empties the vector.
+    /// Cheaper than single calls.
     fn append_all(&self, appends: &mut Vec<(Append, Completer<Outcome>)>);
 
-    /// Begins to receive for an account; whoever did before gets
-    /// [`End::TakenOver`]. `None` where the account has ended.
+    /// Subscribes to the inbox of an account. A former subscription gets
+    /// [`End::TakenOver`]. Returns `None` if the account was deleted.
     fn receive(&self, account: &Account) -> Pending<Option<Subscription>>;
 
-    /// As [`Self::receive`], but only where nobody receives. `None` where
-    /// somebody does, or the account has ended. What was acknowledged before
-    /// the last receiver was dropped is not received again.
+    /// Subscribes as [`Self::receive`] does, unless there is a subscription already. Returns
+    /// `None` in that case, or if the account was deleted. Messages acknowledged before the
+    /// former subscription was dropped are not received again.
     fn receive_if_free(&self, account: &Account) -> Pending<Option<Subscription>>;
 
-    /// Reads the messages after `after`, in the order of their numbers: at most
-    /// `limit.messages`, and at most `limit.bytes` of text but at least one. What
-    /// is durably acknowledged is not read.
+    /// Reads the messages after `after`, in order of their numbers, up to `limit`, which one
+    /// long message may exceed. Durably acknowledged messages are skipped.
     fn read(&self, account: &Account, after: Position, limit: ReadLimit) -> Pending<Page>;
 
-    /// Forgets every message up to `position`, which came from a message of
-    /// this inbox. May be lost in a crash, and only then; an older position
-    /// than the last changes nothing, nor does one of an ended account.
+    /// Acknowledges every message up to `position`, which is the position of a message of
+    /// this inbox. A crash may undo it, an orderly close does not. A position before the
+    /// cursor is ignored, as is one of a deleted account.
     fn acknowledge(&self, account: &Account, position: Position);
 
-    /// Makes room for a session, and resolves after everything that was
-    /// appended before. False where there are too many, in all or of those that
-    /// began `from` this network, which may be a quarter of all; `None` counts in
-    /// no share. Until [`Self::close_session`], once for each call, it is not
-    /// forgotten.
+    /// Opens a session, after all earlier appends. Returns false if there are too many
+    /// sessions, in total or `from` this network, whose quota is a quarter; `None` counts
+    /// towards no quota. The session is remembered until [`Self::close_session`], which is
+    /// called once for each call of this.
     fn open_session(&self, session: &SessionToken, from: Option<IpAddr>) -> Pending<bool>;
 
-    /// The connection of a session has ended. Its outcomes are remembered for
-    /// ten minutes of running time at least.
+    /// Closes a session at the end of its connection. Its outcomes stay remembered for at
+    /// least ten minutes of running time.
     fn close_session(&self, session: &SessionToken);
 
-    /// Whether it works, as far as it knows: while it does not, what it is asked
-    /// ends as [`Unavailable`].
+    /// Returns whether the store is healthy, as far as it knows. An unhealthy store answers
+    /// [`Unavailable`].
     fn is_available(&self) -> bool;
 
-    /// Decides what is under way, keeps what can be kept, and lets go of all
-    /// resources. Everything after it is [`Unavailable`].
+    /// Decides the operations in flight, saves pending acknowledgements, and releases all
+    /// resources. Later operations are [`Unavailable`].
     fn close(&self) -> Pending<()>;
 }
 
-/// The store cannot say; whether what was asked has happened is unknown.
+/// The failure of an operation whose outcome is unknown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the store cannot be written or read at the moment; try again")]
+#[error("the store is temporarily unavailable; try again")]
 pub struct Unavailable;
 
-/// An account, as opposed to another one of the same name before or after it.
+/// An account, distinct from earlier and later ones of the same name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Account {
-    /// Its name.
+    /// The name.
     pub name: UserName,
-    /// Which account of this name.
+    /// The number of its creation.
     pub incarnation: u64,
 }
 
-/// What is known of an account.
+/// The stored data of an account.
 #[derive(Debug, Clone)]
 pub struct AccountEntry {
     /// The account.
     pub account: Account,
-    /// What protects it, if anything does.
+    /// The hash of its password, if it has one.
     pub password: Option<PasswordHash>,
 }
 
@@ -143,13 +139,13 @@ pub struct AccountEntry {
 pub struct PasswordHash(Arc<str>);
 
 impl PasswordHash {
-    /// Takes a PHC string. It is not checked here.
+    /// Wraps a PHC string, without checking it.
     #[must_use]
     pub fn new(phc: &str) -> Self {
         Self(phc.into())
     }
 
-    /// The PHC string.
+    /// Returns the PHC string.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -165,11 +161,11 @@ impl fmt::Debug for PasswordHash {
 /// The outcome of [`Store::create`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Created {
-    /// There is a new account.
+    /// The account was created.
     Created,
-    /// There was one of this name.
+    /// An account of this name exists.
     Exists,
-    /// There are as many as there may be.
+    /// The limit of accounts is reached.
     TooMany,
 }
 
@@ -178,91 +174,88 @@ pub enum Created {
 pub struct Append {
     /// The recipient.
     pub to: UserName,
-    /// Who sends it. Where this account has ended it comes from nobody.
+    /// The sender. If this account was deleted, the message is anonymous.
     pub sender: Option<Account>,
-    /// Whether a message from nobody is stored; else it is
-    /// [`Code::Denied`].
+    /// Whether an anonymous message is accepted; otherwise it is [`Code::Denied`].
     pub from_nobody: bool,
-    /// When the server took it, in milliseconds since 1970.
+    /// The time of its arrival, in milliseconds since 1970.
     pub time_ms: u64,
     /// The text.
     pub text: ByteString,
-    /// What makes a repeat known as one.
+    /// The deduplication id, if it is sent in a session.
     pub send_id: Option<SendId>,
-    /// What the chat has against it. It counts only where this is no repeat.
+    /// A refusal by the chat, applied unless this is a repeat.
     pub refusal: Option<Code>,
-    /// Whether the connection may still store something.
+    /// The fence of the connection.
     pub fence: Fence,
-    /// Room for one message under way, given back when it is decided.
+    /// The share of the caller's budget, released when the message is decided.
     pub permit: Option<OwnedSemaphorePermit>,
 }
 
-/// A send of a session.
+/// The deduplication id of a send.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SendId {
     /// The session.
     pub session: SessionToken,
     /// The id within the session.
     pub id: RequestId,
-    /// Whether the sends come in the order of their ids: one below the highest
-    /// is then refused, unless it was decided. Otherwise only one below all
-    /// that are remembered is.
+    /// Whether ids increase: a new id below the highest is then refused. Otherwise only an id
+    /// below all remembered ones is.
     pub in_order: bool,
-    /// From which network the session began, if this begins it: see
-    /// [`Store::open_session`].
+    /// The network of the session's first send: see [`Store::open_session`].
     pub from: Option<IpAddr>,
 }
 
-/// How a send was decided.
+/// The outcome of a send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// The message is in the inbox, or was, under this number.
+    /// The message was stored under this number.
     Stored(Sequence),
-    /// It is not, and will not be.
+    /// The message was refused for good.
     Refused(Code),
 }
 
-/// Set by the store when an [`Append`] of a session ends as [`Unavailable`]:
-/// it then stores nothing more that carries the same fence, so that no later
-/// send overtakes one that has to be repeated. One for each connection.
+/// The fence of a connection. The store closes it when an [`Append`] of a session ends as
+/// [`Unavailable`], and then refuses every append with the same fence, so that no later
+/// send overtakes the repeat.
 #[derive(Debug, Clone, Default)]
 pub struct Fence(Arc<AtomicBool>);
 
 impl Fence {
-    /// Lets nothing more through.
+    /// Closes the fence.
     pub fn close(&self) {
         self.0.store(true, Ordering::Release);
     }
 
-    /// Whether nothing more gets through.
+    /// Returns whether the fence is closed.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.0.load(Ordering::Acquire)
     }
 }
 
-/// A message as it is stored.
+/// A stored message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message {
-    /// Its number, and where it stands in its inbox.
+    /// The number and the position in the inbox.
     pub position: Position,
-    /// Who sent it; `None` for nobody.
+    /// The sender; `None` if it is anonymous.
     pub sender: Option<UserName>,
-    /// When the server took it, in milliseconds since 1970.
+    /// The time of its arrival, in milliseconds since 1970.
     pub time_ms: u64,
     /// The text.
     pub text: ByteString,
 }
 
-/// A place in an inbox: just after a message. Ordered by the number alone.
-/// The sums make it known how much lies between two places without counting.
+/// The position just after a message of an inbox. The running sums give the messages and
+/// bytes between two positions by subtraction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Position {
     /// The number of the message.
     pub sequence: Sequence,
-    /// Messages appended to this inbox up to here, this one included.
+    /// The messages appended to this inbox so far, including this one.
     pub messages: u64,
-    /// Bytes appended to this inbox up to here, this one included.
+    /// The bytes appended to this inbox so far, including this message.
     pub bytes: u64,
 }
 
@@ -274,25 +267,23 @@ impl Position {
     }
 }
 
-/// How much a read yields at most.
+/// The largest result of a read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReadLimit {
-    /// In messages.
+    /// The most messages.
     pub messages: usize,
-    /// In bytes of text; the first message comes in any case.
+    /// The most bytes of text; the first message may exceed it.
     pub bytes: usize,
 }
 
 /// The result of a read.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Page {
-    /// The place after which the page starts, if that is a later one than was
-    /// asked for: everything before it is acknowledged, or is damaged and the
-    /// operator has dropped it.
+    /// The position after which the page starts, if it is later than the requested one: the
+    /// messages before it are acknowledged, or were damaged and dropped by the operator.
     pub starts_after: Option<Position>,
-    /// In the order of their numbers, and without a gap in their counts
-    /// ([`Position::follows`]).
+    /// Messages in order of their numbers, with contiguous counts ([`Position::follows`]).
     pub messages: Vec<Arc<Message>>,
-    /// Whether there was no more when it was read.
+    /// Whether the page reached the end of the inbox.
     pub complete: bool,
 }

@@ -1,4 +1,4 @@
-//! [`Pending`]: what a store has taken on and has not decided yet.
+//! [`Pending`]: an operation that a store has accepted and not decided yet.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -9,9 +9,8 @@ use tokio::sync::oneshot::error::TryRecvError;
 
 use super::Unavailable;
 
-/// The outcome of an operation that the store has already taken on, in the
-/// order of the calls. Dropping it changes nothing: the operation goes on.
-/// Cancel-safe. It needs no runtime to resolve, only to be awaited.
+/// The outcome of an operation that the store has accepted, in the order of the calls.
+/// Dropping it does not cancel the operation. Cancel-safe. It resolves without a runtime.
 #[derive(Debug)]
 pub struct Pending<T>(State<T>);
 
@@ -26,12 +25,12 @@ enum State<T> {
 pub struct Completer<T>(oneshot::Sender<Result<T, Unavailable>>);
 
 impl<T> Pending<T> {
-    /// An outcome that is there already.
+    /// Returns an outcome that is already decided.
     pub const fn ready(outcome: Result<T, Unavailable>) -> Self {
         Self(State::Ready(Some(outcome)))
     }
 
-    /// An outcome to be decided, and what decides it.
+    /// Returns an undecided outcome and its completer.
     #[must_use]
     pub fn new() -> (Completer<T>, Self) {
         let (sender, receiver) = oneshot::channel();
@@ -40,9 +39,9 @@ impl<T> Pending<T> {
 }
 
 impl<T> Completer<T> {
-    /// Decides the outcome, once and for all.
+    /// Decides the outcome.
     pub fn complete(self, outcome: Result<T, Unavailable>) {
-        // Whoever asked may have gone; the operation stands all the same.
+        // The caller may have dropped its `Pending`; the operation stands.
         drop(self.0.send(outcome));
     }
 }
@@ -53,9 +52,9 @@ impl<T: Unpin> Future for Pending<T> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match &mut self.0 {
             State::Ready(outcome) => Poll::Ready(outcome.take().unwrap_or(Err(Unavailable))),
-            // Looked at first, since the runtime lets a task that has had its share
-            // wait for what is there already: what follows from the outcome, and
-            // comes another way, must not come before it.
+            // `try_recv` first: once a task has exhausted its budget, `poll` returns `Pending`
+            // even if the outcome is there, and an effect of the outcome that arrives by
+            // another channel must not overtake it.
             State::Waiting(receiver) => match receiver.try_recv() {
                 Ok(decided) => Poll::Ready(decided),
                 Err(TryRecvError::Closed) => Poll::Ready(Err(Unavailable)),
@@ -77,7 +76,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_is_decided_is_there_for_a_task_that_has_had_its_share_of_time() {
+    async fn outcome_is_ready_for_a_task_without_budget() {
         let (completer, mut pending) = Pending::new();
         completer.complete(Ok(7));
         let polled = poll_fn(|cx| {

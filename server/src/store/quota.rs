@@ -1,13 +1,12 @@
-//! The quota of sessions of each network: no network takes all sessions and keeps
-//! the others from sending.
+//! The quota of sessions of each network, so that one network cannot use up all sessions.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-/// One network has at most one in so many of all.
+/// The number of networks that can use up all sessions together.
 const SHARE: usize = 4;
 
-/// Counts by network. It holds no more networks than there are sessions.
+/// The sessions of each network. Bounded by the number of sessions.
 #[derive(Debug)]
 pub(crate) struct PerNetworkQuota {
     each_max: usize,
@@ -15,12 +14,13 @@ pub(crate) struct PerNetworkQuota {
 }
 
 impl PerNetworkQuota {
-    /// PerNetworkQuota of so many in all.
+    /// Returns the quotas for `max` sessions in total.
     pub(crate) fn of(max: usize) -> Self {
         Self { each_max: max.div_ceil(SHARE), taken: HashMap::new() }
     }
 
-    /// Takes one. Returns false if this network has its quota. `None` does not count.
+    /// Takes a session. Returns false if the network has used up its quota. `None` has no
+    /// quota.
     pub(crate) fn take(&mut self, origin: Option<IpAddr>) -> bool {
         let Some(origin) = origin else { return true };
         let taken = self.taken.get(&origin).copied().unwrap_or_default();
@@ -31,13 +31,13 @@ impl PerNetworkQuota {
         true
     }
 
-    /// Whether this network has one.
+    /// Returns whether this network has a session.
     #[cfg(test)]
     pub(crate) fn knows(&self, origin: IpAddr) -> bool {
         self.taken.contains_key(&origin)
     }
 
-    /// Gives one back that was taken.
+    /// Releases a session.
     pub(crate) fn give_back(&mut self, origin: Option<IpAddr>) {
         let Some(origin) = origin else { return };
         if let Some(taken) = self.taken.get_mut(&origin) {
@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_network_has_a_quarter_and_gets_back_what_it_gave() {
+    fn network_has_a_quarter_of_the_sessions() {
         let mut shares = PerNetworkQuota::of(8);
         let [a, b] = [1, 2].map(|last| Some(IpAddr::from([192, 0, 2, last])));
         assert!(shares.take(a) && shares.take(a) && !shares.take(a));

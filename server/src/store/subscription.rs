@@ -1,10 +1,9 @@
-//! A subscription to an inbox: a bounded buffer of messages that were just stored,
-//! and the two events that end it.
+//! A subscription to an inbox: a bounded buffer of newly stored messages.
 //!
-//! A subscriber that keeps up takes every message from here, without a read. If
-//! the buffer overflows, it is emptied, and the subscriber gets [`Event::Lagged`]:
-//! it calls [`Events::follow`] and then reads the store until there is no
-//! more. So a message can come both ways; its number tells.
+//! A subscriber that keeps up takes every message from the buffer, without a read. If the
+//! buffer overflows, it is cleared, and the subscriber gets [`Event::Lagged`]: it calls
+//! [`Events::follow`] and then reads the store up to the end. A message can arrive
+//! both ways; the subscriber drops duplicates by number.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,21 +30,20 @@ pub(super) const TAKEN_BYTES_MAX: usize = 16 * 1024;
 /// An event of a subscription.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// Messages have been stored. They come in the order of their numbers, and a
-    /// bounded number at a time.
+    /// New messages, in order of their numbers; a bounded number at a time.
     Appended(Vec<Arc<Message>>),
-    /// There are messages that will not come as [`Event::Appended`].
+    /// Messages that will not come as [`Event::Appended`] may have been stored.
     Lagged,
     /// The subscription has ended.
     Ended(End),
 }
 
-/// Why a subscription has ended.
+/// The reason for the end of a subscription.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
     /// Another subscription took over.
     TakenOver,
-    /// The account has ended.
+    /// The account was deleted.
     Deleted,
 }
 
@@ -62,12 +60,11 @@ pub struct Subscription {
 #[derive(Debug)]
 pub struct Events {
     buffer: Arc<Buffer>,
-    /// Tells a store that it was dropped, if that has to know. In a box, since there
-    /// is one for each subscription and few stores need it.
+    /// Notifies the store of the drop, if it needs to know. Boxed, since few stores do.
     _released: Option<Box<DropGuard>>,
 }
 
-/// The store's side. A clone publishes to the same subscription.
+/// The store's side. Clones publish to the same subscription.
 #[derive(Debug, Clone)]
 pub struct Publisher {
     buffer: Arc<Buffer>,
@@ -75,10 +72,10 @@ pub struct Publisher {
 
 #[derive(Debug, Default)]
 struct Buffer {
-    /// There is an end in the state.
+    /// Whether the state has an end.
     ended: AtomicBool,
-    // A lock, since a store's thread writes what a session's task reads. It is
-    // held for one operation on the queue, never over a wait.
+    // Locked because a thread of the store publishes and a task of the connection reads. Held
+    // for one operation on the queue.
     state: Mutex<State>,
     changed: AtomicWaker,
 }
@@ -88,8 +85,8 @@ struct State {
     messages: VecDeque<Arc<Message>>,
     bytes: usize,
     following: bool,
-    /// `Lagged` was taken, or there is none.
-    told: bool,
+    /// Whether the subscriber has taken `Lagged`.
+    lag_taken: bool,
     end: Option<End>,
 }
 
@@ -129,7 +126,7 @@ impl Subscription {
         self.cursor
     }
 
-    /// Returns the account and the events, for a subscriber that needs no more.
+    /// Returns the account and the events.
     #[must_use]
     pub fn into_events(self) -> (Account, Events) {
         (self.account, self.events)
@@ -146,13 +143,13 @@ impl Subscription {
         self.events.follow();
     }
 
-    /// Returns whether messages come as events.
+    /// Returns whether new messages are buffered.
     #[cfg(test)]
     pub(crate) fn is_following(&self) -> bool {
         self.events.buffer.lock().following
     }
 
-    /// Waits for the next event; the task is woken when there is one.
+    /// Polls for the next event.
     #[cfg(test)]
     pub(crate) fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
         self.events.buffer.changed.register(cx.waker());
@@ -161,8 +158,7 @@ impl Subscription {
 }
 
 impl Events {
-    /// Takes the next event; `None` if there is none yet. An end comes before
-    /// everything else, and stays.
+    /// Takes the next event, if there is one. An end precedes all other events, and stays.
     pub fn next_event(&mut self) -> Option<Event> {
         let mut state = self.buffer.lock();
         if let Some(end) = state.end {
@@ -171,30 +167,28 @@ impl Events {
         if !state.messages.is_empty() {
             return Some(Event::Appended(state.take()));
         }
-        if state.following || state.told {
+        if state.following || state.lag_taken {
             return None;
         }
-        state.told = true;
+        state.lag_taken = true;
         Some(Event::Lagged)
     }
 
-    /// Lets every message that is stored from now on come as an event, until the
-    /// buffer overflows. Called before the store is read, so that nothing falls
-    /// between the two.
+    /// Starts to buffer new messages, until the buffer overflows. Called before the store is
+    /// read, so that no message is missed in between.
     pub fn follow(&mut self) {
         let mut state = self.buffer.lock();
         state.following = true;
-        state.told = false;
+        state.lag_taken = false;
     }
 
-    /// Waits for the end alone and leaves the messages where they are. The task
-    /// is woken by the next event, too.
+    /// Polls for the end, without taking messages. The next event wakes the task, too.
     pub fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         self.buffer.changed.register(cx.waker());
         self.end().map_or(Poll::Pending, Poll::Ready)
     }
 
-    /// Returns the end, if it has come. Costs next to nothing.
+    /// Returns the end, if there is one. Takes no lock otherwise.
     #[must_use]
     pub fn end(&self) -> Option<End> {
         if self.buffer.is_ended() { self.buffer.lock().end } else { None }
@@ -208,7 +202,7 @@ impl Drop for Events {
 }
 
 impl Publisher {
-    /// Publishes messages that were stored, in the order of their numbers.
+    /// Publishes new messages, in order of their numbers.
     pub fn appended(&self, messages: impl IntoIterator<Item = Arc<Message>>) {
         let mut state = self.buffer.lock();
         if state.end.is_some() || !state.following {
@@ -218,7 +212,7 @@ impl Publisher {
             let full = state.messages.len() >= BUFFERED_MESSAGES_MAX
                 || (!state.messages.is_empty() && state.bytes + message.text.len() > BUFFERED_BYTES_MAX);
             if full {
-                state.forget();
+                state.clear();
                 break;
             }
             state.bytes += message.text.len();
@@ -228,11 +222,12 @@ impl Publisher {
         self.buffer.changed.wake();
     }
 
-    /// Notes that messages may have been stored that were not published.
+    /// Marks the subscription as lagging: messages may have been stored that were not
+    /// published.
     pub fn lagged(&self) {
         let mut state = self.buffer.lock();
-        state.forget();
-        state.told = false;
+        state.clear();
+        state.lag_taken = false;
         drop(state);
         self.buffer.changed.wake();
     }
@@ -255,10 +250,10 @@ impl Publisher {
         Arc::ptr_eq(&self.buffer, &other.buffer)
     }
 
-    /// Returns whether this publishes to `receiver`.
+    /// Returns whether this publishes to `subscription`.
     #[must_use]
-    pub fn feeds(&self, receiver: &Subscription) -> bool {
-        Arc::ptr_eq(&self.buffer, &receiver.events.buffer)
+    pub fn feeds(&self, subscription: &Subscription) -> bool {
+        Arc::ptr_eq(&self.buffer, &subscription.buffer)
     }
 }
 
@@ -272,7 +267,7 @@ impl Buffer {
     fn end(&self, end: End) {
         let mut state = self.lock();
         state.end.get_or_insert(end);
-        state.forget();
+        state.clear();
         self.ended.store(true, Ordering::Release);
     }
 
@@ -282,7 +277,7 @@ impl Buffer {
 }
 
 impl State {
-    /// The first messages that there are.
+    /// Takes a bounded number of messages.
     fn take(&mut self) -> Vec<Arc<Message>> {
         let (mut count, mut bytes) = (0, 0);
         for message in self.messages.iter().take(TAKEN_MESSAGES_MAX) {
@@ -296,8 +291,8 @@ impl State {
         self.messages.drain(..count).collect()
     }
 
-    /// Empties the buffer and gives its memory back.
-    fn forget(&mut self) {
+    /// Clears the buffer, releases its memory, and stops following.
+    fn clear(&mut self) {
         self.messages = VecDeque::new();
         self.bytes = 0;
         self.following = false;

@@ -1,6 +1,6 @@
-//! The server from outside, in this process: its gRPC front, asked by a client,
-//! and the bound of its log.
+//! Integration tests of the server in one process: its gRPC front, as seen by a client, and
+//! the rate limit of its log.
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod grpc;
-mod log_bound;
+mod line_limiter;

@@ -1,35 +1,35 @@
-//! Accounts, passwords, `list`, and the flags about them, of the real server
-//! and through all fronts.
+//! Accounts, passwords, `list` and the flags for them, with the real server and
+//! over all fronts.
 
 use std::io::Write;
 use std::process::{Command, Stdio};
 
 use hark_protocol::{Code, Reply, Request, UserName};
-use hark_tests::{Client, Front, Harkd, HarkdBuilder, Place, Wire, name, send};
+use hark_tests::{Client, Front, Harkd, HarkdBuilder, StoreLocation, Wire, harkd, name, send};
 
 hark_tests::through_all_fronts_on_all_stores! {
     sessions:
-        who_has_entered_an_account_deletes_it_without_a_password,
-        wrong_passwords_are_limited_and_lock_out_nobody_who_is_right_elsewhere,
-        guesses_at_the_same_time_are_as_few_as_one_after_another,
-        a_flood_of_logins_does_not_stall_the_chat,
-        with_require_password_nobody_does_nothing_but_create,
-        with_require_password_an_account_without_one_is_not_entered,
-        who_has_entered_an_admins_account_without_a_password_is_no_admin,
-        an_admin_whose_account_has_ended_is_none,
-        a_list_can_be_for_users_or_for_admins_alone,
-        list_is_sorted_matches_anywhere_and_is_cut_with_a_word;
+        logged_in_user_deletes_itself_without_password,
+        wrong_passwords_are_limited_by_address,
+        concurrent_password_guesses_are_limited,
+        flood_of_logins_does_not_stall_the_chat,
+        require_password_limits_anonymous_clients_to_create,
+        require_password_closes_accounts_without_one,
+        login_without_password_gives_no_admin_rights,
+        deleted_admin_loses_its_rights,
+        list_can_be_restricted_to_users_or_admins,
+        list_is_sorted_unanchored_and_marked_if_truncated;
     calls:
-        an_account_with_a_password_needs_it_for_everything_but_mail,
-        an_open_account_can_be_given_a_password,
-        with_closed_registration_only_the_operator_creates,
-        an_admin_creates_and_deletes_anybody_and_sets_anybodys_password,
-        only_the_operator_or_an_admin_makes_an_account_that_is_named_as_admin,
-        accounts_and_queues_have_limits_that_say_so;
+        account_password_is_needed_except_to_send,
+        open_account_can_get_a_password,
+        closed_registration_leaves_creation_to_operator,
+        admin_manages_any_account,
+        admin_account_is_created_by_operator_or_admin,
+        limits_of_accounts_and_inboxes_are_reported;
     sample:
-        who_has_entered_an_account_deletes_it_without_a_password,
-        an_account_with_a_password_needs_it_for_everything_but_mail,
-        accounts_and_queues_have_limits_that_say_so;
+        logged_in_user_deletes_itself_without_password,
+        account_password_is_needed_except_to_send,
+        limits_of_accounts_and_inboxes_are_reported;
 }
 
 fn create(user: &str, password: Option<&str>) -> Request {
@@ -66,10 +66,10 @@ async fn start(front: Front, builder: HarkdBuilder) -> (Harkd, Client) {
     (server, client)
 }
 
-/// An id that no other request of these tests has.
+/// An id that no other request of these tests uses.
 const LIST_ID: u32 = 1_000_000;
 
-/// All names of a list, and what its `ok` says.
+/// Returns all names of a list, and the fields of its `ok`.
 async fn listed(wire: &mut Client, pattern: &str) -> (Vec<UserName>, (usize, bool)) {
     wire.write(LIST_ID, list(pattern)).await;
     let mut names = Vec::new();
@@ -82,7 +82,7 @@ async fn listed(wire: &mut Client, pattern: &str) -> (Vec<UserName>, (usize, boo
     }
 }
 
-async fn an_account_with_a_password_needs_it_for_everything_but_mail(one: Front, other: Front) {
+async fn account_password_is_needed_except_to_send(one: Front, other: Front) {
     let (server, mut wire) = start(one, Harkd::builder()).await;
     wire.ok(create("bob", Some("secret"))).await;
     wire.refused(create("bob", Some("secret")), Code::Exists).await;
@@ -103,7 +103,7 @@ async fn an_account_with_a_password_needs_it_for_everything_but_mail(one: Front,
     assert_eq!(bob.ok(delete("bob", Some("new"))).await.as_deleted(), Some(false));
 }
 
-async fn who_has_entered_an_account_deletes_it_without_a_password(one: Front, other: Front) {
+async fn logged_in_user_deletes_itself_without_password(one: Front, other: Front) {
     let (server, mut wire) = start(one, Harkd::builder()).await;
     wire.ok(create("bob", Some("secret"))).await;
     let mut bob = other.connect(server.address()).await;
@@ -115,7 +115,7 @@ async fn who_has_entered_an_account_deletes_it_without_a_password(one: Front, ot
     assert_eq!(bob.ok(delete("bob", None)).await.as_deleted(), Some(true));
 }
 
-async fn an_open_account_can_be_given_a_password(one: Front, other: Front) {
+async fn open_account_can_get_a_password(one: Front, other: Front) {
     let (server, mut wire) = start(one, Harkd::builder()).await;
     wire.ok(create("bob", None)).await;
     let mut bob = other.connect(server.address()).await;
@@ -125,7 +125,7 @@ async fn an_open_account_can_be_given_a_password(one: Front, other: Front) {
     wire.ok(connect("bob", Some("secret"))).await;
 }
 
-async fn wrong_passwords_are_limited_and_lock_out_nobody_who_is_right_elsewhere(one: Front, other: Front) {
+async fn wrong_passwords_are_limited_by_address(one: Front, other: Front) {
     let (server, mut wire) = start(one, Harkd::builder()).await;
     wire.ok(create("bob", Some("secret"))).await;
     let mut guesser = other.connect(server.address()).await;
@@ -137,7 +137,7 @@ async fn wrong_passwords_are_limited_and_lock_out_nobody_who_is_right_elsewhere(
     let seconds: u64 = explanation.split(' ').next().unwrap().parse().expect("seconds to wait");
     assert!((1..=10).contains(&seconds), "{explanation}");
     assert!(!server.log().contains("secret") && server.log().contains("wrong password"), "{}", server.log());
-    // From another address bob gets in.
+    // The limit does not apply to another address.
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
     let mut stream = socket.connect(server.address()).await.unwrap();
@@ -148,7 +148,7 @@ async fn wrong_passwords_are_limited_and_lock_out_nobody_who_is_right_elsewhere(
     assert!(answer.starts_with(b"ok\0"), "{:?}", String::from_utf8_lossy(&answer));
 }
 
-async fn guesses_at_the_same_time_are_as_few_as_one_after_another(one: Front, other: Front) {
+async fn concurrent_password_guesses_are_limited(one: Front, other: Front) {
     let (server, mut wire) = start(one, Harkd::builder()).await;
     wire.ok(create("bob", Some("secret"))).await;
     let mut guessers = Vec::new();
@@ -166,12 +166,12 @@ async fn guesses_at_the_same_time_are_as_few_as_one_after_another(one: Front, ot
         assert!([Code::Denied, Code::RateLimited].contains(&refusal.code), "{refusal}");
         tried += usize::from(refusal.code == Code::Denied);
     }
-    // Those that are hashed at the same time are all let in.
+    // Passwords that are hashed at the same time all pass.
     let at_once = std::thread::available_parallelism().map_or(1, |processors| processors.get().div_ceil(2));
     assert!((5..5 + at_once).contains(&tried), "{tried} passwords were tried");
 }
 
-async fn a_flood_of_logins_does_not_stall_the_chat(one: Front, other: Front) {
+async fn flood_of_logins_does_not_stall_the_chat(one: Front, other: Front) {
     let (server, mut wire) = start(one, Harkd::builder()).await;
     wire.ok(create("bob", None)).await;
     let mut floods = Vec::new();
@@ -180,7 +180,7 @@ async fn a_flood_of_logins_does_not_stall_the_chat(one: Front, other: Front) {
         flood.write(1, create(&format!("u{n}"), Some("secret"))).await;
         floods.push(flood);
     }
-    // Each of these is hashed after the other; a send does not wait for them.
+    // These are hashed one after another; a send does not wait for them.
     wire.sent("bob", "hello").await;
     assert_eq!(wire.receive("bob").await, 1);
     for mut flood in floods {
@@ -188,7 +188,7 @@ async fn a_flood_of_logins_does_not_stall_the_chat(one: Front, other: Front) {
     }
 }
 
-async fn with_require_password_nobody_does_nothing_but_create(one: Front, other: Front) {
+async fn require_password_limits_anonymous_clients_to_create(one: Front, other: Front) {
     let (server, mut wire) = start(one, Harkd::builder().arg("--require-password")).await;
     wire.refused(create("bob", None), Code::Denied).await;
     wire.ok(create("bob", Some("b"))).await;
@@ -216,31 +216,31 @@ async fn with_require_password_nobody_does_nothing_but_create(one: Front, other:
     wire.refused(list(""), Code::Denied).await;
 }
 
-async fn with_require_password_an_account_without_one_is_not_entered(one: Front, other: Front) {
-    let place = Place::fresh();
-    let server = Harkd::builder().store(place.clone()).start();
+async fn require_password_closes_accounts_without_one(one: Front, other: Front) {
+    let location = StoreLocation::fresh();
+    let server = Harkd::builder().store(location.clone()).start();
     other.connect(server.address()).await.ok(create("bob", None)).await;
     drop(server);
-    let (_server, mut wire) = start(one, Harkd::builder().store(place).arg("--require-password")).await;
+    let (_server, mut wire) = start(one, Harkd::builder().store(location).arg("--require-password")).await;
     wire.refused(login("bob", None), Code::Denied).await;
     wire.refused(connect("bob", Some("x")), Code::Denied).await;
     wire.refused(set_password("bob", None, "mine"), Code::Denied).await;
     wire.refused(delete("bob", None), Code::Denied).await;
 }
 
-/// A server with these accounts, by name and password, where `root` and `ann`
-/// are admins.
+/// Starts a server with these accounts, by name and password, and with the
+/// admins `root` and `ann`.
 fn with_admins(accounts: &[(&str, Option<&str>)], builder: HarkdBuilder) -> Harkd {
-    let place = Place::fresh();
+    let location = StoreLocation::fresh();
     for (name, password) in accounts {
         let without = ["add", name, "--no-password"];
         let words = if password.is_some() { &without[..2] } else { &without };
-        operator_on(&place, words, *password).unwrap();
+        operator_on(&location, words, *password).unwrap();
     }
-    builder.store(place).env("HARKD_ADMIN", "root,ann").start()
+    builder.store(location).env("HARKD_ADMIN", "root,ann").start()
 }
 
-async fn an_admin_creates_and_deletes_anybody_and_sets_anybodys_password(one: Front, other: Front) {
+async fn admin_manages_any_account(one: Front, other: Front) {
     let builder = Harkd::builder().arg("--registration=closed").arg("--require-password");
     let server = with_admins(&[("root", Some("toor")), ("eve", Some("e"))], builder);
     let mut admin = one.connect(server.address()).await;
@@ -265,14 +265,14 @@ async fn an_admin_creates_and_deletes_anybody_and_sets_anybodys_password(one: Fr
     admin.ok(set_password("root", Some("toor"), "new")).await;
 }
 
-async fn only_the_operator_or_an_admin_makes_an_account_that_is_named_as_admin(one: Front, other: Front) {
+async fn admin_account_is_created_by_operator_or_admin(one: Front, other: Front) {
     let server = with_admins(&[("ann", Some("a"))], Harkd::builder());
-    server.wait_for_log("an admin does not exist");
+    server.wait_for_log("admin 'root' has no account; create it with: harkd user add root");
     let mut nobody = one.connect(server.address()).await;
     nobody.ok(create("eve", Some("e"))).await;
     for password in [None, Some("mine")] {
         let explanation = nobody.refused(create("root", password), Code::Denied).await;
-        assert!(explanation.contains("kept by the operator"), "{explanation}");
+        assert!(explanation.contains("this name is reserved"), "{explanation}");
     }
     nobody.refused(connect("root", None), Code::NoSuchUser).await;
     let mut ann = other.connect(server.address()).await;
@@ -283,10 +283,10 @@ async fn only_the_operator_or_an_admin_makes_an_account_that_is_named_as_admin(o
     assert_eq!(root.ok(delete("eve", None)).await.as_deleted(), Some(true));
 }
 
-async fn who_has_entered_an_admins_account_without_a_password_is_no_admin(one: Front, other: Front) {
+async fn login_without_password_gives_no_admin_rights(one: Front, other: Front) {
     let accounts = [("root", None), ("ann", Some("a")), ("eve", Some("e"))];
     let server = with_admins(&accounts, Harkd::builder().arg("--list=admin"));
-    server.wait_for_log("an admin has no password");
+    server.wait_for_log("admin 'root' has no password");
     let mut anybody = one.connect(server.address()).await;
     anybody.ok(connect("root", None)).await;
     let forbidden =
@@ -294,9 +294,9 @@ async fn who_has_entered_an_admins_account_without_a_password_is_no_admin(one: F
     for request in forbidden() {
         anybody.refused(request, Code::Denied).await;
     }
-    // Nor does it become one by a password of its own.
+    // Setting a password does not make the account an admin.
     let explanation = anybody.refused(set_password("root", None, "mine"), Code::Denied).await;
-    assert!(explanation.contains("kept by the operator"), "{explanation}");
+    assert!(explanation.contains("this name is reserved"), "{explanation}");
     let mut ann = other.connect(server.address()).await;
     ann.ok(login("ann", Some("a"))).await;
     ann.ok(set_password("root", None, "toor")).await;
@@ -307,7 +307,7 @@ async fn who_has_entered_an_admins_account_without_a_password_is_no_admin(one: F
     assert_eq!(anybody.ok(delete("eve", None)).await.as_deleted(), Some(true));
 }
 
-async fn an_admin_whose_account_has_ended_is_none(one: Front, other: Front) {
+async fn deleted_admin_loses_its_rights(one: Front, other: Front) {
     let accounts = [("root", Some("toor")), ("ann", Some("a")), ("eve", Some("e"))];
     let server = with_admins(&accounts, Harkd::builder());
     let mut root = one.connect(server.address()).await;
@@ -321,7 +321,7 @@ async fn an_admin_whose_account_has_ended_is_none(one: Front, other: Front) {
     root.refused(create("root", None), Code::Denied).await;
 }
 
-async fn a_list_can_be_for_users_or_for_admins_alone(one: Front, other: Front) {
+async fn list_can_be_restricted_to_users_or_admins(one: Front, other: Front) {
     let accounts = [("root", Some("toor")), ("eve", Some("e"))];
     for (argument, users_may) in [("--list=users", true), ("--list=admin", false)] {
         for builder in [Harkd::builder(), Harkd::builder().arg("--require-password")] {
@@ -343,7 +343,7 @@ async fn a_list_can_be_for_users_or_for_admins_alone(one: Front, other: Front) {
     }
 }
 
-async fn with_closed_registration_only_the_operator_creates(one: Front, other: Front) {
+async fn closed_registration_leaves_creation_to_operator(one: Front, other: Front) {
     let server = Harkd::builder().arg("--registration=closed").start();
     for front in [one, other] {
         let mut client = front.connect(server.address()).await;
@@ -352,7 +352,7 @@ async fn with_closed_registration_only_the_operator_creates(one: Front, other: F
     }
 }
 
-async fn list_is_sorted_matches_anywhere_and_is_cut_with_a_word(one: Front, other: Front) {
+async fn list_is_sorted_unanchored_and_marked_if_truncated(one: Front, other: Front) {
     let (server, mut wire) = start(one, Harkd::builder().arg("--max-list=2000")).await;
     let users: Vec<String> = (0..3000).map(|n| format!("{n:04}-{}", "x".repeat(40))).collect();
     for (n, chunk) in users.chunks(1000).enumerate() {
@@ -371,7 +371,7 @@ async fn list_is_sorted_matches_anywhere_and_is_cut_with_a_word(one: Front, othe
     assert!(explanation.contains("unclosed group"), "{explanation}");
 }
 
-async fn accounts_and_queues_have_limits_that_say_so(one: Front, other: Front) {
+async fn limits_of_accounts_and_inboxes_are_reported(one: Front, other: Front) {
     let arguments = ["--max-accounts=2", "--max-queued-messages=3", "--max-queued-bytes=100"];
     let (server, mut wire) =
         start(one, arguments.into_iter().fold(Harkd::builder(), HarkdBuilder::arg)).await;
@@ -394,7 +394,7 @@ async fn accounts_and_queues_have_limits_that_say_so(one: Front, other: Front) {
 }
 
 #[tokio::test]
-async fn connections_of_one_address_have_a_limit_that_says_so() {
+async fn connections_per_address_are_limited() {
     let server = Harkd::builder().arg("--max-connections-per-address=3").arg("--limit-loopback").start();
     let mut open = Vec::new();
     for front in [Front::Native, Front::Bidi, Front::Native] {
@@ -409,14 +409,19 @@ async fn connections_of_one_address_have_a_limit_that_says_so() {
     assert_eq!(fourth.next().await, None);
 }
 
-/// `harkd user …` on this store, with this password; its output if it succeeds.
+/// Runs `harkd user …` on this store with this password, and returns its output
+/// if it succeeds.
 fn operator(server: &Harkd, arguments: &[&str], password: Option<&str>) -> Result<String, String> {
-    operator_on(server.place(), arguments, password)
+    operator_on(server.location(), arguments, password)
 }
 
-fn operator_on(place: &Place, arguments: &[&str], password: Option<&str>) -> Result<String, String> {
-    let mut command = Command::new(hark_tests::binary("harkd"));
-    command.args(place.args()).arg("user").args(arguments).stdin(Stdio::null());
+fn operator_on(
+    location: &StoreLocation,
+    arguments: &[&str],
+    password: Option<&str>,
+) -> Result<String, String> {
+    let mut command = harkd();
+    command.args(location.args()).arg("user").args(arguments).stdin(Stdio::null());
     if let Some(password) = password {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         writeln!(file, "{password}").unwrap();
@@ -436,7 +441,7 @@ fn finish(mut command: Command, _file: Option<tempfile::NamedTempFile>) -> Resul
 }
 
 #[tokio::test]
-async fn the_operator_looks_after_the_accounts_of_a_stopped_server() {
+async fn operator_manages_accounts_of_a_stopped_server() {
     let (mut server, mut wire) = start(Front::Native, Harkd::builder()).await;
     wire.create("eve").await;
     let refused = operator(&server, &["list"], None).unwrap_err();
@@ -457,4 +462,25 @@ async fn the_operator_looks_after_the_accounts_of_a_stopped_server() {
     wire.ok(login("bob", Some("new"))).await;
     wire.ok(login("open", None)).await;
     wire.refused(login("eve", None), Code::NoSuchUser).await;
+}
+
+#[tokio::test]
+async fn account_events_are_logged() {
+    let server = Harkd::builder().arg("--max-queued-messages=1").start();
+    let mut wire = Wire::connect(server.address()).await;
+    wire.ok(create("eve", Some("secret"))).await;
+    wire.ok(login("eve", Some("secret"))).await;
+    wire.ok(set_password("eve", Some("secret"), "other")).await;
+    wire.sent("eve", "one").await;
+    wire.refused(send("eve", "two"), Code::QueueFull).await;
+    wire.ok(delete("eve", None)).await;
+    for event in [
+        "account created user=eve address=127.0.0.1",
+        "logged in user=eve by_password=true address=127.0.0.1",
+        "password set user=eve by=eve by_admin=false address=127.0.0.1",
+        "send refused: queue full recipient=eve by=eve address=127.0.0.1",
+        "account deleted user=eve by=eve by_admin=false address=127.0.0.1",
+    ] {
+        server.wait_for_log(event);
+    }
 }

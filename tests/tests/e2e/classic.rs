@@ -1,5 +1,5 @@
-//! The classic framing, of the real server: the stand-in of the old client, and
-//! bytes that say exactly what `docs/PROTOCOL.md` says about them.
+//! The classic framing with the real server: a stand-in for the old client, and
+//! the byte sequences of `docs/PROTOCOL.md`.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use hark_protocol::Request;
 use hark_tests::{Classic, Harkd, Wire, name};
 
-/// Bytes of text in one block.
+/// Size of the text in a block, in bytes.
 const PAYLOAD_BYTES: usize = 1024 - 15;
 
-/// The stand-in of the old client, that has been told these lines and no more.
+/// Starts the stand-in for the old client with these lines as input.
 fn old_client(server: &Harkd, lines: &[&str]) -> Child {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/classic_client.py");
     let mut command = Command::new("python3");
@@ -25,7 +25,7 @@ fn old_client(server: &Harkd, lines: &[&str]) -> Child {
     child
 }
 
-/// What it has printed, once all its lines were answered.
+/// Returns its output after all lines were answered.
 fn output(child: Child) -> Vec<String> {
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success(), "{output:?}");
@@ -33,7 +33,7 @@ fn output(child: Child) -> Vec<String> {
 }
 
 #[test]
-fn the_old_client_works_unchanged() {
+fn old_client_works_unchanged() {
     let server = Harkd::start();
     let script = [
         ("create user2", "ok"),
@@ -54,7 +54,7 @@ fn the_old_client_works_unchanged() {
     let wrong = output(old_client(&server, &["list ("]));
     assert!(wrong[0].starts_with("notok bad-pattern,") && wrong[0].contains("unclosed group"), "{wrong:?}");
     let mut received = output(old_client(&server, &["connect user3", "wait 2"]));
-    // The answer and the texts come in either order.
+    // The answer and the texts arrive in either order.
     let at = received.iter().position(|line| line == "ok 2").expect("the answer to connect");
     received.remove(at);
     assert_eq!(received, ["string hello", "string hello, again, and again,"]);
@@ -64,7 +64,7 @@ fn the_old_client_works_unchanged() {
 }
 
 #[tokio::test]
-async fn an_old_client_that_waits_gets_what_arrives() {
+async fn waiting_old_client_gets_new_messages() {
     let server = Harkd::start();
     let mut alice = Wire::connect(server.address()).await;
     alice.create("bob").await;
@@ -79,12 +79,12 @@ async fn an_old_client_that_waits_gets_what_arrives() {
 }
 
 #[tokio::test]
-async fn a_command_alone_waits_a_moment_for_its_fields() {
+async fn command_waits_briefly_for_its_fields() {
     let server = Harkd::start();
     let mut classic = Classic::connect(server.address()).await;
     classic.ok("ping", "").await;
-    // On a machine that is busy 20 ms may become more than the 50: once in a
-    // few times they do not.
+    // On a busy machine 20 ms may exceed the limit of 50 ms, but not in every
+    // attempt.
     let mut answers = Vec::new();
     for n in 0..10 {
         classic.write(&Classic::bare("create", "")).await;
@@ -94,14 +94,14 @@ async fn a_command_alone_waits_a_moment_for_its_fields() {
         if answers.last().unwrap().0 == "ok" {
             return;
         }
-        // What came too late is the begin of a message that is too short.
+        // The late bytes are the beginning of an incomplete message.
         classic = Classic::connect(server.address()).await;
     }
     panic!("{answers:?}");
 }
 
 #[tokio::test]
-async fn a_command_whose_fields_never_come_is_refused_after_a_moment() {
+async fn command_without_fields_is_refused_after_timeout() {
     let server = Harkd::start();
     let mut classic = Classic::connect(server.address()).await;
     classic.ok("ping", "").await;
@@ -114,7 +114,7 @@ async fn a_command_whose_fields_never_come_is_refused_after_a_moment() {
 }
 
 #[tokio::test]
-async fn a_bare_message_that_is_too_long_is_refused_once_and_no_part_of_it_is_delivered() {
+async fn overlong_bare_message_is_refused_as_a_whole() {
     let server = Harkd::start();
     let mut classic = Classic::connect(server.address()).await;
     classic.ok("create", "bob").await;
@@ -122,7 +122,7 @@ async fn a_bare_message_that_is_too_long_is_refused_once_and_no_part_of_it_is_de
     assert!(answer == "notok" && why.starts_with("too-large,"), "{answer} {why}");
     classic.ok("ping", "").await;
     classic.ok("send", "bob,short").await;
-    // The longest there is.
+    // The longest text.
     let longest = "y".repeat(PAYLOAD_BYTES - 4);
     classic.ok("send", &format!("bob,{longest}")).await;
     let mut bob = Wire::connect(server.address()).await;
@@ -132,7 +132,7 @@ async fn a_bare_message_that_is_too_long_is_refused_once_and_no_part_of_it_is_de
 }
 
 #[tokio::test]
-async fn a_long_list_comes_in_several_messages_and_nothing_after_it() {
+async fn long_list_takes_several_messages() {
     let server = Harkd::start();
     let mut wire = Wire::connect(server.address()).await;
     let users: Vec<String> = (0..100).map(|n| format!("{n:03}-{}", "u".repeat(50))).collect();
@@ -158,10 +158,10 @@ async fn a_long_list_comes_in_several_messages_and_nothing_after_it() {
 }
 
 #[tokio::test]
-async fn requests_are_answered_one_after_the_other() {
+async fn requests_are_answered_in_order() {
     let server = Harkd::start();
     let mut classic = Classic::connect(server.address()).await;
-    // The password takes longer than all the rest.
+    // The password takes longer than all other requests.
     let requests = [
         ("create", "bob,secret", "ok"),
         ("ping", "", "ok"),
@@ -181,7 +181,7 @@ async fn requests_are_answered_one_after_the_other() {
 }
 
 #[tokio::test]
-async fn what_was_written_to_a_classic_reader_counts_as_read() {
+async fn messages_written_to_classic_reader_are_acknowledged() {
     let mut server = Harkd::start();
     let mut alice = Wire::connect(server.address()).await;
     alice.create("bob").await;
@@ -201,7 +201,7 @@ async fn what_was_written_to_a_classic_reader_counts_as_read() {
     bob.ok("ping", "").await;
     assert_eq!(bob.ok("connect", "bob").await, "0");
     drop(bob);
-    // What comes while nobody is there waits, as ever.
+    // Messages that arrive without a reader are queued.
     alice.sent("bob", "four").await;
     server.signal("TERM");
     drop(alice);
@@ -232,7 +232,7 @@ async fn classic_and_native_users_talk_to_each_other() {
 }
 
 #[tokio::test]
-async fn there_is_no_bye_and_neither_sessions_nor_acks() {
+async fn bye_sessions_and_acks_are_unsupported() {
     let server = Harkd::start();
     let mut bob = Classic::connect(server.address()).await;
     bob.ok("create", "bob").await;
@@ -243,7 +243,7 @@ async fn there_is_no_bye_and_neither_sessions_nor_acks() {
     bob.ok("connect", "bob").await;
     thief.ok(Request::Delete { user: name("bob"), password: None }).await;
     bob.ok("ping", "").await;
-    // A `hello` that is refused closes its connection, so it is the last.
+    // A refused `hello` closes the connection, so it comes last.
     for (command, payload) in [("ack", "1"), ("hello", "1,session")] {
         let (answer, why) = bob.ask(command, payload).await;
         assert!(answer == "notok" && why.starts_with("bad-request,"), "{command}: {answer} {why}");

@@ -1,5 +1,5 @@
-//! Several servers, one chat: what crosses from one to the other, on the real
-//! cluster. What one server owes there is in the contract of the chat.
+//! Several servers of one chat on the real cluster: interaction between them.
+//! The guarantees of a single server are covered by the contract tests.
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -7,41 +7,41 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use hark_protocol::{ByeReason, Code, Delivery, Frame, Reply, Request};
-use hark_tests::{Client, Front, Harkd, Link, Nats, PATIENCE, Place, Trial, Wire, name, send};
+use hark_tests::{Client, Front, Harkd, Link, Nats, StoreLocation, TIMEOUT, Trial, Wire, name, send};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-/// Rounds that a race is run for at least.
+/// Smallest number of rounds of a race.
 const ROUNDS_MIN: u32 = 5;
 
-/// Less than a server waits before it looks by itself whether something was
-/// stored that it was not told of.
-const UNTOLD: Duration = Duration::from_secs(24);
+/// Time below the interval at which a server polls for messages that it was not
+/// notified of.
+const BELOW_POLL_INTERVAL: Duration = Duration::from_secs(24);
 
-/// How long nothing is said that cannot be known.
-const LONGER_THAN_A_MOMENT: Duration = Duration::from_secs(3);
+/// Duration for which a pending outcome must not be answered.
+const PENDING_TIME: Duration = Duration::from_secs(3);
 
 const BYE_TAKEN_OVER: Frame<Reply> = Frame::new(None, Reply::Bye(ByeReason::TakenOver));
 const BYE_DELETED: Frame<Reply> = Frame::new(None, Reply::Bye(ByeReason::Deleted));
 
-/// The rounds of a race: so many at least, and more until the time of
+/// Returns the rounds of a race: at least `min`, and more until the time of
 /// [`Trial`] is over.
 fn rounds(min: u32) -> impl Iterator<Item = u32> {
     let (begun, time) = (Instant::now(), Trial::from_env().time);
     (0..).take_while(move |round| *round < min || begun.elapsed() < time)
 }
 
-/// Two servers of one chat.
+/// Starts two servers of one chat.
 fn servers() -> [Harkd; 2] {
-    let place = Place::on(Nats::shared());
-    [(); 2].map(|()| Harkd::builder().store(place.clone()).start())
+    let location = StoreLocation::on(Nats::shared());
+    [(); 2].map(|()| Harkd::builder().store(location.clone()).start())
 }
 
 async fn clients(servers: &[Harkd; 2]) -> [Client; 2] {
     let [one, two] = servers;
-    // Each test crosses from one front to the other, too.
+    // Each test also crosses two fronts.
     [Front::Native.connect(one.address()).await, Front::Bidi.connect(two.address()).await]
 }
 
@@ -61,7 +61,7 @@ fn delete(user: &str) -> Request {
     Request::Delete { user: name(user), password: None }
 }
 
-/// The names of all users.
+/// Returns the names of all users.
 async fn listed(client: &mut Client) -> Vec<String> {
     const ID: u32 = 1;
     client.write(ID, Request::List { pattern: None }).await;
@@ -76,7 +76,7 @@ async fn listed(client: &mut Client) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_message_reaches_who_receives_at_another_server_at_once() {
+async fn message_reaches_receiver_at_another_server() {
     let servers = servers();
     let [mut alice, mut bob] = clients(&servers).await;
     alice.create("alice").await;
@@ -94,11 +94,11 @@ async fn a_message_reaches_who_receives_at_another_server_at_once() {
         assert_eq!((&*pong.text, pong.sender), (&*format!("pong {n}"), Some(name("bob"))));
         alice.ack(pong.sequence).await;
     }
-    assert!(began.elapsed() < UNTOLD, "a hundred messages took {:?}", began.elapsed());
+    assert!(began.elapsed() < BELOW_POLL_INTERVAL, "a hundred messages took {:?}", began.elapsed());
 }
 
 #[tokio::test]
-async fn a_connect_at_another_server_takes_over_with_all_that_is_not_acknowledged() {
+async fn connect_at_another_server_takes_over() {
     let servers = servers();
     let [mut former, mut latter] = clients(&servers).await;
     former.create("bob").await;
@@ -115,9 +115,9 @@ async fn a_connect_at_another_server_takes_over_with_all_that_is_not_acknowledge
     assert_eq!(&*latter.message().await.text, "four");
     assert!(former.is_quiet().await, "no further messages");
 
-    // Acks of the former count for what it was pushed, though they take a while.
+    // Acks of the former receiver count for its pushes, with a delay.
     former.ack(two.sequence).await;
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + TIMEOUT;
     while latter.receive("bob").await != 2 {
         assert!(Instant::now() < until, "the ack at the former server was lost");
         while latter.message().await.text != *"four" {}
@@ -128,7 +128,7 @@ async fn a_connect_at_another_server_takes_over_with_all_that_is_not_acknowledge
 }
 
 #[tokio::test]
-async fn the_end_of_an_account_is_seen_by_every_server_at_once() {
+async fn deletion_is_seen_by_every_server() {
     let servers = servers();
     let [mut one, mut two] = clients(&servers).await;
     let began = Instant::now();
@@ -143,7 +143,7 @@ async fn the_end_of_an_account_is_seen_by_every_server_at_once() {
         assert_eq!(two.next().await, Some(BYE_DELETED));
         assert_eq!(two.ok(delete("bob")).await.as_deleted(), Some(false));
 
-        // The next of this name has neither its mail nor its acks.
+        // The new account has neither messages nor acks of the former one.
         two.create("bob").await;
         two.ack(unread.sequence).await;
         one.sent("bob", "new").await;
@@ -153,13 +153,13 @@ async fn the_end_of_an_account_is_seen_by_every_server_at_once() {
         assert_eq!(two.ok(delete("bob")).await.as_deleted(), Some(true));
         assert_eq!(one.next().await, Some(BYE_DELETED));
     }
-    assert!(began.elapsed() < UNTOLD, "twenty ends took {:?}", began.elapsed());
+    assert!(began.elapsed() < BELOW_POLL_INTERVAL, "twenty ends took {:?}", began.elapsed());
 }
 
-/// The other server has sent to the account a moment ago, so that it does not
-/// ask whether it is still there.
+/// The other server has just sent to the account, so that it does not check
+/// whether the account still exists.
 #[tokio::test]
-async fn a_send_right_after_an_end_is_refused_and_one_after_a_new_beginning_arrives() {
+async fn send_sees_deletion_and_recreation_at_once() {
     let servers = servers();
     let [mut one, mut two] = clients(&servers).await;
     for round in rounds(ROUNDS_MIN) {
@@ -185,7 +185,7 @@ async fn a_send_right_after_an_end_is_refused_and_one_after_a_new_beginning_arri
 }
 
 #[tokio::test]
-async fn what_one_server_has_answered_about_accounts_holds_at_the_other() {
+async fn account_changes_hold_at_every_server() {
     let servers = servers();
     let [mut one, mut two] = clients(&servers).await;
     let names: Vec<String> = (0..20).map(|n| format!("user{n:02}")).collect();
@@ -205,7 +205,7 @@ async fn what_one_server_has_answered_about_accounts_holds_at_the_other() {
 }
 
 #[tokio::test]
-async fn of_two_servers_that_create_the_same_name_one_succeeds() {
+async fn concurrent_creation_succeeds_at_one_server() {
     let servers = servers();
     let [mut one, mut two] = clients(&servers).await;
     for round in rounds(ROUNDS_MIN) {
@@ -221,7 +221,7 @@ async fn of_two_servers_that_create_the_same_name_one_succeeds() {
 }
 
 #[tokio::test]
-async fn who_connects_at_two_servers_at_once_receives_at_one_of_them() {
+async fn concurrent_connects_leave_one_receiver() {
     let servers = servers();
     let [mut one, mut two] = clients(&servers).await;
     let mut sender = Wire::connect(servers[0].address()).await;
@@ -229,7 +229,7 @@ async fn who_connects_at_two_servers_at_once_receives_at_one_of_them() {
     for round in rounds(ROUNDS_MIN) {
         let text = format!("round {round}");
         tokio::join!(one.ok(connect("bob")), two.ok(connect("bob")));
-        // One of them is told that it has lost.
+        // The loser gets a `bye`.
         let (lost, (loser, winner)) = tokio::select! {
             lost = one.next() => (lost, (&mut one, &mut two)),
             lost = two.next() => (lost, (&mut two, &mut one)),
@@ -240,26 +240,26 @@ async fn who_connects_at_two_servers_at_once_receives_at_one_of_them() {
         assert_eq!(message.text, *text);
         winner.ack(message.sequence).await;
         assert!(loser.is_quiet().await && winner.is_quiet().await, "round {round}");
-        // Acks are written a while later; the next round must not depend on it.
+        // Acks are written with a delay; the next round must not depend on it.
         loser.ok(Request::Disconnect).await;
         winner.ok(Request::Disconnect).await;
     }
 }
 
 #[tokio::test]
-async fn a_name_that_is_made_anew_never_sees_the_mail_of_the_one_before() {
+async fn recreated_account_gets_no_former_messages() {
     let servers = servers();
     let [mut operator, mut reader] = clients(&servers).await;
     let mut sender = Wire::connect(servers[1].address()).await;
     operator.create("bob").await;
     let mut last_sequence = 0;
     for round in rounds(ROUNDS_MIN) {
-        // How many sends were answered when the new account was asked for, and
-        // when it was there.
+        // Number of sends answered when the new account was requested, and when
+        // it was created.
         let [asked, made] = [AtomicU32::new(0), AtomicU32::new(0)];
         let (sent, is_over) = (AtomicU32::new(0), AtomicU32::new(0));
         let remake = async {
-            // The race begins once a message of this round is stored.
+            // The race begins after a message of this round is stored.
             while sent.load(Ordering::SeqCst) == 0 {
                 tokio::task::yield_now().await;
             }
@@ -271,7 +271,7 @@ async fn a_name_that_is_made_anew_never_sees_the_mail_of_the_one_before() {
         };
         let sending = async {
             let (mut stored, mut after) = (Vec::new(), 0);
-            // Three of them surely go to the new one.
+            // At least three messages are for the new account.
             for n in 0.. {
                 match sender.ask(send("bob", &n.to_string())).await {
                     Reply::Ok(_) => stored.push(n),
@@ -296,35 +296,36 @@ async fn a_name_that_is_made_anew_never_sees_the_mail_of_the_one_before() {
             texts.push(message.text.parse::<u32>().unwrap());
             reader.ack(message.sequence).await;
         }
-        // What comes to the one who ends next is no matter of the next round.
+        // Messages to this receiver must not affect the next round.
         reader.ok(Request::Disconnect).await;
         assert!(texts.is_sorted_by(|one, other| one < other), "round {round}: {texts:?}");
         let (asked, made) = (asked.into_inner(), made.into_inner());
         assert!(texts.iter().all(|text| *text >= asked), "round {round}: {texts:?} from before {asked}");
-        // The first that was asked for after the account was made is `made + 1`.
+        // The first message requested after the account was created is `made +
+        // 1`.
         let owed: Vec<u32> = stored.iter().copied().filter(|text| *text > made).collect();
         assert!(owed.len() >= 3 && texts.ends_with(&owed), "round {round}: {texts:?} lacks some of {owed:?}");
         assert!(texts.iter().all(|text| stored.contains(text)), "round {round}: {texts:?} of {stored:?}");
     }
 }
 
-/// Sends these texts of a session to bob, until each has its outcome: repeats
-/// what was not answered as the protocol says.
+/// Sends these texts of a session to bob until each has its outcome, and
+/// repeats unanswered ones by the protocol's rules.
 async fn send_all(server: &Harkd, session: &str, count: u32, mut answered: impl FnMut(usize)) {
     let mut open: Vec<u32> = (1..=count).collect();
-    let until = Instant::now() + 3 * PATIENCE;
+    let until = Instant::now() + 3 * TIMEOUT;
     while !open.is_empty() {
         assert!(Instant::now() < until, "{} sends have no outcome", open.len());
         let mut client = Wire::hello(server.address(), session).await;
         client.write_all(open.iter().map(|id| (*id, send("bob", &id.to_string())))).await;
         let mut stored = HashSet::new();
         while stored.len() < open.len() {
-            match next_within(&mut client, PATIENCE).await {
+            match next_within(&mut client, TIMEOUT).await {
                 Some(Frame { id: Some(id), message: Reply::Ok(_) }) => {
                     stored.insert(id.value());
                     answered(stored.len());
                 }
-                // Cut off, or to be repeated.
+                // The connection was closed, or the send has to be repeated.
                 None | Some(Frame { message: Reply::Error { .. }, .. }) => break,
                 Some(other) => panic!("{other:?}"),
             }
@@ -333,11 +334,11 @@ async fn send_all(server: &Harkd, session: &str, count: u32, mut answered: impl 
     }
 }
 
-async fn next_within<L: Link>(client: &mut Client<L>, patience: Duration) -> Option<Frame<Reply>> {
-    tokio::time::timeout(patience, client.next()).await.ok().flatten()
+async fn next_within<L: Link>(client: &mut Client<L>, answer_timeout: Duration) -> Option<Frame<Reply>> {
+    tokio::time::timeout(answer_timeout, client.next()).await.ok().flatten()
 }
 
-/// Everything that waits for bob, each message once.
+/// Receives all messages queued for bob.
 async fn drain(server: &Harkd, count: u64) -> Vec<Delivery> {
     let mut bob = Wire::connect(server.address()).await;
     assert_eq!(bob.receive("bob").await, count);
@@ -352,18 +353,19 @@ async fn drain(server: &Harkd, count: u64) -> Vec<Delivery> {
 }
 
 #[tokio::test]
-async fn pipelined_sends_keep_their_order_across_changes_of_leader() {
+async fn pipelined_sends_keep_order_across_leader_changes() {
     const COUNT: u32 = 1000;
     let mut nats = Nats::start();
-    let place = Place::on(&nats);
-    let stream = format!("{}-inbox-0", place.chat());
-    let [one, two] = [(); 2].map(|()| Harkd::builder().store(place.clone()).start());
+    let location = StoreLocation::on(&nats);
+    let stream = format!("{}-inbox-0", location.chat());
+    let [one, two] = [(); 2].map(|()| Harkd::builder().store(location.clone()).start());
     Wire::connect(one.address()).await.create("bob").await;
     for round in rounds(1) {
         let leader = nats.leader_of(&stream);
         let mut is_killed = false;
         send_all(&one, &format!("session{round}"), COUNT, |answered| {
-            // In the middle of them, at another place each time.
+            // Kills the leader in the middle, at a different position in each
+            // round.
             if !is_killed && answered > 50 * (round as usize % 19) {
                 nats.kill(leader);
                 is_killed = true;
@@ -380,26 +382,26 @@ async fn pipelined_sends_keep_their_order_across_changes_of_leader() {
 }
 
 #[tokio::test]
-async fn who_connects_while_nobody_answers_for_its_messages_waits_until_somebody_does() {
+async fn connect_waits_for_a_missing_stream() {
     let nats = Nats::shared();
-    let place = Place::on(nats);
-    let server = Harkd::builder().store(place.clone()).start();
+    let location = StoreLocation::on(nats);
+    let server = Harkd::builder().store(location.clone()).start();
     let mut bob = Wire::connect(server.address()).await;
     bob.create("bob").await;
     let engine = async_nats::jetstream::new(async_nats::connect(nats.url_of(0)).await.unwrap());
-    let stream = format!("{}-inbox-0", place.chat());
+    let stream = format!("{}-inbox-0", location.chat());
     let config = engine.get_stream(&stream).await.unwrap().cached_info().config.clone();
     engine.delete_stream(&stream).await.unwrap();
     bob.write(7, connect("bob")).await;
-    let answer = timeout(LONGER_THAN_A_MOMENT, bob.next()).await;
-    assert!(answer.is_err(), "it was {answer:?} while nobody could know");
+    let answer = timeout(PENDING_TIME, bob.next()).await;
+    assert!(answer.is_err(), "{answer:?} before the outcome was known");
     engine.create_stream(config).await.unwrap();
     assert!(matches!(bob.reply_to(7).await, Reply::Ok(_)));
 }
 
-/// An address that leads to a node, on which the client hears nothing any more
-/// from the moment on that it says `word`.
-async fn deaf_way(node: SocketAddr, word: &'static str) -> SocketAddr {
+/// Returns an address that forwards to a node, and stops forwarding its answers
+/// once the client has sent `word`.
+async fn deaf_proxy(node: SocketAddr, word: &'static str) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
@@ -422,7 +424,7 @@ async fn deaf_way(node: SocketAddr, word: &'static str) -> SocketAddr {
                     _ = tokio::io::copy(&mut from_node, &mut to_client) => {}
                     _ = is_deaf.wait_for(|is_deaf| *is_deaf) => {}
                 }
-                // Open, and silent.
+                // Keeps the connection open and silent.
                 std::future::pending::<()>().await;
             });
         }
@@ -431,15 +433,15 @@ async fn deaf_way(node: SocketAddr, word: &'static str) -> SocketAddr {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_repeat_is_stored_once_though_the_engine_has_started_again_since() {
+async fn repeat_is_stored_once_after_nats_restart() {
     let mut nats = Nats::start();
-    let deaf = deaf_way(nats.address_of(0), "once").await;
-    let place = Place::on(&nats);
-    let mut two = Harkd::builder().store(place.clone()).start();
+    let deaf = deaf_proxy(nats.address_of(0), "once").await;
+    let location = StoreLocation::on(&nats);
+    let mut two = Harkd::builder().store(location.clone()).start();
     let mut bob = Wire::connect(two.address()).await;
     bob.create("bob").await;
     bob.receive("bob").await;
-    let mut one = Harkd::builder().store(place.reached_by(&format!("nats://{deaf}"))).start();
+    let mut one = Harkd::builder().store(location.reached_by(&format!("nats://{deaf}"))).start();
     let mut alice = Wire::hello(one.address(), "session").await;
     alice.write(1, send("bob", "once")).await;
     let message = bob.message().await;
@@ -453,7 +455,7 @@ async fn a_repeat_is_stored_once_though_the_engine_has_started_again_since() {
     (0..3).for_each(|node| nats.kill(node));
     (0..3).for_each(|node| nats.restart(node));
     nats.wait_until_current();
-    let one = Harkd::builder().store(place.clone()).start();
+    let one = Harkd::builder().store(location.clone()).start();
     let mut alice = Wire::hello(one.address(), "session").await;
     alice.write(1, send("bob", "once")).await;
     assert!(matches!(alice.reply_to(1).await, Reply::Ok(_)));

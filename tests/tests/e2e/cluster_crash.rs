@@ -1,10 +1,9 @@
-//! The promise, on a cluster: what has been answered `ok` is read once, in each
-//! sender's order, and what was refused is not read at all, while servers and
-//! nodes of NATS are killed, or stand still for a while, and the clients go on
-//! at the other server.
+//! The promise on a cluster: every send answered `ok` is read once and in each
+//! sender's order, and no refused one, while servers and NATS nodes are killed
+//! or frozen and the clients fail over.
 //!
-//! Each run prints its seed; `HARK_SEED` and `HARK_TEST_SECONDS` run it
-//! again, or for longer.
+//! Each run prints its seed. `HARK_SEED` repeats it, and `HARK_TEST_SECONDS`
+//! sets its duration.
 
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -13,7 +12,8 @@ use std::time::Duration;
 
 use hark_protocol::{Failure, Reply};
 use hark_tests::{
-    Authority, FarMachine, Front, Harkd, HarkdBuilder, Kept, Nats, Promise, Roles, Trial, own_addresses, send,
+    Authority, FarMachine, Front, Harkd, HarkdBuilder, LoadConfig, Nats, Promise, Report, Trial,
+    own_addresses, send,
 };
 use rand::RngExt as _;
 use rand::rngs::StdRng;
@@ -22,50 +22,49 @@ use tokio::time::sleep;
 
 const FRONTS: [Front; 4] = [Front::Native, Front::Tls, Front::Bidi, Front::Calls];
 const NODES: usize = 3;
-/// Messages that the queue of one user holds: few enough to be full soon.
+/// Capacity of an inbox in messages, small enough to be exceeded soon.
 const QUEUED_MAX: u64 = 100;
 const SERVERS: usize = 2;
 
-/// A server answers within this, whatever happens to NATS: it gives up after
-/// twenty seconds, and what it waits for first may have taken as long.
+/// Time limit for an answer of a server in any state of NATS: the server times
+/// out after twenty seconds, and may have waited as long before.
 const ANSWER: Duration = Duration::from_secs(45);
 
-/// How long somebody waits who does not wait for a server that stands still.
-const HASTE: Duration = Duration::from_millis(1500);
+/// Time limit for an answer if the client is to fail over from a frozen server.
+const FAILOVER_TIMEOUT: Duration = Duration::from_millis(1500);
 
-/// How long a link is cut so that everything goes on afterwards, and so that a
-/// server gives up before.
+/// Durations of a cut: below and above the timeout of a server.
 const SHORT_MS: u64 = 5_000;
 const LONG_MS: u64 = 25_000;
 
-/// What a server says, for a failure.
+/// Log level of the servers, for failures.
 const LOG: &str = "info,hark_server::store=debug";
 
 const END: Duration = Duration::from_secs(120);
 
-/// Servers on a cluster, any of which may be down.
+/// Servers on a cluster, some of which may be down.
 struct Cluster {
     nats: Nats,
     servers: Vec<Option<Harkd>>,
 }
 
-/// What is done to a process for a while.
+/// A fault that is injected into a process for a while.
 #[derive(Debug, Clone, Copy)]
-enum Blow {
+enum Fault {
     Kill,
     Freeze,
 }
 
 impl Cluster {
-    /// Where everything is on one machine.
+    /// Starts everything on one machine.
     fn start() -> Self {
         let nats = Nats::start();
         let servers = own_addresses(SERVERS).iter().map(|address| server(&nats, address).start()).collect();
         Self::of(nats, servers)
     }
 
-    /// Where some nodes are on the far machine, and the last of the servers if
-    /// that is said: it is linked to its clients in any case.
+    /// Starts some nodes on the far machine, and optionally the last of the
+    /// servers, which stays linked to its clients.
     fn with_far(far: &FarMachine, nodes: &[usize], has_server: bool) -> Self {
         let nats = Nats::builder(NODES).on(far, nodes.iter().copied()).start();
         let mut servers: Vec<_> =
@@ -84,38 +83,38 @@ impl Cluster {
         Self { nats, servers: servers.into_iter().map(Some).collect() }
     }
 
-    async fn promise(&self, patience: Duration, trial: &mut Trial) -> Promise {
-        let roles = Roles {
+    async fn promise(&self, answer_timeout: Duration, trial: &mut Trial) -> Promise {
+        let config = LoadConfig {
             servers: self.servers.iter().flatten().map(Harkd::address).collect(),
             fronts: FRONTS.to_vec(),
-            patience,
+            answer_timeout,
             end_within: END,
         };
-        Promise::begin(roles, trial.random()).await
+        Promise::begin(config, trial.random()).await
     }
 
     fn server(&mut self, n: usize) -> &mut Option<Harkd> {
         self.servers.get_mut(n).expect("a server of this number")
     }
 
-    fn down(&mut self, process: usize, blow: Blow) {
-        match (process.checked_sub(NODES), blow) {
-            (None, Blow::Kill) => self.nats.kill(process),
-            (None, Blow::Freeze) => self.nats.freeze(process),
-            (Some(n), Blow::Kill) => self.server(n).as_mut().expect("a server that runs").kill(),
-            (Some(n), Blow::Freeze) => self.server(n).as_ref().expect("a server that runs").signal("STOP"),
+    fn down(&mut self, process: usize, fault: Fault) {
+        match (process.checked_sub(NODES), fault) {
+            (None, Fault::Kill) => self.nats.kill(process),
+            (None, Fault::Freeze) => self.nats.freeze(process),
+            (Some(n), Fault::Kill) => self.server(n).as_mut().expect("a server that runs").kill(),
+            (Some(n), Fault::Freeze) => self.server(n).as_ref().expect("a server that runs").signal("STOP"),
         }
     }
 
-    fn up(&mut self, process: usize, blow: Blow) {
-        match (process.checked_sub(NODES), blow) {
-            (None, Blow::Kill) => self.nats.restart(process),
-            (None, Blow::Freeze) => self.nats.thaw(process),
-            (Some(n), Blow::Kill) => {
+    fn up(&mut self, process: usize, fault: Fault) {
+        match (process.checked_sub(NODES), fault) {
+            (None, Fault::Kill) => self.nats.restart(process),
+            (None, Fault::Freeze) => self.nats.thaw(process),
+            (Some(n), Fault::Kill) => {
                 let server = self.server(n);
                 *server = server.take().map(Harkd::restart);
             }
-            (Some(n), Blow::Freeze) => self.server(n).as_ref().expect("a server that runs").signal("CONT"),
+            (Some(n), Fault::Freeze) => self.server(n).as_ref().expect("a server that runs").signal("CONT"),
         }
     }
 }
@@ -126,35 +125,40 @@ fn server(nats: &Nats, address: &SocketAddr) -> HarkdBuilder {
     builder.store(nats.url()).args(["--log", LOG]).arg(format!("--max-queued-messages={QUEUED_MAX}"))
 }
 
-/// Deals such blows until the time is over: each to any of the processes, for
-/// so many milliseconds, and the next once something was answered since.
-async fn deal(mut trial: Trial, blow: Blow, down_ms: Range<u64>, patience: Duration) -> Kept {
+/// Injects faults of this kind until the time is over: into a random process,
+/// for a duration in `down_ms`, and the next after another answer.
+async fn inject_faults(
+    mut trial: Trial,
+    fault: Fault,
+    down_ms: Range<u64>,
+    answer_timeout: Duration,
+) -> Report {
     let mut cluster = block_in_place(Cluster::start);
-    let promise = cluster.promise(patience, &mut trial).await;
-    let mut blows = [0; NODES + SERVERS];
+    let promise = cluster.promise(answer_timeout, &mut trial).await;
+    let mut faults = [0; NODES + SERVERS];
     while !promise.may_end(trial.time) {
         let before = promise.answers();
         pause(&mut trial.random, 500..3000).await;
         promise.answer_after(before).await;
-        let process = trial.random.random_range(0..blows.len());
-        tell(&promise, format_args!("{blow:?} {process}"));
-        block_in_place(|| cluster.down(process, blow));
+        let process = trial.random.random_range(0..faults.len());
+        tell(&promise, format_args!("{fault:?} {process}"));
+        block_in_place(|| cluster.down(process, fault));
         pause(&mut trial.random, down_ms.clone()).await;
-        block_in_place(|| cluster.up(process, blow));
-        if let Some(count) = blows.get_mut(process) {
+        block_in_place(|| cluster.up(process, fault));
+        if let Some(count) = faults.get_mut(process) {
             *count += 1;
         }
     }
-    tell(&promise, format_args!("{blow:?} of nodes and servers, in all: {blows:?}"));
-    let kept = promise.end().await;
-    assert!(blows.iter().sum::<u32>() > 0, "nothing was done to anybody");
-    kept.assert_all_tried();
-    kept
+    tell(&promise, format_args!("{fault:?} of nodes and servers, in all: {faults:?}"));
+    let report = promise.end().await;
+    assert!(faults.iter().sum::<u32>() > 0, "no fault was injected");
+    report.assert_all_tried();
+    report
 }
 
-/// Cuts the link to the far machine again and again until the time is over, the
-/// first time for so many milliseconds.
-async fn cut(mut trial: Trial, far: &FarMachine, cluster: Cluster, first_ms: u64) -> Kept {
+/// Cuts the link to the far machine repeatedly until the time is over; the
+/// first cut takes `first_ms` milliseconds.
+async fn cut(mut trial: Trial, far: &FarMachine, cluster: Cluster, first_ms: u64) -> Report {
     let promise = cluster.promise(ANSWER, &mut trial).await;
     let mut cuts = 0;
     while !promise.may_end(trial.time) {
@@ -169,14 +173,14 @@ async fn cut(mut trial: Trial, far: &FarMachine, cluster: Cluster, first_ms: u64
         cuts += 1;
     }
     tell(&promise, format_args!("{cuts} cuts in all"));
-    let kept = promise.end().await;
+    let report = promise.end().await;
     assert!(cuts > 0, "nothing was cut");
-    kept.assert_all_tried();
-    assert_eq!(kept.given_up, 0, "some answer did not come");
-    kept
+    report.assert_all_tried();
+    assert_eq!(report.timed_out, 0, "some answer did not come");
+    report
 }
 
-/// Sends to this server until it says that it cannot tell what became of it.
+/// Sends to this server until it reports an unknown outcome.
 async fn until_unavailable(server: SocketAddr) {
     let mut link = Front::Native.link(server).await.expect("a server");
     for id in 1.. {
@@ -198,44 +202,43 @@ async fn pause(random: &mut StdRng, ms: Range<u64>) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_answered_is_read_once_and_in_order_whoever_of_a_cluster_is_killed() {
-    let kept = deal(Trial::from_env(), Blow::Kill, 100..2000, ANSWER).await;
-    assert_eq!(kept.given_up, 0, "some answer did not come");
+async fn promise_holds_under_kills() {
+    let report = inject_faults(Trial::from_env(), Fault::Kill, 100..2000, ANSWER).await;
+    assert_eq!(report.timed_out, 0, "some answer did not come");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_answered_is_read_once_and_in_order_whoever_of_a_cluster_stands_still() {
-    deal(Trial::from_env(), Blow::Freeze, 500..9000, HASTE).await;
+async fn promise_holds_under_freezes() {
+    inject_faults(Trial::from_env(), Fault::Freeze, 500..9000, FAILOVER_TIMEOUT).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_answered_is_read_once_and_in_order_though_a_node_is_cut_off() {
-    let test = "what_was_answered_is_read_once_and_in_order_though_a_node_is_cut_off";
+async fn promise_holds_while_a_node_is_cut_off() {
+    let test = "promise_holds_while_a_node_is_cut_off";
     let Some(far) = FarMachine::of_test(module_path!(), test) else { return };
     let cluster = block_in_place(|| Cluster::with_far(&far, &[NODES - 1], false));
     cut(Trial::from_env(), &far, cluster, SHORT_MS).await;
 }
 
-/// A server gives up on its operations after twenty seconds, so each cut of it
-/// takes longer.
+/// Each cut takes longer than the server's timeout of twenty seconds.
 mod long {
     use super::*;
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn what_was_answered_is_read_once_and_in_order_though_a_server_is_cut_off_from_the_nodes() {
-        let test = "what_was_answered_is_read_once_and_in_order_though_a_server_is_cut_off_from_the_nodes";
+    async fn promise_holds_while_a_server_is_cut_off() {
+        let test = "promise_holds_while_a_server_is_cut_off";
         let Some(far) = FarMachine::of_test(module_path!(), test) else { return };
         let cluster = block_in_place(|| Cluster::with_far(&far, &[], true));
         let server = cluster.servers.iter().flatten().next_back().expect("a server").address();
         let told = tokio::spawn(until_unavailable(server));
         cut(Trial::from_env(), &far, cluster, LONG_MS).await;
-        assert!(told.is_finished(), "whoever could not be served was not told");
+        assert!(told.is_finished(), "no answer about the unknown outcome");
         told.await.expect("no other answer");
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn what_was_answered_is_read_once_and_in_order_though_a_server_is_cut_off_with_one_node() {
-        let test = "what_was_answered_is_read_once_and_in_order_though_a_server_is_cut_off_with_one_node";
+    async fn promise_holds_while_server_and_node_are_cut_off() {
+        let test = "promise_holds_while_server_and_node_are_cut_off";
         let Some(far) = FarMachine::of_test(module_path!(), test) else { return };
         let cluster = block_in_place(|| Cluster::with_far(&far, &[NODES - 1], true));
         cut(Trial::from_env(), &far, cluster, SHORT_MS).await;

@@ -1,5 +1,4 @@
-//! How a server enters a cluster, and what it says where it cannot: one line,
-//! with what to do.
+//! Start of a server on a cluster, and its errors: one line with the remedy.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener};
@@ -9,7 +8,7 @@ use std::process::{Command, Stdio};
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use hark_protocol::{ByeReason, Reply, Request};
-use hark_tests::{Authority, Harkd, HarkdBuilder, Nats, Place, Wire, name};
+use hark_tests::{Authority, Harkd, HarkdBuilder, Nats, StoreLocation, Wire, name};
 use nkeys::KeyPair;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -29,13 +28,13 @@ fn at(address: impl std::fmt::Display) -> HarkdBuilder {
 }
 
 #[test]
-fn a_cluster_that_is_not_there_is_refused_with_its_address() {
+fn unreachable_cluster_is_refused_with_its_address() {
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     check_refused(at(free), &["cannot connect to the cluster", &free.to_string(), "is it running"]);
 }
 
-/// Says of itself what a node says at first, with these values instead of
-/// those that would do, and `pong`.
+/// Starts a pretended node that sends `INFO` with these values in place of
+/// valid ones, and `PONG`. Returns its address.
 fn pretended_node(values: Value) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -51,7 +50,7 @@ fn pretended_node(values: Value) -> SocketAddr {
             write!(stream, "INFO {info}\r\n").unwrap();
             let lines = BufReader::new(stream.try_clone().unwrap()).lines();
             for line in lines.map_while(Result::ok) {
-                // It may have heard enough.
+                // The server may have disconnected.
                 if line == "PING" && stream.write_all(b"PONG\r\n").is_err() {
                     break;
                 }
@@ -62,7 +61,7 @@ fn pretended_node(values: Value) -> SocketAddr {
 }
 
 #[test]
-fn an_older_node_is_refused_by_its_version() {
+fn older_node_is_refused_by_version() {
     for version in ["2.9.10", "2.15.0"] {
         let node = pretended_node(json!({ "version": version }));
         check_refused(at(node), &["old", version, "upgrade it to 2.15.1"]);
@@ -70,13 +69,13 @@ fn an_older_node_is_refused_by_its_version() {
 }
 
 #[test]
-fn a_node_without_jetstream_is_refused() {
+fn node_without_jetstream_is_refused() {
     let node = pretended_node(json!({ "jetstream": false }));
     check_refused(at(node), &["old", "no JetStream", "add `jetstream"]);
 }
 
 #[test]
-fn a_node_that_takes_too_little_is_refused() {
+fn node_with_small_payload_limit_is_refused() {
     let nats = Nats::builder(1).config("max_payload: 16KB").start();
     check_refused(at(nats.address_of(0)), &["16384", "max_payload", "--max-frame"]);
     let fitting = at(nats.address_of(0)).args(["--max-frame=8192", "--shards=1"]);
@@ -84,7 +83,7 @@ fn a_node_that_takes_too_little_is_refused() {
 }
 
 #[test]
-fn a_stream_that_is_not_harks_is_refused_and_left_alone() {
+fn foreign_stream_is_refused_and_untouched() {
     let nats = Nats::builder(1).start();
     let accounts = json!({ "name": "chat-accounts", "subjects": ["orders"], "num_replicas": 1 });
     let made = request(nats.address_of(0), "$JS.API.STREAM.CREATE.chat-accounts", &accounts);
@@ -92,18 +91,18 @@ fn a_stream_that_is_not_harks_is_refused_and_left_alone() {
     check_refused(at(nats.address_of(0)), &["chat-accounts", "its subjects", "--store nats://…/NAME"]);
     let found = request(nats.address_of(0), "$JS.API.STREAM.INFO.chat-accounts", &Value::Null);
     assert_eq!(found["config"]["subjects"], accounts["subjects"]);
-    // Another chat on the same cluster has room.
-    drop(Harkd::builder().store(Place::on(&nats)).start());
+    // There is room for another chat on the same cluster.
+    drop(Harkd::builder().store(StoreLocation::on(&nats)).start());
 }
 
 #[test]
 fn more_replicas_than_nodes_are_refused() {
     let nats = Nats::builder(1).start();
-    let builder = Harkd::builder().store(Place::on(&nats)).arg("--replicas=3");
+    let builder = Harkd::builder().store(StoreLocation::on(&nats)).arg("--replicas=3");
     check_refused(builder, &["-accounts", "--replicas"]);
 }
 
-/// Asks a node in the text protocol of NATS.
+/// Sends a request to a node in the NATS text protocol.
 fn request(node: SocketAddr, subject: &str, body: &Value) -> Value {
     let mut stream = std::net::TcpStream::connect(node).unwrap();
     let body = if body.is_null() { String::new() } else { body.to_string() };
@@ -119,7 +118,7 @@ fn request(node: SocketAddr, subject: &str, body: &Value) -> Value {
 }
 
 #[tokio::test]
-async fn a_chat_keeps_the_number_of_streams_that_it_was_made_with() {
+async fn chat_keeps_its_number_of_streams() {
     let nats = Nats::builder(1).start();
     let users: Vec<String> = (0..8).map(|n| format!("user{n}")).collect();
     let first = at(nats.address_of(0)).arg("--shards=3").start();
@@ -129,7 +128,7 @@ async fn a_chat_keeps_the_number_of_streams_that_it_was_made_with() {
         sender.sent(user, "made over three").await;
     }
     drop(first);
-    // A new chat would have others.
+    // A new chat would use a different number of streams.
     let second = at(nats.address_of(0)).start();
     let names = request(nats.address_of(0), "$JS.API.STREAM.NAMES", &Value::Null);
     assert_eq!(names["total"], 3 + 2, "{names}");
@@ -140,7 +139,7 @@ async fn a_chat_keeps_the_number_of_streams_that_it_was_made_with() {
     }
 }
 
-/// A file with this first line, and its folder.
+/// Returns a file with this first line, and its folder.
 fn secret(line: &str) -> (PathBuf, TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("secret");
@@ -149,29 +148,29 @@ fn secret(line: &str) -> (PathBuf, TempDir) {
 }
 
 #[test]
-fn a_password_comes_from_a_file_and_a_wrong_one_is_refused() {
+fn nats_password_comes_from_a_file() {
     let nats = Nats::builder(1).config("authorization { user: hark, password: right }").start();
-    let place = Place::on(&nats);
+    let location = StoreLocation::on(&nats);
     let (right, _right) = secret("right");
     let (wrong, _wrong) = secret("wrong");
     let with = |file: &PathBuf| {
         let file = file.display().to_string();
-        Harkd::builder().store(place.clone()).args(["--nats-user=hark", "--nats-password-file", &file])
+        Harkd::builder().store(location.clone()).args(["--nats-user=hark", "--nats-password-file", &file])
     };
     drop(with(&right).start());
     check_refused(with(&wrong), &["cannot connect to the cluster", "authorization", "--nats-"]);
-    check_refused(Harkd::builder().store(place.clone()), &["cannot connect to the cluster", "--nats-"]);
+    check_refused(Harkd::builder().store(location.clone()), &["cannot connect to the cluster", "--nats-"]);
     check_refused(with(&PathBuf::from("/none")), &["cannot read /none"]);
 }
 
 #[test]
-fn a_token_comes_from_a_file() {
+fn nats_token_comes_from_a_file() {
     let nats = Nats::builder(1).config("authorization { token: right }").start();
-    let place = Place::on(&nats);
+    let location = StoreLocation::on(&nats);
     for (line, is_right) in [("right", true), ("wrong", false)] {
         let (file, _folder) = secret(line);
         let file = file.display().to_string();
-        let builder = Harkd::builder().store(place.clone()).args(["--nats-token-file", &file]);
+        let builder = Harkd::builder().store(location.clone()).args(["--nats-token-file", &file]);
         if is_right {
             drop(builder.start());
         } else {
@@ -180,8 +179,8 @@ fn a_token_comes_from_a_file() {
     }
 }
 
-/// A token that says this of `subject`, as NATS wants it: a JWT, signed by an
-/// nkey (its decision record ADR-14).
+/// Returns a JWT with these claims about `subject`, signed by an nkey (NATS
+/// decision record ADR-14).
 fn jwt(signer: &KeyPair, subject: &KeyPair, nats: &Value) -> String {
     let claims = json!({
         "iss": signer.public_key(), "sub": subject.public_key(), "iat": 1_700_000_000,
@@ -196,7 +195,7 @@ fn jwt(signer: &KeyPair, subject: &KeyPair, nats: &Value) -> String {
 }
 
 #[test]
-fn credentials_come_from_a_file_as_nats_makes_it() {
+fn nats_credentials_come_from_a_creds_file() {
     let [operator, system] = [KeyPair::new_operator(), KeyPair::new_account()];
     let [account, stranger] = [KeyPair::new_account(), KeyPair::new_account()];
     let unlimited = json!({
@@ -216,7 +215,7 @@ fn credentials_come_from_a_file_as_nats_makes_it() {
             jwt(&operator, &account, &of_account),
         ))
         .start();
-    let place = Place::on(&nats);
+    let location = StoreLocation::on(&nats);
     let with = |account: &KeyPair| {
         let user = KeyPair::new_user();
         let rights = json!({"type": "user", "version": 2, "subs": -1, "data": -1, "payload": -1});
@@ -227,7 +226,7 @@ fn credentials_come_from_a_file_as_nats_makes_it() {
             user.seed().unwrap(),
         ));
         let file = file.display().to_string();
-        (Harkd::builder().store(place.clone()).args(["--nats-creds", &file]), folder)
+        (Harkd::builder().store(location.clone()).args(["--nats-creds", &file]), folder)
     };
     let (right, _right) = with(&account);
     drop(right.start());
@@ -236,8 +235,8 @@ fn credentials_come_from_a_file_as_nats_makes_it() {
 }
 
 #[test]
-fn nodes_that_speak_tls_are_believed_where_their_authority_is_named() {
-    // Where the node listens is known once it does.
+fn tls_nodes_are_trusted_by_named_authority() {
+    // The port of the node is known only after its start.
     let certificate = Authority::trusted().sign(&["localhost"]);
     let (file, key) = (certificate.path(), certificate.key());
     let tls = format!("tls {{ cert_file: {file:?}, key_file: {key:?} }}");
@@ -247,15 +246,15 @@ fn nodes_that_speak_tls_are_believed_where_their_authority_is_named() {
     nats.kill(0);
     nats.restart(0);
     nats.wait_until_current();
-    let place = Place::on(&nats);
+    let location = StoreLocation::on(&nats);
     for scheme in ["tls", "nats"] {
-        let builder = || Harkd::builder().store(place.reached_by(&format!("{scheme}://{address}")));
+        let builder = || Harkd::builder().store(location.reached_by(&format!("{scheme}://{address}")));
         let authority = certificate.authority().display().to_string();
         drop(builder().args(["--nats-ca", &authority]).start());
         check_refused(builder(), &["cannot connect to the cluster", "certificate", "--nats-ca"]);
     }
     let other = Authority::new().sign(&["localhost"]).authority().display().to_string();
-    let builder = Harkd::builder().store(place.reached_by(&format!("tls://{address}")));
+    let builder = Harkd::builder().store(location.reached_by(&format!("tls://{address}")));
     check_refused(
         builder.args(["--nats-ca", &other]),
         &["cannot connect to the cluster", "certificate", "--nats-ca"],
@@ -263,12 +262,12 @@ fn nodes_that_speak_tls_are_believed_where_their_authority_is_named() {
 }
 
 #[test]
-fn a_secret_in_the_address_is_refused() {
+fn secret_in_the_address_is_refused() {
     check_refused(at("hark:secret@127.0.0.1"), &["no secret in the address", "--nats-user"]);
 }
 
 #[test]
-fn whether_the_nodes_sync_is_said_at_the_start() {
+fn sync_setting_of_nodes_is_logged() {
     for (builder, words) in [
         (
             Nats::builder(1),
@@ -277,33 +276,33 @@ fn whether_the_nodes_sync_is_said_at_the_start() {
         (Nats::builder(1).without_sync(), "does NOT sync before it acknowledges"),
     ] {
         let nats = builder.start();
-        let place = Place::on(&nats);
-        let silent = Harkd::builder().store(place.clone()).start();
+        let location = StoreLocation::on(&nats);
+        let silent = Harkd::builder().store(location.clone()).start();
         assert!(silent.log().contains("only seen with --nats-monitor"), "{}", silent.log());
         let monitor = nats.monitor_of(0).to_string();
-        let server = Harkd::builder().store(place).args(["--nats-monitor", &monitor]).start();
+        let server = Harkd::builder().store(location).args(["--nats-monitor", &monitor]).start();
         assert!(server.log().contains(words), "{}", server.log());
     }
     let nats = Nats::builder(1).start();
     let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-    let server = Harkd::builder().store(Place::on(&nats)).args(["--nats-monitor", &nobody]).start();
+    let server = Harkd::builder().store(StoreLocation::on(&nats)).args(["--nats-monitor", &nobody]).start();
     assert!(server.log().contains("the node does not say whether it syncs"), "{}", server.log());
 }
 
 #[tokio::test]
-async fn the_operator_looks_after_the_accounts_of_a_cluster_while_servers_run() {
+async fn operator_manages_accounts_of_a_running_cluster() {
     let nats = Nats::builder(1).start();
-    let place = Place::on(&nats);
+    let location = StoreLocation::on(&nats);
     let user = |arguments: &[&str]| {
         let mut command = Command::new(hark_tests::binary("harkd"));
-        command.args(place.args()).arg("user").args(arguments).stdin(Stdio::null());
+        command.args(location.args()).arg("user").args(arguments).stdin(Stdio::null());
         let output = command.output().unwrap();
         let said = if output.status.success() { output.stdout } else { output.stderr };
         String::from_utf8(said).unwrap()
     };
-    // There is no chat yet: the first who comes makes it.
+    // The chat does not exist yet; the first command creates it.
     assert_eq!(user(&["add", "bob", "--no-password"]), "added bob\n");
-    let server = Harkd::builder().store(place.clone()).start();
+    let server = Harkd::builder().store(location.clone()).start();
     let mut bob = Wire::connect(server.address()).await;
     bob.receive("bob").await;
     let (file, _folder) = secret("secret");

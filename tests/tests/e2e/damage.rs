@@ -1,12 +1,12 @@
-//! The promise on a damaged disk: every file of a store that was filled by the
-//! real server is flipped, cut off, taken away or made unreadable, one after
-//! the other. The server then says in one line what is wrong, or has everything
-//! that was answered, or does not deliver the inbox that is damaged until
-//! `harkd check` has dropped the damage; it never panics and never starts with
-//! less in silence.
+//! The promise on a damaged disk: every file of a store filled by the real
+//! server is flipped, truncated, removed or made unreadable, one after another.
+//! The server then either refuses to start with one line about the damage, or
+//! has all answered messages, or withholds the damaged inbox until `harkd
+//! check` has dropped the damage. It never panics, and never starts with silent
+//! data loss.
 //!
-//! It prints its seed; `HARK_SEED` and `HARK_TEST_SECONDS` run it again, or
-//! try more damages: the representative ones first, then all others.
+//! Each run prints its seed. `HARK_SEED` repeats it, and `HARK_TEST_SECONDS`
+//! allows more damages: the representative ones first, then all others.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -26,11 +26,11 @@ use tokio::time::timeout;
 
 const SECRET: &str = "correct horse";
 const SESSION: &str = "a-session";
-/// A message that has not come by then does not come.
+/// Silence after which no further message is expected.
 const SILENCE: Duration = Duration::from_secs(1);
-/// Messages that are sent to bob, most of them before a restart.
+/// Number of messages sent to bob, most of them before a restart.
 const QUEUED: u32 = 300;
-/// Of these, so many are acknowledged.
+/// Number of those that are acknowledged.
 const ACKNOWLEDGED: u32 = 100;
 fn text(n: u32) -> String {
     format!("{n}:{}", "x".repeat(1000))
@@ -44,8 +44,8 @@ fn with_password(user: &str, password: &str) -> Request {
     Request::Login { user: name(user), password: Some(password.parse().unwrap()) }
 }
 
-/// Fills a store so that it has segments before the newest, with something in each,
-/// and ends the server.
+/// Fills a store so that it has several segments with live content, and stops
+/// the server.
 async fn fill(home: &Path, is_clean: bool) {
     let server = builder(home).start();
     let mut wire = Wire::hello(server.address(), SESSION).await;
@@ -70,7 +70,7 @@ async fn fill(home: &Path, is_clean: bool) {
     for n in QUEUED - 49..=QUEUED {
         send_as(&mut wire, n).await;
     }
-    // Nobody can tell the last frame from one that was never written whole.
+    // A damaged last frame cannot be distinguished from a torn one.
     wire.sent("sink", "the last").await;
     drop((wire, reader));
     if is_clean {
@@ -86,14 +86,14 @@ async fn send_as(wire: &mut Wire, id: u32) {
     assert!(matches!(wire.reply_to(id).await, Reply::Ok(_)));
 }
 
-/// A store as it was left, to be written out again and again.
+/// A store that is copied for each damage.
 struct Template {
     _home: TempDir,
     folders: Vec<PathBuf>,
     files: Vec<(PathBuf, Content)>,
 }
 
-/// The content of a file, without the zeros at its end.
+/// The content of a file, without trailing zeros.
 struct Content {
     bytes: Vec<u8>,
     length: u64,
@@ -123,7 +123,7 @@ impl Template {
         }
     }
 
-    /// Writes it out.
+    /// Writes a copy to a new folder.
     fn write(&self) -> TempDir {
         let home = tempfile::tempdir().unwrap();
         for folder in &self.folders {
@@ -137,7 +137,7 @@ impl Template {
         home
     }
 
-    /// Every damage that there is, at random places.
+    /// Returns every possible damage, at random places.
     fn damages(&self, random: &mut StdRng) -> Vec<Damage> {
         let mut damages = Vec::new();
         let mut add = |path: &Path, how| damages.push(Damage { path: path.to_owned(), how });
@@ -167,13 +167,15 @@ impl Template {
         damages
     }
 
-    /// The segment with the messages. A start has written them again, into one segment.
+    /// Returns the segment with the messages, which the last start has copied
+    /// into one segment.
     fn newest_segment(&self) -> Option<&Path> {
         let segments = self.files.iter().filter(|(_, content)| content.bytes.starts_with(b"harkseg"));
         segments.max_by_key(|(_, content)| content.bytes.len()).map(|(path, _)| &**path)
     }
 
-    /// One of each kind of damage to each kind of file, and damage to a text.
+    /// Returns one damage of each kind to each kind of file, and damage to a
+    /// text.
     fn representative(&self, random: &mut StdRng) -> Vec<Damage> {
         let mut damages = self.damages(random);
         damages.shuffle(random);
@@ -183,18 +185,20 @@ impl Template {
         damages
     }
 
-    /// A flipped bit in this text, in the file that holds it.
+    /// Returns a flipped bit in this text, in its file.
     fn text_damage(&self, n: u32) -> Option<Damage> {
         let begin = format!("{n}:xxxx");
-        let place = |bytes: &[u8]| bytes.windows(begin.len()).position(|part| part == begin.as_bytes());
-        let mut places = self.files.iter().filter_map(|(path, content)| Some((path, place(&content.bytes)?)));
+        let location = |bytes: &[u8]| bytes.windows(begin.len()).position(|part| part == begin.as_bytes());
+        let mut places =
+            self.files.iter().filter_map(|(path, content)| Some((path, location(&content.bytes)?)));
         places
             .find(|(path, _)| self.newest_segment() == Some(path))
             .map(|(path, at)| Damage { path: path.clone(), how: How::Flipped { at, bit: 0 } })
     }
 }
 
-/// A file without the zeros at its end: a segment is far longer than its frames.
+/// Reads a file without trailing zeros: a segment is far longer than its
+/// frames.
 fn used_part(path: &Path) -> Vec<u8> {
     let mut bytes = fs::read(path).unwrap();
     while bytes.len() > 4096 && bytes.ends_with(&[0; 4096]) {
@@ -242,7 +246,8 @@ impl Damage {
         }
     }
 
-    /// Without the numbers in the names, and without where exactly it is.
+    /// Returns the kind of the damage, without the numbers in file names and
+    /// the exact position.
     fn kind(&self, template: &Template) -> String {
         let kind: String = self.path.to_str().unwrap().chars().filter(|c| !c.is_ascii_digit()).collect();
         let content = template.files.iter().find(|(path, _)| *path == self.path).map(|(_, content)| content);
@@ -256,7 +261,7 @@ impl Damage {
             How::Cut(_) => "cut".to_owned(),
             other => format!("{other:?}"),
         };
-        // Segments are different: what is in the newest one matters most.
+        // The newest segment counts as a kind of its own.
         let is_newest = template.newest_segment() == Some(&*self.path);
         format!("{kind} {is_newest} {how}")
     }
@@ -283,8 +288,9 @@ fn remove(path: &Path) {
     if path.is_dir() { fs::remove_dir_all(path).unwrap() } else { fs::remove_file(path).unwrap() }
 }
 
-/// A server for whom permissions count, even where this is run by root.
-fn mortal(store: &Path) -> HarkdBuilder {
+/// Returns the builder of a server that respects permissions even if the test
+/// runs as root.
+fn unprivileged(store: &Path) -> HarkdBuilder {
     let is_root = fs::metadata("/proc/self").is_ok_and(|me| std::os::unix::fs::MetadataExt::uid(&me) == 0);
     if !is_root {
         return builder(store);
@@ -294,40 +300,39 @@ fn mortal(store: &Path) -> HarkdBuilder {
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Verdict {
-    /// It does not start.
+enum Reaction {
+    /// The server does not start.
     Refused,
-    /// An inbox is not delivered until the damage is dropped.
+    /// An inbox is withheld until the damage is dropped.
     Undelivered,
     Whole,
 }
 
-/// Starts a server on a damaged store, and fails unless it has done what it
-/// should.
-async fn judge(store: &Path, damage: &Damage) -> Verdict {
+/// Starts a server on a damaged store, and checks its reaction.
+async fn check_reaction(store: &Path, damage: &Damage) -> Reaction {
     let start = || {
-        let server = if let How::Forbidden = damage.how { mortal(store) } else { builder(store) };
+        let server = if let How::Forbidden = damage.how { unprivileged(store) } else { builder(store) };
         server.try_start()
     };
     match start() {
         Ok(server) if is_delivered(&server).await => {
             check_whole(server).await;
-            Verdict::Whole
+            Reaction::Whole
         }
         Ok(server) => {
             check_dropped(server, store).await;
-            Verdict::Undelivered
+            Reaction::Undelivered
         }
         Err(refusal) => {
             let line = check_refusal(store, &refusal);
-            let again = start().expect_err("refused once, it is refused until somebody does something");
+            let again = start().expect_err("a refused store stays refused");
             assert_eq!(check_refusal(store, &again), line);
-            Verdict::Refused
+            Reaction::Refused
         }
     }
 }
 
-/// Whether everything that waits for bob is delivered. It acknowledges nothing.
+/// Returns whether all messages of bob are delivered. Acknowledges none.
 async fn is_delivered(server: &Harkd) -> bool {
     let mut wire = Wire::connect(server.address()).await;
     match wire.ask(Request::Connect { user: name("bob"), password: None }).await {
@@ -342,19 +347,20 @@ async fn is_delivered(server: &Harkd) -> bool {
     true
 }
 
-/// What `harkd check` prints about a store, and whether it succeeds.
+/// Returns the output of `harkd check` on a store, and whether it succeeds.
 fn check_store(store: &Path, arguments: &[&str]) -> (bool, String) {
     let output = harkd().arg("check").arg(store).args(arguments).output().unwrap();
     let printed = String::from_utf8(output.stdout).unwrap();
     (output.status.success(), printed)
 }
 
-/// An inbox is damaged: it is found and dropped, and all else is whole.
+/// Checks that the damaged inbox is found and dropped, and that all other data
+/// is intact.
 async fn check_dropped(mut server: Harkd, store: &Path) {
     server.signal("TERM");
     assert!(server.wait().success());
     let (is_whole, printed) = check_store(store, &[]);
-    assert!(!is_whole && printed.contains("bob: damaged from number "), "{printed}");
+    assert!(!is_whole && printed.contains("bob: messages "), "{printed}");
     let (is_dropped, printed) = check_store(store, &["--drop-damaged"]);
     assert!(is_dropped && printed.contains("bob: dropped"), "{printed}");
     let (is_whole, printed) = check_store(store, &[]);
@@ -362,7 +368,8 @@ async fn check_dropped(mut server: Harkd, store: &Path) {
     check_rest(store).await;
 }
 
-/// It was refused by one line that says where, what, and what to do.
+/// Checks that the server refused to start with one line that names place,
+/// cause and remedy.
 #[track_caller]
 fn check_refusal(store: &Path, Refusal { status, log }: &Refusal) -> String {
     assert_eq!(status.code(), Some(1), "{log}");
@@ -374,14 +381,14 @@ fn check_refusal(store: &Path, Refusal { status, log }: &Refusal) -> String {
     line.to_owned()
 }
 
-/// Everything that was answered is there.
+/// Checks that all answered data is present.
 async fn check_whole(mut server: Harkd) {
     let mut wire = Wire::hello(server.address(), SESSION).await;
     wire.write(7, Request::List { pattern: None }).await;
     assert_eq!(wire.reply_to(7).await, Reply::List(vec![name("bob"), name("eve"), name("sink")]));
     wire.ok(with_password("eve", SECRET)).await;
     wire.refused(with_password("eve", "wrong"), Code::Denied).await;
-    // A repeat is answered as it was, and stores nothing.
+    // A repeat has the former answer, and stores nothing.
     send_as(&mut wire, QUEUED).await;
     wire.sent("bob", "after it").await;
     let mut read = read(&server).await;
@@ -394,8 +401,8 @@ async fn check_whole(mut server: Harkd) {
     assert!(!server.log().contains("panic"), "{}", server.log());
 }
 
-/// After the damage was dropped: the messages of bob that are left are what was sent,
-/// and everything else is as it was.
+/// Checks a store after the damage was dropped: the remaining messages of bob
+/// match the sent ones, and all other data is intact.
 async fn check_rest(store: &Path) {
     let mut server = builder(store).start();
     let mut wire = Wire::hello(server.address(), SESSION).await;
@@ -405,7 +412,10 @@ async fn check_rest(store: &Path) {
     let left = read_to(&server, "the end").await;
     let numbers: Vec<u32> =
         left.iter().map(|text| text.split_once(':').unwrap().0.parse().unwrap()).collect();
-    assert!(numbers.iter().zip(&left).all(|(number, left)| *left == text(*number)), "texts that nobody sent");
+    assert!(
+        numbers.iter().zip(&left).all(|(number, left)| *left == text(*number)),
+        "texts that were never sent"
+    );
     assert!(numbers.is_sorted_by(|a, b| a < b), "{numbers:?}");
     assert!(numbers.iter().all(|number| (ACKNOWLEDGED + 1..=QUEUED).contains(number)), "{numbers:?}");
     drop(wire);
@@ -414,7 +424,7 @@ async fn check_rest(store: &Path) {
     assert!(!server.log().contains("panic"), "{}", server.log());
 }
 
-/// What waits for bob. Nothing of it is acknowledged.
+/// Returns the messages queued for bob. Acknowledges none.
 async fn read(server: &Harkd) -> Vec<String> {
     let mut wire = Wire::connect(server.address()).await;
     let count = wire.receive("bob").await;
@@ -427,7 +437,7 @@ async fn read(server: &Harkd) -> Vec<String> {
     texts
 }
 
-/// What waits for bob before this text, where it is not known how many are left.
+/// Returns the messages of bob before this text, if their number is unknown.
 async fn read_to(server: &Harkd, end: &str) -> Vec<String> {
     let mut wire = Wire::connect(server.address()).await;
     wire.receive("bob").await;
@@ -451,7 +461,7 @@ async fn try_all(is_clean: bool) {
     let mut damages = template.representative(&mut random);
     let begun = Instant::now();
     let (mut refused, mut undelivered, mut whole) = (0, 0, 0);
-    // All kinds are among the representative damages.
+    // The representative damages include all kinds.
     while begun.elapsed() < time || refused == 0 || undelivered == 0 || whole == 0 {
         let Some(damage) = damages.pop() else {
             assert!(refused > 0 && undelivered > 0 && whole > 0, "{refused} {undelivered} {whole}");
@@ -463,22 +473,22 @@ async fn try_all(is_clean: bool) {
         let home = template.write();
         let store = home.path().join("store");
         damage.inflict(&store);
-        match judge(&store, &damage).await {
-            Verdict::Refused => refused += 1,
-            Verdict::Undelivered => undelivered += 1,
-            Verdict::Whole => whole += 1,
+        match check_reaction(&store, &damage).await {
+            Reaction::Refused => refused += 1,
+            Reaction::Undelivered => undelivered += 1,
+            Reaction::Whole => whole += 1,
         }
     }
     println!("{refused} refused, {undelivered} not delivered, {whole} whole");
 }
 
 #[tokio::test]
-async fn damage_to_a_closed_store_is_never_passed_over() {
+async fn damage_to_a_closed_store_is_detected() {
     try_all(true).await;
 }
 
 #[tokio::test]
-async fn damage_after_a_kill_is_never_passed_over() {
+async fn damage_after_a_kill_is_detected() {
     try_all(false).await;
 }
 
@@ -486,7 +496,7 @@ fn is_unavailable(reply: &Reply) -> bool {
     matches!(reply, Reply::Error { failure: Failure::Unavailable, .. })
 }
 
-/// Damages the first hundred unread texts of bob, while they are in use.
+/// Damages the first hundred unread texts of bob while they are in use.
 fn damage_messages(store: &Path) {
     let mut damaged = 0;
     for entry in fs::read_dir(store.join("log")).unwrap() {
@@ -505,7 +515,7 @@ fn damage_messages(store: &Path) {
 }
 
 #[tokio::test]
-async fn damage_met_while_serving_concerns_its_inbox_alone() {
+async fn damage_found_while_running_affects_one_inbox() {
     let home = tempfile::tempdir().unwrap();
     let store = home.path().join("store");
     fill(&store, true).await;
@@ -515,7 +525,7 @@ async fn damage_met_while_serving_concerns_its_inbox_alone() {
     let connect = |user| Request::Connect { user: name(user), password: None };
     assert!(is_unavailable(&wire.ask(connect("bob")).await));
     server.wait_for_log("messages cannot be read");
-    // It stays so, and nobody else is concerned.
+    // The damage persists, and affects no other user.
     assert!(is_unavailable(&wire.ask(connect("bob")).await));
     wire.create("amy").await;
     wire.sent("amy", "hello").await;
@@ -535,7 +545,7 @@ async fn damage_met_while_serving_concerns_its_inbox_alone() {
     assert!(server.wait().success());
     let (is_dropped, printed) = check_store(&store, &["--drop-damaged"]);
     assert!(is_dropped && printed.contains("bob: dropped"), "{printed}");
-    // What is left is a store like any other.
+    // The remaining store works like any other.
     let server = builder(&store).start();
     let mut wire = Wire::connect(server.address()).await;
     wire.ok(with_password("eve", SECRET)).await;

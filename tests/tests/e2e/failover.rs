@@ -1,5 +1,5 @@
-//! The real `hark` with several servers to go to. Where they share a store, it
-//! is that of one which moves to the next when that one is killed.
+//! The real `hark` with several servers. If they share a store, its location
+//! moves to the next server when one is killed.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 
 use hark_tests::{Authority, FarMachine, Harkd, Terminal, Trial, hark, own_addresses};
 
-/// What `hark` speaks, as the environment variables that tell it so.
+/// Transport of `hark`, as environment variables.
 type Transport = &'static [(&'static str, &'static str)];
 
 const NATIVE: Transport = &[];
 const GRPC: Transport = &[("HARK_GRPC", "true")];
 
-/// The tests below, over each transport.
+/// Runs the tests below over each transport.
 macro_rules! over_both {
     ($($test:ident),+ $(,)?) => {
         mod over_native {
@@ -29,16 +29,16 @@ macro_rules! over_both {
 }
 
 over_both!(
-    a_store_that_moves_from_server_to_server_is_read_once_and_in_order,
-    a_server_that_is_not_there_costs_nothing_and_one_that_hangs_its_share,
-    each_server_has_to_prove_its_own_name,
-    the_chat_says_where_it_is,
+    moving_store_is_read_once_in_order,
+    hanging_server_costs_only_its_share,
+    each_server_proves_its_own_name,
+    chat_shows_the_current_server,
 );
 
-/// Messages that are read between two moves.
+/// Number of messages between two moves.
 const MESSAGES: usize = 100;
 
-/// `hark` gives up on an address after less than this where there is another.
+/// Time below which `hark` gives up on an address if there is another one.
 const SHARE: Duration = Duration::from_secs(5);
 
 fn list(addresses: &[SocketAddr]) -> String {
@@ -56,17 +56,18 @@ fn run(transport: Transport, servers: &str, state: &Path, arguments: &[&str]) ->
     command(transport, servers, state).args(arguments).output().unwrap()
 }
 
-/// What a command has said that had to succeed, and had nothing to complain of.
+/// Returns the output of a command, which has to succeed without messages on
+/// stderr.
 #[track_caller]
 fn fine(output: &Output) -> String {
-    let complaints = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && complaints.is_empty(), "{}: {complaints}", output.status);
+    let notices = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && notices.is_empty(), "{}: {notices}", output.status);
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
-/// Waits for the end of a command.
+/// Waits for the exit of a command.
 fn ended(mut child: Child) -> Output {
-    // Nothing more is typed.
+    // Closes its stdin.
     drop(child.stdin.take());
     child.wait_with_output().unwrap()
 }
@@ -75,7 +76,7 @@ fn server(address: SocketAddr, store: &Path) -> Harkd {
     Harkd::builder().listen(&address.to_string()).store(store).start()
 }
 
-fn a_store_that_moves_from_server_to_server_is_read_once_and_in_order(transport: Transport) {
+fn moving_store_is_read_once_in_order(transport: Transport) {
     let folder = tempfile::tempdir().unwrap();
     let (addresses, store) = (own_addresses(3), folder.path().join("store"));
     let servers = list(&addresses);
@@ -83,7 +84,7 @@ fn a_store_that_moves_from_server_to_server_is_read_once_and_in_order(transport:
     for user in ["amy", "bob"] {
         fine(&run(transport, &servers, folder.path(), &["create", user]));
     }
-    // A move for each second of the run.
+    // One move for each second of the run.
     let moves_max = Trial::from_env().time.as_secs().max(1) as usize;
     let sent = (moves_max + 1) * MESSAGES;
     let count = sent.to_string();
@@ -116,7 +117,8 @@ fn a_store_that_moves_from_server_to_server_is_read_once_and_in_order(transport:
     assert_eq!(answers.lines().filter(|line| *line == "ok").count(), sent + 1);
     assert_eq!((read, moves), (sent, moves_max));
     assert!(listening.wait().unwrap().success());
-    // All of it was acknowledged, and the memory of it is one for all orders.
+    // All messages were acknowledged, and their record is independent of the
+    // order of servers.
     let mut other_order = addresses;
     other_order.reverse();
     let mut last =
@@ -126,7 +128,7 @@ fn a_store_that_moves_from_server_to_server_is_read_once_and_in_order(transport:
     assert_eq!(folder.path().join("hark/taken").read_dir().unwrap().count(), 1);
 }
 
-fn a_server_that_is_not_there_costs_nothing_and_one_that_hangs_its_share(transport: Transport) {
+fn hanging_server_costs_only_its_share(transport: Transport) {
     let folder = tempfile::tempdir().unwrap();
     let addresses = own_addresses(3);
     let (gone, hanging) = (addresses[0], server(addresses[1], &folder.path().join("hanging")));
@@ -142,10 +144,10 @@ fn a_server_that_is_not_there_costs_nothing_and_one_that_hangs_its_share(transpo
     let said = run(transport, &neither, folder.path(), &["--timeout=1", "ping"]);
     assert_eq!(said.status.code(), Some(3));
     let why = String::from_utf8(said.stderr).unwrap();
-    assert_eq!(why, format!("hark: not sent: {neither} was not reached in 1 s\n"));
+    assert_eq!(why, format!("hark: not sent: cannot reach {neither} within 1 s\n"));
 }
 
-fn each_server_has_to_prove_its_own_name(transport: Transport) {
+fn each_server_proves_its_own_name(transport: Transport) {
     let folder = tempfile::tempdir().unwrap();
     let certificates =
         [["localhost"], ["127.0.0.1"]].map(|names| Arc::new(Authority::trusted().sign(&names)));
@@ -155,12 +157,12 @@ fn each_server_has_to_prove_its_own_name(transport: Transport) {
     let (first_port, second_port) = (port(&first), port(&second));
     let authority = certificates[0].authority();
     let arguments = ["--ca", authority.to_str().unwrap(), "create", "amy"];
-    // Each under the name that it can prove.
+    // Each server under a name in its certificate.
     let both = format!("localhost:{first_port},127.0.0.1:{second_port}");
     fine(&run(transport, &both, folder.path(), &arguments));
     first.kill();
     fine(&run(transport, &both, folder.path(), &arguments));
-    // It has an account of that name, so it was the second.
+    // The second server has an account of that name, so it was used.
     let said = run(transport, &format!("127.0.0.1:{second_port}"), folder.path(), &arguments);
     assert_eq!(said.status.code(), Some(1), "{said:?}");
 
@@ -173,11 +175,11 @@ fn each_server_has_to_prove_its_own_name(transport: Transport) {
     let start = Instant::now();
     let said = run(transport, &none, folder.path(), &delete);
     let why = String::from_utf8_lossy(&said.stderr);
-    assert!(why.contains("certificate is not for localhost but for 127.0.0.1"), "{why}");
+    assert!(why.contains("certificate is not valid for localhost, only for 127.0.0.1"), "{why}");
     assert!(start.elapsed() < SHARE, "waiting does not help");
 }
 
-fn the_chat_says_where_it_is(transport: Transport) {
+fn chat_shows_the_current_server(transport: Transport) {
     let folder = tempfile::tempdir().unwrap();
     let (addresses, store) = (own_addresses(2), folder.path().join("store"));
     let [first, second] = [addresses[0], addresses[1]];
@@ -189,9 +191,9 @@ fn the_chat_says_where_it_is(transport: Transport) {
     chat.wait_for(&format!("* connected to {first}"));
     chat.wait_for_prompt(&format!("{first}> "));
     chat.enter("create bob", "bob was created");
-    chat.enter("connect bob", "no messages were waiting");
+    chat.enter("connect bob", "no messages are waiting");
     present.kill();
-    chat.wait_for(&format!("* no link to {first}: "));
+    chat.wait_for(&format!("* no connection to {first}: "));
     chat.wait_for_prompt(&format!("bob@{:width$}> ", "(offline)", width = first.to_string().len()));
     let _present = server(second, &store);
     chat.wait_for(&format!("* connected to {second}"));
@@ -200,8 +202,8 @@ fn the_chat_says_where_it_is(transport: Transport) {
 }
 
 #[test]
-fn a_server_behind_a_cut_link_is_left_for_another_and_found_again() {
-    let test = "a_server_behind_a_cut_link_is_left_for_another_and_found_again";
+fn client_leaves_and_finds_a_cut_off_server() {
+    let test = "client_leaves_and_finds_a_cut_off_server";
     let Some(far) = FarMachine::of_test(module_path!(), test) else { return };
     let folder = tempfile::tempdir().unwrap();
     let open = ["--allow-plaintext", "--allow-open-accounts"];
@@ -212,7 +214,7 @@ fn a_server_behind_a_cut_link_is_left_for_another_and_found_again() {
     let create = || run(NATIVE, &servers, folder.path(), &["create", "amy"]);
     fine(&create());
     far.cut();
-    // The one that is here has no such account yet.
+    // The near server does not have the account yet.
     fine(&create());
     far.mend();
     let said = create();
@@ -222,7 +224,7 @@ fn a_server_behind_a_cut_link_is_left_for_another_and_found_again() {
 }
 
 #[test]
-fn the_log_is_that_of_the_first_that_is_there() {
+fn log_is_of_the_first_reachable_server() {
     let folder = tempfile::tempdir().unwrap();
     let gone = own_addresses(1)[0];
     let server = Harkd::builder().arg("--watch-logs=loopback").start();

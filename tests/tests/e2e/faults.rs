@@ -1,5 +1,5 @@
-//! The promise where the disk does not play along: a full disk under the real
-//! server, and the order of its system calls.
+//! The promise with a failing disk: a full disk under the real server, and the
+//! order of its system calls.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -7,13 +7,13 @@ use std::process::Command;
 use std::time::Duration;
 
 use hark_protocol::{Code, Reply, Request, Sequence};
-use hark_tests::{Harkd, HarkdBuilder, PATIENCE, SmallDisk, Wire, name, send, wait_until};
+use hark_tests::{Harkd, HarkdBuilder, SmallDisk, TIMEOUT, Wire, name, send, wait_until};
 use tokio::time::timeout;
 
 /// Room for a few segments of 4 MiB and the reserve.
 const DISK_MIB: u32 = 40;
 
-/// Sends in flight together.
+/// Number of sends in flight.
 const BURST: u32 = 20;
 
 fn text(id: u32) -> String {
@@ -28,7 +28,7 @@ fn builder(disk: &SmallDisk) -> HarkdBuilder {
     Harkd::builder().run_by(disk.enter()).store(disk.path().join("store"))
 }
 
-/// A client that sends in a session and never repeats what was refused.
+/// A client that sends in a session and never repeats a refused send.
 #[derive(Default)]
 struct Sender {
     last_id: u32,
@@ -54,14 +54,14 @@ impl Sender {
         refused == 0
     }
 
-    /// Sends until a burst is stored, or until one is not.
+    /// Sends until a burst is stored, or until one is refused.
     async fn burst_until(&mut self, is_stored: bool, server: &Harkd) {
         let bursts = async {
             while self.burst(server).await != is_stored {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         };
-        timeout(PATIENCE, bursts).await.expect("the server does not notice");
+        timeout(TIMEOUT, bursts).await.expect("the server does not notice");
     }
 }
 
@@ -76,14 +76,14 @@ async fn read(server: &Harkd, user: &str) -> Vec<String> {
         wire.ack(last).await;
         texts.push(message.text.to_string());
     }
-    // After the acknowledgements.
+    // A barrier after the acknowledgements.
     wire.ok(Request::Create { user: name("barrier"), password: None }).await;
     wire.ok(Request::Delete { user: name("barrier"), password: None }).await;
     texts
 }
 
 #[tokio::test]
-async fn full_disk_refuses_sends_alone() {
+async fn full_disk_refuses_only_sends() {
     let disk = SmallDisk::new(DISK_MIB);
     let server = on(&disk);
     let mut wire = Wire::connect(server.address()).await;
@@ -134,7 +134,7 @@ async fn server_killed_on_a_full_disk_starts_on_it() {
 async fn new_store_on_a_full_disk_is_refused_in_one_line() {
     let disk = SmallDisk::new(DISK_MIB);
     disk.fill();
-    let refusal = builder(&disk).try_start().expect_err("there is no room for a store");
+    let refusal = builder(&disk).try_start().expect_err("no room for a store");
     assert_eq!(refusal.status.code(), Some(1), "{refusal:?}");
     let line = refusal.log.lines().last().unwrap();
     assert!(line.starts_with("harkd: ") && line.contains("No space left on device"), "{line}");
@@ -167,7 +167,7 @@ async fn disk_filled_by_the_store_is_used_again() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    timeout(PATIENCE, goes_on).await.expect("the space is not used again");
+    timeout(TIMEOUT, goes_on).await.expect("the space is not used again");
     let server = server.kill_and_restart();
     assert!(!server.log().contains("panic"), "{}", server.log());
     assert_eq!(read(&server, "bob").await, [large(0)]);
@@ -176,10 +176,10 @@ async fn disk_filled_by_the_store_is_used_again() {
 /// A finished system call.
 #[derive(Debug)]
 struct Call {
-    /// Lines of the trace.
+    /// Line numbers in the trace.
     entered: usize,
     returned: usize,
-    /// From its name to what it returned.
+    /// The call from its name to its result.
     text: String,
 }
 
@@ -192,13 +192,13 @@ impl Call {
         self.is(&["fdatasync", "fsync"])
     }
 
-    /// The file that it is about.
+    /// Returns the file that the call refers to.
     fn file(&self) -> &str {
         self.text.split(['(', ',', ')']).nth(1).unwrap()
     }
 }
 
-/// A server that is traced, and the calls that it has made.
+/// A traced server, and its system calls.
 struct Traced {
     server: Harkd,
     folder: tempfile::TempDir,
@@ -213,14 +213,14 @@ impl Traced {
         let folder = tempfile::tempdir().unwrap();
         let output = folder.path().join("trace");
         let trace = "trace=recvfrom,sendto,write,pwrite64,fdatasync,fsync";
-        // Detached, so that the process that is started becomes the server.
+        // Detached, so that the started process becomes the server.
         let strace = ["strace", "-D", "-f", "-q", "-s", "2000", "-e", trace, "-o", output.to_str().unwrap()];
         let builder = Harkd::builder().run_by(strace);
         let server = arguments.iter().fold(builder, |builder, argument| builder.arg(*argument)).start();
         Self { server, folder }
     }
 
-    /// Stops the server.
+    /// Stops the server and returns its calls.
     fn calls(mut self) -> Vec<Call> {
         self.server.signal("TERM");
         assert!(self.server.wait().success());
@@ -254,7 +254,8 @@ fn calls(output: &Path) -> Vec<Call> {
     calls
 }
 
-/// The request with this in it was read, then synced, then answered.
+/// Checks that the request that contains `marker` was read, then synced, then
+/// answered.
 #[track_caller]
 fn check_synced(calls: &[Call], marker: &str) {
     let (read, answer) = request(calls, marker);
@@ -267,7 +268,7 @@ fn check_synced(calls: &[Call], marker: &str) {
     assert!(sync.is_some(), "{marker} was answered before a sync");
 }
 
-/// How a request was read, and the first that was then written to its socket.
+/// Returns the read of a request, and the first write to its socket afterwards.
 #[track_caller]
 fn request<'a>(calls: &'a [Call], marker: &str) -> (&'a Call, &'a Call) {
     let read = calls.iter().find(|call| call.is(&["recvfrom"]) && call.text.contains(marker));
@@ -278,8 +279,8 @@ fn request<'a>(calls: &'a [Call], marker: &str) -> (&'a Call, &'a Call) {
     (read, answer.unwrap_or_else(|| panic!("{marker} was not answered")))
 }
 
-/// Its text was written to a file, and this file was synced, before it was
-/// answered.
+/// Checks that the text was written to a file and the file synced before the
+/// answer.
 #[track_caller]
 fn check_stored(calls: &[Call], marker: &str) {
     let (read, answer) = request(calls, marker);
@@ -298,7 +299,7 @@ fn marker(n: u32) -> String {
 }
 
 #[tokio::test]
-async fn every_ok_is_written_after_the_sync_that_covers_it() {
+async fn every_ok_follows_its_sync() {
     let traced = Traced::start(&[]);
     let mut wire = Wire::connect(traced.server.address()).await;
     let secret = |password: &str| Some(password.parse().unwrap());
@@ -317,7 +318,7 @@ async fn every_ok_is_written_after_the_sync_that_covers_it() {
         check_synced(&calls, &marker(n));
         check_stored(&calls, &marker(n));
     }
-    // As strace writes the frames: commands padded with NUL.
+    // As strace prints frames: commands padded with NUL.
     let pad = |command: &str| format!("{command}{}", r"\0".repeat(15 - command.len()));
     check_synced(&calls, &format!("{}open-account", pad("create")));
     check_synced(&calls, &format!("{}closed-account", pad("create")));
@@ -327,10 +328,10 @@ async fn every_ok_is_written_after_the_sync_that_covers_it() {
 }
 
 #[tokio::test]
-async fn with_sync_os_a_send_waits_for_no_sync() {
+async fn sync_os_answers_without_sync() {
     let traced = Traced::start(&["--sync=os"]);
     let mut wire = Wire::connect(traced.server.address()).await;
-    // The first number may need one: numbers are set aside many at a time.
+    // The first number may need a sync: numbers are reserved in batches.
     wire.create("bob").await;
     for n in 0..SENDS {
         wire.sent("bob", &marker(n)).await;
@@ -342,6 +343,6 @@ async fn with_sync_os_a_send_waits_for_no_sync() {
     let between: Vec<&Call> = calls.iter().filter(is_between).collect();
     let mut writes = between.iter().filter(|call| call.is(&["write", "pwrite64"]));
     let write = writes.find(|call| call.text.contains(&marker(1))).expect("it was written");
-    // Other files are prepared meanwhile.
+    // Other files may be prepared meanwhile.
     assert!(!between.iter().any(|call| call.is_sync() && call.file() == write.file()), "{between:?}");
 }

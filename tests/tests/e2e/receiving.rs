@@ -1,5 +1,5 @@
-//! What section "Receiving" of `docs/PROTOCOL.md` promises, sentence by
-//! sentence, of the real server and through all fronts.
+//! Section "Receiving" of `docs/PROTOCOL.md`, sentence by sentence, with the
+//! real server and over all fronts.
 
 use hark_protocol::limits::WINDOW_MESSAGES_MAX;
 use hark_protocol::{ByeReason, Code, Frame, Reply, Request, Sequence};
@@ -8,32 +8,32 @@ use hark_tests::{Client, Front, Harkd, Wire, keeps_acks_in_order, name, send};
 hark_tests::through_all_fronts_on_all_stores! {
     sessions:
         login_does_not_receive_and_does_not_take_over,
-        connect_again_on_the_same_connection_pushes_again_after_its_ok,
-        login_as_somebody_else_and_disconnect_end_the_reception,
-        the_ok_to_a_connect_stands_between_the_pushes_for_the_two_users,
-        an_ack_above_what_was_pushed_is_ignored,
-        delete_ends_the_reception_and_drops_the_queue,
-        whoever_deletes_itself_gets_the_ok_and_then_the_bye;
+        repeated_connect_pushes_again_after_its_ok,
+        other_login_and_disconnect_end_receiving,
+        connect_ok_separates_pushes_of_two_users,
+        ack_above_the_last_push_is_ignored,
+        delete_ends_receiving_and_drops_the_queue,
+        self_deletion_answers_ok_then_bye;
     calls:
-        connect_delivers_what_is_queued_and_then_what_arrives,
-        a_message_from_nobody_has_no_sender_and_a_time_of_now,
-        what_is_not_acknowledged_comes_again_with_the_same_number,
-        what_is_acknowledged_does_not_come_again_after_a_kill,
-        a_later_connect_takes_over_and_the_former_stays_open_as_the_user,
-        who_receives_is_told_of_the_end_of_the_account,
-        who_receives_is_told_of_the_end_of_the_server;
+        connect_delivers_queued_then_new_messages,
+        anonymous_message_has_time_but_no_sender,
+        unacknowledged_message_is_repeated_with_same_number,
+        acknowledged_message_is_not_repeated_after_kill,
+        later_connect_takes_over,
+        receiver_gets_bye_on_account_deletion,
+        receiver_gets_bye_on_shutdown;
     sample:
-        the_ok_to_a_connect_stands_between_the_pushes_for_the_two_users,
-        delete_ends_the_reception_and_drops_the_queue,
-        what_is_acknowledged_does_not_come_again_after_a_kill,
-        a_later_connect_takes_over_and_the_former_stays_open_as_the_user;
+        connect_ok_separates_pushes_of_two_users,
+        delete_ends_receiving_and_drops_the_queue,
+        acknowledged_message_is_not_repeated_after_kill,
+        later_connect_takes_over;
 }
 
 const BYE_TAKEN_OVER: Frame<Reply> = Frame::new(None, Reply::Bye(ByeReason::TakenOver));
 const BYE_SHUTDOWN: Frame<Reply> = Frame::new(None, Reply::Bye(ByeReason::Shutdown));
 const BYE_DELETED: Frame<Reply> = Frame::new(None, Reply::Bye(ByeReason::Deleted));
 
-/// A server with the users, and a connection to it.
+/// Starts a server with these users, and connects to it.
 async fn with_users(front: Front, users: &[&str]) -> (Harkd, Client) {
     let server = Harkd::start();
     let mut client = front.connect(server.address()).await;
@@ -55,7 +55,7 @@ fn delete(user: &str) -> Request {
     Request::Delete { user: name(user), password: None }
 }
 
-async fn connect_delivers_what_is_queued_and_then_what_arrives(one: Front, other: Front) {
+async fn connect_delivers_queued_then_new_messages(one: Front, other: Front) {
     let (server, mut alice) = with_users(one, &["alice", "bob"]).await;
     alice.ok(login("alice")).await;
     alice.sent("bob", "one, with a comma").await;
@@ -70,7 +70,7 @@ async fn connect_delivers_what_is_queued_and_then_what_arrives(one: Front, other
     assert_eq!(&*bob.message().await.text, "three");
 }
 
-async fn a_message_from_nobody_has_no_sender_and_a_time_of_now(one: Front, other: Front) {
+async fn anonymous_message_has_time_but_no_sender(one: Front, other: Front) {
     let (server, mut alice) = with_users(one, &["bob"]).await;
     let before = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis();
     alice.sent("bob", "boo").await;
@@ -92,7 +92,7 @@ async fn login_does_not_receive_and_does_not_take_over(one: Front, other: Front)
     assert!(other.is_quiet().await);
 }
 
-async fn what_is_not_acknowledged_comes_again_with_the_same_number(one: Front, other: Front) {
+async fn unacknowledged_message_is_repeated_with_same_number(one: Front, other: Front) {
     let (server, mut alice) = with_users(one, &["bob"]).await;
     for text in ["one", "two", "three"] {
         alice.sent("bob", text).await;
@@ -112,7 +112,7 @@ async fn what_is_not_acknowledged_comes_again_with_the_same_number(one: Front, o
     assert!(bob.is_quiet().await);
 }
 
-async fn what_is_acknowledged_does_not_come_again_after_a_kill(one: Front, other: Front) {
+async fn acknowledged_message_is_not_repeated_after_kill(one: Front, other: Front) {
     let (server, mut alice) = with_users(one, &["bob"]).await;
     for text in ["one", "two"] {
         alice.sent("bob", text).await;
@@ -121,8 +121,7 @@ async fn what_is_acknowledged_does_not_come_again_after_a_kill(one: Front, other
     assert_eq!(bob.receive("bob").await, 2);
     let [first, second] = [bob.message().await, bob.message().await];
     bob.ack(first.sequence).await;
-    // An ack may be lost in a crash, but not one that is older than something
-    // that was answered.
+    // A crash may lose an ack, but none that precedes an answered request.
     bob.sent("bob", "three").await;
     let server = match keeps_acks_in_order() {
         true => server.kill_and_restart(),
@@ -135,17 +134,17 @@ async fn what_is_acknowledged_does_not_come_again_after_a_kill(one: Front, other
     assert!(third.sequence > second.sequence && &*third.text == "three", "{third:?}");
 }
 
-async fn connect_again_on_the_same_connection_pushes_again_after_its_ok(one: Front, other: Front) {
+async fn repeated_connect_pushes_again_after_its_ok(one: Front, other: Front) {
     let (server, mut alice) = with_users(one, &["bob"]).await;
     alice.sent("bob", "one").await;
     let mut bob = other.connect(server.address()).await;
     assert_eq!(bob.receive("bob").await, 1);
     let message = bob.message().await;
-    assert_eq!(bob.receive("bob").await, 1, "and there is no bye: it takes over from itself");
+    assert_eq!(bob.receive("bob").await, 1, "no bye: it takes over from itself");
     assert_eq!(bob.message().await, message);
 }
 
-async fn a_later_connect_takes_over_and_the_former_stays_open_as_the_user(one: Front, other: Front) {
+async fn later_connect_takes_over(one: Front, other: Front) {
     let (server, mut alice) = with_users(one, &["alice", "bob"]).await;
     let mut former = one.connect(server.address()).await;
     former.receive("bob").await;
@@ -160,7 +159,7 @@ async fn a_later_connect_takes_over_and_the_former_stays_open_as_the_user(one: F
     let two = latter.message().await;
     assert!(former.is_quiet().await, "no further messages");
 
-    // It is still bob, and its acks count for what it was pushed.
+    // It is still logged in as bob, and its acks count for its pushes.
     former.sent("alice", "hi").await;
     former.ack(first.sequence).await;
     former.ack(two.sequence).await;
@@ -171,7 +170,7 @@ async fn a_later_connect_takes_over_and_the_former_stays_open_as_the_user(one: F
     assert_eq!(again.message().await, two);
 }
 
-async fn login_as_somebody_else_and_disconnect_end_the_reception(one: Front, other: Front) {
+async fn other_login_and_disconnect_end_receiving(one: Front, other: Front) {
     let (server, mut alice) = with_users(one, &["alice", "bob"]).await;
     let mut bob = other.connect(server.address()).await;
     bob.receive("bob").await;
@@ -195,7 +194,7 @@ async fn login_as_somebody_else_and_disconnect_end_the_reception(one: Front, oth
     assert_eq!(alice.message().await.sender, None);
 }
 
-async fn the_ok_to_a_connect_stands_between_the_pushes_for_the_two_users(one: Front, other: Front) {
+async fn connect_ok_separates_pushes_of_two_users(one: Front, other: Front) {
     let (server, mut alice) = with_users(one, &["alice", "bob"]).await;
     for n in 0..300 {
         let texts = [format!("a{n}"), format!("b{n}")];
@@ -217,7 +216,7 @@ async fn the_ok_to_a_connect_stands_between_the_pushes_for_the_two_users(one: Fr
     assert!(!before.contains('b') && !after.contains('a'), "{seen}");
 }
 
-async fn an_ack_above_what_was_pushed_is_ignored(one: Front, other: Front) {
+async fn ack_above_the_last_push_is_ignored(one: Front, other: Front) {
     let (server, mut alice) = with_users(one, &["bob"]).await;
     alice.sent("bob", "one").await;
     let mut bob = other.connect(server.address()).await;
@@ -226,11 +225,11 @@ async fn an_ack_above_what_was_pushed_is_ignored(one: Front, other: Front) {
     bob.ack(Sequence(message.sequence.0 + 1)).await;
     bob.ack(Sequence(u64::MAX)).await;
     assert_eq!(bob.receive("bob").await, 1);
-    server.wait_for_log("ignoring an ack");
+    server.wait_for_log("ack ignored");
 }
 
 #[tokio::test]
-async fn an_ack_that_is_no_number_is_a_bad_request_with_id_0() {
+async fn malformed_ack_is_bad_request_with_id_0() {
     let server = Harkd::start();
     let mut wire = Wire::connect(server.address()).await;
     let mut frame = vec![0, 0, 0, 21, 0, 0, 0, 0];
@@ -241,7 +240,7 @@ async fn an_ack_that_is_no_number_is_a_bad_request_with_id_0() {
     wire.ping().await;
 }
 
-async fn delete_ends_the_reception_and_drops_the_queue(one: Front, other: Front) {
+async fn delete_ends_receiving_and_drops_the_queue(one: Front, other: Front) {
     let (server, mut alice) = with_users(one, &["bob"]).await;
     let mut bob = other.connect(server.address()).await;
     bob.receive("bob").await;
@@ -253,8 +252,8 @@ async fn delete_ends_the_reception_and_drops_the_queue(one: Front, other: Front)
     alice.refused(send("bob", "x"), Code::NoSuchUser).await;
     alice.refused(connect("bob"), Code::NoSuchUser).await;
 
-    // A new account of the name is another one: no mail, no ack, no identity of
-    // the old one, and higher numbers.
+    // A new account of the same name shares neither messages, acks nor logins
+    // with the former one, and has higher numbers.
     alice.create("bob").await;
     alice.sent("bob", "new").await;
     bob.ack(unread.sequence).await;
@@ -266,7 +265,7 @@ async fn delete_ends_the_reception_and_drops_the_queue(one: Front, other: Front)
     assert_eq!(alice.message().await.sender, None);
 }
 
-async fn whoever_deletes_itself_gets_the_ok_and_then_the_bye(one: Front, other: Front) {
+async fn self_deletion_answers_ok_then_bye(one: Front, other: Front) {
     let (server, mut alice) = with_users(one, &["bob"]).await;
     for _ in 0..20 {
         let mut bob = other.connect(server.address()).await;
@@ -283,7 +282,7 @@ async fn whoever_deletes_itself_gets_the_ok_and_then_the_bye(one: Front, other: 
     }
 }
 
-async fn who_receives_is_told_of_the_end_of_the_account(one: Front, other: Front) {
+async fn receiver_gets_bye_on_account_deletion(one: Front, other: Front) {
     let (server, mut alice) = with_users(one, &["bob"]).await;
     let mut bob = other.connect(server.address()).await;
     bob.receive("bob").await;
@@ -292,7 +291,7 @@ async fn who_receives_is_told_of_the_end_of_the_account(one: Front, other: Front
     alice.refused(send("bob", "x"), Code::NoSuchUser).await;
 }
 
-async fn who_receives_is_told_of_the_end_of_the_server(one: Front, other: Front) {
+async fn receiver_gets_bye_on_shutdown(one: Front, other: Front) {
     let (mut server, mut alice) = with_users(one, &["alice", "bob"]).await;
     alice.receive("alice").await;
     let mut bob = other.connect(server.address()).await;
@@ -306,7 +305,7 @@ async fn who_receives_is_told_of_the_end_of_the_server(one: Front, other: Front)
 }
 
 #[tokio::test]
-async fn a_slow_reader_holds_up_nobody_and_costs_little() {
+async fn slow_reader_is_cheap_and_delays_no_other() {
     let (server, mut alice) = with_users(Front::Native, &["slow", "bob"]).await;
     let mut slow = Wire::connect(server.address()).await;
     slow.receive("slow").await;
@@ -323,7 +322,8 @@ async fn a_slow_reader_holds_up_nobody_and_costs_little() {
         let message = bob.message().await;
         bob.ack(message.sequence).await;
     }
-    // 20 MB were sent to who does not read; the engine keeps some in memory.
+    // 20 MB were sent to a client that does not read; the store keeps some in
+    // memory.
     let grown = server.resident_bytes().saturating_sub(before);
     assert!(grown < 120 << 20, "grown by {} KiB", grown >> 10);
 }

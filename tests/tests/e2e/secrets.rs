@@ -1,5 +1,5 @@
-//! What nobody is to find: passwords and texts in the log, however much of it
-//! is asked for, and passwords in the memory of the server once they are used.
+//! Secrets must not leak: passwords and texts into the log at any level, and
+//! passwords into the memory of the server after their use.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
@@ -12,7 +12,7 @@ const PASSWORD: &str = "correct-horse-battery-staple";
 const WRONG: &str = "incorrect-mule-charger-nail";
 const TEXT: &str = "the eagle has landed at midnight";
 
-/// Pieces of what is secret, so that it is found where it is cut or escaped.
+/// Substrings of the secrets, so that truncated or escaped ones are found.
 const SECRETS: [&str; 6] =
     ["horse-battery", "rrect-horse", "mule-charger", "charger-nail", "eagle", "midnight"];
 
@@ -20,8 +20,8 @@ fn connect(user: &str, password: &str) -> Request {
     Request::Connect { user: name(user), password: Some(password.parse().unwrap()) }
 }
 
-/// All that a client does with a password and a text, by this front.
-async fn do_everything(front: Front, server: &Harkd) {
+/// Uses a password and a text in every request, over this front.
+async fn use_secrets(front: Front, server: &Harkd) {
     let user = format!("{front:?}");
     let password = || Some(PASSWORD.parse().unwrap());
     let mut client = front.hello(server.address(), &format!("session-{user}")).await;
@@ -38,8 +38,8 @@ async fn do_everything(front: Front, server: &Harkd) {
     client.ok(change).await;
 }
 
-/// The same in the classic framing, and with mistakes.
-async fn do_everything_badly(server: &Harkd) {
+/// Does the same in the classic framing, and with mistakes.
+async fn misuse_secrets(server: &Harkd) {
     let mut classic = Classic::connect(server.address()).await;
     classic.ok("create", &format!("classic,{PASSWORD}")).await;
     for (command, payload) in [
@@ -53,7 +53,7 @@ async fn do_everything_badly(server: &Harkd) {
         let (answer, _) = classic.ask(command, &payload).await;
         assert_eq!(answer, "notok", "{command} {payload}");
     }
-    // Bytes that are not the protocol.
+    // Bytes that violate the protocol.
     let mut wire = Wire::connect(server.address()).await;
     wire.write_bytes(format!("\0\0\0\x05{PASSWORD}{TEXT}").as_bytes()).await;
     let broken = wire.next().await.unwrap();
@@ -61,14 +61,14 @@ async fn do_everything_badly(server: &Harkd) {
 }
 
 #[tokio::test]
-async fn neither_passwords_nor_texts_are_logged_however_much_of_the_log_is_asked_for() {
+async fn passwords_and_texts_are_never_logged() {
     for format in ["text", "json"] {
         let log_format = format!("--log-format={format}");
         let mut server = Harkd::builder().args(["--log=trace", &log_format]).start();
         for front in [Front::Native, Front::Tls, Front::Bidi, Front::Calls] {
-            do_everything(front, &server).await;
+            use_secrets(front, &server).await;
         }
-        do_everything_badly(&server).await;
+        misuse_secrets(&server).await;
         server.kill();
         let log = server.log();
         assert!(log.contains("TRACE") && log.contains("wrong password"), "there is not much to look through");
@@ -77,10 +77,10 @@ async fn neither_passwords_nor_texts_are_logged_however_much_of_the_log_is_asked
     }
 }
 
-/// How often a server has this in memory that it can write to.
-fn remembers(server: &Harkd, what: &str) -> usize {
+/// Counts the occurrences of a text in the writable memory of a server.
+fn count_in_memory(server: &Harkd, what: &str) -> usize {
     let pid = server.pid();
-    // What it has is not given back meanwhile.
+    // Frozen, so that memory is not released meanwhile.
     server.signal("STOP");
     wait_until("the server to stand still", || {
         fs::read_to_string(format!("/proc/{pid}/stat")).unwrap().contains(") T ")
@@ -98,7 +98,7 @@ fn remembers(server: &Harkd, what: &str) -> usize {
         let mut bytes = vec![0; usize::try_from(to - from).unwrap()];
         memory.read_exact_at(&mut bytes, from).expect("memory that is mapped");
         looked_at += bytes.len();
-        // What is no text is not looked for.
+        // Only valid text is searched.
         found += String::from_utf8_lossy(&bytes).matches(what).count();
     }
     server.signal("CONT");
@@ -107,7 +107,7 @@ fn remembers(server: &Harkd, what: &str) -> usize {
 }
 
 #[tokio::test]
-async fn a_password_is_not_in_the_memory_of_the_server_once_it_was_used() {
+async fn used_password_is_wiped_from_memory() {
     let server = Harkd::start();
     let mut wire = Wire::connect(server.address()).await;
     let password = || Some(PASSWORD.parse().unwrap());
@@ -118,9 +118,9 @@ async fn a_password_is_not_in_the_memory_of_the_server_once_it_was_used() {
     wire.sent("bob", TEXT).await;
     let mut classic = Classic::connect(server.address()).await;
     classic.ok("login", &format!("bob,{PASSWORD}")).await;
-    assert_ne!(remembers(&server, TEXT), 0, "what is there is not found");
+    assert_ne!(count_in_memory(&server, TEXT), 0, "what is there is not found");
     for password in [PASSWORD, WRONG] {
-        assert_eq!(remembers(&server, password), 0, "{password}");
+        assert_eq!(count_in_memory(&server, password), 0, "{password}");
     }
     drop((wire, classic));
 }
@@ -130,7 +130,7 @@ fn mode(path: &Path) -> u32 {
 }
 
 #[test]
-fn the_folder_of_the_store_is_its_owners_alone_and_one_that_is_not_is_warned_of() {
+fn store_folder_is_private_or_warned_about() {
     let mut server = Harkd::start();
     assert_eq!(mode(server.store()), 0o700);
     assert!(!server.log().contains("other users of this machine"));
@@ -158,7 +158,7 @@ fn no_flag_takes_a_secret() {
             let flag = flag.trim_end_matches(['.', ',', ';', ':', ')', '`']);
             let is_about_one = ["password", "secret", "token", "key"].iter().any(|word| flag.contains(word));
             let takes_none = ["--require-password", "--no-password"].contains(&flag);
-            // A file is named, and nothing of it.
+            // The name of the file is allowed, not its content.
             let names_a_file = flag.ends_with("-file") || flag == "--tls-key";
             assert!(!is_about_one || takes_none || names_a_file, "{flag}");
             looked_at += 1;
@@ -168,15 +168,14 @@ fn no_flag_takes_a_secret() {
 }
 
 #[tokio::test]
-async fn a_certificate_does_not_change_what_is_kept_secret() {
-    // The key is in the memory of a server that uses it, and in nothing that it
-    // says.
+async fn private_key_is_never_logged() {
+    // The key is in the memory of a server that uses it, but never in its log.
     let certificate = std::sync::Arc::new(Certificate::trusted());
     let mut server = Harkd::builder().certificate(Some(&certificate)).arg("--log=trace").start();
     let mut client: Client = Front::Tls.connect(server.address()).await;
     client.ping().await;
     server.signal("HUP");
-    server.wait_for_log("were read again");
+    server.wait_for_log("certificate reloaded");
     server.kill();
     let key = fs::read_to_string(certificate.key()).unwrap();
     let line = key.lines().nth(1).unwrap();

@@ -1,26 +1,26 @@
-//! What section "Sending" of `docs/PROTOCOL.md` promises, of the real server
-//! and through all fronts: sessions, repeats, and what they survive.
+//! Section "Sending" of `docs/PROTOCOL.md` with the real server and over all
+//! fronts: sessions, repeats, and crashes.
 
 use hark_protocol::{Code, Frame, Reply, Request};
 use hark_tests::{Front, Harkd, Wire, name, send};
 
 hark_tests::through_all_fronts_on_all_stores! {
     sessions:
-        hello_tells_the_version_and_the_largest_frame,
-        a_repeat_in_the_same_breath_is_stored_once,
-        an_id_that_is_neither_new_nor_remembered_is_a_bad_request,
-        a_hello_closes_the_connection_that_has_the_session_open,
+        hello_returns_version_and_largest_frame,
+        immediate_repeat_is_stored_once,
+        forgotten_id_is_a_bad_request,
+        hello_closes_former_connection_of_its_session,
         pipelined_requests_take_effect_in_order;
     calls:
-        a_repeat_gets_the_same_answer_and_stores_nothing_new,
-        a_repeat_counts_even_where_a_new_send_would_be_refused,
+        repeat_gets_the_same_answer,
+        repeat_is_answered_although_new_sends_are_refused,
         without_hello_a_repeat_is_a_new_message,
-        a_text_may_be_empty_or_as_long_as_the_frame_allows_and_no_longer,
-        what_is_no_user_or_no_pattern_is_refused;
+        text_length_bounds_are_enforced,
+        invalid_user_or_pattern_is_refused;
     sample:
-        a_hello_closes_the_connection_that_has_the_session_open,
+        hello_closes_former_connection_of_its_session,
         pipelined_requests_take_effect_in_order,
-        a_repeat_gets_the_same_answer_and_stores_nothing_new;
+        repeat_gets_the_same_answer;
 }
 
 fn hello(session: &str) -> Request {
@@ -46,7 +46,7 @@ async fn texts(front: Front, server: &Harkd, user: &str) -> Vec<String> {
     texts
 }
 
-async fn hello_tells_the_version_and_the_largest_frame(one: Front, other: Front) {
+async fn hello_returns_version_and_largest_frame(one: Front, other: Front) {
     let server = Harkd::builder().arg("--max-frame=5000").start();
     let mut wire = one.connect(server.address()).await;
     assert_eq!(wire.ok(hello("s")).await.as_hello(), Some((1, 5000)));
@@ -58,7 +58,7 @@ async fn hello_tells_the_version_and_the_largest_frame(one: Front, other: Front)
     newer.refused(Request::Hello { version: 2, session: "u".parse().unwrap() }, Code::BadRequest).await;
 }
 
-async fn a_repeat_gets_the_same_answer_and_stores_nothing_new(one: Front, other: Front) {
+async fn repeat_gets_the_same_answer(one: Front, other: Front) {
     let mut server = Harkd::start();
     let mut wire = one.hello(server.address(), "session").await;
     wire.create("bob").await;
@@ -70,8 +70,8 @@ async fn a_repeat_gets_the_same_answer_and_stores_nothing_new(one: Front, other:
 
     for front in [other, one] {
         let mut again = front.hello(server.address(), "session").await;
-        // The refusal was decided, too: that there is such a user now changes
-        // nothing for the repeat.
+        // The refusal was decided as well: creating the user now does not
+        // change the answer to the repeat.
         drop(again.ask(Request::Create { user: name("nobody"), password: None }).await);
         again
             .write_all([(10, send("bob", "one")), (12, send("nobody", "lost")), (15, send("bob", "two"))])
@@ -86,7 +86,7 @@ async fn a_repeat_gets_the_same_answer_and_stores_nothing_new(one: Front, other:
     assert_eq!(texts(other, &server, "nobody").await, [""; 0]);
 }
 
-async fn a_repeat_counts_even_where_a_new_send_would_be_refused(one: Front, other: Front) {
+async fn repeat_is_answered_although_new_sends_are_refused(one: Front, other: Front) {
     let server = Harkd::builder().arg("--max-queued-messages=1").start();
     let mut wire = one.hello(server.address(), "session").await;
     wire.create("bob").await;
@@ -109,7 +109,7 @@ async fn a_repeat_counts_even_where_a_new_send_would_be_refused(one: Front, othe
     assert_eq!(texts(other, &server, "bob").await, ["three"]);
 }
 
-async fn a_repeat_in_the_same_breath_is_stored_once(one: Front, other: Front) {
+async fn immediate_repeat_is_stored_once(one: Front, other: Front) {
     let server = Harkd::start();
     let mut wire = one.hello(server.address(), "session").await;
     wire.create("bob").await;
@@ -119,7 +119,7 @@ async fn a_repeat_in_the_same_breath_is_stored_once(one: Front, other: Front) {
     assert_eq!(texts(other, &server, "bob").await, ["one"]);
 }
 
-async fn an_id_that_is_neither_new_nor_remembered_is_a_bad_request(one: Front, other: Front) {
+async fn forgotten_id_is_a_bad_request(one: Front, other: Front) {
     let server = Harkd::start();
     let mut wire = one.hello(server.address(), "session").await;
     wire.create("bob").await;
@@ -131,14 +131,14 @@ async fn an_id_that_is_neither_new_nor_remembered_is_a_bad_request(one: Front, o
     assert_eq!(texts(other, &server, "bob").await, ["one"]);
 }
 
-async fn a_hello_closes_the_connection_that_has_the_session_open(one: Front, other: Front) {
+async fn hello_closes_former_connection_of_its_session(one: Front, other: Front) {
     let server = Harkd::start();
     let mut former = one.hello(server.address(), "session").await;
     former.create("bob").await;
     former.write_all((100..200).map(|id| (id, send("bob", &id.to_string())))).await;
     let mut latter = other.hello(server.address(), "session").await;
-    // Whatever of the former was taken is decided by now: repeating all in
-    // order, then something new, gives all of them once and in order.
+    // All accepted sends of the former connection are decided by now. Repeating
+    // all in order and then sending a new one stores each once and in order.
     latter.write_all((100..201).map(|id| (id, send("bob", &id.to_string())))).await;
     for id in 100..201 {
         check_ok(latter.reply_to(id).await);
@@ -149,10 +149,10 @@ async fn a_hello_closes_the_connection_that_has_the_session_open(one: Front, oth
 }
 
 #[tokio::test]
-async fn a_hello_closes_a_connection_that_reads_nothing() {
+async fn hello_closes_a_blocked_connection() {
     let server = Harkd::start();
     let mut former = Wire::hello(server.address(), "session").await;
-    // Answers that it does not read: they fill whatever there is in between.
+    // Unread answers that fill all the buffers on the way.
     let user = |n: u32| name(&format!("{n:060}"));
     former.write_all((1..=1000).map(|id| (id, Request::Create { user: user(id), password: None }))).await;
     former.reply_to(1000).await;
@@ -175,7 +175,7 @@ async fn without_hello_a_repeat_is_a_new_message(one: Front, other: Front) {
 }
 
 #[tokio::test]
-async fn what_was_sent_behind_a_hello_that_is_refused_is_not_stored() {
+async fn sends_behind_refused_hello_are_not_stored() {
     let server = Harkd::builder().arg("--max-sessions=1").start();
     let mut first = Wire::hello(server.address(), "first").await;
     first.create("bob").await;
@@ -218,7 +218,7 @@ async fn pipelined_requests_take_effect_in_order(one: Front, other: Front) {
     assert_eq!((&*four.text, four.sender), ("four", None), "the user who sent it has ended");
 }
 
-async fn a_text_may_be_empty_or_as_long_as_the_frame_allows_and_no_longer(one: Front, other: Front) {
+async fn text_length_bounds_are_enforced(one: Front, other: Front) {
     let server = Harkd::start();
     let mut wire = one.connect(server.address()).await;
     wire.create("bob").await;
@@ -229,7 +229,7 @@ async fn a_text_may_be_empty_or_as_long_as_the_frame_allows_and_no_longer(one: F
     assert_eq!(texts(other, &server, "bob").await, ["", &longest]);
 }
 
-async fn what_is_no_user_or_no_pattern_is_refused(one: Front, other: Front) {
+async fn invalid_user_or_pattern_is_refused(one: Front, other: Front) {
     let server = Harkd::start();
     for front in [one, other] {
         let mut client = front.connect(server.address()).await;
@@ -241,7 +241,7 @@ async fn what_is_no_user_or_no_pattern_is_refused(one: Front, other: Front) {
 }
 
 #[tokio::test]
-async fn frames_of_the_wrong_length_are_a_protocol_error_and_end_the_connection() {
+async fn wrong_frame_length_is_a_protocol_error() {
     let server = Harkd::start();
     for length in [0_u32, 18, 65_537, 0x00ff_ffff, 0x00ff_fffe] {
         let mut wire = Wire::connect(server.address()).await;
@@ -257,7 +257,7 @@ async fn frames_of_the_wrong_length_are_a_protocol_error_and_end_the_connection(
 }
 
 #[tokio::test]
-async fn what_is_not_a_request_is_refused_and_the_connection_goes_on() {
+async fn malformed_request_keeps_the_connection_open() {
     let server = Harkd::start();
     let mut wire = Wire::connect(server.address()).await;
     for (command, payload, code) in [

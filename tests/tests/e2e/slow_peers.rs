@@ -1,5 +1,4 @@
-//! Peers that do not read what they have asked for: they cost nobody but
-//! themselves.
+//! Peers that do not read their answers, and must not affect others.
 
 use std::time::Duration;
 
@@ -8,9 +7,9 @@ use hark_tests::{Harkd, Wire, name, wait_until};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-/// Fills the room between a server and a client that does not read: asks for
-/// more than the system has room for, and waits until the server cannot write.
-pub(crate) async fn clog(server: &Harkd, wire: &mut Wire) {
+/// Fills all the buffers between a server and a client that does not read, and
+/// waits until the server's writes block.
+pub(crate) async fn fill_buffers(server: &Harkd, wire: &mut Wire) {
     let users = (1..=1000).map(|n| (n, Request::Create { user: name(&format!("{n:060}")), password: None }));
     wire.write_all(users).await;
     wire.reply_to(1000).await;
@@ -23,31 +22,31 @@ pub(crate) async fn clog(server: &Harkd, wire: &mut Wire) {
     });
 }
 
-/// A connection of a session that has asked for far more than it reads.
-async fn clogged(server: &Harkd) -> Wire {
+/// Returns a connection of a session that has requested far more than it reads.
+async fn blocked_session(server: &Harkd) -> Wire {
     let mut wire = Wire::hello(server.address(), "session").await;
-    clog(server, &mut wire).await;
+    fill_buffers(server, &mut wire).await;
     wire
 }
 
 #[tokio::test]
-async fn a_hello_does_not_wait_for_a_connection_that_does_not_read() {
+async fn hello_does_not_wait_for_blocked_connection() {
     let server = Harkd::builder().arg("--ack-timeout=3600").start();
-    let _former = clogged(&server).await;
+    let _former = blocked_session(&server).await;
     Wire::hello(server.address(), "session").await.ping().await;
 }
 
 #[tokio::test]
-async fn a_connection_that_does_not_read_holds_up_the_end_no_longer_than_it_may() {
+async fn blocked_connection_delays_shutdown_within_limit() {
     let mut server = Harkd::builder().arg("--drain-timeout=0").arg("--ack-timeout=3600").start();
-    let _clogged = clogged(&server).await;
+    let _blocked = blocked_session(&server).await;
     server.signal("TERM");
     assert!(server.wait().success());
-    assert!(!server.log().contains("have not ended"), "{}", server.log());
+    assert!(!server.log().contains("connections still open"), "{}", server.log());
 }
 
 #[tokio::test]
-async fn a_command_whose_fields_are_waited_for_takes_no_time_while_the_output_is_full() {
+async fn waiting_for_fields_takes_no_cpu() {
     let server = Harkd::builder().arg("--ack-timeout=3600").start();
     let mut wire = Wire::connect(server.address()).await;
     let users = (0..4000).map(|n| Request::Create { user: name(&format!("{n:064}")), password: None });
@@ -59,7 +58,7 @@ async fn a_command_whose_fields_are_waited_for_takes_no_time_while_the_output_is
     bytes.extend(*b"create\0\0\0\0\0\0\0\0\0");
     for _ in 0..60 {
         classic.write_all(&bytes).await.unwrap();
-        // The bare command is given up on before the next list comes.
+        // The wait for the command's fields ends before the next list.
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     let before = server.processor_time();

@@ -1,5 +1,5 @@
-//! Byte-heavy sends to inboxes that are never read, on the fastest disk there is:
-//! memory and disk stay bounded, and every send is answered soon.
+//! Byte-heavy sends to inboxes that are never read, on the fastest available
+//! disk: memory and disk usage stay bounded, and every send is answered soon.
 //!
 //! Runs for `HARK_TEST_SECONDS`.
 
@@ -12,23 +12,23 @@ use std::time::{Duration, Instant};
 use hark_protocol::{Code, Reply, Request};
 use hark_tests::{Harkd, Trial, Wire, name, send};
 
-/// Inboxes that are never read.
+/// Number of inboxes.
 const INBOXES: usize = 200;
-/// The texts of the senders, in bytes.
+/// Size of each sender's texts, in bytes.
 const TEXT_BYTES: [usize; 4] = [60_000, 60_000, 20, 20];
-/// Sends of each sender in flight.
+/// Number of sends in flight for each sender.
 const IN_FLIGHT: u32 = 4;
-/// Bytes that an inbox holds; a full one is deleted and created again.
+/// Capacity of an inbox in bytes; a full one is deleted and recreated.
 const INBOX_BYTES_MAX: u64 = 4 << 20;
-/// Resident memory of the server, in bytes.
+/// Limit for the resident memory of the server, in bytes.
 const RESIDENT_BYTES_MAX: u64 = 300 << 20;
-/// Files of the store: twice the texts that can be alive, and what the log has in
-/// reserve.
+/// Limit for the files of the store, in bytes: twice the live texts, and the
+/// reserve of the log.
 const FILE_BYTES_MAX: u64 = 2 * INBOXES as u64 * INBOX_BYTES_MAX + (512 << 20);
-/// The longest wait for an answer.
+/// Longest allowed wait for an answer.
 const STALL_MAX: Duration = Duration::from_secs(5);
 
-/// What the senders saw.
+/// Shared counters of the senders.
 #[derive(Default)]
 struct Seen {
     is_over: AtomicBool,
@@ -40,7 +40,7 @@ fn user(number: u64) -> String {
     format!("u{}", number % INBOXES as u64)
 }
 
-/// Sends to one inbox after another until it is over.
+/// Sends to one inbox after another until the run is over.
 async fn flood(mut client: Wire, sender: u64, text_bytes: usize, seen: Arc<Seen>) {
     let text = "x".repeat(text_bytes);
     let mut round = sender * 50;
@@ -54,7 +54,7 @@ async fn flood(mut client: Wire, sender: u64, text_bytes: usize, seen: Arc<Seen>
                 Reply::NotOk(refusal) if refusal.code == Code::QueueFull => {
                     let user = name(&user(round + u64::from(nth)));
                     client.ok(Request::Delete { user: user.clone(), password: None }).await;
-                    // Another sender may have been faster.
+                    // Another sender may have recreated it.
                     client.ask(Request::Create { user, password: None }).await;
                 }
                 Reply::NotOk(refusal) if refusal.code == Code::NoSuchUser => {}
@@ -72,7 +72,7 @@ fn folder_bytes(folder: &Path) -> u64 {
     let bytes = |entry: fs::DirEntry| match entry.metadata() {
         Ok(metadata) if metadata.is_dir() => folder_bytes(&entry.path()),
         Ok(metadata) => metadata.len(),
-        // It was removed meanwhile.
+        // The file was removed meanwhile.
         Err(_) => 0,
     };
     entries.map(bytes).sum()

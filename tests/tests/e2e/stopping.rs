@@ -1,5 +1,5 @@
-//! How `harkd` ends, how it refuses to start, and what it says meanwhile: its
-//! signals, exit codes, flags and log.
+//! Shutdown of `harkd`, failed starts, and its output: signals, exit codes,
+//! flags and log.
 
 use std::fs;
 use std::net::TcpListener;
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use hark_protocol::{ByeReason, Code, Frame, Reply, Request};
 use hark_tests::{Classic, Harkd, HarkdBuilder, Wire, harkd, name, send};
 
-use crate::slow_peers::clog;
+use crate::slow_peers::fill_buffers;
 
 const BYE: Frame<Reply> = Frame::new(None, Reply::Bye(ByeReason::Shutdown));
 
@@ -18,19 +18,19 @@ fn create(user: &str, password: &str) -> Request {
     Request::Create { user: name(user), password: Some(password.parse().unwrap()) }
 }
 
-/// A client that has asked for more than it reads.
-async fn stuck(server: &Harkd) -> Wire {
+/// Returns a client that has requested more than it reads.
+async fn blocked_client(server: &Harkd) -> Wire {
     let mut wire = Wire::connect(server.address()).await;
-    clog(server, &mut wire).await;
+    fill_buffers(server, &mut wire).await;
     wire
 }
 
 #[tokio::test]
-async fn a_hang_up_without_a_certificate_is_said_and_ends_nothing() {
+async fn sighup_without_certificate_is_logged_and_ignored() {
     let mut server = Harkd::builder().certificate(None).start();
     let mut wire = Wire::connect(server.address()).await;
     server.signal("HUP");
-    server.wait_for_log("there is no certificate to read again");
+    server.wait_for_log("SIGHUP ignored: TLS is not configured");
     wire.ping().await;
     drop(wire);
     server.signal("TERM");
@@ -38,15 +38,15 @@ async fn a_hang_up_without_a_certificate_is_said_and_ends_nothing() {
 }
 
 #[tokio::test]
-async fn a_stop_answers_what_is_in_flight_says_bye_and_exits_with_0() {
+async fn shutdown_answers_pending_requests_and_says_bye() {
     for signal in ["TERM", "INT"] {
         let mut server = Harkd::start();
         let mut reader = Wire::connect(server.address()).await;
         reader.create("bob").await;
         reader.receive("bob").await;
         let mut slow = Wire::connect(server.address()).await;
-        // The first answer shows that the second has been taken. It is hashed
-        // for longer than the signal takes.
+        // The first answer shows that the second request was accepted. Hashing
+        // takes longer than the signal.
         let eve = Request::Create { user: name("eve"), password: None };
         slow.write_all([(1, eve), (2, create("amy", "secret"))]).await;
         slow.reply_to(1).await;
@@ -66,7 +66,7 @@ async fn a_stop_answers_what_is_in_flight_says_bye_and_exits_with_0() {
 }
 
 #[tokio::test]
-async fn what_is_stored_during_a_stop_is_answered() {
+async fn send_stored_during_shutdown_is_answered() {
     let mut server = Harkd::start();
     let mut wire = Wire::connect(server.address()).await;
     wire.create("bob").await;
@@ -95,9 +95,9 @@ async fn what_is_stored_during_a_stop_is_answered() {
 }
 
 #[tokio::test]
-async fn a_stopping_server_accepts_nobody() {
+async fn stopping_server_accepts_no_connection() {
     let mut server = Harkd::builder().arg("--drain-timeout=1").start();
-    let holdout = stuck(&server).await;
+    let holdout = blocked_client(&server).await;
     let mut wire = Wire::connect(server.address()).await;
     wire.ping().await;
     server.signal("TERM");
@@ -109,7 +109,7 @@ async fn a_stopping_server_accepts_nobody() {
 }
 
 #[tokio::test]
-async fn acks_right_before_and_right_after_the_bye_count() {
+async fn acks_around_the_bye_count() {
     let mut server = Harkd::start();
     let mut sender = Wire::connect(server.address()).await;
     let mut readers = Vec::new();
@@ -159,31 +159,31 @@ async fn classic_clients_get_no_bye() {
 }
 
 #[tokio::test]
-async fn who_reads_nothing_holds_a_stop_for_the_drain_timeout_at_most() {
+async fn blocked_clients_delay_shutdown_by_drain_timeout() {
     let mut server = Harkd::builder().arg("--drain-timeout=1").start();
-    let _holdout = stuck(&server).await;
+    let _holdout = blocked_client(&server).await;
     let start = Instant::now();
     server.signal("TERM");
     assert_eq!(server.wait().code(), Some(0));
     let took = start.elapsed();
-    // A little more is for cutting the connections and for a slow machine.
+    // Some extra time for closing the connections and for a slow machine.
     assert!((Duration::from_secs(1)..Duration::from_secs(8)).contains(&took), "it took {took:?}");
-    assert!(server.log().contains("closing connections that did not end in time"), "{}", server.log());
+    assert!(server.log().contains("drain timeout: closing the remaining connections"), "{}", server.log());
 }
 
 #[tokio::test]
-async fn a_second_signal_stops_at_once() {
+async fn second_signal_stops_at_once() {
     for (first, second) in [("TERM", "TERM"), ("INT", "TERM"), ("TERM", "INT")] {
         let mut server = Harkd::builder().arg("--drain-timeout=600").start();
-        let _holdout = stuck(&server).await;
+        let _holdout = blocked_client(&server).await;
         server.signal(first);
-        server.wait_for_log("stopping: no new connections");
+        server.wait_for_log("draining: no new connections");
         server.signal(second);
         assert_eq!(server.wait().code(), Some(1), "SIG{first}, then SIG{second}");
     }
 }
 
-/// What a server that does not start says beside its log, in one line.
+/// Returns the one-line error of a server that does not start.
 #[track_caller]
 fn refusal(command: &mut Command) -> String {
     let Output { status, stdout, stderr } = command.output().unwrap();
@@ -196,7 +196,7 @@ fn refusal(command: &mut Command) -> String {
     line.to_owned()
 }
 
-/// A server on this store that should not start.
+/// Returns a command for a server on this store that should not start.
 fn harkd_on(store: &Path) -> Command {
     let mut command = harkd();
     command.args(["--listen=127.0.0.1:0", "--store"]).arg(store);
@@ -211,7 +211,7 @@ fn check_refusal(command: &mut Command, words: &[&str]) {
 }
 
 #[test]
-fn a_port_that_is_taken_is_refused_with_a_way_out() {
+fn taken_port_is_refused_with_remedy() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let mut command = harkd();
@@ -220,16 +220,17 @@ fn a_port_that_is_taken_is_refused_with_a_way_out() {
 }
 
 #[test]
-fn a_store_of_another_server_is_refused_and_left_alone() {
+fn store_in_use_is_refused_and_untouched() {
     let server = Harkd::start();
     let path = server.store().display().to_string();
-    check_refusal(&mut harkd_on(server.store()), &[&path, "in use by another process", "choose another"]);
+    let pid = format!("in use by another harkd (pid {})", server.pid());
+    check_refusal(&mut harkd_on(server.store()), &[&path, &pid, "choose another"]);
     let server = server.kill_and_restart();
     assert!(server.store().join("FORMAT").exists());
 }
 
 #[test]
-fn a_folder_that_is_no_store_is_refused_and_left_alone() {
+fn foreign_folder_is_refused_and_untouched() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("thesis.txt"), "years of work").unwrap();
     let path = folder.path().display().to_string();
@@ -239,7 +240,7 @@ fn a_folder_that_is_no_store_is_refused_and_left_alone() {
 }
 
 #[test]
-fn a_store_of_a_newer_format_is_refused() {
+fn newer_store_format_is_refused() {
     let mut server = Harkd::start();
     server.signal("TERM");
     assert!(server.wait().success());
@@ -251,21 +252,21 @@ fn a_store_of_a_newer_format_is_refused() {
 }
 
 #[test]
-fn a_folder_that_cannot_be_made_or_read_is_refused() {
+fn unusable_store_folder_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("file");
     fs::write(&file, "").unwrap();
     for store in [file.clone(), file.join("store")] {
         check_refusal(&mut harkd_on(&store), &[&store.display().to_string(), "check"]);
     }
-    // A link that leads to itself is something that not even root can follow.
+    // Even root cannot follow a link that leads to itself.
     let knot = folder.path().join("knot");
     std::os::unix::fs::symlink(&knot, &knot).unwrap();
     check_refusal(&mut harkd_on(&knot), &[&knot.display().to_string(), "check"]);
 }
 
 #[test]
-fn flags_that_make_no_sense_are_refused() {
+fn invalid_flags_are_refused() {
     for (flag, words) in [
         ("--frobnicate", ["unexpected argument", "--help"]),
         ("--listen=nowhere", ["--listen <ADDRESS:PORT>", "--help"]),
@@ -281,12 +282,12 @@ fn flags_that_make_no_sense_are_refused() {
         assert!(words.iter().all(|word| stderr.contains(word)), "{stderr:?} lacks one of {words:?}");
     }
     let mut command = harkd();
-    command.args(["--log=hark=loud", "--store=memory:"]);
-    check_refusal(&mut command, &["--log", "hark=loud", "neither a level nor a filter"]);
+    command.args(["--log=loud", "--store=memory:"]);
+    check_refusal(&mut command, &["--log", "loud", "expected error, warn, info"]);
 }
 
 #[tokio::test]
-async fn a_store_in_memory_writes_nothing() {
+async fn memory_store_writes_no_file() {
     let home = tempfile::tempdir().unwrap();
     let path = home.path().to_str().unwrap();
     let builder = Harkd::builder().run_by(["env", "--chdir", path]).env("HOME", path);
@@ -297,6 +298,8 @@ async fn a_store_in_memory_writes_nothing() {
     assert_eq!(wire.receive("bob").await, 1);
     assert_eq!(&*wire.message().await.text, "hello");
     assert!(server.log().contains("in memory"), "{}", server.log());
+    let first = server.log().lines().next().unwrap_or_default().to_owned();
+    assert!(first.contains("starting harkd") && first.contains("store=memory:"), "{first}");
     let server = server.kill_and_restart();
     let mut wire = Wire::connect(server.address()).await;
     wire.refused(send("bob", "hello"), Code::NoSuchUser).await;
@@ -304,7 +307,7 @@ async fn a_store_in_memory_writes_nothing() {
 }
 
 #[test]
-fn the_help_has_every_flag_with_its_variable_and_default() {
+fn help_lists_every_flag_with_variable_and_default() {
     let Output { status, stdout, .. } = harkd().arg("--help").output().unwrap();
     assert!(status.success());
     let help = String::from_utf8(stdout).unwrap();
@@ -341,16 +344,17 @@ fn the_help_has_every_flag_with_its_variable_and_default() {
 }
 
 #[test]
-fn the_version_is_the_one_of_the_package() {
+fn version_is_that_of_the_package() {
     let Output { status, stdout, .. } = harkd().arg("--version").output().unwrap();
     assert!(status.success());
     assert_eq!(String::from_utf8(stdout).unwrap(), concat!("harkd ", env!("CARGO_PKG_VERSION"), "\n"));
 }
 
 #[tokio::test]
-async fn settings_come_from_the_environment_and_flags_go_first() {
+async fn flags_override_environment_variables() {
     let builder = Harkd::builder().env("HARKD_MAX_FRAME", "5000").env("HARKD_MAX_ACCOUNTS", "7");
-    let builder = builder.env("HARKD_REQUIRE_PASSWORD", "true").env("HARKD_LOG_FORMAT", "json");
+    let builder =
+        builder.env("HARKD_REQUIRE_PASSWORD", "yes").env("HARKD_ADMIN", "").env("HARKD_LOG_FORMAT", "json");
     let server = builder.arg("--max-accounts=1").start();
     let mut wire = Wire::connect(server.address()).await;
     let hello = Request::Hello { version: 1, session: "s".parse().unwrap() };
@@ -367,11 +371,11 @@ async fn settings_come_from_the_environment_and_flags_go_first() {
     check_refusal(harkd().env("HARKD_LISTEN", "127.0.0.1:0").env("HARKD_STORE", &store), &[&store]);
 }
 
-/// What must not be in a log: as it is, and as the numbers of its bytes.
+/// Secrets that must not be logged, neither as text nor as byte values.
 const SECRETS: [&str; 2] = ["Tarantella", "Sesamkringel"];
 
-/// A server with everything in its log is told texts and passwords in every
-/// way, sound and broken; its log when it has ended.
+/// Sends texts and passwords in every way, valid and invalid, to a server at
+/// the most verbose log level. Returns its log.
 async fn log_of_secrets(builder: HarkdBuilder) -> String {
     let [text, password] = SECRETS;
     let mut server = builder.arg("--log=trace").start();
@@ -447,12 +451,12 @@ fn check_secrecy(log: &str) {
 }
 
 #[tokio::test]
-async fn texts_and_passwords_are_never_in_the_log() {
+async fn log_has_neither_texts_nor_passwords() {
     check_secrecy(&log_of_secrets(Harkd::builder()).await);
 }
 
 #[tokio::test]
-async fn a_log_of_json_has_an_object_a_line_and_no_secrets() {
+async fn json_log_has_an_object_per_line() {
     let log = log_of_secrets(Harkd::builder().arg("--log-format=json")).await;
     check_secrecy(&log);
     for line in log.lines() {

@@ -1,5 +1,5 @@
-//! TLS on the same port: every framing inside it, what is refused and how that
-//! is said, certificates that are read again, and how a connection ends.
+//! TLS on the same port: every framing inside of it, refusals and their
+//! messages, reloading of certificates, and shutdown.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use hark_protocol::framing::native;
 use hark_protocol::{ByeReason, Frame, Reply, Request, RequestId};
 use hark_tests::{
-    Authority, Certificate, Classic, Client, Front, Harkd, HarkdBuilder, NativeTls, PATIENCE, Wire,
+    Authority, Certificate, Classic, Client, Front, Harkd, HarkdBuilder, NativeTls, TIMEOUT, Wire,
     client_config, hark, harkd, name, send, set_mode, wait_until,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -19,10 +19,10 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-/// How long the server waits for a handshake, and for nothing else here.
+/// Time limit of the server for a handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The first bytes of a `ClientHello` that does not go on.
+/// The beginning of a `ClientHello`.
 const HALF_A_HANDSHAKE: &[u8] = &[0x16, 0x03, 0x01, 0x02, 0x00, 0x01];
 
 async fn handshake(address: SocketAddr, protocols: &[&str]) -> std::io::Result<TlsStream<TcpStream>> {
@@ -30,13 +30,13 @@ async fn handshake(address: SocketAddr, protocols: &[&str]) -> std::io::Result<T
     TlsConnector::from(client_config(protocols)).connect(address.ip().into(), stream).await
 }
 
-/// What the server says to these bytes, to the end of the connection.
+/// Returns the server's answer to these bytes, up to the end of the connection.
 async fn answer(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(bytes).await.unwrap();
     let mut said = Vec::new();
-    // A connection that is closed with bytes unread is reset.
-    drop(timeout(PATIENCE, stream.read_to_end(&mut said)).await.expect("the connection stays open"));
+    // A connection that is closed with unread bytes is reset.
+    drop(timeout(TIMEOUT, stream.read_to_end(&mut said)).await.expect("the connection stays open"));
     said
 }
 
@@ -46,17 +46,17 @@ fn frame(id: u32, request: &Request) -> Vec<u8> {
     bytes.to_vec()
 }
 
-/// A server with a certificate and these arguments.
+/// Starts a server with a certificate and these arguments.
 fn server(arguments: &[&str]) -> Harkd {
     arguments.iter().fold(Harkd::builder(), |builder, argument| builder.arg(*argument)).start()
 }
 
-/// A server whose certificate can be changed.
+/// Starts a server whose certificate can be replaced.
 fn server_with(certificate: &Arc<Certificate>) -> Harkd {
     Harkd::builder().certificate(Some(certificate)).start()
 }
 
-/// The exit code of `hark`, what it printed, and what it said on stderr.
+/// Runs `hark` and returns exit code, stdout and stderr.
 fn run(server: &str, words: &[&str]) -> (Option<i32>, String, String) {
     let state = tempfile::tempdir().unwrap();
     let mut command = hark(state.path());
@@ -71,7 +71,7 @@ fn utf8(path: &Path) -> &str {
 }
 
 #[tokio::test]
-async fn what_is_said_in_plain_text_and_inside_tls_is_one_chat() {
+async fn plain_text_and_tls_share_one_chat() {
     let server = server(&[]);
     let mut inside = Front::Tls.connect(server.address()).await;
     let mut outside = Wire::connect(server.address()).await;
@@ -82,7 +82,7 @@ async fn what_is_said_in_plain_text_and_inside_tls_is_one_chat() {
 }
 
 #[tokio::test]
-async fn a_text_as_large_as_a_frame_goes_through_in_both_directions() {
+async fn largest_text_passes_in_both_directions() {
     let server = server(&["--max-frame=1000000"]);
     let mut client = Front::Tls.connect(server.address()).await;
     client.create("bob").await;
@@ -93,14 +93,14 @@ async fn a_text_as_large_as_a_frame_goes_through_in_both_directions() {
 }
 
 #[tokio::test]
-async fn who_reads_late_gets_all_of_it() {
-    // More than the system takes off the server's hands.
+async fn late_tls_reader_gets_everything() {
+    // More than the socket buffers hold.
     const TEXT_BYTES: usize = 12_000_000;
     let server = server(&["--max-frame=16000000"]);
     let mut writer = Wire::connect(server.address()).await;
     writer.create("bob").await;
     writer.sent("bob", &"x".repeat(TEXT_BYTES)).await;
-    // So little room that the server has to wait in the middle of it.
+    // A small buffer, so that the server has to wait in the middle.
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
     let stream = socket.connect(server.address()).await.unwrap();
@@ -115,7 +115,7 @@ async fn who_reads_late_gets_all_of_it() {
 }
 
 #[tokio::test]
-async fn the_classic_framing_goes_inside_tls() {
+async fn classic_framing_works_over_tls() {
     let server = server(&[]);
     let mut stream = handshake(server.address(), &[]).await.unwrap();
     for (command, payload) in [("create", "bob"), ("send", "bob,hello"), ("connect", "bob")] {
@@ -130,7 +130,7 @@ async fn the_classic_framing_goes_inside_tls() {
 }
 
 #[tokio::test]
-async fn http_2_is_what_alpn_settles_on_and_who_asks_for_nothing_may_speak_anything() {
+async fn alpn_selects_http_2_or_nothing() {
     let server = server(&[]);
     let stream = handshake(server.address(), &["h2", "http/1.1"]).await.unwrap();
     assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
@@ -142,41 +142,41 @@ async fn http_2_is_what_alpn_settles_on_and_who_asks_for_nothing_may_speak_anyth
 
 #[tokio::test]
 async fn tls_inside_tls_is_refused() {
-    let server = server(&[]);
+    let server = server(&["--log=debug"]);
     let mut stream = handshake(server.address(), &[]).await.unwrap();
     stream.write_all(HALF_A_HANDSHAKE).await.unwrap();
     stream.flush().await.unwrap();
     let mut said = Vec::new();
-    // It ends without a word.
-    drop(timeout(PATIENCE, stream.read_to_end(&mut said)).await.expect("the connection stays open"));
+    // It is closed silently.
+    drop(timeout(TIMEOUT, stream.read_to_end(&mut said)).await.expect("the connection stays open"));
     assert!(said.is_empty(), "{said:?}");
-    server.wait_for_log("closing a connection that begins TLS inside TLS");
+    server.wait_for_log("TLS inside TLS");
 }
 
 #[tokio::test]
-async fn without_a_certificate_tls_is_refused_by_an_alert_and_the_log_says_what_is_missing() {
+async fn tls_without_certificate_is_refused_and_logged() {
     let server = Harkd::builder().certificate(None).start();
     assert_eq!(answer(server.address(), HALF_A_HANDSHAKE).await, [0x15, 3, 3, 0, 2, 2, 40]);
-    server.wait_for_log("refusing TLS: there is no certificate; --tls-cert and --tls-key name one");
+    server.wait_for_log("TLS connection refused: no certificate (--tls-cert and --tls-key)");
     Wire::connect(server.address()).await.ping().await;
 }
 
 #[tokio::test]
-async fn tls_only_refuses_plain_text_in_every_framing_and_says_why() {
+async fn tls_only_refuses_plain_text_in_every_framing() {
     let server = server(&["--tls-only"]);
-    let reason = "denied,this server takes encrypted connections only: connect by TLS (hark --tls)";
+    let reason = "denied,this server requires TLS; connect with TLS (hark --tls)";
     let native = answer(server.address(), &frame(7, &Request::Ping)).await;
     assert!(String::from_utf8_lossy(&native).ends_with(reason), "{}", String::from_utf8_lossy(&native));
     let classic = answer(server.address(), &Classic::padded("ping", "")).await;
     assert!(String::from_utf8_lossy(&classic).contains(reason), "{}", String::from_utf8_lossy(&classic));
     assert_eq!(classic.len(), 1024);
     assert_eq!(answer(server.address(), b"GET / HTTP/1.1\r\n\r\n").await, b"");
-    server.wait_for_log("refusing a connection: it is not encrypted");
+    server.wait_for_log("plaintext connection refused");
     Front::Tls.connect(server.address()).await.ping().await;
 }
 
 #[tokio::test]
-async fn one_too_many_hears_an_alert_and_costs_no_handshake() {
+async fn excess_tls_connection_gets_an_alert() {
     let server = server(&["--max-connections-per-address=1", "--limit-loopback"]);
     let mut first = Front::Tls.connect(server.address()).await;
     first.ping().await;
@@ -186,17 +186,17 @@ async fn one_too_many_hears_an_alert_and_costs_no_handshake() {
     let words = ["--timeout=1", "--ca", utf8(&authority), "ping"];
     let (code, _, said) = run(&server.address().to_string(), &words);
     assert_eq!(code, Some(3));
-    assert!(said.contains("the server refuses the connection for now"), "{said}");
+    assert!(said.contains("the server refused the connection for now"), "{said}");
 }
 
 #[tokio::test]
-async fn a_handshake_counts_as_a_connection() {
+async fn handshake_counts_as_a_connection() {
     let server = server(&["--max-connections-per-address=1", "--limit-loopback"]);
     let _stalled = stalled(&server).await;
     assert_eq!(answer(server.address(), HALF_A_HANDSHAKE).await, [0x15, 3, 3, 0, 2, 2, 80]);
 }
 
-/// A connection whose handshake does not go on.
+/// Returns a connection whose handshake has stalled.
 async fn stalled(server: &Harkd) -> TcpStream {
     let mut stalled = TcpStream::connect(server.address()).await.unwrap();
     stalled.write_all(HALF_A_HANDSHAKE).await.unwrap();
@@ -204,28 +204,30 @@ async fn stalled(server: &Harkd) -> TcpStream {
     stalled
 }
 
-/// The short run sees in `links` that such a connection ends, but not when.
+/// The short run checks in `links` that such a connection is closed, but not
+/// when.
 mod long {
     use super::*;
 
     #[tokio::test]
-    async fn a_handshake_that_stalls_is_dropped_after_its_timeout() {
+    async fn stalled_handshake_is_dropped_after_timeout() {
         let server = server(&["--max-connections-per-address=1", "--limit-loopback"]);
         let begun = Instant::now();
         let mut stalled = stalled(&server).await;
         let mut said = Vec::new();
-        drop(timeout(PATIENCE, stalled.read_to_end(&mut said)).await.expect("the connection stays open"));
+        drop(timeout(TIMEOUT, stalled.read_to_end(&mut said)).await.expect("the connection stays open"));
         assert!(begun.elapsed() >= HANDSHAKE_TIMEOUT, "dropped after {:?}", begun.elapsed());
-        server.wait_for_log("has not finished its TLS handshake in time");
+        server.wait_for_log("TLS handshake timed out");
         Front::Tls.connect(server.address()).await.ping().await;
     }
 }
 
 #[tokio::test]
-async fn a_server_that_stops_does_not_wait_for_a_handshake() {
+async fn shutdown_does_not_wait_for_a_handshake() {
     let mut server = server(&["--drain-timeout=60"]);
     let stalled = stalled(&server).await;
-    // One that has shaken hands and said nothing is not waited for either.
+    // A connection that is silent after its handshake does not delay the
+    // shutdown either.
     let silent = handshake(server.address(), &[]).await.unwrap();
     server.wait_until_read();
     let asked = Instant::now();
@@ -236,7 +238,7 @@ async fn a_server_that_stops_does_not_wait_for_a_handshake() {
 }
 
 #[tokio::test]
-async fn a_server_that_stops_says_bye_and_closes_tls_in_order() {
+async fn shutdown_says_bye_and_closes_tls_in_order() {
     let mut server = server(&[]);
     let mut client = NativeTls::connect_tls(server.address()).await.unwrap();
     client.write_bytes(&frame(1, &Request::Create { user: name("bob"), password: None })).await.unwrap();
@@ -247,17 +249,17 @@ async fn a_server_that_stops_says_bye_and_closes_tls_in_order() {
     }
     server.signal("TERM");
     assert_eq!(client.next().await, Some(Frame::new(None, Reply::Bye(ByeReason::Shutdown))));
-    // `NativeTls` takes a missing close_notify for the end as well: look closer.
+    // `NativeTls` accepts a missing close_notify, so the raw stream is checked.
     let mut stream = client.into_link().into_stream();
     let mut rest = Vec::new();
-    let end = timeout(PATIENCE, stream.read_to_end(&mut rest)).await.unwrap();
+    let end = timeout(TIMEOUT, stream.read_to_end(&mut rest)).await.unwrap();
     assert_eq!(end.expect("close_notify"), 0);
     drop(stream);
     assert!(server.wait().success());
 }
 
 #[tokio::test]
-async fn who_closes_its_side_gets_what_it_has_asked_for() {
+async fn half_closed_tls_client_gets_its_answers() {
     let server = server(&[]);
     for says_so in [true, false] {
         let mut stream = handshake(server.address(), &[]).await.unwrap();
@@ -271,21 +273,21 @@ async fn who_closes_its_side_gets_what_it_has_asked_for() {
         if says_so {
             stream.shutdown().await.unwrap();
             let mut said = Vec::new();
-            timeout(PATIENCE, stream.read_to_end(&mut said)).await.unwrap().unwrap();
+            timeout(TIMEOUT, stream.read_to_end(&mut said)).await.unwrap().unwrap();
             let oks = said.windows(3).filter(|bytes| bytes == b"ok\0").count();
             assert_eq!(oks, 2, "{said:?}");
         } else {
-            // No close_notify: the end of TCP alone.
+            // Without close_notify: only TCP is closed.
             let socket = stream.get_mut().0;
             socket.shutdown().await.unwrap();
-            timeout(PATIENCE, socket.read_to_end(&mut Vec::new())).await.unwrap().unwrap();
+            timeout(TIMEOUT, socket.read_to_end(&mut Vec::new())).await.unwrap().unwrap();
         }
         assert_eq!(Wire::connect(server.address()).await.receive(&user).await, 1);
     }
 }
 
 #[tokio::test]
-async fn who_does_not_read_is_dropped_over_tls_too() {
+async fn blocked_tls_client_is_dropped() {
     let server = server(&["--ack-timeout=2"]);
     let mut writer = Wire::connect(server.address()).await;
     writer.create("bob").await;
@@ -295,11 +297,11 @@ async fn who_does_not_read_is_dropped_over_tls_too() {
     for _ in 0..100 {
         writer.sent("bob", &text).await;
     }
-    server.wait_for_log("dropping a dead link");
+    server.wait_for_log("slow consumer");
     drop(reader);
 }
 
-/// What so many idle connections that receive cost the server, in bytes each.
+/// Returns the memory of the server per idle receiving connection, in bytes.
 async fn cost_of_idling(front: Front) -> u64 {
     const WARM_UP: usize = 100;
     const MEASURED: usize = 300;
@@ -320,49 +322,49 @@ async fn cost_of_idling(front: Front) -> u64 {
 }
 
 #[tokio::test]
-async fn an_idle_connection_inside_tls_costs_a_few_kibibytes_more() {
+async fn idle_tls_connection_memory_is_bounded() {
     let (plain, inside) = (cost_of_idling(Front::Native).await, cost_of_idling(Front::Tls).await);
     println!("an idle connected user: {plain} bytes in plain text, {inside} inside TLS");
     assert!(inside < plain + 16 * 1024, "{inside} bytes inside TLS, {plain} in plain text");
 }
 
 #[tokio::test]
-async fn sighup_reads_the_certificate_again_and_drops_nobody() {
+async fn sighup_reloads_certificate_and_keeps_connections() {
     let certificate = Arc::new(Certificate::trusted());
     let server = server_with(&certificate);
     let mut before = Front::Tls.connect(server.address()).await;
     before.ping().await;
     certificate.replace(&Authority::new(), &["127.0.0.1"]);
     server.signal("HUP");
-    server.wait_for_log("the certificate and its key were read again");
+    server.wait_for_log("certificate reloaded");
     let error = handshake(server.address(), &[]).await.unwrap_err();
     assert!(error.to_string().contains("invalid peer certificate"), "{error}");
     before.ping().await;
     certificate.replace(Authority::trusted(), &["127.0.0.1"]);
     server.signal("HUP");
-    wait_until("the second reading", || server.log().matches("were read again").count() == 2);
+    wait_until("the second reading", || server.log().matches("certificate reloaded").count() == 2);
     Front::Tls.connect(server.address()).await.ping().await;
     before.ping().await;
 }
 
 #[tokio::test]
-async fn a_certificate_that_cannot_be_used_is_not_taken_at_sighup() {
+async fn invalid_certificate_is_ignored_at_sighup() {
     let certificate = Arc::new(Certificate::trusted());
     let server = server_with(&certificate);
     let key = std::fs::read(certificate.key()).unwrap();
     certificate.replace(Authority::trusted(), &["127.0.0.1"]);
     std::fs::write(certificate.key(), key).unwrap();
     server.signal("HUP");
-    server.wait_for_log("the certificate stays as it was: the private key ");
+    server.wait_for_log("cannot reload the certificate; the former one stays in use error=the private key ");
     Front::Tls.connect(server.address()).await.ping().await;
     std::fs::remove_file(certificate.path()).unwrap();
     server.signal("HUP");
-    server.wait_for_log("the certificate stays as it was: cannot read ");
+    server.wait_for_log("cannot reload the certificate; the former one stays in use error=cannot read ");
     Front::Tls.connect(server.address()).await.ping().await;
 }
 
 #[test]
-fn a_certificate_that_cannot_be_used_ends_the_start_with_a_line() {
+fn invalid_certificate_is_refused_at_start() {
     let certificate = Certificate::trusted();
     let other = Certificate::trusted();
     let folder = tempfile::tempdir().unwrap();
@@ -378,20 +380,20 @@ fn a_certificate_that_cannot_be_used_ends_the_start_with_a_line() {
         assert!(said.starts_with("harkd: ") && said.contains(expected), "{said}");
         assert_eq!(said.lines().count(), 1, "{said}");
     };
-    check(&certificate.path(), &other.key(), " does not belong to the certificate ");
+    check(&certificate.path(), &other.key(), " does not match the certificate ");
     check(&certificate.path(), &folder.path().join("none"), "cannot read ");
     check(&folder.path().join("none"), &certificate.key(), "cannot read ");
     check(&empty, &certificate.key(), " holds no certificate");
-    check(&certificate.path(), &empty, " holds no private key");
-    check(&certificate.path(), &certificate.path(), "everybody on this machine may read the private key ");
+    check(&certificate.path(), &empty, " holds no unencrypted private key");
+    check(&certificate.path(), &certificate.path(), "is accessible to every user of this machine");
     set_mode(&certificate.path(), 0o600);
-    check(&certificate.path(), &certificate.path(), " holds no private key");
+    check(&certificate.path(), &certificate.path(), " holds no unencrypted private key");
     set_mode(&certificate.key(), 0o604);
-    check(&certificate.path(), &certificate.key(), "everybody on this machine may read the private key ");
+    check(&certificate.path(), &certificate.key(), "is accessible to every user of this machine");
 }
 
 #[test]
-fn an_address_that_others_reach_has_to_be_asked_for() {
+fn public_address_needs_explicit_flags() {
     let refused = |words: &[&str], expected: &str| {
         let mut command = harkd();
         let output = command.args(["--listen=0.0.0.0:0", "--store=memory:"]).args(words).output().unwrap();
@@ -410,11 +412,11 @@ fn an_address_that_others_reach_has_to_be_asked_for() {
 }
 
 #[tokio::test]
-async fn on_an_address_that_others_reach_plain_text_is_refused_unless_it_is_allowed() {
+async fn plain_text_on_public_address_needs_permission() {
     let everywhere = |builder: HarkdBuilder| builder.listen("0.0.0.0:0").arg("--allow-open-accounts").start();
     let server = everywhere(Harkd::builder());
     let refusal = answer(server.address(), &frame(1, &Request::Ping)).await;
-    assert!(String::from_utf8_lossy(&refusal).contains("encrypted connections only"));
+    assert!(String::from_utf8_lossy(&refusal).contains("this server requires TLS"));
     Front::Tls.connect(server.address()).await.ping().await;
     for builder in [Harkd::builder(), Harkd::builder().certificate(None)] {
         let server = everywhere(builder.arg("--allow-plaintext"));
@@ -423,7 +425,7 @@ async fn on_an_address_that_others_reach_plain_text_is_refused_unless_it_is_allo
 }
 
 #[test]
-fn hark_speaks_tls_by_wire_and_by_grpc_and_for_the_log() {
+fn hark_supports_tls_over_every_transport() {
     let certificate = Arc::new(Certificate::trusted());
     let server = Harkd::builder()
         .certificate(Some(&certificate))
@@ -442,10 +444,10 @@ fn hark_speaks_tls_by_wire_and_by_grpc_and_for_the_log() {
     assert_eq!(run(&by_name, &["--ca", utf8(&authority), "ping"]).0, Some(0));
 }
 
-/// Runs `hark ping` by wire and by gRPC; each has to give up at once, and say
-/// why.
+/// Runs `hark ping` over the wire protocol and over gRPC; each has to fail at
+/// once with this explanation.
 #[track_caller]
-fn check_distrust(server: &str, words: &[&str], expected: &str) {
+fn check_tls_error(server: &str, words: &[&str], expected: &str) {
     for grpc in [&[][..], &["--grpc"]] {
         let begun = Instant::now();
         let (code, out, said) = run(server, &[words, grpc, &["--timeout=60", "ping"]].concat());
@@ -457,7 +459,7 @@ fn check_distrust(server: &str, words: &[&str], expected: &str) {
 }
 
 #[test]
-fn hark_gives_up_at_once_on_a_certificate_that_it_does_not_trust_and_says_why() {
+fn hark_refuses_untrusted_certificate_at_once() {
     let certificate = Arc::new(Certificate::trusted());
     let server = server_with(&certificate);
     let address = server.address().to_string();
@@ -465,30 +467,30 @@ fn hark_gives_up_at_once_on_a_certificate_that_it_does_not_trust_and_says_why() 
     let ca = ["--ca", utf8(&authority)];
     let renew = |count| {
         server.signal("HUP");
-        wait_until("the reading", || server.log().matches("were read again").count() == count);
+        wait_until("the reading", || server.log().matches("certificate reloaded").count() == count);
     };
-    check_distrust(
+    check_tls_error(
         &address,
         &["--tls"],
-        "is not trusted: no authority that this machine knows has signed it; name the one that has with --ca FILE",
+        "is not trusted: its issuer is unknown to this machine; name the authority with --ca FILE",
     );
     let other = Authority::new().sign(&["127.0.0.1"]);
-    let (file, expected) = (other.authority(), "is not trusted: nobody in ");
-    check_distrust(&address, &["--ca", utf8(&file)], expected);
+    let (file, expected) = (other.authority(), "is not trusted: its issuer is not in ");
+    check_tls_error(&address, &["--ca", utf8(&file)], expected);
 
     certificate.replace(Authority::trusted(), &["hark.test", "192.0.2.1"]);
     renew(1);
-    check_distrust(
+    check_tls_error(
         &address,
         &ca,
-        "the server's certificate is not for 127.0.0.1 but for hark.test, 192.0.2.1",
+        "the server's certificate is not valid for 127.0.0.1, only for hark.test, 192.0.2.1",
     );
     certificate.replace_by_expired(Authority::trusted(), &["127.0.0.1"]);
     renew(2);
-    check_distrust(&address, &ca, "the server's certificate has expired on 2020-02-03");
+    check_tls_error(&address, &ca, "the server's certificate expired on 2020-02-03");
     certificate.replace_by_self_signed(&["127.0.0.1"], true);
     renew(3);
-    check_distrust(&address, &ca, "is one of an authority (CA:TRUE)");
+    check_tls_error(&address, &ca, "is a CA certificate (CA:TRUE)");
     certificate.replace_by_self_signed(&["127.0.0.1"], false);
     renew(4);
     assert_eq!(
@@ -499,15 +501,19 @@ fn hark_gives_up_at_once_on_a_certificate_that_it_does_not_trust_and_says_why() 
 }
 
 #[test]
-fn hark_gives_up_at_once_where_one_side_alone_speaks_tls() {
+fn hark_reports_tls_mismatch_at_once() {
     let encrypted = server(&["--tls-only"]);
-    check_distrust(&encrypted.address().to_string(), &[], "connect by TLS (hark --tls)");
+    check_tls_error(&encrypted.address().to_string(), &[], "connect with TLS (hark --tls)");
     let plain = Harkd::builder().certificate(None).start();
-    check_distrust(&plain.address().to_string(), &["--tls"], "the server refuses TLS: it has no certificate");
+    check_tls_error(
+        &plain.address().to_string(),
+        &["--tls"],
+        "the server refused the handshake: it has no certificate",
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn hark_says_so_where_something_else_answers() {
+async fn hark_reports_a_foreign_server() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let serving = tokio::spawn(async move {
@@ -517,22 +523,22 @@ async fn hark_says_so_where_something_else_answers() {
             stream.read_exact(&mut first).await.unwrap();
             let said: &[u8] = if first == [0x16] { b"SSH-2.0-x\r\n" } else { &[0x15, 3, 3, 0, 2, 2, 70] };
             stream.write_all(said).await.unwrap();
-            // Its end is the client's.
+            // The client closes the connection.
             drop(stream.read_to_end(&mut Vec::new()).await);
         }
     });
     tokio::task::block_in_place(|| {
-        check_distrust(&address, &["--tls"], "the server does not speak TLS");
+        check_tls_error(&address, &["--tls"], "the server does not support TLS");
         let (code, _, said) = run(&address, &["--timeout=60", "ping"]);
         assert_eq!(code, Some(3));
-        assert!(said.contains("the server speaks TLS") && said.contains("hark --tls"), "{said}");
+        assert!(said.contains("the server requires TLS") && said.contains("hark --tls"), "{said}");
     });
     serving.abort();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hark_never_falls_back_to_plain_text() {
-    // It takes a few tries, and each is answered in another unhelpful way.
+    // Several attempts, each answered in a different unhelpful way.
     const TRIES: usize = 3;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -544,7 +550,7 @@ async fn hark_never_falls_back_to_plain_text() {
             let count = stream.read(&mut bytes).await.unwrap();
             bytes.truncate(count);
             if nth == 1 {
-                // Silence, and then the end.
+                // Silence, then the end.
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
             stream.shutdown().await.unwrap();
@@ -560,7 +566,7 @@ async fn hark_never_falls_back_to_plain_text() {
             .args(["--tls", "--timeout=60", "send", "--as", "amy", "bob", "a secret"])
             .spawn()
             .unwrap();
-        let heard = tokio::runtime::Handle::current().block_on(timeout(PATIENCE, hearing)).unwrap().unwrap();
+        let heard = tokio::runtime::Handle::current().block_on(timeout(TIMEOUT, hearing)).unwrap().unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
         assert_eq!(heard.len(), TRIES);
@@ -576,7 +582,7 @@ async fn hark_never_falls_back_to_plain_text() {
 }
 
 #[test]
-fn the_chat_in_a_terminal_shows_that_a_certificate_is_not_trusted() {
+fn chat_shows_untrusted_certificate() {
     let certificate = Arc::new(Certificate::trusted());
     let server = server_with(&certificate);
     let state = tempfile::tempdir().unwrap();
@@ -584,16 +590,16 @@ fn the_chat_in_a_terminal_shows_that_a_certificate_is_not_trusted() {
     let terminal =
         hark_tests::Terminal::open(server.address(), state.path(), &[("HARK_CA", utf8(&authority))]);
     terminal.wait_for("connected to");
-    // The one that comes after a restart is another's.
+    // The certificate after the restart is from another authority.
     certificate.replace(&Authority::new(), &["127.0.0.1"]);
     std::fs::copy(Certificate::trusted().authority(), &authority).unwrap();
     let _server = server.kill_and_restart();
-    terminal.wait_for("is not trusted: nobody in");
+    terminal.wait_for("is not trusted: its issuer is not in");
 }
 
-/// Python's `ssl`, which is OpenSSL, as a client.
+/// Python's `ssl`, which uses OpenSSL, as a client.
 #[test]
-fn another_implementation_of_tls_speaks_with_the_server() {
+fn openssl_client_is_compatible() {
     let certificate = Arc::new(Certificate::trusted());
     let server = Harkd::builder().certificate(Some(&certificate)).arg("--tls-only").start();
     let program = concat!(env!("CARGO_MANIFEST_DIR"), "/tls_client.py");

@@ -1,7 +1,6 @@
-//! The transcript that everything is measured by, with the real `hark` and the
-//! real `harkd`: in terminals, in a pipe, and as commands; and a `hark listen`
-//! that is killed again and again. All of it over the wire protocol and over
-//! gRPC.
+//! The acceptance transcript with the real `hark` and `harkd`: in terminals, in
+//! a pipe and as commands; and a `hark listen` that is killed repeatedly. All
+//! of it over the wire protocol and over gRPC.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -14,13 +13,13 @@ use tempfile::TempDir;
 
 const CTRL_D: &str = "\x04";
 
-/// What `hark` speaks, as the environment variables that tell it so.
+/// Transport of `hark`, as environment variables.
 type Transport = &'static [(&'static str, &'static str)];
 
 const NATIVE: Transport = &[];
 const GRPC: Transport = &[("HARK_GRPC", "true")];
 
-/// The tests below, over each transport.
+/// Runs the tests below over each transport.
 macro_rules! over_both {
     ($($test:ident),+ $(,)?) => {
         mod over_native {
@@ -33,12 +32,12 @@ macro_rules! over_both {
 }
 
 over_both!(
-    the_transcript_in_terminals,
-    who_receives_in_a_terminal_keeps_receiving_over_a_killed_server,
-    what_is_typed_ahead_of_the_prompt_is_carried_out_too,
-    the_transcript_in_a_pipe,
-    the_transcript_as_commands,
-    listeners_that_are_killed_print_everything_in_order_and_nothing_twice,
+    transcript_in_terminals,
+    terminal_keeps_receiving_across_server_kill,
+    early_keystrokes_are_executed,
+    transcript_in_a_pipe,
+    transcript_as_commands,
+    killed_listeners_print_every_message_once,
 );
 
 fn open(transport: Transport, server: &Harkd, state: &TempDir) -> Terminal {
@@ -47,12 +46,13 @@ fn open(transport: Transport, server: &Harkd, state: &TempDir) -> Terminal {
     terminal
 }
 
-/// The prompt of somebody (`user@`) or nobody while there is a link.
+/// Returns the prompt of a user (`user@`), or of an anonymous client, while the
+/// link is up.
 fn prompt(server: &Harkd, user: &str) -> String {
     format!("{user}{}> ", server.address())
 }
 
-/// Leaves; what was on the screen.
+/// Leaves the chat, and returns the content of the screen.
 #[track_caller]
 fn leave(mut terminal: Terminal, prompt: &str) -> String {
     terminal.wait_for_prompt(prompt);
@@ -67,7 +67,7 @@ fn check_shown_once(screen: &str, message: &str) {
     assert_eq!(times, 1, "{message:?} is not there once:\n{screen}");
 }
 
-fn the_transcript_in_terminals(transport: Transport) {
+fn transcript_in_terminals(transport: Transport) {
     let mut server = Harkd::start();
     let states = [(); 2].map(|()| tempfile::tempdir().unwrap());
     let (nobody, user3) = (prompt(&server, ""), prompt(&server, "user3@"));
@@ -83,57 +83,57 @@ fn the_transcript_in_terminals(transport: Transport) {
     second.wait_for("unclosed group");
     // 3
     second.enter("send user3 hello", "→ user3: hello … stored");
-    third.enter("ping", "the server answers");
+    third.enter("ping", "the server responds");
     assert!(!third.contents().contains("hello"), "it is not connected yet:\n{}", third.contents());
     // 4
-    third.enter("connect user3", "you are user3, 1 message was waiting");
-    third.wait_for("(nobody): hello");
+    third.enter("connect user3", "you are connected as user3; 1 message is waiting");
+    third.wait_for("(anonymous): hello");
     // 5
     second.enter("send user3 hello, again", "→ user3: hello, again … stored");
-    third.wait_for("(nobody): hello, again");
+    third.wait_for("(anonymous): hello, again");
     // 6
     let screen = leave(third, &user3);
-    check_shown_once(&screen, "(nobody): hello");
-    check_shown_once(&screen, "(nobody): hello, again");
+    check_shown_once(&screen, "(anonymous): hello");
+    check_shown_once(&screen, "(anonymous): hello, again");
     second.enter("send user3 later", "→ user3: later … stored");
     server.kill();
-    second.wait_for("* no link to ");
+    second.wait_for("* no connection to ");
     second.wait_for("(offline)");
     second.enter("send user3 meanwhile", "→ user3: meanwhile … pending (waiting for the server)");
     server = server.restart();
     second.wait_for("→ user3: meanwhile … stored");
     let mut third = open(transport, &server, &states[1]);
-    // An ack that was lost with the server makes them more, and shows nothing
-    // twice.
-    third.enter("connect user3", "messages were waiting");
-    third.wait_for("(nobody): meanwhile");
+    // An ack that was lost with the server increases the number, but no message
+    // is shown twice.
+    third.enter("connect user3", "messages are waiting");
+    third.wait_for("(anonymous): meanwhile");
     let screen = leave(third, &user3);
-    check_shown_once(&screen, "(nobody): later");
-    check_shown_once(&screen, "(nobody): meanwhile");
+    check_shown_once(&screen, "(anonymous): later");
+    check_shown_once(&screen, "(anonymous): meanwhile");
     assert!(!screen.contains("hello"), "{screen}");
     let mut third = open(transport, &server, &states[1]);
-    third.enter("connect user3", "you are user3, no messages were waiting");
-    assert!(!leave(third, &user3).contains("(nobody)"));
+    third.enter("connect user3", "you are connected as user3; no messages are waiting");
+    assert!(!leave(third, &user3).contains("(anonymous)"));
     // 7
     second.enter("send user3 unread", "→ user3: unread … stored");
     second.enter("delete user3", "user3 was deleted");
     second.enter("send user3 x", "→ user3: x … refused (no-such-user): there is no user user3");
     second.enter("create user3", "user3 was created");
     let mut third = open(transport, &server, &states[1]);
-    third.enter("connect user3", "you are user3, no messages were waiting");
+    third.enter("connect user3", "you are connected as user3; no messages are waiting");
     leave(third, &user3);
     leave(second, &nobody);
 }
 
-fn who_receives_in_a_terminal_keeps_receiving_over_a_killed_server(transport: Transport) {
+fn terminal_keeps_receiving_across_server_kill(transport: Transport) {
     let mut server = Harkd::start();
     let states = [(); 2].map(|()| tempfile::tempdir().unwrap());
     let mut amy = open(transport, &server, &states[0]);
     let mut bob = open(transport, &server, &states[1]);
     amy.enter("create amy", "amy was created");
     amy.enter("create bob", "bob was created");
-    amy.enter("connect amy", "you are amy");
-    bob.enter("connect bob", "you are bob");
+    amy.enter("connect amy", "you are connected as amy");
+    bob.enter("connect bob", "you are connected as bob");
     for n in 0..3 {
         amy.enter(&format!("send bob before {n}"), &format!("→ bob: before {n} … stored"));
         bob.wait_for(&format!("amy: before {n}"));
@@ -151,17 +151,17 @@ fn who_receives_in_a_terminal_keeps_receiving_over_a_killed_server(transport: Tr
     }
 }
 
-fn what_is_typed_ahead_of_the_prompt_is_carried_out_too(transport: Transport) {
+fn early_keystrokes_are_executed(transport: Transport) {
     let server = Harkd::start();
     let state = tempfile::tempdir().unwrap();
     let mut terminal = open(transport, &server, &state);
     terminal.keys("create amy\rcreate bob\rsend bob one\rsend bob two\rconnect bob\r");
-    terminal.wait_for("you are bob, 2 messages were waiting");
-    terminal.wait_for("(nobody): two");
-    check_shown_once(&leave(terminal, &prompt(&server, "bob@")), "(nobody): one");
+    terminal.wait_for("you are connected as bob; 2 messages are waiting");
+    terminal.wait_for("(anonymous): two");
+    check_shown_once(&leave(terminal, &prompt(&server, "bob@")), "(anonymous): one");
 }
 
-/// `hark`, with its state in a folder.
+/// Returns a command for `hark` with its state in this folder.
 fn command(transport: Transport, server: &Harkd, state: &Path) -> Command {
     let mut command = hark(state);
     command.envs(transport.iter().copied());
@@ -173,8 +173,8 @@ fn start(mut command: Command) -> Child {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
-/// The exit code, and the lines of the output. What others said has its number
-/// and its time left out.
+/// Returns the exit code and the lines of the output. Number and time of
+/// messages are replaced by letters.
 fn finish(child: Child) -> (i32, Vec<String>) {
     let Output { status, stdout, stderr } = child.wait_with_output().unwrap();
     let stdout = String::from_utf8(stdout).unwrap();
@@ -206,7 +206,7 @@ fn check_piped(
     assert_eq!(ended, code);
 }
 
-fn the_transcript_in_a_pipe(transport: Transport) {
+fn transcript_in_a_pipe(transport: Transport) {
     let mut server = Harkd::start();
     let states = [(); 2].map(|()| tempfile::tempdir().unwrap());
     let dialogue: &[(&str, &[&str])] = &[
@@ -223,7 +223,7 @@ fn the_transcript_in_a_pipe(transport: Transport) {
     let messages: &[&str] = &["ok 2", "message N user2 T hello", "message N user2 T hello, again"];
     check_piped(transport, &server, &states[1], 0, &[("connect user3", messages)]);
 
-    // The server is killed, and started again after the next line was piped.
+    // The server is killed, and restarted after the next line was piped.
     let mut second = start(command(transport, &server, states[0].path()));
     let mut keys = second.stdin.take().unwrap();
     let mut lines = BufReader::new(second.stdout.take().unwrap()).lines().map(Result::unwrap);
@@ -238,7 +238,8 @@ fn the_transcript_in_a_pipe(transport: Transport) {
     let mut third = start(command(transport, &server, states[1].path()));
     third.stdin.take().unwrap().write_all(b"connect user3").unwrap();
     let (code, mut said) = finish(third);
-    // An ack that was lost with the server makes them more, and nothing twice.
+    // An ack that was lost with the server increases the number, but repeats no
+    // message.
     assert!(code == 0 && said.remove(0).starts_with("ok "));
     assert_eq!(said, ["message N , T later", "message N , T meanwhile"]);
 
@@ -253,7 +254,7 @@ fn the_transcript_in_a_pipe(transport: Transport) {
     check_piped(transport, &server, &states[1], 1, dialogue);
 }
 
-fn the_transcript_as_commands(transport: Transport) {
+fn transcript_as_commands(transport: Transport) {
     let mut server = Harkd::start();
     let states = [(); 2].map(|()| tempfile::tempdir().unwrap());
     let check = |server: &Harkd, state: &TempDir, words: &[&str], code: i32, expected: &[&str]| {
@@ -280,10 +281,10 @@ fn the_transcript_as_commands(transport: Transport) {
     let mut command = command(transport, &server, states[0].path());
     command.args(["send", "user3", "meanwhile"]);
     let mut meanwhile = start(command);
-    // It says so, and goes on trying.
-    let mut complaint = String::new();
-    BufReader::new(meanwhile.stderr.take().unwrap()).read_line(&mut complaint).unwrap();
-    assert!(complaint.contains("waiting for"), "{complaint}");
+    // It reports the outage and retries.
+    let mut notice = String::new();
+    BufReader::new(meanwhile.stderr.take().unwrap()).read_line(&mut notice).unwrap();
+    assert!(notice.contains("no connection to"), "{notice}");
     let server = server.restart();
     assert_eq!(finish(meanwhile), (0, vec!["ok".to_owned()]));
     let heard = ["message N , T later", "message N , T meanwhile"];
@@ -293,17 +294,17 @@ fn the_transcript_as_commands(transport: Transport) {
     check(&server, &states[0], &["send", "user3", "x"], 1, &[]);
 }
 
-/// Messages that the killed listeners have to print between them.
+/// Number of messages that the killed listeners print in total.
 const MESSAGES: u64 = 1000;
 
-/// Lines that are read from a listener at most before it is killed. They are so
-/// long that the pipe holds few more, and a kill can cut one.
+/// Number of lines read from a listener before it is killed. Each is so long
+/// that the pipe holds few more and a kill can tear one.
 const LINES_MAX: u64 = 60;
 const LINE_BYTES: usize = 2000;
-/// So many it takes, with 64 KiB in the pipe and a few in the reader.
+/// Smallest number of kills, given 64 KiB in the pipe and some in the reader.
 const KILLS_MIN: u64 = 10;
 
-/// What one listener has printed, by number.
+/// Returns the output of one listener, by number.
 fn listen(
     transport: Transport,
     server: &Harkd,
@@ -319,8 +320,8 @@ fn listen(
     while let Some(line) = whole_line(&mut output) {
         printed.push(line);
         if printed.len() as u64 == kill_after {
-            // It may have ended by itself, and what it has printed until then
-            // is in the pipe.
+            // Fails if the process has ended already; its output is in the
+            // pipe.
             drop(child.kill());
         }
     }
@@ -328,7 +329,7 @@ fn listen(
     printed
 }
 
-/// A line that was printed whole.
+/// Reads a complete line; `None` if it is torn.
 fn whole_line(output: &mut BufReader<ChildStdout>) -> Option<(u64, String)> {
     let mut line = String::new();
     output.read_line(&mut line).unwrap();
@@ -342,7 +343,7 @@ fn text(n: u64) -> String {
 }
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
-async fn listeners_that_are_killed_print_everything_in_order_and_nothing_twice(transport: Transport) {
+async fn killed_listeners_print_every_message_once(transport: Transport) {
     let mut random = Trial::from_env().random;
     let server = Harkd::start();
     let mut wire = Wire::connect(server.address()).await;
@@ -360,7 +361,7 @@ async fn listeners_that_are_killed_print_everything_in_order_and_nothing_twice(t
         let kill_after = random.random_range(1..=LINES_MAX);
         let lines =
             tokio::task::block_in_place(|| listen(transport, &server, state.path(), left, kill_after));
-        // The one line at the kill may come again, and nothing else.
+        // Only the line at the kill may be repeated.
         let is_again = lines.first().is_some_and(|first| printed.last() == Some(first));
         printed.extend(lines.into_iter().skip(usize::from(is_again)));
         kills += 1;

@@ -1,13 +1,13 @@
-//! No crate has unsafe code but the one that is for it.
+//! Every crate forbids unsafe code, except the one that exists for it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The crate whose one call into the C library is unsafe.
+/// The crate with the one unsafe call into the C library.
 const EXCEPTION: &str = "node/heap";
 
 #[test]
-fn every_crate_but_one_forbids_unsafe_code() {
+fn all_crates_but_one_forbid_unsafe_code() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let workspace = fs::read_to_string(root.join("Cargo.toml")).unwrap();
     assert!(workspace.contains("[workspace.lints.rust]\nunsafe_code = \"forbid\"\n"), "{workspace}");
@@ -18,15 +18,15 @@ fn every_crate_but_one_forbids_unsafe_code() {
     assert!(crates.len() > 9, "{crates:?}");
 }
 
-/// Whether a crate has the lints of the workspace, or this one itself.
+/// Returns whether a crate has the lints of the workspace, or forbids unsafe
+/// code itself.
 fn forbids(path: &Path) -> bool {
     let manifest = fs::read_to_string(path.join("Cargo.toml")).unwrap();
     let lints = ["[lints]\nworkspace = true\n", "[lints.rust]\nunsafe_code = \"forbid\"\n"];
     lints.iter().any(|lints| manifest.contains(lints))
 }
 
-/// The folders with a package, below this one. What is not ours begins with a
-/// dot, or is called `target`.
+/// Finds the packages below this folder, except in hidden folders and `target`.
 fn find(folder: &Path, crates: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();

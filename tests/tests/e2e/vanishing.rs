@@ -1,5 +1,4 @@
-//! Links that vanish without a word: the network is cut, and neither side hears
-//! of it.
+//! Connections that vanish: the network is cut, and neither side is notified.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, ChildStdout, Stdio};
@@ -8,7 +7,7 @@ use hark_tests::{FarMachine, Harkd, Wire, hark, wait_until};
 
 const MIB: u64 = 1024 * 1024;
 
-/// A server that is reached over the network, and is impatient.
+/// Starts a server with short timeouts that listens on all interfaces.
 fn server() -> Harkd {
     let builder = Harkd::builder().listen("0.0.0.0:0").arg("--ack-timeout=2");
     builder.arg("--allow-plaintext").arg("--allow-open-accounts").start()
@@ -42,7 +41,7 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        // It may have ended by itself, which is as good.
+        // Fails if the process has ended already.
         drop(self.process.kill());
         drop(self.process.wait());
     }
@@ -84,13 +83,13 @@ async fn a_reader_behind_a_cut_link_is_let_go_and_reads_the_rest_once(test: &str
 }
 
 #[tokio::test]
-async fn a_reader_over_the_wire_behind_a_cut_link_is_let_go_and_reads_the_rest_once() {
-    let test = "a_reader_over_the_wire_behind_a_cut_link_is_let_go_and_reads_the_rest_once";
+async fn cut_off_wire_reader_reads_the_rest_once() {
+    let test = "cut_off_wire_reader_reads_the_rest_once";
     a_reader_behind_a_cut_link_is_let_go_and_reads_the_rest_once(test, &[]).await;
 }
 
 #[tokio::test]
-async fn a_reader_over_grpc_behind_a_cut_link_is_let_go_and_reads_the_rest_once() {
-    let test = "a_reader_over_grpc_behind_a_cut_link_is_let_go_and_reads_the_rest_once";
+async fn cut_off_grpc_reader_reads_the_rest_once() {
+    let test = "cut_off_grpc_reader_reads_the_rest_once";
     a_reader_behind_a_cut_link_is_let_go_and_reads_the_rest_once(test, &["--grpc"]).await;
 }

@@ -1,4 +1,4 @@
-//! Watching the log of the server over gRPC.
+//! Watching of the server's log over gRPC.
 
 use std::time::Duration;
 
@@ -10,18 +10,18 @@ use hark_grpc::v1::{
     WatchLogsRequest,
 };
 use hark_protocol::{Code as Word, Request, Sequence};
-use hark_tests::{Harkd, PATIENCE, Wire, add_user, name};
+use hark_tests::{Harkd, TIMEOUT, Wire, add_user, name};
 use tokio::time::timeout;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status, Streaming};
 
 async fn channel(server: &Harkd) -> Channel {
     let endpoint = Endpoint::from_shared(format!("http://{}", server.address())).unwrap();
-    // What is not read waits at the server, but for 64 KiB.
+    // Small flow control windows, so that unread events wait at the server.
     endpoint.initial_stream_window_size(65_535).connect().await.unwrap()
 }
 
-/// One who watches.
+/// A watcher.
 struct Watch(Streaming<WatchLogsReply>);
 
 impl Watch {
@@ -35,18 +35,18 @@ impl Watch {
     }
 
     async fn next(&mut self) -> Option<Event> {
-        let reply = timeout(PATIENCE, self.0.message()).await.unwrap().unwrap();
+        let reply = timeout(TIMEOUT, self.0.message()).await.unwrap().unwrap();
         reply.map(|reply| reply.event.unwrap())
     }
 
     async fn event(&mut self) -> LogEvent {
         match self.next().await {
             Some(Event::Log(event)) => event,
-            other => panic!("{other:?} is no event of the log"),
+            other => panic!("{other:?} is not a log event"),
         }
     }
 
-    /// What comes up to the mark with this number.
+    /// Returns the events up to the marker with this number.
     async fn until(&mut self, number: u64) -> Vec<LogEvent> {
         let mut events = Vec::new();
         loop {
@@ -60,18 +60,18 @@ impl Watch {
     }
 }
 
-/// Has the server log an event at the level debug, with this number.
+/// Makes the server log a marker event with this number at level debug.
 async fn mark(wire: &mut Wire, number: u64) {
     wire.ack(Sequence(number)).await;
 }
 
 fn mark_of(event: &LogEvent) -> Option<u64> {
-    let is_mark = event.message == "an ack from a connection that received nothing";
+    let is_mark = event.message == "ack ignored: connection has no delivery";
     is_mark.then(|| event.fields.get("sequence").unwrap().parse().unwrap())
 }
 
 #[tokio::test]
-async fn the_level_of_a_watcher_is_its_own_whatever_goes_to_standard_error() {
+async fn watcher_level_is_independent_of_stderr() {
     let server = Harkd::builder().arg("--watch-logs=loopback").arg("--log=info").start();
     let mut info = Watch::open(&server, LogLevel::Unspecified).await;
     let mut debug = Watch::open(&server, LogLevel::Debug).await;
@@ -81,7 +81,7 @@ async fn the_level_of_a_watcher_is_its_own_whatever_goes_to_standard_error() {
     assert_eq!((event.level(), &*event.target), (LogLevel::Debug, "hark_server::chat::connection"));
     assert_eq!(event.fields["address"], "127.0.0.1");
     assert!(event.time_ms > 1_700_000_000_000);
-    assert!(!server.log().contains("received nothing"), "{}", server.log());
+    assert!(!server.log().contains("has no delivery"), "{}", server.log());
 
     wire.create("eve").await;
     let wrong = Request::Password { user: name("eve"), old: None, new: "secret".parse().unwrap() };
@@ -100,7 +100,7 @@ async fn the_level_of_a_watcher_is_its_own_whatever_goes_to_standard_error() {
 }
 
 #[tokio::test]
-async fn events_are_chosen_by_their_target_and_a_limit_ends_the_stream() {
+async fn events_are_filtered_by_target_and_limited() {
     let server = Harkd::builder().arg("--watch-logs=loopback").start();
     let request = |target_prefix: &str, limit| WatchLogsRequest {
         level: LogLevel::Trace.into(),
@@ -119,7 +119,7 @@ async fn events_are_chosen_by_their_target_and_a_limit_ends_the_stream() {
     assert_eq!(two.next().await, None);
     let mut server = server;
     server.signal("TERM");
-    // It ends with the server, and nothing of the chat was in it.
+    // The stream ends with the server, and had no events of the chat.
     while let Some(event) = elsewhere.next().await {
         let Event::Log(event) = event else { panic!("{event:?}") };
         assert!(event.target.starts_with("hark_server::store"), "{event:?}");
@@ -131,8 +131,8 @@ const TEXT: &str = "a-text-for-nobody-else";
 const PASSWORD: &str = "a-password-for-nobody-else";
 const NEW_PASSWORD: &str = "another-password-for-nobody-else";
 
-/// Says texts and passwords, right and wrong, in every way there is.
-async fn say_secrets(server: &Harkd, wire: &mut Wire) {
+/// Sends texts and passwords, right and wrong, in every way.
+async fn send_secrets(server: &Harkd, wire: &mut Wire) {
     let mut chat = ChatClient::new(channel(server).await);
     let login =
         |user: &str, password: &str| Credentials { user: user.to_owned(), password: password.to_owned() };
@@ -158,7 +158,7 @@ async fn say_secrets(server: &Harkd, wire: &mut Wire) {
     wire.ack(last).await;
     wire.ok(Request::Disconnect).await;
     wire.refused(Request::List { pattern: Some(format!("({TEXT}").into()) }, Word::BadPattern).await;
-    // Bytes that are not the protocol.
+    // Bytes that violate the protocol.
     let mut broken = Wire::connect(server.address()).await;
     broken.write_bytes(&[0, 0, 0, 1]).await;
     broken.write_bytes(TEXT.as_bytes()).await;
@@ -167,17 +167,17 @@ async fn say_secrets(server: &Harkd, wire: &mut Wire) {
 }
 
 #[tokio::test]
-async fn a_watcher_sees_no_text_and_no_password_and_not_how_it_is_told() {
+async fn watcher_sees_no_secrets_and_no_feedback() {
     let server = Harkd::builder().arg("--watch-logs=loopback").arg("--log=trace").start();
     let mut watch = Watch::open(&server, LogLevel::Trace).await;
     let mut wire = Wire::connect(server.address()).await;
-    say_secrets(&server, &mut wire).await;
-    // Of who received, which is another event than that of a mark.
+    send_secrets(&server, &mut wire).await;
+    // The marker of a receiving client differs.
     let mut marks = Wire::connect(server.address()).await;
     mark(&mut marks, 1).await;
     let mut events = watch.until(1).await;
-    // The two connections that it made end when the server has noticed.
-    while events.iter().filter(|event| event.message == "a connection has ended").count() < 2 {
+    // Both connections end once the server has noticed.
+    while events.iter().filter(|event| event.message == "connection closed").count() < 2 {
         events.push(watch.event().await);
     }
     assert!(events.iter().any(|event| event.message == "wrong password"), "{events:?}");
@@ -186,7 +186,7 @@ async fn a_watcher_sees_no_text_and_no_password_and_not_how_it_is_told() {
         assert!(![TEXT, PASSWORD, NEW_PASSWORD].iter().any(|secret| shown.contains(secret)), "{shown}");
         assert!(event.target.starts_with("hark"), "{shown}");
     }
-    // The events on their way to the watcher have made none.
+    // Sending events to the watcher causes no events.
     for number in 2..=100 {
         mark(&mut marks, number).await;
         let between = watch.until(number).await;
@@ -198,27 +198,27 @@ async fn a_watcher_sees_no_text_and_no_password_and_not_how_it_is_told() {
 }
 
 #[tokio::test]
-async fn connections_are_seen_to_begin_and_to_end_but_not_the_one_that_watches() {
+async fn watcher_sees_connections_except_its_own() {
     let server = Harkd::builder().arg("--watch-logs=loopback").start();
     let mut watch = Watch::open(&server, LogLevel::Debug).await;
     let mut begun = None;
     for _ in 0..20 {
         drop(Wire::connect(server.address()).await);
-        for expected in ["a connection begins", "a connection has ended"] {
+        for expected in ["connection opened", "connection closed"] {
             let event = watch.event().await;
-            // The first is that it is watched.
-            let event = if event.message == "the log is watched" { watch.event().await } else { event };
+            // The first event announces the watcher.
+            let event = if event.message == "log watcher connected" { watch.event().await } else { event };
             assert_eq!((&*event.message, &*event.target), (expected, "hark_server::server"));
             assert_eq!(event.fields["address"], "127.0.0.1");
             let connection = Some(event.fields["connection"].clone());
-            assert_eq!(connection == begun, expected == "a connection has ended", "{connection:?} {begun:?}");
+            assert_eq!(connection == begun, expected == "connection closed", "{connection:?} {begun:?}");
             begun = connection;
         }
     }
 }
 
 #[tokio::test]
-async fn a_slow_watcher_is_told_what_it_missed_in_its_place_and_holds_up_nobody() {
+async fn slow_watcher_learns_what_it_missed() {
     let server = Harkd::builder().arg("--watch-logs=loopback").start();
     let mut slow = Watch::open(&server, LogLevel::Debug).await;
     let mut wire = Wire::connect(server.address()).await;
@@ -259,7 +259,7 @@ async fn refused(server: &Harkd, request: WatchLogsRequest) -> Status {
 }
 
 #[tokio::test]
-async fn the_log_is_not_shown_unless_the_operator_says_to_whom() {
+async fn log_is_private_by_default() {
     let server = Harkd::start();
     let denied = refused(&server, WatchLogsRequest::default()).await;
     assert_eq!(denied.code(), Code::PermissionDenied);
@@ -267,9 +267,9 @@ async fn the_log_is_not_shown_unless_the_operator_says_to_whom() {
 }
 
 #[tokio::test]
-async fn an_account_that_may_watch_is_nobodys_to_make_or_to_take() {
+async fn watcher_account_is_created_by_operator_or_admin() {
     let server = Harkd::builder().arg("--watch-logs=watcher").start();
-    server.wait_for_log("does not exist; make the account with harkd user add");
+    server.wait_for_log("log watcher 'watcher' has no account; create it with: harkd user add watcher");
     let mut wire = Wire::connect(server.address()).await;
     for password in [None, Some("mine".parse().unwrap())] {
         wire.refused(Request::Create { user: name("watcher"), password }, Word::Denied).await;
@@ -280,7 +280,7 @@ async fn an_account_that_may_watch_is_nobodys_to_make_or_to_take() {
     let store = folder.path().join("store");
     add_user(&store, "watcher", None);
     let server = Harkd::builder().arg("--watch-logs=watcher").store(&store).start();
-    server.wait_for_log("has no password, and cannot until it has one");
+    server.wait_for_log("log watcher 'watcher' has no password");
     let mut wire = Wire::connect(server.address()).await;
     let take = Request::Password { user: name("watcher"), old: None, new: "mine".parse().unwrap() };
     wire.refused(take, Word::Denied).await;
@@ -291,7 +291,7 @@ async fn an_account_that_may_watch_is_nobodys_to_make_or_to_take() {
 }
 
 #[tokio::test]
-async fn a_user_that_may_watch_proves_it_by_its_password_and_guesses_are_limited() {
+async fn watcher_needs_password_and_guesses_are_limited() {
     let folder = tempfile::tempdir().unwrap();
     let store = folder.path().join("store");
     add_user(&store, "eve", Some("secret"));
@@ -313,7 +313,7 @@ async fn a_user_that_may_watch_proves_it_by_its_password_and_guesses_are_limited
 }
 
 #[tokio::test]
-async fn watchers_are_bounded_and_one_that_leaves_makes_room() {
+async fn number_of_watchers_is_limited() {
     let server = Harkd::builder().arg("--watch-logs=loopback").start();
     let mut watchers = Vec::new();
     for _ in 0..16 {
@@ -322,15 +322,15 @@ async fn watchers_are_bounded_and_one_that_leaves_makes_room() {
     let full = refused(&server, WatchLogsRequest::default()).await;
     assert_eq!(full.code(), Code::ResourceExhausted);
     watchers.pop();
-    let until = std::time::Instant::now() + PATIENCE;
+    let until = std::time::Instant::now() + TIMEOUT;
     while Watch::try_open(&server, WatchLogsRequest::default()).await.is_err() {
-        assert!(std::time::Instant::now() < until, "there is no room again");
+        assert!(std::time::Instant::now() < until, "the place of the former watcher is not free");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
 #[tokio::test]
-async fn a_level_that_there_is_not_is_refused() {
+async fn unknown_level_is_refused() {
     let server = Harkd::builder().arg("--watch-logs=loopback").start();
     let status = refused(&server, WatchLogsRequest { level: 9, ..WatchLogsRequest::default() }).await;
     assert_eq!(status.code(), Code::InvalidArgument);

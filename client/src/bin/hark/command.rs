@@ -1,5 +1,5 @@
-//! How the commands that are typed, piped or given as arguments are carried
-//! out; which there are the library knows.
+//! Execution of commands that are typed, piped or given as arguments. The
+//! commands themselves are defined in the library.
 
 use hark_client::handle::Names;
 use hark_client::{Handle, RequestError};
@@ -7,52 +7,52 @@ use hark_protocol::Password;
 
 pub(crate) use hark_client::command::{COMMANDS, Command, help, parse};
 
-/// What a command needs beside its words.
+/// Passwords for a command.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Secrets {
-    /// The password of the account.
+    /// Password of the account.
     pub(crate) password: Option<Password>,
-    /// The one that `password` sets.
+    /// New password, for `password`.
     pub(crate) new_password: Option<Password>,
 }
 
-/// What came of a command that was carried out.
+/// Result of a successful command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Done {
-    Plainly,
-    /// With so many messages waiting.
+    Plain,
+    /// The number of queued messages.
     Connected(u64),
-    /// Whether there was such an account.
+    /// Whether the account existed.
     Deleted(bool),
     Listed(Names),
 }
 
-/// Asks the server for what a command says, and waits for the answer. `help`
-/// and `quit` ask nothing.
-pub(crate) async fn carry_out(
+/// Sends a command to the server and waits for the answer. `help` and `quit`
+/// send nothing.
+pub(crate) async fn execute(
     handle: &Handle,
     command: Command,
     secrets: Secrets,
 ) -> Result<Done, RequestError> {
     let Secrets { password, new_password } = secrets;
     match command {
-        Command::Create(user) => handle.create(user, password).await.map(plainly),
-        Command::Login(user) => handle.login(user, password).await.map(plainly),
+        Command::Create(user) => handle.create(user, password).await.map(plain),
+        Command::Login(user) => handle.login(user, password).await.map(plain),
         Command::Connect(user) => handle.connect(user, password).await.map(Done::Connected),
-        Command::Disconnect => handle.disconnect().await.map(plainly),
+        Command::Disconnect => handle.disconnect().await.map(plain),
         Command::Delete(user) => handle.delete(user, password).await.map(Done::Deleted),
         Command::List(pattern) => handle.list(pattern).await.map(Done::Listed),
-        Command::Send(user, text) => handle.send(user, text).await?.await.map(|_| Done::Plainly),
-        Command::Ping => handle.ping().await.map(plainly),
+        Command::Send(user, text) => handle.send(user, text).await?.await.map(|_| Done::Plain),
+        Command::Ping => handle.ping().await.map(plain),
         Command::Password(user) => match (user, new_password) {
-            (Some(user), Some(new)) => handle.password(user, password, new).await.map(plainly),
-            (None, _) => Err(RequestError::NotSent("no user is named".into())),
-            (_, None) => Err(RequestError::NotSent("there is no new password".into())),
+            (Some(user), Some(new)) => handle.password(user, password, new).await.map(plain),
+            (None, _) => Err(RequestError::NotSent("no user given".into())),
+            (_, None) => Err(RequestError::NotSent("no new password given".into())),
         },
-        Command::Help | Command::Quit => Ok(Done::Plainly),
+        Command::Help | Command::Quit => Ok(Done::Plain),
     }
 }
 
-const fn plainly((): ()) -> Done {
-    Done::Plainly
+const fn plain((): ()) -> Done {
+    Done::Plain
 }

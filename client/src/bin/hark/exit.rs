@@ -1,4 +1,4 @@
-//! How hark ends: exit codes, and what is said on stderr before.
+//! Exit codes, and error messages on stderr.
 
 use std::io;
 use std::process::ExitCode;
@@ -7,7 +7,7 @@ use hark_client::RequestError;
 
 use crate::text::escape;
 
-/// How a run has ended. The help lists the codes.
+/// The result of a run. The help lists the exit codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Exit {
     Done,
@@ -32,21 +32,21 @@ impl From<&RequestError> for Exit {
         match error {
             RequestError::Refused(_) => Self::Refused,
             RequestError::Unknown { .. } | RequestError::NotSent(_) => Self::Unknown,
-            RequestError::Taken(_) => Self::Failed,
+            RequestError::SeenStore(_) => Self::Failed,
         }
     }
 }
 
-/// What ends a run before its time.
+/// An error that ends a run.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
-    /// The output has gone: nobody is left to be told.
+    /// The reader of the output has gone.
     #[error("the output is closed")]
     OutputClosed,
     /// A request was not carried out.
     #[error("{0}")]
     Request(#[from] RequestError),
-    /// Something is wrong on this side.
+    /// A failure on this machine.
     #[error("{0}")]
     Local(String),
 }
@@ -56,7 +56,7 @@ impl Failure {
         Self::Local(what.to_string())
     }
 
-    /// Says what went wrong, and how the run ends.
+    /// Prints the error and returns the result of the run.
     pub(crate) fn report(&self) -> Exit {
         match self {
             Self::OutputClosed => Exit::Failed,
@@ -73,7 +73,7 @@ impl Failure {
 }
 
 impl From<io::Error> for Failure {
-    /// An error of the output, which is the only I/O that is done by hand.
+    /// Converts an error of writing the output.
     fn from(error: io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::BrokenPipe => Self::OutputClosed,

@@ -1,5 +1,5 @@
-//! The stable lines of output: one for each command, one for each message.
-//! Scripts depend on them; the help says what they are.
+//! The stable output format: one line for each command and each message.
+//! Scripts depend on it; the help documents it.
 
 use hark_client::{Message, RequestError};
 use hark_protocol::{Delivery, UserName};
@@ -8,25 +8,25 @@ use jiff::Timestamp;
 use crate::command::Done;
 use crate::text::{escape_json, escape_line, escape_name};
 
-/// The line for the outcome of a command.
+/// Formats the outcome of a command.
 pub(crate) fn outcome(outcome: &Result<Done, RequestError>) -> String {
     match outcome {
         Ok(done) => ok(done),
         Err(RequestError::Refused(refusal)) => not_ok(refusal.code.as_str(), &refusal.explanation),
         Err(error @ RequestError::Unknown { .. }) => format!("unknown {}", escape_line(&error.to_string())),
         Err(RequestError::NotSent(why)) => format!("notsent {}", escape_line(why)),
-        Err(RequestError::Taken(why)) => format!("notsent {}", escape_line(why)),
+        Err(RequestError::SeenStore(why)) => format!("notsent {}", escape_line(why)),
     }
 }
 
-/// The line for a refusal.
+/// Formats a refusal.
 pub(crate) fn not_ok(code: &str, explanation: &str) -> String {
     format!("notok {code} {}", escape_line(explanation))
 }
 
 fn ok(done: &Done) -> String {
     match done {
-        Done::Plainly => "ok".to_owned(),
+        Done::Plain => "ok".to_owned(),
         Done::Connected(queued) => format!("ok {queued}"),
         Done::Deleted(true) => "ok deleted".to_owned(),
         Done::Deleted(false) => "ok absent".to_owned(),
@@ -39,14 +39,15 @@ fn ok(done: &Done) -> String {
     }
 }
 
-/// The line for a message. A comma, which no name contains, stands for nobody.
+/// Formats a message. A comma, which no name contains, stands for an anonymous
+/// sender.
 pub(crate) fn message(delivery: &Delivery) -> String {
     let sender = delivery.sender.as_ref().map_or(",", UserName::as_str);
     let (sender, text) = (escape_name(sender), escape_line(&delivery.text));
     format!("message {} {sender} {} {text}", delivery.sequence, time(delivery.time_ms))
 }
 
-/// A message as an object of JSON, on one line.
+/// Formats a message as a JSON object on one line.
 pub(crate) fn json(message: &Message) -> String {
     let delivery = &message.delivery;
     let object = serde_json::json!({
@@ -59,8 +60,8 @@ pub(crate) fn json(message: &Message) -> String {
     escape_json(&object.to_string())
 }
 
-/// UTC to the millisecond, as RFC 3339 has it; the bare number where no
-/// calendar reaches.
+/// Formats a time in UTC with milliseconds by RFC 3339, or as a bare number if
+/// it is out of range.
 pub(crate) fn time(time_ms: u64) -> String {
     let timestamp = i64::try_from(time_ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
     timestamp.map_or_else(|| time_ms.to_string(), |time| format!("{time:.3}"))
@@ -73,7 +74,7 @@ mod tests {
     use hark_protocol::{Code, Refusal, Sequence};
 
     #[test]
-    fn a_message_is_one_line() {
+    fn message_is_one_line() {
         let delivery = Delivery {
             sequence: Sequence(7),
             sender: Some("amy".parse().unwrap()),
@@ -91,7 +92,7 @@ mod tests {
             let names = names.iter().map(|name| name.parse().unwrap()).collect();
             Ok(Done::Listed(Names { names, is_truncated }))
         };
-        assert_eq!(outcome(&Ok(Done::Plainly)), "ok");
+        assert_eq!(outcome(&Ok(Done::Plain)), "ok");
         assert_eq!(outcome(&Ok(Done::Connected(3))), "ok 3");
         assert_eq!(outcome(&Ok(Done::Deleted(false))), "ok absent");
         assert_eq!(outcome(&listed(&["amy", "bob"], true)), "ok 2 amy,bob truncated");

@@ -1,5 +1,5 @@
-//! `hark listen`: prints messages as they come, and acknowledges each once it
-//! has been printed.
+//! `hark listen`: prints messages as they arrive, and acknowledges each once it
+//! is printed.
 
 use hark_client::{Event, LinkState};
 use hark_protocol::UserName;
@@ -10,14 +10,14 @@ use crate::exit::{Exit, Failure};
 use crate::text::escape;
 use crate::{lines, once, output, setup, signals};
 
-/// How messages are printed, and how many.
+/// Output format, and number of messages.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Printing {
     pub(crate) is_json: bool,
     pub(crate) count: Option<u64>,
 }
 
-/// Receives for `user` until `count` messages were printed, or until a signal.
+/// Receives for `user` until `count` messages are printed, or until a signal.
 pub(crate) async fn run(settings: &Settings, user: UserName, printing: Printing) -> Result<Exit, Failure> {
     let secrets = setup::secrets(settings)?;
     let mut stop = signals::stop()?;
@@ -26,9 +26,9 @@ pub(crate) async fn run(settings: &Settings, user: UserName, printing: Printing)
         connected = once::attempt(settings, &handle, Command::Connect(user), &secrets) => connected?,
         () = stop.received() => return Ok(Exit::Done),
     };
-    let mut left = printing.count;
+    let mut remaining = printing.count;
     let exit = loop {
-        if left == Some(0) {
+        if remaining == Some(0) {
             break Exit::Done;
         }
         let event = tokio::select! {
@@ -40,7 +40,7 @@ pub(crate) async fn run(settings: &Settings, user: UserName, printing: Printing)
                 let is_json = printing.is_json;
                 let line = if is_json { lines::json(&message) } else { lines::message(&message.delivery) };
                 output::message(message, &line)?;
-                left = left.map(|left| left - 1);
+                remaining = remaining.map(|remaining| remaining - 1);
             }
             Some(other) => {
                 if let Some(exit) = say(settings, &other) {
@@ -50,23 +50,24 @@ pub(crate) async fn run(settings: &Settings, user: UserName, printing: Printing)
             None => break Exit::Failed,
         }
     };
-    // What was printed is acknowledged; what was not comes again.
+    // Printed messages are acknowledged; others are delivered again.
     handle.close(settings.timeout).await;
     Ok(exit)
 }
 
-/// Says on stderr what else happens; how to end, where that ends it.
+/// Reports other events on stderr. Returns the exit code if the event ends the
+/// run.
 fn say(settings: &Settings, event: &Event) -> Option<Exit> {
     match event {
         Event::Link(LinkState::Down { server, reason, retry_in, .. }) => {
-            let next = if retry_in.is_zero() { "trying the next" } else { "trying again" };
-            eprintln!("hark: no link to {server}: {}; {next}", escape(reason));
+            let next = if retry_in.is_zero() { "trying the next server" } else { "reconnecting" };
+            eprintln!("hark: no connection to {server}: {}; {next}", escape(reason));
         }
-        // Of several it is worth a word which one it is.
+        // The address is worth reporting only if there are several.
         Event::Link(LinkState::Up { server }) if **server != *settings.server => {
             eprintln!("hark: connected to {server}");
         }
         _ => {}
     }
-    output::say_if_over(event).then_some(Exit::Refused)
+    output::report_end(event).then_some(Exit::Refused)
 }

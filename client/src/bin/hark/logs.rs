@@ -1,8 +1,8 @@
-//! `hark logs`: the log of the server, line by line, as it happens.
+//! `hark logs`: shows the log of the server live, line by line.
 
 use std::io::IsTerminal as _;
 
-use hark_client::logs::{Heard, LogEvent, LogLevel, Logs, Query, WatchError};
+use hark_client::logs::{LogEvent, LogItem, LogLevel, Logs, Query, WatchError};
 use hark_client::{Config, RequestError, Timing};
 use hark_protocol::Code;
 use serde_json::json;
@@ -14,38 +14,38 @@ use crate::lines;
 use crate::text::{escape, escape_json, escape_line};
 use crate::{output, setup, signals};
 
-/// Shows the log until its end, a signal, or the end of the link.
+/// Shows the log until it ends, a signal arrives, or the connection fails.
 pub(crate) async fn run(settings: &Settings, arguments: LogsArguments) -> Result<Exit, Failure> {
     let (shown, limit) = (Shown::new(arguments.json), arguments.limit);
     let mut logs = match watch(settings, arguments).await? {
         Ok(logs) => logs,
         Err(error) => return say(settings, error),
     };
-    // Of several it is worth a word whose log it is.
+    // The address is worth reporting only if there are several.
     if logs.server() != settings.server {
         eprintln!("hark: the log of {}", logs.server());
     }
     let mut stop = signals::stop()?;
     let mut count = 0;
     loop {
-        let heard = tokio::select! {
-            heard = logs.next() => heard,
+        let item = tokio::select! {
+            item = logs.next() => item,
             () = stop.received() => return Ok(Exit::Done),
         };
-        match heard {
-            Ok(Some(heard)) => {
-                count += u64::from(matches!(heard, Heard::Event(_)));
-                output::line(&shown.line(&heard))?;
+        match item {
+            Ok(Some(item)) => {
+                count += u64::from(matches!(item, LogItem::Event(_)));
+                output::line(&shown.line(&item))?;
             }
             Ok(None) if limit.is_some_and(|limit| count >= limit) => return Ok(Exit::Done),
-            Ok(None) => return say(settings, WatchError::Link("the server has ended it".to_owned())),
+            Ok(None) => return say(settings, WatchError::Link("the server ended the stream".to_owned())),
             Err(error) => return say(settings, error),
         }
     }
 }
 
-/// Asks for the log; once more with a password, if the server wants one that
-/// was not given and there is somebody to ask.
+/// Opens the log. Retries with a password from a prompt if the server requires
+/// one and none was given.
 async fn watch(settings: &Settings, arguments: LogsArguments) -> Result<Result<Logs, WatchError>, Failure> {
     let LogsArguments { level, target, limit, as_user, .. } = arguments;
     let password = setup::secrets(settings)?.password;
@@ -61,7 +61,7 @@ async fn watch(settings: &Settings, arguments: LogsArguments) -> Result<Result<L
     let first = Logs::watch(&config, query.clone()).await;
     match (&first, as_user) {
         (Err(WatchError::Refused(refusal)), Some(user))
-            if refusal.code == Code::Denied && password.is_none() && setup::can_ask() =>
+            if refusal.code == Code::Denied && password.is_none() && setup::can_prompt() =>
         {
             let login = Some((user, setup::ask("Password: ")?));
             Ok(Logs::watch(&config, Query { login, ..query }).await)
@@ -70,18 +70,18 @@ async fn watch(settings: &Settings, arguments: LogsArguments) -> Result<Result<L
     }
 }
 
-/// Says why nothing more is shown.
+/// Reports why the log has ended.
 fn say(settings: &Settings, error: WatchError) -> Result<Exit, Failure> {
     match error {
         WatchError::Refused(refusal) => Err(RequestError::from(refusal).into()),
         WatchError::Link(why) => {
-            eprintln!("hark: no log from {}: {}", settings.server, escape(&why));
+            eprintln!("hark: cannot watch the log of {}: {}", settings.server, escape(&why));
             Ok(Exit::Unknown)
         }
     }
 }
 
-/// How the log is shown.
+/// Output format.
 #[derive(Debug, Clone, Copy)]
 enum Shown {
     Text(Style),
@@ -93,23 +93,23 @@ impl Shown {
         match (is_json, std::io::stdout().is_terminal()) {
             (true, _) => Self::Json,
             (false, true) => Self::Text(Style::of_terminal()),
-            (false, false) => Self::Text(Style { is_coloured: false }),
+            (false, false) => Self::Text(Style { is_colored: false }),
         }
     }
 
-    fn line(self, heard: &Heard) -> String {
-        match (self, heard) {
-            (Self::Text(style), Heard::Event(event)) => text(style, event),
-            (Self::Text(style), Heard::Missed(count)) => {
-                style.bad(&format!("({count} events were missed here)"))
+    fn line(self, item: &LogItem) -> String {
+        match (self, item) {
+            (Self::Text(style), LogItem::Event(event)) => text(style, event),
+            (Self::Text(style), LogItem::Missed(count)) => {
+                style.bad(&format!("({count} events were dropped here)"))
             }
-            (Self::Json, Heard::Event(event)) => object(event),
-            (Self::Json, Heard::Missed(count)) => json!({ "missed": count }).to_string(),
+            (Self::Json, LogItem::Event(event)) => object(event),
+            (Self::Json, LogItem::Missed(count)) => json!({ "missed": count }).to_string(),
         }
     }
 }
 
-/// An event as the server's own log has it: time, level, target, message,
+/// Formats an event like the server's own log: time, level, target, message,
 /// fields.
 fn text(style: Style, event: &LogEvent) -> String {
     let level = event.level();
@@ -129,7 +129,7 @@ fn text(style: Style, event: &LogEvent) -> String {
     line
 }
 
-/// An event as an object of JSON, on one line.
+/// Formats an event as a JSON object on one line.
 fn object(event: &LogEvent) -> String {
     let fields: serde_json::Map<_, _> =
         sorted(event).into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect();
@@ -176,7 +176,7 @@ impl From<Level> for LogLevel {
 mod tests {
     use super::*;
 
-    const PLAIN: Style = Style { is_coloured: false };
+    const PLAIN: Style = Style { is_colored: false };
 
     fn event() -> LogEvent {
         LogEvent {
@@ -191,18 +191,18 @@ mod tests {
     }
 
     #[test]
-    fn an_event_is_one_line_that_a_terminal_obeys_nothing_of() {
+    fn event_is_one_escaped_line() {
         assert_eq!(
             text(PLAIN, &event()),
             r"2023-11-14T22:13:20.123Z  WARN hark_server::server: too many\nconnections address=\u{1b}[31m most=3"
         );
-        let coloured = text(Style { is_coloured: true }, &event());
-        assert!(coloured.contains("\x1b[33m WARN\x1b[0m") && !coloured.contains("\x1b[31m"), "{coloured:?}");
+        let colored = text(Style { is_colored: true }, &event());
+        assert!(colored.contains("\x1b[33m WARN\x1b[0m") && !colored.contains("\x1b[31m"), "{colored:?}");
     }
 
     #[test]
-    fn an_event_in_json_is_the_same_value_on_one_line() {
-        let line = Shown::Json.line(&Heard::Event(event()));
+    fn json_event_is_one_line_of_the_same_value() {
+        let line = Shown::Json.line(&LogItem::Event(event()));
         assert!(!line.contains(['\n', '\x1b']), "{line}");
         let value: serde_json::Value = serde_json::from_str(&line).unwrap();
         assert_eq!((&value["level"], &value["fields"]["address"]), (&"warn".into(), &"\x1b[31m".into()));
@@ -210,8 +210,8 @@ mod tests {
     }
 
     #[test]
-    fn events_that_were_missed_are_said() {
-        assert_eq!(Shown::Text(PLAIN).line(&Heard::Missed(7)), "(7 events were missed here)");
-        assert_eq!(Shown::Json.line(&Heard::Missed(7)), r#"{"missed":7}"#);
+    fn missed_events_are_reported() {
+        assert_eq!(Shown::Text(PLAIN).line(&LogItem::Missed(7)), "(7 events were dropped here)");
+        assert_eq!(Shown::Json.line(&LogItem::Missed(7)), r#"{"missed":7}"#);
     }
 }

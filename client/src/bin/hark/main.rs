@@ -1,15 +1,15 @@
-//! hark: the chat in a terminal, in a pipe, and in one command.
+//! hark: the chat in a terminal, in a pipe, or as a single command.
 //!
-//! | module | what it owns |
+//! | module | contents |
 //! | --- | --- |
 //! | `args` | flags, environment variables, sub-commands |
-//! | `command` | carrying out what is typed, piped or given as arguments |
+//! | `command` | execution of commands that are typed, piped or given as arguments |
 //! | `interactive` | the chat in a terminal |
-//! | `piped`, `once`, `listen`, `logs`, `user` | the other ways of using it |
-//! | `lines` | the stable lines of output |
-//! | `output` | writing outside the chat |
-//! | `text` | making safe what others wrote |
-//! | `setup`, `signals`, `exit` | settings to client, signals, exit codes |
+//! | `piped`, `once`, `listen`, `logs`, `user` | the other modes |
+//! | `lines` | the stable output format |
+//! | `output` | output outside of the chat |
+//! | `text` | escaping of untrusted text |
+//! | `setup`, `signals`, `exit` | creation of a client from the settings, signals, exit codes |
 
 mod args;
 mod command;
@@ -47,7 +47,7 @@ fn main() -> ExitCode {
 }
 
 fn serve(settings: &Settings, task: Option<Task>) -> Result<Exit, Failure> {
-    // Two threads, so that a slow output does not silence the link.
+    // Two threads, so that a slow output does not delay the keepalive.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -59,7 +59,7 @@ fn serve(settings: &Settings, task: Option<Task>) -> Result<Exit, Failure> {
             None => chat(settings).await,
         }
     });
-    // A thread that still reads from stdin must not keep the process.
+    // A thread that still reads stdin must not delay the exit.
     runtime.shutdown_background();
     exit
 }
@@ -82,7 +82,8 @@ async fn run(settings: &Settings, task: Task) -> Result<Exit, Failure> {
     once::run(settings, as_user, command).await
 }
 
-/// The chat in a terminal, or in a pipe where there is none.
+/// Runs the chat in a terminal, or in a pipe if stdin or stdout is not a
+/// terminal.
 async fn chat(settings: &Settings) -> Result<Exit, Failure> {
     if std::io::stdin().is_terminal() && std::io::stdout().is_terminal() {
         interactive::run(settings).await

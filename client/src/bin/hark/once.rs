@@ -1,4 +1,4 @@
-//! One command, given as arguments: ask, wait in bounds, say what came of it.
+//! A single command, given as arguments.
 
 use std::future::Future;
 use std::io::Write as _;
@@ -13,7 +13,7 @@ use crate::exit::{Exit, Failure};
 use crate::text::{escape, escape_name};
 use crate::{lines, output, setup};
 
-/// Carries out one command, as `as_user` or as nobody.
+/// Executes one command, as `as_user` or anonymously.
 pub(crate) async fn run(
     settings: &Settings,
     as_user: Option<UserName>,
@@ -21,20 +21,20 @@ pub(crate) async fn run(
 ) -> Result<Exit, Failure> {
     let mut secrets = setup::secrets(settings)?;
     if matches!(command, Command::Password(_)) {
-        ask_for_change(&mut secrets)?;
+        prompt_for_new_password(&mut secrets)?;
     }
     let (handle, events) = setup::client(settings)?;
-    // Nothing is received for who only logs in.
+    // A login receives nothing.
     drop(events);
-    let could_be_somebody = as_user.is_none() && takes_as(&command);
+    let may_need_login = as_user.is_none() && takes_as(&command);
     if let Some(user) = as_user {
         attempt(settings, &handle, Command::Login(user), &secrets).await?;
     }
     let done = match attempt(settings, &handle, command, &secrets).await {
         Err(Failure::Request(RequestError::Refused(refusal)))
-            if refusal.code == Code::Denied && could_be_somebody =>
+            if refusal.code == Code::Denied && may_need_login =>
         {
-            let explanation = format!("{}; --as USER says who you are", refusal.explanation);
+            let explanation = format!("{}; log in with --as USER", refusal.explanation);
             return Err(RequestError::from(Refusal::new(Code::Denied, explanation)).into());
         }
         done => done?,
@@ -44,7 +44,7 @@ pub(crate) async fn run(
     Ok(Exit::Done)
 }
 
-/// Whether the command line of this command has `--as`.
+/// Returns whether this command has the flag `--as`.
 const fn takes_as(command: &Command) -> bool {
     matches!(command, Command::Send(..) | Command::Delete(_) | Command::List(_))
 }
@@ -58,81 +58,81 @@ fn print(done: &Done) -> Result<(), Failure> {
         writeln!(out, "{}", escape_name(name.as_str()))?;
     }
     if answer.is_truncated {
-        eprintln!("hark: there are more users than the server lists");
+        eprintln!("hark: the list is truncated by the server");
     }
     Ok(out.flush()?)
 }
 
-/// The new password comes first: without one there is nothing to ask for.
-fn ask_for_change(secrets: &mut Secrets) -> Result<(), Failure> {
-    if secrets.new_password.is_none() && setup::can_ask() {
-        secrets.new_password = setup::ask_new("New password: ")?;
+/// Prompts for the new password first, since nothing can be done without one.
+fn prompt_for_new_password(secrets: &mut Secrets) -> Result<(), Failure> {
+    if secrets.new_password.is_none() && setup::can_prompt() {
+        secrets.new_password = setup::prompt_new("New password: ")?;
     }
     match secrets.new_password {
         Some(_) => Ok(()),
-        None => Err(Failure::local("there is no new password: see --new-password-file")),
+        None => Err(Failure::local("no new password given; see --new-password-file")),
     }
 }
 
-/// Asks the server; once more with a password, if it wants one that was not
-/// given and there is somebody to ask.
+/// Executes a command. Retries with a password from a prompt if the server
+/// requires one and none was given.
 pub(crate) async fn attempt(
     settings: &Settings,
     handle: &Handle,
     command: Command,
     secrets: &Secrets,
 ) -> Result<Done, Failure> {
-    let first = command::carry_out(handle, command.clone(), secrets.clone());
-    match within_time(settings, handle, first).await {
+    let first = command::execute(handle, command.clone(), secrets.clone());
+    match with_timeout(settings, handle, first).await {
         Err(RequestError::Refused(refusal))
-            if refusal.code == Code::Denied && secrets.password.is_none() && setup::can_ask() =>
+            if refusal.code == Code::Denied && secrets.password.is_none() && setup::can_prompt() =>
         {
             let password = setup::ask("Password: ")?;
             let secrets = Secrets { password, ..secrets.clone() };
-            let second = command::carry_out(handle, command, secrets);
-            Ok(within_time(settings, handle, second).await?)
+            let second = command::execute(handle, command, secrets);
+            Ok(with_timeout(settings, handle, second).await?)
         }
         outcome => Ok(outcome?),
     }
 }
 
-/// Waits for an answer, and gives up after `--timeout`, or where waiting does
-/// not help: then the client is closed, which tells what was never sent from
-/// what is not known.
-async fn within_time<T>(
+/// Waits for an answer up to `--timeout`, or until the connection fails
+/// permanently. The client is then closed, which distinguishes unsent requests
+/// from unknown outcomes.
+async fn with_timeout<T>(
     settings: &Settings,
     handle: &Handle,
-    asking: impl Future<Output = Result<T, RequestError>>,
+    attempt: impl Future<Output = Result<T, RequestError>>,
 ) -> Result<T, RequestError> {
-    let mut asking = pin!(asking);
-    let patience = tokio::time::sleep(settings.timeout);
+    let mut attempt = pin!(attempt);
+    let timeout = tokio::time::sleep(settings.timeout);
     let (server, seconds) = (&settings.server, settings.timeout.as_secs());
     let (not_sent, unknown) = tokio::select! {
-        outcome = &mut asking => return outcome,
-        () = patience => (format!("{server} was not reached in {seconds} s"), format!("no answer in {seconds} s")),
-        reason = hopeless(settings, handle) => (format!("no link to {server}: {reason}"), reason),
+        outcome = &mut attempt => return outcome,
+        () = timeout => (format!("cannot reach {server} within {seconds} s"), format!("no answer within {seconds} s")),
+        reason = permanent_failure(settings, handle) => (format!("no connection to {server}: {reason}"), reason),
     };
     handle.close(std::time::Duration::ZERO).await;
-    asking.await.map_err(|error| match error {
+    attempt.await.map_err(|error| match error {
         RequestError::NotSent(_) => RequestError::NotSent(not_sent.into()),
         RequestError::Unknown { what, .. } => RequestError::Unknown { what, why: unknown.into() },
         other => other,
     })
 }
 
-/// Waits until there is no link, and never will be one as things are; why. Says
-/// once that there is none, where there may be one soon.
-async fn hopeless(settings: &Settings, handle: &Handle) -> String {
-    let (mut link, mut is_said) = (handle.link(), false);
+/// Waits until the connection fails permanently, and returns the reason.
+/// Reports once that the server is unreachable if it may come back.
+async fn permanent_failure(settings: &Settings, handle: &Handle) -> String {
+    let (mut link, mut is_reported) = (handle.link(), false);
     loop {
-        if let LinkState::Down { reason, is_lasting, retry_in, .. } = &*link.borrow_and_update() {
-            if *is_lasting {
+        if let LinkState::Down { reason, is_permanent, retry_in, .. } = &*link.borrow_and_update() {
+            if *is_permanent {
                 return reason.clone();
             }
-            // Where another is tried at once there is nothing to wait for.
-            if !retry_in.is_zero() && !std::mem::replace(&mut is_said, true) {
+            // No wait begins if another server is tried at once.
+            if !retry_in.is_zero() && !std::mem::replace(&mut is_reported, true) {
                 let (seconds, reason) = (settings.timeout.as_secs(), escape(reason));
-                eprintln!("hark: waiting for {}: {reason}; giving up after {seconds} s", settings.server);
+                eprintln!("hark: no connection to {}: {reason}; retrying for {seconds} s", settings.server);
             }
         }
         if link.changed().await.is_err() {

@@ -1,5 +1,5 @@
-//! What is written outside the chat: lines to stdout, each at once, and
-//! notices to stderr.
+//! Output outside of the chat: lines on stdout, flushed one by one, and notices
+//! on stderr.
 
 use std::io::{self, Write as _};
 
@@ -15,23 +15,22 @@ pub(crate) fn line(line: &str) -> Result<(), Failure> {
     Ok(out.flush()?)
 }
 
-/// Prints a message as `shown`, and takes it once that is done.
+/// Prints a message as `shown`, then acknowledges it.
 pub(crate) fn message(message: Message, shown: &str) -> Result<(), Failure> {
     line(shown)?;
     message.ack().map_err(Failure::local)
 }
 
-/// Says that nothing more is received, where that is what has happened;
-/// whether it is.
-pub(crate) fn say_if_over(event: &Event) -> bool {
+/// Reports and returns whether the event ends the receiving.
+pub(crate) fn report_end(event: &Event) -> bool {
     match event {
         Event::TakenOver { user } => {
-            eprintln!("hark: another connection receives for {} now", escape_name(user.as_str()));
+            eprintln!("hark: another connection now receives the messages of {}", escape_name(user.as_str()));
             true
         }
         Event::IdentityLost { user, refusal } => {
             let explanation = escape(&refusal.explanation);
-            eprintln!("hark: no longer {}: {explanation}", escape_name(user.as_str()));
+            eprintln!("hark: no longer logged in as {}: {explanation}", escape_name(user.as_str()));
             true
         }
         _ => false,

@@ -1,5 +1,5 @@
-//! Commands on stdin, one a line, when there is no terminal: one line of
-//! output for each, in order, and the messages between them.
+//! Commands on stdin, one per line, without a terminal: one line of output for
+//! each, in order, with messages in between.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -21,10 +21,10 @@ use crate::exit::{Exit, Failure};
 use crate::text::escape;
 use crate::{lines, output, setup, signals};
 
-/// Answers that wait for their turn to be printed.
+/// Largest number of commands whose answers are pending.
 const ANSWERS_MAX: usize = 1024;
 
-/// Bytes of a line: more than any server takes.
+/// Largest line in bytes, above the largest frame of any server.
 const LINE_BYTES_MAX: u64 = FRAME_BYTES_MAX as u64;
 
 /// Reads commands until the end of stdin, and waits for all the answers.
@@ -44,18 +44,18 @@ pub(crate) async fn run(settings: &Settings) -> Result<Exit, Failure> {
     };
     tokio::select! {
         ended = work => ended?,
-        never = close_when_over(settings, &handle, stop) => match never {},
+        never = close_on_failure(settings, &handle, stop) => match never {},
     }
     handle.close(settings.timeout).await;
     Ok(printer.exit)
 }
 
-/// Closes the client when the server is away for too long, or when a signal
-/// comes, and never ends: every command then has its outcome at once.
-async fn close_when_over(settings: &Settings, handle: &Handle, mut stop: signals::Stop) -> Infallible {
+/// Closes the client when the server was unreachable for too long or a signal
+/// arrives; every command then has its outcome at once. Never returns.
+async fn close_on_failure(settings: &Settings, handle: &Handle, mut stop: signals::Stop) -> Infallible {
     tokio::select! {
         reason = unreachable(handle.link(), settings.timeout) => {
-            eprintln!("hark: gave up waiting for {}: {}", settings.server, escape(&reason));
+            eprintln!("hark: cannot reach {}: {}", settings.server, escape(&reason));
         }
         () = stop.received() => {}
     }
@@ -63,29 +63,29 @@ async fn close_when_over(settings: &Settings, handle: &Handle, mut stop: signals
     std::future::pending().await
 }
 
-/// Waits until there was no link for `patience` without a break, or never will
-/// be one as things are; why there is none.
-async fn unreachable(mut link: watch::Receiver<LinkState>, patience: Duration) -> String {
+/// Waits until the link was down for `timeout` without interruption, or fails
+/// permanently, and returns the reason.
+async fn unreachable(mut link: watch::Receiver<LinkState>, timeout: Duration) -> String {
     let mut reason = "no answer".to_owned();
     loop {
         let is_down = |state: &LinkState| !state.is_up();
         let was_closed = link.wait_for(is_down).await.is_err();
-        let back = tokio::time::timeout(patience, is_back(&mut link, &mut reason)).await;
+        let back = tokio::time::timeout(timeout, is_back(&mut link, &mut reason)).await;
         if was_closed || back != Ok(true) {
             return reason;
         }
     }
 }
 
-/// Waits until there is a link, or never will be one as things are, and notes
-/// why there is none.
+/// Waits until the link is up, or fails permanently, and stores the reason of
+/// failures.
 async fn is_back(link: &mut watch::Receiver<LinkState>, reason: &mut String) -> bool {
     loop {
         match &*link.borrow_and_update() {
             LinkState::Up { .. } => return true,
-            LinkState::Down { reason: why, is_lasting, .. } => {
+            LinkState::Down { reason: why, is_permanent, .. } => {
                 why.clone_into(reason);
-                if *is_lasting {
+                if *is_permanent {
                     return false;
                 }
             }
@@ -97,22 +97,22 @@ async fn is_back(link: &mut watch::Receiver<LinkState>, reason: &mut String) -> 
     }
 }
 
-/// Turns lines into requests.
+/// The part that turns lines into requests.
 struct Reader {
     handle: Handle,
     secrets: Secrets,
     answers: mpsc::Sender<Answer>,
 }
 
-/// The outcome of a command, sooner or later.
+/// The pending outcome of a command.
 struct Answer {
-    /// Who receives from then on, if it is a `connect` and succeeds.
+    /// The receiving user after a successful `connect`.
     receiver: Option<UserName>,
     outcome: BoxFuture<'static, Result<Done, RequestError>>,
 }
 
 impl Reader {
-    /// Reads to the end, or until the client is closed.
+    /// Reads until the end of the input, or until the client is closed.
     async fn read(self, mut input: impl AsyncBufRead + Unpin) -> Result<(), Failure> {
         let mut link = self.handle.link();
         let is_closed = |state: &LinkState| *state == LinkState::Closed;
@@ -124,7 +124,7 @@ impl Reader {
             let Some(line) = line else {
                 return Ok(());
             };
-            let is_over = match understand(&line) {
+            let is_over = match parse_line(&line) {
                 None => false,
                 Some(Ok(command)) => {
                     let is_over = command == Command::Quit;
@@ -138,19 +138,19 @@ impl Reader {
         }
     }
 
-    /// Asks, and leaves it to the printer to wait for the answer; whether
-    /// nobody prints any more.
+    /// Sends a command and queues its pending answer for the printer. Returns
+    /// whether the printer has ended.
     async fn ask(&self, command: Command) -> bool {
         let receiver = match &command {
             Command::Connect(user) => Some(user.clone()),
             _ => None,
         };
         let (handle, secrets) = (self.handle.clone(), self.secrets.clone());
-        let mut asking = async move { command::carry_out(&handle, command, secrets).await }.boxed();
-        // Polling it once gives it its place among the requests.
-        match (&mut asking).now_or_never() {
+        let mut attempt = async move { command::execute(&handle, command, secrets).await }.boxed();
+        // The first poll queues the request in order.
+        match (&mut attempt).now_or_never() {
             Some(outcome) => self.put(receiver, outcome).await,
-            None => self.answers.send(Answer { receiver, outcome: asking }).await.is_err(),
+            None => self.answers.send(Answer { receiver, outcome: attempt }).await.is_err(),
         }
     }
 
@@ -167,7 +167,7 @@ async fn next_line(input: &mut (impl AsyncBufRead + Unpin)) -> io::Result<Option
     match line.last() {
         Some(b'\n') => drop(line.pop()),
         _ if read as u64 == LINE_BYTES_MAX => {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "a line of 16 MiB or more"));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "a line must be shorter than 16 MiB"));
         }
         _ => {}
     }
@@ -177,8 +177,8 @@ async fn next_line(input: &mut (impl AsyncBufRead + Unpin)) -> io::Result<Option
     Ok((read > 0).then_some(line))
 }
 
-/// What a line says; `None` for a blank one and for a comment.
-fn understand(line: &[u8]) -> Option<Result<Command, Refusal>> {
+/// Parses a line; `None` if it is blank or a comment.
+fn parse_line(line: &[u8]) -> Option<Result<Command, Refusal>> {
     let refuse = |explanation: String| Refusal::new(Code::BadRequest, explanation);
     let Ok(line) = std::str::from_utf8(line) else {
         return Some(Err(refuse("the line is not UTF-8".to_owned())));
@@ -192,16 +192,16 @@ fn understand(line: &[u8]) -> Option<Result<Command, Refusal>> {
     })
 }
 
-/// Owns the output.
+/// The part that owns the output.
 struct Printer {
     events: Events,
     exit: Exit,
-    /// Who has connected and was not pushed all that was queued.
+    /// The user whose queued messages have not all been received.
     behind: Option<UserName>,
 }
 
 impl Printer {
-    /// Prints the outcomes in order until there are no more.
+    /// Prints all outcomes in order.
     async fn print(&mut self, mut answers: mpsc::Receiver<Answer>) -> Result<(), Failure> {
         while let Some(answer) = self.meanwhile(answers.recv()).await? {
             let outcome = self.meanwhile(answer.outcome).await?;
@@ -214,8 +214,8 @@ impl Printer {
         Ok(())
     }
 
-    /// Waits, and prints the messages that come. What is waited for goes
-    /// first: the answer to a `connect` stands before its messages.
+    /// Awaits `work`, and prints messages that arrive meanwhile. `work` has
+    /// priority: the answer to a `connect` precedes its messages.
     async fn meanwhile<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Failure> {
         let mut work = pin!(work);
         loop {
@@ -227,17 +227,17 @@ impl Printer {
         }
     }
 
-    /// Prints what was queued for whoever has connected last, as far as it
-    /// comes in time.
-    async fn catch_up(&mut self, patience: Duration) -> Result<(), Failure> {
-        let mut patience = pin!(tokio::time::sleep(patience));
+    /// Prints the messages that were queued at the last `connect`, within a
+    /// time limit.
+    async fn catch_up(&mut self, timeout: Duration) -> Result<(), Failure> {
+        let mut timeout = pin!(tokio::time::sleep(timeout));
         while self.behind.is_some() {
             tokio::select! {
                 event = self.events.next() => match event {
                     Some(event) => self.take(event)?,
                     None => return Ok(()),
                 },
-                () = &mut patience => return Ok(()),
+                () = &mut timeout => return Ok(()),
             }
         }
         Ok(())
@@ -248,7 +248,7 @@ impl Printer {
             let line = lines::message(&message.delivery);
             return output::message(message, &line);
         }
-        if matches!(event, Event::CaughtUp { .. }) || output::say_if_over(&event) {
+        if matches!(event, Event::CaughtUp { .. }) || output::report_end(&event) {
             self.behind = None;
         }
         Ok(())
@@ -260,21 +260,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn blank_lines_and_comments_ask_nothing() {
-        assert!(understand(b"").is_none());
-        assert!(understand(b"  # send bob x").is_none());
-        assert_eq!(understand(b"ping"), Some(Ok(Command::Ping)));
+    fn blank_lines_and_comments_are_skipped() {
+        assert!(parse_line(b"").is_none());
+        assert!(parse_line(b"  # send bob x").is_none());
+        assert_eq!(parse_line(b"ping"), Some(Ok(Command::Ping)));
     }
 
     #[test]
-    fn what_is_no_command_is_refused_here() {
+    fn invalid_line_is_refused_locally() {
         for bad in [&b"frobnicate"[..], b"\xff", b"password", b"send bob"] {
-            assert_eq!(understand(bad).unwrap().unwrap_err().code, Code::BadRequest);
+            assert_eq!(parse_line(bad).unwrap().unwrap_err().code, Code::BadRequest);
         }
     }
 
     #[tokio::test]
-    async fn lines_end_in_either_way_and_the_last_may_end_without() {
+    async fn lines_may_end_in_crlf_lf_or_eof() {
         let mut input = &b"one\r\n\ntwo"[..];
         let mut read = Vec::new();
         while let Some(line) = next_line(&mut input).await.unwrap() {

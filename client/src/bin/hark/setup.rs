@@ -1,4 +1,4 @@
-//! From the command line to a client: settings, passwords and files.
+//! Creation of a client from the command line: settings, passwords and files.
 
 use std::fs;
 use std::io::{self, IsTerminal as _};
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use etcetera::BaseStrategy as _;
-use hark_client::taken::FileTaken;
+use hark_client::seen::FileSeenStore;
 use hark_client::{Client, Config, Events, Handle, Trust};
 use hark_prompt::Quiet;
 use hark_protocol::Password;
@@ -16,23 +16,23 @@ use crate::args::Settings;
 use crate::command::Secrets;
 use crate::exit::Failure;
 
-/// Where this user's state is kept.
+/// Returns the directory for this user's state.
 pub(crate) fn state_dir(settings: &Settings) -> Result<PathBuf, Failure> {
     if let Some(directory) = &settings.state_dir {
         return Ok(directory.clone());
     }
     let base = etcetera::choose_base_strategy()
-        .map_err(|error| Failure::local(format!("no home directory, set --state-dir: {error}")))?;
+        .map_err(|error| Failure::local(format!("no home directory; use --state-dir: {error}")))?;
     Ok(base.state_dir().unwrap_or_else(|| base.data_dir()).join("hark"))
 }
 
-/// Starts a client that remembers what was taken in files.
+/// Starts a client with a record of seen messages in files.
 pub(crate) fn client(settings: &Settings) -> Result<(Handle, Events), Failure> {
-    let taken = FileTaken::new(&state_dir(settings)?.join("taken"), &settings.server);
-    Ok(Client::connect(Config { taken: Arc::new(taken), ..config(settings)? }))
+    let seen = FileSeenStore::new(&state_dir(settings)?.join("taken"), &settings.server);
+    Ok(Client::connect(Config { seen: Arc::new(seen), ..config(settings)? }))
 }
 
-/// Where the server is, and how it is spoken to.
+/// Returns the configuration for the chosen transport.
 fn config(settings: &Settings) -> Result<Config, Failure> {
     #[cfg(feature = "grpc")]
     if settings.grpc {
@@ -43,7 +43,7 @@ fn config(settings: &Settings) -> Result<Config, Failure> {
     trust(settings).map_or_else(|| Ok(Config::tcp(server)), over_tls)
 }
 
-/// The same, over gRPC whatever is set.
+/// Returns the configuration for gRPC, regardless of the settings.
 #[cfg(feature = "grpc")]
 pub(crate) fn grpc(settings: &Settings) -> Result<Config, Failure> {
     let server = settings.server.as_str();
@@ -51,13 +51,13 @@ pub(crate) fn grpc(settings: &Settings) -> Result<Config, Failure> {
     trust(settings).map_or_else(|| Ok(Config::grpc(server)), over_tls)
 }
 
-/// Whom TLS trusts, where it is spoken. Who names an authority means it.
+/// Returns the trusted authorities; `None` without TLS. `--ca` implies TLS.
 fn trust(settings: &Settings) -> Option<Trust> {
     let named = settings.ca.clone().map(Trust::File);
     named.or_else(|| settings.tls.then_some(Trust::System))
 }
 
-/// The passwords that were given, without asking.
+/// Returns the passwords from files and the environment.
 pub(crate) fn secrets(settings: &Settings) -> Result<Secrets, Failure> {
     Ok(Secrets {
         password: given(settings.password_file.as_deref(), "HARK_PASSWORD")?,
@@ -79,37 +79,37 @@ fn given(file: Option<&Path>, variable: &str) -> Result<Option<Password>, Failur
     line.parse().map(Some).map_err(|bad| Failure::local(format!("{source}: {bad}")))
 }
 
-/// Whether there is somebody to ask.
-pub(crate) fn can_ask() -> bool {
+/// Returns whether a password can be prompted for.
+pub(crate) fn can_prompt() -> bool {
     io::stdin().is_terminal()
 }
 
-/// Asks for a password without echo; `None` where none is given.
+/// Prompts for a password without echo; `None` if the input is empty.
 pub(crate) fn ask(prompt: &str) -> Result<Option<Password>, Failure> {
-    ask_quietly(&mut quiet()?, prompt)
+    prompt_with(&mut quiet()?, prompt)
 }
 
-/// Asks for a new password twice.
-pub(crate) fn ask_new(prompt: &str) -> Result<Option<Password>, Failure> {
+/// Prompts for a new password twice.
+pub(crate) fn prompt_new(prompt: &str) -> Result<Option<Password>, Failure> {
     let mut quiet = quiet()?;
-    let Some(first) = ask_quietly(&mut quiet, prompt)? else {
+    let Some(first) = prompt_with(&mut quiet, prompt)? else {
         return Ok(None);
     };
-    match ask_quietly(&mut quiet, "The same again: ")? {
+    match prompt_with(&mut quiet, "Repeat the password: ")? {
         Some(second) if second == first => Ok(Some(first)),
-        _ => Err(Failure::local("the two passwords are not the same")),
+        _ => Err(Failure::local("the passwords do not match")),
     }
 }
 
 fn quiet() -> Result<Quiet, Failure> {
-    Quiet::begin().map_err(cannot_ask)
+    Quiet::begin().map_err(prompt_error)
 }
 
-fn ask_quietly(quiet: &mut Quiet, prompt: &str) -> Result<Option<Password>, Failure> {
-    let text = quiet.ask(prompt).map_err(cannot_ask)?;
+fn prompt_with(quiet: &mut Quiet, prompt: &str) -> Result<Option<Password>, Failure> {
+    let text = quiet.ask(prompt).map_err(prompt_error)?;
     if text.is_empty() { Ok(None) } else { text.parse().map(Some).map_err(Failure::local) }
 }
 
-fn cannot_ask(error: io::Error) -> Failure {
-    Failure::local(format!("cannot ask for a password: {error}"))
+fn prompt_error(error: io::Error) -> Failure {
+    Failure::local(format!("cannot prompt for a password: {error}"))
 }

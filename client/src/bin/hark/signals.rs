@@ -1,25 +1,25 @@
-//! The signals that ask to end.
+//! Handlers for the signals that end the process.
 
 #[cfg(unix)]
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::exit::Failure;
 
-/// SIGINT, as something to wait for.
+/// A handler for SIGINT.
 pub(crate) struct Interrupts {
     #[cfg(unix)]
     signal: Signal,
 }
 
-/// SIGINT and SIGTERM, as something to wait for.
+/// A handler for SIGINT and SIGTERM.
 pub(crate) struct Stop {
     interrupts: Interrupts,
     #[cfg(unix)]
     terminate: Signal,
 }
 
-/// SIGTERM and SIGHUP, as something to wait for.
-pub(crate) struct Ends {
+/// A handler for SIGTERM and SIGHUP.
+pub(crate) struct Termination {
     #[cfg(unix)]
     terminate: Signal,
     #[cfg(unix)]
@@ -31,7 +31,7 @@ fn catch(kind: SignalKind) -> Result<Signal, Failure> {
     signal(kind).map_err(|error| Failure::local(format!("cannot catch signals: {error}")))
 }
 
-/// Begins to catch SIGINT: from now on it does not end the process.
+/// Installs the handler: the signal no longer ends the process.
 pub(crate) fn interrupts() -> Result<Interrupts, Failure> {
     Ok(Interrupts {
         #[cfg(unix)]
@@ -39,7 +39,7 @@ pub(crate) fn interrupts() -> Result<Interrupts, Failure> {
     })
 }
 
-/// Begins to catch both: from now on they do not end the process.
+/// Installs the handler: the signals no longer end the process.
 pub(crate) fn stop() -> Result<Stop, Failure> {
     Ok(Stop {
         interrupts: interrupts()?,
@@ -48,10 +48,10 @@ pub(crate) fn stop() -> Result<Stop, Failure> {
     })
 }
 
-/// Begins to catch those that are no key: from now on they do not end the
-/// process. Not for who may be told by nohup to outlive its terminal.
-pub(crate) fn ends() -> Result<Ends, Failure> {
-    Ok(Ends {
+/// Installs the handler: the signals no longer end the process. Only for the
+/// chat: under nohup, SIGHUP has to stay ignored.
+pub(crate) fn termination() -> Result<Termination, Failure> {
+    Ok(Termination {
         #[cfg(unix)]
         terminate: catch(SignalKind::terminate())?,
         #[cfg(unix)]
@@ -59,7 +59,7 @@ pub(crate) fn ends() -> Result<Ends, Failure> {
     })
 }
 
-impl Ends {
+impl Termination {
     /// Waits for either signal. Cancel-safe.
     pub(crate) async fn received(&mut self) {
         #[cfg(unix)]

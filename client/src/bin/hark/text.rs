@@ -1,23 +1,21 @@
-//! Making text that others wrote safe to print: what a terminal would obey is
-//! shown instead.
+//! Escaping of untrusted text for terminals.
 
 use std::borrow::Cow;
 
-/// Whether a terminal or the eye would take this character for an order: C0,
-/// C1 and DEL, the characters that turn the direction of a text, those that
-/// end a line, and those that are not seen.
+/// Returns whether a character may control a terminal or mislead a reader: C0,
+/// C1 and DEL, changes of direction, line ends, and invisible characters.
 pub(crate) const fn is_unsafe(c: char) -> bool {
     matches!(c,
         '\0'..='\x1f' | '\x7f'..='\u{9f}' | '\u{61c}' | '\u{200b}' | '\u{200e}' | '\u{200f}'
         | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
 }
 
-/// The text with what is unsafe written as an escape, as in `\u{1b}`.
+/// Escapes unsafe characters, as in `\u{1b}`.
 pub(crate) fn escape(text: &str) -> Cow<'_, str> {
     escape_where(text, is_unsafe)
 }
 
-/// The same, on one line and such that it can be reversed.
+/// Escapes unsafe characters and backslashes, so that the result is reversible.
 pub(crate) fn escape_line(text: &str) -> Cow<'_, str> {
     escape_where(text, |c| is_unsafe(c) || c == '\\')
 }
@@ -33,14 +31,14 @@ fn escape_where(text: &str, is_escaped: impl Fn(char) -> bool) -> Cow<'_, str> {
     Cow::Owned(escaped)
 }
 
-/// The name of a user. What is not seen is shown, so that no name looks like
-/// another one; and so is a backslash, which begins what is shown so.
+/// Escapes a user name. Invisible characters are escaped as well, so that no
+/// name looks like another one, and so are backslashes.
 pub(crate) fn escape_name(name: &str) -> Cow<'_, str> {
     escape_where(name, |c| is_unsafe(c) || is_unseen(c) || c == '\\')
 }
 
-/// Whether there is nothing to be seen of this character. In a text some of these
-/// have a meaning, as in Persian and in emoji.
+/// Returns whether a character is invisible. In texts some of these are
+/// meaningful, as in Persian and in emoji.
 const fn is_unseen(c: char) -> bool {
     matches!(c,
         '\u{ad}' | '\u{34f}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}' | '\u{180b}'..='\u{180f}'
@@ -49,16 +47,16 @@ const fn is_unseen(c: char) -> bool {
         | '\u{e0000}'..='\u{e0fff}')
 }
 
-/// Escaped for several lines: each but the first is indented by `indent`
-/// columns, so that none looks like a line of its own.
+/// Escapes a text of several lines, and indents all but the first by `indent`
+/// columns, so that none looks like a separate message.
 pub(crate) fn block(text: &str, indent: usize) -> String {
     let lines: Vec<_> =
         text.split('\n').map(|line| escape(line.strip_suffix('\r').unwrap_or(line))).collect();
     lines.join(&format!("\n{:indent$}", ""))
 }
 
-/// A piece of JSON whose strings hold nothing that a terminal would obey.
-/// Such characters can only be inside a string, where `\uXXXX` is the same.
+/// Escapes unsafe characters in JSON. They occur only inside of strings, where
+/// `\uXXXX` is equivalent.
 pub(crate) fn escape_json(json: &str) -> String {
     let mut escaped = String::with_capacity(json.len());
     for c in json.chars() {
@@ -72,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_terminal_would_obey_is_shown() {
+    fn unsafe_characters_are_escaped() {
         assert_eq!(escape("plain, ünï 🦀"), "plain, ünï 🦀");
         assert_eq!(escape("\x1b[31mred\x07"), r"\u{1b}[31mred\u{7}");
         assert_eq!(escape("a\u{9b}b\x7f"), r"a\u{9b}b\u{7f}");
@@ -81,12 +79,12 @@ mod tests {
     }
 
     #[test]
-    fn a_line_can_be_read_back() {
+    fn escaped_line_is_reversible() {
         assert_eq!(escape_line("a\nb\\n"), r"a\nb\\n");
     }
 
     #[test]
-    fn no_name_looks_like_another() {
+    fn names_are_never_ambiguous() {
         assert_eq!(escape_name("Zoë-🦀.$"), "Zoë-🦀.$");
         let same =
             ["bob", "bob\u{2060}", "b\u{ad}ob", "bob\u{3164}", "bob\u{200d}", "bob\u{fe0f}", "bob\u{e0041}"];

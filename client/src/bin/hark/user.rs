@@ -1,5 +1,5 @@
-//! `hark user …`: passed on to `harkd user …`, which knows the store. A
-//! password that is given to the one is given to the other.
+//! `hark user …`: runs `harkd user …`, which has access to the store, with the
+//! same password.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use std::process::Command;
 
 use crate::exit::{Exit, Failure};
 
-/// Becomes `harkd user` with these arguments.
+/// Replaces this process by `harkd user` with these arguments.
 pub(crate) fn run(arguments: Vec<OsString>) -> Result<Exit, Failure> {
     let program = beside_this_one().unwrap_or_else(|| "harkd".into());
     let mut command = Command::new(&program);
@@ -20,7 +20,7 @@ pub(crate) fn run(arguments: Vec<OsString>) -> Result<Exit, Failure> {
     let error = exec(&mut command)?;
     Err(Failure::local(match error.kind() {
         std::io::ErrorKind::NotFound => {
-            "harkd manages the accounts, and is neither beside hark nor in the PATH".to_owned()
+            "cannot find harkd, which manages the accounts: it is neither next to hark nor in PATH".to_owned()
         }
         _ => format!("cannot run {}: {error}", program.display()),
     }))
@@ -32,14 +32,14 @@ fn beside_this_one() -> Option<PathBuf> {
     path.is_file().then_some(path)
 }
 
-/// Does not return where it succeeds.
+/// Replaces the process. Returns only on failure.
 #[cfg(unix)]
 fn exec(command: &mut Command) -> Result<std::io::Error, Failure> {
     use std::os::unix::process::CommandExt as _;
     Ok(command.exec())
 }
 
-/// Ends this process with the other's exit code where it succeeds.
+/// Runs the command and exits with its code. Returns only on failure.
 #[cfg(not(unix))]
 fn exec(command: &mut Command) -> Result<std::io::Error, Failure> {
     match command.status() {

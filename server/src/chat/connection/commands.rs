@@ -1,5 +1,5 @@
-//! The commands: how each one begins, and what it asks of the chat. When its
-//! turn comes and what is answered is decided in the module above.
+//! The start of each command. The parent module decides when a command starts and
+//! sends its reply.
 
 use std::future::Future;
 use std::net::IpAddr;
@@ -13,12 +13,12 @@ use super::{Answer, ClientConnection, Done, SendSession};
 use crate::chat::{Fault, ROOM_UNITS, UNIT_BYTES, now_ms};
 use crate::store::{Append, Pending, SendId, Unavailable};
 
-/// Sends of a burst that there is room for at first.
+/// The initial capacity of a burst of sends.
 const BURST_SENDS: usize = 8;
 
 impl ClientConnection {
-    /// Begins with the request that waits, once all before it is answered.
-    pub(super) fn begin_waiting(&mut self) {
+    /// Starts the waiting request, if every earlier one is answered.
+    pub(super) fn start_waiting(&mut self) {
         if self.operation.is_some() || !self.answers.is_empty() {
             return;
         }
@@ -32,12 +32,12 @@ impl ClientConnection {
             Request::Password { user, old, new } => self.set_password(id, user, old, new),
             Request::Delete { user, password } => self.delete(id, user, password),
             Request::List { pattern } => self.list(id, pattern),
-            // These do not wait.
+            // Handled at once; they never wait.
             Request::Send { .. } | Request::Ack { .. } | Request::Ping => {}
         }
     }
 
-    fn begin(
+    fn start(
         &mut self,
         id: Option<RequestId>,
         operation: impl Future<Output = Result<Done, Fault>> + Send + 'static,
@@ -50,19 +50,19 @@ impl ClientConnection {
             let refusal = Refusal::new(Code::BadRequest, "this server speaks version 1 of the protocol");
             return self.refuse_hello(id, refusal);
         }
-        let (sessions, control) = (Arc::clone(&self.chat.send_sessions), Arc::clone(&self.control));
+        let (sessions, shutdown) = (Arc::clone(&self.chat.send_sessions), Arc::clone(&self.shutdown));
         let from = self.network();
-        self.begin(id, async move {
-            Ok(sessions.open(session, from, control).await.map_or_else(Done::NoSession, Done::Hello))
+        self.start(id, async move {
+            Ok(sessions.open(session, from, shutdown).await.map_or_else(Done::NoSession, Done::Hello))
         });
     }
 
-    /// Creates an account that has no password, pipelined.
+    /// Creates an account without a password, pipelined.
     pub(super) fn create_open(&mut self, id: Option<RequestId>, user: UserName) {
-        if let Err(fault) = self.chat.may_be_without_password(false) {
+        if let Err(fault) = self.chat.check_password_required(false) {
             return self.answer(id, Answer::Reply(fault.into()));
         }
-        // Without room for another it is not pipelined.
+        // If the budget is exhausted, the request waits instead.
         let Ok(room) = Arc::clone(&self.chat.room).try_acquire_owned() else {
             self.waiting = Some((id, Request::Create { user, password: None }).into());
             return;
@@ -73,7 +73,7 @@ impl ClientConnection {
 
     fn create(&mut self, id: Option<RequestId>, user: UserName, password: Option<Password>) {
         let (chat, address, by) = (Arc::clone(&self.chat), self.address, self.user.clone());
-        self.begin(id, async move {
+        self.start(id, async move {
             let created = chat.create(address, by.as_ref(), &user, password).await?;
             Ok(Done::Creating(user, created))
         });
@@ -81,33 +81,33 @@ impl ClientConnection {
 
     fn login(&mut self, id: Option<RequestId>, user: UserName, password: Option<Password>) {
         let (chat, address) = (Arc::clone(&self.chat), self.address);
-        self.begin(id, async move { chat.enter(address, user, password).await.map(Done::Entered) });
+        self.start(id, async move { chat.login(address, user, password).await.map(Done::LoggedIn) });
     }
 
     fn connect(&mut self, id: Option<RequestId>, user: UserName, password: Option<Password>) {
         let (chat, address) = (Arc::clone(&self.chat), self.address);
-        self.begin(id, async move {
-            let (entered, receiver) = chat.receive(address, user, password).await?;
-            Ok(Done::Receiving(entered, receiver))
+        self.start(id, async move {
+            let (authenticated, receiver) = chat.receive(address, user, password).await?;
+            Ok(Done::Receiving(authenticated, receiver))
         });
     }
 
     fn disconnect(&mut self, id: Option<RequestId>) {
         self.user = None;
-        self.end_reception();
+        self.stop_receiving();
         self.answer(id, Answer::Reply(Reply::Ok(OkFields::none())));
     }
 
     fn set_password(&mut self, id: Option<RequestId>, user: UserName, old: Option<Password>, new: Password) {
         let (chat, address, by) = (Arc::clone(&self.chat), self.address, self.user.clone());
-        self.begin(id, async move {
+        self.start(id, async move {
             chat.set_password(address, by.as_ref(), user, old, new).await.map(Done::Reply)
         });
     }
 
     fn delete(&mut self, id: Option<RequestId>, user: UserName, password: Option<Password>) {
         let (chat, address, by) = (Arc::clone(&self.chat), self.address, self.user.clone());
-        self.begin(
+        self.start(
             id,
             async move { chat.delete(address, by.as_ref(), user, password).await.map(Done::Reply) },
         );
@@ -115,13 +115,13 @@ impl ClientConnection {
 
     fn list(&mut self, id: Option<RequestId>, pattern: Option<ByteString>) {
         let (chat, address, by) = (Arc::clone(&self.chat), self.address, self.user.clone());
-        self.begin(id, async move {
+        self.start(id, async move {
             chat.may_list(by.as_ref()).await?;
             chat.list(address, pattern).await.map(Done::Replies)
         });
     }
 
-    /// Passes a message on to the store, pipelined.
+    /// Sends a message, pipelined. Waits for room in the budget if there is none.
     pub(super) fn send(&mut self, id: Option<RequestId>, to: UserName, text: ByteString) {
         let rules = &self.chat.rules;
         let refusal = if rules.require_password && self.user.is_none() {
@@ -137,7 +137,7 @@ impl ClientConnection {
             to,
             sender: self.account().cloned(),
             from_nobody: !rules.require_password,
-            // Those of a burst come at the same time.
+            // A burst has one time.
             time_ms: self.sends.last().map_or_else(now_ms, |(send, _)| send.time_ms),
             send_id,
             refusal,
@@ -150,7 +150,7 @@ impl ClientConnection {
             Ok(permit) => self.append(id, Append { permit: Some(permit), ..append }),
             Err(_) => {
                 let room = Arc::clone(&self.chat.room);
-                self.begin(id, async move {
+                self.start(id, async move {
                     let permit = room.acquire_many_owned(units).await.map_err(|_| Unavailable)?;
                     Ok(Done::RoomFor(Box::new(Append { permit: Some(permit), ..append })))
                 });
@@ -158,7 +158,7 @@ impl ClientConnection {
         }
     }
 
-    /// What there is room for goes to the store with its burst.
+    /// Adds a message that has its permit to the burst for the store.
     pub(super) fn append(&mut self, id: Option<RequestId>, append: Append) {
         let to = append.to.clone();
         let (completer, outcome) = Pending::new();
@@ -180,7 +180,7 @@ impl SendSession {
     }
 }
 
-/// The room that a text takes on its way to the store.
+/// Returns the units of the budget that a text takes.
 fn units(text: &str) -> u32 {
     u32::try_from((1 + text.len() / UNIT_BYTES).min(ROOM_UNITS)).unwrap_or(u32::MAX)
 }

@@ -1,10 +1,9 @@
-//! One connection as the chat sees it: who it is, what it has under way, and
-//! what it receives. A front passes requests in and polls for what goes out; it
-//! adds no rules.
+//! One client connection: its identity, requests in flight, and delivery. A front
+//! passes requests in and polls for output; it adds no rules.
 //!
-//! Requests take effect in the order in which they come. Sends and creates are
-//! pipelined: the store decides them in that order. Everything else waits until
-//! they are decided, and what comes after waits for it.
+//! Requests take effect in order of arrival. Sends and creates are pipelined: the store
+//! decides them in that order. Any other request waits until they are decided, and later
+//! requests wait for it.
 
 mod commands;
 
@@ -23,13 +22,13 @@ use hark_protocol::{
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use super::accounts::Entered;
-use super::control::{Control, Wish};
-use super::pace::{Pace, Turn};
-use super::reception::{Received, Reception};
+use super::accounts::Authenticated;
+use super::inbox_reader::{InboxReader, Received};
+use super::rate_limiter::{RateLimiter, Throttle};
 use super::replies::{created_reply, sent_reply};
 use super::send_sessions::OpenSession;
-use super::{Chat, Fault, NeverPushed};
+use super::shutdown::{Shutdown, ShutdownSignal};
+use super::{Chat, Fault, NeverPushed, audit};
 use crate::limit::network;
 use crate::store::{
     Account, Append, Completer, Created, End, Fence, Message, Outcome, Pending, Subscription, Unavailable,
@@ -40,71 +39,72 @@ use crate::store::{
 pub enum Output {
     /// The reply to a request.
     Reply(Option<RequestId>, Reply),
-    /// A message for the user who is connected.
+    /// A message for the connected user.
     Push(Arc<Message>),
-    /// It receives no more.
+    /// The end of the delivery.
     Bye(ByeReason),
-    /// Nothing more goes out; the connection is to be closed. Acknowledgements
-    /// that still come in are taken.
+    /// The end of the output: the front closes the connection. Acknowledgements that
+    /// still arrive count.
     Close,
 }
 
-/// One connection. Dropping it gives back what it holds; what the store has
-/// taken on goes on.
+/// A client connection. Dropping it releases its session and subscription; operations
+/// that the store has accepted go on.
 pub struct ClientConnection {
     chat: Arc<Chat>,
     address: IpAddr,
-    control: Arc<Control>,
-    turn: Turn,
-    user: Option<Entered>,
+    shutdown: Arc<ShutdownSignal>,
+    throttle: Throttle,
+    user: Option<Authenticated>,
     send_session: Option<Box<SendSession>>,
-    /// There is one from the first send on.
+    /// The fence of its sends, from the first on.
     fence: Option<Fence>,
-    /// A send of its session is undecided: whatever became of those after it,
-    /// they are repeated with it.
-    undecided: bool,
-    /// Nothing has been asked yet: `hello` is welcome.
-    fresh: bool,
-    /// Sends of this burst, which the store gets all at once.
+    /// Whether a send of the session is undecided. The client repeats it and all later
+    /// ones, whatever their outcome.
+    is_undecided: bool,
+    /// Whether no request has arrived yet, so that `hello` is allowed.
+    is_fresh: bool,
+    /// The current burst of sends, passed to the store in one call.
     sends: Vec<(Append, Completer<Outcome>)>,
-    /// Decided in this order.
+    /// Pipelined answers, in the order of their requests.
     answers: VecDeque<(Option<RequestId>, Answer)>,
     /// A request that waits until `answers` is empty.
     waiting: Option<Box<(Option<RequestId>, Request)>>,
     operation: Option<(Option<RequestId>, Operation)>,
-    reception: Option<Reception>,
-    /// The reception has ended and the peer has not been told.
+    inbox_reader: Option<InboxReader>,
+    /// The end of the delivery, until `bye` goes out.
     ended: Option<End>,
-    end: Stage,
+    stage: Stage,
 }
 
-/// In which session it sends.
+/// The session of a connection's sends.
 enum SendSession {
-    /// In one that it has open, in the order of the ids.
+    /// A session opened by `hello`: ids increase.
     Open(OpenSession),
-    /// In one that others may send in at the same time, in any order.
+    /// A session shared with other connections: ids come in any order.
     Shared(SessionToken),
 }
 
-/// How far the end of the connection is.
+/// The stage of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
     Open,
-    /// What is under way is answered, then it ends, with a `bye` or without.
+    /// Requests in flight are answered; then the connection closes, after a `bye`
+    /// shutdown if `bye` is set.
     Ending {
         bye: bool,
     },
     Closed,
 }
 
-/// An answer that is there, or that the store owes.
+/// The answer to a pipelined request.
 enum Answer {
     Reply(Reply),
     Sent {
         to: UserName,
         outcome: Pending<Outcome>,
     },
-    /// It holds its room until it is answered.
+    /// Holds its share of the budget until it is answered.
     Created {
         user: UserName,
         created: Pending<Created>,
@@ -112,109 +112,109 @@ enum Answer {
     },
 }
 
-/// A command that takes its time.
+/// A command in progress.
 type Operation = Pin<Box<dyn Future<Output = Result<Done, Fault>> + Send>>;
 
-/// What comes of an [`Operation`], for the connection to act upon.
+/// The result of an [`Operation`], to be applied to the connection.
 enum Done {
     Replies(Vec<Reply>),
     Reply(Reply),
     Hello(OpenSession),
     NoSession(Fault),
-    Entered(Entered),
-    Receiving(Entered, Subscription),
+    LoggedIn(Authenticated),
+    Receiving(Authenticated, Subscription),
     Creating(UserName, Pending<Created>),
     RoomFor(Box<Append>),
 }
 
 impl ClientConnection {
-    /// A connection from `address` that is nobody, and listens to `control`.
+    /// Returns an anonymous connection from `address` that obeys `shutdown`.
     #[must_use]
-    pub fn new(chat: Arc<Chat>, address: IpAddr, control: Arc<Control>) -> Self {
+    pub fn new(chat: Arc<Chat>, address: IpAddr, shutdown: Arc<ShutdownSignal>) -> Self {
         Self {
-            turn: Turn::of(address, &chat.rules.rates),
+            throttle: Throttle::new(address, &chat.rules.rates),
             chat,
             address,
-            control,
+            shutdown,
             user: None,
             send_session: None,
             fence: None,
-            undecided: false,
-            fresh: true,
+            is_undecided: false,
+            is_fresh: true,
             sends: Vec::new(),
             answers: VecDeque::new(),
             waiting: None,
             operation: None,
-            reception: None,
+            inbox_reader: None,
             ended: None,
-            end: Stage::Open,
+            stage: Stage::Open,
         }
     }
 
-    /// Its commands count in the pace of a connection.
+    /// Charges its requests to `limiter`, besides that of its user.
     #[must_use]
-    pub fn at_pace(self, pace: Option<Arc<Pace>>) -> Self {
-        Self { turn: self.turn.at_pace(pace), ..self }
+    pub fn limited_by(self, limiter: Option<Arc<RateLimiter>>) -> Self {
+        Self { throttle: self.throttle.limited_by(limiter), ..self }
     }
 
-    /// Its sends are of this session, without a `hello`. Any number of connections
-    /// may send in it at the same time, with their ids in any order.
+    /// Sends in `session` without a `hello`. Any number of connections may send in it at
+    /// the same time, with ids in any order.
     #[must_use]
     pub fn in_session(self, session: SessionToken) -> Self {
         Self { send_session: Some(SendSession::Shared(session).into()), ..self }
     }
 
-    /// Whether the next request can be taken. Until then it stays unread.
+    /// Returns whether the next request can be handled. Until then it stays unread.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.end == Stage::Open
-            && self.turn.paused_until().is_none()
+        self.stage == Stage::Open
+            && self.throttle.paused_until().is_none()
             && self.waiting.is_none()
             && self.operation.is_none()
             && self.answers.len() < SENDS_UNANSWERED_MAX
     }
 
-    /// Whether nothing that was asked is unanswered.
+    /// Returns whether every request is answered.
     #[must_use]
     pub fn is_idle(&self) -> bool {
         self.waiting.is_none() && self.operation.is_none() && self.answers.is_empty()
     }
 
-    /// Whether something was pushed that is not acknowledged.
+    /// Returns whether a push is unacknowledged.
     #[must_use]
     pub fn awaits_ack(&self) -> bool {
-        self.reception.as_ref().is_some_and(|reception| reception.window().awaits_ack())
+        self.inbox_reader.as_ref().is_some_and(|reader| reader.window().awaits_ack())
     }
 
-    /// When to poll again even if nothing happens.
+    /// Returns the time at which to poll even without a wake-up.
     #[must_use]
     pub fn wake_at(&self) -> Option<Instant> {
-        if self.end != Stage::Open {
+        if self.stage != Stage::Open {
             return None;
         }
-        let retry_at = self.reception.as_ref().and_then(|reception| reception.window().retry_at());
-        [self.turn.paused_until(), retry_at].into_iter().flatten().min()
+        let retry_at = self.inbox_reader.as_ref().and_then(|reader| reader.window().retry_at());
+        [self.throttle.paused_until(), retry_at].into_iter().flatten().min()
     }
 
-    /// Until when it takes no request, since too many have come.
+    /// Returns the end of the pause by a rate limit.
     #[must_use]
     pub const fn paused_until(&self) -> Option<Instant> {
-        self.turn.paused_until()
+        self.throttle.paused_until()
     }
 
-    /// Counts what was read of its connection.
+    /// Charges bytes that were read to the rate limit.
     pub fn count_bytes(&mut self, bytes: usize, now: Instant) {
-        self.turn.read(bytes, now);
+        self.throttle.charge_bytes(bytes, now);
     }
 
-    /// Takes a request, or what was wrong with one. Only while
-    /// [`Self::is_ready`], but for [`Request::Ack`], which is always taken. What
-    /// is sent gets to the store at the next [`Self::poll`] or other request.
+    /// Handles a request or a malformed one. Requires [`Self::is_ready`], except for
+    /// [`Request::Ack`]. Sends reach the store at the next [`Self::poll`] or request of
+    /// another kind.
     pub fn handle(&mut self, id: Option<RequestId>, request: Result<Request, Malformed>) {
-        let fresh = std::mem::replace(&mut self.fresh, false);
-        self.count(&request);
+        let is_fresh = std::mem::replace(&mut self.is_fresh, false);
+        self.charge(&request);
         if !matches!(request, Ok(Request::Send { .. })) {
-            self.pass_sends_on();
+            self.flush_sends();
         }
         match request {
             Err(Malformed { refusal, is_hello: true }) => self.refuse_hello(id, refusal),
@@ -222,72 +222,70 @@ impl ClientConnection {
             Ok(Request::Ack { sequence }) => self.handle_ack(sequence),
             Ok(Request::Ping) => self.answer(id, Answer::Reply(Reply::Ok(OkFields::none()))),
             Ok(Request::Send { user, text }) => self.send(id, user, text),
-            Ok(Request::Create { user, password: None }) if self.chat.anybody_creates(&user) => {
+            Ok(Request::Create { user, password: None }) if self.chat.is_creation_open(&user) => {
                 self.create_open(id, user);
             }
-            Ok(Request::Hello { .. }) if !fresh => {
-                self.refuse_hello(id, Refusal::new(Code::BadRequest, "hello comes first, and once"));
+            Ok(Request::Hello { .. }) if !is_fresh => {
+                self.refuse_hello(id, Refusal::new(Code::BadRequest, "hello must be the first request"));
             }
             Ok(request) => self.waiting = Some((id, request).into()),
         }
     }
 
-    /// What was sent gets to the store now, and not only at the next
-    /// [`Self::poll`].
-    pub fn pass_sends_on(&mut self) {
+    /// Passes the burst of sends to the store.
+    pub fn flush_sends(&mut self) {
         if !self.sends.is_empty() {
             self.chat.store.append_all(&mut self.sends);
             self.sends = Vec::new();
         }
     }
 
-    /// The reader has everything up to the last push; it has no acknowledgements
-    /// of its own (the classic framing).
+    /// Acknowledges every push, for a framing without acknowledgements (classic).
     pub fn acknowledge_all(&mut self) {
-        if let Some(pushed) = self.reception.as_ref().map(|reception| reception.window().pushed()) {
+        if let Some(pushed) = self.inbox_reader.as_ref().map(|reader| reader.window().pushed()) {
             self.handle_ack(pushed);
         }
     }
 
-    /// The reader has everything up to `sequence`: what [`Request::Ack`] says,
-    /// for a front that answers to it.
+    /// Acknowledges every push up to `sequence`, as [`Request::Ack`] does, for a front
+    /// that replies to acknowledgements.
     ///
     /// # Errors
-    /// [`NeverPushed`] for a number above all that were pushed since the latest
-    /// `connect`; it counts for nothing.
+    /// [`NeverPushed`] for a number above the last push since the latest `connect`; the
+    /// acknowledgement is ignored.
     pub fn acknowledge(&mut self, sequence: Sequence) -> Result<(), NeverPushed> {
-        match &mut self.reception {
-            Some(reception) => reception.acknowledge(sequence, &*self.chat.store),
+        match &mut self.inbox_reader {
+            Some(reader) => reader.acknowledge(sequence, &*self.chat.store),
             None => Err(NeverPushed { highest: Sequence(0) }),
         }
     }
 
-    /// Ends the connection once what is under way has been answered.
+    /// Ends the connection once the requests in flight are answered.
     pub fn end(&mut self) {
-        if self.end == Stage::Open {
-            self.end = Stage::Ending { bye: false };
+        if self.stage == Stage::Open {
+            self.stage = Stage::Ending { bye: false };
         }
     }
 
-    /// Ready when the connection has to end at once: it is dropped, whatever it
-    /// still has to say. To be polled first, each time that its task is: this is
-    /// what wakes it when it is told to end. And even while nothing can be
-    /// written, since another connection may wait for it.
-    pub fn poll_cut(&self, cx: &mut Context<'_>) -> Poll<()> {
-        match self.control.poll(cx) {
-            Poll::Ready(Wish::Close) => Poll::Ready(()),
+    /// Ready when the front must drop the connection at once, with output pending. The
+    /// front polls it first, every time its task runs, even while the socket is not
+    /// writable: it registers the waker of the shutdown signal, and another connection
+    /// may wait for this one.
+    pub fn poll_abort(&self, cx: &mut Context<'_>) -> Poll<()> {
+        match self.shutdown.poll(cx) {
+            Poll::Ready(Shutdown::Close) => Poll::Ready(()),
             _ => Poll::Pending,
         }
     }
 
-    /// What goes out next.
+    /// Polls for the next output.
     pub fn poll(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<Output> {
-        if self.end == Stage::Closed {
+        if self.stage == Stage::Closed {
             return Poll::Pending;
         }
-        self.turn.come(now);
-        if self.end == Stage::Open && self.control.is_told() {
-            self.end = Stage::Ending { bye: true };
+        self.throttle.refill(now);
+        if self.stage == Stage::Open && self.shutdown.is_requested() {
+            self.stage = Stage::Ending { bye: true };
         }
         loop {
             if let Poll::Ready((id, reply)) = self.poll_requests(cx) {
@@ -296,49 +294,51 @@ impl ClientConnection {
             if let Some(end) = self.ended.take() {
                 return Poll::Ready(Output::Bye(self.bye(end)));
             }
-            if self.end != Stage::Open {
+            if self.stage != Stage::Open {
                 return self.poll_end();
             }
-            let Some(reception) = &mut self.reception else {
+            let Some(reader) = &mut self.inbox_reader else {
                 return Poll::Pending;
             };
-            match ready!(reception.poll(cx, now, &*self.chat.store)) {
+            match ready!(reader.poll(cx, now, &*self.chat.store)) {
                 Received::Message(message) => return Poll::Ready(Output::Push(message)),
-                // The store resolves a request before it tells of its effects:
-                // whoever deletes itself gets the reply first, and a `connect`
-                // that takes over from its own connection has replaced this.
+                // The store completes a request before it notifies of its effects: a user
+                // that deletes itself gets the reply first, and a `connect` that takes over
+                // from its own connection has replaced this reader.
                 Received::End(end) => self.ended = Some(end),
             }
         }
     }
 
-    /// Counts a request. An acknowledgement only counts as the bytes that it is:
-    /// to take it later would hold up what it makes room for.
-    fn count(&mut self, request: &Result<Request, Malformed>) {
+    /// Charges a request to the rate limits. Acknowledgements are exempt, since a delay
+    /// would hold up the delivery that they make room for.
+    fn charge(&mut self, request: &Result<Request, Malformed>) {
         let bytes = match request {
             Ok(Request::Ack { .. }) => return,
             Ok(Request::Send { text, .. }) => text.len(),
             _ => 0,
         };
-        let user = self.user.as_ref().map(|entered| &entered.account.name);
-        self.turn.request(bytes, user, &self.chat.users);
+        let user = self.user.as_ref().map(|authenticated| &authenticated.account.name);
+        self.throttle.charge_request(bytes, user, &self.chat.users);
     }
 
-    /// It is somebody from now on. That is a command of this user, so that one
-    /// who goes too fast goes no faster on another connection.
-    fn become_user(&mut self, entered: Entered) {
-        self.turn.enter(&entered.account.name, &self.chat.users);
-        self.user = Some(entered);
+    /// Sets the identity of the connection. The login counts as a command of the user, so
+    /// that a second connection does not evade the user's rate limit.
+    fn become_user(&mut self, authenticated: Authenticated) {
+        let Authenticated { account, by_password } = &authenticated;
+        self.throttle.charge_login(&account.name, &self.chat.users);
+        audit::logged_in(&account.name, *by_password, self.address);
+        self.user = Some(authenticated);
     }
 
-    /// Where it comes from, unless it may have as much as it likes.
+    /// Returns the network of the peer, unless it is exempt from quotas.
     fn network(&self) -> Option<IpAddr> {
-        (!self.chat.rules.rates.spare(self.address)).then(|| network(self.address))
+        (!self.chat.rules.rates.is_exempt(self.address)).then(|| network(self.address))
     }
 
-    /// The account that it is.
+    /// Returns the account of the user.
     fn account(&self) -> Option<&Account> {
-        self.user.as_ref().map(|entered| &entered.account)
+        self.user.as_ref().map(|authenticated| &authenticated.account)
     }
 
     fn bye(&mut self, end: End) -> ByeReason {
@@ -355,15 +355,15 @@ impl ClientConnection {
         self.answers.push_back((id, answer));
     }
 
-    /// Refuses a `hello` and ends the connection: a send behind it would be
-    /// stored outside of its session, and stored again by a repeat.
+    /// Refuses a `hello` and ends the connection: a later send would be stored outside
+    /// its session, and its repeat stored again.
     fn refuse_hello(&mut self, id: Option<RequestId>, why: impl Into<Fault>) {
         let fault: Fault = why.into();
         self.end();
         self.answer(id, Answer::Reply(fault.into()));
     }
 
-    /// The oldest answer, once it is decided.
+    /// Ready with the reply to the oldest pipelined request, once it is decided.
     fn poll_answers(&mut self, cx: &mut Context<'_>) -> Poll<(Option<RequestId>, Reply)> {
         let Some((id, answer)) = self.answers.front_mut() else {
             return Poll::Pending;
@@ -372,12 +372,22 @@ impl ClientConnection {
         let reply = match answer {
             Answer::Reply(reply) => std::mem::replace(reply, Reply::Ok(OkFields::none())),
             Answer::Created { user, created, .. } => match ready!(Pin::new(created).poll(cx)) {
-                Ok(created) => created_reply(created, user),
+                Ok(created) => {
+                    if created == Created::Created {
+                        audit::created(user, self.user.as_ref(), self.address);
+                    }
+                    created_reply(created, user)
+                }
                 Err(unavailable) => Fault::from(unavailable).into(),
             },
             Answer::Sent { to, outcome } => match ready!(Pin::new(outcome).poll(cx)) {
-                Ok(_) if self.undecided => Fault::from(Unavailable).into(),
-                Ok(outcome) => sent_reply(outcome, to, self.chat.rules.text_bytes_max()),
+                Ok(_) if self.is_undecided => Fault::from(Unavailable).into(),
+                Ok(outcome) => {
+                    if outcome == Outcome::Refused(Code::QueueFull) {
+                        audit::queue_full(to, self.user.as_ref(), self.address);
+                    }
+                    sent_reply(outcome, to, self.chat.rules.text_bytes_max())
+                }
                 Err(unavailable) => {
                     self.fence_off();
                     Fault::from(unavailable).into()
@@ -386,36 +396,37 @@ impl ClientConnection {
         };
         self.answers.pop_front();
         if self.answers.is_empty() {
-            // A burst is over; an idle connection holds no memory for it.
+            // An idle connection keeps no buffer.
             self.answers = VecDeque::new();
         }
         Poll::Ready((id, reply))
     }
 
-    /// A send of a session is undecided: no later one may overtake its repeat.
+    /// Closes the fence after an undecided send of a session, so that no later send
+    /// overtakes its repeat.
     fn fence_off(&mut self) {
         if self.send_session.is_some() {
-            self.undecided = true;
+            self.is_undecided = true;
             self.fence.get_or_insert_default().close();
             self.end();
         }
     }
 
-    /// The next reply to a request.
+    /// Polls for the next reply.
     fn poll_requests(&mut self, cx: &mut Context<'_>) -> Poll<(Option<RequestId>, Reply)> {
         loop {
-            self.pass_sends_on();
+            self.flush_sends();
             if !self.answers.is_empty() {
                 return self.poll_answers(cx);
             }
-            self.begin_waiting();
+            self.start_waiting();
             if self.answers.is_empty() {
                 ready!(self.poll_operation(cx));
             }
         }
     }
 
-    /// Ready when the operation is over and there is something to answer.
+    /// Ready when the operation has finished and its answer is queued.
     fn poll_operation(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some((id, operation)) = &mut self.operation else {
             return Poll::Pending;
@@ -446,17 +457,17 @@ impl ClientConnection {
                 Reply::Ok(OkFields::hello(VERSION, self.chat.rules.frame_bytes_max))
             }
             Done::NoSession(fault) => return self.refuse_hello(id, fault),
-            Done::Entered(entered) => {
-                if self.account() != Some(&entered.account) {
-                    self.end_reception();
+            Done::LoggedIn(authenticated) => {
+                if self.account() != Some(&authenticated.account) {
+                    self.stop_receiving();
                 }
-                self.become_user(entered);
+                self.become_user(authenticated);
                 Reply::Ok(OkFields::none())
             }
-            Done::Receiving(entered, receiver) => {
-                let queued = receiver.queued();
-                self.become_user(entered);
-                self.reception = Some(Reception::new(receiver));
+            Done::Receiving(authenticated, subscription) => {
+                let queued = subscription.queued();
+                self.become_user(authenticated);
+                self.inbox_reader = Some(InboxReader::new(subscription));
                 self.ended = None;
                 Reply::Ok(OkFields::queued(queued))
             }
@@ -468,33 +479,36 @@ impl ClientConnection {
         if !self.is_idle() {
             return Poll::Pending;
         }
-        self.end_reception();
-        match self.end {
+        self.stop_receiving();
+        match self.stage {
             Stage::Ending { bye: true } => {
-                self.end = Stage::Ending { bye: false };
+                self.stage = Stage::Ending { bye: false };
                 Poll::Ready(Output::Bye(ByeReason::Shutdown))
             }
             _ => {
-                self.end = Stage::Closed;
+                self.stage = Stage::Closed;
                 Poll::Ready(Output::Close)
             }
         }
     }
 
-    /// The peer has asked for this end, or is told otherwise.
-    fn end_reception(&mut self) {
+    /// Ends the delivery without a `bye`.
+    fn stop_receiving(&mut self) {
         self.ended = None;
-        if let Some(reception) = &mut self.reception {
-            reception.end();
+        if let Some(reader) = &mut self.inbox_reader {
+            reader.end();
         }
     }
 
     fn handle_ack(&mut self, sequence: Sequence) {
         let Err(never_pushed) = self.acknowledge(sequence) else { return };
-        let (user, address) = (self.reception.as_ref().map(|r| &r.account().name), self.address);
+        let (user, address) = (self.inbox_reader.as_ref().map(|r| &r.account().name), self.address);
         match user {
-            Some(user) => tracing::warn!(%user, %sequence, %address, %never_pushed, "ignoring an ack"),
-            None => tracing::debug!(%sequence, %address, "an ack from a connection that received nothing"),
+            Some(user) => {
+                let highest_pushed = never_pushed.highest;
+                tracing::warn!(%user, %sequence, %highest_pushed, %address, "ack ignored");
+            }
+            None => tracing::debug!(%sequence, %address, "ack ignored: connection has no delivery"),
         }
     }
 }

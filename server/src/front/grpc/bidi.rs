@@ -1,6 +1,6 @@
-//! `BiDiChat`: a whole session on one call. Everything happens where the stream
-//! of the replies is polled: requests are taken when nothing is left to say,
-//! and as many as there are, so that a burst of them costs one turn.
+//! `BiDiChat`: a whole session on one call. All work happens when the response stream is
+//! polled: once there is no output, it handles every available request, so that a burst
+//! costs one poll.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -15,53 +15,52 @@ use tonic::{Status, Streaming};
 use super::call::{Call, ended};
 use crate::chat::Output;
 use crate::front::delivery;
-use crate::front::linger::LINGER_TIMEOUT;
+use crate::front::drain::DRAIN_TIMEOUT;
 
-/// Requests that are taken in one turn: they may be acknowledgements, of which
-/// nothing comes.
-const REQUESTS_A_TURN_MAX: usize = 1024;
+/// The most requests of one poll. Acknowledgements have no reply that would end it.
+const REQUESTS_PER_POLL_MAX: usize = 1024;
 
-/// Turns that a call has before others get theirs.
-const TURNS_MAX: usize = 4;
+/// The most iterations before other tasks run.
+const ITERATIONS_MAX: usize = 4;
 
-/// How a stream ends.
+/// The end of a stream.
 type End = Result<(), Status>;
 
-/// The replies of one `BiDiChat`, and what drives it.
+/// The response stream of a `BiDiChat`.
 #[derive(Debug)]
 pub(super) struct Bidi {
     call: Call,
     requests: Streaming<ChatRequest>,
     replies: Replies,
-    /// Nothing more is asked: the client has said so, or its bytes were no
-    /// requests.
-    all_asked: bool,
+    /// Whether the requests have ended, in order or by an error.
+    requests_ended: bool,
+    /// Whether `bye shutdown` was sent.
     said_bye: bool,
-    /// How it will end.
+    /// The end of the stream, once it drains.
     end: End,
     ended: bool,
 }
 
 impl Bidi {
-    /// A session with these requests.
+    /// Returns a session with these requests.
     pub(super) fn new(call: Call, requests: Streaming<ChatRequest>) -> Self {
         Self {
             call,
             requests,
             replies: Replies::default(),
-            all_asked: false,
+            requests_ended: false,
             said_bye: false,
             end: Ok(()),
             ended: false,
         }
     }
 
-    /// Takes what is asked. Whether anything was.
+    /// Handles requests. Returns whether there were any.
     fn poll_requests(&mut self, cx: &mut Context<'_>) -> bool {
         let mut any = false;
-        for _ in 0..REQUESTS_A_TURN_MAX {
-            let takes = self.call.is_lingering() || self.call.connection.is_ready();
-            if !takes || self.all_asked {
+        for _ in 0..REQUESTS_PER_POLL_MAX {
+            let takes = self.call.is_draining() || self.call.connection.is_ready();
+            if !takes || self.requests_ended {
                 return any;
             }
             match Pin::new(&mut self.requests).poll_next(cx) {
@@ -77,15 +76,15 @@ impl Bidi {
 
     fn take(&mut self, request: ChatRequest) {
         let Frame { id, message } = request::incoming(request);
-        // Whoever lingers takes nothing else.
-        if !self.call.is_lingering() || matches!(message, Ok(Request::Ack { .. })) {
+        // While it drains, only acknowledgements count.
+        if !self.call.is_draining() || matches!(message, Ok(Request::Ack { .. })) {
             self.call.connection.handle(id, message);
         }
     }
 
     fn end_requests(&mut self, why: End) {
-        self.all_asked = true;
-        if !self.call.is_lingering() {
+        self.requests_ended = true;
+        if !self.call.is_draining() {
             self.end = why;
             self.call.connection.end();
         }
@@ -100,21 +99,21 @@ impl Bidi {
                 self.replies.outgoing(None, Reply::Bye(reason))
             }
             Output::Close => {
-                if !self.all_asked && !self.said_bye {
+                if !self.requests_ended && !self.said_bye {
                     self.end = Err(ended());
                 }
-                self.call.linger(LINGER_TIMEOUT);
+                self.call.drain(DRAIN_TIMEOUT);
                 None
             }
         }
     }
 
-    /// What goes out next, or how it ends.
+    /// Polls for the next output, or the end.
     fn poll_output(&mut self, cx: &mut Context<'_>) -> Poll<Result<Output, End>> {
-        if !self.call.is_lingering() {
+        if !self.call.is_draining() {
             return self.call.poll(cx).map_err(Err);
         }
-        if !self.all_asked && self.call.poll_lingered(cx).is_pending() {
+        if !self.requests_ended && self.call.poll_drained(cx).is_pending() {
             return Poll::Pending;
         }
         Poll::Ready(Err(std::mem::replace(&mut self.end, Ok(()))))
@@ -129,7 +128,7 @@ impl Stream for Bidi {
         if this.ended {
             return Poll::Ready(None);
         }
-        for _ in 0..TURNS_MAX {
+        for _ in 0..ITERATIONS_MAX {
             match this.poll_output(cx) {
                 Poll::Ready(Ok(output)) => {
                     if let Some(reply) = this.outgoing(output) {

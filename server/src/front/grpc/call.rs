@@ -1,5 +1,5 @@
-//! One connection of the chat, as long as a call lasts: what wakes it, and how it
-//! ends. It knows nothing of the messages of gRPC.
+//! The client connection of one call: its wake-ups and its end. It does not know the
+//! messages of gRPC.
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -13,94 +13,94 @@ use tokio::time::{Instant, Sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::{Extensions, Status};
 
-use super::{CALL_PATIENCE, Caller, too_fast};
-use crate::chat::{Chat, ClientConnection, Control, Output, Wish};
+use super::{CALL_WAIT_MAX, Caller, too_many_commands};
+use crate::chat::{Chat, ClientConnection, Output, Shutdown, ShutdownSignal};
 
-/// A connection, and what wakes its call. Dropping it gives back what it holds.
+/// The client connection of a call. Dropping it releases its session and subscription.
 #[derive(Debug)]
 pub(super) struct Call {
     pub(super) connection: ClientConnection,
-    control: Arc<Control>,
-    /// `None` once the connection has been told.
+    shutdown: Arc<ShutdownSignal>,
+    /// `None` once the drain is requested.
     stopping: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     timer: Option<Pin<Box<Sleep>>>,
-    /// Nothing goes out any more; acknowledgements are waited for until then.
-    lingers_until: Option<Instant>,
+    /// The end of the wait for acknowledgements, after the last output.
+    drains_until: Option<Instant>,
 }
 
 impl Call {
-    /// Returns an anonymous connection for the call with these extensions. It
-    /// ends with the connection of HTTP/2.
+    /// Returns an anonymous connection for the call with these extensions. It drains with
+    /// the HTTP/2 connection.
     ///
     /// # Errors
-    /// None that a client could cause.
+    /// As [`Caller::of`].
     pub(super) fn new(chat: &Arc<Chat>, extensions: &Extensions) -> Result<Self, Status> {
         let caller = Caller::of(extensions)?;
-        let control = Arc::<Control>::default();
+        let shutdown = Arc::<ShutdownSignal>::default();
         Ok(Self {
-            connection: ClientConnection::new(Arc::clone(chat), caller.address, Arc::clone(&control)),
-            control,
+            connection: ClientConnection::new(Arc::clone(chat), caller.address, Arc::clone(&shutdown)),
+            shutdown,
             stopping: Some(Box::pin(caller.stopping.clone().cancelled_owned())),
             timer: None,
-            lingers_until: None,
+            drains_until: None,
         })
     }
 
-    /// Each of its commands counts as one of `caller`: it is a stream of them.
-    pub(super) fn of_many(self, caller: &Caller) -> Self {
-        Self { connection: self.connection.at_pace(caller.pace.clone()), ..self }
+    /// Charges each command to the limiter of `caller`, for a stream of commands.
+    pub(super) fn limited(self, caller: &Caller) -> Self {
+        Self { connection: self.connection.limited_by(caller.limiter.clone()), ..self }
     }
 
-    /// Its sends are of this session: see [`ClientConnection::in_session`].
+    /// Sends in `session`: see [`ClientConnection::in_session`].
     pub(super) fn in_session(self, session: SessionToken) -> Self {
         Self { connection: self.connection.in_session(session), ..self }
     }
 
-    /// Returns what tells its connection to end.
-    pub(super) fn control(&self) -> Arc<Control> {
-        Arc::clone(&self.control)
+    /// Returns the connection's shutdown signal.
+    pub(super) fn shutdown(&self) -> Arc<ShutdownSignal> {
+        Arc::clone(&self.shutdown)
     }
 
-    /// The answer to a request that has one alone.
+    /// Makes a request with a single reply, and returns its fields.
     ///
     /// # Errors
     /// The refusal or failure as a status.
-    pub(super) async fn ask(&mut self, request: Result<Request, Refusal>) -> Result<OkFields, Status> {
-        self.ask_as(RequestId::new(1), request).await
+    pub(super) async fn request(&mut self, request: Result<Request, Refusal>) -> Result<OkFields, Status> {
+        self.request_as(RequestId::new(1), request).await
     }
 
-    /// As [`Self::ask`], by this id.
+    /// Makes a request as [`Self::request`] does, with this id.
     ///
     /// # Errors
-    /// As [`Self::ask`].
-    pub(super) async fn ask_as(
+    /// As [`Self::request`].
+    pub(super) async fn request_as(
         &mut self,
         id: Option<RequestId>,
         request: Result<Request, Refusal>,
     ) -> Result<OkFields, Status> {
         let request = request.map_err(|refusal| status::refused(&refusal))?;
-        self.wait_for_turn().await?;
+        self.wait_until_ready().await?;
         self.connection.handle(id, Ok(request));
         match poll_fn(|cx| self.poll(cx)).await? {
             Output::Reply(_, reply) => answer(reply),
-            // The server stops, and this came too late.
+            // The server is draining.
             Output::Push(_) | Output::Bye(_) | Output::Close => Err(ended()),
         }
     }
 
-    /// Waits until the connection takes a request: its user may have gone too fast.
+    /// Waits until the connection is ready for a request, which a rate limit may delay.
     ///
     /// # Errors
-    /// [`hark_protocol::Code::RateLimited`] where that is too late; the status
-    /// of a call that has to end at once.
-    pub(super) async fn wait_for_turn(&mut self) -> Result<(), Status> {
+    /// [`hark_protocol::Code::RateLimited`] if it would wait over [`CALL_WAIT_MAX`]; the
+    /// status of an aborted call.
+    pub(super) async fn wait_until_ready(&mut self) -> Result<(), Status> {
         if self.connection.is_ready() {
             return Ok(());
         }
         if let Some(until) = self.connection.paused_until() {
             let wait = until.saturating_duration_since(Instant::now());
-            if wait > CALL_PATIENCE {
-                return Err(status::refused(&too_fast(wait)));
+            if wait > CALL_WAIT_MAX {
+                return Err(status::refused(&too_many_commands(wait)));
             }
         }
         poll_fn(|cx| match self.poll(cx)? {
@@ -111,14 +111,14 @@ impl Call {
         .await
     }
 
-    /// What goes out next.
+    /// Polls for the next output.
     ///
     /// # Errors
-    /// The status of a call that has to end at once.
+    /// The status of an aborted call.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Output, Status>> {
         loop {
-            if self.connection.poll_cut(cx).is_ready() {
-                return Poll::Ready(Err(cut()));
+            if self.connection.poll_abort(cx).is_ready() {
+                return Poll::Ready(Err(aborted()));
             }
             if let Poll::Ready(output) = self.connection.poll(cx, Instant::now()) {
                 return Poll::Ready(Ok(output));
@@ -129,38 +129,41 @@ impl Call {
         }
     }
 
-    /// Begins to wait for acknowledgements of what went out, for so long at
-    /// most.
-    pub(super) fn linger(&mut self, timeout: Duration) {
-        self.lingers_until = Some(Instant::now() + timeout);
+    /// Begins to wait for acknowledgements of messages in flight, until `timeout`.
+    pub(super) fn drain(&mut self, timeout: Duration) {
+        self.drains_until = Some(Instant::now() + timeout);
     }
 
-    /// Whether it waits for acknowledgements alone.
-    pub(super) const fn is_lingering(&self) -> bool {
-        self.lingers_until.is_some()
+    /// Returns whether it only waits for acknowledgements.
+    pub(super) const fn is_draining(&self) -> bool {
+        self.drains_until.is_some()
     }
 
-    /// Ready when nothing that went out is unacknowledged, or it has waited
-    /// long enough, or the connection is to end.
-    pub(super) fn poll_lingered(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if !self.connection.awaits_ack() || self.connection.poll_cut(cx).is_ready() || self.poll_stopping(cx)
+    /// Ready when every message is acknowledged, the timeout has passed, or the connection is
+    /// to end.
+    pub(super) fn poll_drained(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.connection.awaits_ack()
+            || self.connection.poll_abort(cx).is_ready()
+            || self.poll_stopping(cx)
         {
             return Poll::Ready(());
         }
-        self.poll_timer(self.lingers_until, cx)
+        self.poll_timer(self.drains_until, cx)
     }
 
-    /// Tells the connection once that the connection is to end. Whether it was now.
+    /// Requests the drain of the connection once the server drains. Returns whether it did
+    /// so now.
     fn poll_stopping(&mut self, cx: &mut Context<'_>) -> bool {
-        let told = self.stopping.as_mut().is_some_and(|stopping| stopping.as_mut().poll(cx).is_ready());
-        if told {
+        let is_stopping =
+            self.stopping.as_mut().is_some_and(|stopping| stopping.as_mut().poll(cx).is_ready());
+        if is_stopping {
             self.stopping = None;
-            self.control.tell(Wish::Drain);
+            self.shutdown.request(Shutdown::Drain);
         }
-        told
+        is_stopping
     }
 
-    /// Ready at this time, if there is one.
+    /// Ready at the time `at`; never without one.
     fn poll_timer(&mut self, at: Option<Instant>, cx: &mut Context<'_>) -> Poll<()> {
         let Some(at) = at else {
             self.timer = None;
@@ -174,7 +177,7 @@ impl Call {
     }
 }
 
-/// What a reply means to a call that it ends.
+/// Translates the reply that completes a call.
 ///
 /// # Errors
 /// The refusal or failure as a status.
@@ -183,16 +186,16 @@ pub(super) fn answer(reply: Reply) -> Result<OkFields, Status> {
         Reply::Ok(fields) => Ok(fields),
         Reply::NotOk(refusal) => Err(status::refused(&refusal)),
         Reply::Error { explanation, .. } => Err(status::unavailable(&explanation)),
-        other => Err(Status::internal(format!("no answer, but {other:?}"))),
+        other => Err(Status::internal(format!("unexpected reply {other:?}"))),
     }
 }
 
-/// The status of a call whose session another connection has opened.
-pub(super) fn cut() -> Status {
+/// Returns the status of a call whose session another connection has opened.
+pub(super) fn aborted() -> Status {
     Status::aborted("another connection has opened this session")
 }
 
-/// The status of a call whose connection has ended before it was over.
+/// Returns the status of a call whose connection ended before its reply.
 pub(super) fn ended() -> Status {
-    status::unavailable("the session has ended; begin another, and repeat what was not answered")
+    status::unavailable("the connection has ended; open another and retry unanswered requests")
 }

@@ -1,4 +1,4 @@
-//! `hark.v1.Chat`: each call as requests to a connection of its own.
+//! `hark.v1.Chat`: each call as requests on a client connection of its own.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -16,14 +16,14 @@ use hark_protocol::RequestId;
 use tonic::{Code, Extensions, Request, Response, Status, Streaming};
 
 use super::Caller;
+use super::abortable::Abortable;
 use super::bidi::Bidi;
 use super::call::Call;
-use super::connect::{Receipts, Reception};
-use super::cut::Cuttable;
+use super::connect::{DeliveryStream, Receipts};
 use super::list::Pages;
 use crate::chat::Chat;
 
-/// A stream of replies.
+/// A response stream.
 type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// The chat as a service.
@@ -35,8 +35,8 @@ pub(super) struct ChatService {
 }
 
 impl ChatService {
-    /// The service of this chat. After a takeover the acknowledgements of a
-    /// stream are waited for as long as `ack_timeout`.
+    /// Returns the service of `chat`. After a takeover, the acknowledgements of a stream
+    /// count for `ack_timeout`.
     pub(super) fn new(chat: Arc<Chat>, ack_timeout: Duration) -> Self {
         Self { chat, receipts: Arc::default(), ack_timeout }
     }
@@ -46,19 +46,19 @@ impl ChatService {
         Ok((call, request.into_inner()))
     }
 
-    /// A call that is somebody, if it says who.
+    /// Returns a call that is logged in, or anonymous without credentials.
     async fn call_as(&self, login: Option<Credentials>, extensions: &Extensions) -> Result<Call, Status> {
         let mut call = Call::new(&self.chat, extensions)?;
         if let Some(credentials) = login {
-            call.ask(credentials.try_into()).await?;
+            call.request(credentials.try_into()).await?;
         }
         Ok(call)
     }
 }
 
-/// Whoever has the password of an account deletes itself: the only way where
-/// nobody may delete another.
-fn itself(delete: &mut DeleteRequest) -> Option<Credentials> {
+/// Returns the credentials of a user that deletes itself by its password: the only way
+/// under `--require-password`, besides an admin.
+fn own_credentials(delete: &mut DeleteRequest) -> Option<Credentials> {
     let password = std::mem::take(&mut delete.password);
     (!password.is_empty()).then(|| Credentials { user: delete.user.clone(), password })
 }
@@ -72,14 +72,14 @@ impl chat_server::Chat for ChatService {
     async fn create(&self, request: Request<CreateRequest>) -> Result<Response<CreateReply>, Status> {
         let (_, extensions, mut request) = request.into_parts();
         let mut call = self.call_as(request.login.take(), &extensions).await?;
-        call.ask(request.try_into()).await?;
+        call.request(request.try_into()).await?;
         Ok(Response::new(CreateReply {}))
     }
 
     async fn password(&self, request: Request<PasswordRequest>) -> Result<Response<PasswordReply>, Status> {
         let (_, extensions, mut request) = request.into_parts();
         let mut call = self.call_as(request.login.take(), &extensions).await?;
-        call.ask(request.try_into()).await?;
+        call.request(request.try_into()).await?;
         Ok(Response::new(PasswordReply {}))
     }
 
@@ -87,14 +87,14 @@ impl chat_server::Chat for ChatService {
         let (_, extensions, mut delete) = request.into_parts();
         let mut call = match delete.login.take() {
             Some(login) => self.call_as(Some(login), &extensions).await?,
-            None => match self.call_as(itself(&mut delete), &extensions).await {
+            None => match self.call_as(own_credentials(&mut delete), &extensions).await {
                 Err(refused) if refused.code() == Code::NotFound => {
                     return Ok(Response::new(DeleteReply { existed: false }));
                 }
                 call => call?,
             },
         };
-        let existed = call.ask(delete.try_into()).await?.as_deleted().unwrap_or_default();
+        let existed = call.request(delete.try_into()).await?.as_deleted().unwrap_or_default();
         Ok(Response::new(DeleteReply { existed }))
     }
 
@@ -110,14 +110,14 @@ impl chat_server::Chat for ChatService {
             }
             None => RequestId::new(1),
         };
-        let fields = call.ask_as(id, request.try_into()).await?;
+        let fields = call.request_as(id, request.try_into()).await?;
         Ok(Response::new(SendReply { sequence: fields.as_stored().map(|sequence| sequence.0) }))
     }
 
     async fn list(&self, request: Request<ListRequest>) -> Result<Response<Self::ListStream>, Status> {
         let (_, extensions, mut request) = request.into_parts();
         let mut call = self.call_as(request.login.take(), &extensions).await?;
-        call.wait_for_turn().await?;
+        call.wait_until_ready().await?;
         Ok(Response::new(Box::pin(Pages::new(call, request.into()))))
     }
 
@@ -126,8 +126,8 @@ impl chat_server::Chat for ChatService {
         request: Request<ConnectRequest>,
     ) -> Result<Response<Self::ConnectStream>, Status> {
         let (mut call, request) = self.call(request)?;
-        let queued = call.ask(request.try_into()).await?.as_queued().unwrap_or_default();
-        let reception = Reception::new(call, queued, &self.receipts, self.ack_timeout);
+        let queued = call.request(request.try_into()).await?.as_queued().unwrap_or_default();
+        let reception = DeliveryStream::new(call, queued, &self.receipts, self.ack_timeout);
         Ok(Response::new(Box::pin(reception)))
     }
 
@@ -143,8 +143,8 @@ impl chat_server::Chat for ChatService {
     ) -> Result<Response<Self::BiDiChatStream>, Status> {
         let caller = Caller::of(request.extensions())?.clone();
         let (call, requests) = self.call(request)?;
-        let control = call.control();
-        let call = call.of_many(&caller);
-        Ok(Response::new(Box::pin(Cuttable::new(Bidi::new(call, requests), control, &caller))))
+        let shutdown = call.shutdown();
+        let call = call.limited(&caller);
+        Ok(Response::new(Box::pin(Abortable::new(Bidi::new(call, requests), shutdown, &caller))))
     }
 }

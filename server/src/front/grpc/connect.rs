@@ -1,6 +1,6 @@
-//! `Connect` and `Ack`: what one call receives, and how other calls acknowledge
-//! it. The two are tied by a receipt, which the first reply of a `Connect` has:
-//! an acknowledgement counts for what that very stream was sent.
+//! `Connect` and `Ack`: a stream of messages, acknowledged by other calls. A receipt in the
+//! first reply of a `Connect` links them: an acknowledgement counts for the messages of
+//! that stream.
 
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -19,49 +19,48 @@ use super::call::{Call, ended};
 use crate::chat::Output;
 use crate::front::delivery;
 
-/// Every open `Connect`, by its receipt. No more than there are calls.
+/// The open `Connect` calls, by receipt.
 #[derive(Debug, Default)]
 pub(super) struct Receipts {
-    // A lock, since a receipt ends where its stream is dropped. It is held for
-    // one operation on the map.
+    // Locked because a receipt is removed where its stream is dropped. Held for one
+    // operation on the map.
     open: Mutex<HashMap<String, Arc<Shared>>>,
 }
 
-/// What a `Connect` and its `Ack`s share.
+/// The state shared by a `Connect` and its `Ack`s.
 #[derive(Debug)]
 struct Shared {
-    // A lock, since acknowledgements come by other calls. It is held for one
-    // output or one acknowledgement.
+    // Locked because acknowledgements come by other calls. Held for one output or one
+    // acknowledgement.
     call: Mutex<Call>,
-    /// The stream, to be woken where an acknowledgement has made room.
+    /// Wakes the stream when an acknowledgement makes room.
     stream: AtomicWaker,
 }
 
-/// The stream of a `Connect`. Dropping it ends the reception.
+/// The response stream of a `Connect`. Dropping it ends the delivery.
 #[derive(Debug)]
-pub(super) struct Reception {
+pub(super) struct DeliveryStream {
     receipt: String,
     receipts: Arc<Receipts>,
     shared: Arc<Shared>,
-    /// What comes first.
+    /// The first item, until it is sent.
     connected: Option<Connected>,
     ack_timeout: Duration,
     ended: bool,
 }
 
 impl Receipts {
-    /// Every message of the `Connect` with this receipt has been taken, up to
-    /// `sequence`.
+    /// Acknowledges the messages of the `Connect` with this receipt, up to `sequence`.
     ///
     /// # Errors
-    /// [`Code::BadRequest`] where there is no such stream, or it was sent no
-    /// such message.
+    /// [`Code::BadRequest`] if there is no such stream, or the message was not sent on it.
     pub(super) fn acknowledge(&self, receipt: &str, sequence: u64) -> Result<(), Refusal> {
         let shared = self.lock().get(receipt).map(Arc::clone).ok_or_else(|| {
-            Refusal::new(Code::BadRequest, "no stream has this receipt; what it was sent comes again")
+            let explanation = "unknown receipt: its stream has ended, and unacknowledged messages come again";
+            Refusal::new(Code::BadRequest, explanation)
         })?;
-        let taken = shared.lock().connection.acknowledge(Sequence(sequence));
-        taken.map_err(|never| Refusal::new(Code::BadRequest, never.to_string()))?;
+        let acknowledged = shared.lock().connection.acknowledge(Sequence(sequence));
+        acknowledged.map_err(|never_pushed| Refusal::new(Code::BadRequest, never_pushed.to_string()))?;
         shared.stream.wake();
         Ok(())
     }
@@ -77,10 +76,9 @@ impl Shared {
     }
 }
 
-impl Reception {
-    /// What the peer of this call receives, of which `queued` messages are
-    /// there already. After a takeover acknowledgements are taken for as long
-    /// as `ack_timeout`.
+impl DeliveryStream {
+    /// Returns the stream of a call with `queued` messages waiting. After a takeover,
+    /// acknowledgements count for `ack_timeout`.
     pub(super) fn new(call: Call, queued: u64, receipts: &Arc<Receipts>, ack_timeout: Duration) -> Self {
         let receipt = format!("{:032x}", rand::random::<u128>());
         let shared = Arc::new(Shared { call: Mutex::new(call), stream: AtomicWaker::new() });
@@ -98,13 +96,13 @@ impl Reception {
     fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Event, Status>>> {
         self.shared.stream.register(cx.waker());
         let mut call = self.shared.lock();
-        if call.is_lingering() {
-            return call.poll_lingered(cx).map(|()| None);
+        if call.is_draining() {
+            return call.poll_drained(cx).map(|()| None);
         }
         call.poll(cx).map(|output| match output {
             Ok(Output::Push(message)) => Some(Ok(Event::Message(delivery(&message).into()))),
             Ok(Output::Bye(reason)) => {
-                call.linger(if reason == ByeReason::TakenOver { self.ack_timeout } else { Duration::ZERO });
+                call.drain(if reason == ByeReason::TakenOver { self.ack_timeout } else { Duration::ZERO });
                 Some(Ok(Event::Bye(reason.into())))
             }
             Ok(Output::Close | Output::Reply(..)) => Some(Err(ended())),
@@ -113,7 +111,7 @@ impl Reception {
     }
 }
 
-impl Stream for Reception {
+impl Stream for DeliveryStream {
     type Item = Result<ConnectReply, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
@@ -130,7 +128,7 @@ impl Stream for Reception {
     }
 }
 
-impl Drop for Reception {
+impl Drop for DeliveryStream {
     fn drop(&mut self) {
         self.receipts.lock().remove(&self.receipt);
     }

@@ -1,6 +1,5 @@
-//! Deadlines: a client that says how long it waits (`grpc-timeout`) is waited
-//! for no longer, whatever the call. Clients see to their deadlines themselves;
-//! this frees what a call holds where the client cannot say so any more.
+//! Deadlines of calls (`grpc-timeout`). A client enforces its deadline by itself; the
+//! server enforces it, too, to release the call's resources if the client has vanished.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -14,10 +13,10 @@ use tokio::time::{Instant, Sleep};
 use tonic::Status;
 use tonic::body::Body;
 
-/// The longest time that is heeded; who waits longer waits without end.
+/// The longest timeout that is enforced; a longer one counts as none.
 const TIMEOUT_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
-/// The time that a client gives a call, if it gives one.
+/// Returns the timeout of a call, if the client set one.
 pub(super) fn timeout(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get("grpc-timeout")?.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
@@ -37,7 +36,7 @@ pub(super) fn timeout(headers: &HeaderMap) -> Option<Duration> {
     (timeout <= TIMEOUT_MAX).then_some(timeout)
 }
 
-/// The response of a call, which ends in time.
+/// Limits a call and its response body to `timeout`.
 ///
 /// # Errors
 /// Those of the call.
@@ -90,7 +89,7 @@ impl http_body::Body for Limited {
 }
 
 fn exceeded() -> Status {
-    Status::deadline_exceeded("the call has lasted as long as its client gave it")
+    Status::deadline_exceeded("the client's deadline has passed")
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! The standard health service (`grpc.health.v1`): a service serves while the
-//! store works and the server does not stop.
+//! The standard health service (`grpc.health.v1`): a service is serving while the store
+//! is healthy and the server is not draining.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -20,8 +20,8 @@ use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 use super::Caller;
 use crate::chat::Chat;
 
-/// How often those who watch have the store looked at.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// How often a watch polls the health of the store.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The health of the services.
 #[derive(Debug)]
@@ -30,36 +30,36 @@ pub(super) struct HealthService {
     shows_log: bool,
 }
 
-/// The part of the server that somebody asks about.
+/// The service that a request asks about.
 #[derive(Debug, Clone)]
-struct Part {
+struct ServiceStatus {
     chat: Arc<Chat>,
-    /// `None` where there is no such service; else whether it is on.
-    is_on: Option<bool>,
+    /// Whether the service is enabled; `None` for an unknown service.
+    is_enabled: Option<bool>,
 }
 
 impl HealthService {
-    /// The health of a server with this chat, which shows its log or does not.
+    /// Returns the health of a server with this chat, whose log may be watched or not.
     pub(super) const fn new(chat: Arc<Chat>, shows_log: bool) -> Self {
         Self { chat, shows_log }
     }
 
-    fn part(&self, service: &str) -> Part {
-        let is_on = match service {
+    fn service_status(&self, service: &str) -> ServiceStatus {
+        let is_enabled = match service {
             "" | chat_server::SERVICE_NAME => Some(true),
             log_watcher_server::SERVICE_NAME => Some(self.shows_log),
             old_chat::SERVICE_NAME => Some(!self.chat.rules().require_password),
             _ => None,
         };
-        Part { chat: Arc::clone(&self.chat), is_on }
+        ServiceStatus { chat: Arc::clone(&self.chat), is_enabled }
     }
 }
 
-impl Part {
+impl ServiceStatus {
     fn status(&self, stopping: bool) -> ServingStatus {
-        match self.is_on {
+        match self.is_enabled {
             None => ServingStatus::ServiceUnknown,
-            Some(is_on) if is_on && !stopping && self.chat.is_available() => ServingStatus::Serving,
+            Some(is_enabled) if is_enabled && !stopping && self.chat.is_available() => ServingStatus::Serving,
             Some(_) => ServingStatus::NotServing,
         }
     }
@@ -74,8 +74,8 @@ impl Health for HealthService {
         request: Request<HealthCheckRequest>,
     ) -> Result<Response<HealthCheckResponse>, Status> {
         let stopping = Caller::of(request.extensions())?.stopping.is_cancelled();
-        match self.part(&request.get_ref().service).status(stopping) {
-            ServingStatus::ServiceUnknown => Err(Status::not_found("there is no such service")),
+        match self.service_status(&request.get_ref().service).status(stopping) {
+            ServingStatus::ServiceUnknown => Err(Status::not_found("unknown service")),
             status => Ok(Response::new(HealthCheckResponse { status: status.into() })),
         }
     }
@@ -83,19 +83,19 @@ impl Health for HealthService {
     async fn watch(&self, request: Request<HealthCheckRequest>) -> Result<Response<Watch>, Status> {
         let stopping = Caller::of(request.extensions())?.stopping.clone();
         Ok(Response::new(Watch {
-            part: self.part(&request.get_ref().service),
+            service: self.service_status(&request.get_ref().service),
             last: None,
-            look: tokio::time::interval(LOOK_INTERVAL),
+            look: tokio::time::interval(POLL_INTERVAL),
             stopping: Some(Box::pin(stopping.cancelled_owned())),
         }))
     }
 }
 
-/// The health of one service whenever it changes. It ends with the server, which
-/// is the last that it says.
+/// The health of one service, at every change. Its last item is the shutdown of the
+/// server.
 #[derive(Debug)]
 pub(super) struct Watch {
-    part: Part,
+    service: ServiceStatus,
     last: Option<ServingStatus>,
     look: Interval,
     /// `None` once the server stops.
@@ -103,9 +103,9 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    /// The status, where it is another than the last.
-    fn news(&mut self) -> Option<HealthCheckResponse> {
-        let status = self.part.status(self.stopping.is_none());
+    /// Returns the status if it has changed.
+    fn change(&mut self) -> Option<HealthCheckResponse> {
+        let status = self.service.status(self.stopping.is_none());
         let is_new = self.last.replace(status) != Some(status);
         is_new.then(|| HealthCheckResponse { status: status.into() })
     }
@@ -122,8 +122,8 @@ impl Stream for Watch {
             } else {
                 ready!(self.look.poll_tick(cx));
             }
-            if let Some(news) = self.news() {
-                return Poll::Ready(Some(Ok(news)));
+            if let Some(change) = self.change() {
+                return Poll::Ready(Some(Ok(change)));
             }
         }
     }

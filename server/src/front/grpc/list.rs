@@ -20,7 +20,7 @@ pub(super) struct Pages {
 }
 
 impl Pages {
-    /// Asks for the names by this request.
+    /// Starts a list by this request.
     pub(super) fn new(mut call: Call, request: Request) -> Self {
         call.connection.handle(RequestId::new(1), Ok(request));
         Self { call: Some(call) }
@@ -48,7 +48,7 @@ impl Stream for Pages {
     }
 }
 
-/// What comes after the names: that there are more, if there are.
+/// Returns the last page, which marks a truncated list.
 fn last_page(last: Result<Output, Status>) -> Result<Option<ListReply>, Status> {
     let Output::Reply(_, reply) = last? else { return Err(ended()) };
     let (_, truncated) = answer(reply).map(|fields: OkFields| fields.as_listed().unwrap_or_default())?;

@@ -1,4 +1,4 @@
-//! `hark.v1.LogWatcher`: who may watch the log, and the events as messages.
+//! `hark.v1.LogWatcher`: the permission to watch the log, and its events as messages.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -23,10 +23,10 @@ use super::call::answer;
 use crate::chat::Chat;
 use crate::logging::{Entry, Event, Watcher, Watchers};
 
-/// Who may watch the log.
+/// The permission to watch the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MayWatch {
-    /// Whoever calls from the machine of the server.
+    /// Any caller on the server's machine.
     Loopback,
     /// This user, with its password.
     User(UserName),
@@ -43,16 +43,16 @@ impl FromStr for MayWatch {
     }
 }
 
-/// The log as something to watch.
+/// The settings of the log service.
 #[derive(Debug, Clone)]
 pub struct WatchLogs {
-    /// Who may.
+    /// The permission.
     pub may_watch: MayWatch,
-    /// Those who do.
+    /// The current watchers.
     pub watchers: Watchers,
 }
 
-/// The log as a service; one that is off refuses everybody.
+/// The log service. Without settings it refuses every call.
 #[derive(Debug)]
 pub(super) struct LogService {
     chat: Arc<Chat>,
@@ -60,7 +60,7 @@ pub(super) struct LogService {
 }
 
 impl LogService {
-    /// The service of this log.
+    /// Returns the service with these settings.
     pub(super) const fn new(chat: Arc<Chat>, log: Option<WatchLogs>) -> Self {
         Self { chat, log }
     }
@@ -74,27 +74,27 @@ impl LogService {
         match &log.may_watch {
             MayWatch::Loopback if caller.address.is_loopback() => Ok(()),
             MayWatch::Loopback => {
-                Err(denied("the log of this server is watched from its own machine alone (--watch-logs)"))
+                Err(denied("this server's log may be watched only from its own machine (--watch-logs)"))
             }
-            MayWatch::User(named) => self.check(named, caller, login).await,
+            MayWatch::User(user) => self.check_user(user, caller, login).await,
         }
     }
 
-    async fn check(
+    async fn check_user(
         &self,
-        named: &UserName,
+        permitted: &UserName,
         caller: &Caller,
         login: Option<Credentials>,
     ) -> Result<(), Status> {
         let Some(login) = login else {
-            return Err(denied("say who you are: the log is for the user that --watch-logs names"));
+            return Err(denied("a login is required; only the user named by --watch-logs may watch the log"));
         };
         let (user, password) = hark_grpc::request::credentials(login).map_err(|r| status::refused(&r))?;
-        if user != *named {
-            return Err(denied("the log is for the user that --watch-logs names"));
+        if user != *permitted {
+            return Err(denied("only the user named by --watch-logs may watch the log"));
         }
-        let known = self.chat.authenticate(caller.address, user, password).await;
-        known.or_else(|fault| answer(fault.into()).map(drop))
+        let authenticated = self.chat.authenticate(caller.address, user, password).await;
+        authenticated.or_else(|fault| answer(fault.into()).map(drop))
     }
 }
 
@@ -106,15 +106,15 @@ impl LogWatcher for LogService {
         let caller = Caller::of(request.extensions())?.clone();
         let WatchLogsRequest { login, level, target_prefix, limit } = request.into_inner();
         let Some(log) = &self.log else {
-            return Err(denied("this server does not show its log; its operator can, with --watch-logs"));
+            return Err(denied("watching the log is disabled; the operator enables it with --watch-logs"));
         };
         self.admit(log, &caller, login).await?;
-        let level = wanted(level)?;
+        let level = requested_level(level)?;
         let watcher = log
             .watchers
             .watch(level, target_prefix)
             .map_err(|full| status::refused(&Refusal::new(Code::TooMany, full.to_string())))?;
-        tracing::info!(address = %caller.address, %level, "the log is watched");
+        tracing::info!(address = %caller.address, %level, "log watcher connected");
         Ok(Response::new(Watch {
             watcher,
             left: (limit > 0).then_some(limit),
@@ -127,23 +127,23 @@ fn denied(explanation: &'static str) -> Status {
     status::refused(&Refusal::new(Code::Denied, explanation))
 }
 
-fn wanted(level: i32) -> Result<Level, Status> {
+fn requested_level(level: i32) -> Result<Level, Status> {
     match LogLevel::try_from(level) {
         Ok(LogLevel::Error) => Ok(Level::ERROR),
         Ok(LogLevel::Warn) => Ok(Level::WARN),
         Ok(LogLevel::Info | LogLevel::Unspecified) => Ok(Level::INFO),
         Ok(LogLevel::Debug) => Ok(Level::DEBUG),
         Ok(LogLevel::Trace) => Ok(Level::TRACE),
-        Err(_) => Err(status::refused(&Refusal::new(Code::BadRequest, "there is no such level of the log"))),
+        Err(_) => Err(status::refused(&Refusal::new(Code::BadRequest, "unknown log level"))),
     }
 }
 
-/// The events for one who watches, until the server stops. It logs nothing: it
-/// would watch itself.
+/// The events for one watcher, until the server stops. It must not log, since it would
+/// watch its own events.
 #[derive(Debug)]
 pub(super) struct Watch {
     watcher: Watcher,
-    /// Events until the end, if there is one.
+    /// The events left until the client's limit, if it set one.
     left: Option<u64>,
     stopping: Pin<Box<WaitForCancellationFutureOwned>>,
 }
@@ -163,14 +163,14 @@ impl Stream for Watch {
             Entry::Missed(count) => Reply::Missed(count),
             Entry::Event(event) => {
                 self.left = self.left.map(|left| left - 1);
-                Reply::Log(logged(&event))
+                Reply::Log(log_event(&event))
             }
         };
         Poll::Ready(Some(Ok(WatchLogsReply { event: Some(event) })))
     }
 }
 
-fn logged(event: &Event) -> LogEvent {
+fn log_event(event: &Event) -> LogEvent {
     let level = match event.level {
         Level::ERROR => LogLevel::Error,
         Level::WARN => LogLevel::Warn,

@@ -1,5 +1,5 @@
-//! The first bytes of a connection: the preface of HTTP/2, which has to come
-//! whole and soon. What hyper waits for has no end of its own.
+//! The HTTP/2 connection preface, read within a deadline: hyper would wait for it without
+//! one.
 
 use std::io::{self, IoSlice};
 use std::net::IpAddr;
@@ -12,14 +12,14 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 /// The preface (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// How long a client has to send the preface, once its first byte has come.
+/// How long the preface may take, from its first byte on.
 const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Reads the preface, and yields the connection as if it had not been read.
-/// `None` where something else has come, or nothing in time; the log says which.
+/// Reads the preface, and returns the connection with the preface put back. Returns `None`
+/// after other bytes or the timeout.
 ///
 /// # Errors
-/// What the socket says.
+/// An error of the socket.
 pub(super) async fn read<S: AsyncRead + AsyncWrite + Unpin>(
     mut stream: S,
     address: IpAddr,
@@ -27,12 +27,13 @@ pub(super) async fn read<S: AsyncRead + AsyncWrite + Unpin>(
     match tokio::time::timeout(PREFACE_TIMEOUT, is_preface(&mut stream)).await {
         Ok(Ok(true)) => Ok(Some(Unread { preface: PREFACE, stream })),
         Ok(Ok(false)) => {
-            tracing::warn!(%address, "closing a connection that begins with P and is not HTTP/2");
+            // Possibly a `POST`, or a health check: not worth more than debug.
+            tracing::debug!(%address, "connection closed: not HTTP/2");
             Ok(None)
         }
         Ok(Err(error)) => Err(error),
         Err(_) => {
-            tracing::info!(%address, "closing a connection that has not said in time that it is HTTP/2");
+            tracing::info!(%address, "HTTP/2 preface timed out");
             Ok(None)
         }
     }
@@ -52,9 +53,9 @@ async fn is_preface(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<bool> {
     Ok(true)
 }
 
-/// A connection whose preface is still to be read.
+/// A connection whose preface is read again.
 pub(super) struct Unread<S> {
-    /// What is left of it.
+    /// The rest of the preface.
     preface: &'static [u8],
     stream: S,
 }

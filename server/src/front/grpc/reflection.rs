@@ -1,6 +1,5 @@
-//! Server reflection (`grpc.reflection`): what tells a client of the services,
-//! in both versions that clients ask for. Its streams have no end of their own:
-//! to them it seems that their client asks nothing more once the server stops.
+//! Server reflection (`grpc.reflection`), in both versions that clients use. Its streams
+//! have no end of their own, so their request bodies end when the server drains.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -14,31 +13,30 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::server::NamedService;
-use tonic::service::Routes;
 use tonic_reflection::server::Builder;
 use tower_service::Service;
 
-use super::Caller;
+use super::{Caller, services};
 
-/// Adds the services to these. A question has at most so many bytes.
-pub(super) fn add(routes: Routes, request_bytes_max: usize) -> Routes {
+/// Adds the services to `services`, with requests of at most `request_bytes_max`.
+pub(super) fn add(services: services::Builder, request_bytes_max: usize) -> services::Builder {
     let builder = || {
         Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     match (builder().build_v1(), builder().build_v1alpha()) {
-        (Ok(v1), Ok(v1alpha)) => routes
-            .add_service(UntilStop(v1.max_decoding_message_size(request_bytes_max)))
-            .add_service(UntilStop(v1alpha.max_decoding_message_size(request_bytes_max))),
+        (Ok(v1), Ok(v1alpha)) => services
+            .add(UntilStop(v1.max_decoding_message_size(request_bytes_max)))
+            .add(UntilStop(v1alpha.max_decoding_message_size(request_bytes_max))),
         (Err(error), _) | (_, Err(error)) => {
-            tracing::error!(%error, "the services cannot be described");
-            routes
+            tracing::error!(%error, "cannot build the reflection service");
+            services
         }
     }
 }
 
-/// A service that is asked nothing more once the server stops.
+/// A service whose requests end when the server drains.
 #[derive(Debug, Clone)]
 struct UntilStop<S>(S);
 
@@ -54,8 +52,9 @@ impl<S: Service<Request<Body>>> Service<Request<Body>> for UntilStop<S> {
     fn call(&mut self, request: Request<Body>) -> S::Future {
         let stopping = Caller::of(request.extensions()).map(|caller| caller.stopping.clone());
         self.0.call(match stopping {
-            Ok(stopping) => request
-                .map(|asked| Body::new(Questions { asked, stopping: Box::pin(stopping.cancelled_owned()) })),
+            Ok(stopping) => request.map(|body| {
+                Body::new(DrainableBody { body, stopping: Box::pin(stopping.cancelled_owned()) })
+            }),
             Err(_) => request,
         })
     }
@@ -65,13 +64,13 @@ impl<S: NamedService> NamedService for UntilStop<S> {
     const NAME: &'static str = S::NAME;
 }
 
-/// What a client asks, until the server stops.
-struct Questions {
-    asked: Body,
+/// A request body that ends when the server drains.
+struct DrainableBody {
+    body: Body,
     stopping: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
-impl http_body::Body for Questions {
+impl http_body::Body for DrainableBody {
     type Data = Bytes;
     type Error = Status;
 
@@ -81,7 +80,7 @@ impl http_body::Body for Questions {
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         match self.stopping.as_mut().poll(cx) {
             Poll::Ready(()) => Poll::Ready(None),
-            Poll::Pending => Pin::new(&mut self.asked).poll_frame(cx),
+            Poll::Pending => Pin::new(&mut self.body).poll_frame(cx),
         }
     }
 }

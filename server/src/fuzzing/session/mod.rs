@@ -1,6 +1,6 @@
-//! A whole chat as a list of operations: connections that create, enter, send,
-//! repeat, acknowledge, break off and come back, commits that fail, and starts
-//! of the server. Everything that comes out is compared with a model.
+//! A whole chat as a list of operations: connections that create accounts, log in, send,
+//! repeat, acknowledge, break and reconnect, failing commits, and restarts of the server.
+//! All output is compared with a model.
 
 mod connection;
 mod model;
@@ -10,13 +10,12 @@ mod world;
 use self::rights::Rights;
 use self::world::World;
 
-/// Operations in one run, at most.
+/// The most operations in one run.
 const OPS_MAX: usize = 200;
 
-/// Four bytes and a fifth: what, on which connection, for which user, and how
-/// much. Letters and digits mean what they look like, so that seeds are text;
-/// every other byte means one of them. The fifth of the first operation says
-/// what the operator has set; the others' are ignored.
+/// An operation of five bytes: kind, connection, user, amount, and rights. Letters and
+/// digits stand for themselves, so that seeds are text; every other byte maps to one of
+/// them. Only the first operation's rights count: they are the operator's settings.
 #[derive(Debug, Clone, Copy)]
 struct Op {
     kind: Kind,
@@ -28,36 +27,36 @@ struct Op {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Create,
-    /// Mostly with a password.
+    /// Creates an account, mostly with a password.
     CreateByOperator,
     Login,
-    /// Connects: `R`eceives.
+    /// Makes a `connect`: receives.
     Receive,
     Disconnect,
     Delete,
-    /// Sets the password, where it may be.
+    /// Sets the password.
     Password,
     List,
     Ping,
     Send,
-    /// Many sends, none of which is waited for.
+    /// Sends many messages, pipelined.
     Burst,
     /// Repeats a send of the session.
     Again,
     Ack,
-    /// Acknowledges what was never pushed.
+    /// Acknowledges a number that was never pushed.
     AckNothing,
-    /// The link breaks. The client comes back and repeats.
+    /// Breaks the link. The client reconnects and repeats.
     Break,
-    /// The client of a session comes by this connection, whatever it had.
+    /// Moves the client of a session to this connection.
     Hello,
-    /// The next commit fails.
+    /// Makes the next commit fail.
     Fail,
-    /// The server starts again: after an orderly end, or after none.
+    /// Restarts the server, after an orderly stop or a kill.
     Restart,
-    /// Waits until nothing is under way.
+    /// Waits until no request is in flight.
     Settle,
-    /// The store recovers, while nobody reads what comes out.
+    /// Lets the store recover without polling the connections.
     Recover,
 }
 
@@ -98,11 +97,11 @@ impl Op {
     }
 }
 
-/// Runs the operations, then lets every reader read to the end, and checks that
-/// what was answered `ok` came exactly once, in order, and nothing else did.
+/// Runs the operations, then lets every reader read to the end, and checks that exactly the
+/// messages answered `ok` arrived, once and in order.
 ///
 /// # Panics
-/// Where that is not so, and where an answer is another than it should be.
+/// If a message is lost, repeated or out of order, or an answer is wrong.
 pub fn session(data: &[u8]) {
     let ops: Vec<_> = data.chunks(5).filter_map(Op::from_bytes).take(OPS_MAX).collect();
     world::block_on(async {
@@ -118,7 +117,7 @@ pub fn session(data: &[u8]) {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn any_conversation_keeps_the_promise() {
+    fn random_sessions_keep_the_promise() {
         hark_seeds::check("session", super::session);
     }
 }

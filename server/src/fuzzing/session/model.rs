@@ -1,5 +1,5 @@
-//! What ought to be: accounts, their inboxes, and what became of each send. It
-//! knows no connection and no store.
+//! The model: accounts, their inboxes, and the outcome of each send. It knows no connection
+//! and no store.
 
 use std::collections::BTreeMap;
 
@@ -10,70 +10,68 @@ use super::rights::Rights;
 use crate::shard::fuzzing::is_weak;
 use crate::store::{AccountEntry, Message, Outcome, PasswordHash};
 
-/// Connections at a time.
+/// The number of connections.
 pub(super) const CONNECTIONS: usize = 3;
 
-/// The names that there may be.
+/// The names of accounts.
 pub(super) const USERS: [&str; 4] = ["d", "a", "b", "c"];
 
-/// Accounts that there may be at a time.
+/// The most accounts at a time.
 pub(super) const ACCOUNTS_MAX: usize = 3;
 
-/// Messages that an inbox may hold: more than a window does.
+/// The most messages of an inbox: more than a window holds.
 pub(super) const QUEUED_MESSAGES_MAX: usize = 300;
 
-/// Bytes that an inbox may hold.
+/// The most bytes of an inbox.
 pub(super) const QUEUED_BYTES_MAX: usize = 3000;
 
-/// The longest text.
+/// The longest text, in bytes.
 pub(super) const TEXT_BYTES_MAX: usize = 400;
 
-/// An account with what was sent to it; one of that name before or after it is
-/// another.
+/// An account and its messages, distinct from earlier and later ones of its name.
 #[derive(Debug)]
 pub(super) struct Inbox {
     pub(super) user: usize,
     pub(super) incarnation: u64,
     pub(super) is_alive: bool,
     pub(super) password: Option<&'static str>,
-    /// The server has hashed the password.
+    /// Whether the server hashed the password itself.
     pub(super) is_strong: bool,
     hash: Option<PasswordHash>,
-    /// What is stored, as places in [`Model::sends`], in order. Right only while
-    /// the model [`Model::is_certain`].
+    /// The stored messages in order, as indices into [`Model::sends`]. Exact only while the
+    /// model [`Model::is_certain`].
     pub(super) stored: Vec<usize>,
-    /// How many of these are acknowledged.
+    /// The number of these that are acknowledged.
     pub(super) acked: usize,
-    /// What was pushed, by its number.
+    /// The pushed messages, by number.
     pub(super) pushed: BTreeMap<u64, usize>,
 }
 
-/// One send, with all its repeats.
+/// A send, with all its repeats.
 #[derive(Debug)]
 pub(super) struct Sent {
     pub(super) user: usize,
-    /// To which account, if there was one.
+    /// The recipient, if it existed.
     pub(super) inbox: Option<usize>,
-    /// A repeat was for another account: it may be in either.
+    /// Whether a repeat went to another account of the name: either may hold it.
     pub(super) is_elsewhere: bool,
     pub(super) text: ByteString,
-    /// The name of the account that sent it first.
+    /// The sender of the first attempt.
     pub(super) sender: Option<usize>,
-    /// Sends of one stream to one account keep their order.
+    /// The stream; sends of one stream to one account keep their order.
     pub(super) stream: usize,
-    /// What it has to be answered, where that is certain.
+    /// The expected outcome, if it is certain.
     pub(super) expected: Option<Result<(), Code>>,
     pub(super) answered: Option<Outcome>,
 }
 
-/// What there is, and what was.
+/// The state of the model, with its history.
 #[derive(Debug)]
 pub(super) struct Model {
     pub(super) rights: Rights,
     pub(super) inboxes: Vec<Inbox>,
     pub(super) sends: Vec<Sent>,
-    /// A commit may have failed: it is not known what each send has to be
-    /// answered.
+    /// Whether a commit may have failed, so that outcomes are uncertain.
     pub(super) is_uncertain: bool,
 }
 
@@ -86,13 +84,13 @@ impl Model {
         !self.is_uncertain
     }
 
-    /// From now on a commit may fail: what is not answered may be decided anew.
+    /// Marks that a commit may fail: unanswered sends may be decided anew.
     pub(super) fn become_uncertain(&mut self) {
         self.is_uncertain = true;
         self.sends.iter_mut().for_each(|sent| sent.expected = None);
     }
 
-    /// The account of this name.
+    /// Returns the account of this name.
     pub(super) fn account(&self, user: usize) -> Option<usize> {
         self.inboxes.iter().rposition(|inbox| inbox.user == user && inbox.is_alive)
     }
@@ -103,7 +101,7 @@ impl Model {
         names
     }
 
-    /// What the store has to say to a `create` of this name.
+    /// Returns the expected outcome of a `create` of this name.
     pub(super) fn has_room_for(&self, user: usize) -> Result<OkFields, Code> {
         if self.account(user).is_some() {
             Err(Code::Exists)
@@ -114,8 +112,8 @@ impl Model {
         }
     }
 
-    /// The store has this under a name: whether that is something new. `new` is
-    /// the password from then on, where that is what is new.
+    /// Applies the store's account of a name, and returns whether it has changed. `new` is the
+    /// password from then on, if it is the change.
     pub(super) fn found(
         &mut self,
         user: usize,
@@ -136,7 +134,7 @@ impl Model {
             None => {}
         }
         let older = self.inboxes.iter().map(|inbox| inbox.incarnation).max();
-        assert!(older < Some(account.incarnation), "the number of an account was given twice");
+        assert!(older < Some(account.incarnation), "the number of an account was reused");
         self.inboxes.push(Inbox {
             user,
             incarnation: account.incarnation,
@@ -151,10 +149,10 @@ impl Model {
         true
     }
 
-    /// A new send, to be asked now: its place.
+    /// Adds a send, and returns its index.
     pub(super) fn send(&mut self, user: usize, bytes: usize, sender: Option<usize>, stream: usize) -> usize {
         let place = self.sends.len();
-        // No two are alike, so that each is known again.
+        // Every text is unique, so that a push identifies its send.
         let text = ByteString::from(format!("{place:.<bytes$}"));
         let inbox = self.account(user);
         let outcome = self.outcome(inbox, sender, &text);
@@ -177,13 +175,13 @@ impl Model {
         place
     }
 
-    /// A send is asked once more.
+    /// Records a repeat of a send.
     pub(super) fn repeated(&mut self, place: usize) {
         let now = self.account(self.sends[place].user);
         self.sends[place].is_elsewhere |= self.sends[place].inbox != now;
     }
 
-    /// What the store has to decide of a send, to this account by this one.
+    /// Returns the expected outcome of a send to one account by another.
     fn outcome(&self, inbox: Option<usize>, sender: Option<usize>, text: &str) -> Result<(), Code> {
         let needs_sender = self.rights.require_password;
         if needs_sender && sender.is_none() {
@@ -204,13 +202,13 @@ impl Model {
         Ok(())
     }
 
-    /// What is stored and not acknowledged.
+    /// Returns the unacknowledged messages.
     pub(super) fn unread(&self, inbox: usize) -> &[usize] {
         let Inbox { stored, acked, .. } = &self.inboxes[inbox];
         stored.get(*acked..).unwrap_or_default()
     }
 
-    /// A send is answered, or once more.
+    /// Checks the answer to a send or its repeat.
     pub(super) fn answered(&mut self, place: usize, outcome: Outcome) {
         let sent = &mut self.sends[place];
         if let Outcome::Refused(code) = outcome {
@@ -231,13 +229,13 @@ impl Model {
         sent.answered = Some(outcome);
     }
 
-    /// A message is pushed to a reader of this inbox: which send it is.
+    /// Checks a push to a reader of this inbox, and returns the index of its send.
     pub(super) fn pushed(&mut self, inbox: usize, message: &Message) -> usize {
         let place = message.text.trim_end_matches('.').parse::<usize>().ok();
         let sent = place.and_then(|place| self.sends.get(place));
-        let (Some(place), Some(sent)) = (place, sent) else { panic!("nobody sent {message:?}") };
+        let (Some(place), Some(sent)) = (place, sent) else { panic!("{message:?} was never sent") };
         assert_eq!((&message.text, self.inboxes[inbox].user), (&sent.text, sent.user));
-        // A repeat after a failure comes from a connection that is nobody.
+        // A repeat after a failure comes from an anonymous connection.
         let is_from_nobody = message.sender.is_none() && (self.is_uncertain || sent.sender.is_none());
         let sender = message.sender.as_ref().map(|name| name.as_str());
         assert!(is_from_nobody || sender == sent.sender.map(|user| USERS[user]), "{message:?} of {sent:?}");
@@ -246,9 +244,8 @@ impl Model {
         place
     }
 
-    /// All that was answered `ok` was pushed exactly once, in the order of each
-    /// stream, and nothing that was refused was. Only what was acknowledged in
-    /// time or read in the end can be there of an account that has ended.
+    /// Checks that every send answered `ok` was pushed exactly once, in the order of its stream,
+    /// and no refused one was. Messages to a deleted account may be missing.
     pub(super) fn check_promise(&self) {
         let mut times: BTreeMap<usize, usize> = BTreeMap::new();
         for inbox in &self.inboxes {

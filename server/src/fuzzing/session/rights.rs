@@ -1,5 +1,4 @@
-//! What the operator has set, and who may do what then: section 5 of the
-//! protocol.
+//! The operator's settings, and the permissions that follow: section 5 of the protocol.
 
 use hark_protocol::{Code, OkFields, Password, UserName};
 
@@ -8,19 +7,19 @@ use super::model::{Model, USERS};
 use super::world::World;
 use crate::chat::MayList;
 
-/// The passwords that there are.
+/// The passwords in use.
 pub(super) const PASSWORDS: [&str; 2] = ["right", "wrong"];
 
-/// Who is an admin, where there is one.
+/// The admin, if there is one.
 const ADMIN: usize = 0;
 
-/// Wrong passwords for one account from one address, until it has to wait.
+/// The wrong passwords for one account from one address before the rate limit.
 const WRONG_MAX: usize = 5;
 
-/// Wrong passwords in one run: of more, each would have to wait.
+/// The most wrong passwords in one run; further ones would be delayed.
 const WRONG_RUN_MAX: usize = 50;
 
-/// What the operator has set.
+/// The operator's settings.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Rights {
     pub(super) require_password: bool,
@@ -29,12 +28,11 @@ pub(super) struct Rights {
 }
 
 impl Rights {
-    /// Everybody may do everything.
+    /// The settings without restrictions.
     pub(super) const OPEN: Self = Self { require_password: false, has_admin: false, may_list: MayList::All };
 
-    /// `0` to `;` are the twelve that there are: odd ones require passwords, every
-    /// second two have an admin, and each four are listed by fewer. A line's end
-    /// is `0`, and every other byte means one of them.
+    /// Decodes the settings, `0` to `;`: bit 0 requires passwords, bit 1 names an admin, the
+    /// rest restricts `list`. A line break is `0`, and every other byte maps to one of them.
     pub(super) fn from_byte(byte: u8) -> Self {
         let number = if byte == b'\n' { 0 } else { byte.wrapping_sub(b'0') };
         Self {
@@ -48,20 +46,20 @@ impl Rights {
         self.has_admin.then(|| USERS[ADMIN].parse().unwrap()).into_iter().collect()
     }
 
-    /// Whether it is an admin who makes this account, and gives it its password.
+    /// Returns whether this account's name is reserved for the admin.
     const fn keep(&self, user: usize) -> bool {
         self.has_admin && user == ADMIN
     }
 }
 
-/// What a request has to be answered for the account of who asks.
+/// The expected answers by the identity of a connection.
 impl Model {
-    /// Whether a connection has entered the admin's account, by its password.
+    /// Returns whether a connection is logged in as the admin by password.
     pub(super) fn is_admin(&self, connection: &Connection) -> bool {
         connection.by_password && self.user_of(connection).is_some_and(|user| self.rights.keep(user))
     }
 
-    /// Who a connection is, while its account is there.
+    /// Returns the user of a connection, if its account still exists.
     fn user_of(&self, connection: &Connection) -> Option<usize> {
         let inbox = &self.inboxes[connection.user?];
         inbox.is_alive.then_some(inbox.user)
@@ -89,7 +87,7 @@ impl Model {
         if may { Ok(()) } else { Err(Code::Denied) }
     }
 
-    /// Whether somebody who has proved to be this account may set its password.
+    /// Returns whether the owner of this account may set its password.
     pub(super) fn may_take(&self, inbox: usize) -> Result<OkFields, Code> {
         let inbox = &self.inboxes[inbox];
         let is_kept = inbox.password.is_none() && self.rights.keep(inbox.user);
@@ -97,13 +95,13 @@ impl Model {
     }
 }
 
-/// A password that is tried, and what comes of it.
+/// A password and the expected outcome of its check.
 pub(super) type Tried = (Option<Password>, Result<(), Code>);
 
 /// Passwords.
 impl World {
-    /// Tries one for an account, or for one that is not there; `None` where finding
-    /// out would take too long. What is open to anybody asks for none.
+    /// Chooses a password for an account, which may not exist; `None` if its check would take
+    /// too long. An open account needs none.
     pub(super) fn prove(
         &mut self,
         c: usize,
@@ -119,7 +117,7 @@ impl World {
             None => Err(Code::Denied),
             Some(_) if self.connections[c].wrong[user] >= WRONG_MAX => Err(Code::RateLimited),
             Some(password) => {
-                // Where there is none to compare with, one is hashed all the same.
+                // Without a hash to compare with, the server hashes the password all the same.
                 let is_slow = right.is_none() || inbox.is_some_and(|inbox| inbox.is_strong);
                 if self.wrong >= WRONG_RUN_MAX || (is_slow && !self.may_hash()) {
                     return None;
@@ -133,7 +131,7 @@ impl World {
         Some((password.map(|password| password.parse().unwrap()), proven))
     }
 
-    /// Whether there is time to hash a password once more.
+    /// Returns whether the budget allows another hash.
     pub(super) const fn may_hash(&mut self) -> bool {
         let may = self.hashes_left > 0;
         self.hashes_left = self.hashes_left.saturating_sub(1);
@@ -141,7 +139,7 @@ impl World {
     }
 }
 
-/// The password that is given, if one is.
+/// Returns the password of a choice, if it has one.
 pub(super) fn tried(amount: usize) -> Option<&'static str> {
     [None, Some(PASSWORDS[0]), Some(PASSWORDS[1])][amount % 3]
 }

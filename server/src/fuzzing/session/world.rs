@@ -1,5 +1,4 @@
-//! The clients, and the server that they talk to: what each operation asks, and
-//! what has to come of it.
+//! The clients and the server: the requests of each operation, and their expected answers.
 
 use std::sync::{Arc, OnceLock};
 use std::task::Poll;
@@ -21,30 +20,29 @@ use crate::shard::fuzzing::{Home, weak_hash};
 use crate::shard::{ShardConfig, ShardStore};
 use crate::store::{Created, Store};
 
-/// Clients that keep a session over their connections.
+/// The clients that keep a session over their connections.
 const SESSIONS: usize = 2;
 
-/// Passwords that are hashed as a server hashes them, in one run: each takes many
-/// milliseconds.
+/// The most passwords hashed by the server in one run; each takes many milliseconds.
 const HASHES_MAX: usize = 2;
 
-/// One run in so many hashes at all, by the number of its operations.
+/// The share of runs with hashed passwords, chosen by the number of operations.
 const HASHES_EVERY: usize = 8;
 
-/// After so long without a change, the connections' time goes on.
+/// The time without an event after which the connections' clock advances.
 const TICK: Duration = Duration::from_millis(2);
 
-/// What takes more of them is stuck. They are counted, since a process that is
-/// stopped for a while is not.
+/// The ticks after which a wait counts as stuck. Ticks rather than time, since a process may be
+/// paused.
 const TICKS_MAX: usize = 30_000;
 
-/// By so much: whoever waits for a second try tries again.
+/// The advance of the connections' clock, enough for a retry.
 const TICK_AHEAD: Duration = Duration::from_secs(1);
 
-/// What a text takes less than the largest frame, in bytes.
+/// The overhead of a frame over its text, in bytes.
 const FRAME_BYTES_MORE: usize = 256;
 
-/// Runs on a runtime that is made once.
+/// Runs the future on a shared runtime.
 pub(super) fn block_on(run: impl Future<Output = ()>) {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
     let runtime = RUNTIME.get_or_init(|| {
@@ -55,17 +53,17 @@ pub(super) fn block_on(run: impl Future<Output = ()>) {
 
 pub(super) struct World {
     home: Home,
-    /// `None` between two starts.
+    /// `None` during a restart.
     server: Option<Server>,
     pub(super) model: Model,
     pub(super) connections: [Connection; CONNECTIONS],
     clients: [Client; SESSIONS],
-    /// Connections that there were.
+    /// The number of connections opened so far.
     opened: u32,
     pub(super) hashes_left: usize,
-    /// Wrong passwords that were tried.
+    /// The wrong passwords tried so far.
     pub(super) wrong: usize,
-    /// How much later it is for the connections than it is.
+    /// The offset of the connections' clock.
     ahead: Duration,
 }
 
@@ -74,11 +72,11 @@ struct Server {
     chat: Arc<Chat>,
 }
 
-/// Who keeps a session.
+/// A client with a session.
 #[derive(Default)]
 struct Client {
     last_id: u32,
-    /// Every send with its id, answered or not.
+    /// All its sends by id, answered or not.
     sends: Vec<(RequestId, usize)>,
 }
 
@@ -111,9 +109,9 @@ fn name(user: usize) -> UserName {
     USERS[user].parse().unwrap()
 }
 
-/// Operations.
+/// The operations.
 impl World {
-    /// For so many operations.
+    /// Returns a world for this many operations.
     pub(super) fn new(operations: usize, rights: Rights) -> Self {
         let home = Home::default();
         let mut world = Self {
@@ -162,15 +160,15 @@ impl World {
         }
     }
 
-    /// The clients repeat what they have not heard about, everybody reads to
-    /// the end, and what came of it is compared.
+    /// Lets the clients repeat unanswered sends and every reader read to the end, and compares
+    /// the result with the model.
     pub(super) async fn finish(mut self) {
         for client in 0..SESSIONS {
             self.hello(client, Some(client)).await;
         }
         self.settle().await;
         if self.model.rights.require_password {
-            // Else nobody could read for an account that has none.
+            // An account without a password could not log in to read.
             self.model.rights = Rights::OPEN;
             self.restart(true).await;
         }
@@ -197,7 +195,7 @@ impl World {
         self.look_up(user, &expected, password).await;
     }
 
-    /// Behind the chat's back, and with a hash that is verified in no time.
+    /// Creates an account in the store, with a hash that is cheap to verify.
     async fn create_by_operator(&mut self, user: usize, amount: usize) {
         self.settle().await;
         let expected = self.model.has_room_for(user);
@@ -211,7 +209,7 @@ impl World {
         self.look_up(user, &expected, password).await;
     }
 
-    /// `login`, or `connect`.
+    /// Makes a `login` or a `connect`.
     async fn enter(&mut self, c: usize, user: usize, amount: usize, receives: bool) {
         let inbox = self.model.account(user);
         let Some((password, proven)) = self.prove(c, user, inbox, amount) else { return };
@@ -226,7 +224,7 @@ impl World {
         } else {
             Request::Login { user: name(user), password }
         };
-        // What it finds is what all that went before has left.
+        // It sees the effect of every earlier request.
         self.settle().await;
         let former = self.readers_of(inbox.filter(|_| receives && expected.is_ok()));
         self.connections[c].entering = inbox.map(|inbox| (inbox, receives));
@@ -336,7 +334,7 @@ impl World {
             Some(client) => &mut self.clients[client].last_id,
             None => &mut self.connections[c].last_id,
         };
-        // Gaps are allowed.
+        // Ids may have gaps.
         *last_id += 1 + (bytes % 2) as u32;
         let id = RequestId::new(*last_id).unwrap();
         let place = self.model.send(user, bytes, sender, stream);
@@ -346,11 +344,11 @@ impl World {
         self.say(c, id, place);
     }
 
-    /// Once more what a session has sent, answered or not.
+    /// Repeats a send of a session, answered or not.
     async fn again(&mut self, c: usize, back: usize) {
         let Some(client) = self.connections[c].client else { return };
         let sends = &self.clients[client].sends;
-        // What is older need not be remembered.
+        // Older outcomes may be forgotten.
         let recent = sends.len().saturating_sub(OUTCOMES_REMEMBERED);
         let nth = sends.len().saturating_sub(1 + back).max(recent);
         let Some((id, place)) = sends.get(nth).copied() else { return };
@@ -372,8 +370,8 @@ impl World {
         self.tell(c, Request::Ack { sequence });
     }
 
-    /// The link breaks, if there was one, and a client comes by a new one: it
-    /// says its session, and repeats what was not answered.
+    /// Breaks the link, if there is one, and reconnects the client: it resumes its session and
+    /// repeats unanswered sends.
     async fn come_back(&mut self, c: usize, client: Option<usize>) {
         let Some(client) = client else { return self.open(c, None) };
         loop {
@@ -387,7 +385,7 @@ impl World {
         }
     }
 
-    /// As [`Self::come_back`], where somebody else may have had the session.
+    /// Reconnects as [`Self::come_back`] does, when another connection may hold the session.
     async fn hello(&mut self, c: usize, client: Option<usize>) {
         self.come_back(c, client).await;
         for other in (0..CONNECTIONS).filter(|other| *other != c) {
@@ -412,17 +410,17 @@ impl World {
     async fn restart(&mut self, is_closed: bool) {
         if !is_closed {
             self.settle().await;
-            // An acknowledgement that nothing has followed may be lost.
+            // An acknowledgement without a later commit may be lost.
             self.model.become_uncertain();
         }
         let clients: Vec<_> = self.connections.iter().map(|connection| connection.client).collect();
         self.connections = Default::default();
-        let Server { store, chat } = self.server.take().expect("it is there between two starts");
+        let Server { store, chat } = self.server.take().expect("a running server");
         if is_closed && store.close().await.is_err() {
-            assert!(self.model.is_uncertain, "a store that works can be closed");
+            assert!(self.model.is_uncertain, "a healthy store failed to close");
         }
         drop(chat);
-        drop(Arc::into_inner(store).expect("nobody has it any more"));
+        drop(Arc::into_inner(store).expect("the last reference"));
         self.server = Some(Server::start(&self.home, self.model.rights));
         for (c, client) in clients.into_iter().enumerate() {
             self.hello(c, client).await;
@@ -430,7 +428,7 @@ impl World {
     }
 
     async fn read_to_the_end(&mut self, user: usize) {
-        let inbox = self.model.account(user).expect("it is there");
+        let inbox = self.model.account(user).expect("an existing account");
         loop {
             self.open(0, None);
             let password = self.model.inboxes[inbox].password.map(|password| password.parse().unwrap());
@@ -450,13 +448,13 @@ impl World {
     }
 }
 
-/// Asking and waiting.
+/// Requests and waits.
 impl World {
     fn server(&self) -> &Server {
-        self.server.as_ref().expect("it is there between two starts")
+        self.server.as_ref().expect("a running server")
     }
 
-    /// A new connection, from an address of its own.
+    /// Opens a connection from an address of its own.
     fn open(&mut self, c: usize, client: Option<usize>) {
         self.opened += 1;
         let stream = client.unwrap_or(SESSIONS + self.opened as usize);
@@ -464,13 +462,13 @@ impl World {
         self.connections[c] = Connection::open(chat, self.opened, client, stream);
     }
 
-    /// Asks, and waits for the answer. `None` where it is not known.
+    /// Makes a request and waits for the reply; `None` if the outcome is unknown.
     async fn ask(&mut self, c: usize, request: Request) -> Option<Reply> {
         self.until(|world| world.connections[c].is_ready() || world.connections[c].is_lost()).await;
         self.connections[c].ask(request);
         self.until(|world| world.connections[c].is_answered() || world.connections[c].is_lost()).await;
         let reply = self.connections[c].take_reply();
-        assert!(reply.is_some() || self.model.is_uncertain, "there is no answer");
+        assert!(reply.is_some() || self.model.is_uncertain, "no reply");
         reply
     }
 
@@ -480,25 +478,25 @@ impl World {
         }
     }
 
-    /// Asks for a send, for the first time or once more, and waits for nothing.
+    /// Sends or repeats a message, without waiting.
     fn say(&mut self, c: usize, id: RequestId, place: usize) {
         let sent = &self.model.sends[place];
         self.connections[c].send(id, place, name(sent.user), sent.text.clone());
     }
 
-    /// The connection can be asked; a client whose link is gone comes back.
+    /// Makes sure that the connection is ready; a client whose link broke reconnects.
     async fn until_ready(&mut self, c: usize) {
         loop {
             self.until(|world| world.connections[c].is_ready() || world.connections[c].is_lost()).await;
             if self.connections[c].is_ready() {
                 return;
             }
-            assert!(self.model.is_uncertain, "a connection was closed for no reason");
+            assert!(self.model.is_uncertain, "a connection was closed without a failure");
             self.hello(c, self.connections[c].client).await;
         }
     }
 
-    /// Until all is answered, and all that is stored is read as far as it can be.
+    /// Waits until every request is answered and every due message is pushed.
     async fn settle(&mut self) {
         loop {
             self.until(|world| {
@@ -516,19 +514,19 @@ impl World {
         }
     }
 
-    /// Lets things happen until it is so.
+    /// Runs until the condition holds.
     async fn until(&mut self, is_so: impl Fn(&Self) -> bool) {
         let mut ticks = 0;
         while !is_so(self) {
             if !self.something_happens().await {
                 ticks += 1;
-                assert!(ticks < TICKS_MAX, "it is stuck: {:?}", self.connections);
+                assert!(ticks < TICKS_MAX, "stuck: {:?}", self.connections);
                 self.ahead += TICK_AHEAD;
             }
         }
     }
 
-    /// Lets one thing happen; whether one does within a tick.
+    /// Waits for one event. Returns whether one came within a tick.
     async fn something_happens(&mut self) -> bool {
         let now = Instant::now() + self.ahead;
         let (connections, model) = (&mut self.connections, &mut self.model);
@@ -539,7 +537,7 @@ impl World {
         tokio::time::timeout(TICK, happened).await.is_ok()
     }
 
-    /// Until the store works.
+    /// Waits until the store is healthy.
     async fn recover(&mut self) {
         let probe = "probe".parse().unwrap();
         while self.server().store.open_session(&probe, None).await != Ok(true) {
@@ -549,24 +547,23 @@ impl World {
         self.server().store.close_session(&probe);
     }
 
-    /// What the store has of a name, and that it is what was expected; after a
-    /// failure it may be what was there before, or what was asked for. `new` is
-    /// the password from then on, where it was changed.
+    /// Compares the store's account of a name with the expected one; after a failure it may also
+    /// be the former. `new` is the password from then on, if it was changed.
     async fn look_up(&mut self, user: usize, expected: &Result<OkFields, Code>, new: Option<&'static str>) {
         self.recover().await;
-        let entry = self.server().store.account(&name(user)).await.expect("it is available");
+        let entry = self.server().store.account(&name(user)).await.expect("an available store");
         let has_changed = self.model.found(user, entry, new);
         let must_change = expected.is_ok() && *expected != Ok(OkFields::deleted(false));
         assert!(has_changed == must_change || (self.model.is_uncertain && !has_changed), "{expected:?}");
     }
 
-    /// The connections that receive for an account.
+    /// Returns the connections that receive for an account.
     fn readers_of(&self, inbox: Option<usize>) -> Vec<usize> {
         let receives = |c: &usize| inbox.is_some() && self.connections[*c].reads() == inbox;
         (0..CONNECTIONS).filter(receives).collect()
     }
 
-    /// They get a `bye`.
+    /// Expects a `bye` on these connections.
     async fn owe(&mut self, readers: impl IntoIterator<Item = usize>, reason: ByeReason) {
         for c in readers {
             self.connections[c].byes_expected.push(reason);

@@ -69,22 +69,18 @@ impl IndexBuilder {
 
     /// Adds the blocks of frames of a segment.
     pub(super) fn add_frames(&mut self, segment: SegmentId, placed: &[Placed<'_>]) {
-        for Placed { offset, frame, .. } in placed {
-            self.recent.extend(frame.blocks.iter().map(|block| {
-                let mut extent = block.extent;
-                extent.offset += *offset as u32;
-                let (first, last) = (block.record.first, block.record.last);
-                let block_ref = BlockRef { first, last, segment, extent };
-                Found { inbox: block.record.inbox, block: block_ref, is_sealed: false }
-            }));
-        }
+        self.add_recent(&places(segment, placed));
+    }
+
+    fn add_recent(&mut self, places: &[(InboxId, BlockRef)]) {
+        let found = places.iter().map(|&(inbox, block)| Found { inbox, block, is_sealed: false });
+        self.recent.extend(found);
     }
 
     /// Adds the segment of the open.
     pub(super) fn add_opened(&mut self, opened: &Opened) {
         self.segments.insert(opened.segment());
-        let found = opened.places.iter().map(|&(inbox, block)| Found { inbox, block, is_sealed: false });
-        self.recent.extend(found);
+        self.add_recent(&opened.places);
     }
 
     /// Builds the index. Of several blocks with the same number, of which all but
@@ -190,6 +186,20 @@ impl Piece {
             group.iter().for_each(&mut *visit);
         }
     }
+}
+
+/// Returns the places of the blocks in frames of a segment.
+pub(super) fn places(segment: SegmentId, placed: &[Placed<'_>]) -> Vec<(InboxId, BlockRef)> {
+    let mut places = Vec::new();
+    for Placed { offset, frame, .. } in placed {
+        places.extend(frame.blocks.iter().map(|block| {
+            let mut extent = block.extent;
+            extent.offset += *offset as u32;
+            let (first, last) = (block.record.first, block.record.last);
+            (block.record.inbox, BlockRef { first, last, segment, extent })
+        }));
+    }
+    places
 }
 
 /// Reads the index frame of one segment.

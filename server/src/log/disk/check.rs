@@ -81,7 +81,7 @@ impl Check {
         let folder = Folder::open_existing(path, LOCK_TIMEOUT)?;
         let storage = Arc::new(OsStorage::new(&folder.log()));
         let mut frames = 0;
-        let recovered = recover(&*storage, SEGMENT_BYTES, &mut |records| {
+        let recovered = recover(&*storage, &mut |records| {
             frames += 1;
             replay(records)
         })?;

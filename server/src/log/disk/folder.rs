@@ -3,12 +3,12 @@
 //! | file | content |
 //! | --- | --- |
 //! | `FORMAT` | one line with the version of everything here; written first |
-//! | `LOCK` | locked by the process that has the store open |
+//! | `LOCK` | locked by the process that has the store open; its pid |
 //! | `log/` | the files of the disk log |
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -28,6 +28,8 @@ const MODE_OTHERS: u32 = 0o077;
 /// until its memory has been freed.
 pub(super) const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(50);
+/// The longest pid with its line break.
+const PID_LINE_BYTES_MAX: usize = 16;
 
 /// A folder that this process has locked.
 #[derive(Debug)]
@@ -134,24 +136,46 @@ fn is_free(path: &Path) -> io::Result<bool> {
 fn lock(path: &Path, timeout: Duration) -> Result<File, OpenError> {
     let lock = path.join(LOCK);
     let io = |source| OpenError::Io { path: lock.clone(), source };
-    let file =
-        OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&lock).map_err(io)?;
+    let mut options = OpenOptions::new();
+    options.create(true).truncate(false).read(true).write(true).mode(0o600);
+    let file = options.open(&lock).map_err(io)?;
     let begun = Instant::now();
     let mut is_logged = false;
     loop {
         match file.try_lock() {
-            Ok(()) => return Ok(file),
+            Ok(()) => {
+                if let Err(error) = write_pid(&file) {
+                    // Only the error message of another process misses it.
+                    tracing::debug!(%error, "cannot write the pid into the lock file");
+                }
+                return Ok(file);
+            }
             Err(TryLockError::WouldBlock) if begun.elapsed() < timeout => {}
-            Err(TryLockError::WouldBlock) => return Err(OpenError::InUse(path.to_owned())),
+            Err(TryLockError::WouldBlock) => {
+                return Err(OpenError::InUse { path: path.to_owned(), pid: read_pid(&file) });
+            }
             Err(TryLockError::Error(source)) => return Err(io(source)),
         }
         if !is_logged {
-            let (store, timeout_s) = (path.display(), timeout.as_secs());
-            tracing::info!(%store, timeout_s, "store in use by another process: waiting for its lock");
+            let (store, timeout_s, pid) = (path.display(), timeout.as_secs(), read_pid(&file));
+            tracing::info!(%store, pid, timeout_s, "store in use by another process: waiting for its lock");
             is_logged = true;
         }
         std::thread::sleep(LOCK_RETRY_INTERVAL);
     }
+}
+
+fn write_pid(file: &File) -> io::Result<()> {
+    let pid = format!("{}\n", std::process::id());
+    file.set_len(0)?;
+    file.write_all_at(pid.as_bytes(), 0)
+}
+
+/// Returns the pid in a lock file, if there is one.
+fn read_pid(file: &File) -> Option<u32> {
+    let mut line = [0; PID_LINE_BYTES_MAX];
+    let length = file.read_at(&mut line, 0).ok()?;
+    std::str::from_utf8(line.get(..length)?).ok()?.strip_suffix('\n')?.parse().ok()
 }
 
 /// Warns about a folder that an operator has left open to others.
@@ -209,7 +233,9 @@ mod tests {
     fn locked_folder_is_in_use() {
         let home = tempfile::tempdir().unwrap();
         let folder = open(home.path()).unwrap();
-        assert!(matches!(open(home.path()), Err(OpenError::InUse(_))));
+        let error = open(home.path()).unwrap_err();
+        assert!(matches!(error, OpenError::InUse { pid: Some(pid), .. } if pid == std::process::id()));
+        assert!(error.to_string().contains(&format!("in use by another harkd (pid {})", std::process::id())));
         let path = home.path().to_owned();
         let waiting = std::thread::spawn(move || Folder::open(&path, LOCK_TIMEOUT).map(drop));
         std::thread::sleep(Duration::from_millis(120));

@@ -1,6 +1,11 @@
 //! The fuzz target of segments: any bytes are opened, read, and opened again.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a target fails by panicking")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a target fails by panicking"
+)]
 
 use std::io;
 use std::ops::ControlFlow;
@@ -156,15 +161,16 @@ impl StorageFile for MemoryFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         let bytes = self.0.lock().unwrap();
         let rest = bytes.get(offset as usize..).unwrap_or_default();
-        buffer.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
-        Ok(rest.len().min(buffer.len()))
+        let length = rest.len().min(buffer.len());
+        buffer[..length].copy_from_slice(&rest[..length]);
+        Ok(length)
     }
 
     fn write_at(&self, new: &[u8], offset: u64) -> io::Result<()> {
         let mut bytes = self.0.lock().unwrap();
         let length = bytes.len().max(offset as usize + new.len());
         bytes.resize(length, 0);
-        bytes.iter_mut().skip(offset as usize).zip(new).for_each(|(byte, new)| *byte = *new);
+        bytes[offset as usize..][..new.len()].copy_from_slice(new);
         Ok(())
     }
 

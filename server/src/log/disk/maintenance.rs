@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::Shared;
 use super::copies::{CopyJob, is_mostly_dead};
 use super::segment::{Segment, unit_bytes};
-use super::slots::Unfinished;
+use super::slots::{Cleaned, Unfinished};
 use super::table::{FOOTER_BYTES, PAGE_BYTES, Table};
 
 /// Blank files that are made ahead of use.
@@ -212,8 +212,16 @@ impl Maintenance {
     }
 
     fn clean(&self) -> io::Result<Step> {
-        let is_cleaned = self.shared.files.spares.clean(&*self.shared.files.storage)?;
-        Ok(if is_cleaned { Step::Worked } else { Step::Idle })
+        let files = &self.shared.files;
+        match files.spares.clean(&*files.storage)? {
+            Cleaned::Nothing => return Ok(Step::Idle),
+            Cleaned::Blanked => {}
+            Cleaned::Removed => {
+                files.note_room();
+                files.poll();
+            }
+        }
+        Ok(Step::Worked)
     }
 
     /// Writes the next piece of a file that is made ahead of use.
@@ -224,16 +232,21 @@ impl Maintenance {
         // An idle log has its reserve; blank files are for one that fills.
         let is_due = self.shared.is_filling.load(Ordering::Relaxed)
             || files.free_bytes() < SCARCE_SEGMENTS * files.segment_bytes;
+        if is_enough {
+            files.note_room();
+        }
         let Some(unfinished) = &mut self.unfinished else {
-            // The reserve of an open comes first.
+            // The first comes first: it is for records if others fill the disk.
             let least = if spares.blank_count() == 0 { 1 } else { 2 };
             let has_space = files.free_bytes() > least * files.segment_bytes;
             let is_wanted = is_due || spares.blank_count() == 0;
             if is_enough || !has_space || !is_wanted {
                 return Ok(Step::Idle);
             }
-            self.unfinished = Some(spares.begin(storage)?);
-            files.note_used(files.segment_bytes);
+            let begun = spares.begin(storage);
+            files.note_made(&begun);
+            files.poll();
+            self.unfinished = Some(begun?);
             return Ok(Step::Worked);
         };
         if is_enough || unfinished.has_failed {
@@ -257,14 +270,17 @@ impl Maintenance {
         match written {
             Ok(false) => {}
             Ok(true) => {
+                files.note_room();
                 self.unfinished = None;
                 self.zeros = Vec::new();
             }
             Err(error) => {
+                let failed = Err::<(), _>(error);
+                files.note_made(&failed);
                 unfinished.has_failed = true;
                 spares.abandon(storage, unfinished)?;
                 self.unfinished = None;
-                return Err(error);
+                return failed.map(|()| Step::Idle);
             }
         }
         Ok(if spares.blank_count() > 0 { Step::Pause(ZERO_PAUSE) } else { Step::Worked })

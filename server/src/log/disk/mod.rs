@@ -66,10 +66,13 @@ const SEGMENT_BYTES: u64 = 64 << 20;
 /// segments, and than this many times the checkpoint.
 const DUE_SEGMENTS: u64 = 2;
 const DUE_CHECKPOINTS: u64 = 3;
-/// The reserve of free space, in segments and in checkpoints: two segments, and the
-/// one that an open begins.
+/// The reserve of free space, in segments and in checkpoints: one segment for a frame
+/// with messages, and two for what may use the reserve.
 const RESERVE_SEGMENTS: u64 = 3;
 const RESERVE_CHECKPOINTS: u64 = 2;
+/// A frame without messages that is no longer than this part of a segment fits while
+/// the log is not full.
+const RECORDS_DIVISOR: u64 = 4;
 
 /// Opens the log of a store's folder.
 #[derive(Debug)]
@@ -215,16 +218,16 @@ impl DiskLog {
         segment_bytes: u64,
         replay: &mut Replay<'_>,
     ) -> Result<Self, OpenError> {
-        let mut recovered = recover(&*storage, segment_bytes, replay)?;
+        let mut recovered = recover(&*storage, replay)?;
         let (blank, freed) = (std::mem::take(&mut recovered.blank), std::mem::take(&mut recovered.freed));
         let spares = Spares::new(blank, freed, recovered.next_name, segment_bytes);
         let files = Files::new(storage, spares, segment_bytes);
-        let opened = Opened::begin(&files, &recovered)?;
-        let Recovered { head, next_id, checkpoint, tail_start, mut index, .. } = recovered;
+        let opened = Opened::begin(&files, &mut recovered)?;
+        let Recovered { head, checkpoint, mut index, .. } = recovered;
         index.add_opened(&opened);
         let io = |source| OpenError::Io { path: files.storage.path(""), source };
         let (segments, index) = index.build().map_err(io)?;
-        let shared = Arc::new(Shared::new(files, segments, index, tail_start.unwrap_or(next_id)));
+        let shared = Arc::new(Shared::new(files, segments, index, opened.tail_start));
         let writer = Writer::new(Arc::clone(&shared), head, checkpoint, opened);
         let emptied = shared.segments.select(|segment| segment.live() == 0 && segment.id != writer.active());
         let mut log = Self {
@@ -454,7 +457,12 @@ impl Log for DiskLog {
     fn is_low_on_space(&self) -> bool {
         let reserve =
             RESERVE_SEGMENTS * self.shared.files.segment_bytes + RESERVE_CHECKPOINTS * self.checkpoint.bytes;
-        self.shared.files.free_bytes().saturating_add(self.shared.files.spares.bytes()) < reserve
+        self.shared.files.available_bytes() < reserve
+    }
+
+    fn is_full(&self) -> bool {
+        let records = (self.shared.files.segment_bytes / RECORDS_DIVISOR) as usize;
+        !self.writer.has_room(records, 0) && !self.shared.files.has_segment()
     }
 
     fn usage(&self) -> Usage {

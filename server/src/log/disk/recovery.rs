@@ -8,16 +8,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use super::bugs::{Bug, is_planted};
-use super::build::IndexBuilder;
+use super::build::{IndexBuilder, places};
 use super::file::{Storage, read_exact};
-use super::format::{Checkpoint, FRAMES_START, Header, Link, Previous, SegmentId};
+use super::format::{Checkpoint, FRAMES_START, Header, Link, Previous, Salt, SegmentId};
 use super::head::{self, HeadFile};
+use super::recent::BlockRef;
 use super::scan::{Damage, Frames, Placed, scan_known, scan_tail};
 use super::segment::{Segment, Slot};
 use super::slots::{self, Survey};
-use crate::log::OpenError;
+use super::table::max_entry_bytes;
+use crate::log::{InboxId, OpenError};
 
-/// A segment that is filled to less than this part of it is carried whole.
+/// A segment that is filled to less than this part of it is carried whole: a row of
+/// short runs does not take a segment each.
 const CARRIED_WHOLE_DIVISOR: u64 = 8;
 
 /// The replay of a shard.
@@ -44,6 +47,27 @@ pub(super) struct Recovered {
     pub(super) freed: Vec<(Slot, bool)>,
     /// The next number for the name of a file.
     pub(super) next_name: u64,
+    /// The newest segment, if there is one.
+    pub(super) resume: Option<Resume>,
+}
+
+/// The newest segment as an open goes on in it, if there is no space for a new one:
+/// all of it is written over with the same bytes.
+#[derive(Debug)]
+pub(super) struct Resume {
+    pub(super) id: SegmentId,
+    pub(super) slot: Slot,
+    pub(super) salt: Salt,
+    /// The whole segment.
+    pub(super) bytes: Vec<u8>,
+    /// The end of its last frame.
+    pub(super) end: u64,
+    pub(super) link: Link,
+    pub(super) index_bytes: usize,
+    /// The blocks of the frames that a new segment would carry.
+    pub(super) places: Vec<(InboxId, BlockRef)>,
+    /// The oldest segment that a replay needs.
+    pub(super) tail_start: SegmentId,
 }
 
 /// A frame to be written again, with its content.
@@ -81,11 +105,7 @@ struct Newest {
 }
 
 /// Recovers the log of a folder.
-pub(super) fn recover(
-    storage: &dyn Storage,
-    segment_bytes: u64,
-    replay: &mut Replay<'_>,
-) -> Result<Recovered, OpenError> {
+pub(super) fn recover(storage: &dyn Storage, replay: &mut Replay<'_>) -> Result<Recovered, OpenError> {
     let (head, survey, head_id) = survey(storage)?;
     let mut recovery = Recovery::new(storage, survey, head_id);
     let next_id = recovery.uses.last_key_value().map_or(0, |(&id, _)| id).max(head_id);
@@ -120,14 +140,27 @@ pub(super) fn recover(
         recovery.replay_frame(frame, replay)?;
     }
     recovery.load_live(oldest)?;
-    let carried_whole = recovery.carried_whole(&newest, segment_bytes);
-    let is_whole = frames.offset - FRAMES_START <= carried_whole;
+    let (end, link) = (frames.offset, frames.link);
+    let is_whole = end - FRAMES_START <= header.size / CARRIED_WHOLE_DIVISOR;
     let (kept, doubtful) = placed.split_at(carried_from(&newest, is_whole, &placed));
     let previous = recovery.end_newest(&newest.segment, kept);
     let tail_start = (recovery.checkpoint.first.max(1) <= previous.link.commit).then_some(oldest);
     let ended = (!kept.is_empty()).then_some(previous);
     let carried = doubtful.iter().map(|frame| carry(frame, ended)).collect();
-    Ok(recovery.finish(head, next_id, previous, carried, tail_start))
+    let index_bytes = index_bytes(&placed);
+    let places = places(header.id, doubtful);
+    drop(placed);
+    let Newest { segment: Use { slot, .. }, bytes, .. } = newest;
+    let (id, salt) = (header.id, header.salt);
+    let resume = Resume { id, slot, salt, bytes, end, link, index_bytes, places, tail_start: oldest };
+    let recovered = recovery.finish(head, next_id, previous, carried, tail_start);
+    Ok(Recovered { resume: Some(resume), ..recovered })
+}
+
+/// Returns the space that the index of the blocks of some frames takes at most.
+fn index_bytes(placed: &[Placed<'_>]) -> usize {
+    let blocks = placed.iter().flat_map(|one| &one.frame.blocks);
+    blocks.map(|block| max_entry_bytes(block.record.inbox)).sum()
 }
 
 /// Returns the first frame of the newest segment that is to be written again: the
@@ -347,22 +380,6 @@ impl<'a> Recovery<'a> {
         Ok(())
     }
 
-    /// Returns how many bytes of frames the newest segment holds at most if it is
-    /// carried whole: few, so that a row of short runs does not take a segment each,
-    /// or any if the open takes the last file. Then the open gives one back for it.
-    fn carried_whole(&self, newest: &Newest, segment_bytes: u64) -> u64 {
-        let size = newest.segment.header.size;
-        let is_usual = |slot: &Slot| slot.size == segment_bytes;
-        let blank = self.blank.iter().filter(|slot| is_usual(slot)).count();
-        let freed =
-            self.uses.values().filter(|one| is_usual(&one.slot) && self.is_free(one.header.id)).count();
-        let is_last = size == segment_bytes
-            && blank + freed < 2
-            // Without the figure, there is space until an operation fails.
-            && self.storage.free_bytes().is_ok_and(|bytes| bytes < 2 * segment_bytes);
-        if is_last { size } else { size / CARRIED_WHOLE_DIVISOR }
-    }
-
     /// Whether a file that is not needed may be written over at once.
     fn is_free(&self, id: SegmentId) -> bool {
         // If the end of the checkpoint is lost, the one before it may need any of them.
@@ -404,6 +421,7 @@ impl<'a> Recovery<'a> {
             blank: self.blank,
             freed,
             next_name: self.next_name,
+            resume: None,
         }
     }
 

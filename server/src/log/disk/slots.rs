@@ -4,19 +4,17 @@
 //! use it again changes no name.
 
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::file::{Storage, StorageFile, read_exact};
 use super::format::{FRAMES_START, HEADER_SPAN, Header};
 use super::segment::Slot;
 use super::table::max_bytes;
+use super::writer::is_full;
 
 /// Blank files that are kept; further ones are removed.
 pub(super) const SPARES_MAX: usize = 4;
-
-/// Blank files that only an open takes: it has to succeed on a full disk.
-const RESERVED_BLANKS: usize = 1;
 
 /// The largest segment: offsets in it have 32 bits.
 pub(super) const SIZE_MAX: u64 = u32::MAX as u64;
@@ -77,13 +75,17 @@ pub(super) struct Files {
     pub(super) spares: Spares,
     /// The usual size of a segment.
     pub(super) segment_bytes: u64,
-    /// Free space when it was last looked up, less what was taken since.
+    /// Free space when it was last looked up.
     free_bytes: AtomicU64,
+    /// The last file could not be made for lack of space, whatever the system says of
+    /// the free space: there may be a quota.
+    is_exhausted: AtomicBool,
 }
 
 impl Files {
     pub(super) fn new(storage: Arc<dyn Storage>, spares: Spares, segment_bytes: u64) -> Self {
-        let files = Self { storage, spares, segment_bytes, free_bytes: u64::MAX.into() };
+        let (free_bytes, is_exhausted) = (u64::MAX.into(), false.into());
+        let files = Self { storage, spares, segment_bytes, free_bytes, is_exhausted };
         files.poll();
         files
     }
@@ -101,33 +103,50 @@ impl Files {
         self.free_bytes.load(Ordering::Relaxed)
     }
 
-    /// Notes that a new file took its space.
-    pub(super) fn note_used(&self, bytes: u64) {
-        let take = |free: u64| Some(free.saturating_sub(bytes));
-        let _ = self.free_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take);
+    /// The space for new segments: the free space, and the files that hold no segment.
+    pub(super) fn available_bytes(&self) -> u64 {
+        self.usable_bytes().saturating_add(self.spares.bytes())
+    }
+
+    /// Whether a segment of the usual size can be begun.
+    pub(super) fn has_segment(&self) -> bool {
+        self.spares.has_usual() || self.usable_bytes() >= self.segment_bytes
+    }
+
+    fn usable_bytes(&self) -> u64 {
+        if self.is_exhausted.load(Ordering::Relaxed) { 0 } else { self.free_bytes() }
+    }
+
+    /// Notes whether a file of the usual size could be made.
+    pub(super) fn note_made<T>(&self, made: &io::Result<T>) {
+        match made {
+            Ok(_) => self.note_room(),
+            Err(error) if is_full(error) => self.is_exhausted.store(true, Ordering::Relaxed),
+            Err(_) => {}
+        }
+    }
+
+    /// Notes that there may be room for another file.
+    pub(super) fn note_room(&self) {
+        self.is_exhausted.store(false, Ordering::Relaxed);
     }
 
     /// Takes a file for a segment in which a frame of `length` bytes fits, with the
-    /// index of its blocks. Leaves the reserve of an open.
+    /// index of its blocks.
     pub(super) fn take(&self, length: usize, index_bytes: usize) -> io::Result<Slot> {
-        self.spares.restore_reserve(&*self.storage);
-        let has_reserve = self.spares.blank_count() >= RESERVED_BLANKS;
-        let left = if has_reserve { 0 } else { self.segment_bytes };
-        self.take_or_create(length, index_bytes, left, || self.spares.take_unreserved())
+        self.take_or_create(length, index_bytes, || self.spares.take())
     }
 
     /// Takes a file like [`Self::take`], and none that an open may still need if it
     /// does not succeed.
     pub(super) fn take_blank(&self, length: usize, index_bytes: usize) -> io::Result<Slot> {
-        self.take_or_create(length, index_bytes, 0, || self.spares.take())
+        self.take_or_create(length, index_bytes, || self.spares.take_blank())
     }
 
-    /// Takes a file, or creates one that leaves some free space.
     fn take_or_create(
         &self,
         length: usize,
         index_bytes: usize,
-        left: u64,
         take: impl FnOnce() -> Option<Slot>,
     ) -> io::Result<Slot> {
         let needed = FRAMES_START + (length + max_bytes(index_bytes)) as u64;
@@ -141,12 +160,13 @@ impl Files {
             return Ok(slot);
         }
         let size = needed.max(self.segment_bytes.min(STOPGAP_BYTES));
-        if left > 0 && self.free_bytes() < size + left {
-            return Err(io::ErrorKind::StorageFull.into());
+        let created = self.spares.create(&*self.storage, size);
+        // A small file says nothing about the room for a usual one.
+        if size == self.segment_bytes || (size < self.segment_bytes && created.is_err()) {
+            self.note_made(&created);
         }
-        let slot = self.spares.create(&*self.storage, size)?;
-        self.note_used(size);
-        Ok(slot)
+        self.poll();
+        created
     }
 }
 
@@ -191,40 +211,38 @@ impl Spares {
     }
 
     /// Takes a blank file of the usual size.
-    fn take(&self) -> Option<Slot> {
+    fn take_blank(&self) -> Option<Slot> {
         let slot = self.state().blank.pop()?;
         self.bytes.fetch_sub(slot.size, Ordering::Relaxed);
         Some(slot)
     }
 
-    /// Takes a blank file of the usual size, or one whose segment was freed, if the
-    /// reserve of an open is left.
-    fn take_unreserved(&self) -> Option<Slot> {
+    /// Takes a blank file of the usual size, or one whose segment was freed.
+    fn take(&self) -> Option<Slot> {
         let mut state = self.state();
-        let slot = match state.blank.len() {
-            0..RESERVED_BLANKS => return None,
-            RESERVED_BLANKS => {
+        let slot = match state.blank.pop() {
+            Some(slot) => slot,
+            None => {
                 let at = state.dirty.iter().position(|slot| slot.size == self.segment_bytes)?;
                 state.dirty.swap_remove(at)
             }
-            _ => state.blank.pop()?,
         };
         self.bytes.fetch_sub(slot.size, Ordering::Relaxed);
         Some(slot)
     }
 
-    /// Cleans freed files until the reserve of an open is complete. An open cannot
-    /// rely on others: the frame that frees a segment may be its last.
-    fn restore_reserve(&self, storage: &dyn Storage) {
-        while self.blank_count() < RESERVED_BLANKS {
-            match self.clean(storage) {
-                Ok(true) => {}
-                Ok(false) => return,
-                Err(error) => {
-                    tracing::warn!(%error, "cannot clean a freed segment");
-                    return;
-                }
-            }
+    /// Whether there is a file of the usual size.
+    fn has_usual(&self) -> bool {
+        let state = self.state();
+        !state.blank.is_empty() || state.dirty.iter().any(|slot| slot.size == self.segment_bytes)
+    }
+
+    /// Takes a file out that is in use after all.
+    pub(super) fn remove(&self, name: &str) {
+        let mut state = self.state();
+        if let Some(at) = state.dirty.iter().position(|slot| slot.name == name) {
+            let slot = state.dirty.swap_remove(at);
+            self.bytes.fetch_sub(slot.size, Ordering::Relaxed);
         }
     }
 
@@ -261,12 +279,12 @@ impl Spares {
         Ok(Slot { path: storage.path(&name), name, file, size })
     }
 
-    /// Cleans one file whose segment was freed: blanks or removes it. Returns
-    /// whether there was one. After an error, the other files come first.
-    pub(super) fn clean(&self, storage: &dyn Storage) -> io::Result<bool> {
+    /// Cleans one file whose segment was freed: blanks or removes it. After an error,
+    /// the other files come first.
+    pub(super) fn clean(&self, storage: &dyn Storage) -> io::Result<Cleaned> {
         let (slot, is_kept) = {
             let mut state = self.state();
-            let Some(slot) = state.dirty.pop() else { return Ok(false) };
+            let Some(slot) = state.dirty.pop() else { return Ok(Cleaned::Nothing) };
             let is_kept = slot.size == self.segment_bytes && state.blank.len() < SPARES_MAX;
             (slot, is_kept)
         };
@@ -282,7 +300,7 @@ impl Spares {
                 return Err(error);
             }
         }
-        Ok(true)
+        Ok(if is_kept { Cleaned::Blanked } else { Cleaned::Removed })
     }
 
     /// Begins to make a file that is written with zeros ahead of use, and reserves its
@@ -332,6 +350,15 @@ impl Spares {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What became of a file whose segment was freed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cleaned {
+    /// There was none.
+    Nothing,
+    Blanked,
+    Removed,
 }
 
 /// A file that is being written with zeros.

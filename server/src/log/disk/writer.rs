@@ -11,8 +11,8 @@ use super::format::{
 };
 use super::head::HeadFile;
 use super::recent::BlockRef;
-use super::recovery::{CarriedFrame, Recovered};
-use super::segment::Segment;
+use super::recovery::{CarriedFrame, Recovered, Resume};
+use super::segment::{Segment, Slot};
 use super::slots::Files;
 use super::table::{PAGE_BYTES, max_bytes, max_entry_bytes};
 use crate::log::{AppendError, Durability, InboxId, LogError, OpenError};
@@ -33,6 +33,8 @@ pub(super) struct Writer {
     /// The start of the last frame that was appended.
     #[cfg(test)]
     frame_start: u64,
+    /// The use of the next segment.
+    next_id: SegmentId,
     /// Space that the index frame of the active segment takes at most, without its
     /// fixed part.
     index_bytes: usize,
@@ -50,45 +52,68 @@ pub(super) struct Writer {
 pub(super) struct Opened {
     active: Arc<Segment>,
     offset: u64,
+    next_id: SegmentId,
     index_bytes: usize,
     link: Link,
-    /// The blocks in it.
+    /// The oldest segment that a replay needs.
+    pub(super) tail_start: SegmentId,
+    /// The blocks that were not indexed before.
     pub(super) places: Vec<(InboxId, BlockRef)>,
 }
 
 impl Opened {
-    /// Begins the segment behind the log that was recovered.
-    pub(super) fn begin(files: &Files, recovered: &Recovered) -> Result<Self, OpenError> {
-        let Recovered { head, next_id: id, previous, carried, checkpoint, .. } = recovered;
-        let blocks: Vec<Vec<BlockRecord<'_>>> =
-            carried.iter().map(|frame| frame.blocks.iter().map(BlockRecord::from).collect()).collect();
-        let index_bytes = blocks.iter().flatten().map(|block| max_entry_bytes(block.inbox)).sum();
-        let io = |source| OpenError::Io { path: files.storage.path(""), source };
-        let salt = Salt::random();
-        // The frames of a whole segment fit into a file of its size, to the byte.
-        let mut buffer = vec![0; FRAMES_START as usize];
-        let mut link = previous.link;
-        let mut places = Vec::new();
-        for (frame, blocks) in carried.iter().zip(&blocks) {
-            let content = frame.content(link.check, blocks);
-            let (offset, mut extents) = (buffer.len() as u32, Vec::new());
-            link = Link { commit: frame.commit, check: content.encode(salt, &mut buffer, &mut extents) };
-            places.extend(content.places(*id, offset, &extents));
+    /// Begins the segment behind the log that was recovered, or goes on in the newest one
+    /// if there is no space for another.
+    pub(super) fn begin(files: &Files, recovered: &mut Recovered) -> Result<Self, OpenError> {
+        let carried = Carried::encode(recovered);
+        let length = carried.bytes.len() - FRAMES_START as usize;
+        let resume = recovered.resume.take();
+        match (files.take_blank(length, carried.index_bytes), resume) {
+            (Ok(slot), _) => Self::begin_in(slot, files, recovered, carried),
+            (Err(error), Some(resume)) if is_full(&error) => {
+                tracing::warn!("no space for a new segment: going on in the last one");
+                Self::resume(files, recovered, resume)
+            }
+            (Err(source), _) => Err(OpenError::Io { path: files.storage.path(""), source }),
         }
-        let slot = files.take_blank(buffer.len() - FRAMES_START as usize, index_bytes).map_err(io)?;
-        let header = Header {
-            id: *id,
-            size: slot.size,
-            salt,
-            previous: *previous,
-            carried: carried.last().map_or(0, |frame| frame.commit),
-            checkpoint: *checkpoint,
-        };
-        buffer.splice(..FRAMES_START as usize, header.encode());
-        slot.file.write_at(&buffer, 0).and_then(|()| slot.file.sync()).map_err(io)?;
-        head.write(*id).map_err(io)?;
-        let active = Arc::new(Segment::new(*id, slot, salt, 0, None));
-        Ok(Self { active, offset: buffer.len() as u64, index_bytes, link, places })
+    }
+
+    fn begin_in(
+        slot: Slot,
+        files: &Files,
+        recovered: &Recovered,
+        carried: Carried,
+    ) -> Result<Self, OpenError> {
+        let Carried { salt, mut bytes, index_bytes, link, places } = carried;
+        let Recovered { next_id: id, previous, checkpoint, tail_start, .. } = *recovered;
+        let carried = recovered.carried.last().map_or(0, |frame| frame.commit);
+        let header = Header { id, size: slot.size, salt, previous, carried, checkpoint };
+        bytes.splice(..FRAMES_START as usize, header.encode());
+        slot.file
+            .write_at(&bytes, 0)
+            .and_then(|()| slot.file.sync())
+            .and_then(|()| recovered.head.write(id))
+            .map_err(|source| OpenError::Io { path: files.storage.path(""), source })?;
+        let active = Arc::new(Segment::new(id, slot, salt, 0, None));
+        let (offset, next_id) = (bytes.len() as u64, id.saturating_add(1));
+        Ok(Self { active, offset, next_id, index_bytes, link, tail_start: tail_start.unwrap_or(id), places })
+    }
+
+    /// Writes the newest segment again, in its place: what may be in the cache alone is
+    /// on stable storage then.
+    fn resume(files: &Files, recovered: &Recovered, resume: Resume) -> Result<Self, OpenError> {
+        let Resume { id, slot, salt, mut bytes, end, link, index_bytes, places, tail_start } = resume;
+        // Frames behind the end that were never whole.
+        bytes.get_mut(end as usize..).unwrap_or_default().fill(0);
+        slot.file
+            .write_at(&bytes, 0)
+            .and_then(|()| slot.file.sync())
+            .and_then(|()| recovered.head.write(id))
+            .map_err(|source| OpenError::Io { path: slot.path.clone(), source })?;
+        files.spares.remove(&slot.name);
+        let active = Arc::new(Segment::new(id, slot, salt, 0, None));
+        let next_id = recovered.next_id;
+        Ok(Self { active, offset: end, next_id, index_bytes, link, tail_start, places })
     }
 
     /// The segment.
@@ -97,10 +122,43 @@ impl Opened {
     }
 }
 
+/// The frames that are carried into a new segment, behind room for its header.
+struct Carried {
+    salt: Salt,
+    bytes: Vec<u8>,
+    index_bytes: usize,
+    link: Link,
+    places: Vec<(InboxId, BlockRef)>,
+}
+
+impl Carried {
+    fn encode(recovered: &Recovered) -> Self {
+        let Recovered { next_id, previous, carried, .. } = recovered;
+        let mut encoded = Self {
+            salt: Salt::random(),
+            // The frames of a whole segment fit into a file of its size, to the byte.
+            bytes: vec![0; FRAMES_START as usize],
+            index_bytes: 0,
+            link: previous.link,
+            places: Vec::new(),
+        };
+        for frame in carried {
+            let blocks: Vec<_> = frame.blocks.iter().map(BlockRecord::from).collect();
+            encoded.index_bytes += blocks.iter().map(|block| max_entry_bytes(block.inbox)).sum::<usize>();
+            let content = frame.content(encoded.link.check, &blocks);
+            let (offset, mut extents) = (encoded.bytes.len() as u32, Vec::new());
+            let check = content.encode(encoded.salt, &mut encoded.bytes, &mut extents);
+            encoded.link = Link { commit: frame.commit, check };
+            encoded.places.extend(content.places(*next_id, offset, &extents));
+        }
+        encoded
+    }
+}
+
 impl Writer {
     /// Goes on behind the segment of an open.
     pub(super) fn new(shared: Arc<Shared>, head: HeadFile, checkpoint: Checkpoint, opened: Opened) -> Self {
-        let Opened { active, offset, index_bytes, link, .. } = opened;
+        let Opened { active, offset, next_id, index_bytes, link, .. } = opened;
         Self {
             shared,
             head,
@@ -108,6 +166,7 @@ impl Writer {
             offset,
             #[cfg(test)]
             frame_start: offset,
+            next_id,
             index_bytes,
             link,
             synced: link.commit,
@@ -162,8 +221,13 @@ impl Writer {
             return Err(self.error(io::ErrorKind::InvalidInput.into()).into());
         }
         let entries: usize = blocks.iter().map(|block| max_entry_bytes(block.inbox)).sum();
+        if self.has_room(length, entries) { Ok(()) } else { self.begin(length, entries) }
+    }
+
+    /// Whether a frame fits the active segment, with the index of its blocks.
+    pub(super) fn has_room(&self, length: usize, entries: usize) -> bool {
         let end = self.offset + (length + max_bytes(self.index_bytes + entries)) as u64;
-        if end <= self.active.slot.size { Ok(()) } else { self.begin(length, entries) }
+        end <= self.active.slot.size
     }
 
     /// Begins a new segment, in which a frame of `length` bytes fits.
@@ -177,8 +241,8 @@ impl Writer {
         let previous = Previous { id: self.active.id, end: self.offset, link: self.link };
         // A segment without frames is left out of the chain by no one, but costs
         // nothing: it is freed at once.
-        let id =
-            self.active.id.checked_add(1).ok_or_else(|| self.error(io::Error::other("no segment number")))?;
+        let id = self.next_id;
+        let next_id = id.checked_add(1).ok_or_else(|| self.error(io::Error::other("no segment number")))?;
         let header = Header {
             id,
             size: slot.size,
@@ -197,6 +261,7 @@ impl Writer {
         self.active.finish(self.offset);
         self.active = next;
         self.shared.is_filling.store(false, Ordering::Relaxed);
+        self.next_id = next_id;
         self.offset = FRAMES_START;
         self.index_bytes = 0;
         Ok(())

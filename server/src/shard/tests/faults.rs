@@ -177,6 +177,34 @@ async fn failed_commit_can_be_repeated_if_made() {
 }
 
 #[tokio::test]
+async fn failed_commit_can_be_repeated_if_it_had_no_space() {
+    check_a_failing_commit(Failure::NoSpace).await;
+}
+
+#[tokio::test]
+async fn frames_are_smaller_than_a_segment() {
+    let (store, faults) = faulty(ShardConfig { segment_bytes: 1 << 20, ..config(WIDE) });
+    let bob = create(&store, "bob").await;
+    faults.hold();
+    let held = store.append(text("bob", "held"));
+    faults.wait_until_held();
+    let content = "x".repeat(60_000);
+    let names: Vec<_> = (0..40).map(|n| name(&format!("user{n}"))).collect();
+    let created: Vec<_> = names.iter().map(|name| store.create(name, None)).collect();
+    let sends: Vec<_> = names.iter().map(|name| store.append(text(name.as_str(), &content))).collect();
+    faults.release();
+    number(held.await);
+    for created in created {
+        assert_eq!(created.await, Ok(Created::Created));
+    }
+    for sent in sends {
+        number(sent.await);
+    }
+    assert!(faults.longest_frame() < 1 << 19, "{}", faults.longest_frame());
+    assert_eq!(queued(&store, &bob).await, 1);
+}
+
+#[tokio::test]
 async fn store_is_unavailable_until_it_has_recovered() {
     let (store, faults) = faulty(config(WIDE));
     let bob = create(&store, "bob").await;
@@ -324,25 +352,37 @@ async fn low_space_refuses_sends_alone() {
 }
 
 #[tokio::test]
-async fn append_without_space_stores_nothing_and_recovers() {
+async fn remembered_refusal_stays_on_low_space() {
+    let (store, faults) = faulty(config(WIDE));
+    create(&store, "bob").await;
+    let refused = Ok(Outcome::Refused(Code::NoSuchUser));
+    assert_eq!(store.append(send("s", 1, "eve", "x")).await, refused);
+    faults.set_low_on_space(true);
+    assert_eq!(store.append(send("s", 1, "eve", "x")).await, refused);
+}
+
+#[tokio::test]
+async fn full_log_is_unavailable_and_stays_open() {
     let (store, faults) = faulty(config(WIDE));
     let bob = create(&store, "bob").await;
-    let first = number(store.append(send("s", 1, "bob", "1")).await);
-    faults.hold();
-    let held = store.append(text("bob", "held"));
-    faults.wait_until_held();
-    let (sent, repeat) = (store.append(send("s", 2, "bob", "2")), store.append(send("s", 1, "bob", "1")));
-    let created = store.create(&name("amy"), None);
-    faults.fail_next(Failure::NoSpace);
-    faults.release();
-    number(held.await);
-    assert_eq!(sent.await, Ok(Outcome::Refused(Code::NoSpace)));
-    assert_eq!(number(repeat.await), first, "it was stored before");
-    assert_eq!(created.await, Err(Unavailable));
+    stored(&store, send("s", 1, "bob", "1")).await;
+    let mut receiver = store.receive(&bob).await.unwrap().unwrap();
+    receiver.follow();
+    let first = Arc::clone(&read(&store, &bob).await[0]);
+    faults.set_full(true);
+    let written = faults.appends().len();
+    assert_eq!(store.append(send("s", 2, "bob", "2")).await, Err(Unavailable));
+    assert_eq!(store.delete(&bob).await, Err(Unavailable));
+    assert!(!store.is_available());
+    store.acknowledge(&bob, first.position);
+    assert_eq!(texts(&store, &bob).await, ["1"], "it is read");
+    assert_eq!(faults.appends().len(), written);
+    faults.set_full(false);
     recovered(&store).await;
+    assert!(store.is_available());
     stored(&store, send("s", 2, "bob", "2")).await;
-    create(&store, "amy").await;
-    assert_eq!(texts(&store, &bob).await, ["1", "held", "2"]);
+    assert!(matches!(next_event(&mut receiver).await, Event::Appended(_)), "it has not lagged");
+    assert_eq!(queued(&store, &bob).await, 1);
 }
 
 /// A store whose watchdog barks early.

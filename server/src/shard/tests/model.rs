@@ -214,7 +214,7 @@ fn check(home: &dyn Home, ops: Vec<Op>) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn store_does_what_the_model_does(ops in proptest::collection::vec(op(), 1..60)) {
         check(&Memory::default(), ops);

@@ -22,7 +22,7 @@ fn not_ok(reply: Reply) -> String {
 }
 
 #[tokio::test]
-async fn a_whole_session_goes_over_one_stream() {
+async fn session_runs_on_one_stream() {
     let server = Server::start().await;
     let mut client = server.client().await;
     let mut session = Session::open(&mut client).await;
@@ -62,7 +62,7 @@ async fn a_whole_session_goes_over_one_stream() {
 }
 
 #[tokio::test]
-async fn what_is_no_request_is_refused_and_the_stream_goes_on() {
+async fn malformed_request_is_refused_and_the_stream_continues() {
     let server = Server::start().await;
     let mut client = server.client_and(&["bob"]).await;
     let mut session = Session::open(&mut client).await;
@@ -78,7 +78,7 @@ async fn what_is_no_request_is_refused_and_the_stream_goes_on() {
     session.send(4, "bob", &"x".repeat(64 * 1024 - 255));
     assert_eq!(not_ok(session.next().await.unwrap().1), "too-large");
     session.ok(5, Command::Ping(Ping {})).await;
-    // More than any request has.
+    // Larger than the largest request.
     session.send(6, "bob", &"x".repeat(70_000));
     assert_eq!(session.replies.message().await.unwrap_err().code(), Code::OutOfRange);
 }
@@ -131,7 +131,7 @@ async fn pipelined_sends_are_answered_and_received_in_order() {
     for id in 1..=SENDS {
         sender.send(id, "bob", &id.to_string());
     }
-    // All that was asked is answered before the end.
+    // Every request is answered before the end.
     sender.end();
     let answers = async {
         for id in 1..=SENDS {
@@ -148,13 +148,13 @@ async fn pipelined_sends_are_answered_and_received_in_order() {
     };
     tokio::join!(answers, messages);
     drop(receiver);
-    // Acknowledged in order, and before what comes later.
+    // Acknowledged in order, before later messages.
     let mut again = Session::open(&mut client).await;
     assert!(again.connect(1, "bob").await < 256);
 }
 
 #[tokio::test]
-async fn a_session_goes_on_over_another_stream_and_the_former_is_closed() {
+async fn session_moves_to_another_stream_and_closes_the_former() {
     let server = Server::start().await;
     let mut client = server.client_and(&["bob"]).await;
     let mut former = Session::open(&mut client).await;
@@ -172,7 +172,7 @@ async fn a_session_goes_on_over_another_stream_and_the_former_is_closed() {
 }
 
 #[tokio::test]
-async fn a_stream_that_loses_its_reception_stays_open_and_may_acknowledge() {
+async fn taken_over_stream_stays_open_and_may_acknowledge() {
     let server = Server::start().await;
     let mut client = server.client_and(&["bob"]).await;
     client.send(to("bob", "hello")).await.unwrap();

@@ -15,7 +15,7 @@ async fn ack(client: &mut ChatClient<Channel>, receipt: &str, sequence: u64) -> 
     client.ack(request).await.map(drop)
 }
 
-/// Waits until a stream that was cancelled receives no more.
+/// Waits until the server has noticed the cancellation of a stream.
 async fn ended(client: &mut ChatClient<Channel>, receipt: &str) {
     while let Ok(()) = ack(client, receipt, 0).await {
         tokio::task::yield_now().await;
@@ -23,7 +23,7 @@ async fn ended(client: &mut ChatClient<Channel>, receipt: &str) {
 }
 
 #[tokio::test]
-async fn what_is_acknowledged_does_not_come_again_and_the_rest_does_with_its_number() {
+async fn only_unacknowledged_messages_come_again() {
     let server = Server::start().await;
     let mut client = server.client_and(&["bob"]).await;
     client.send(to("bob", "queued")).await.unwrap();
@@ -33,7 +33,7 @@ async fn what_is_acknowledged_does_not_come_again_and_the_rest_does_with_its_num
     client.send(to("bob", "live")).await.unwrap();
     let second = bob.message().await;
     assert_eq!((&*first.text, &*second.text), ("queued", "live"));
-    // Over a connection that is not that of the stream.
+    // Over another connection.
     ack(&mut server.client().await, &connected.receipt, first.sequence).await.unwrap();
 
     drop(bob);
@@ -56,7 +56,7 @@ async fn at_most_256_messages_come_without_an_ack_and_an_ack_makes_room() {
         assert_eq!(message.text, nth.to_string());
         last = message.sequence;
     }
-    // What the server says after this comes after whatever it has pushed.
+    // A reply after this follows every push before it.
     client.send(to("bob", "300")).await.unwrap();
     assert!(bob.next().now_or_never().is_none());
     ack(&mut client, &connected.receipt, last).await.unwrap();
@@ -66,7 +66,7 @@ async fn at_most_256_messages_come_without_an_ack_and_an_ack_makes_room() {
 }
 
 #[tokio::test]
-async fn an_ack_of_what_was_never_sent_is_refused_and_counts_for_nothing() {
+async fn ack_of_an_unsent_message_is_refused() {
     let server = Server::start().await;
     let mut client = server.client_and(&["bob"]).await;
     client.send(to("bob", "hello")).await.unwrap();
@@ -82,7 +82,7 @@ async fn an_ack_of_what_was_never_sent_is_refused_and_counts_for_nothing() {
 }
 
 #[tokio::test]
-async fn a_taken_over_stream_ends_once_what_it_got_is_acknowledged() {
+async fn taken_over_stream_ends_after_its_acknowledgements() {
     let server = Server::start().await;
     let mut client = server.client_and(&["bob"]).await;
     client.send(to("bob", "hello")).await.unwrap();
@@ -101,7 +101,7 @@ async fn a_taken_over_stream_ends_once_what_it_got_is_acknowledged() {
 }
 
 #[tokio::test]
-async fn the_stream_of_an_account_that_is_deleted_ends() {
+async fn stream_of_a_deleted_account_ends() {
     let server = Server::start().await;
     let mut client = server.client_and(&["bob"]).await;
     client.send(to("bob", "hello")).await.unwrap();
@@ -116,7 +116,7 @@ async fn the_stream_of_an_account_that_is_deleted_ends() {
 }
 
 #[tokio::test]
-async fn a_stream_that_is_cancelled_receives_no_more() {
+async fn cancelled_stream_receives_no_more() {
     let server = Server::start().await;
     let mut client = server.client_and(&["bob"]).await;
     let (bob, connected) = Subscription::connect(&mut client, "bob").await;
@@ -126,14 +126,14 @@ async fn a_stream_that_is_cancelled_receives_no_more() {
 }
 
 #[tokio::test]
-async fn a_stream_that_is_not_read_holds_up_nobody_and_can_be_cancelled() {
+async fn unread_stream_blocks_no_other_and_can_be_cancelled() {
     let server = Server::start().await;
     let mut client = server.client_and(&["bob", "eve"]).await;
     for _ in 0..32 {
         client.send(to("bob", &"x".repeat(60_000))).await.unwrap();
     }
     let (bob, connected) = Subscription::connect(&mut client, "bob").await;
-    // Of the same connection.
+    // On the same connection.
     let (mut eve, _) = Subscription::connect(&mut client, "eve").await;
     for nth in 0..100 {
         client.send(to("eve", &nth.to_string())).await.unwrap();
@@ -144,7 +144,7 @@ async fn a_stream_that_is_not_read_holds_up_nobody_and_can_be_cancelled() {
 }
 
 #[tokio::test]
-async fn a_stream_ends_at_the_deadline_of_its_client() {
+async fn stream_ends_at_its_deadline() {
     let server = Server::start().await;
     let mut client = server.client_and(&["bob"]).await;
     let mut request = Request::new(ConnectRequest { user: "bob".to_owned(), password: String::new() });

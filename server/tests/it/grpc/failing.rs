@@ -1,4 +1,4 @@
-//! What happens where the store cannot be written.
+//! The gRPC front over a store that cannot be written.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use tonic_health::pb::health_client::HealthClient;
 
 use super::server::{LIMITS, RULES, Server, Session, code, to};
 
-/// A store that stores no message while it is told so.
+/// A store that refuses to store messages while it is set to fail.
 #[derive(Debug)]
 struct Failing {
     store: ShardStore,
@@ -104,7 +104,7 @@ impl Store for Failing {
 }
 
 #[tokio::test]
-async fn nothing_serves_until_it_can_and_who_watches_the_health_is_told() {
+async fn health_follows_the_store() {
     let store = Failing::new();
     let server = Server::start_on(Arc::clone(&store) as Arc<dyn Store>, RULES, LIMITS).await;
     let mut client = HealthClient::new(server.channel().await);
@@ -123,7 +123,7 @@ fn hello() -> Command {
 }
 
 #[tokio::test]
-async fn a_send_that_is_not_decided_is_unavailable_and_can_be_repeated() {
+async fn undecided_send_is_unavailable_and_can_be_repeated() {
     let store = Failing::new();
     let server = Server::start_on(Arc::clone(&store) as Arc<dyn Store>, RULES, LIMITS).await;
     let mut client = server.client_and(&["bob"]).await;
@@ -137,7 +137,7 @@ async fn a_send_that_is_not_decided_is_unavailable_and_can_be_repeated() {
 }
 
 #[tokio::test]
-async fn a_stream_ends_after_a_send_of_its_session_that_is_not_decided() {
+async fn stream_ends_after_an_undecided_send_of_its_session() {
     let store = Failing::new();
     let server = Server::start_on(Arc::clone(&store) as Arc<dyn Store>, RULES, LIMITS).await;
     let mut client = server.client_and(&["bob"]).await;

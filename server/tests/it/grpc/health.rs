@@ -20,7 +20,7 @@ async fn check(server: &Server, service: &str) -> Result<ServingStatus, Status> 
 }
 
 #[tokio::test]
-async fn each_service_that_is_on_serves() {
+async fn enabled_services_are_serving() {
     let server = Server::start().await;
     for (service, expected) in SERVICES.into_iter().zip([Serving, Serving, NotServing, Serving]) {
         assert_eq!(check(&server, service).await.unwrap(), expected, "{service:?}");
@@ -33,7 +33,7 @@ async fn each_service_that_is_on_serves() {
 }
 
 #[tokio::test]
-async fn who_watches_is_told_that_the_server_stops_and_does_not_hold_it_up() {
+async fn watch_ends_with_the_server() {
     let server = Server::start().await;
     let mut client = HealthClient::new(server.channel().await);
     let mut all = client.watch(about("")).await.unwrap().into_inner();

@@ -1,4 +1,4 @@
-//! Clients that mean harm, or have gone without a word.
+//! Malicious clients, and clients that vanish.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -17,24 +17,24 @@ use super::server::{SETTINGS as SERVER_SETTINGS, Server, Session, Subscription, 
 
 const CREATE: &str = "/hark.v1.Chat/Create";
 
-/// What a client at fault is dropped after, by the clock of the test.
+/// The timeout of the server, by the paused clock.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Others are served all the same.
+/// Checks that other clients are still served.
 async fn check_serves(server: &Server) {
     timeout(PATIENCE, server.client_and(&["other"])).await.unwrap();
 }
 
-/// What comes until the server closes.
+/// Returns the bytes up to the end of the connection.
 async fn rest(stream: &mut TcpStream) -> Vec<u8> {
     let mut bytes = Vec::new();
-    // It may be closed by a reset.
+    // A reset counts as an end.
     stream.read_to_end(&mut bytes).await.ok();
     bytes
 }
 
 #[tokio::test]
-async fn what_begins_as_http_2_and_is_not_is_closed_at_once() {
+async fn malformed_preface_is_closed_at_once() {
     let server = Server::start().await;
     for garbage in [&b"POST / HTTP/1.1\r\n\r\n"[..], b"PRI * HTTP/2.0\r\n\r\nXX", b"Ping"] {
         let mut stream = TcpStream::connect(server.address()).await.unwrap();
@@ -49,7 +49,7 @@ async fn what_begins_as_http_2_and_is_not_is_closed_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_says_a_part_of_the_preface_and_then_nothing_is_dropped() {
+async fn incomplete_preface_times_out() {
     let server = Server::start().await;
     for part in [1, PREFACE.len() - 1] {
         let begun = Instant::now();
@@ -61,7 +61,7 @@ async fn who_says_a_part_of_the_preface_and_then_nothing_is_dropped() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_link_that_does_not_answer_a_ping_is_dropped_in_the_ack_timeout() {
+async fn link_that_ignores_pings_is_dropped() {
     let server = Server::start().await;
     for opened in [false, true] {
         let begun = Instant::now();
@@ -70,7 +70,7 @@ async fn a_link_that_does_not_answer_a_ping_is_dropped_in_the_ack_timeout() {
         if opened {
             raw.write(&frame(SETTINGS, 0, 0, b"")).await;
         }
-        raw.next_of(PING).await.expect("it is asked for life");
+        raw.next_of(PING).await.expect("a keepalive ping");
         while raw.next().await.is_some() {}
         let (elapsed, most) = (begun.elapsed(), SERVER_SETTINGS.ack_timeout + Duration::from_secs(1));
         assert!(elapsed <= most, "{elapsed:?}");
@@ -78,23 +78,23 @@ async fn a_link_that_does_not_answer_a_ping_is_dropped_in_the_ack_timeout() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_idle_link_that_answers_pings_stays() {
+async fn idle_link_that_answers_pings_stays() {
     let server = Server::start().await;
     let mut raw = Raw::open(server.address()).await;
     let begun = Instant::now();
     while begun.elapsed() < 10 * SERVER_SETTINGS.ack_timeout {
-        let ping = raw.next_of(PING).await.expect("the connection goes on");
+        let ping = raw.next_of(PING).await.expect("an open connection");
         assert_eq!(ping.flags & ACK, 0);
         raw.write(&frame(PING, ACK, 0, &ping.payload)).await;
     }
 }
 
 #[tokio::test]
-async fn a_message_that_is_too_large_is_refused_by_its_length_alone() {
+async fn oversized_message_is_refused_by_its_length() {
     let server = Server::start().await;
     let mut raw = Raw::open(server.address()).await;
     raw.call(1, CREATE).await;
-    // A gibibyte is announced, and none of it comes.
+    // A gibibyte is announced and never sent.
     raw.write(&frame(raw::DATA, 0, 1, b"\0\x40\0\0\0")).await;
     assert_eq!(timeout(PATIENCE, raw.answer(1)).await.unwrap(), b"");
     raw.call(3, CREATE).await;
@@ -105,7 +105,7 @@ async fn a_message_that_is_too_large_is_refused_by_its_length_alone() {
 }
 
 #[tokio::test]
-async fn no_service_takes_a_message_that_is_larger_than_any_request() {
+async fn every_service_refuses_oversized_messages() {
     const PATHS: [&str; 7] = [
         "/hark.v1.Chat/BiDiChat",
         "/hark.v1.LogWatcher/WatchLogs",
@@ -119,7 +119,7 @@ async fn no_service_takes_a_message_that_is_larger_than_any_request() {
     let mut raw = Raw::open(server.address()).await;
     for (stream, path) in (1..).step_by(2).zip(PATHS) {
         raw.call(stream, path).await;
-        // A mebibyte is announced, and none of it comes.
+        // A mebibyte is announced and never sent.
         raw.write(&frame(raw::DATA, 0, stream, b"\0\0\x10\0\0")).await;
         let answer = timeout(PATIENCE, raw.answer(stream)).await;
         assert_eq!(answer.expect(path), b"", "{path}");
@@ -127,9 +127,9 @@ async fn no_service_takes_a_message_that_is_larger_than_any_request() {
 }
 
 #[tokio::test]
-async fn what_is_not_grpc_by_its_content_type_is_not_carried_out() {
+async fn other_content_types_are_refused() {
     let server = Server::start().await;
-    // The first is what the form of a web page can say.
+    // The first can be sent by a form of a web page.
     for other in ["text/plain", "application/json", "application/grpc-web", "application/grpcs"] {
         let mut raw = Raw::open(server.address()).await;
         raw.write(&frame(HEADERS, raw::END_HEADERS, 1, &raw::head_of(CREATE, other))).await;
@@ -156,7 +156,7 @@ async fn names(server: &Server) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_head_that_is_too_large_is_refused_and_the_connection_goes_on() {
+async fn oversized_headers_are_refused() {
     let server = Server::start().await;
     let mut client = server.client().await;
     let mut request =
@@ -174,13 +174,13 @@ async fn a_head_that_is_too_large_is_refused_and_the_connection_goes_on() {
 }
 
 #[tokio::test]
-async fn a_head_without_an_end_ends_the_connection() {
+async fn endless_headers_end_the_connection() {
     let server = Server::start().await;
     let mut raw = Raw::open(server.address()).await;
     raw.write(&frame(HEADERS, 0, 1, &raw::head(CREATE))).await;
     let part = frame(CONTINUATION, 0, 1, &[0x00; 16_000]);
     let flood = async {
-        // A gigabyte, if nobody stops it.
+        // A gigabyte, unless the server stops it.
         for _ in 0..65_536 {
             if raw.0.write_all(&part).await.is_err() {
                 return;
@@ -193,14 +193,14 @@ async fn a_head_without_an_end_ends_the_connection() {
 }
 
 #[tokio::test]
-async fn calls_above_the_limit_are_refused_and_the_others_go_on() {
+async fn calls_over_the_limit_are_refused() {
     let server = Server::start().await;
     let mut raw = Raw::open(server.address()).await;
     let settings = raw.next_of(SETTINGS).await.unwrap();
     let streams_max = settings.payload.chunks(6).find(|setting| setting[..2] == [0, 3]).expect("a limit");
     assert_eq!(streams_max[2..], 128u32.to_be_bytes());
     raw.write(&frame(SETTINGS, ACK, 0, b"")).await;
-    // Open calls, which wait for their message.
+    // Open calls that have not sent their message.
     for nth in 0..200 {
         raw.call(2 * nth + 1, CREATE).await;
     }
@@ -216,7 +216,7 @@ async fn calls_above_the_limit_are_refused_and_the_others_go_on() {
 }
 
 #[tokio::test]
-async fn who_resets_calls_as_fast_as_it_makes_them_is_cut_off() {
+async fn rapid_resets_end_the_connection() {
     let server = Server::start().await;
     let mut raw = Raw::open(server.address()).await;
     let mut flood = Vec::new();
@@ -224,7 +224,7 @@ async fn who_resets_calls_as_fast_as_it_makes_them_is_cut_off() {
         flood.extend(headers(2 * nth + 1, CREATE));
         flood.extend(frame(RST_STREAM, 0, 2 * nth + 1, &8u32.to_be_bytes()));
     }
-    // It may be cut off before all is written.
+    // The server may close before all is written.
     timeout(PATIENCE, raw.0.write_all(&flood)).await.unwrap().ok();
     let goaway = timeout(PATIENCE, raw.next_of(GOAWAY)).await.unwrap();
     if let Some(goaway) = goaway {
@@ -234,7 +234,7 @@ async fn who_resets_calls_as_fast_as_it_makes_them_is_cut_off() {
 }
 
 #[tokio::test]
-async fn who_pings_and_does_not_read_is_not_read_either() {
+async fn ping_flood_without_reads_is_not_read() {
     let server = Server::start().await;
     let mut raw = Raw::open(server.address()).await;
     let pings = frame(PING, 0, 0, b"12345678").repeat(10_000);
@@ -250,13 +250,13 @@ async fn who_pings_and_does_not_read_is_not_read_either() {
 }
 
 #[tokio::test]
-async fn a_session_of_a_stream_that_is_not_read_can_be_opened_by_another() {
+async fn session_of_an_unread_stream_can_be_taken_over() {
     let server = Server::start().await;
     let mut client = server.client_and(&["bob"]).await;
     let (mut bob, _) = Subscription::connect(&mut client, "bob").await;
     let mut raw = Raw(TcpStream::connect(server.address()).await.unwrap());
     raw.write(PREFACE).await;
-    // There is a window for the answer to `hello`, and then none.
+    // The window has room for the answer to `hello` only.
     raw.write(&frame(SETTINGS, 0, 0, b"\0\x04\0\0\0\x0f")).await;
     raw.call(1, "/hark.v1.Chat/BiDiChat").await;
     raw.write(&frame(raw::DATA, 0, 1, &raw::message(b"\x08\x01\x12\x0a\x08\x01\x12\x06unread"))).await;
@@ -265,7 +265,7 @@ async fn a_session_of_a_stream_that_is_not_read_can_be_opened_by_another() {
     let ping = raw::message(b"\x08\x02\x62\x00");
     let send = raw::message(b"\x08\x03\x52\x08\x0a\x03bob\x12\x01x");
     raw.write(&frame(raw::DATA, 0, 1, &[ping, send].concat())).await;
-    // Now the answer to the ping is stuck.
+    // The answer to the ping is stuck now.
     assert_eq!(bob.message().await.text, "x");
     let mut session = Session::open(&mut client).await;
     let opened = timeout(PATIENCE, session.ask(1, hello())).await.unwrap();
@@ -278,7 +278,7 @@ fn hello() -> Command {
 }
 
 #[tokio::test]
-async fn a_reception_that_is_cancelled_in_the_middle_of_a_backlog_loses_and_repeats_nothing() {
+async fn cancelled_streams_lose_and_repeat_no_message() {
     let server = Server::start().await;
     let mut client = server.client_and(&["bob"]).await;
     let all = 1000;
@@ -288,7 +288,7 @@ async fn a_reception_that_is_cancelled_in_the_middle_of_a_backlog_loses_and_repe
     let (mut last, mut got) = (0, Vec::new());
     let mut cuts = 0;
     while got.len() < all {
-        // Another that may not wait for the one before to be noticed as gone.
+        // A new stream, before the server has noticed the end of the former.
         let (mut bob, connected) = Subscription::connect(&mut client, "bob").await;
         assert!(connected.queued as usize >= all - got.len());
         for _ in 0..97 {

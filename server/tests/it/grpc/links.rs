@@ -1,4 +1,4 @@
-//! Connections: how many, how they end, and what does not end them.
+//! Connections: their limits, and their end.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use super::raw::{Raw, SETTINGS};
 use super::server::{LIMITS, RULES, Server, Session, Subscription, code, to};
 
 #[tokio::test]
-async fn a_connection_too_many_is_refused_in_its_own_words() {
+async fn connection_over_the_limit_is_refused_over_grpc() {
     let server = Server::start_with(RULES, Limits { connections_max: 1, ..LIMITS }).await;
     let mut client = server.client_and(&["bob"]).await;
     let refused = server.client().await.send(to("bob", "x")).await.unwrap_err();
@@ -27,7 +27,7 @@ async fn a_connection_too_many_is_refused_in_its_own_words() {
 }
 
 #[tokio::test]
-async fn a_connection_too_soon_is_refused_with_the_time_to_wait() {
+async fn connection_over_the_rate_is_refused_with_a_delay() {
     let limits = Limits { connects: Rate::per_second(1), on_loopback: true, ..LIMITS };
     let server = Server::start_with(RULES, limits).await;
     let mut first = server.client_and(&["bob"]).await;
@@ -40,8 +40,8 @@ async fn a_connection_too_soon_is_refused_with_the_time_to_wait() {
     first.send(to("bob", "x")).await.unwrap();
 }
 
-/// A hundred sends at once, of which those that are refused for it are repeated
-/// when they may be: every one is stored once.
+/// Makes a hundred sends at once, and retries refused ones after their delay. Every one is
+/// stored once.
 async fn check_too_fast(rates: Rates, login: Option<Credentials>) {
     let server = Server::start_with(Rules { rates, ..RULES }, LIMITS).await;
     let mut client = server.client_and(&["bob", "eve"]).await;
@@ -77,19 +77,19 @@ async fn check_too_fast(rates: Rates, login: Option<Credentials>) {
 }
 
 #[tokio::test]
-async fn calls_over_the_rate_of_a_connection_are_refused_with_the_time_to_wait_and_stored_once() {
+async fn calls_over_the_rate_of_a_connection_are_retried() {
     let rates = Rates { commands: Rate::per_second(10), on_loopback: true, ..Rates::NONE };
     check_too_fast(rates, None).await;
 }
 
 #[tokio::test]
-async fn calls_over_the_rate_of_a_user_are_refused_with_the_time_to_wait_and_stored_once() {
+async fn calls_over_the_rate_of_a_user_are_retried() {
     let rates = Rates { user_commands: Rate::per_second(20), on_loopback: true, ..Rates::NONE };
     check_too_fast(rates, Some(Credentials { user: "eve".to_owned(), password: String::new() })).await;
 }
 
 #[tokio::test]
-async fn a_server_that_stops_says_bye_and_answers_what_is_under_way() {
+async fn draining_server_answers_requests_and_says_bye() {
     let server = Server::start().await;
     let mut client = server.client_and(&["bob", "eve"]).await;
     let (mut bob, _) = Subscription::connect(&mut client, "bob").await;
@@ -109,7 +109,7 @@ async fn a_server_that_stops_says_bye_and_answers_what_is_under_way() {
 }
 
 #[tokio::test]
-async fn what_is_acknowledged_after_the_bye_of_a_stopping_server_does_not_come_again() {
+async fn ack_after_bye_counts() {
     let server = Server::start().await;
     let mut client = server.client_and(&["bob"]).await;
     client.send(to("bob", "hello")).await.unwrap();
@@ -129,7 +129,7 @@ async fn what_is_acknowledged_after_the_bye_of_a_stopping_server_does_not_come_a
 }
 
 #[tokio::test]
-async fn sends_that_a_stopping_server_has_taken_are_answered_before_its_bye() {
+async fn sends_are_answered_before_bye() {
     const SENDS: u32 = 2000;
     let server = Server::start().await;
     let mut client = server.client_and(&["bob"]).await;
@@ -158,7 +158,7 @@ async fn sends_that_a_stopping_server_has_taken_are_answered_before_its_bye() {
 }
 
 #[tokio::test]
-async fn a_stream_that_is_cancelled_while_the_server_stops_holds_up_nothing() {
+async fn stream_cancelled_during_the_drain_does_not_delay_it() {
     let server = Server::start().await;
     let mut client = server.client_and(&["bob", "eve"]).await;
     client.send(to("bob", "hello")).await.unwrap();
@@ -168,14 +168,14 @@ async fn a_stream_that_is_cancelled_while_the_server_stops_holds_up_nothing() {
     let (mut eve, _) = Subscription::connect(&mut client, "eve").await;
     let stopped = server.stop();
     eve.bye("shutdown").await;
-    // It owes an acknowledgement, which the server waits for.
+    // The server waits for the acknowledgement that it owes.
     drop(bob);
     assert_eq!(eve.next().await, None);
     stopped.await.unwrap();
 }
 
 #[tokio::test]
-async fn more_streams_than_a_connection_may_have_wait_for_their_turn() {
+async fn streams_over_the_limit_wait() {
     let server = Server::start().await;
     let mut client = server.client_and(&["bob"]).await;
     let opening = (0..400).map(|id| {
@@ -194,7 +194,7 @@ async fn more_streams_than_a_connection_may_have_wait_for_their_turn() {
 }
 
 #[tokio::test]
-async fn a_client_that_never_reads_does_not_keep_a_server_from_stopping() {
+async fn client_that_never_reads_does_not_block_the_drain() {
     let limits = Limits { drain_timeout: Duration::from_millis(200), ..LIMITS };
     let server = Server::start_with(RULES, limits).await;
     let mut client = server.client_and(&["bob"]).await;
@@ -211,7 +211,7 @@ async fn a_client_that_never_reads_does_not_keep_a_server_from_stopping() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_without_calls_that_has_gone_silent_does_not_hold_up_a_stop() {
+async fn silent_client_does_not_delay_the_drain() {
     let server = Server::start().await;
     let mut raw = Raw::open(server.address()).await;
     raw.next_of(SETTINGS).await.unwrap();
@@ -221,7 +221,7 @@ async fn a_client_without_calls_that_has_gone_silent_does_not_hold_up_a_stop() {
 }
 
 #[tokio::test]
-async fn streams_that_are_not_read_do_not_hold_up_a_connection() {
+async fn unread_streams_do_not_block_their_connection() {
     let server = Server::start().await;
     let mut client = server.client_and(&["bob"]).await;
     let mut unread = Vec::new();

@@ -1,12 +1,12 @@
-//! The gRPC front, asked by a client of this process.
+//! The gRPC front, with a client in the same process.
 
 mod bidi;
 mod connect;
 mod failing;
 mod health;
 mod hostile;
+mod legacy;
 mod links;
-mod old;
 mod raw;
 mod reflection;
 mod server;

@@ -1,4 +1,4 @@
-//! HTTP/2 frame by frame, for what no client would say.
+//! HTTP/2 frame by frame, for input that no client library sends.
 
 use std::net::SocketAddr;
 
@@ -15,11 +15,11 @@ pub(crate) const PING: u8 = 6;
 pub(crate) const GOAWAY: u8 = 7;
 pub(crate) const CONTINUATION: u8 = 9;
 
-/// Of DATA and HEADERS: the last of the stream.
+/// The flag of DATA and HEADERS for the end of the stream.
 pub(crate) const END_STREAM: u8 = 1;
-/// Of SETTINGS and PING.
+/// The flag of SETTINGS and PING.
 pub(crate) const ACK: u8 = 1;
-/// Of HEADERS and CONTINUATION.
+/// The flag of HEADERS and CONTINUATION.
 pub(crate) const END_HEADERS: u8 = 4;
 
 #[derive(Debug)]
@@ -30,11 +30,11 @@ pub(crate) struct Frame {
     pub(crate) payload: Vec<u8>,
 }
 
-/// A connection.
+/// An HTTP/2 connection.
 pub(crate) struct Raw(pub(crate) TcpStream);
 
 impl Raw {
-    /// Connects, and says what every client says first.
+    /// Connects, and sends the preface and the settings.
     pub(crate) async fn open(address: SocketAddr) -> Self {
         let mut raw = Self(TcpStream::connect(address).await.unwrap());
         raw.0.write_all(PREFACE).await.unwrap();
@@ -46,17 +46,17 @@ impl Raw {
         self.0.write_all(bytes).await.unwrap();
     }
 
-    /// Begins a call.
+    /// Sends the headers of a call.
     pub(crate) async fn call(&mut self, stream: u32, path: &str) {
         self.write(&headers(stream, path)).await;
     }
 
-    /// Says the last of a call.
+    /// Sends the message of a call and its end.
     pub(crate) async fn data(&mut self, stream: u32, payload: &[u8]) {
         self.write(&frame(DATA, END_STREAM, stream, payload)).await;
     }
 
-    /// The next frame, or `None` at the end of the connection.
+    /// Returns the next frame, or `None` at the end of the connection.
     pub(crate) async fn next(&mut self) -> Option<Frame> {
         let mut head = [0; 9];
         self.0.read_exact(&mut head).await.ok()?;
@@ -67,7 +67,7 @@ impl Raw {
         Some(Frame { kind: head[3], flags: head[4], stream, payload })
     }
 
-    /// The next frame of this kind; those before it are dropped.
+    /// Returns the next frame of this kind, and drops those before it.
     pub(crate) async fn next_of(&mut self, kind: u8) -> Option<Frame> {
         loop {
             let frame = self.next().await?;
@@ -77,11 +77,11 @@ impl Raw {
         }
     }
 
-    /// What comes as the answer to a call, to its end.
+    /// Returns the body of the answer to a call.
     pub(crate) async fn answer(&mut self, stream: u32) -> Vec<u8> {
         let mut answer = Vec::new();
         loop {
-            let frame = self.next().await.expect("the connection goes on");
+            let frame = self.next().await.expect("an open connection");
             if frame.stream == stream && frame.kind == DATA {
                 answer.extend(frame.payload);
             } else if frame.stream == stream && frame.kind == HEADERS && frame.flags & END_STREAM != 0 {
@@ -96,17 +96,17 @@ pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8>
     [&length[..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
-/// The head of a call.
+/// Returns a HEADERS frame of a call.
 pub(crate) fn headers(stream: u32, path: &str) -> Vec<u8> {
     frame(HEADERS, END_HEADERS, stream, &head(path))
 }
 
-/// The fields of the head of a call.
+/// Returns the header list of a call.
 pub(crate) fn head(path: &str) -> Vec<u8> {
     head_of(path, "application/grpc")
 }
 
-/// The fields of a head, in HPACK (RFC 7541) without compression: `POST` and
+/// Encodes headers in HPACK (RFC 7541) without compression: `POST` and
 /// `http` from the static table, the rest as literals.
 pub(crate) fn head_of(path: &str, content_type: &str) -> Vec<u8> {
     let literal = |text: &str| [&[u8::try_from(text.len()).unwrap()], text.as_bytes()].concat();
@@ -121,7 +121,7 @@ pub(crate) fn head_of(path: &str, content_type: &str) -> Vec<u8> {
     .concat()
 }
 
-/// A message as gRPC frames it.
+/// Returns a message in the framing of gRPC.
 pub(crate) fn message(bytes: &[u8]) -> Vec<u8> {
     [&[0], &u32::try_from(bytes.len()).unwrap().to_be_bytes()[..], bytes].concat()
 }

@@ -9,7 +9,7 @@ use super::server::{LIMITS, Server};
 const SERVICES: [&str; 4] =
     ["grpc.health.v1.Health", "hark.v1.Chat", "hark.v1.LogWatcher", "helloworld.Chat"];
 
-/// Asks for the services, and then for the file of each.
+/// Requests the services, and then the file of each.
 macro_rules! check_reflection {
     ($version:ident) => {{
         use pb::$version::server_reflection_client::ServerReflectionClient;
@@ -38,17 +38,17 @@ macro_rules! check_reflection {
 }
 
 #[tokio::test]
-async fn the_services_are_described() {
+async fn services_are_described() {
     check_reflection!(v1);
 }
 
 #[tokio::test]
-async fn the_services_are_described_to_clients_of_the_older_version() {
+async fn services_are_described_by_v1alpha() {
     check_reflection!(v1alpha);
 }
 
 #[tokio::test]
-async fn a_stream_of_questions_that_is_open_does_not_hold_up_the_end_of_the_server() {
+async fn open_reflection_stream_does_not_delay_the_drain() {
     use pb::v1::ServerReflectionRequest;
     use pb::v1::server_reflection_client::ServerReflectionClient;
     use pb::v1::server_reflection_request::MessageRequest;

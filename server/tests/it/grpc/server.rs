@@ -1,5 +1,5 @@
-//! A server of its own for each test, in this process and with its store in
-//! memory, and a client over a connection of its own.
+//! A server in this process for each test, with its store in memory, and a client with a
+//! connection of its own.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ use tokio::task::JoinHandle;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status, Streaming};
 
-/// A server that runs until it is told to stop.
+/// A server that runs until its shutdown.
 pub(crate) struct Server {
     address: std::net::SocketAddr,
     store: Arc<dyn Store>,
@@ -70,7 +70,7 @@ impl Server {
         .await
     }
 
-    /// Another server on a store that is there.
+    /// Starts a server over an existing store.
     pub(crate) async fn start_on(store: Arc<dyn Store>, rules: Rules, limits: Limits) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -82,19 +82,18 @@ impl Server {
         Self { address, store, stop, task }
     }
 
-    /// A client over a connection of its own. What is not read of one stream
-    /// waits at the server, but for 64 KiB.
+    /// Returns a client with a connection of its own, and windows of 64 KiB.
     pub(crate) async fn client(&self) -> ChatClient<Channel> {
         ChatClient::new(self.channel().await)
     }
 
-    /// A connection, for a client of any service.
+    /// Returns a connection for a client of any service.
     pub(crate) async fn channel(&self) -> Channel {
         let endpoint = Endpoint::from_shared(format!("http://{}", self.address)).unwrap();
         endpoint.initial_stream_window_size(65_535).connect().await.unwrap()
     }
 
-    /// A client, after these accounts without passwords were made.
+    /// Returns a client, after creating these accounts without passwords.
     pub(crate) async fn client_and(&self, users: &[&str]) -> ChatClient<Channel> {
         let mut client = self.client().await;
         for user in users {
@@ -104,39 +103,39 @@ impl Server {
         client
     }
 
-    /// Where it listens.
+    /// Returns the address of the server.
     pub(crate) const fn address(&self) -> std::net::SocketAddr {
         self.address
     }
 
-    /// Its store.
+    /// Returns the store.
     pub(crate) fn store(&self) -> Arc<dyn Store> {
         Arc::clone(&self.store)
     }
 
-    /// Tells it to stop, and yields what resolves when it has.
+    /// Requests the shutdown, and returns a future of its end.
     pub(crate) fn stop(self) -> JoinHandle<()> {
         self.stop.send(()).unwrap();
         self.task
     }
 }
 
-/// The status and the word of the protocol by which a call was refused.
+/// Returns the status code of a refusal and its code of the protocol.
 pub(crate) fn code(status: &Status) -> (Code, &str) {
     let word = status.metadata().get("hark-code").expect("a refusal has a code");
     (status.code(), word.to_str().unwrap())
 }
 
-/// A message from nobody.
+/// Returns an anonymous message.
 pub(crate) fn to(user: &str, text: &str) -> SendRequest {
     SendRequest { to: user.to_owned(), text: text.to_owned(), ..SendRequest::default() }
 }
 
-/// What one `Connect` is sent.
+/// The stream of a `Connect`.
 pub(crate) struct Subscription(Streaming<ConnectReply>);
 
 impl Subscription {
-    /// Receives for an account without a password.
+    /// Connects as an account without a password.
     pub(crate) async fn connect(client: &mut ChatClient<Channel>, user: &str) -> (Self, Connected) {
         let request = ConnectRequest { user: user.to_owned(), password: String::new() };
         let mut receiver = Self(client.connect(request).await.unwrap().into_inner());
@@ -146,17 +145,17 @@ impl Subscription {
         (receiver, connected)
     }
 
-    /// The next event, or `None` at the end of the stream.
+    /// Returns the next event, or `None` at the end of the stream.
     pub(crate) async fn next(&mut self) -> Option<connect_reply::Event> {
         self.try_next().await.unwrap()
     }
 
-    /// The next event, or how the stream has ended.
+    /// Returns the next event, or the status of the end.
     pub(crate) async fn try_next(&mut self) -> Result<Option<connect_reply::Event>, Status> {
         Ok(self.0.message().await?.map(|reply| reply.event.unwrap()))
     }
 
-    /// The next event, which is a message.
+    /// Returns the next event, a message.
     pub(crate) async fn message(&mut self) -> Message {
         match self.next().await {
             Some(connect_reply::Event::Message(message)) => message,
@@ -164,7 +163,7 @@ impl Subscription {
         }
     }
 
-    /// The next event, which is a `bye` for this reason.
+    /// Checks that the next event is a `bye` for this reason.
     pub(crate) async fn bye(&mut self, reason: &str) {
         match self.next().await {
             Some(connect_reply::Event::Bye(bye)) => assert_eq!(bye.reason, reason),
@@ -173,10 +172,10 @@ impl Subscription {
     }
 }
 
-/// Requests that may be on their way to a stream.
+/// The capacity of the channel of requests.
 const REQUESTS_MAX: usize = 16_384;
 
-/// One `BiDiChat`.
+/// A `BiDiChat`.
 pub(crate) struct Session {
     requests: Option<mpsc::Sender<ChatRequest>>,
     pub(crate) replies: Streaming<ChatReply>,
@@ -194,7 +193,7 @@ impl Session {
         self.requests.as_ref().unwrap().try_send(request).unwrap();
     }
 
-    /// A request without a command.
+    /// Sends a request without a command.
     pub(crate) fn say_nothing(&self, id: u32) {
         self.requests.as_ref().unwrap().try_send(ChatRequest { id, command: None }).unwrap();
     }
@@ -203,18 +202,18 @@ impl Session {
         self.say(id, Command::Send(Send { to: user.to_owned(), text: text.to_owned() }));
     }
 
-    /// Asks nothing more.
+    /// Ends the requests.
     pub(crate) fn end(&mut self) {
         self.requests = None;
     }
 
-    /// The next reply and its id, or `None` at the end of the stream.
+    /// Returns the next reply and its id, or `None` at the end of the stream.
     pub(crate) async fn next(&mut self) -> Option<(u32, chat_reply::Reply)> {
         let reply = self.replies.message().await.unwrap()?;
         Some((reply.id, reply.reply.unwrap()))
     }
 
-    /// Asks, and yields the next reply, which has to be to this.
+    /// Makes a request, and returns its reply, which must be the next one.
     pub(crate) async fn ask(&mut self, id: u32, command: Command) -> chat_reply::Reply {
         self.say(id, command);
         let (replied, reply) = self.next().await.unwrap();
@@ -222,12 +221,12 @@ impl Session {
         reply
     }
 
-    /// Asks for what is answered by `ok`.
+    /// Makes a request that is answered by `ok`.
     pub(crate) async fn ok(&mut self, id: u32, command: Command) {
         assert_eq!(self.ask(id, command).await, chat_reply::Reply::Ok(Ok { sequence: None }));
     }
 
-    /// Returns the number of the message that the next reply says is stored.
+    /// Returns the number in the next reply, which is to a `send`.
     pub(crate) async fn stored(&mut self, id: u32) -> u64 {
         match self.next().await {
             Some((replied, chat_reply::Reply::Ok(Ok { sequence: Some(sequence) }))) if replied == id => {
@@ -237,7 +236,7 @@ impl Session {
         }
     }
 
-    /// Connects as a user without a password; how much is queued.
+    /// Connects as a user without a password. Returns the number of queued messages.
     pub(crate) async fn connect(&mut self, id: u32, user: &str) -> u64 {
         let request = ConnectRequest { user: user.to_owned(), password: String::new() };
         match self.ask(id, Command::Connect(request)).await {
@@ -246,7 +245,7 @@ impl Session {
         }
     }
 
-    /// The next reply, which is a message.
+    /// Returns the next reply, a message.
     pub(crate) async fn message(&mut self) -> Message {
         match self.next().await {
             Some((0, chat_reply::Reply::Message(message))) => message,
@@ -254,14 +253,14 @@ impl Session {
         }
     }
 
-    /// The next reply, which is a `bye` for this reason.
+    /// Checks that the next reply is a `bye` for this reason.
     pub(crate) async fn bye(&mut self, reason: &str) {
         let bye = chat_reply::Reply::Bye(Bye { reason: reason.to_owned() });
         assert_eq!(self.next().await, Some((0, bye)));
     }
 }
 
-/// The requests of a stream.
+/// The request stream.
 struct ReceiverStream(mpsc::Receiver<ChatRequest>);
 
 impl Stream for ReceiverStream {

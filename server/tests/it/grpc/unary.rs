@@ -1,4 +1,4 @@
-//! The calls with one answer, and `List`.
+//! The unary calls, and `List`.
 
 use futures::future::join_all;
 use hark_grpc::v1::chat_client::ChatClient;
@@ -25,7 +25,7 @@ async fn create(client: &mut ChatClient<Channel>, user: &str, password: &str) {
     client.create(request).await.unwrap();
 }
 
-/// The pages of a list, and whether the last says that there are more.
+/// Returns the names of a list, and whether it is truncated.
 async fn list(client: &mut ChatClient<Channel>, request: ListRequest) -> (Vec<String>, bool) {
     let mut pages = client.list(request).await.unwrap().into_inner();
     let (mut names, mut truncated) = (Vec::new(), false);
@@ -39,7 +39,7 @@ async fn list(client: &mut ChatClient<Channel>, request: ListRequest) -> (Vec<St
 }
 
 #[tokio::test]
-async fn what_is_refused_has_a_status_and_the_code_of_the_protocol() {
+async fn refusal_has_a_status_and_a_protocol_code() {
     let server = Server::start().await;
     let mut client = server.client_and(&["bob"]).await;
     create(&mut client, "eve", "secret").await;
@@ -47,7 +47,7 @@ async fn what_is_refused_has_a_status_and_the_code_of_the_protocol() {
     let again = CreateRequest { user: "bob".to_owned(), password: String::new(), login: None };
     let refused = client.create(again).await.unwrap_err();
     assert_eq!(code(&refused), (Code::AlreadyExists, "exists"));
-    assert_eq!(refused.message(), "there is a user bob already");
+    assert_eq!(refused.message(), "user bob already exists");
     let info = refused.get_details_error_info().unwrap();
     assert_eq!((&*info.reason, &*info.domain), ("exists", "hark"));
 
@@ -70,7 +70,7 @@ async fn what_is_refused_has_a_status_and_the_code_of_the_protocol() {
 }
 
 #[tokio::test]
-async fn too_many_wrong_passwords_are_told_how_long_to_wait() {
+async fn too_many_wrong_passwords_are_refused_with_a_delay() {
     let server = Server::start().await;
     let mut client = server.client().await;
     create(&mut client, "eve", "secret").await;
@@ -91,7 +91,7 @@ async fn too_many_wrong_passwords_are_told_how_long_to_wait() {
 }
 
 #[tokio::test]
-async fn a_message_says_who_sent_it() {
+async fn message_names_its_sender() {
     let server = Server::start().await;
     let mut client = server.client_and(&["bob"]).await;
     create(&mut client, "eve", "secret").await;
@@ -108,7 +108,7 @@ async fn a_message_says_who_sent_it() {
 }
 
 #[tokio::test]
-async fn a_repeated_send_is_stored_once_and_answered_the_same() {
+async fn repeated_send_is_stored_once() {
     let server = Server::start().await;
     let mut client = server.client_and(&["bob"]).await;
     let mut numbers = Vec::new();
@@ -128,12 +128,12 @@ async fn a_repeated_send_is_stored_once_and_answered_the_same() {
 }
 
 #[tokio::test]
-async fn sends_of_one_session_at_the_same_time_are_each_decided_once() {
+async fn concurrent_sends_of_a_session_are_decided_once() {
     const SENDS: u32 = 300;
     let server = Server::start().await;
     let client = server.client_and(&["bob"]).await;
     let mut other = server.client().await;
-    // Each id twice, over two connections, in an order that is not that of the ids.
+    // Each id twice, over two connections, out of order.
     let sends = (0..2 * SENDS).map(|nth| {
         let mut client = if nth % 3 == 0 { client.clone() } else { other.clone() };
         let id = 1 + nth * 7 % SENDS;
@@ -154,7 +154,7 @@ async fn sends_of_one_session_at_the_same_time_are_each_decided_once() {
 }
 
 #[tokio::test]
-async fn a_list_comes_in_pages_and_says_where_there_are_more() {
+async fn list_is_paged_and_marked_as_truncated() {
     let server = Server::start_with(Rules { list_names_max: 600, ..RULES }, LIMITS).await;
     let mut client = server.client().await;
     let names: Vec<String> = (0..700).map(|n| format!("{n:060}")).collect();
@@ -173,7 +173,7 @@ async fn a_list_comes_in_pages_and_says_where_there_are_more() {
 }
 
 #[tokio::test]
-async fn a_password_is_needed_once_it_is_set() {
+async fn password_is_required_once_it_is_set() {
     let server = Server::start().await;
     let mut client = server.client_and(&["bob"]).await;
     let set =
@@ -191,7 +191,7 @@ async fn a_password_is_needed_once_it_is_set() {
 }
 
 #[tokio::test]
-async fn a_call_whose_login_is_refused_does_nothing() {
+async fn call_with_a_refused_login_has_no_effect() {
     let server = Server::start().await;
     let mut client = server.client().await;
     create(&mut client, "bob", "secret").await;
@@ -211,7 +211,7 @@ async fn a_call_whose_login_is_refused_does_nothing() {
 }
 
 #[tokio::test]
-async fn where_passwords_are_required_every_call_says_who_calls() {
+async fn required_passwords_need_a_login_for_every_call() {
     let server = Server::start_with(Rules { require_password: true, ..RULES }, LIMITS).await;
     let mut client = server.client().await;
     let open = CreateRequest { user: "bob".to_owned(), password: String::new(), login: None };

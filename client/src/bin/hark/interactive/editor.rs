@@ -1,4 +1,4 @@
-//! What the Tab key offers: commands, and the names of users that were seen.
+//! Completion with the Tab key: commands, and names of known users.
 
 use std::collections::BTreeSet;
 use std::ops::Bound;
@@ -14,19 +14,19 @@ use rustyline::{Context, Helper};
 use crate::command::COMMANDS;
 use crate::text::is_unsafe;
 
-/// Names that are remembered for completion.
+/// Largest number of names kept for completion.
 const NAMES_MAX: usize = 10_000;
 
-/// The names that were seen, shared by who sees them and who offers them.
+/// Known user names, shared between the chat and the completion.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct SeenNames {
-    // Held for one look or one insertion.
+    // Held for one lookup or insertion.
     names: Arc<Mutex<BTreeSet<UserName>>>,
 }
 
 impl SeenNames {
-    /// Remembers names, as long as there is room, and unless the terminal
-    /// would take a part of one for an order.
+    /// Adds names while there is room, except those that contain unsafe
+    /// characters.
     pub(crate) fn learn<'a>(&self, seen: impl IntoIterator<Item = &'a UserName>) {
         let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
         for name in seen {
@@ -52,7 +52,7 @@ pub(crate) struct Completion {
 }
 
 impl Completion {
-    /// Where the word before the cursor starts, and what it may become.
+    /// Returns the start of the word before the cursor, and its completions.
     fn candidates(&self, before: &str) -> (usize, Vec<String>) {
         let start = before.rfind(' ').map_or(0, |space| space + 1);
         let (earlier, word) = before.split_at(start);

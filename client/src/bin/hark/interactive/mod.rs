@@ -1,11 +1,11 @@
-//! The chat in a terminal: a line is typed, messages appear above it, and
-//! every command says what became of it.
+//! The chat in a terminal: commands are typed, and messages and outcomes appear
+//! above the line.
 
 mod editor;
+mod owner;
 mod prompt;
 pub(crate) mod style;
 mod terminal;
-mod turns;
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -23,41 +23,41 @@ use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
 use self::editor::{Completion, SeenNames};
-use self::prompt::{LinkPrompt, Place};
+use self::prompt::{CurrentServer, LinkPrompt};
 use self::style::Style;
 use self::terminal::{Input, Terminal};
 use crate::args::Settings;
 use crate::command::{self, Command, Done, Secrets};
 use crate::exit::{Exit, Failure};
-use crate::signals::{self, Ends, Interrupts};
+use crate::signals::{self, Interrupts, Termination};
 use crate::text::escape_name;
 use crate::{piped, setup};
 
-/// How long a command keeps the prompt away.
+/// Time for which a command delays the next prompt.
 const PROMPT_AFTER: Duration = Duration::from_secs(1);
 
-/// How long a send does, and anything that the server is not asked for.
+/// Time for which a send or a local command delays the next prompt.
 const PROMPT_SOON: Duration = Duration::from_millis(100);
 
-/// How long a send is silent about not being answered yet.
+/// Time after which an unanswered send is shown as pending.
 const PENDING_AFTER: Duration = Duration::from_millis(400);
 
-/// How long each step of the end may take once the process is told to end: what
-/// was seen is acknowledged, as far as the server answers.
+/// Time limit for each step of a shutdown by signal, such as sending the last
+/// acknowledgement.
 const LEAVE_WITHIN: Duration = Duration::from_secs(1);
 
-/// Commands that wait for their answer, and messages not yet answered.
+/// Largest number of commands and sends that are pending.
 const JOBS_MAX: usize = 2048;
 
-/// Chats until the user leaves.
+/// Runs the chat until the user leaves.
 pub(crate) async fn run(settings: &Settings) -> Result<Exit, Failure> {
     let secrets = setup::secrets(settings)?;
-    let (mut interrupts, mut ends) = (signals::interrupts()?, signals::ends()?);
+    let (mut interrupts, mut termination) = (signals::interrupts()?, signals::termination()?);
     let style = Style::of_terminal();
     let names = SeenNames::default();
     let history = setup::state_dir(settings)?.join("history");
     let completion = Completion { names: names.clone() };
-    let Some((terminal, threads)) = Terminal::open(completion, style.is_coloured, history)? else {
+    let Some((terminal, threads)) = Terminal::open(completion, style.is_colored, history)? else {
         return piped::run(settings).await;
     };
     let (handle, events) = setup::client(settings)?;
@@ -68,34 +68,34 @@ pub(crate) async fn run(settings: &Settings) -> Result<Exit, Failure> {
         secrets,
         names,
         user: Mutex::default(),
-        place: Place::new(&settings.server),
-        changing: watch::Sender::default(),
+        current_server: CurrentServer::new(&settings.server),
+        identity_changes: watch::Sender::default(),
         showing: tokio::sync::Mutex::default(),
         jobs: TaskTracker::new(),
     });
     let watching = tokio::spawn(Arc::clone(&chat).watch(events));
-    let is_told = tokio::select! {
+    let is_terminated = tokio::select! {
         () = chat.read_commands() => false,
-        () = ends.received() => true,
+        () = termination.received() => true,
     };
-    // One that came while a command was waited for meant that.
+    // Earlier interrupts were meant for a command.
     while interrupts.received().now_or_never().is_some() {}
-    if is_told {
-        let given_up = chat.leave_at_once(watching).await;
+    if is_terminated {
+        let given_up = chat.leave_now(watching).await;
         threads.abandon();
-        return Ok(left(given_up));
+        return Ok(exit_for(given_up));
     }
-    let given_up = chat.leave(settings.timeout, interrupts, ends).await;
-    watching.await.map_err(|error| Failure::local(format!("the display has failed: {error}")))?;
+    let given_up = chat.leave(settings.timeout, interrupts, termination).await;
+    watching.await.map_err(|error| Failure::local(format!("the display task failed: {error}")))?;
     drop(chat);
     tokio::task::spawn_blocking(|| threads.join())
         .await
-        .map_err(|error| Failure::local(format!("the terminal has failed: {error}")))?;
-    Ok(left(given_up))
+        .map_err(|error| Failure::local(format!("the terminal threads failed: {error}")))?;
+    Ok(exit_for(given_up))
 }
 
-/// How a chat has ended that gave up so many requests.
-const fn left(given_up: usize) -> Exit {
+/// Returns the result of a chat that abandoned this number of requests.
+const fn exit_for(given_up: usize) -> Exit {
     if given_up == 0 { Exit::Done } else { Exit::Unknown }
 }
 
@@ -106,91 +106,91 @@ struct Chat {
     style: Style,
     secrets: Secrets,
     names: SeenNames,
-    // Who one is, for the prompt; held for one look.
+    // The current user, for the prompt; held for one access.
     user: Mutex<Option<UserName>>,
-    place: Place,
-    /// How many commands that change who one is have not said their result,
-    /// which stands before the messages.
-    changing: watch::Sender<usize>,
-    /// Held from when a message comes on the terminal until it is taken.
+    current_server: CurrentServer,
+    /// Number of commands that change the user and have not printed their
+    /// outcome, which precedes the user's messages.
+    identity_changes: watch::Sender<usize>,
+    /// Held from displaying a message until acknowledging it.
     showing: tokio::sync::Mutex<()>,
-    /// Commands that gave the prompt back before they were answered.
+    /// Commands that continue after the prompt has returned.
     jobs: TaskTracker,
 }
 
-/// Whether a command still has the prompt, and whether it is using it.
+/// State of a command that still delays the prompt.
 #[derive(Debug, Default)]
 struct Foreground {
     is_over: AtomicBool,
-    is_asking: AtomicBool,
+    is_prompting: AtomicBool,
 }
 
-/// What a notice about the link has said.
+/// Content of the last notice about the link.
 #[derive(Debug, PartialEq, Eq)]
 struct Shown {
-    /// Where the link goes, if there is one.
+    /// Address of the server, if the link is up.
     server: Option<Arc<str>>,
-    /// Whether waiting does not help.
-    is_lasting: bool,
+    /// Whether the failure is permanent.
+    is_permanent: bool,
 }
 
-/// Counts a command that changes who one is, until it is dropped.
-struct Changing<'a>(&'a watch::Sender<usize>);
+/// Counts a command that changes the user, until dropped.
+struct IdentityChange<'a>(&'a watch::Sender<usize>);
 
-impl<'a> Changing<'a> {
-    fn begin(changing: &'a watch::Sender<usize>) -> Self {
-        changing.send_modify(|count| *count += 1);
-        Self(changing)
+impl<'a> IdentityChange<'a> {
+    fn begin(identity_changes: &'a watch::Sender<usize>) -> Self {
+        identity_changes.send_modify(|count| *count += 1);
+        Self(identity_changes)
     }
 }
 
-impl Drop for Changing<'_> {
+impl Drop for IdentityChange<'_> {
     fn drop(&mut self) {
         self.0.send_modify(|count| *count -= 1);
     }
 }
 
-/// Typing.
+/// Command input.
 impl Chat {
     async fn read_commands(self: &Arc<Self>) {
-        self.wait_for_first_word().await;
+        self.wait_for_link_state().await;
         let mut was_interrupted = false;
         loop {
             match self.terminal.read(self.prompt()).await {
                 Input::Line(line) => {
                     was_interrupted = false;
-                    if self.understand(&line).await.is_break() {
+                    if self.handle_line(&line).await.is_break() {
                         return;
                     }
                 }
                 Input::Interrupted if !was_interrupted => {
                     was_interrupted = true;
-                    self.say(self.style.notice("Ctrl-C once more, Ctrl-D or quit to leave")).await;
+                    self.say(self.style.notice("press Ctrl-C again or Ctrl-D, or type quit, to leave")).await;
                 }
                 Input::Interrupted | Input::Ended => return,
             }
         }
     }
 
-    /// Waits a moment, so that the first prompt says how things are.
-    async fn wait_for_first_word(&self) {
+    /// Waits briefly for the link, so that the first prompt shows its state.
+    async fn wait_for_link_state(&self) {
         let mut link = self.handle.link();
-        let is_word = |state: &LinkState| match state {
+        let is_settled = |state: &LinkState| match state {
             LinkState::Connecting => false,
             LinkState::Down { retry_in, .. } => !retry_in.is_zero(),
             LinkState::Up { .. } | LinkState::Closed => true,
         };
-        let first = link.wait_for(is_word);
-        // Whether it came in time shows in the prompt.
+        let first = link.wait_for(is_settled);
+        // The prompt shows whether the link is up.
         drop(tokio::time::timeout(PROMPT_AFTER, first).await);
     }
 
     fn prompt(&self) -> LinkPrompt {
         let user = self.user.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        LinkPrompt::new(user.as_ref(), self.style, self.place.clone())
+        LinkPrompt::new(user.as_ref(), self.style, self.current_server.clone())
     }
 
-    async fn understand(self: &Arc<Self>, line: &str) -> std::ops::ControlFlow<()> {
+    async fn handle_line(self: &Arc<Self>, line: &str) -> std::ops::ControlFlow<()> {
         if line.trim().is_empty() {
             return std::ops::ControlFlow::Continue(());
         }
@@ -198,7 +198,7 @@ impl Chat {
             Ok(Command::Quit) => return std::ops::ControlFlow::Break(()),
             Ok(Command::Help) => self.say(command::help()).await,
             Ok(_) if self.jobs.len() >= JOBS_MAX => {
-                self.say(self.style.notice("too many commands are waiting for the server")).await;
+                self.say(self.style.notice("too many commands are pending")).await;
             }
             Ok(Command::Send(user, text)) => {
                 let foreground = Arc::default();
@@ -215,27 +215,29 @@ impl Chat {
         let command = match (command, me) {
             (Command::Password(None), Some(me)) => Command::Password(Some(me)),
             (Command::Password(None), None) => {
-                return self.say(self.style.notice("you are nobody: password USER, or login first")).await;
+                return self
+                    .say(self.style.notice("you are not logged in: log in first, or use password USER"))
+                    .await;
             }
             (command, _) => command,
         };
         let foreground = Arc::<Foreground>::default();
-        let job = Arc::clone(self).carry_out(command, Arc::clone(&foreground));
-        if !self.run(job, &foreground, PROMPT_AFTER).await && !self.place.is_up() {
+        let job = Arc::clone(self).execute(command, Arc::clone(&foreground));
+        if !self.run(job, &foreground, PROMPT_AFTER).await && !self.current_server.is_up() {
             self.say(self.style.notice("waiting for the server")).await;
         }
     }
 
-    /// Prints something before the next prompt, or with it.
+    /// Prints a text before or along with the next prompt.
     async fn say(self: &Arc<Self>, text: String) {
         let chat = Arc::clone(self);
         let job = async move { chat.terminal.show(text).await };
         self.run(job, &Foreground::default(), PROMPT_SOON).await;
     }
 
-    /// Runs a command for as long as it may keep the prompt, and leaves it to
-    /// itself then; whether it has ended. It is polled here first, so that
-    /// commands are asked in the order in which they were typed.
+    /// Runs a command while it may delay the prompt, then in the background.
+    /// Returns whether it has completed. The first poll happens here, so that
+    /// commands are sent in the order in which they were typed.
     async fn run(
         &self,
         job: impl Future<Output = ()> + Send + 'static,
@@ -248,7 +250,7 @@ impl Chat {
             if is_done {
                 return true;
             }
-            if !foreground.is_asking.load(Ordering::Relaxed) {
+            if !foreground.is_prompting.load(Ordering::Relaxed) {
                 break;
             }
         }
@@ -257,30 +259,38 @@ impl Chat {
         false
     }
 
-    /// Leaves: what is under way may take a while, and says what became of it.
-    async fn leave(&self, patience: Duration, mut interrupts: Interrupts, mut ends: Ends) -> usize {
+    /// Leaves the chat after pending requests have completed or timed out, and
+    /// shows their outcomes.
+    async fn leave(
+        &self,
+        timeout: Duration,
+        mut interrupts: Interrupts,
+        mut termination: Termination,
+    ) -> usize {
         self.terminal.stop_reading();
         let waiting = self.handle.unanswered();
         if waiting > 0 {
-            let seconds = patience.as_secs();
-            self.notice(&format!("waiting up to {seconds} s for {waiting} answers; Ctrl-C leaves at once"))
-                .await;
+            let seconds = timeout.as_secs();
+            self.notice(&format!(
+                "waiting up to {seconds} s for {waiting} answers; press Ctrl-C to leave now"
+            ))
+            .await;
         }
-        // What has been seen is acknowledged on this link.
+        // Displayed messages are acknowledged on this link.
         drop(self.showing.lock().await);
         let given_up = tokio::select! {
-            given_up = self.handle.close(patience) => given_up,
+            given_up = self.handle.close(timeout) => given_up,
             () = interrupts.received() => self.handle.close(Duration::ZERO).await,
-            () = ends.received() => self.handle.close(Duration::ZERO).await,
+            () = termination.received() => self.handle.close(Duration::ZERO).await,
         };
         self.jobs.close();
         self.jobs.wait().await;
         given_up
     }
 
-    /// Leaves in the middle of whatever is typed. What is to be said may have been
-    /// given to an editor that never takes it: that is not waited for long.
-    async fn leave_at_once(&self, watching: JoinHandle<()>) -> usize {
+    /// Leaves the chat at once. Texts may be stuck in the editor, so every wait
+    /// is bounded.
+    async fn leave_now(&self, watching: JoinHandle<()>) -> usize {
         self.terminal.give_up_reading();
         let shown = tokio::time::timeout(LEAVE_WITHIN, self.showing.lock()).await;
         drop(shown);
@@ -296,16 +306,16 @@ impl Chat {
     }
 }
 
-/// Asking the server.
+/// Requests to the server.
 impl Chat {
     async fn send(self: Arc<Self>, user: UserName, text: ByteString) {
         let sending =
-            async { self.handle.send(user.clone(), text.clone()).await?.await.map(|_| Done::Plainly) };
+            async { self.handle.send(user.clone(), text.clone()).await?.await.map(|_| Done::Plain) };
         let mut sending = pin!(sending);
         let outcome = match tokio::time::timeout(PENDING_AFTER, &mut sending).await {
             Ok(outcome) => outcome,
             Err(_) => {
-                let pending = self.style.pending(self.place.is_up());
+                let pending = self.style.pending(self.current_server.is_up());
                 self.terminal.show(self.style.sent(&user, &text, &pending)).await;
                 sending.await
             }
@@ -317,30 +327,30 @@ impl Chat {
         }
     }
 
-    async fn carry_out(self: Arc<Self>, command: Command, foreground: Arc<Foreground>) {
-        let is_changing = matches!(command, Command::Connect(_) | Command::Login(_));
-        let _changing = is_changing.then(|| Changing::begin(&self.changing));
+    async fn execute(self: Arc<Self>, command: Command, foreground: Arc<Foreground>) {
+        let changes_identity = matches!(command, Command::Connect(_) | Command::Login(_));
+        let _identity_change = changes_identity.then(|| IdentityChange::begin(&self.identity_changes));
         let mut secrets = self.secrets.clone();
         if let (Command::Password(Some(user)), None) = (&command, &secrets.new_password) {
             let prompt = format!("New password for {}: ", escape_name(user.as_str()));
             match self.ask(prompt, true, &foreground).await {
                 Some(new) => secrets.new_password = Some(new),
-                None => return self.notice("the password stays as it is").await,
+                None => return self.notice("the password was not changed").await,
             }
         }
-        let mut outcome = command::carry_out(&self.handle, command.clone(), secrets.clone()).await;
+        let mut outcome = command::execute(&self.handle, command.clone(), secrets.clone()).await;
         if is_denied(&outcome)
             && secrets.password.is_none()
             && let Some(password) = self.ask_password(&command, &foreground).await
         {
             secrets.password = Some(password);
-            outcome = command::carry_out(&self.handle, command.clone(), secrets).await;
+            outcome = command::execute(&self.handle, command.clone(), secrets).await;
         }
-        self.note(&command, &outcome);
+        self.update(&command, &outcome);
         self.terminal.show(self.style.outcome(&command, &outcome)).await;
     }
 
-    /// Asks for the password that a command was denied without.
+    /// Prompts for the password that a denied command needs.
     async fn ask_password(&self, command: &Command, foreground: &Foreground) -> Option<Password> {
         let (user, is_new) = match command {
             Command::Create(user) => (user, true),
@@ -352,15 +362,16 @@ impl Chat {
         self.ask(format!("{word} for {}: ", escape_name(user.as_str())), is_new, foreground).await
     }
 
-    /// Asks for a password, unless the prompt was given back meanwhile.
+    /// Prompts for a password, unless the command runs in the background by
+    /// now.
     async fn ask(&self, prompt: String, is_new: bool, foreground: &Foreground) -> Option<Password> {
         if foreground.is_over.load(Ordering::Relaxed) {
-            self.notice("it needs a password: give the command once more").await;
+            self.notice("a password is required: repeat the command").await;
             return None;
         }
-        foreground.is_asking.store(true, Ordering::Relaxed);
+        foreground.is_prompting.store(true, Ordering::Relaxed);
         let secret = self.terminal.secret(prompt, is_new).await;
-        foreground.is_asking.store(false, Ordering::Relaxed);
+        foreground.is_prompting.store(false, Ordering::Relaxed);
         match secret {
             Ok(secret) => secret,
             Err(failure) => {
@@ -370,8 +381,8 @@ impl Chat {
         }
     }
 
-    /// Learns from an outcome who one is, and who there is.
-    fn note(&self, command: &Command, outcome: &Result<Done, RequestError>) {
+    /// Updates the current user and the known names after a command.
+    fn update(&self, command: &Command, outcome: &Result<Done, RequestError>) {
         let Ok(done) = outcome else {
             return;
         };
@@ -394,43 +405,43 @@ impl Chat {
     }
 }
 
-/// Waits until no command that changes who one is is under way.
-async fn settled(changing: &mut watch::Receiver<usize>) {
-    // The chat has the sender for as long as it watches.
-    drop(changing.wait_for(|count| *count == 0).await);
+/// Waits until no command that changes the user is pending.
+async fn identity_settled(identity_changes: &mut watch::Receiver<usize>) {
+    // The chat keeps the sender while it watches.
+    drop(identity_changes.wait_for(|count| *count == 0).await);
 }
 
 fn is_denied(outcome: &Result<Done, RequestError>) -> bool {
     matches!(outcome, Err(RequestError::Refused(Refusal { code: Code::Denied, .. })))
 }
 
-/// Watching what happens.
+/// Display of events.
 impl Chat {
     /// Shows events until the client has ended.
     async fn watch(self: Arc<Self>, mut events: Events) {
-        // A notice is given when the link goes and when it comes, not for
-        // every attempt between, unless one shows that waiting does not help.
+        // Attempts between two states are not shown, except that a failure
+        // turned out to be permanent.
         let mut shown = None;
-        let mut changing = self.changing.subscribe();
-        // What came while a command that changes who one is had not said its
-        // result. No more than a window, since nothing of it is acknowledged.
+        let mut identity_changes = self.identity_changes.subscribe();
+        // Events behind a command that changes the user and has not printed its
+        // outcome. Bounded by one window, since none is acknowledged.
         let mut held = VecDeque::new();
         loop {
             tokio::select! {
                 event = events.next() => match event {
-                    // Who waits for the server is told how that is.
+                    // Link states are shown at once.
                     Some(Event::Link(state)) => self.show_link(&state, &mut shown).await,
                     Some(event) => held.push_back(event),
                     None => break,
                 },
-                () = settled(&mut changing), if !held.is_empty() => {
+                () = identity_settled(&mut identity_changes), if !held.is_empty() => {
                     if let Some(event) = held.pop_front() {
                         self.show_event(event).await;
                     }
                 }
             }
         }
-        settled(&mut changing).await;
+        identity_settled(&mut identity_changes).await;
         for event in held {
             self.show_event(event).await;
         }
@@ -441,25 +452,30 @@ impl Chat {
             Event::Message(message) => self.show_message(message).await,
             Event::TakenOver { user } => {
                 let user = escape_name(user.as_str());
-                self.notice(&format!("another connection receives for {user} now; connect to take it back"))
-                    .await;
+                self.notice(&format!(
+                    "another connection now receives the messages of {user}; connect to receive them here"
+                ))
+                .await;
             }
             Event::IdentityLost { user, refusal } => {
                 self.become_user(None);
                 let (user, why) = (escape_name(user.as_str()), &refusal.explanation);
-                self.notice(&format!("you are no longer {user}: {why}; login, connect or disconnect")).await;
+                self.notice(&format!(
+                    "no longer logged in as {user}: {why}; use login, connect or disconnect"
+                ))
+                .await;
             }
             Event::Link(_) | Event::CaughtUp { .. } => {}
         }
     }
 
-    /// Shows a message, and takes it once it is on the terminal.
+    /// Shows a message, then acknowledges it.
     async fn show_message(&self, message: Message) {
         let _showing = self.showing.lock().await;
         self.names.learn(&message.delivery.sender);
         self.terminal.show(self.style.message(&message.delivery, &style::now())).await;
         if let Err(error) = message.ack() {
-            self.notice(&format!("this message will come again: {error}")).await;
+            self.notice(&format!("this message will be delivered again: {error}")).await;
         }
     }
 
@@ -468,8 +484,8 @@ impl Chat {
             LinkState::Up { server } => Some(Arc::clone(server)),
             _ => None,
         };
-        self.place.set(server.as_deref());
-        let now = Shown { server, is_lasting: matches!(state, LinkState::Down { is_lasting: true, .. }) };
+        self.current_server.set(server.as_deref());
+        let now = Shown { server, is_permanent: matches!(state, LinkState::Down { is_permanent: true, .. }) };
         if *state == LinkState::Connecting || shown.as_ref() == Some(&now) {
             return;
         }

@@ -1,5 +1,5 @@
-//! The prompt: who one is, and at which server, if it is there. It changes
-//! while a line is being typed, so all its versions have the same width.
+//! The prompt: the current user, and the server or "(offline)". It may change
+//! while a line is being typed, so all variants have the same width.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,72 +9,72 @@ use hark_protocol::UserName;
 use super::style::Style;
 use crate::text::escape_name;
 
-/// Stands where the server does while there is no link.
+/// Shown in place of the server while the link is down.
 const OFFLINE: &str = "(offline)";
 
-/// At which of its servers a chat is.
+/// The server that the link is connected to.
 #[derive(Debug, Clone)]
-pub(crate) struct Place {
+pub(crate) struct CurrentServer {
     servers: Arc<[String]>,
-    /// Its place in the list, counted from 1; 0 for none.
+    /// Index in the list, counted from 1; 0 while the link is down.
     at: Arc<AtomicUsize>,
 }
 
-/// What is in front of the line being typed.
+/// The prompt in front of the line being typed.
 pub(crate) struct LinkPrompt {
-    /// For each place, as [`Place`] counts them.
-    faces: Vec<Face>,
-    place: Place,
+    /// One variant for each index of [`CurrentServer`].
+    variants: Vec<Variant>,
+    current_server: CurrentServer,
 }
 
-struct Face {
+struct Variant {
     raw: String,
     styled: String,
 }
 
-impl Place {
-    /// Not yet at any of these servers, which are joined by commas.
+impl CurrentServer {
+    /// Starts disconnected. `servers` are joined by commas.
     pub(crate) fn new(servers: &str) -> Self {
         Self { servers: servers.split(',').map(str::to_owned).collect(), at: Arc::default() }
     }
 
-    /// The link goes to this server now, or to none.
+    /// Sets the current server; `None` while the link is down.
     pub(crate) fn set(&self, server: Option<&str>) {
         let at = server.and_then(|server| self.servers.iter().position(|one| one == server));
         self.at.store(at.map_or(0, |at| at + 1), Ordering::Relaxed);
     }
 
-    /// Whether it goes to one.
+    /// Returns whether the link is up.
     pub(crate) fn is_up(&self) -> bool {
         self.at.load(Ordering::Relaxed) > 0
     }
 }
 
 impl LinkPrompt {
-    pub(crate) fn new(user: Option<&UserName>, style: Style, place: Place) -> Self {
+    pub(crate) fn new(user: Option<&UserName>, style: Style, current_server: CurrentServer) -> Self {
         let user = user.map(|user| format!("{}@", escape_name(user.as_str()))).unwrap_or_default();
-        let places = || std::iter::once(OFFLINE).chain(place.servers.iter().map(String::as_str));
-        let width = places().map(|place| place.chars().count()).max().unwrap_or(0);
-        let face = |text: &str| {
+        let labels = || std::iter::once(OFFLINE).chain(current_server.servers.iter().map(String::as_str));
+        let width = labels().map(|label| label.chars().count()).max().unwrap_or(0);
+        let variant = |text: &str| {
             let raw = format!("{user}{text:width$}> ");
             let styled = if text == OFFLINE { style.bad(&raw) } else { raw.clone() };
-            Face { raw, styled }
+            Variant { raw, styled }
         };
-        Self { faces: places().map(face).collect(), place }
+        Self { variants: labels().map(variant).collect(), current_server }
     }
 
-    fn face(&self) -> Option<&Face> {
-        // The editor looks at the prompt whenever it draws the line.
-        self.faces.get(self.place.at.load(Ordering::Relaxed))
+    fn variant(&self) -> Option<&Variant> {
+        // The editor reads the prompt whenever it draws the line.
+        self.variants.get(self.current_server.at.load(Ordering::Relaxed))
     }
 }
 
 impl rustyline::Prompt for LinkPrompt {
     fn raw(&self) -> &str {
-        self.face().map_or("", |face| &face.raw)
+        self.variant().map_or("", |variant| &variant.raw)
     }
 
     fn styled(&self) -> &str {
-        self.face().map_or("", |face| &face.styled)
+        self.variant().map_or("", |variant| &variant.styled)
     }
 }

@@ -1,5 +1,5 @@
-//! How things look on the terminal: pure functions from what happened to the
-//! lines that say so.
+//! Formatting for the terminal: pure functions from outcomes and events to
+//! lines.
 
 use hark_client::handle::Names;
 use hark_client::{LinkState, RequestError};
@@ -10,24 +10,24 @@ use jiff::{Timestamp, Zoned};
 use crate::command::{Command, Done};
 use crate::text::{block, escape, escape_name};
 
-/// Characters of a text that are repeated in its status line.
+/// Length of the excerpt of a sent text, in characters.
 const EXCERPT_CHARS: usize = 60;
 
-/// Whether there are colours.
+/// Whether colors are used.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Style {
-    pub(crate) is_coloured: bool,
+    pub(crate) is_colored: bool,
 }
 
 impl Style {
-    /// Colours unless `NO_COLOR` says otherwise. Call it on a terminal only.
+    /// Uses colors unless `NO_COLOR` is set. For terminals only.
     pub(crate) fn of_terminal() -> Self {
-        Self { is_coloured: std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()) }
+        Self { is_colored: std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()) }
     }
 
-    /// Text in a colour, by its SGR code.
+    /// Colors a text by an SGR code.
     pub(crate) fn paint(self, code: &str, text: &str) -> String {
-        if self.is_coloured { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+        if self.is_colored { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
     }
 
     pub(crate) fn dim(self, text: &str) -> String {
@@ -46,16 +46,17 @@ impl Style {
         self.paint("31", text)
     }
 
-    /// A message, as seen at `now` in its time zone.
+    /// Formats a message with the local time; the date is shown unless it is
+    /// that of `now`.
     pub(crate) fn message(self, delivery: &Delivery, now: &Zoned) -> String {
         let time = local_time(delivery.time_ms, now);
-        let sender = escape_name(delivery.sender.as_ref().map_or("(nobody)", UserName::as_str));
+        let sender = escape_name(delivery.sender.as_ref().map_or("(anonymous)", UserName::as_str));
         let indent = time.chars().count() + sender.chars().count() + 3;
         let text = block(&delivery.text, indent);
         format!("{} {}: {text}", self.dim(&time), self.name(&sender))
     }
 
-    /// What has become of a send.
+    /// Formats a sent message with its status.
     pub(crate) fn sent(self, user: &UserName, text: &str, status: &str) -> String {
         let line: String = text.chars().take(EXCERPT_CHARS).collect();
         let cut = if line.len() < text.len() { "…" } else { "" };
@@ -63,7 +64,7 @@ impl Style {
         format!("{} {user}: {}{cut} {} {status}", self.dim("→"), escape(&line), self.dim("…"))
     }
 
-    /// The status of a send that is answered.
+    /// Formats the status of an answered send.
     pub(crate) fn send_status(self, outcome: &Result<Done, RequestError>) -> String {
         match outcome {
             Ok(_) => self.good("stored"),
@@ -71,27 +72,27 @@ impl Style {
         }
     }
 
-    /// The status of a send that is not answered.
+    /// Formats the status of an unanswered send.
     pub(crate) fn pending(self, is_up: bool) -> String {
         self.dim(if is_up { "pending" } else { "pending (waiting for the server)" })
     }
 
-    /// Why a command was not carried out.
+    /// Formats a failed command.
     pub(crate) fn error(self, error: &RequestError) -> String {
         match error {
             RequestError::Refused(refusal) => {
                 let refused = format!("refused ({}):", refusal.code);
-                format!("{} {}", self.bad(&refused), block(&refusal.explanation, 2))
+                format!("{} {}", self.bad(&refused), block(&refusal.message(), 2))
             }
             RequestError::Unknown { .. } => {
                 format!("{} {}", self.bad("unknown:"), block(&error.to_string(), 2))
             }
             RequestError::NotSent(why) => format!("{} {}", self.bad("not sent:"), block(why, 2)),
-            RequestError::Taken(why) => format!("{} {}", self.bad("failed:"), block(why, 2)),
+            RequestError::SeenStore(why) => format!("{} {}", self.bad("failed:"), block(why, 2)),
         }
     }
 
-    /// What came of a command.
+    /// Formats the outcome of a command.
     pub(crate) fn outcome(self, command: &Command, outcome: &Result<Done, RequestError>) -> String {
         match outcome {
             Ok(done) => self.done(command, done),
@@ -103,22 +104,22 @@ impl Style {
         let name = |user: &UserName| self.name(&escape_name(user.as_str()));
         match (command, done) {
             (Command::Create(user), _) => format!("{} was created", name(user)),
-            (Command::Login(user), _) => format!("you are {}", name(user)),
+            (Command::Login(user), _) => format!("you are logged in as {}", name(user)),
             (Command::Connect(user), Done::Connected(0)) => {
-                format!("you are {}, no messages were waiting", name(user))
+                format!("you are connected as {}; no messages are waiting", name(user))
             }
             (Command::Connect(user), Done::Connected(1)) => {
-                format!("you are {}, 1 message was waiting", name(user))
+                format!("you are connected as {}; 1 message is waiting", name(user))
             }
             (Command::Connect(user), Done::Connected(queued)) => {
-                format!("you are {}, {queued} messages were waiting", name(user))
+                format!("you are connected as {}; {queued} messages are waiting", name(user))
             }
             (Command::Delete(user), Done::Deleted(false)) => format!("there was no user {}", name(user)),
             (Command::Delete(user), _) => format!("{} was deleted", name(user)),
-            (Command::Password(Some(user)), _) => format!("{} has a new password", name(user)),
+            (Command::Password(Some(user)), _) => format!("the password of {} was changed", name(user)),
             (_, Done::Listed(answer)) => self.names(answer),
-            (Command::Disconnect, _) => "you are nobody".to_owned(),
-            (Command::Ping, _) => "the server answers".to_owned(),
+            (Command::Disconnect, _) => "you are logged out".to_owned(),
+            (Command::Ping, _) => "the server responds".to_owned(),
             _ => self.good("done"),
         }
     }
@@ -133,25 +134,25 @@ impl Style {
         }
     }
 
-    /// A notice that nobody asked for.
+    /// Formats an unsolicited notice.
     pub(crate) fn notice(self, text: &str) -> String {
         self.dim(&format!("* {}", block(text, 2)))
     }
 
-    /// The notice for a state of the link, where there is something to say.
+    /// Formats a state of the link; `None` if it is not worth a notice.
     pub(crate) fn link(self, state: &LinkState) -> Option<String> {
         match state {
             LinkState::Up { server } => Some(self.notice(&format!("connected to {server}"))),
             LinkState::Down { server, reason, retry_in, .. } => {
-                let next = if retry_in.is_zero() { "trying the next" } else { "trying again" };
-                Some(self.notice(&format!("no link to {server}: {reason}; {next}")))
+                let next = if retry_in.is_zero() { "trying the next server" } else { "reconnecting" };
+                Some(self.notice(&format!("no connection to {server}: {reason}; {next}")))
             }
             LinkState::Connecting | LinkState::Closed => None,
         }
     }
 }
 
-/// The time of day, with the date where it is not today.
+/// Formats the time of day, with the date unless it is today.
 fn local_time(time_ms: u64, now: &Zoned) -> String {
     let timestamp = i64::try_from(time_ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
     let Some(timestamp) = timestamp else {
@@ -162,7 +163,7 @@ fn local_time(time_ms: u64, now: &Zoned) -> String {
     time.strftime(format).to_string()
 }
 
-/// Now, where this machine is.
+/// Returns the current time in the local time zone.
 pub(crate) fn now() -> Zoned {
     Timestamp::now().to_zoned(TimeZone::system())
 }
@@ -172,7 +173,7 @@ mod tests {
     use super::*;
     use hark_protocol::Sequence;
 
-    const PLAIN: Style = Style { is_coloured: false };
+    const PLAIN: Style = Style { is_colored: false };
 
     fn noon() -> Zoned {
         "2026-11-21T12:00:00+01:00[+01:00]".parse().unwrap()
@@ -189,28 +190,28 @@ mod tests {
     }
 
     #[test]
-    fn a_message_has_its_local_time_and_its_date_where_it_is_not_of_today() {
+    fn message_shows_local_time_and_older_date() {
         assert_eq!(PLAIN.message(&delivery("hello, again", 2), &noon()), "10:00 user2: hello, again");
         assert_eq!(PLAIN.message(&delivery("old", 13), &noon()), "2026-11-20 23:00 user2: old");
     }
 
     #[test]
-    fn a_message_obeys_nothing_and_keeps_its_lines_apart_from_others() {
+    fn message_is_escaped_and_indented() {
         let shown = PLAIN.message(&delivery("one\n10:01 bob: \x1b[2J\u{202e}", 2), &noon());
         assert_eq!(shown, "10:00 user2: one\n             10:01 bob: \\u{1b}[2J\\u{202e}");
     }
 
     #[test]
-    fn colours_are_only_there_when_asked_for() {
-        let coloured = Style { is_coloured: true };
-        assert!(coloured.message(&delivery("x", 1), &noon()).contains("\x1b["));
+    fn colors_are_optional() {
+        let colored = Style { is_colored: true };
+        assert!(colored.message(&delivery("x", 1), &noon()).contains("\x1b["));
         assert!(!PLAIN.message(&delivery("x", 1), &noon()).contains('\x1b'));
     }
 
     #[test]
-    fn a_sent_line_says_what_became_of_it() {
+    fn sent_line_shows_its_status() {
         let bob = "bob".parse().unwrap();
-        let stored = PLAIN.send_status(&Ok(Done::Plainly));
+        let stored = PLAIN.send_status(&Ok(Done::Plain));
         assert_eq!(PLAIN.sent(&bob, "hello, again", &stored), "→ bob: hello, again … stored");
         let long = PLAIN.sent(&bob, &"x".repeat(100), &PLAIN.pending(false));
         assert_eq!(long, format!("→ bob: {}… … pending (waiting for the server)", "x".repeat(60)));

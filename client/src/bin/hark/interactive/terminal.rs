@@ -1,5 +1,5 @@
-//! The terminal: a thread that reads lines and one that prints above the line
-//! being typed. Knows nothing of what the lines mean.
+//! The terminal: one thread that reads lines, and one that prints above the
+//! line being typed. Independent of the content.
 
 use std::io::{self, Write as _};
 use std::path::PathBuf;
@@ -14,28 +14,27 @@ use rustyline::{ColorMode, Config, Editor, ExternalPrinter};
 use tokio::sync::{mpsc, oneshot};
 
 use super::editor::Completion;
+use super::owner::{Owner, TerminalOwner};
 use super::prompt::LinkPrompt;
-use super::turns::{Turn, Turns};
 use crate::exit::Failure;
 use crate::{command, setup};
 
-/// Lines that wait to be printed.
+/// Largest number of texts that wait to be printed.
 const LINES_MAX: usize = 64;
 
-/// Lines of history that are kept.
+/// Length of the history, in lines.
 const HISTORY_LINES_MAX: usize = 1000;
 
-/// What the editor asks of the terminal beside its modes, taken back: that what
-/// is pasted is marked.
+/// Turns off bracketed paste, which the editor has turned on.
 const PASTE_UNMARKED: &str = "\x1b[?2004l";
 
-/// What was typed.
+/// Result of reading a line.
 #[derive(Debug)]
 pub(crate) enum Input {
     Line(String),
-    /// Ctrl-C: the line is dropped.
+    /// Ctrl-C: the line is discarded.
     Interrupted,
-    /// Ctrl-D, or the terminal has gone.
+    /// Ctrl-D, or the terminal was closed.
     Ended,
 }
 
@@ -44,49 +43,49 @@ enum Request {
     Secret { prompt: String, is_new: bool, answer: oneshot::Sender<Result<Option<Password>, Failure>> },
 }
 
-/// A text to print, and whom to tell that it is on the terminal.
+/// A text to print, and the sender that confirms it.
 type Text = (String, oneshot::Sender<()>);
 
-/// The two threads, to talk to.
+/// Handle to the two threads.
 #[derive(Debug)]
 pub(crate) struct Terminal {
-    // `None` once nothing more is read; held for one look.
+    // `None` once reading has stopped; held for one access.
     requests: Mutex<Option<mpsc::Sender<Request>>>,
     texts: mpsc::Sender<Text>,
-    turns: Arc<Turns>,
+    owner: Arc<TerminalOwner>,
 }
 
-/// The threads, to wait for once the [`Terminal`] is dropped.
+/// The threads, to be joined after the [`Terminal`] is dropped.
 pub(crate) struct Threads {
     editing: thread::JoinHandle<()>,
     printing: thread::JoinHandle<()>,
-    /// As the terminal was before.
+    /// Modes of the terminal before the chat.
     modes: Modes,
 }
 
 impl Terminal {
-    /// Opens the terminal; `None` where it is not able to edit lines.
+    /// Opens the terminal; `None` if it does not support line editing.
     pub(crate) fn open(
         completion: Completion,
-        is_coloured: bool,
+        is_colored: bool,
         history: PathBuf,
     ) -> Result<Option<(Self, Threads)>, Failure> {
-        let mut editor = new_editor(completion, is_coloured).map_err(Failure::local)?;
+        let mut editor = new_editor(completion, is_colored).map_err(Failure::local)?;
         let Ok(printer) = editor.create_external_printer() else {
             return Ok(None);
         };
         let modes = Modes::now().map_err(Failure::local)?;
-        let turns = Arc::<Turns>::default();
+        let owner = Arc::<TerminalOwner>::default();
         let (requests, requests_in) = mpsc::channel(1);
         let (texts, texts_in) = mpsc::channel(LINES_MAX);
-        let typist = Typist { editor, history: Some(history), turns: Arc::clone(&turns) };
-        let editing = thread::spawn(move || typist.run(requests_in));
+        let input_thread = InputThread { editor, history: Some(history), owner: Arc::clone(&owner) };
+        let editing = thread::spawn(move || input_thread.run(requests_in));
         let printing = thread::spawn({
-            let turns = Arc::clone(&turns);
-            move || print_all(texts_in, printer, &turns)
+            let owner = Arc::clone(&owner);
+            move || print_all(texts_in, printer, &owner)
         });
         let requests = Mutex::new(Some(requests));
-        Ok(Some((Self { requests, texts, turns }, Threads { editing, printing, modes })))
+        Ok(Some((Self { requests, texts, owner }, Threads { editing, printing, modes })))
     }
 
     /// Reads a line.
@@ -94,42 +93,42 @@ impl Terminal {
         self.ask(|answer| Request::Read(prompt, answer)).await.unwrap_or(Input::Ended)
     }
 
-    /// Asks for a password without echo, twice if it is a new one; `None`
-    /// where none is given.
+    /// Prompts for a password without echo, twice if it is new; `None` if the
+    /// input is empty.
     pub(crate) async fn secret(&self, prompt: String, is_new: bool) -> Result<Option<Password>, Failure> {
         self.ask(|answer| Request::Secret { prompt, is_new, answer }).await.unwrap_or(Ok(None))
     }
 
-    /// Ends the editing: from now on what is printed is simply written.
+    /// Ends line editing: from now on texts are written directly.
     pub(crate) fn stop_reading(&self) {
         drop(self.requests.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 
-    /// As [`Self::stop_reading`], whatever is being typed: nobody waits for that
-    /// any more.
+    /// As [`Self::stop_reading`], even while a line is being typed, which is
+    /// discarded.
     pub(crate) fn give_up_reading(&self) {
         self.stop_reading();
-        if self.turns.end() != Turn::Free {
+        if self.owner.release() != Owner::Free {
             write(&format!("{PASTE_UNMARKED}\n"));
         }
     }
 
-    /// `None` where nothing more is read.
+    /// Returns `None` once reading has stopped.
     async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Option<T> {
         let requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
         let (answer, answered) = oneshot::channel();
         requests.send(request(answer)).await.ok()?;
-        // A clone must not keep the thread.
+        // A clone would keep the thread alive.
         drop(requests);
         answered.await.ok()
     }
 
-    /// Prints lines; returns when they are on the terminal. While a line that
-    /// was just entered is being carried out, that may only be with the next
-    /// prompt: whoever gives the prompt must not wait for it without a bound.
+    /// Prints a text and waits until it is on the terminal. After a line was
+    /// entered, that may take until the next prompt, so the caller that shows
+    /// the prompt must not wait without a bound.
     pub(crate) async fn show(&self, text: String) {
         let (done, is_done) = oneshot::channel();
-        // The thread ends only after everybody who could print something.
+        // The thread ends only after all senders.
         if self.texts.send((text, done)).await.is_ok() {
             drop(is_done.await);
         }
@@ -137,8 +136,8 @@ impl Terminal {
 }
 
 impl Threads {
-    /// Waits until everything is printed. The terminal must have been dropped,
-    /// and no line be asked for.
+    /// Waits until everything is printed. Requires that the terminal was
+    /// dropped and no line is being read.
     pub(crate) fn join(self) {
         for thread in [self.editing, self.printing] {
             if let Err(panic) = thread.join() {
@@ -147,42 +146,42 @@ impl Threads {
         }
     }
 
-    /// Leaves them to end with the process, where reading was given up: the terminal
-    /// is as it was before.
+    /// Restores the terminal and leaves the threads to end with the process.
+    /// For use after [`Terminal::give_up_reading`].
     pub(crate) fn abandon(self) {
-        // One that has gone needs no modes.
+        // A closed terminal needs no modes.
         drop(self.modes.restore());
     }
 }
 
 type LineEditor = Editor<Completion, FileHistory>;
 
-fn new_editor(completion: Completion, is_coloured: bool) -> rustyline::Result<LineEditor> {
-    let colours = if is_coloured { ColorMode::Enabled } else { ColorMode::Disabled };
+fn new_editor(completion: Completion, is_colored: bool) -> rustyline::Result<LineEditor> {
+    let color_mode = if is_colored { ColorMode::Enabled } else { ColorMode::Disabled };
     let config = Config::builder()
         .max_history_size(HISTORY_LINES_MAX)?
         .history_ignore_dups(true)?
-        .color_mode(colours)
+        .color_mode(color_mode)
         .build();
     let mut editor = Editor::with_config(config)?;
     editor.set_helper(Some(completion));
     Ok(editor)
 }
 
-/// Reads what is typed, on a thread of its own since it blocks.
-struct Typist {
+/// Reads input on a thread of its own, since that blocks.
+struct InputThread {
     editor: LineEditor,
-    /// Where the history is kept; `None` once that has failed.
+    /// File of the history; `None` once it has failed.
     history: Option<PathBuf>,
-    turns: Arc<Turns>,
+    owner: Arc<TerminalOwner>,
 }
 
-impl Typist {
+impl InputThread {
     fn run(mut self, mut requests: mpsc::Receiver<Request>) {
         self.load_history();
         while let Some(request) = requests.blocking_recv() {
             match request {
-                // Whoever asked may be gone: then hark is ending.
+                // The receiver is gone if hark is ending.
                 Request::Read(prompt, answer) => drop(answer.send(self.read(&prompt))),
                 Request::Secret { prompt, is_new, answer } => drop(answer.send(self.secret(&prompt, is_new))),
             }
@@ -190,13 +189,13 @@ impl Typist {
     }
 
     fn read(&mut self, prompt: &LinkPrompt) -> Input {
-        // To the editor the mark of the end would be a key that means nothing.
+        // The editor would ignore a pending end of file.
         if hark_prompt::is_ended().unwrap_or(true) {
             return Input::Ended;
         }
-        self.turns.set(Turn::Editing);
+        self.owner.set(Owner::Editor);
         let read = self.editor.readline(prompt);
-        self.turns.set(Turn::Free);
+        self.owner.set(Owner::Free);
         match read {
             Ok(line) => {
                 self.remember(&line);
@@ -208,9 +207,9 @@ impl Typist {
     }
 
     fn secret(&self, prompt: &str, is_new: bool) -> Result<Option<Password>, Failure> {
-        self.turns.set(Turn::Asking);
-        let secret = if is_new { setup::ask_new(prompt) } else { setup::ask(prompt) };
-        self.turns.set(Turn::Free);
+        self.owner.set(Owner::PasswordPrompt);
+        let secret = if is_new { setup::prompt_new(prompt) } else { setup::ask(prompt) };
+        self.owner.set(Owner::Free);
         secret
     }
 
@@ -228,8 +227,8 @@ impl Typist {
         }
     }
 
-    /// Remembers a line that was understood. One that was not may be a
-    /// password in the wrong place.
+    /// Saves a valid command in the history. An invalid one may be a misplaced
+    /// password.
     fn remember(&mut self, line: &str) {
         if command::parse(line).is_err() {
             return;
@@ -246,31 +245,31 @@ impl Typist {
 
     fn give_up_history(&mut self, error: &ReadlineError) {
         if let Some(path) = self.history.take() {
-            eprintln!("hark: what you type is not remembered: {}: {error}", path.display());
+            eprintln!("hark: cannot save the history in {}: {error}", path.display());
         }
     }
 }
 
-/// Prints until nobody can send any more.
-fn print_all(mut texts: mpsc::Receiver<Text>, mut printer: impl ExternalPrinter, turns: &Turns) {
+/// Prints texts until all senders are dropped.
+fn print_all(mut texts: mpsc::Receiver<Text>, mut printer: impl ExternalPrinter, owner: &TerminalOwner) {
     while let Some((text, done)) = texts.blocking_recv() {
         let line = format!("{text}\n");
-        turns.print(|| write(&line), || hand(&mut printer, &line));
-        // `Err` only says that nobody waits for it.
+        owner.print(|| write(&line), || hand_to_editor(&mut printer, &line));
+        // Fails only if the sender no longer waits.
         done.send(()).unwrap_or_default();
     }
 }
 
-/// Gives a line to the editor, and returns when it has taken it; whether it
-/// has. The editor has room for one line that it has not taken, so the first
-/// is taken when there is room for a second, which changes nothing: below the
-/// line just printed, the cursor goes up and down again.
-fn hand(printer: &mut impl ExternalPrinter, line: &str) -> bool {
+/// Passes a line to the editor, and returns whether the editor has taken it.
+/// The editor has room for one untaken line, so accepting a second one proves
+/// that the first was taken. The second changes nothing: it moves the cursor up
+/// and down again.
+fn hand_to_editor(printer: &mut impl ExternalPrinter, line: &str) -> bool {
     printer.print(line.to_owned()).is_ok() && printer.print("\x1b[A\n".to_owned()).is_ok()
 }
 
-/// Writes to a terminal that nobody else writes to. One that has gone takes
-/// nothing, and the editor will notice.
+/// Writes to a terminal that is not in use by the editor. Errors of a closed
+/// terminal are ignored, since the editor notices them.
 fn write(line: &str) {
     let mut out = io::stdout().lock();
     drop(out.write_all(line.as_bytes()).and_then(|()| out.flush()));

@@ -81,17 +81,19 @@ pub(super) fn kill_everywhere(seed: u64, steps: usize, stride: usize) {
 
 #[test]
 fn kill_at_every_operation_loses_nothing_durable() {
-    for seed in [1, 2, 3] {
-        kill_everywhere(seed, 120, 1);
-    }
+    kill_everywhere(1, 120, 1);
 }
 
 #[test]
 fn kill_at_random_operations_of_long_runs_loses_nothing() {
-    let seed = super::seed();
+    kill_at_random(super::seed(), 50);
+}
+
+/// Kills a long run before random operations.
+fn kill_at_random(seed: u64, kills: usize) {
     let mut random = random(seed);
     let (run, opener, marks) = record(seed, 1500);
-    for _ in 0..150 {
+    for _ in 0..kills {
         let at = below(&mut random, opener.storage.operation_count() as u64 + 1) as usize;
         let mark = marks.iter().rev().find(|mark| mark.operations <= at).unwrap();
         let unsynced = [Unsynced::Kept, Unsynced::Lost, Unsynced::Torn][at % 3];
@@ -101,11 +103,15 @@ fn kill_at_random_operations_of_long_runs_loses_nothing() {
 
 #[test]
 fn kill_on_full_disk_loses_nothing() {
-    let seed = super::seed();
+    kill_when_full(super::seed(), 50);
+}
+
+/// Kills a run before random operations, with no space left for the open that follows.
+fn kill_when_full(seed: u64, kills: usize) {
     let mut random = random(seed);
     let (run, opener, marks) = record(seed, 600);
     let mut opened = 0;
-    for _ in 0..150 {
+    for _ in 0..kills {
         let at = below(&mut random, opener.storage.operation_count() as u64 + 1) as usize;
         let mark = marks.iter().rev().find(|mark| mark.operations <= at).unwrap();
         let unsynced = [Unsynced::Kept, Unsynced::Lost, Unsynced::Torn][at % 3];
@@ -118,7 +124,7 @@ fn kill_on_full_disk_loses_nothing() {
                 opened += 1;
                 frame
             }
-            // No blank file had been made yet.
+            // There is no segment yet.
             Err(OpenError::Io { .. }) => {
                 left.storage.set_capacity(None);
                 run.reopen(&left, least).unwrap().1
@@ -130,5 +136,26 @@ fn kill_on_full_disk_loses_nothing() {
         run.reopen(&left.on(left.storage.crash(at, unsynced, &mut random)), least).unwrap();
         run.reopen(&left.on(left.storage.crash(end, Unsynced::Lost, &mut random)), frame).unwrap();
     }
-    assert!(opened > 50, "{opened}");
+    assert!(opened > kills * 9 / 10, "{opened}");
+}
+
+mod long {
+    use super::*;
+
+    #[test]
+    fn kill_at_every_operation_of_more_runs_loses_nothing() {
+        for seed in [2, 3, crate::log::disk::tests::seed()] {
+            kill_everywhere(seed, 120, 1);
+        }
+    }
+
+    #[test]
+    fn more_kills_of_long_runs_lose_nothing() {
+        kill_at_random(crate::log::disk::tests::seed(), 500);
+    }
+
+    #[test]
+    fn more_kills_on_full_disk_lose_nothing() {
+        kill_when_full(crate::log::disk::tests::seed(), 500);
+    }
 }

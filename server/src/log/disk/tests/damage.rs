@@ -96,14 +96,18 @@ fn check_change(run: &Run, opener: &SimOpener, change: impl FnOnce(&SimStorage))
 
 #[test]
 fn any_changed_byte_is_found_or_harmless() {
-    let seed = super::seed();
+    change_bytes(super::seed(), 40);
+}
+
+/// Changes every byte of the last frame, and of each file one of `least` to twice as
+/// many bytes.
+fn change_bytes(seed: u64, least: u64) {
     let (run, opener, active, last) = make(seed);
     assert_eq!(outcome(&run, &opener.on(opener.storage.copy())), Outcome::Whole);
     let mut random = random(seed);
     let mut outcomes = Vec::new();
     for (name, length) in opener.storage.files() {
-        // Every byte of the last frame, and some of each other place.
-        let step = 1 + below(&mut random, 40) as usize;
+        let step = (least + below(&mut random, least)) as usize;
         let bytes = (0..length).filter(|byte| byte % step == 0 || name == active && last.contains(byte));
         for byte in bytes {
             let bit = 1 << below(&mut random, 8);
@@ -117,6 +121,13 @@ fn any_changed_byte_is_found_or_harmless() {
     }
     for expected in [Outcome::Whole, Outcome::Refused, Outcome::Unreadable, Outcome::Torn] {
         assert!(outcomes.contains(&expected), "{expected:?}");
+    }
+}
+
+mod long {
+    #[test]
+    fn any_byte_of_many_is_found_or_harmless() {
+        super::change_bytes(crate::log::disk::tests::seed(), 4);
     }
 }
 

@@ -42,15 +42,35 @@ fn fail_at(attempt: usize, fault: Fault, seed: u64) -> bool {
 
 /// Fails each operation of a run in turn.
 pub(super) fn fail_everywhere(fault: Fault, seed: u64) {
-    let reached = (0..10_000).take_while(|&attempt| fail_at(attempt, fault, seed)).count();
-    assert!(reached > STEPS);
+    fail_each(0, 1, fault, seed);
 }
+
+/// Fails one operation of `stride` in turn, from the first one named on.
+fn fail_each(first: usize, stride: usize, fault: Fault, seed: u64) {
+    let attempts = (first..10_000).step_by(stride);
+    let reached = attempts.take_while(|&attempt| fail_at(attempt, fault, seed)).count();
+    assert!(reached > STEPS / stride);
+}
+
+const FAULTS: [Fault; 3] = [Fault::Refuse, Fault::Short, Fault::Full];
 
 #[test]
 fn any_failing_operation_loses_nothing_durable() {
     let seed = super::seed();
-    for fault in [Fault::Refuse, Fault::Short, Fault::Full] {
-        fail_everywhere(fault, seed);
+    for (first, fault) in FAULTS.into_iter().enumerate() {
+        fail_each(first, FAULTS.len(), fault, seed);
+    }
+}
+
+mod long {
+    use super::*;
+
+    #[test]
+    fn any_failure_of_any_operation_loses_nothing_durable() {
+        let seed = crate::log::disk::tests::seed();
+        for fault in FAULTS {
+            fail_everywhere(fault, seed);
+        }
     }
 }
 

@@ -155,11 +155,11 @@ fn trusted_cache_is_found() {
 
 #[test]
 fn segment_recycled_early_is_found_by_kills() {
-    check_finds(Bug::RecycledEarly, || {
-        for seed in 1..6 {
-            crash::kill_everywhere(seed, 250, 9);
-        }
-    });
+    let kill = |seed| move || crash::kill_everywhere(seed, 250, 9);
+    // The first one has found it so far; a change of the log may need another run.
+    let finds = |seed: &u64| fails_with(Some(Bug::RecycledEarly), kill(*seed));
+    let seed = [4, 1, 2, 3, 5].into_iter().find(finds).expect("no run finds it");
+    assert!(!fails_with(None, kill(seed)), "run {seed} fails without the mistake");
 }
 
 #[test]

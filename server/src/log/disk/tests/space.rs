@@ -2,10 +2,10 @@
 
 use super::super::file::Storage as _;
 use super::super::segment::Slot;
-use super::super::slots::Spares;
+use super::super::slots::{Cleaned, Spares};
 use super::model::SimOpener;
 use super::sim::{Fault, SimStorage, Unsynced, random};
-use crate::log::contract::{append, block, blocks, frame, open, part, read};
+use crate::log::contract::{append, block, blocks, frame, open, part, read, records};
 use crate::log::{AppendError, Durability, Log};
 
 const SEGMENT_BYTES: u64 = 128 << 10;
@@ -68,7 +68,7 @@ fn failed_cleaning_keeps_the_file() {
     spares.give(Slot { path: storage.path(&name), name, file, size: SEGMENT_BYTES });
     storage.fail(storage.attempt_count(), Fault::Full);
     spares.clean(&storage).unwrap_err();
-    assert!(spares.clean(&storage).unwrap());
+    assert_eq!(spares.clean(&storage).unwrap(), Cleaned::Blanked);
     assert_eq!((spares.blank_count(), spares.bytes()), (1, SEGMENT_BYTES));
 }
 
@@ -109,12 +109,16 @@ fn full_disk_never_prevents_a_restart() {
     for round in 0..60 {
         refused += append_until_refused(&mut *log, 1000 * (round + 1), &mut kept);
         drop(log);
+        if round % 2 == 1 {
+            opener.storage.set_capacity(Some(0));
+        }
         if round % 3 == 2 {
             let at = opener.storage.operation_count();
             opener = opener.on(opener.storage.crash(at, Unsynced::Lost, &mut random));
-            opener.storage.set_capacity(Some(CAPACITY));
+            opener.storage.set_capacity(Some(if round % 2 == 1 { 0 } else { CAPACITY }));
         }
         log = open(&opener);
+        opener.storage.set_capacity(Some(CAPACITY));
         let found: Vec<_> = read(&*log.reader(), 0, 0).unwrap().iter().map(|block| block.first).collect();
         assert_eq!(found, kept, "round {round}");
     }
@@ -145,6 +149,58 @@ fn small_frame_is_not_refused_for_copies() {
     let left = SEGMENT_BYTES - log.writer.offset();
     // The index frame takes up to two pages of them.
     assert!(left < 9000, "{left} bytes are left behind frame {number}");
+}
+
+#[test]
+fn records_take_the_last_blank_files() {
+    let opener = SimOpener::new(SEGMENT_BYTES);
+    let mut log = open(&opener);
+    (1..60).for_each(|number| append(&mut *log, frame(1, number)));
+    // Others fill the disk.
+    opener.storage.set_capacity(Some(0));
+    let mut bytes = 0;
+    while !log.is_full() {
+        append(&mut *log, records(&"x".repeat(5000)));
+        bytes += 5000;
+    }
+    // One file, since the log was not filling before.
+    assert!(bytes > SEGMENT_BYTES, "{bytes}");
+    log.release(1, u64::MAX);
+    // What reclaims space fits still.
+    append(&mut *log, part("state", true, true));
+    append(&mut *log, records(""));
+    assert!(!log.is_full());
+}
+
+#[test]
+fn open_on_full_disk_goes_on_in_the_newest_segment() {
+    let mut random = random(2);
+    let mut opener = SimOpener::new(SEGMENT_BYTES);
+    let mut log = open(&opener);
+    opener.storage.set_capacity(Some(0));
+    let mut numbers = 1..;
+    while !log.is_full() {
+        let mut one = block(1, numbers.next().unwrap(), 0);
+        (one.last, one.payload) = (one.first, vec![7; 5000].into());
+        append(&mut *log, blocks(vec![one]));
+    }
+    let active = log.usage();
+    for unsynced in [Unsynced::Kept, Unsynced::Lost, Unsynced::Torn] {
+        for _ in 0..3 {
+            append(&mut *log, frame(1, numbers.next().unwrap()));
+            drop(log);
+            let at = opener.storage.operation_count();
+            opener = opener.on(opener.storage.crash(at, unsynced, &mut random));
+            opener.storage.set_capacity(Some(0));
+            log = open(&opener);
+            let found: Vec<_> = read(&*log.reader(), 1, 0).unwrap().iter().map(|block| block.first).collect();
+            assert_eq!(found, (1..numbers.start).collect::<Vec<_>>());
+            assert_eq!(log.usage().file_bytes, active.file_bytes);
+        }
+    }
+    opener.storage.set_capacity(None);
+    drop(log);
+    assert_eq!(read(&*open(&opener).reader(), 1, 0).unwrap().len() as u64, numbers.start - 1);
 }
 
 #[test]

@@ -1,6 +1,6 @@
-//! The reception of a connection since the latest `connect` that succeeded: its
-//! [`DeliveryWindow`], the [`Subscription`] that feeds it, and the read in progress.
-//! It moves messages between the three and the store, and decides nothing.
+//! The delivery of one inbox to a connection, since its latest successful `connect`:
+//! the [`DeliveryWindow`], the [`Subscription`] that feeds it, and the read in
+//! progress. It moves messages between the three and the store; the window decides.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,40 +12,40 @@ use tokio::time::Instant;
 use super::delivery_window::{DeliveryWindow, NeverPushed, Step};
 use crate::store::{Account, End, Event, Events, Message, Page, Pending, Store, Subscription};
 
-/// What is received since the latest `connect` that succeeded.
+/// The reader of one inbox.
 #[derive(Debug)]
-pub(super) struct Reception {
+pub(super) struct InboxReader {
     window: DeliveryWindow,
     account: Account,
-    /// `None` once it has ended; acknowledgements still count.
+    /// `None` once the delivery has ended. Acknowledgements still count.
     events: Option<Events>,
     read: Option<Box<Pending<Page>>>,
 }
 
-/// What comes of a [`Reception`].
+/// The output of an [`InboxReader`].
 pub(super) enum Received {
-    /// A message for the reader.
+    /// A message to push.
     Message(Arc<Message>),
-    /// It receives no more.
+    /// The end of the delivery.
     End(End),
 }
 
-impl Reception {
-    /// Receives by a subscription, from its cursor on.
+impl InboxReader {
+    /// Returns a reader of `subscription`, beginning at its cursor.
     pub(super) fn new(subscription: Subscription) -> Self {
         let window = DeliveryWindow::new(subscription.cursor());
         let (account, events) = subscription.into_events();
         Self { window, account, events: Some(events), read: None }
     }
 
-    /// It receives no more; what was pushed can still be acknowledged.
+    /// Ends the delivery. Messages in flight can still be acknowledged.
     pub(super) fn end(&mut self) {
         self.window.end();
         self.events = None;
         self.read = None;
     }
 
-    /// What comes next for the reader.
+    /// Polls for the next message, or the end.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>, now: Instant, store: &dyn Store) -> Poll<Received> {
         loop {
             let Some(events) = &mut self.events else {
@@ -63,7 +63,7 @@ impl Reception {
                 }
                 Step::Wait => {}
             }
-            // From here on it is woken, whatever it waits for.
+            // Registers the waker, for the end and for events.
             if events.poll_end(cx).is_ready() {
                 continue;
             }
@@ -81,17 +81,17 @@ impl Reception {
             match events.next_event() {
                 Some(Event::Appended(messages)) => self.window.handle_appended(messages),
                 Some(Event::Lagged) => self.window.handle_lagged(),
-                // The next turn takes it.
+                // The next iteration handles it.
                 Some(Event::Ended(_)) => {}
                 None => return Poll::Pending,
             }
         }
     }
 
-    /// The reader has everything up to `sequence`.
+    /// Acknowledges every message up to `sequence`.
     ///
     /// # Errors
-    /// [`NeverPushed`] for a number above all that were pushed.
+    /// [`NeverPushed`] for a number above the last push.
     pub(super) fn acknowledge(&mut self, sequence: Sequence, store: &dyn Store) -> Result<(), NeverPushed> {
         if let Some(position) = self.window.handle_ack(sequence)? {
             store.acknowledge(&self.account, position);
@@ -99,12 +99,12 @@ impl Reception {
         Ok(())
     }
 
-    /// Whose messages it receives.
+    /// Returns the account of the inbox.
     pub(super) const fn account(&self) -> &Account {
         &self.account
     }
 
-    /// Returns the state of the delivery.
+    /// Returns the window of messages in flight.
     pub(super) const fn window(&self) -> &DeliveryWindow {
         &self.window
     }

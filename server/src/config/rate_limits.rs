@@ -1,50 +1,48 @@
-//! The flags that say how much may come how fast. What they mean is a matter of
-//! [`crate::limit`], and what becomes of who goes faster one of who counts.
+//! The flags of the rate limits. [`crate::limit`] has the token buckets; the
+//! modules that charge them handle an empty one.
 
 use clap::Args;
 
 use crate::chat::Rates;
 use crate::limit::Rate;
 
-/// How much may come how fast. Each holds over five seconds.
+/// The rate limits. Each is a token bucket that holds five seconds' worth.
 #[derive(Debug, Args)]
-pub struct ThrottleArgs {
-    /// New connections a second from one address, over five seconds. An IPv6 network (/64)
-    /// is one address. More are refused. 0: no limit
+#[command(next_help_heading = "Rate limits (bursts of five seconds' worth; 0: no limit)")]
+pub struct RateLimitArgs {
+    /// New connections per second from one address; further ones are refused. An IPv6 network
+    /// (/64) counts as one address
     #[arg(long, env = "HARKD_MAX_CONNECTS_PER_SECOND", value_name = "COUNT", default_value_t = 100)]
     pub max_connects_per_second: u64,
-    /// Commands a second on one connection, over five seconds. More are read later. 0: no
-    /// limit
+    /// Commands per second on one connection; further ones are read later
     #[arg(long, env = "HARKD_MAX_COMMANDS_PER_SECOND", value_name = "COUNT", default_value_t = 1000)]
     pub max_commands_per_second: u64,
-    /// Bytes a second from one connection, over five seconds. More are read later. 0: no
-    /// limit
+    /// Bytes per second from one connection; further ones are read later
     #[arg(long, env = "HARKD_MAX_BYTES_PER_SECOND", value_name = "BYTES", default_value_t = 4 * MIB)]
     pub max_bytes_per_second: u64,
-    /// Commands a second of one user on all of its connections, over five seconds. More are
-    /// read later. 0: no limit
+    /// Commands per second of one user, over all its connections; further ones are read later
     #[arg(long, env = "HARKD_MAX_USER_COMMANDS_PER_SECOND", value_name = "COUNT", default_value_t = 2000)]
     pub max_user_commands_per_second: u64,
-    /// Bytes of texts a second from one user on all of its connections, over five seconds.
-    /// More are read later. 0: no limit
+    /// Bytes of texts per second from one user, over all its connections; further ones are read
+    /// later
     #[arg(long, env = "HARKD_MAX_USER_BYTES_PER_SECOND", value_name = "BYTES", default_value_t = 8 * MIB)]
     pub max_user_bytes_per_second: u64,
-    /// These hold for whoever comes from this machine as well, such as a proxy or a tunnel.
-    /// Without this only for others
-    #[arg(long, env = "HARKD_LIMIT_LOOPBACK")]
+    /// Apply the limits to connections from this machine too, such as those of a proxy or a
+    /// tunnel, which are exempt otherwise
+    #[arg(long, env = "HARKD_LIMIT_LOOPBACK", value_parser = super::parse_bool)]
     pub limit_loopback: bool,
 }
 
 const MIB: u64 = 1024 * 1024;
 
-impl ThrottleArgs {
-    /// New connections from one address.
+impl RateLimitArgs {
+    /// Returns the rate of new connections from one address.
     #[must_use]
     pub const fn connects(&self) -> Option<Rate> {
         Rate::per_second(self.max_connects_per_second)
     }
 
-    /// How fast connections and users may go.
+    /// Returns the rates of connections and users.
     #[must_use]
     pub const fn rates(&self) -> Rates {
         Rates {

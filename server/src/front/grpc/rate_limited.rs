@@ -1,5 +1,5 @@
-//! The bytes of a connection, counted as they are read. Who sends more than it
-//! may is read later: HTTP/2 and the system's socket hold it up.
+//! A byte stream read at a limited rate. A client over its limit is read later, and feels
+//! it as backpressure of TCP.
 
 use std::io;
 use std::pin::Pin;
@@ -9,24 +9,24 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
-use crate::chat::Pace;
+use crate::chat::RateLimiter;
 
-/// A connection that is read no faster than its pace allows.
+/// A stream whose reads are charged to a rate limiter.
 #[derive(Debug)]
-pub(super) struct Metered<S> {
+pub(super) struct RateLimited<S> {
     stream: S,
-    pace: Option<Arc<Pace>>,
+    limiter: Option<Arc<RateLimiter>>,
     pause: Option<Pin<Box<Sleep>>>,
 }
 
-impl<S> Metered<S> {
-    /// This connection at this pace, if it has one.
-    pub(super) const fn new(stream: S, pace: Option<Arc<Pace>>) -> Self {
-        Self { stream, pace, pause: None }
+impl<S> RateLimited<S> {
+    /// Returns `stream` with this limiter; without one its reads are not limited.
+    pub(super) const fn new(stream: S, limiter: Option<Arc<RateLimiter>>) -> Self {
+        Self { stream, limiter, pause: None }
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for RateLimited<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -38,16 +38,16 @@ impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
         }
         let before = room.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, room))?;
-        if let Some(pace) = &self.pace {
+        if let Some(limiter) = &self.limiter {
             let now = Instant::now();
-            let wait = pace.read(room.filled().len() - before, now);
+            let wait = limiter.charge_bytes(room.filled().len() - before, now);
             self.pause = (!wait.is_zero()).then(|| Box::pin(tokio::time::sleep_until(now + wait)));
         }
         Poll::Ready(Ok(()))
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for RateLimited<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
@@ -84,16 +84,19 @@ mod tests {
     use crate::limit::Rate;
 
     #[tokio::test(start_paused = true)]
-    async fn bytes_over_the_pace_are_read_later() {
+    async fn bytes_over_the_limit_are_read_later() {
         let rates = Rates { bytes: Rate::per_second(1000), ..Rates::NONE };
         let (mut writer, reader) = tokio::io::duplex(100);
         let writing = tokio::spawn(async move { writer.write_all(&[0; 12_000]).await });
         let mut read = Vec::new();
         let begun = Instant::now();
-        Metered::new(reader, Some(Arc::new(Pace::new(&rates)))).read_to_end(&mut read).await.unwrap();
+        RateLimited::new(reader, Some(Arc::new(RateLimiter::new(&rates))))
+            .read_to_end(&mut read)
+            .await
+            .unwrap();
         writing.await.unwrap().unwrap();
         assert_eq!(read.len(), 12_000);
-        // 5,000 at once; the last of the rest is read without a wait after it.
+        // A burst of 5,000; then 1,000 a second, without a pause after the last read.
         let elapsed = begun.elapsed();
         assert!((Duration::from_millis(6900)..Duration::from_millis(7100)).contains(&elapsed), "{elapsed:?}");
     }

@@ -1,4 +1,4 @@
-//! The old service, `helloworld.Chat`.
+//! The legacy service, `helloworld.Chat`.
 
 use hark_grpc::helloworld::chat_client::ChatClient;
 use hark_grpc::helloworld::{Command, Response, User};
@@ -11,7 +11,7 @@ use tonic::{Code, Status};
 use super::raw::{self, Raw};
 use super::server::{LIMITS, RULES, Server, Subscription, to};
 
-/// A client as there are.
+/// A legacy client.
 struct Old(ChatClient<Channel>);
 
 impl Old {
@@ -32,7 +32,7 @@ impl Old {
         }
     }
 
-    /// What is queued.
+    /// Polls for messages.
     async fn listen(&mut self, name: &str) -> String {
         let response = self.0.listen(User { name: name.to_owned() }).await.unwrap().into_inner();
         assert_eq!(response.name, "");
@@ -45,13 +45,13 @@ fn messages(texts: impl IntoIterator<Item = String>) -> String {
 }
 
 #[tokio::test]
-async fn a_typed_command_is_carried_out_and_answered_by_a_text() {
+async fn typed_commands_are_answered_by_text() {
     let server = Server::start().await;
     let mut old = Old::new(&server).await;
     old.check("list", "There are no such users").await;
     old.check("create bob", "User bob created").await;
     old.check("create amy\n", "User amy created").await;
-    old.check("create bob", "Refused: there is a user bob already").await;
+    old.check("create bob", "Refused: user bob already exists").await;
     old.check("list", "amy\nbob").await;
     old.check("list ^b", "bob").await;
     old.check("send bob hello there", "Message sent to bob").await;
@@ -63,20 +63,20 @@ async fn a_typed_command_is_carried_out_and_answered_by_a_text() {
     assert_eq!(old.listen("bob").await, "");
     old.check("delete bob", "User bob deleted").await;
     old.check("delete bob", "There is no user bob").await;
-    old.check("frobnicate", "Refused: there is no such command, try help").await;
+    old.check("frobnicate", "Refused: unknown command; try help").await;
     old.check("ping", "The server is there").await;
     assert!(old.answer("help").await.unwrap().message.contains("send USER TEXT"));
 }
 
 #[tokio::test]
-async fn who_listens_gets_what_is_queued_in_order_and_once_and_nobody_gets_nothing() {
+async fn listen_gets_queued_messages_in_order_and_once() {
     let server = Server::start().await;
     let mut chat = server.client_and(&["bob"]).await;
     let mut old = Old::new(&server).await;
     assert_eq!(old.listen("").await, "");
     assert_eq!(old.listen("bob").await, "");
     assert_eq!(old.listen("eve").await, "Refused: there is no user eve");
-    // One more than is taken at a time.
+    // One more than the limit of one answer.
     let texts: Vec<_> = (0..257).map(|nth| format!("{nth}, and\nmore")).collect();
     for text in &texts {
         chat.send(to("bob", text)).await.unwrap();
@@ -89,7 +89,7 @@ async fn who_listens_gets_what_is_queued_in_order_and_once_and_nobody_gets_nothi
 }
 
 #[tokio::test]
-async fn those_who_listen_at_the_same_time_share_each_message_once() {
+async fn concurrent_listens_get_each_message_once() {
     let server = Server::start().await;
     let mut chat = server.client_and(&["bob"]).await;
     let old = Old::new(&server).await.0;
@@ -107,7 +107,7 @@ async fn those_who_listen_at_the_same_time_share_each_message_once() {
 }
 
 #[tokio::test]
-async fn who_listens_takes_nothing_from_one_who_can_acknowledge() {
+async fn listen_takes_nothing_from_an_open_subscription() {
     let server = Server::start().await;
     let mut chat = server.client_and(&["bob"]).await;
     let mut old = Old::new(&server).await;
@@ -118,18 +118,18 @@ async fn who_listens_takes_nothing_from_one_who_can_acknowledge() {
     assert_eq!(bob.message().await.text, "1");
     chat.send(to("bob", "2")).await.unwrap();
     assert_eq!(bob.message().await.text, "2");
-    // Its `connect` takes over, as every other.
+    // Its `connect` takes over, as any `connect` does.
     old.answer("connect bob").await.unwrap();
     bob.bye("taken-over").await;
     assert_eq!(old.listen("bob").await, messages(["1".to_owned(), "2".to_owned()]));
 }
 
 #[tokio::test]
-async fn a_message_that_is_too_long_for_the_answer_is_not_lost() {
+async fn message_too_long_for_the_answer_is_kept() {
     let server = Server::start_with(Rules { frame_bytes_max: FRAME_BYTES_MAX, ..RULES }, LIMITS).await;
     let mut chat = server.client_and(&["bob"]).await.max_decoding_message_size(FRAME_BYTES_MAX);
     let mut old = Old::new(&server).await;
-    // The longest that comes, with one that waits behind it, and a longer one.
+    // The longest message that fits, one behind it, and a longer one.
     let most = 4 * 1024 * 1024 - 1024;
     for length in [most, 1, most + 1] {
         chat.send(to("bob", &"x".repeat(length))).await.unwrap();
@@ -144,21 +144,21 @@ async fn a_message_that_is_too_long_for_the_answer_is_not_lost() {
 }
 
 #[tokio::test]
-async fn accounts_with_a_password_are_not_served() {
+async fn accounts_with_a_password_are_denied() {
     let server = Server::start().await;
     let mut chat = server.client().await;
     let eve = CreateRequest { user: "eve".to_owned(), password: "secret".to_owned(), login: None };
     chat.create(eve).await.unwrap();
     chat.send(to("eve", "hello")).await.unwrap();
     let mut old = Old::new(&server).await;
-    let denied = "Refused: the password is wrong or missing";
+    let denied = "Refused: wrong or missing password";
     old.check("connect eve", denied).await;
     old.check("delete eve", denied).await;
     assert_eq!(old.listen("eve").await, denied);
 }
 
 #[tokio::test]
-async fn where_passwords_are_required_it_is_off_and_says_so() {
+async fn required_passwords_disable_the_service() {
     let server = Server::start_with(Rules { require_password: true, ..RULES }, LIMITS).await;
     let mut old = Old::new(&server).await;
     let refused = old.answer("list").await.unwrap_err();
@@ -169,7 +169,7 @@ async fn where_passwords_are_required_it_is_off_and_says_so() {
 }
 
 #[tokio::test]
-async fn it_is_called_by_the_paths_that_its_clients_have() {
+async fn service_keeps_its_paths() {
     let server = Server::start().await;
     let mut raw = Raw::open(server.address()).await;
     raw.call(1, "/helloworld.Chat/try_command").await;

@@ -1,10 +1,10 @@
-//! How much of the log comes to standard error. No other test of this program
-//! may install a subscriber: those of one process are not independent.
+//! The rate limit of the log on standard error. No other test of this program may install
+//! a subscriber, since the subscribers of a process share the interest cache.
 
 use std::io;
 use std::sync::{Arc, Mutex};
 
-use hark_server::logging::Bound;
+use hark_server::logging::LineLimiter;
 use tracing::Metadata;
 use tracing::level_filters::LevelFilter;
 use tracing::subscriber::with_default;
@@ -13,10 +13,10 @@ use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::writer::{EitherWriter, OptionalWriter};
 use tracing_subscriber::prelude::*;
 
-/// As the bound, but what is not left out is kept.
+/// A writer that keeps the lines that the limiter admits.
 #[derive(Debug, Clone, Default)]
 struct Kept {
-    bound: Bound,
+    limiter: LineLimiter,
     lines: Arc<Mutex<Vec<u8>>>,
 }
 
@@ -28,7 +28,7 @@ impl<'a> MakeWriter<'a> for Kept {
     }
 
     fn make_writer_for(&'a self, line: &Metadata<'_>) -> Self::Writer {
-        match self.bound.make_writer_for(line) {
+        match self.limiter.make_writer_for(line) {
             EitherWriter::A(_) => self.make_writer(),
             EitherWriter::B(_) => OptionalWriter::none(),
         }
@@ -45,12 +45,12 @@ impl io::Write for Kept {
     }
 }
 
-/// What is kept of what `test` logs.
-fn logged(test: impl FnOnce(&Bound)) -> Vec<String> {
+/// Returns the admitted lines of `test`.
+fn logged(test: impl FnOnce(&LineLimiter)) -> Vec<String> {
     let kept = Kept::default();
     let layer = tracing_subscriber::fmt::layer().with_writer(kept.clone()).with_ansi(false);
     let layer = layer.with_filter(LevelFilter::DEBUG);
-    with_default(tracing_subscriber::registry().with(layer), || test(&kept.bound));
+    with_default(tracing_subscriber::registry().with(layer), || test(&kept.limiter));
     let bytes = std::mem::take(&mut *kept.lines.lock().unwrap());
     String::from_utf8(bytes).unwrap().lines().map(str::to_owned).collect()
 }
@@ -60,28 +60,28 @@ fn count(lines: &[String], text: &str) -> usize {
 }
 
 #[test]
-fn what_is_said_again_and_again_is_left_out_and_counted() {
-    let lines = logged(|bound| {
+fn repeated_lines_are_suppressed_and_counted() {
+    let lines = logged(|limiter| {
         for nth in 0..20_000 {
             tracing::warn!("again {nth}");
         }
         tracing::warn!("something else");
-        bound.report();
-        bound.report();
+        limiter.report();
+        limiter.report();
     });
     assert_eq!(count(&lines, "something else"), 1);
-    let said = count(&lines, "again ");
-    // One a second on a machine that has stalled.
-    assert!((100..200).contains(&said), "{said} lines");
-    let reports: Vec<_> = lines.iter().filter(|line| line.contains("kept short")).collect();
+    let admitted = count(&lines, "again ");
+    // More than the burst only on a machine that stalls for seconds.
+    assert!((100..200).contains(&admitted), "{admitted} lines");
+    let reports: Vec<_> = lines.iter().filter(|line| line.contains("suppressed similar lines")).collect();
     let [report] = reports[..] else { panic!("{reports:?}") };
-    assert!(report.contains("place=\"it::log_bound:"), "{report}");
-    let left_out: usize = report.split("left_out=").nth(1).unwrap().trim().parse().unwrap();
-    assert_eq!(said + left_out, 20_000);
+    assert!(report.contains("callsite=\"it::line_limiter:"), "{report}");
+    let suppressed: usize = report.split("count=").nth(1).unwrap().trim().parse().unwrap();
+    assert_eq!(admitted + suppressed, 20_000);
 }
 
 #[test]
-fn who_asks_for_more_than_the_default_gets_all_of_it() {
+fn lines_below_the_default_level_are_exempt() {
     let lines = logged(|_| {
         for _ in 0..1000 {
             tracing::debug!("a detail");

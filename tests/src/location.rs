@@ -1,6 +1,6 @@
-//! Where the servers of a test keep their messages: each in a folder of its
-//! own, or, where the test is run [`on_cluster`], each in a chat of its own on
-//! a cluster that the tests of one process share.
+//! Locations of the stores of a test: a folder for each server, or, in a test
+//! that runs [`on_cluster`], a chat for each server on a cluster shared by the
+//! tests of one process.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -15,20 +15,20 @@ tokio::task_local! {
     static ON_CLUSTER: ();
 }
 
-/// A place for one store.
+/// The location of one store.
 #[derive(Debug, Clone)]
-pub struct Place {
+pub struct StoreLocation {
     path: PathBuf,
     is_small: bool,
-    /// Removed after the last server that used it.
+    /// Removed after the last server that uses it.
     _folder: Option<Arc<TempDir>>,
 }
 
-impl Place {
-    /// One that nobody has used.
+impl StoreLocation {
+    /// Returns an unused location.
     ///
     /// # Panics
-    /// Where there is none.
+    /// If a folder cannot be created.
     #[must_use]
     pub fn fresh() -> Self {
         if is_on_cluster() {
@@ -38,8 +38,8 @@ impl Place {
         Self { path: folder.path().join("store"), is_small: false, _folder: Some(Arc::new(folder)) }
     }
 
-    /// A chat that nobody has used, on this cluster. It is spread over one
-    /// stream alone: to make 34 of them takes longer than most tests.
+    /// Returns an unused chat on this cluster. It has a single stream: creating
+    /// all 34 takes longer than most tests.
     #[must_use]
     pub fn on(nats: &Nats) -> Self {
         static CHATS: AtomicU32 = AtomicU32::new(0);
@@ -47,32 +47,32 @@ impl Place {
         Self { path: path.into(), is_small: true, _folder: None }
     }
 
-    /// The same chat, by other addresses.
+    /// Returns the same chat at other addresses.
     ///
     /// # Panics
-    /// Where it is on no cluster.
+    /// If it is not on a cluster.
     #[must_use]
     pub fn reached_by(&self, urls: &str) -> Self {
         Self { path: format!("{urls}/{}", self.chat()).into(), ..self.clone() }
     }
 
-    /// The name of the chat on its cluster.
+    /// Returns the name of the chat on its cluster.
     ///
     /// # Panics
-    /// Where it is on none.
+    /// If it is not on a cluster.
     #[must_use]
     pub fn chat(&self) -> &str {
         let (_, chat) = self.path.to_str().and_then(|url| url.rsplit_once('/')).expect("a chat on a cluster");
         chat
     }
 
-    /// As `--store` takes it.
+    /// Returns the value of `--store`.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What `harkd` is to be told.
+    /// Returns the arguments of `harkd`.
     #[must_use]
     pub fn args(&self) -> Vec<OsString> {
         let mut args = vec!["--store".into(), self.path.clone().into()];
@@ -83,22 +83,21 @@ impl Place {
     }
 }
 
-impl<P: Into<PathBuf>> From<P> for Place {
+impl<P: Into<PathBuf>> From<P> for StoreLocation {
     fn from(path: P) -> Self {
         Self { path: path.into(), is_small: false, _folder: None }
     }
 }
 
-/// Runs a test whose servers keep their messages on a cluster. What it owes is
-/// the same, but that a crash of the server loses the acknowledgements that are
-/// younger than a second, whatever was answered since
-/// ([`keeps_acks_in_order`]). `docs/PROTOCOL.md` permits that.
+/// Runs a test whose servers store messages on a cluster. The guarantees are
+/// the same, except that a crash of the server loses acknowledgements younger
+/// than a second, as `docs/PROTOCOL.md` permits ([`keeps_acks_in_order`]).
 pub async fn on_cluster(test: impl Future<Output = ()>) {
     ON_CLUSTER.scope((), test).await;
 }
 
-/// Whether a kill loses no acknowledgement that is older than something that
-/// was answered.
+/// Returns whether acknowledgements that precede an answered request survive a
+/// kill.
 #[must_use]
 pub fn keeps_acks_in_order() -> bool {
     !is_on_cluster()

@@ -1,11 +1,10 @@
-//! `helloworld.Chat`: the service of the system that Hark descends from, for
-//! its clients as they are. Commands are lines as they are typed, and answers
-//! are texts for a person; there are no passwords and no acknowledgements.
+//! `helloworld.Chat`: the service of Hark's predecessor, for its unmodified clients.
+//! Commands are typed lines and answers are text for people; there are no passwords and
+//! no acknowledgements.
 //!
-//! Such a client receives by asking again and again. Its `connect` takes the
-//! reception over, as any `connect` does, but leaves it to nobody; `listen`
-//! takes what is queued only while nobody receives, so that it never takes
-//! from one who can acknowledge.
+//! These clients receive by polling `listen`. Their `connect` ends the delivery to another
+//! connection, as any `connect` does, without starting one; `listen` fetches messages only
+//! while no connection receives them, since that one can acknowledge.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -21,7 +20,7 @@ use super::call::{Call, ended};
 use crate::chat::{Chat, Fault, Output};
 use crate::store::Message;
 
-/// What there is to type.
+/// The commands.
 const HELP: &str = "create USER
 connect USER
 delete USER
@@ -29,39 +28,39 @@ list [PATTERN]
 send USER TEXT
 ping";
 
-/// The longest text that `listen` takes, in bytes: the libraries of gRPC refuse
-/// an answer of more than 4 MiB, and what was taken would be lost.
+/// The longest text that `listen` fetches, in bytes: gRPC libraries reject a response over
+/// 4 MiB, and the message would be lost.
 const TEXT_BYTES_MAX: usize = 4 * 1024 * 1024 - 1024;
 
-/// The old service.
+/// The legacy service.
 #[derive(Debug)]
-pub(super) struct OldService {
+pub(super) struct LegacyService {
     chat: Arc<Chat>,
 }
 
-/// What comes of a command.
+/// The outcome of a command.
 enum Outcome {
     Done(OkFields, Vec<UserName>),
     Refused(Refusal),
 }
 
-impl OldService {
-    /// The service of this chat.
+impl LegacyService {
+    /// Returns the service of `chat`.
     pub(super) const fn new(chat: Arc<Chat>) -> Self {
         Self { chat }
     }
 
-    /// Nobody has a password here.
-    fn must_be_on(&self) -> Result<(), Status> {
+    /// Refuses every call on a server with required passwords.
+    fn check_enabled(&self) -> Result<(), Status> {
         if self.chat.rules().require_password {
             return Err(Status::failed_precondition(
-                "this server requires passwords (--require-password), which this service cannot take; use hark.v1.Chat",
+                "this server requires passwords (--require-password), which this service does not support; use hark.v1.Chat",
             ));
         }
         Ok(())
     }
 
-    async fn carry_out(&self, extensions: &Extensions, request: Asked) -> Result<Answer, Status> {
+    async fn execute(&self, extensions: &Extensions, request: Asked) -> Result<Answer, Status> {
         let mut call = Call::new(&self.chat, extensions)?;
         match outcome(&mut call, request.clone()).await? {
             Outcome::Refused(refusal) => Ok(refused(&refusal.explanation)),
@@ -71,12 +70,12 @@ impl OldService {
 }
 
 #[tonic::async_trait]
-impl chat_server::Chat for OldService {
+impl chat_server::Chat for LegacyService {
     async fn try_command(&self, request: Request<Command>) -> Result<Response<Answer>, Status> {
-        self.must_be_on()?;
+        self.check_enabled()?;
         let (_, extensions, Command { command }) = request.into_parts();
         let answer = match parse(&command) {
-            Ok(Some(request)) => self.carry_out(&extensions, request).await?,
+            Ok(Some(request)) => self.execute(&extensions, request).await?,
             Ok(None) => text(HELP),
             Err(explanation) => refused(&explanation),
         };
@@ -84,15 +83,15 @@ impl chat_server::Chat for OldService {
     }
 
     async fn listen(&self, request: Request<User>) -> Result<Response<Answer>, Status> {
-        self.must_be_on()?;
+        self.check_enabled()?;
         let address = Caller::of(request.extensions())?.address;
         let User { name } = request.into_inner();
-        // Before its `connect` an old client is nobody.
+        // The name is empty before the client's `connect`.
         if name.is_empty() {
             return Ok(Response::new(Answer::default()));
         }
         let taken = match name.parse::<UserName>() {
-            Ok(user) => self.chat.take(address, user, TEXT_BYTES_MAX).await,
+            Ok(user) => self.chat.fetch_and_ack(address, user, TEXT_BYTES_MAX).await,
             Err(bad) => Err(Fault::Refused(bad.into())),
         };
         match taken {
@@ -109,7 +108,7 @@ fn shown(message: &Message) -> String {
     format!("Message: {}\n\n", message.text)
 }
 
-/// What the chat answers to a command.
+/// Runs a command.
 async fn outcome(call: &mut Call, request: Asked) -> Result<Outcome, Status> {
     call.connection.handle(RequestId::new(1), Ok(request));
     let mut all = Vec::new();
@@ -121,13 +120,13 @@ async fn outcome(call: &mut Call, request: Asked) -> Result<Outcome, Status> {
             Output::Reply(_, Reply::Error { explanation, .. }) => {
                 return Err(status::unavailable(&explanation));
             }
-            // The server stops, and this came too late.
+            // The server is draining.
             _ => return Err(ended()),
         }
     }
 }
 
-/// The answer to a command that was carried out.
+/// Returns the answer to a successful command.
 fn done(request: &Asked, fields: &OkFields, names: &[UserName]) -> Answer {
     match request {
         Asked::Connect { user, .. } => {
@@ -162,10 +161,10 @@ fn text(text: impl Into<String>) -> Answer {
     Answer { message: text.into(), name: String::new() }
 }
 
-/// What a line asks for; `None` for help.
+/// Parses a line; `None` for help.
 ///
 /// # Errors
-/// What is wrong with it.
+/// The explanation for the user.
 fn parse(line: &str) -> Result<Option<Asked>, String> {
     let line = line.trim_start().trim_end_matches(['\r', '\n']);
     let (command, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
@@ -186,20 +185,20 @@ fn parse(line: &str) -> Result<Option<Asked>, String> {
             Asked::Delete { user: one(user).ok_or_else(|| usage("delete USER"))??, password: None }
         }
         ("send", _) => {
-            // A text keeps the spaces at its end.
+            // Trailing spaces belong to the text.
             let (user, text) = rest.split_once(' ').ok_or_else(|| usage("send USER TEXT"))?;
             Asked::Send { user: name(user)?, text: text.into() }
         }
         ("help" | "ping", _) => return Err(usage(command)),
         ("login" | "disconnect" | "password", _) => {
-            return Err(format!("there is no {command} over this service; use hark.v1.Chat"));
+            return Err(format!("this service has no {command}; use hark.v1.Chat"));
         }
-        _ => return Err("there is no such command, try help".to_owned()),
+        _ => return Err("unknown command; try help".to_owned()),
     };
     Ok(Some(request))
 }
 
-/// The one user that a command names, if it names one.
+/// Parses the one user of a command; `None` if there is none or more than one.
 fn one(rest: &str) -> Option<Result<UserName, String>> {
     (!rest.is_empty() && !rest.contains(char::is_whitespace)).then(|| name(rest))
 }
@@ -222,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_what_the_terminal_takes() {
+    fn lines_are_parsed_as_in_the_terminal() {
         check("create bob\n", Asked::Create { user: user("bob"), password: None });
         check(" connect  bob ", Asked::Connect { user: user("bob"), password: None });
         check("delete bob", Asked::Delete { user: user("bob"), password: None });
@@ -235,14 +234,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_a_line_is_said_without_repeating_it() {
+    fn refusal_of_a_line_does_not_repeat_it() {
         let wrong = |line: &str| parse(line).unwrap_err();
-        assert_eq!(wrong(""), "there is no such command, try help");
-        assert_eq!(wrong("sned bob x"), "there is no such command, try help");
+        assert_eq!(wrong(""), "unknown command; try help");
+        assert_eq!(wrong("sned bob x"), "unknown command; try help");
         assert_eq!(wrong("send bob"), "usage: send USER TEXT");
         assert_eq!(wrong("create bob secret"), "usage: create USER");
         assert_eq!(wrong("create a,b"), "a user name cannot contain ','");
         assert_eq!(wrong("ping now"), "usage: ping");
-        assert_eq!(wrong("login bob"), "there is no login over this service; use hark.v1.Chat");
+        assert_eq!(wrong("login bob"), "this service has no login; use hark.v1.Chat");
     }
 }

@@ -1,11 +1,10 @@
-//! How many wrong passwords are put up with: token buckets by account and
-//! address together, by address, and over all.
+//! The limits on wrong passwords: token buckets by account and address together, by
+//! address, and for the whole server.
 //!
-//! Nobody can lock another person out: the first two take only from those who
-//! come from the same address, and the one over all slows the answer to a wrong
-//! password down and refuses none. To fill a table with guessers takes thousands
-//! of guesses a second, more than are hashed; how it stays bounded then is a
-//! matter of [`crate::limit`].
+//! A client cannot lock out a user at another address: the first two buckets belong to
+//! an address, and the third only delays the answer to a wrong password. Filling a
+//! table takes thousands of guesses per second, more than the server hashes;
+//! [`crate::limit`] bounds it all the same.
 
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -23,16 +22,17 @@ const FOR_ACCOUNT: Rate = Rate::one_in(Duration::from_secs(10), 5);
 /// Wrong passwords from one address: 20, then one in 3 s.
 const FROM_ADDRESS: Rate = Rate::one_in(Duration::from_secs(3), 20);
 
-/// Wrong passwords over all: 100, then one in 100 ms, or a slower answer.
-const OVER_ALL: Rate = Rate::one_in(Duration::from_millis(100), 100);
+/// Wrong passwords for the whole server: 100, then one in 100 ms; beyond it, answers
+/// are delayed.
+const GLOBAL: Rate = Rate::one_in(Duration::from_millis(100), 100);
 
-/// The answer to a wrong password is held back no longer than this.
-const HELD_BACK_MAX: Duration = Duration::from_secs(2);
+/// The longest delay of an answer to a wrong password.
+const DELAY_MAX: Duration = Duration::from_secs(2);
 
-/// The wrong passwords of late.
+/// The rate limiter of wrong passwords.
 #[derive(Debug, Default)]
-pub(super) struct Attempts {
-    // A lock, since an attempt is two look-ups. It is held for those.
+pub(super) struct LoginLimiter {
+    // Locked because an attempt is two look-ups. Held for those.
     tables: Mutex<Tables>,
 }
 
@@ -40,14 +40,15 @@ pub(super) struct Attempts {
 struct Tables {
     for_account: Buckets<(UserName, IpAddr)>,
     from_address: Buckets<IpAddr>,
-    over_all: Bucket,
+    global: Bucket,
 }
 
-impl Attempts {
-    /// Whether another attempt may be made. It counts only once it was wrong, so
-    /// that many who are right can come at the same time from one address. So ask
-    /// when it has its [`super::passwords::Turn`], and keep that until it counts:
-    /// then no more are made beyond the limit than are hashed at once.
+impl LoginLimiter {
+    /// Checks that another attempt may be made. Only failures are counted
+    /// ([`Self::record_failure`]), so that many users with the right password can log in
+    /// from one address at the same time. Call it while holding a
+    /// [`super::passwords::HashPermit`], and release that after the failure is recorded:
+    /// the limit is then exceeded by at most the number of concurrent hashes.
     ///
     /// # Errors
     /// [`hark_protocol::Code::RateLimited`] with the seconds to wait.
@@ -64,15 +65,15 @@ impl Attempts {
         Fault::rate_limited(wait, "too many wrong passwords")
     }
 
-    /// An attempt was wrong: how long to hold the answer back.
-    pub(super) fn was_wrong(&self, user: &UserName, address: IpAddr, now: Instant) -> Duration {
+    /// Records a wrong password, and returns the delay for its answer.
+    pub(super) fn record_failure(&self, user: &UserName, address: IpAddr, now: Instant) -> Duration {
         let address = network(address);
         let mut tables = self.lock();
         tables.from_address.charge(address, 1, now);
         tables.for_account.charge((user.clone(), address), 1, now);
-        let wait = tables.over_all.wait(OVER_ALL, now);
-        tables.over_all.take(OVER_ALL, 1, now);
-        wait.min(HELD_BACK_MAX)
+        let wait = tables.global.wait(GLOBAL, now);
+        tables.global.take(GLOBAL, 1, now);
+        wait.min(DELAY_MAX)
     }
 
     fn lock(&self) -> MutexGuard<'_, Tables> {
@@ -85,7 +86,7 @@ impl Default for Tables {
         Self {
             for_account: Buckets::new(FOR_ACCOUNT),
             from_address: Buckets::new(FROM_ADDRESS),
-            over_all: Bucket::default(),
+            global: Bucket::default(),
         }
     }
 }
@@ -111,15 +112,15 @@ mod tests {
         assert!(refusal.explanation.starts_with(&format!("{seconds} ")), "{refusal}");
     }
 
-    /// A wrong attempt, if it may be made.
-    fn wrong(attempts: &Attempts, name: &str, address: IpAddr, now: Instant) -> Result<Duration, Fault> {
+    /// Makes a wrong attempt, if it may be made.
+    fn wrong(attempts: &LoginLimiter, name: &str, address: IpAddr, now: Instant) -> Result<Duration, Fault> {
         attempts.check(&user(name), address, now)?;
-        Ok(attempts.was_wrong(&user(name), address, now))
+        Ok(attempts.record_failure(&user(name), address, now))
     }
 
     #[test]
-    fn five_wrong_ones_for_an_account_then_one_in_ten_seconds_and_only_there() {
-        let (attempts, now) = (Attempts::default(), Instant::now());
+    fn account_has_five_failures_for_each_address() {
+        let (attempts, now) = (LoginLimiter::default(), Instant::now());
         for _ in 0..5 {
             wrong(&attempts, "bob", HERE, now).unwrap();
         }
@@ -132,8 +133,8 @@ mod tests {
     }
 
     #[test]
-    fn an_address_has_twenty_over_all_accounts() {
-        let (attempts, now) = (Attempts::default(), Instant::now());
+    fn address_has_twenty_failures_over_all_accounts() {
+        let (attempts, now) = (LoginLimiter::default(), Instant::now());
         for n in 0..20 {
             wrong(&attempts, &format!("u{n}"), HERE, now).unwrap();
         }
@@ -142,8 +143,8 @@ mod tests {
     }
 
     #[test]
-    fn right_ones_do_not_count_and_leave_nothing_behind() {
-        let (attempts, now) = (Attempts::default(), Instant::now());
+    fn right_passwords_are_not_counted() {
+        let (attempts, now) = (LoginLimiter::default(), Instant::now());
         for _ in 0..1000 {
             attempts.check(&user("bob"), HERE, now).unwrap();
         }
@@ -151,8 +152,8 @@ mod tests {
     }
 
     #[test]
-    fn over_all_wrong_answers_are_held_back_and_never_refused() {
-        let (attempts, now) = (Attempts::default(), Instant::now());
+    fn global_limit_delays_answers_and_refuses_none() {
+        let (attempts, now) = (LoginLimiter::default(), Instant::now());
         let mut address = (0..).map(|n| IpAddr::V4(std::net::Ipv4Addr::from_bits(n)));
         let mut wrong = || wrong(&attempts, "bob", address.next().unwrap(), now).unwrap();
         for _ in 0..100 {
@@ -162,12 +163,12 @@ mod tests {
         for _ in 0..1000 {
             wrong();
         }
-        assert_eq!(wrong(), HELD_BACK_MAX);
+        assert_eq!(wrong(), DELAY_MAX);
     }
 
     #[test]
-    fn who_guesses_from_a_network_of_ipv6_has_one_bucket() {
-        let (attempts, now) = (Attempts::default(), Instant::now());
+    fn ipv6_network_shares_one_bucket() {
+        let (attempts, now) = (LoginLimiter::default(), Instant::now());
         let from =
             |host: u128| IpAddr::V6(std::net::Ipv6Addr::from_bits((0x2001_0db8_0000_0001_u128 << 64) | host));
         for host in 0..20 {
@@ -177,15 +178,15 @@ mod tests {
     }
 
     #[test]
-    fn many_networks_and_many_names_neither_grow_the_tables_nor_free_a_guesser() {
-        let (attempts, now) = (Attempts::default(), Instant::now());
+    fn flood_of_names_neither_grows_tables_nor_frees_a_guesser() {
+        let (attempts, now) = (LoginLimiter::default(), Instant::now());
         for _ in 0..5 {
             wrong(&attempts, "bob", HERE, now).unwrap();
         }
-        // Far more than there are processors for, from as many networks.
+        // Far more guesses than the server could hash, each from another network.
         for nth in 0..u128::try_from(BUCKETS_MAX).unwrap() + 1000 {
             let address = IpAddr::V6(std::net::Ipv6Addr::from_bits((0x2001_0db8_u128 << 96) + (nth << 64)));
-            attempts.was_wrong(&user(&format!("u{nth}")), address, now);
+            attempts.record_failure(&user(&format!("u{nth}")), address, now);
         }
         let sizes = {
             let tables = attempts.lock();

@@ -1,5 +1,5 @@
-//! Taking what is queued at once and for good, for readers that stay for one
-//! answer and cannot acknowledge: the old gRPC service.
+//! Fetching an inbox destructively, for readers that stay for one answer and cannot
+//! acknowledge: the legacy gRPC service.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -12,39 +12,37 @@ use super::{Chat, Fault};
 use crate::store::{Account, Event, Message, Position, Unavailable};
 
 impl Chat {
-    /// Takes messages out of the inbox of an account that needs no password:
-    /// they are acknowledged before they are yielded, so they come at most
-    /// once. None while somebody receives for the account, who can acknowledge
-    /// and therefore goes before. Cancel-safe: where it is dropped before it
-    /// has resolved, nothing was taken.
+    /// Fetches messages from the inbox of an account without a password and
+    /// acknowledges them before it returns them, so that each is delivered at most once.
+    /// Returns none while a connection receives for the account, since that one can
+    /// acknowledge. Cancel-safe: a call that is dropped before it resolves takes
+    /// nothing.
     ///
     /// # Errors
-    /// [`Code::NoSuchUser`], [`Code::Denied`]; [`Code::TooLarge`] where the next
-    /// text is longer than `text_bytes_max`: nothing is taken then.
-    pub async fn take(
+    /// [`Code::NoSuchUser`], [`Code::Denied`]; [`Code::TooLarge`] if the next text is
+    /// longer than `text_bytes_max`, in which case nothing is taken.
+    pub async fn fetch_and_ack(
         &self,
         address: IpAddr,
         user: UserName,
         text_bytes_max: usize,
     ) -> Result<Vec<Arc<Message>>, Fault> {
-        let account = self.enter(address, user, None).await?.account;
-        // As long as this is held, nobody else takes or receives unnoticed.
-        let Some(mut receiver) = self.store.receive_if_free(&account).await? else {
+        let account = self.login(address, user, None).await?.account;
+        // While the subscription lives, a takeover by another reader shows as its end.
+        let Some(mut subscription) = self.store.receive_if_free(&account).await? else {
             return Ok(Vec::new());
         };
-        if receiver.queued() == 0 {
+        if subscription.queued() == 0 {
             return Ok(Vec::new());
         }
-        let messages = self.read_window(&account, receiver.cursor()).await?;
+        let messages = self.read_window(&account, subscription.cursor()).await?;
         if let Some(long) = messages.first().map(|first| first.text.len()).filter(|n| *n > text_bytes_max) {
             return Fault::refused(
                 Code::TooLarge,
-                format!(
-                    "the next message has {long} bytes, which is too long to be taken here; connect in another way"
-                ),
+                format!("the next message has {long} bytes, too many for this service; use hark.v1.Chat"),
             );
         }
-        let ended = matches!(receiver.next_event(), Some(Event::Ended(_)));
+        let ended = matches!(subscription.next_event(), Some(Event::Ended(_)));
         match messages.last() {
             Some(last) if !ended => self.store.acknowledge(&account, last.position),
             _ => return Ok(Vec::new()),
@@ -52,8 +50,7 @@ impl Chat {
         Ok(messages)
     }
 
-    /// Reads as many messages after `cursor` as a reader that acknowledges has in
-    /// flight at most. The rest is there the next time.
+    /// Reads at most one window of messages after `cursor`.
     async fn read_window(&self, account: &Account, cursor: Position) -> Result<Vec<Arc<Message>>, Fault> {
         let (mut window, now) = (DeliveryWindow::new(cursor), Instant::now());
         let mut messages = Vec::new();

@@ -1,6 +1,5 @@
-//! Closing a connection so that the last that was written arrives: a socket
-//! that is closed with bytes unread resets the connection, and the peer may
-//! never see what was on its way.
+//! A lingering close, so that the last bytes written arrive: closing a socket with unread
+//! input resets the connection, and the peer may lose output in flight.
 
 use std::io;
 use std::time::Duration;
@@ -8,11 +7,11 @@ use std::time::Duration;
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-/// How long the peer has to take the last and to close its side.
-pub(super) const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long the peer has to read the last bytes and to close its side.
+pub(super) const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Writes what is left, closes, and drops what the peer still says, for
-/// [`LINGER_TIMEOUT`] in all.
+/// Writes the remaining output, closes the sending side, and discards input until the
+/// peer closes, all within [`DRAIN_TIMEOUT`].
 pub(super) async fn close(
     mut stream: impl AsyncRead + AsyncWrite + Unpin,
     output: &mut BytesMut,
@@ -26,5 +25,5 @@ pub(super) async fn close(
         while stream.read(&mut dropped).await? > 0 {}
         Ok(())
     };
-    tokio::time::timeout(LINGER_TIMEOUT, close).await.unwrap_or(Ok(()))
+    tokio::time::timeout(DRAIN_TIMEOUT, close).await.unwrap_or(Ok(()))
 }

@@ -1,0 +1,59 @@
+//! The signal that ends a connection from outside: set by a server that stops, or by
+//! the connection that takes over its send session.
+
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::task::{Context, Poll};
+
+use futures::task::AtomicWaker;
+
+/// The shutdown signal of a connection, shared by its tasks and by those that may end
+/// it.
+#[derive(Debug, Default)]
+pub struct ShutdownSignal {
+    /// A [`Shutdown`], or 0.
+    requested: AtomicU8,
+    waker: AtomicWaker,
+    close_waker: AtomicWaker,
+}
+
+/// The way in which a connection is to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Shutdown {
+    /// Answer the requests in flight, send `bye shutdown`, and close.
+    Drain = 1,
+    /// Close now. Operations that the store has accepted go on.
+    Close = 2,
+}
+
+impl ShutdownSignal {
+    /// Requests a shutdown. [`Shutdown::Close`] overrides [`Shutdown::Drain`].
+    pub fn request(&self, shutdown: Shutdown) {
+        self.requested.fetch_max(shutdown as u8, Ordering::AcqRel);
+        self.waker.wake();
+        self.close_waker.wake();
+    }
+
+    /// Ready once a shutdown is requested. Wakes the latest task that polled it.
+    pub fn poll(&self, cx: &mut Context<'_>) -> Poll<Shutdown> {
+        self.waker.register(cx.waker());
+        match self.requested.load(Ordering::Acquire) {
+            0 => Poll::Pending,
+            1 => Poll::Ready(Shutdown::Drain),
+            _ => Poll::Ready(Shutdown::Close),
+        }
+    }
+
+    /// Returns whether a shutdown is requested.
+    pub(super) fn is_requested(&self) -> bool {
+        self.requested.load(Ordering::Acquire) != 0
+    }
+
+    /// Ready once [`Shutdown::Close`] is requested. For a second task, besides the one
+    /// that calls [`Self::poll`].
+    pub fn poll_close(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.close_waker.register(cx.waker());
+        let is_closing = self.requested.load(Ordering::Acquire) == Shutdown::Close as u8;
+        if is_closing { Poll::Ready(()) } else { Poll::Pending }
+    }
+}
