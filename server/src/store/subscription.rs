@@ -253,7 +253,7 @@ impl Publisher {
     /// Returns whether this publishes to `subscription`.
     #[must_use]
     pub fn feeds(&self, subscription: &Subscription) -> bool {
-        Arc::ptr_eq(&self.buffer, &subscription.buffer)
+        Arc::ptr_eq(&self.buffer, &subscription.events.buffer)
     }
 }
 

@@ -325,3 +325,35 @@ fn merge(before: RunList, blocks: &[(BlockRef, bool)], mut drop_run: impl FnMut(
     list.runs.extend(runs);
     list
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::disk::format::Extent;
+
+    #[test]
+    fn index_takes_hundred_bytes_for_ten_messages() {
+        const INBOXES: u64 = 100_000;
+        let index = Index::new(Arc::default());
+        let extent = Extent { offset: 40 << 20, length: 140 };
+        for number in 0..INBOXES {
+            let inbox = (1 << 51) + 3 * number;
+            let start = inbox + (1 << 40);
+            // As if each of ten segments had a block of it; two fifths have one in the
+            // active segment, too.
+            let run = |run: u64| Run {
+                segment: 100 + run as SegmentId,
+                last: start + (run + 1) * 1_000_000,
+                units: 9,
+            };
+            index.insert_runs(inbox, &RunList { start, runs: (0..10).map(run).collect() });
+            if number % 5 < 2 {
+                let first = start + 11_000_000;
+                index.insert(inbox, BlockRef { first, last: first, segment: 110, extent });
+            }
+        }
+        let bytes = |shard: &Shard| shard.sealed.allocated_bytes() + shard.recent.packed_bytes();
+        let bytes: usize = index.shards.iter().map(|shard| bytes(&read(shard))).sum();
+        assert!(bytes as u64 <= 100 * INBOXES, "{bytes} bytes");
+    }
+}

@@ -71,6 +71,12 @@ impl ByteMap {
         self.offsets.iter().map(|&offset| inbox_at(&self.arena, offset))
     }
 
+    /// Returns the memory of the map.
+    #[cfg(test)]
+    pub(super) fn allocated_bytes(&self) -> usize {
+        self.arena.capacity() + self.offsets.allocation_size()
+    }
+
     /// Gives back unused memory if there is much of it.
     fn reclaim(&mut self) {
         if self.unused <= SPARE_BYTES.max(self.arena.len() / SPARE_DIVISOR) {

@@ -86,6 +86,12 @@ impl RecentBlocks {
         self.few.inboxes().chain(self.many.keys().copied())
     }
 
+    /// Returns the memory of the packed blocks.
+    #[cfg(test)]
+    pub(super) fn packed_bytes(&self) -> usize {
+        self.few.allocated_bytes()
+    }
+
     /// Gives back memory after most blocks were removed.
     pub(super) fn shrink(&mut self) {
         if self.many.len() < self.many.capacity() / 4 {
