@@ -6,6 +6,8 @@
 
 pub mod admin;
 pub mod chat;
+#[cfg(test)]
+pub(crate) mod cluster;
 pub mod config;
 pub mod front;
 #[cfg(any(test, feature = "fuzzing"))]

@@ -62,7 +62,7 @@ pub fn filter(directives: &str) -> anyhow::Result<EnvFilter> {
 
 /// An event of the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Event {
+pub struct LoggedEvent {
     /// The time, in milliseconds since 1970.
     pub time_ms: u64,
     /// The severity.
@@ -77,9 +77,9 @@ pub struct Event {
 
 /// An item of a watcher's stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Entry {
+pub enum WatcherItem {
     /// An event.
-    Event(Arc<Event>),
+    Event(Arc<LoggedEvent>),
     /// The number of events lost here, since the buffer was full.
     Missed(u64),
 }
@@ -89,14 +89,14 @@ pub enum Entry {
 pub struct Watchers {
     // Locked because any thread may log. Held to visit each watcher, never while an event is
     // logged or the interest cache is rebuilt.
-    watchers: Arc<Mutex<Vec<Arc<Buffer>>>>,
+    watchers: Arc<Mutex<Vec<Arc<WatcherBuffer>>>>,
 }
 
 /// A watcher of the log. Dropping it unregisters it.
 #[derive(Debug)]
 pub struct Watcher {
     watchers: Watchers,
-    buffer: Arc<Buffer>,
+    buffer: Arc<WatcherBuffer>,
 }
 
 /// The refusal of a watcher over the limit.
@@ -105,12 +105,12 @@ pub struct Watcher {
 pub struct TooManyWatchers;
 
 #[derive(Debug)]
-struct Buffer {
+struct WatcherBuffer {
     level: LevelFilter,
     target_prefix: String,
     // Locked because any thread pushes and the watcher's task pops. Held for one operation on
     // the queue.
-    entries: Mutex<VecDeque<Entry>>,
+    entries: Mutex<VecDeque<WatcherItem>>,
     changed: AtomicWaker,
 }
 
@@ -131,7 +131,7 @@ impl Watchers {
     pub fn watch(&self, level: Level, target_prefix: String) -> Result<Watcher, TooManyWatchers> {
         let level = LevelFilter::from_level(level);
         let (entries, changed) = Default::default();
-        let buffer = Arc::new(Buffer { level, target_prefix, entries, changed });
+        let buffer = Arc::new(WatcherBuffer { level, target_prefix, entries, changed });
         {
             let mut watchers = self.lock();
             if watchers.len() >= WATCHERS_MAX {
@@ -150,7 +150,7 @@ impl Watchers {
             && self.lock().iter().any(|buffer| buffer.wants(metadata))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Arc<Buffer>>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Arc<WatcherBuffer>>> {
         // Nothing panics while the lock is held.
         self.watchers.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -160,7 +160,7 @@ impl<S: Subscriber> Layer<S> for Watchers {
     fn on_event(&self, event: &tracing::Event<'_>, _: layer::Context<'_, S>) {
         let metadata = event.metadata();
         // Formatted before the lock is taken, since a field's formatting may log.
-        let event = Arc::new(Event::new(event));
+        let event = Arc::new(LoggedEvent::new(event));
         for buffer in self.lock().iter().filter(|buffer| buffer.wants(metadata)) {
             buffer.push(&event);
         }
@@ -184,7 +184,7 @@ impl<S> Filter<S> for Watchers {
 
 impl Watcher {
     /// Polls for the next entry.
-    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Entry> {
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<WatcherItem> {
         self.buffer.changed.register(cx.waker());
         self.buffer.lock().pop_front().map_or(Poll::Pending, Poll::Ready)
     }
@@ -197,31 +197,31 @@ impl Drop for Watcher {
     }
 }
 
-impl Buffer {
+impl WatcherBuffer {
     fn wants(&self, metadata: &Metadata<'_>) -> bool {
         *metadata.level() <= self.level && metadata.target().starts_with(&self.target_prefix)
     }
 
-    fn push(&self, event: &Arc<Event>) {
+    fn push(&self, event: &Arc<LoggedEvent>) {
         let mut entries = self.lock();
         if entries.len() < BUFFERED_EVENTS_MAX {
-            entries.push_back(Entry::Event(Arc::clone(event)));
-        } else if let Some(Entry::Missed(count)) = entries.back_mut() {
+            entries.push_back(WatcherItem::Event(Arc::clone(event)));
+        } else if let Some(WatcherItem::Missed(count)) = entries.back_mut() {
             *count += 1;
         } else {
-            entries.push_back(Entry::Missed(1));
+            entries.push_back(WatcherItem::Missed(1));
         }
         drop(entries);
         self.changed.wake();
     }
 
-    fn lock(&self) -> MutexGuard<'_, VecDeque<Entry>> {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<WatcherItem>> {
         // Nothing panics while the lock is held.
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Event {
+impl LoggedEvent {
     fn new(event: &tracing::Event<'_>) -> Self {
         let metadata = event.metadata();
         let (message, fields) = Default::default();
@@ -298,8 +298,8 @@ mod tests {
         let mut entries = Vec::new();
         while let Poll::Ready(entry) = watcher.poll_next(&mut cx) {
             entries.push(match entry {
-                Entry::Missed(count) => format!("missed {count}"),
-                Entry::Event(event) => {
+                WatcherItem::Missed(count) => format!("missed {count}"),
+                WatcherItem::Event(event) => {
                     let fields = event.fields.iter().map(|(name, value)| format!(" {name}={value}"));
                     format!("{}{}", event.message, fields.collect::<String>())
                 }

@@ -14,7 +14,7 @@ use hark_server::chat::Chat;
 use hark_server::config::{Cli, LogFormat, ServeArgs};
 use hark_server::front::{MayWatch, Tls};
 use hark_server::logging::{self, LineLimiter, Watchers};
-use hark_server::server::{self, Limits};
+use hark_server::server::{self, ConnectionLimits};
 use hark_server::store::Store;
 use tokio::net::TcpSocket;
 use tokio::signal::unix::{SignalKind, signal};
@@ -215,7 +215,7 @@ fn log_failed_reload(error: &anyhow::Error) {
 }
 
 /// Lowers the limit of connections if the system allows fewer open files.
-fn within_files(limits: Limits, files_max: u64) -> Limits {
+fn within_files(limits: ConnectionLimits, files_max: u64) -> ConnectionLimits {
     let within = limits.within_files(usize::try_from(files_max).unwrap_or(usize::MAX), STORE_FILES);
     if within.connections_max < limits.connections_max {
         let connections_max = within.connections_max;

@@ -47,7 +47,7 @@ const KEEPALIVE_INTERVAL_MIN: Duration = Duration::from_secs(1);
 
 /// The limits of a server.
 #[derive(Debug, Clone, Copy)]
-pub struct Limits {
+pub struct ConnectionLimits {
     /// The most connections.
     pub connections_max: usize,
     /// The most connections from one address. An IPv6 network (/64) is one address.
@@ -60,7 +60,7 @@ pub struct Limits {
     pub drain_timeout: Duration,
 }
 
-impl Limits {
+impl ConnectionLimits {
     /// Lowers the limit of connections for a process that may have `files_max` files
     /// open, of which `store_files` are reserved for the store. If there are very few,
     /// connections get half of them.
@@ -73,13 +73,13 @@ impl Limits {
 
 /// Serves until `shutdown` resolves. Then it stops accepting, has each connection
 /// answer the requests in flight and send `bye`, and returns when all have closed,
-/// at the latest [`CLOSE_TIMEOUT`] after [`Limits::drain_timeout`]. The store stays
+/// at the latest [`CLOSE_TIMEOUT`] after [`ConnectionLimits::drain_timeout`]. The store stays
 /// open.
 pub async fn run(
     listener: TcpListener,
     chat: Arc<Chat>,
     settings: Settings,
-    limits: Limits,
+    limits: ConnectionLimits,
     shutdown: impl Future<Output = ()>,
 ) {
     let server = Arc::new(Server {
@@ -129,7 +129,7 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 #[derive(Debug)]
 struct Server {
     fronts: Arc<Fronts>,
-    limits: Limits,
+    limits: ConnectionLimits,
     // Locked because every connection's task removes its own entry. Held for one
     // operation on the maps.
     connections: Mutex<Connections>,
@@ -154,7 +154,7 @@ impl Connections {
     }
 
     /// Counts a new connection from `address`, or refuses it.
-    fn admit(&mut self, address: IpAddr, limits: &Limits, now: Instant) -> Result<(), Refusal> {
+    fn admit(&mut self, address: IpAddr, limits: &ConnectionLimits, now: Instant) -> Result<(), Refusal> {
         if self.open.len() >= limits.connections_max {
             return too_many("the server has reached its limit of connections; try again later");
         }
@@ -319,7 +319,7 @@ fn set_options(stream: &TcpStream, ack_timeout: Duration) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    const LIMITS: Limits = Limits {
+    const LIMITS: ConnectionLimits = ConnectionLimits {
         connections_max: 1000,
         connections_per_address_max: 2,
         connects: None,
@@ -335,7 +335,7 @@ mod tests {
     fn check(
         connections: &mut Connections,
         from: &str,
-        limits: &Limits,
+        limits: &ConnectionLimits,
         now: Instant,
         refused: Option<Code>,
     ) {
@@ -359,7 +359,7 @@ mod tests {
             check(&mut connections, from, &LIMITS, now, refused);
         }
         assert_eq!(connections.per_address.len(), 4);
-        let none = Limits { connections_per_address_max: 0, ..LIMITS };
+        let none = ConnectionLimits { connections_per_address_max: 0, ..LIMITS };
         check(&mut connections, "192.0.2.3", &none, now, Some(Code::TooMany));
         assert_eq!(connections.per_address.len(), 4, "a refusal adds no entry");
     }
@@ -371,14 +371,15 @@ mod tests {
             for _ in 0..100 {
                 check(&mut connections, from, &LIMITS, now, None);
             }
-            let limited = Limits { on_loopback: true, ..LIMITS };
+            let limited = ConnectionLimits { on_loopback: true, ..LIMITS };
             check(&mut connections, from, &limited, now, Some(Code::TooMany));
         }
     }
 
     #[test]
     fn new_connections_are_rate_limited_by_network() {
-        let limits = Limits { connections_per_address_max: 1000, connects: Rate::per_second(1), ..LIMITS };
+        let limits =
+            ConnectionLimits { connections_per_address_max: 1000, connects: Rate::per_second(1), ..LIMITS };
         let (mut connections, now) = (Connections::new(limits.connects), Instant::now());
         for host in 0..5 {
             check(&mut connections, &format!("2001:db8::{host}"), &limits, now, None);
@@ -395,7 +396,7 @@ mod tests {
                 check(&mut connections, &from, &limits, now, None);
             }
         }
-        let limits = Limits { on_loopback: true, ..limits };
+        let limits = ConnectionLimits { on_loopback: true, ..limits };
         for _ in 0..5 {
             check(&mut connections, "::1", &limits, now, None);
         }
@@ -415,7 +416,7 @@ mod tests {
 
     #[test]
     fn open_files_are_reserved_for_the_store() {
-        let limits = Limits { connections_max: 100_000, ..LIMITS };
+        let limits = ConnectionLimits { connections_max: 100_000, ..LIMITS };
         let within = |files| limits.within_files(files, 256).connections_max;
         assert_eq!(within(1_000_000), 100_000);
         assert_eq!(within(20_000), 20_000 - 256 - OTHER_FILES);

@@ -239,7 +239,7 @@ impl Connection {
                 Reply::Ok(OkFields::hello(1, 65_536))
             }
             Request::Create { user, .. } if state.accounts.contains_key(&user) => {
-                refusal(Code::Exists, format!("user {user} already exists"))
+                refusal(Code::Exists, format!("there is a user {user} already"))
             }
             Request::Create { user, password } => {
                 state.accounts.insert(user, Account { password, ..Account::default() });

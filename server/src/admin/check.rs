@@ -1,21 +1,30 @@
 //! `harkd check`: verifies a store.
 
+use std::fmt;
 use std::path::Path;
 
 use anyhow::bail;
 
-use super::print;
-use crate::shard::check::{check, drop_damaged};
+use super::{print, salvage};
+use crate::log::OpenError;
+use crate::shard::check::{CheckError, Loss, check, drop_damaged};
 
 /// Verifies a store, and replaces damaged messages by gaps if `drops_damaged` is set.
 pub(super) fn run(folder: &Path, drops_damaged: bool) -> anyhow::Result<()> {
-    let found = check(folder)?;
-    for (name, block) in &found.damaged {
-        print(format_args!("{name}: messages {} to {} are damaged", block.first, block.last))?;
+    let found = match check(folder) {
+        Err(CheckError::Open(OpenError::Damaged { .. })) if drops_damaged => return salvage::rebuild(folder),
+        found => found?,
+    };
+    for (name, loss) in &found.losses {
+        print(format_args!("{name}: {}", Described(*loss)))?;
     }
-    let (accounts, messages, damaged) = (found.accounts, found.messages, found.damaged.len());
-    print(format_args!("{accounts} accounts, {messages} unread messages, {damaged} damaged blocks"))?;
-    if damaged == 0 {
+    let (accounts, messages) = (found.accounts, found.messages);
+    let missing = found.losses.iter().filter(|(_, loss)| loss.is_missing).count();
+    let damaged = found.losses.len() - missing;
+    print(format_args!(
+        "{accounts} accounts, {messages} unread messages, {damaged} damaged blocks, {missing} missing ones"
+    ))?;
+    if found.losses.is_empty() {
         return Ok(());
     }
     if !drops_damaged {
@@ -23,9 +32,20 @@ pub(super) fn run(folder: &Path, drops_damaged: bool) -> anyhow::Result<()> {
             "the store is damaged; restore a backup, or replace the damaged messages by gaps with --drop-damaged"
         );
     }
-    for (name, gap) in drop_damaged(folder)? {
+    for (name, Loss { gap, .. }) in drop_damaged(folder)? {
         let (first, last, messages) = (gap.first, gap.end.sequence, gap.messages);
         print(format_args!("{name}: dropped {messages} messages, numbers {first} to {last}"))?;
     }
     Ok(())
+}
+
+/// A loss in words.
+pub(super) struct Described(pub(super) Loss);
+
+impl fmt::Display for Described {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Loss { gap, is_missing } = self.0;
+        let what = if is_missing { "missing" } else { "damaged" };
+        write!(f, "{what} from number {} to {}", gap.first, gap.end.sequence)
+    }
 }

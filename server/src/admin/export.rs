@@ -3,29 +3,36 @@
 use std::io::{BufWriter, ErrorKind, Write};
 use std::path::Path;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use hark_protocol::UserName;
 
 use super::line::{Line, VERSION};
-use crate::shard::offline::{OfflineInbox, OfflineStore};
+use crate::shard::snapshot::{Inbox, Snapshot};
 use crate::store::{Message, PasswordHash, Position};
 
 /// Exports the store in a folder.
 pub(super) fn run(folder: &Path, to: impl Write) -> anyhow::Result<()> {
-    let store = super::open(folder)?;
+    let store = Snapshot::open(folder)?;
     let mut to = BufWriter::new(to);
     let exported = export(&store, &mut to).and_then(|damaged| {
         to.flush()?;
         Ok(damaged)
     });
-    store.close().context("cannot close the store")?;
+    match unless_reader_has_gone(exported)? {
+        None | Some(0) => Ok(()),
+        Some(damaged) => bail!(
+            "skipped damaged messages of {damaged} accounts; --salvage exports the others of them; \
+             see: harkd check"
+        ),
+    }
+}
+
+/// Returns the number of accounts with damage; `None` if standard output was closed,
+/// which is not an error.
+pub(super) fn unless_reader_has_gone<T>(exported: anyhow::Result<T>) -> anyhow::Result<Option<T>> {
     match exported {
-        Ok(0) => Ok(()),
-        Ok(damaged) => {
-            bail!("skipped damaged messages of {damaged} accounts; see: harkd check")
-        }
-        // A closed pipe is not an error.
-        Err(error) if is_broken_pipe(&error) => Ok(()),
+        Ok(exported) => Ok(Some(exported)),
+        Err(error) if is_broken_pipe(&error) => Ok(None),
         Err(error) => Err(error.context("cannot export")),
     }
 }
@@ -35,24 +42,28 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 }
 
 /// Returns the number of accounts with damaged messages.
-fn export(store: &OfflineStore, to: &mut impl Write) -> anyhow::Result<u64> {
+fn export(store: &Snapshot, to: &mut impl Write) -> anyhow::Result<u64> {
     write(to, &Line::Export { version: VERSION })?;
     let mut damaged = 0;
     for inbox in store.inboxes() {
-        let entry = &inbox.entry;
-        let account = Line::Account {
-            name: entry.account.name.to_string(),
-            password: entry.password.as_ref().map(|hash| PasswordHash::as_str(hash).to_owned()),
-            cursor: inbox.cursor.sequence.0,
-        };
-        write(to, &account)?;
+        write(to, &account(&inbox))?;
         damaged += u64::from(!messages(store, &inbox, to)?);
     }
     Ok(damaged)
 }
 
+/// The line of an account.
+pub(super) fn account(inbox: &Inbox) -> Line {
+    let entry = &inbox.entry;
+    Line::Account {
+        name: entry.account.name.to_string(),
+        password: entry.password.as_ref().map(|hash| PasswordHash::as_str(hash).to_owned()),
+        cursor: inbox.cursor.sequence.0,
+    }
+}
+
 /// Returns whether all messages could be read.
-fn messages(store: &OfflineStore, inbox: &OfflineInbox, to: &mut impl Write) -> anyhow::Result<bool> {
+fn messages(store: &Snapshot, inbox: &Inbox, to: &mut impl Write) -> anyhow::Result<bool> {
     let name = &inbox.entry.account.name;
     let mut at = inbox.cursor;
     loop {
@@ -83,7 +94,8 @@ fn gap(name: &UserName, from: Position, end: Position, to: &mut impl Write) -> a
     write(to, &Line::Gap { to: name.to_string(), from, through, count })
 }
 
-fn line(to: &UserName, message: &Message) -> Line {
+/// The line of a message.
+pub(super) fn line(to: &UserName, message: &Message) -> Line {
     Line::Message {
         to: to.to_string(),
         number: message.position.sequence.0,
@@ -93,7 +105,8 @@ fn line(to: &UserName, message: &Message) -> Line {
     }
 }
 
-fn write(to: &mut impl Write, line: &Line) -> anyhow::Result<()> {
+/// Writes a line.
+pub(super) fn write(to: &mut impl Write, line: &Line) -> anyhow::Result<()> {
     serde_json::to_writer(&mut *to, line).map_err(std::io::Error::from)?;
     to.write_all(b"\n")?;
     Ok(())

@@ -32,7 +32,7 @@ struct Counts {
 }
 
 /// The outcome of one line.
-enum Outcome {
+enum LineOutcome {
     Account,
     Message,
     Known,
@@ -68,10 +68,10 @@ fn import(store: &mut OfflineStore, mut from: impl BufRead) -> anyhow::Result<Co
         let is_whole = bytes.last() == Some(&b'\n') || (bytes.len() as u64) < LINE_BYTES_MAX;
         let outcome = if is_whole { line(store, &bytes)? } else { skip_line(&mut from)? };
         match outcome {
-            Ok(Outcome::Account) => counts.accounts += 1,
-            Ok(Outcome::Message) => counts.messages += 1,
-            Ok(Outcome::Known) => counts.known += 1,
-            Ok(Outcome::Nothing) => {}
+            Ok(LineOutcome::Account) => counts.accounts += 1,
+            Ok(LineOutcome::Message) => counts.messages += 1,
+            Ok(LineOutcome::Known) => counts.known += 1,
+            Ok(LineOutcome::Nothing) => {}
             Err(why) => {
                 counts.bad += 1;
                 if counts.bad <= REPORTS_MAX {
@@ -84,19 +84,19 @@ fn import(store: &mut OfflineStore, mut from: impl BufRead) -> anyhow::Result<Co
 }
 
 /// Skips the rest of a line that is too long.
-fn skip_line(from: &mut impl BufRead) -> anyhow::Result<Result<Outcome, String>> {
+fn skip_line(from: &mut impl BufRead) -> anyhow::Result<Result<LineOutcome, String>> {
     from.skip_until(b'\n').context("cannot read the input")?;
     Ok(Err(format!("longer than {LINE_BYTES_MAX} bytes")))
 }
 
 /// Imports a line. The inner error concerns the line, the outer one the store.
-fn line(store: &mut OfflineStore, bytes: &[u8]) -> anyhow::Result<Result<Outcome, String>> {
+fn line(store: &mut OfflineStore, bytes: &[u8]) -> anyhow::Result<Result<LineOutcome, String>> {
     if bytes.trim_ascii().is_empty() {
-        return Ok(Ok(Outcome::Nothing));
+        return Ok(Ok(LineOutcome::Nothing));
     }
     Ok(match serde_json::from_slice(bytes) {
         Err(error) => Err(format!("malformed: {error}")),
-        Ok(Line::Export { version: VERSION } | Line::Gap { .. }) => Ok(Outcome::Nothing),
+        Ok(Line::Export { version: VERSION } | Line::Gap { .. }) => Ok(LineOutcome::Nothing),
         Ok(Line::Export { version }) => {
             bail!("the export has format version {version}; this harkd reads version {VERSION}")
         }
@@ -115,7 +115,7 @@ fn account(
     name: &str,
     password: Option<&str>,
     cursor: u64,
-) -> anyhow::Result<Result<Outcome, String>> {
+) -> anyhow::Result<Result<LineOutcome, String>> {
     let name: UserName = match name.parse() {
         Ok(name) => name,
         Err(error) => return Ok(Err(format!("bad name: {error}"))),
@@ -126,8 +126,8 @@ fn account(
     let password = password.map(PasswordHash::new);
     let created = store.import_account(&name, password, Sequence(cursor));
     Ok(match created.context("cannot write to the store")? {
-        Created::Created => Ok(Outcome::Account),
-        Created::Exists => Ok(Outcome::Known),
+        Created::Created => Ok(LineOutcome::Account),
+        Created::Exists => Ok(LineOutcome::Known),
         Created::TooMany => Err("too many accounts".to_owned()),
     })
 }
@@ -136,11 +136,11 @@ fn store_message(
     store: &mut OfflineStore,
     to: &UserName,
     message: Message,
-) -> anyhow::Result<Result<Outcome, String>> {
+) -> anyhow::Result<Result<LineOutcome, String>> {
     let imported = store.import_message(to, message).context("cannot write to the store")?;
     Ok(match imported {
-        Imported::Stored => Ok(Outcome::Message),
-        Imported::Known => Ok(Outcome::Known),
+        Imported::Stored => Ok(LineOutcome::Message),
+        Imported::Known => Ok(LineOutcome::Known),
         Imported::Behind(_) => Err(format!(
             "{to} already has a later message; import into an empty store, in order of the numbers"
         )),
@@ -181,6 +181,7 @@ fn checked_number(number: u64) -> Result<(), String> {
 mod tests {
     use super::super::export;
     use super::*;
+    use crate::shard::snapshot::Snapshot;
 
     fn imported(folder: &Path, lines: &str) -> Counts {
         let mut store = OfflineStore::open(folder).unwrap();
@@ -261,7 +262,7 @@ mod tests {
         imported(folder.path(), LINES);
         let zoe = r#"{"type":"account","name":"zoe"}"#;
         imported(folder.path(), zoe);
-        let store = OfflineStore::open(folder.path()).unwrap();
+        let store = Snapshot::open(folder.path()).unwrap();
         let zoe = store.inboxes().pop().unwrap();
         assert!(zoe.entry.account.incarnation > 9_000_000_005);
     }

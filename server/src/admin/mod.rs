@@ -5,35 +5,25 @@ mod check;
 mod export;
 mod import;
 mod line;
+mod salvage;
 mod user;
 
 use std::io::{self, Write};
-use std::path::Path;
 
-use anyhow::bail;
-
-use crate::config::{Command, StoreArgs};
-use crate::shard::offline::OfflineStore;
+use crate::config::{AdminCommand, StoreArgs};
 
 /// Runs a command.
 ///
 /// # Errors
 /// One line with the cause and the remedy.
-pub fn run(place: &StoreArgs, command: Command) -> anyhow::Result<()> {
+pub fn run(place: &StoreArgs, command: AdminCommand) -> anyhow::Result<()> {
     match command {
-        Command::User(arguments) => user::run(place, arguments),
-        Command::Check { folder, drop_damaged } => check::run(&folder, drop_damaged),
-        Command::Export { folder } => export::run(&folder, io::stdout().lock()),
-        Command::Import { folder } => import::run(&folder, io::stdin().lock()),
+        AdminCommand::User(arguments) => user::run(place, arguments),
+        AdminCommand::Check { folder, drop_damaged } => check::run(&folder, drop_damaged),
+        AdminCommand::Export { folder, salvage: false } => export::run(&folder, io::stdout().lock()),
+        AdminCommand::Export { folder, salvage: true } => salvage::export(&folder, io::stdout().lock()),
+        AdminCommand::Import { folder } => import::run(&folder, io::stdin().lock()),
     }
-}
-
-/// Opens an existing store.
-fn open(folder: &Path) -> anyhow::Result<OfflineStore> {
-    if !folder.is_dir() {
-        bail!("there is no store in {}; name its folder", folder.display());
-    }
-    Ok(OfflineStore::open(folder)?)
 }
 
 /// Prints a line. A closed pipe is not an error.

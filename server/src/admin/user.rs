@@ -13,6 +13,7 @@ use zeroize::Zeroizing;
 use super::print;
 use crate::chat::passwords;
 use crate::config::{StoreArgs, StorePlace, UserAction, UserArgs};
+use crate::log::disk::snapshot;
 use crate::shard::ShardConfig;
 use crate::store::{AccountEntry, Created, PasswordHash, Store};
 
@@ -32,10 +33,8 @@ async fn execute(place: &StoreArgs, arguments: UserArgs) -> anyhow::Result<()> {
         StorePlace::Memory => {
             bail!("a store in memory has no accounts to manage; name a folder or a cluster with --store")
         }
-        StorePlace::Folder(folder)
-            if !folder.exists() && !matches!(arguments.action, UserAction::Add { .. }) =>
-        {
-            bail!("there is no store in {}; name its folder with --store", folder.display());
+        StorePlace::Folder(folder) if !matches!(arguments.action, UserAction::Add { .. }) => {
+            snapshot::find(&folder)?;
         }
         _ => {}
     }
@@ -74,7 +73,7 @@ impl Prepared {
         match self {
             Self::Add(name, password) => match store.create(&name, password).await? {
                 Created::Created => print(format_args!("added {name}")),
-                Created::Exists => bail!("user {name} already exists"),
+                Created::Exists => bail!("{name} already exists"),
                 Created::TooMany => bail!("the store has reached its limit of accounts"),
             },
             Self::Remove(name) => {

@@ -29,7 +29,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// The messages of one inbox on their way to one reader.
 #[derive(Debug)]
-pub(super) struct DeliveryWindow {
+pub(crate) struct DeliveryWindow {
     /// Pushed and not acknowledged, in order.
     in_flight: VecDeque<Pushed>,
     in_flight_bytes: usize,
@@ -65,7 +65,7 @@ enum Phase {
 
 /// The next action.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Step {
+pub(crate) enum Step {
     /// Write this message to the reader.
     Push(Arc<Message>),
     /// Subscribe to the events of the inbox, then read it, and pass the page to
@@ -82,7 +82,7 @@ pub(super) enum Step {
 
 impl DeliveryWindow {
     /// Returns a window that begins after `cursor`, lagging.
-    pub(super) fn new(cursor: Position) -> Self {
+    pub(crate) fn new(cursor: Position) -> Self {
         Self {
             in_flight: VecDeque::new(),
             in_flight_bytes: 0,
@@ -94,7 +94,7 @@ impl DeliveryWindow {
     }
 
     /// Returns the next action. Call it until it returns [`Step::Wait`].
-    pub(super) fn step(&mut self, now: Instant) -> Step {
+    pub(crate) fn step(&mut self, now: Instant) -> Step {
         if let Some(message) = self.next_push() {
             return Step::Push(message);
         }
@@ -113,27 +113,27 @@ impl DeliveryWindow {
 
     /// Returns whether [`Self::handle_appended`] may be called. Otherwise the
     /// events stay in their buffer.
-    pub(super) fn wants_messages(&self) -> bool {
+    pub(crate) fn wants_messages(&self) -> bool {
         self.phase == Phase::CaughtUp && self.backlog.is_empty()
     }
 
     /// Returns whether it has not ended.
-    pub(super) fn is_receiving(&self) -> bool {
+    pub(crate) fn is_receiving(&self) -> bool {
         self.phase != Phase::Ended
     }
 
     /// Returns whether something was pushed that is not acknowledged.
-    pub(super) fn awaits_ack(&self) -> bool {
+    pub(crate) fn awaits_ack(&self) -> bool {
         !self.in_flight.is_empty()
     }
 
     /// Returns the highest number that has been pushed.
-    pub(super) const fn pushed(&self) -> Sequence {
+    pub(crate) const fn pushed(&self) -> Sequence {
         self.pushed
     }
 
     /// Returns the time at which a failed read is retried, if one failed.
-    pub(super) const fn retry_at(&self) -> Option<Instant> {
+    pub(crate) const fn retry_at(&self) -> Option<Instant> {
         match self.phase {
             Phase::Failed { retry_at } => Some(retry_at),
             _ => None,
@@ -142,14 +142,14 @@ impl DeliveryWindow {
 
     /// Takes messages that have been stored. Those that are known are dropped. If
     /// one is missing, this and the rest are left to a read.
-    pub(super) fn handle_appended(&mut self, messages: impl IntoIterator<Item = Arc<Message>>) {
+    pub(crate) fn handle_appended(&mut self, messages: impl IntoIterator<Item = Arc<Message>>) {
         if messages.into_iter().try_for_each(|message| self.take(message)).is_err() {
             self.handle_lagged();
         }
     }
 
     /// Takes note that messages may have been stored that do not come as events.
-    pub(super) fn handle_lagged(&mut self) {
+    pub(crate) fn handle_lagged(&mut self) {
         if self.phase == Phase::CaughtUp {
             self.phase = Phase::Lagging;
         }
@@ -161,7 +161,7 @@ impl DeliveryWindow {
     /// # Errors
     /// [`MissingMessages`] for a page with a gap. The read counts as failed from
     /// there on, and is retried.
-    pub(super) fn handle_page(
+    pub(crate) fn handle_page(
         &mut self,
         page: Result<Page, Unavailable>,
         now: Instant,
@@ -185,7 +185,7 @@ impl DeliveryWindow {
     /// # Errors
     /// [`NeverPushed`] for a number above all that were pushed; it counts for
     /// nothing.
-    pub(super) fn handle_ack(&mut self, sequence: Sequence) -> Result<Option<Position>, NeverPushed> {
+    pub(crate) fn handle_ack(&mut self, sequence: Sequence) -> Result<Option<Position>, NeverPushed> {
         if sequence > self.pushed {
             return Err(NeverPushed { highest: self.pushed });
         }
@@ -198,7 +198,7 @@ impl DeliveryWindow {
     }
 
     /// Ends the delivery: no further message is pushed.
-    pub(super) fn end(&mut self) {
+    pub(crate) fn end(&mut self) {
         self.phase = Phase::Ended;
         self.backlog = VecDeque::new();
     }
@@ -239,16 +239,16 @@ impl DeliveryWindow {
 /// Messages of an inbox that were not delivered to the window, between two that
 /// were.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct MissingMessages {
+pub(crate) struct MissingMessages {
     /// The last message before the gap.
-    pub(super) after: Position,
+    pub(crate) after: Position,
     /// The first message behind the gap.
-    pub(super) before: Position,
+    pub(crate) before: Position,
 }
 
 impl MissingMessages {
     /// Logs the gap.
-    pub(super) fn report(self, account: &Account) {
+    pub(crate) fn report(self, account: &Account) {
         let (user, count) = (&account.name, self.before.messages.saturating_sub(self.after.messages + 1));
         let (after, before) = (self.after.sequence, self.before.sequence);
         tracing::error!(%user, count, %after, %before, "messages missing in a page");

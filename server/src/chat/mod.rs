@@ -22,7 +22,7 @@
 mod accounts;
 mod audit;
 mod connection;
-mod delivery_window;
+pub(crate) mod delivery_window;
 mod fair_semaphore;
 mod fetch_and_ack;
 mod inbox_reader;

@@ -12,7 +12,7 @@ pub(super) fn no_such_user(user: &UserName) -> Refusal {
 
 /// Returns the refusal for an account that exists already.
 pub(super) fn exists(user: &UserName) -> Refusal {
-    Refusal::new(Code::Exists, format!("user {user} already exists"))
+    Refusal::new(Code::Exists, format!("{user} already exists"))
 }
 
 /// Returns the reply to a `create`.

@@ -17,12 +17,12 @@ use hark_protocol::limits::{CLASSIC_BLOCK_BYTES, FRAME_BYTES_DEFAULT, FRAME_BYTE
 use crate::chat::{MayList, Rules};
 use crate::front::{MayWatch, Settings, Tls, WatchLogs};
 use crate::logging::Watchers;
-use crate::server::Limits;
+use crate::server::ConnectionLimits;
 use crate::shard::{COUNTER_MAX, ShardConfig, Sync};
 
 pub use rate_limits::RateLimitArgs;
 pub use store::{ClusterArgs, StoreArgs, StorePlace};
-pub use tls::{Exposed, TlsArgs};
+pub use tls::{TlsArgs, TlsArgsError};
 
 /// A self-hosted chat server: every message that it acknowledged is on disk, and is delivered
 #[derive(Debug, Parser)]
@@ -36,7 +36,7 @@ pub use tls::{Exposed, TlsArgs};
 pub struct Cli {
     /// The command to run instead of the server.
     #[command(subcommand)]
-    pub command: Option<Command>,
+    pub command: Option<AdminCommand>,
     /// The server's settings.
     #[command(flatten)]
     pub serve: ServeArgs,
@@ -44,7 +44,7 @@ pub struct Cli {
 
 /// An administrative command.
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub enum AdminCommand {
     /// Manage accounts: in a cluster at any time, in a folder while its server is stopped
     #[command(override_usage = "harkd user [OPTIONS] <COMMAND>")]
     User(UserArgs),
@@ -53,7 +53,9 @@ pub enum Command {
     Check {
         /// The store's folder
         folder: PathBuf,
-        /// Replace damaged messages by gaps, so that the rest of an inbox can be read
+        /// Replace damaged messages by gaps, so that the rest of an inbox can be read. A store
+        /// that cannot be opened is salvaged: what is intact is written to a new log, and the
+        /// damaged one is kept beside it
         #[arg(long)]
         drop_damaged: bool,
     },
@@ -62,6 +64,9 @@ pub enum Command {
     Export {
         /// The store's folder
         folder: PathBuf,
+        /// Export what is intact in a damaged store, with gaps for the rest
+        #[arg(long)]
+        salvage: bool,
     },
     /// Import accounts and messages from JSON lines on standard input. Message numbers are
     /// kept; accounts and messages that exist already are skipped
@@ -119,7 +124,7 @@ pub struct ServeArgs {
     pub list: ListArg,
     /// Largest frame, in bytes; the largest text is 256 bytes smaller
     #[arg(long, env = "HARKD_MAX_FRAME", value_name = "BYTES", default_value_t = FRAME_BYTES_DEFAULT,
-          help_heading = "Limits",
+          help_heading = "ConnectionLimits",
           value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(FRAME_MIN..=FRAME_MAX))]
     pub max_frame: usize,
     /// Most connections in total
@@ -128,7 +133,7 @@ pub struct ServeArgs {
         env = "HARKD_MAX_CONNECTIONS",
         value_name = "COUNT",
         default_value_t = 120_000,
-        help_heading = "Limits"
+        help_heading = "ConnectionLimits"
     )]
     pub max_connections: usize,
     /// Most connections from one address. An IPv6 network (/64) counts as one address. The
@@ -138,27 +143,27 @@ pub struct ServeArgs {
         env = "HARKD_MAX_CONNECTIONS_PER_ADDRESS",
         value_name = "COUNT",
         default_value_t = 1000,
-        help_heading = "Limits"
+        help_heading = "ConnectionLimits"
     )]
     pub max_connections_per_address: usize,
     /// Rate limits.
     #[command(flatten)]
     pub rate_limits: RateLimitArgs,
     /// Most unread messages of one user; further sends are refused with `queue-full`
-    #[arg(long, env = "HARKD_MAX_QUEUED_MESSAGES", value_name = "COUNT", help_heading = "Limits",
+    #[arg(long, env = "HARKD_MAX_QUEUED_MESSAGES", value_name = "COUNT", help_heading = "ConnectionLimits",
           default_value_t = ShardConfig::DEFAULT.queued_messages_max)]
     pub max_queued_messages: u64,
     /// Most bytes of unread messages of one user; further sends are refused with `queue-full`
-    #[arg(long, env = "HARKD_MAX_QUEUED_BYTES", value_name = "BYTES", help_heading = "Limits",
+    #[arg(long, env = "HARKD_MAX_QUEUED_BYTES", value_name = "BYTES", help_heading = "ConnectionLimits",
           default_value_t = ShardConfig::DEFAULT.queued_bytes_max)]
     pub max_queued_bytes: u64,
     /// Most accounts
-    #[arg(long, env = "HARKD_MAX_ACCOUNTS", value_name = "COUNT", help_heading = "Limits",
+    #[arg(long, env = "HARKD_MAX_ACCOUNTS", value_name = "COUNT", help_heading = "ConnectionLimits",
           default_value_t = ShardConfig::DEFAULT.accounts_max)]
     pub max_accounts: usize,
     /// Most send sessions that are remembered. One address may have a quarter of them; the
     /// loopback is exempt without --limit-loopback
-    #[arg(long, env = "HARKD_MAX_SESSIONS", value_name = "COUNT", help_heading = "Limits",
+    #[arg(long, env = "HARKD_MAX_SESSIONS", value_name = "COUNT", help_heading = "ConnectionLimits",
           default_value_t = ShardConfig::DEFAULT.sessions_max)]
     pub max_sessions: usize,
     /// Most names in one answer to `list`; a longer one is marked as truncated
@@ -167,17 +172,17 @@ pub struct ServeArgs {
         env = "HARKD_MAX_LIST",
         value_name = "COUNT",
         default_value_t = 10_000,
-        help_heading = "Limits"
+        help_heading = "ConnectionLimits"
     )]
     pub max_list: usize,
     /// Idle timeout, in seconds, of a connection that owes acknowledgements, does not read or
     /// has not sent a byte yet; and the longest time in which a frame must be complete
     #[arg(long, env = "HARKD_ACK_TIMEOUT", value_name = "SECONDS", default_value_t = 60,
-          help_heading = "Limits", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+          help_heading = "ConnectionLimits", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub ack_timeout: u64,
     /// How long an orderly shutdown may take, in seconds
     #[arg(long, env = "HARKD_DRAIN_TIMEOUT", value_name = "SECONDS", default_value_t = 10,
-          help_heading = "Limits", value_parser = clap::value_parser!(u64).range(0..=86_400))]
+          help_heading = "ConnectionLimits", value_parser = clap::value_parser!(u64).range(0..=86_400))]
     pub drain_timeout: u64,
     /// Level of the log on standard error: error, warn, info, debug, trace or off; or a filter
     /// such as `info,hark_server::store=debug`. Texts and passwords are never logged. At info and
@@ -368,8 +373,8 @@ impl ServeArgs {
 
     /// Returns the limits of the server.
     #[must_use]
-    pub const fn limits(&self) -> Limits {
-        Limits {
+    pub const fn limits(&self) -> ConnectionLimits {
+        ConnectionLimits {
             connections_max: self.max_connections,
             connections_per_address_max: self.max_connections_per_address,
             connects: self.rate_limits.connects(),
@@ -398,7 +403,7 @@ impl ServeArgs {
                 SyncArg::Os => Sync::Os,
             },
             numbers_after: self.numbers_after,
-            segment_bytes: self.segment_bytes(),
+            segment_bytes: Some(self.segment_bytes()),
         }
     }
 }

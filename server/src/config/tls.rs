@@ -21,8 +21,7 @@ pub struct TlsArgs {
     pub tls_key: Option<PathBuf>,
     /// Refuse connections without TLS [default: if there is a certificate and the address is not
     /// the loopback]
-    #[arg(long, env = "HARKD_TLS_ONLY", value_parser = super::parse_bool, requires = "tls_cert",
-          conflicts_with = "allow_plaintext")]
+    #[arg(long, env = "HARKD_TLS_ONLY", value_parser = super::parse_bool)]
     pub tls_only: bool,
     /// Accept connections without TLS from other machines. Anyone on the path can then read and
     /// alter messages and passwords
@@ -33,12 +32,23 @@ pub struct TlsArgs {
     pub allow_open_accounts: bool,
 }
 
-/// The refusal of an insecure server that other machines could reach.
+/// A combination of flags that is refused.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("other machines can reach {listen}: add {}", .missing.join(", and "))]
-pub struct Exposed {
-    listen: SocketAddr,
-    missing: Vec<&'static str>,
+pub enum TlsArgsError {
+    /// Other machines could reach an insecure server.
+    #[error("other machines can reach {listen}: add {}", .missing.join(", and "))]
+    Exposed {
+        /// The address.
+        listen: SocketAddr,
+        /// The flags that are missing.
+        missing: Vec<&'static str>,
+    },
+    /// The server would accept no connection.
+    #[error("--tls-only needs a certificate: add --tls-cert FILE and --tls-key FILE")]
+    NoCertificate,
+    /// Plaintext is both refused and allowed.
+    #[error("--tls-only and --allow-plaintext exclude each other; remove one")]
+    Contradiction,
 }
 
 impl TlsArgs {
@@ -46,8 +56,15 @@ impl TlsArgs {
     /// loopback it always may.
     ///
     /// # Errors
-    /// All flags that are missing.
-    pub fn check(&self, listen: SocketAddr, require_password: bool) -> Result<(), Exposed> {
+    /// [`TlsArgsError`], with all flags that are missing.
+    pub fn check(&self, listen: SocketAddr, require_password: bool) -> Result<(), TlsArgsError> {
+        // Not left to clap, for which a variable set to false counts as present.
+        if self.tls_only && self.tls_cert.is_none() {
+            return Err(TlsArgsError::NoCertificate);
+        }
+        if self.tls_only && self.allow_plaintext {
+            return Err(TlsArgsError::Contradiction);
+        }
         let mut missing = Vec::new();
         if self.tls_cert.is_none() && !self.allow_plaintext {
             missing.push("--tls-cert FILE and --tls-key FILE (or --allow-plaintext)");
@@ -55,7 +72,11 @@ impl TlsArgs {
         if !require_password && !self.allow_open_accounts {
             missing.push("--require-password (or --allow-open-accounts)");
         }
-        if is_loopback(listen) || missing.is_empty() { Ok(()) } else { Err(Exposed { listen, missing }) }
+        if is_loopback(listen) || missing.is_empty() {
+            Ok(())
+        } else {
+            Err(TlsArgsError::Exposed { listen, missing })
+        }
     }
 
     /// Reads the certificate and its key, if they are set.
@@ -83,7 +104,7 @@ fn is_loopback(listen: SocketAddr) -> bool {
 mod tests {
     use clap::Parser as _;
 
-    use crate::config::{Cli, ServeArgs};
+    use crate::config::{Cli, ServeArgs, TlsArgsError};
 
     fn flags(words: &[&str]) -> ServeArgs {
         Cli::try_parse_from([&["harkd"], words].concat()).unwrap().serve
@@ -142,13 +163,12 @@ mod tests {
 
     #[test]
     fn certificate_needs_a_key_and_opposites_conflict() {
-        for words in [
-            &["--tls-cert=c"][..],
-            &["--tls-key=k"],
-            &["--tls-only"],
-            &[TLS, &["--tls-only", "--allow-plaintext"]].concat(),
-        ] {
+        for words in [&["--tls-cert=c"][..], &["--tls-key=k"]] {
             assert!(Cli::try_parse_from([&["harkd"], words].concat()).is_err(), "{words:?}");
         }
+        let refusal = |words: &[&str]| flags(words).tls.check("127.0.0.1:1".parse().unwrap(), false);
+        assert_eq!(refusal(&["--tls-only"]), Err(TlsArgsError::NoCertificate));
+        let both = [TLS, &["--tls-only", "--allow-plaintext"]].concat();
+        assert_eq!(refusal(&both), Err(TlsArgsError::Contradiction));
     }
 }

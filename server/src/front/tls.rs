@@ -44,11 +44,11 @@ pub(super) type Stream = Box<TlsStream<TcpStream>>;
 /// them.
 #[derive(Debug, Clone)]
 pub struct Tls {
-    shared: Arc<Shared>,
+    shared: Arc<TlsState>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct TlsState {
     certificate: PathBuf,
     key: PathBuf,
     // Locked because a reload may coincide with handshakes. Held for one copy of the
@@ -116,7 +116,7 @@ impl Tls {
     /// If a file cannot be read, the two do not match, or the key is world-accessible.
     pub fn read(certificate: PathBuf, key: PathBuf) -> Result<Self, TlsError> {
         let current = Mutex::new(Arc::new(read(&certificate, &key)?));
-        Ok(Self { shared: Arc::new(Shared { certificate, key, current }) })
+        Ok(Self { shared: Arc::new(TlsState { certificate, key, current }) })
     }
 
     /// Reloads the files for later handshakes. Open connections go on. Blocks while it

@@ -85,12 +85,12 @@ pub struct Wire<S> {
     owes_ack: bool,
     /// The protocol error to report before the connection closes.
     broken: Option<Box<ProtocolError>>,
-    stage: Stage,
+    stage: WireStage,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stage {
+enum WireStage {
     Open,
     /// The chat has ended the connection; the rest of the output is written.
     Closing,
@@ -153,7 +153,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             in_list: false,
             owes_ack: false,
             broken: None,
-            stage: Stage::Open,
+            stage: WireStage::Open,
             timer: None,
         }
     }
@@ -205,7 +205,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                 Output::Push(message) => self.push(&message),
                 Output::Bye(reason) => self.encode(None, &Reply::Bye(reason)),
                 Output::Close => {
-                    self.stage = Stage::Closing;
+                    self.stage = WireStage::Closing;
                     if let Some(error) = self.broken.take() {
                         let explanation = error.to_string().into();
                         self.encode(None, &Reply::Error { failure: Failure::Protocol, explanation });
@@ -223,7 +223,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             Framing::Native(_) => self.output.len() < OUTPUT_BYTES_MAX,
             Framing::Classic(_) => self.is_written(),
         };
-        self.stage == Stage::Open && has_room
+        self.stage == WireStage::Open && has_room
     }
 
     /// Returns whether all output has reached the socket.
@@ -292,7 +292,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                     any = true;
                     self.frame_since = None;
                     let is_ack = matches!(message, Ok(Request::Ack { .. }));
-                    if is_ack || self.stage == Stage::Open {
+                    if is_ack || self.stage == WireStage::Open {
                         self.connection.handle(id, message);
                     }
                 }
@@ -303,7 +303,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                 Err(error) => {
                     self.input = BytesMut::new();
                     // Reported once. Later input while it drains is equally malformed.
-                    if self.stage == Stage::Open {
+                    if self.stage == WireStage::Open {
                         tracing::info!(connection = ?self.connection, %error, "malformed frame");
                         self.broken = Some(error.into());
                         self.connection.end();
@@ -350,9 +350,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             Framing::Classic(_) => self.connection.is_idle() && self.is_written(),
         };
         match self.stage {
-            Stage::Open => self.connection.is_ready() && may_pipeline,
-            Stage::Closing => false,
-            Stage::Draining { .. } => true,
+            WireStage::Open => self.connection.is_ready() && may_pipeline,
+            WireStage::Closing => false,
+            WireStage::Draining { .. } => true,
         }
     }
 
@@ -387,7 +387,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     /// Handles the end of the input. Requests in flight are still answered.
     fn handle_eof(&mut self) -> bool {
         self.input = BytesMut::new();
-        if let Stage::Draining { until } = &mut self.stage {
+        if let WireStage::Draining { until } = &mut self.stage {
             *until = self.now;
             return false;
         }
@@ -424,7 +424,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
 
     /// Closes the sending side once all output is written.
     fn finish_closing(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
-        if self.stage != Stage::Closing {
+        if self.stage != WireStage::Closing {
             return Ok(false);
         }
         if Pin::new(&mut self.stream).poll_shutdown(cx)?.is_pending() {
@@ -433,17 +433,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             self.last_written_at = self.now.into();
             return Ok(false);
         }
-        self.stage = Stage::Draining { until: self.now + DRAIN_TIMEOUT };
+        self.stage = WireStage::Draining { until: self.now + DRAIN_TIMEOUT };
         Ok(true)
     }
 
     fn has_drained(&self) -> bool {
-        matches!(self.stage, Stage::Draining { until } if self.now >= until)
+        matches!(self.stage, WireStage::Draining { until } if self.now >= until)
     }
 
     /// Returns whether the connection has ended or missed a deadline.
     fn is_over(&mut self) -> bool {
-        if let Stage::Draining { .. } = self.stage {
+        if let WireStage::Draining { .. } = self.stage {
             return self.has_drained();
         }
         if !self.connection.awaits_ack() {
@@ -482,7 +482,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     fn deadline(&self) -> Option<Instant> {
         let fields = self.fields_since.map(|since| since.instant() + FIELDS_WAIT);
         let linger = match self.stage {
-            Stage::Draining { until } => Some(until),
+            WireStage::Draining { until } => Some(until),
             _ => None,
         };
         // A full output buffer waits for the peer, not for the chat.

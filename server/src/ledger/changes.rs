@@ -63,6 +63,8 @@ pub(crate) enum AccountChange {
 /// Messages for one subscription, in the order of their numbers.
 #[derive(Debug)]
 pub(crate) struct Delivery {
+    /// The inbox, by the incarnation of its account.
+    pub(crate) inbox: u64,
     /// The subscription.
     pub(crate) publisher: Publisher,
     /// The messages.
@@ -174,7 +176,7 @@ impl Effects {
     /// Publishes messages and ends of subscriptions. An end drops everything that
     /// is published before and after it, so their order does not matter.
     pub(crate) fn publish(&mut self) {
-        for Delivery { publisher, messages } in self.deliveries.drain(..) {
+        for Delivery { publisher, messages, .. } in self.deliveries.drain(..) {
             publisher.appended(messages);
         }
         for SubscriptionEnd { publisher, end, .. } in self.ends.drain(..) {

@@ -1,11 +1,10 @@
 //! [`DedupTable`]: the outcomes of the last 1,024 sends of a session, exactly.
 //! Without I/O and without a clock.
 
-use std::collections::VecDeque;
-
-use hark_protocol::Sequence;
 use hark_protocol::limits::OUTCOMES_REMEMBERED;
+use hark_protocol::{Code, Sequence};
 
+use super::bytes::{put_near, put_number, take_byte, take_near, take_number};
 use crate::store::Outcome;
 
 /// Consecutive ids of a session whose outcomes continue each other: messages
@@ -41,6 +40,13 @@ impl Run {
         }
     }
 
+    /// Returns the run without its first ids; `None` if none is left.
+    fn without(self, ids: u32) -> Option<Self> {
+        let first = self.first.wrapping_add(ids);
+        let length = self.length.checked_sub(ids).filter(|length| *length > 0)?;
+        Some(Self { first, length, outcome: self.outcome_of(first) })
+    }
+
     /// Returns whether `id` and its outcome come right behind this run.
     pub(crate) fn is_continued_by(self, id: u32, outcome: Outcome) -> bool {
         self.end() == u64::from(id) && self.outcome_of(id) == outcome
@@ -49,14 +55,16 @@ impl Run {
 
 /// The outcomes of the last 1,024 sends of a session: an id that was skipped is
 /// not among them.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct DedupTable {
     /// The highest id that was decided, 0 if none was.
     highest: u32,
-    /// In the order of their ids; two that continue each other are one.
-    runs: VecDeque<Run>,
     /// The number of ids in all runs.
-    remembered: usize,
+    remembered: u32,
+    /// The runs before the last, in the order of their ids; two that continue each
+    /// other are one.
+    packed: PackedRuns,
+    last: Option<Run>,
 }
 
 /// What a table knows about an id.
@@ -86,7 +94,13 @@ impl DedupTable {
             remembered = remembered.checked_add(usize::try_from(run.length).ok()?)?;
         }
         let fits = remembered <= OUTCOMES_REMEMBERED && previous_end <= u64::from(highest) + 1;
-        fits.then(|| Self { highest, runs: runs.into(), remembered })
+        fits.then(|| Self::of(highest, remembered as u32, runs))
+    }
+
+    fn of(highest: u32, remembered: u32, runs: Vec<Run>) -> Self {
+        let mut table = Self { highest, remembered, ..Self::default() };
+        runs.into_iter().for_each(|run| table.push(run));
+        table
     }
 
     /// Returns the highest id that was decided, 0 if none was.
@@ -95,14 +109,19 @@ impl DedupTable {
     }
 
     /// Returns the runs, in the order of their ids.
-    pub(crate) fn runs(&self) -> impl ExactSizeIterator<Item = &Run> {
-        self.runs.iter()
+    pub(crate) fn runs(&self) -> impl Iterator<Item = Run> {
+        self.packed.iter().chain(self.last)
+    }
+
+    /// Returns the memory that it takes beside itself.
+    pub(crate) const fn heap_bytes(&self) -> usize {
+        self.packed.bytes.capacity()
     }
 
     /// Returns the number of outcomes that are remembered.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) const fn remembered(&self) -> usize {
-        self.remembered
+        self.remembered as usize
     }
 
     /// Looks an id up.
@@ -110,10 +129,9 @@ impl DedupTable {
         if id > self.highest {
             return Known::New;
         }
-        let after = self.runs.partition_point(|run| run.first <= id);
-        match after.checked_sub(1).and_then(|at| self.runs.get(at)) {
+        match self.runs().take_while(|run| run.first <= id).last() {
             Some(run) if u64::from(id) < run.end() => Known::Decided(run.outcome_of(id)),
-            None if self.remembered >= OUTCOMES_REMEMBERED => Known::Expired,
+            None if self.remembered as usize >= OUTCOMES_REMEMBERED => Known::Expired,
             _ => Known::Skipped,
         }
     }
@@ -121,57 +139,180 @@ impl DedupTable {
     /// Remembers the outcome of an id. An id that was decided before keeps its
     /// outcome.
     pub(crate) fn record(&mut self, id: u32, outcome: Outcome) {
-        let last = self.runs.back_mut().filter(|last| last.is_continued_by(id, outcome));
-        if id > self.highest
-            && let Some(last) = last
-        {
+        if id > self.highest {
             // Nearly always.
-            (last.length, self.highest) = (last.length + 1, id);
+            match &mut self.last {
+                Some(last) if last.is_continued_by(id, outcome) => last.length += 1,
+                _ => self.push(Run::of(id, outcome)),
+            }
+            self.highest = id;
         } else if matches!(self.look_up(id), Known::Decided(_)) {
             return;
         } else {
             self.insert(Run::of(id, outcome));
         }
         self.remembered += 1;
-        if self.remembered > OUTCOMES_REMEMBERED {
+        if self.remembered as usize > OUTCOMES_REMEMBERED {
             self.forget_oldest();
         }
     }
 
-    fn insert(&mut self, run: Run) {
-        let at = self.runs.partition_point(|other| other.first < run.first);
-        self.highest = self.highest.max(run.first);
-        self.runs.insert(at, run);
-        self.join(at + 1);
-        self.join(at);
-    }
-
-    /// Joins the run at `at` to the one before, if it continues that one.
-    fn join(&mut self, at: usize) {
-        let Some(before) = at.checked_sub(1) else { return };
-        let Some(&run) = self.runs.get(at) else { return };
-        let Some(former) = self.runs.get_mut(before) else { return };
-        if former.is_continued_by(run.first, run.outcome) {
-            former.length += run.length;
-            self.runs.remove(at);
+    /// Adds a run behind all others.
+    fn push(&mut self, run: Run) {
+        if let Some(last) = self.last.replace(run) {
+            self.packed.push(last);
         }
     }
 
+    /// Adds a run among the others.
+    fn insert(&mut self, run: Run) {
+        let mut runs: Vec<_> = self.runs().collect();
+        let at = runs.partition_point(|other| other.first < run.first);
+        runs.insert(at, run);
+        runs.dedup_by(|next, run| {
+            let is_continued = run.is_continued_by(next.first, next.outcome);
+            if is_continued {
+                run.length += next.length;
+            }
+            is_continued
+        });
+        *self = Self::of(self.highest, self.remembered, runs);
+    }
+
     fn forget_oldest(&mut self) {
-        let Some(run) = self.runs.front_mut() else { return };
-        let next = run.first.wrapping_add(1);
-        *run = Run { first: next, length: run.length - 1, outcome: run.outcome_of(next) };
         self.remembered -= 1;
-        if run.length == 0 {
-            self.runs.pop_front();
+        if !self.packed.forget_oldest() {
+            self.last = self.last.and_then(|run| run.without(1));
         }
     }
 }
 
+impl PartialEq for DedupTable {
+    fn eq(&self, other: &Self) -> bool {
+        self.highest == other.highest && self.runs().eq(other.runs())
+    }
+}
+
+impl Eq for DedupTable {}
+
+/// Runs in a few bytes each, oldest first.
+///
+/// A run is a byte: 0 for messages that were stored, or 1 + the place of the code, and
+/// [`IS_NEXT`] if it is one id right behind the run before. Otherwise the number of
+/// ids that were skipped follows, and the length. If messages were stored, their first
+/// number follows, by its distance.
+#[derive(Debug, Clone, Default)]
+struct PackedRuns {
+    bytes: Vec<u8>,
+    /// The place of the first run.
+    start: usize,
+    /// The end of the run before the first, and that of the last.
+    before: RunEnd,
+    end: RunEnd,
+    /// Ids of the first run that are forgotten.
+    forgotten: u32,
+}
+
+const IS_NEXT: u8 = 0x80;
+
+/// The longest packed run.
+const PACKED_BYTES_MAX: usize = 32;
+
+/// Bytes by which the memory grows at least.
+const GROWTH_MIN: usize = 64;
+
+/// The end of a run, relative to which the next one is written.
+#[derive(Debug, Clone, Copy, Default)]
+struct RunEnd {
+    /// The id behind the last one.
+    id: u64,
+    /// The number behind the last one that was given.
+    number: u64,
+}
+
+impl PackedRuns {
+    fn iter(&self) -> impl Iterator<Item = Run> {
+        let mut rest = self.bytes.get(self.start..).unwrap_or_default();
+        let (mut end, mut forgotten) = (self.before, self.forgotten);
+        std::iter::from_fn(move || end.take(&mut rest)?.without(std::mem::take(&mut forgotten)))
+    }
+
+    fn push(&mut self, run: Run) {
+        if self.bytes.capacity() - self.bytes.len() < PACKED_BYTES_MAX {
+            self.bytes.drain(..self.start);
+            self.start = 0;
+            // By less than a half, since there are many tables.
+            let more = GROWTH_MIN.max(self.bytes.len() / 8);
+            if self.bytes.capacity() - self.bytes.len() < more {
+                self.bytes.reserve_exact(more);
+            }
+        }
+        self.end.put(&mut self.bytes, run);
+    }
+
+    /// Forgets the first id. Returns whether there was one.
+    fn forget_oldest(&mut self) -> bool {
+        let mut rest = self.bytes.get(self.start..).unwrap_or_default();
+        let mut end = self.before;
+        let Some(run) = end.take(&mut rest) else { return false };
+        self.forgotten += 1;
+        if self.forgotten == run.length {
+            self.start = self.bytes.len() - rest.len();
+            (self.before, self.forgotten) = (end, 0);
+        }
+        true
+    }
+}
+
+impl RunEnd {
+    fn put(&mut self, bytes: &mut Vec<u8>, run: Run) {
+        let kind = match run.outcome {
+            Outcome::Stored(_) => 0,
+            Outcome::Refused(code) => place_of(code),
+        };
+        if run.length == 1 && u64::from(run.first) == self.id {
+            bytes.push(kind | IS_NEXT);
+        } else {
+            bytes.push(kind);
+            put_number(bytes, u64::from(run.first).saturating_sub(self.id));
+            put_number(bytes, u64::from(run.length));
+        }
+        if let Outcome::Stored(Sequence(number)) = run.outcome {
+            put_near(bytes, self.number, number);
+        }
+        self.pass(run);
+    }
+
+    fn take(&mut self, rest: &mut &[u8]) -> Option<Run> {
+        let kind = take_byte(rest).ok()?;
+        let (skipped, length) = match kind & IS_NEXT {
+            0 => (take_number(rest).ok()?, take_number(rest).ok()?),
+            _ => (0, 1),
+        };
+        let outcome = match (kind & !IS_NEXT).checked_sub(1) {
+            None => Outcome::Stored(Sequence(take_near(rest, self.number).ok()?)),
+            Some(place) => Outcome::Refused(*Code::ALL.get(usize::from(place))?),
+        };
+        let run = Run { first: (self.id + skipped) as u32, length: length as u32, outcome };
+        self.pass(run);
+        Some(run)
+    }
+
+    fn pass(&mut self, run: Run) {
+        self.id = run.end();
+        if let Outcome::Stored(Sequence(number)) = run.outcome {
+            self.number = number.wrapping_add(u64::from(run.length));
+        }
+    }
+}
+
+/// Returns 1 + the place of a code. There are few, and new ones are added at the end.
+fn place_of(code: Code) -> u8 {
+    1 + Code::ALL.iter().position(|known| *known == code).unwrap_or(0) as u8
+}
+
 #[cfg(test)]
 mod tests {
-    use hark_protocol::Code;
-
     use super::*;
 
     const fn stored(number: u64) -> Outcome {
@@ -206,9 +347,9 @@ mod tests {
     fn consecutive_numbers_of_consecutive_ids_are_one_run() {
         let mut table = DedupTable::default();
         (1..=9).for_each(|id| table.record(id, stored(100 + u64::from(id))));
-        assert_eq!(table.runs().len(), 1);
+        assert_eq!(table.runs().count(), 1);
         table.record(10, stored(111));
-        assert_eq!(table.runs().len(), 2, "the number 110 went elsewhere");
+        assert_eq!(table.runs().count(), 2, "the number 110 went elsewhere");
         assert_eq!(table.look_up(7), Known::Decided(stored(107)));
     }
 
@@ -251,6 +392,19 @@ mod tests {
         assert_eq!(table.remembered(), OUTCOMES_REMEMBERED);
         assert_eq!(table.look_up(4), Known::Expired, "forgotten for it");
         assert_eq!(table.look_up(5), Known::Decided(stored(2)));
+    }
+
+    #[test]
+    fn alternating_outcomes_take_few_bytes() {
+        let mut table = DedupTable::default();
+        for id in 1..=5000 {
+            let outcome = if id % 2 == 0 { FULL } else { stored(1 << 50 | u64::from(id) * 37) };
+            table.record(id, outcome);
+            assert_eq!(table.look_up(id), Known::Decided(outcome));
+        }
+        assert_eq!(table.runs().count(), OUTCOMES_REMEMBERED);
+        assert!(table.heap_bytes() < 2500, "{}", table.heap_bytes());
+        assert_eq!(DedupTable::from_runs(5000, table.runs().collect()), Some(table));
     }
 
     #[test]

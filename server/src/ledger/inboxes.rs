@@ -59,6 +59,11 @@ impl Inboxes {
         found.copied()
     }
 
+    /// Returns the inbox of this name.
+    pub(super) fn get(&self, name: &UserName) -> Option<&Inbox> {
+        self.inboxes.get(self.slot(name)?)
+    }
+
     /// Returns the inbox of an account that has not ended.
     pub(super) fn get_mut(&mut self, account: &Account) -> Option<&mut Inbox> {
         self.by_name(&account.name).filter(|inbox| inbox.account.incarnation == account.incarnation)
@@ -66,9 +71,7 @@ impl Inboxes {
 
     /// Returns whether an account has not ended.
     pub(super) fn is_alive(&self, account: &Account) -> bool {
-        let slot = self.slot(&account.name);
-        slot.and_then(|slot| self.inboxes.get(slot))
-            .is_some_and(|inbox| inbox.account.incarnation == account.incarnation)
+        self.get(&account.name).is_some_and(|inbox| inbox.account.incarnation == account.incarnation)
     }
 
     /// Adds an inbox, of a new name. Returns its place, or `None` if there are 2³²
@@ -172,7 +175,8 @@ impl Inbox {
             }
             _ => {
                 self.delivery_at = deliveries.len() as u32;
-                deliveries.push(Delivery { publisher: publisher.clone(), messages: vec![Arc::new(message)] });
+                let (publisher, inbox) = (publisher.clone(), self.account.incarnation);
+                deliveries.push(Delivery { inbox, publisher, messages: vec![Arc::new(message)] });
             }
         }
     }

@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 const RESERVED: u64 = 65_536;
 
 /// Numbers for each second since 1970, as bits.
-const NUMBERS_PER_SECOND_BITS: u32 = 21;
+pub(crate) const NUMBERS_PER_SECOND_BITS: u32 = 21;
 
 /// The largest counter that a store may begin with. Numbers stay below 2⁵³, so
 /// that JSON can carry them, and 2⁴⁰ of them are left above this.

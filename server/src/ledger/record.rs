@@ -191,8 +191,8 @@ impl SessionRecord {
         put_text(to, self.token.as_str());
         put_number(to, u64::try_from(self.used.as_millis()).unwrap_or(u64::MAX));
         put_number(to, u64::from(self.table.highest()));
-        put_number(to, self.table.runs().len() as u64);
-        self.table.runs().for_each(|run| put_run(to, counter, *run));
+        put_number(to, self.table.runs().count() as u64);
+        self.table.runs().for_each(|run| put_run(to, counter, run));
     }
 
     fn take(rest: &mut &[u8], counter: u64) -> Result<Self, Malformed> {

@@ -17,10 +17,24 @@ use crate::store::quota::PerNetworkQuota;
 /// How long an outcome is remembered at least.
 const REMEMBERED_FOR: Duration = Duration::from_secs(OUTCOME_SECONDS_MIN);
 
+/// Memory of all sessions from which on no new one is admitted. No outcome is
+/// forgotten early: those that are admitted may still take [`Session::bytes`] of a full
+/// table each.
+const BYTES_MAX: usize = 256 << 20;
+
+/// Memory of a session without outcomes, about.
+const SESSION_BYTES: usize = 320;
+
+/// Sessions that one frame forgets: its records are bounded.
+const FORGOTTEN_MAX: usize = 4096;
+
 /// All sessions, a bounded number of them.
 #[derive(Debug)]
 pub(super) struct Sessions {
     max: usize,
+    /// Memory of all sessions from which on no new one is admitted.
+    bytes_max: usize,
+    bytes: usize,
     // Boxed, since a record may name a place far behind the others.
     sessions: Slots<Box<Session>>,
     by_token: HashMap<SessionToken, u32>,
@@ -48,6 +62,15 @@ struct Session {
     origin: Option<IpAddr>,
 }
 
+impl Session {
+    /// Returns the memory that it takes, about.
+    fn bytes(&self) -> usize {
+        let deferred =
+            self.deferred.as_ref().map_or(0, |deferred| size_of::<DedupTable>() + deferred.heap_bytes());
+        SESSION_BYTES + self.table.heap_bytes() + deferred
+    }
+}
+
 /// A session that is forgotten.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Forgotten {
@@ -60,9 +83,17 @@ pub(super) struct Forgotten {
 impl Sessions {
     /// Returns an empty table with room for `max` sessions.
     pub(super) fn new(max: usize) -> Self {
+        Self::within(max, BYTES_MAX)
+    }
+
+    /// Returns an empty table with room for `max` sessions, new ones as long as all take
+    /// less than `bytes_max`.
+    fn within(max: usize, bytes_max: usize) -> Self {
         let max = max.min(SESSION_SLOT_MAX as usize);
         Self {
             max,
+            bytes_max,
+            bytes: 0,
             sessions: Slots::default(),
             by_token: HashMap::new(),
             quota: PerNetworkQuota::of(max),
@@ -127,8 +158,10 @@ impl Sessions {
             table: DedupTable::default(),
         });
         session.is_recorded = true;
+        let before = session.bytes();
         session.table.record(id, outcome);
         session.used = session.used.max(now);
+        self.bytes = self.bytes - before + session.bytes();
         first
     }
 
@@ -136,39 +169,39 @@ impl Sessions {
     /// remembered.
     pub(super) fn defer(&mut self, slot: u32, id: u32, outcome: Outcome) {
         if let Some(session) = self.sessions.get_mut(slot) {
+            let before = session.bytes();
             session.deferred.get_or_insert_default().record(id, outcome);
+            self.bytes = self.bytes - before + session.bytes();
         }
     }
 
     /// Takes the outcomes that were deferred for ids below this one: they are to be
     /// remembered before it.
     pub(super) fn take_deferred(&mut self, slot: u32, id: u32) -> Vec<Run> {
-        let session = self.sessions.get_mut(slot);
-        let Some((session, deferred)) = session.and_then(|session| {
-            let deferred = session.deferred.take()?;
-            Some((session, deferred))
-        }) else {
-            return Vec::new();
-        };
+        let Some(session) = self.sessions.get_mut(slot) else { return Vec::new() };
+        let before = session.bytes();
+        let Some(deferred) = session.deferred.take() else { return Vec::new() };
         let mut due = Vec::new();
         for run in deferred.runs() {
             let length = run.length.min(id.saturating_sub(run.first));
             if length > 0 {
-                due.push(Run { length, ..*run });
+                due.push(Run { length, ..run });
             }
             // The id itself is decided now.
             for later in (run.first..).take(run.length as usize).filter(|later| *later > id) {
                 session.deferred.get_or_insert_default().record(later, run.outcome);
             }
         }
+        self.bytes = self.bytes - before + session.bytes();
         due
     }
 
-    /// Forgets the sessions that are not open and were not used for ten minutes.
-    /// Calls `forgotten` for each.
+    /// Forgets sessions that are not open and were not used for ten minutes, a bounded
+    /// number of them. Calls `forgotten` for each.
     pub(super) fn forget_idle(&mut self, now: Duration, mut forgotten: impl FnMut(Forgotten)) {
-        while self.idle.front().is_some_and(|(since, _)| now.saturating_sub(*since) >= REMEMBERED_FOR) {
-            let Some((_, token)) = self.idle.pop_front() else { break };
+        for _ in 0..FORGOTTEN_MAX {
+            let is_due = |(since, _): &mut (Duration, _)| now.saturating_sub(*since) >= REMEMBERED_FOR;
+            let Some((_, token)) = self.idle.pop_front_if(is_due) else { break };
             let Some(&slot) = self.by_token.get(&token) else { continue };
             let Some(session) = self.sessions.get_mut(slot) else { continue };
             session.is_idle = false;
@@ -219,6 +252,7 @@ impl Sessions {
             is_recorded: true,
             origin: None,
         };
+        self.bytes += session.bytes();
         self.sessions.place(slot, Box::new(session));
     }
 
@@ -226,15 +260,18 @@ impl Sessions {
     /// brings are in there.
     pub(super) fn replay_outcomes(&mut self, slot: u32, run: Run, now: Duration) {
         let Some(session) = self.sessions.get_mut(slot) else { return };
+        let before = session.bytes();
         for id in run.first..=run.first.saturating_add(run.length.saturating_sub(1)) {
             session.table.record(id, run.outcome_of(id));
         }
         session.used = session.used.max(now);
+        self.bytes = self.bytes - before + session.bytes();
     }
 
     /// Replays the end of a session.
     pub(super) fn replay_end(&mut self, slot: u32) {
         if let Some(session) = self.sessions.remove(slot) {
+            self.bytes -= session.bytes();
             self.by_token.remove(&session.token);
         }
     }
@@ -267,7 +304,8 @@ impl Sessions {
     ) -> Option<(u32, &mut Session)> {
         let slot = match self.by_token.get(token) {
             Some(slot) => *slot,
-            None if self.by_token.len() >= self.max || !self.quota.take(origin) => return None,
+            None if self.by_token.len() >= self.max || self.bytes >= self.bytes_max => return None,
+            None if !self.quota.take(origin) => return None,
             None => self.insert(token, origin, now)?,
         };
         self.sessions.get_mut(slot).map(|session| (slot, &mut **session))
@@ -284,13 +322,16 @@ impl Sessions {
             is_recorded: false,
             origin,
         };
+        let bytes = session.bytes();
         let slot = self.sessions.insert(Box::new(session)).ok()?;
+        self.bytes += bytes;
         self.by_token.insert(token.clone(), slot);
         Some(slot)
     }
 
     fn remove(&mut self, slot: u32) {
         if let Some(session) = self.sessions.remove(slot) {
+            self.bytes -= session.bytes();
             self.by_token.remove(&session.token);
             self.quota.give_back(session.origin);
         }
@@ -396,6 +437,26 @@ mod tests {
         sessions.close(&token("a"), 2 * MINUTE);
         assert_eq!(forget(&mut sessions, 12 * MINUTE), 1);
         assert!(sessions.open(&token("c"), None, 12 * MINUTE));
+    }
+
+    #[test]
+    fn memory_bounds_new_sessions_and_forgets_no_outcome() {
+        let mut sessions = Sessions::within(100, 4 * SESSION_BYTES);
+        assert!(sessions.open(&token("a"), None, MINUTE));
+        assert!(sessions.open(&token("b"), None, MINUTE));
+        let outcome =
+            |id| if id % 2 == 0 { STORED } else { Outcome::Refused(hark_protocol::Code::QueueFull) };
+        let slot = *sessions.by_token.get(&token("a")).unwrap();
+        (1..=1024).for_each(|id| drop(sessions.record(slot, id, outcome(id), MINUTE)));
+        assert!(!sessions.open(&token("c"), None, MINUTE), "there is no room for a third");
+        assert!(sessions.open(&token("b"), None, MINUTE), "it is there already");
+        for id in 1..=1024 {
+            assert_eq!(known(&mut sessions, "a", id, MINUTE), Some(Known::Decided(outcome(id))));
+        }
+        sessions.close(&token("a"), MINUTE);
+        assert_eq!(forget(&mut sessions, 11 * MINUTE), 1);
+        assert!(sessions.open(&token("c"), None, 11 * MINUTE));
+        assert_eq!(sessions.bytes, 2 * SESSION_BYTES);
     }
 
     #[test]

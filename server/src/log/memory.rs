@@ -17,6 +17,9 @@ use super::{
 /// Blocks that a reader copies under one lock.
 const PAGE_BLOCKS: usize = 256;
 
+/// A frame is bounded as on a disk.
+const SEGMENT_BYTES: u64 = 64 << 20;
+
 /// Opens logs in memory.
 #[derive(Debug, Default)]
 pub struct MemoryOpener;
@@ -82,6 +85,10 @@ impl Log for MemoryLog {
 
     fn is_checkpoint_due(&self) -> bool {
         false
+    }
+
+    fn segment_bytes(&self) -> u64 {
+        SEGMENT_BYTES
     }
 
     fn is_low_on_space(&self) -> bool {

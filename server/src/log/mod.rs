@@ -99,6 +99,10 @@ pub trait Log: Send + fmt::Debug {
     /// the caller should append the parts of a new one.
     fn is_checkpoint_due(&self) -> bool;
 
+    /// The size of a segment. A frame that is longer than half of it may need more space
+    /// than is reserved.
+    fn segment_bytes(&self) -> u64;
+
     /// Whether free space is below the reserve, so that no new messages should be
     /// appended. Frames without messages still are accepted. Never blocks.
     fn is_low_on_space(&self) -> bool;
@@ -107,8 +111,9 @@ pub trait Log: Send + fmt::Debug {
     /// few bytes. Never blocks.
     fn is_full(&self) -> bool;
 
-    /// Whether an append, even of a frame without messages, would reclaim space: the
-    /// caller appends one soon if no other is due. Never blocks.
+    /// Whether an append, even of a frame without messages, would reclaim space, or would
+    /// tell that the log has failed: the caller appends one soon if no other is due.
+    /// Never blocks.
     fn has_pending_work(&self) -> bool;
 
     /// The space that the log takes.
@@ -220,6 +225,9 @@ pub enum OpenError {
     /// There are files in the folder, and they are no store.
     #[error("cannot open store {}: the folder is not empty and holds no store; choose an empty or a new folder", .0.display())]
     NotAStore(PathBuf),
+    /// There is no store.
+    #[error("cannot open store {}: there is none in this folder; name the folder of a store", .0.display())]
+    NoStore(PathBuf),
     /// The store was written in another format.
     #[error("cannot open store {}: its format is {found}, this version reads format {expected}; use the version that wrote it", path.display())]
     OtherFormat {
@@ -231,7 +239,7 @@ pub enum OpenError {
         expected: u32,
     },
     /// Something that was on stable storage is missing or is not as it was written.
-    #[error("cannot open store {}: damaged: {what}; restore it from a backup, or see 'harkd check'", path.display())]
+    #[error("cannot open store {}: damaged: {what}; restore it from a backup, or salvage the rest with 'harkd check --drop-damaged'", path.display())]
     Damaged {
         /// The folder.
         path: PathBuf,
@@ -246,4 +254,14 @@ pub enum OpenError {
         /// The error of the operating system.
         source: std::io::Error,
     },
+}
+
+impl OpenError {
+    /// Names the folder of the store in which the damage is.
+    fn of_store(self, path: &Path) -> Self {
+        match self {
+            Self::Damaged { what, .. } => Self::Damaged { path: path.to_owned(), what },
+            other => other,
+        }
+    }
 }

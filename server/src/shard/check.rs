@@ -1,18 +1,19 @@
 //! Checking a store that is not served, and dropping what is damaged: gaps take the
-//! place of damaged blocks, so that the running counts of an inbox go on.
+//! place of blocks that are damaged or missing, so that the running counts of an inbox
+//! go on.
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use bytes::Bytes;
 use hark_protocol::{Sequence, UserName};
 
 use super::ShardConfig;
 use super::open::replay_frame;
-use crate::ledger::{self, Gap, Ledger, Malformed, Replay};
-use crate::log::disk::check::{Check, DamagedBlock, Repair, RepairError};
-use crate::log::{InboxId, OpenError, ReadError};
+use super::snapshot::{Inbox, Snapshot, inboxes};
+use crate::ledger::{self, Gap, Malformed, Replay};
+use crate::log::disk::check::{DamagedBlock, Repair, RepairError};
+use crate::log::{Block, OpenError, ReadError};
 use crate::store::Position;
 
 /// What a check has found.
@@ -20,10 +21,19 @@ use crate::store::Position;
 pub(crate) struct Findings {
     /// Accounts.
     pub(crate) accounts: usize,
-    /// Messages that are not acknowledged, damaged ones included.
+    /// Messages that are not acknowledged, lost ones included.
     pub(crate) messages: u64,
-    /// Blocks of messages that cannot be read, with their accounts.
-    pub(crate) damaged: Vec<(UserName, DamagedBlock)>,
+    /// Messages that cannot be read, by their accounts.
+    pub(crate) losses: Vec<(UserName, Loss)>,
+}
+
+/// Messages of one inbox that cannot be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Loss {
+    /// What takes their place.
+    pub(crate) gap: Gap,
+    /// There is no block: it is not damaged, but missing.
+    pub(crate) is_missing: bool,
 }
 
 /// Why a store cannot be checked, or damage in it cannot be dropped.
@@ -40,120 +50,109 @@ pub(crate) enum CheckError {
     Repair(#[from] RepairError),
 }
 
-/// An inbox as the ledger has it.
-#[derive(Debug)]
-struct Inbox {
-    name: UserName,
-    cursor: Position,
-    tail: Position,
-}
-
 /// Reads everything in the store of a folder, and changes nothing.
 pub(crate) fn check(folder: &Path) -> Result<Findings, CheckError> {
-    let mut replay = Replay::new(ShardConfig::DEFAULT.limits());
-    let check = Check::open(folder, &mut |records| replay_frame(&mut replay, folder, records))?;
-    let inboxes = inboxes(&replay.finish(0));
-    let report = check.run(&mut |inbox| inboxes.get(&inbox).map(|inbox| inbox.cursor.sequence.0))?;
-    let queued = |inbox: &Inbox| inbox.tail.messages.saturating_sub(inbox.cursor.messages);
-    let named = |damaged: DamagedBlock| Some((inboxes.get(&damaged.inbox)?.name.clone(), damaged));
-    Ok(Findings {
-        accounts: inboxes.len(),
-        messages: inboxes.values().map(queued).sum(),
-        damaged: report.damaged.into_iter().filter_map(named).collect(),
-    })
+    let store = Snapshot::open(folder)?;
+    let inboxes = store.inboxes();
+    let mut findings = Findings { accounts: inboxes.len(), messages: 0, losses: Vec::new() };
+    for inbox in inboxes {
+        findings.messages += inbox.tail.messages.saturating_sub(inbox.cursor.messages);
+        let (id, after) = (inbox.entry.account.incarnation, inbox.cursor.sequence.0);
+        let mut pieces = Vec::new();
+        store.log.visit(id, after, &mut |found| {
+            pieces.push(Piece::from(found));
+            ControlFlow::Continue(())
+        })?;
+        let losses = losses(&pieces, inbox.cursor, inbox.tail).into_iter();
+        findings.losses.extend(losses.map(|loss| (inbox.entry.account.name.clone(), loss)));
+    }
+    Ok(findings)
 }
 
-/// Puts gaps in the place of the messages that cannot be read, and returns the gaps.
-pub(crate) fn drop_damaged(folder: &Path) -> Result<Vec<(UserName, Gap)>, CheckError> {
-    let mut replay = Replay::new(ShardConfig::DEFAULT.limits());
-    let repair = Repair::open(folder, &mut |records| replay_frame(&mut replay, folder, records))?;
+/// Puts gaps in the place of the messages that cannot be read, and returns them.
+pub(crate) fn drop_damaged(folder: &Path) -> Result<Vec<(UserName, Loss)>, CheckError> {
+    let mut replay = Replay::new(ShardConfig::UNBOUNDED.limits());
+    let mut repair = Repair::open(folder, &mut |records| replay_frame(&mut replay, folder, records))?;
     let inboxes = inboxes(&replay.finish(0));
-    let mut gaps = HashMap::new();
-    for (id, inbox) in &inboxes {
-        let pieces = pieces(&repair, *id, inbox)?;
-        for gap in gaps_in(&pieces, inbox.cursor, inbox.tail) {
-            gaps.insert((*id, gap.first), gap);
+    let cursors: HashMap<_, _> =
+        inboxes.iter().map(|inbox| (inbox.entry.account.incarnation, inbox.cursor.sequence.0)).collect();
+    repair.retain(&mut |inbox| cursors.get(&inbox).copied());
+    let mut dropped = Vec::new();
+    for inbox in inboxes {
+        let losses = losses_of(&repair, &inbox)?;
+        if !losses.is_empty() {
+            let id = inbox.entry.account.incarnation;
+            let gaps: Vec<_> = losses.iter().map(|loss| loss.gap.block(id)).collect();
+            repair.replace(id, gaps)?;
+            dropped.extend(losses.into_iter().map(|loss| (inbox.entry.account.name.clone(), loss)));
         }
     }
-    let mut payload = |damaged: &DamagedBlock| -> Bytes {
-        let key = (damaged.inbox, damaged.first);
-        let gap = *gaps.entry(key).or_insert_with(|| below_cursor(damaged, inboxes.get(&damaged.inbox)));
-        gap.block(damaged.inbox).payload
-    };
-    let cursor = &mut |inbox| inboxes.get(&inbox).map(|inbox: &Inbox| inbox.cursor.sequence.0);
-    let replaced = repair.run(cursor, &mut payload)?;
-    let named = |damaged: DamagedBlock| {
-        let gap = *gaps.get(&(damaged.inbox, damaged.first))?;
-        Some((inboxes.get(&damaged.inbox)?.name.clone(), gap))
-    };
-    Ok(replaced.into_iter().filter_map(named).collect())
+    repair.close()?;
+    Ok(dropped)
 }
 
-fn inboxes(ledger: &Ledger) -> HashMap<InboxId, Inbox> {
-    let inboxes = ledger.inboxes().map(|(entry, cursor, tail)| {
-        (entry.account.incarnation, Inbox { name: entry.account.name, cursor, tail })
-    });
-    inboxes.collect()
-}
-
-/// Returns a gap without messages, in the place of a block that is acknowledged already.
-fn below_cursor(damaged: &DamagedBlock, inbox: Option<&Inbox>) -> Gap {
-    let cursor = inbox.map_or_else(Position::default, |inbox| inbox.cursor);
-    let end = Position { sequence: Sequence(damaged.last), ..cursor };
-    Gap { first: damaged.first, end, messages: 0, bytes: 0 }
+fn losses_of(repair: &Repair, inbox: &Inbox) -> Result<Vec<Loss>, ReadError> {
+    let mut pieces = Vec::new();
+    let after = inbox.cursor.sequence.0;
+    repair.visit(inbox.entry.account.incarnation, after, &mut |found| {
+        pieces.push(Piece::from(found));
+        ControlFlow::Continue(())
+    })?;
+    Ok(losses(&pieces, inbox.cursor, inbox.tail))
 }
 
 /// A block as it is found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Piece {
+pub(super) enum Piece {
     /// It can be read: the positions before and behind it.
     Whole { before: Position, end: Position },
     /// It cannot be read.
     Damaged { first: u64, last: u64 },
 }
 
-/// Returns the blocks of an inbox, in order.
-fn pieces(repair: &Repair, id: InboxId, inbox: &Inbox) -> Result<Vec<Piece>, ReadError> {
-    let mut pieces = Vec::new();
-    repair.visit(id, inbox.cursor.sequence.0, &mut |found| {
-        pieces.push(match found {
+impl From<Result<Block, DamagedBlock>> for Piece {
+    fn from(found: Result<Block, DamagedBlock>) -> Self {
+        match found {
             Ok(block) => match ledger::measure(&block) {
-                Ok((before, end)) => Piece::Whole { before, end },
-                Err(Malformed) => Piece::Damaged { first: block.first, last: block.last },
+                Ok((before, end)) => Self::Whole { before, end },
+                Err(Malformed) => Self::Damaged { first: block.first, last: block.last },
             },
-            Err(DamagedBlock { first, last, .. }) => Piece::Damaged { first, last },
-        });
-        ControlFlow::Continue(())
-    })?;
-    Ok(pieces)
+            Err(DamagedBlock { first, last, .. }) => Self::Damaged { first, last },
+        }
+    }
 }
 
-/// Returns the gaps in the place of damaged blocks, between the cursor and the last position
-/// of an inbox.
-fn gaps_in(pieces: &[Piece], cursor: Position, tail: Position) -> Vec<Gap> {
-    let (mut gaps, mut damaged) = (Vec::new(), Vec::new());
+/// Returns what is lost between the cursor and the last position of an inbox, from its
+/// blocks in order.
+pub(super) fn losses(pieces: &[Piece], cursor: Position, tail: Position) -> Vec<Loss> {
+    let (mut losses, mut damaged) = (Vec::new(), Vec::new());
     let mut known = cursor;
     for piece in pieces {
         match *piece {
             Piece::Damaged { first, last } => damaged.push((first, last)),
             Piece::Whole { before, end } => {
-                fill(&mut gaps, &mut damaged, known, before);
+                fill(&mut losses, &mut damaged, known, before);
                 known = end;
             }
         }
     }
-    fill(&mut gaps, &mut damaged, known, tail);
-    gaps
+    fill(&mut losses, &mut damaged, known, tail);
+    losses
 }
 
 /// Fills the place between two known positions: one gap for each damaged block, of
-/// which the first counts all messages that are missing.
-fn fill(gaps: &mut Vec<Gap>, damaged: &mut Vec<(u64, u64)>, from: Position, to: Position) {
+/// which the first counts all messages that are missing. Without a damaged block, there
+/// is one gap if messages are missing.
+fn fill(losses: &mut Vec<Loss>, damaged: &mut Vec<(u64, u64)>, from: Position, to: Position) {
     let mut messages = to.messages.saturating_sub(from.messages);
     let mut bytes = to.bytes.saturating_sub(from.bytes);
+    let is_missing = damaged.is_empty() && messages > 0;
+    if is_missing {
+        damaged.push((from.sequence.0.saturating_add(1), to.sequence.0));
+    }
     for (first, last) in damaged.drain(..) {
         let end = Position { sequence: Sequence(last), ..to };
-        gaps.push(Gap { first, end, messages, bytes });
+        losses.push(Loss { gap: Gap { first, end, messages, bytes }, is_missing });
         (messages, bytes) = (0, 0);
     }
 }
@@ -163,8 +162,15 @@ mod tests {
     use std::fs;
 
     use super::*;
+    use crate::log::Opener as _;
+    use crate::log::disk::{DiskConfig, DiskOpener};
     use crate::shard::offline::OfflineStore;
+    use crate::shard::{StartError, salvage};
     use crate::store::Message;
+
+    fn gaps_in(pieces: &[Piece], cursor: Position, tail: Position) -> Vec<Gap> {
+        losses(pieces, cursor, tail).into_iter().map(|loss| loss.gap).collect()
+    }
 
     const fn at(sequence: u64, messages: u64) -> Position {
         Position { sequence: Sequence(sequence), messages, bytes: 10 * messages }
@@ -199,29 +205,74 @@ mod tests {
         assert_eq!(gaps_in(&pieces[1..2], at(8, 4), at(9, 5)), [gap(8, 9, 1, 5)], "partly acknowledged");
     }
 
-    /// Flips a bit in every place of the log that holds this text.
-    fn damage(folder: &Path, text: &str) {
-        let mut damaged = 0;
+    #[test]
+    fn missing_blocks_are_found_by_the_counts() {
+        let pieces = [whole(0, 7, 3), Piece::Whole { before: at(11, 5), end: at(20, 9) }];
+        assert_eq!(gaps_in(&pieces, at(0, 0), at(20, 9)), [gap(8, 11, 2, 5)]);
+        assert_eq!(gaps_in(&pieces, at(0, 0), at(25, 12))[1..], [gap(21, 25, 3, 12)]);
+        assert_eq!(gaps_in(&[], at(4, 2), at(9, 4)), [gap(5, 9, 2, 4)]);
+        assert!(losses(&[], at(4, 2), at(9, 4))[0].is_missing);
+    }
+
+    /// Changes the bytes of every file of the log that `change` finds.
+    fn change_files(folder: &Path, mut change: impl FnMut(&str, &mut Vec<u8>) -> bool) {
+        let mut changed = 0;
         for entry in fs::read_dir(folder.join("log")).unwrap() {
             let path = entry.unwrap().path();
             let mut bytes = fs::read(&path).unwrap();
+            if change(path.file_name().unwrap().to_str().unwrap(), &mut bytes) {
+                fs::write(&path, bytes).unwrap();
+                changed += 1;
+            }
+        }
+        assert!(changed > 0, "there is nothing to change");
+    }
+
+    const SEGMENT_BYTES: u64 = 256 << 10;
+
+    /// A store with messages 1 to 9 to amy, each in a commit of its own.
+    fn filled(folder: &Path) {
+        // Its segments stay small.
+        let config = DiskConfig { segment_bytes: Some(SEGMENT_BYTES), ..DiskConfig::default() };
+        drop(DiskOpener::with_config(folder, config).open(&mut |_| Ok(())).unwrap());
+        let amy: UserName = "amy".parse().unwrap();
+        let mut store = OfflineStore::open(folder).unwrap();
+        store.import_account(&amy, None, Sequence(0)).unwrap();
+        for number in 1..=9 {
+            let position = Position { sequence: Sequence(number), ..Position::default() };
+            let text = format!("{number}: marked").into();
+            store.import_message(&amy, Message { position, sender: None, time_ms: 1, text }).unwrap();
+            store.commit().unwrap();
+        }
+        store.close().unwrap();
+    }
+
+    /// Flips a bit in every place of the log that holds this text.
+    fn damage(folder: &Path, text: &str) {
+        change_files(folder, |_, bytes| {
             let parts = bytes.windows(text.len()).enumerate();
             let places: Vec<_> =
                 parts.filter(|(_, part)| *part == text.as_bytes()).map(|(at, _)| at).collect();
-            for at in &places {
-                bytes[*at] ^= 1;
-            }
-            damaged += places.len();
-            if !places.is_empty() {
-                fs::write(&path, bytes).unwrap();
-            }
-        }
-        assert!(damaged > 0, "{text:?} is in no file");
+            places.iter().for_each(|at| bytes[*at] ^= 1);
+            !places.is_empty()
+        });
+    }
+
+    /// Flips a bit in the head of the frame whose block holds this text.
+    fn damage_frame(folder: &Path, text: &str) {
+        change_files(folder, |_, bytes| {
+            let places = (0..bytes.len()).filter(|at| bytes[*at..].starts_with(text.as_bytes()));
+            let frames: Vec<_> = places
+                .map(|place| (0..place).rev().find(|at| bytes[*at..].starts_with(b"frm3")).unwrap())
+                .collect();
+            frames.iter().for_each(|at| bytes[*at + 30] ^= 1);
+            !frames.is_empty()
+        });
     }
 
     /// Reads everything: the texts, and the counts at which pages begin later.
     fn read(folder: &Path) -> (Vec<String>, Vec<u64>) {
-        let store = OfflineStore::open(folder).unwrap();
+        let store = Snapshot::open(folder).unwrap();
         let account = store.inboxes().pop().unwrap().entry.account;
         let (mut texts, mut skipped, mut after) = (Vec::new(), Vec::new(), Sequence(0));
         loop {
@@ -235,7 +286,6 @@ mod tests {
                 after = message.position.sequence;
             }
             if page.complete {
-                store.close().unwrap();
                 return (texts, skipped);
             }
         }
@@ -245,28 +295,107 @@ mod tests {
     fn dropped_damage_leaves_the_other_messages() {
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path();
-        let amy: UserName = "amy".parse().unwrap();
-        let mut store = OfflineStore::open(folder).unwrap();
-        store.import_account(&amy, None, Sequence(0)).unwrap();
-        for number in 1..=9 {
-            let position = Position { sequence: Sequence(number), ..Position::default() };
-            let text = format!("{number}: marked").into();
-            store.import_message(&amy, Message { position, sender: None, time_ms: 1, text }).unwrap();
-            store.commit().unwrap();
-        }
-        store.close().unwrap();
+        filled(folder);
         damage(folder, "5: marked");
         let found = check(folder).unwrap();
         assert_eq!((found.accounts, found.messages), (1, 9));
         let numbers =
-            |found: &Findings| found.damaged.iter().map(|(_, block)| block.first).collect::<Vec<_>>();
+            |found: &Findings| found.losses.iter().map(|(_, loss)| loss.gap.first).collect::<Vec<_>>();
         assert_eq!(numbers(&found), [5]);
         let dropped = drop_damaged(folder).unwrap();
-        assert_eq!(dropped.iter().map(|(_, gap)| (gap.first, gap.messages)).collect::<Vec<_>>(), [(5, 1)]);
+        assert_eq!(
+            dropped.iter().map(|(_, loss)| (loss.gap.first, loss.gap.messages)).collect::<Vec<_>>(),
+            [(5, 1)]
+        );
         assert_eq!(numbers(&check(folder).unwrap()), [0; 0]);
         for _ in 0..2 {
             let left = [1, 2, 3, 4, 6, 7, 8, 9].map(|number| format!("{number}: marked"));
             assert_eq!(read(folder), (left.to_vec(), vec![5]));
         }
+    }
+
+    #[test]
+    fn damaged_frame_is_salvaged_with_a_gap() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        filled(folder);
+        damage_frame(folder, "5: marked");
+        assert!(matches!(check(folder), Err(CheckError::Open(OpenError::Damaged { .. }))));
+        let (store, damaged) = salvage::rebuild(folder).unwrap();
+        assert_eq!(store.lost().commits.len(), 1);
+        let gaps = store.inboxes()[0].losses.iter().map(|loss| loss.gap);
+        let gaps: Vec<_> = gaps.map(|gap| (gap.first, gap.end.sequence.0, gap.messages)).collect();
+        assert_eq!(gaps, [(5, 5, 1)]);
+        assert!(damaged.join("HEAD").exists());
+        drop(store);
+        assert!(check(folder).unwrap().losses.is_empty());
+        let left = [1, 2, 3, 4, 6, 7, 8, 9].map(|number| format!("{number}: marked"));
+        assert_eq!(read(folder), (left.to_vec(), vec![5]));
+    }
+
+    #[test]
+    fn lost_segment_is_salvaged_without_its_messages() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        filled(folder);
+        // Half of the messages lie in a second segment.
+        drop(OfflineStore::open(folder).unwrap());
+        let mut store = OfflineStore::open(folder).unwrap();
+        let bob: UserName = "bob".parse().unwrap();
+        store.import_account(&bob, None, Sequence(0)).unwrap();
+        store.commit().unwrap();
+        store.close().unwrap();
+        let before = fs::read_dir(folder.join("log")).unwrap().count();
+        change_files(folder, |name, bytes| {
+            let is_newest = bytes.windows(3).any(|part| part == b"bob") && name.ends_with(".segment");
+            if is_newest {
+                [8, 4104].iter().for_each(|at| bytes[*at] ^= 1);
+            }
+            is_newest
+        });
+        assert!(matches!(check(folder), Err(CheckError::Open(OpenError::Damaged { .. }))));
+        let store = salvage::SalvagedStore::open(folder).unwrap();
+        assert!(!store.lost().files.is_empty());
+        drop(store);
+        assert_eq!(fs::read_dir(folder.join("log")).unwrap().count(), before);
+        let (store, _) = salvage::rebuild(folder).unwrap();
+        assert!(store.inboxes().iter().all(|inbox| inbox.inbox.entry.account.name != bob));
+        drop(store);
+        check(folder).unwrap();
+    }
+
+    #[test]
+    fn log_without_head_is_salvaged_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        filled(folder);
+        fs::remove_file(folder.join("log/HEAD")).unwrap();
+        assert!(matches!(check(folder), Err(CheckError::Open(OpenError::Damaged { .. }))));
+        let (store, _) = salvage::rebuild(folder).unwrap();
+        assert_eq!((store.lost().commits.len(), store.inboxes()[0].losses.len()), (0, 0));
+        drop(store);
+        assert_eq!(read(folder).0.len(), 9);
+    }
+
+    #[test]
+    fn tools_keep_the_size_of_segments() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        filled(folder);
+        for entry in fs::read_dir(folder.join("log")).unwrap() {
+            assert!(entry.unwrap().metadata().unwrap().len() <= SEGMENT_BYTES);
+        }
+    }
+
+    #[test]
+    fn emptied_log_is_damage() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        filled(folder);
+        fs::remove_dir_all(folder.join("log")).unwrap();
+        fs::create_dir(folder.join("log")).unwrap();
+        let opened = OfflineStore::open(folder);
+        assert!(matches!(opened, Err(StartError::Log(OpenError::Damaged { .. }))), "{opened:?}");
+        assert_eq!(fs::read_dir(folder.join("log")).unwrap().count(), 0);
     }
 }

@@ -70,6 +70,8 @@ pub(super) struct Committer {
     backlog: VecDeque<Command>,
     /// Cursors that were appended, and that no sync has covered.
     unsynced: HashMap<u64, Position>,
+    /// The size of a segment of the log.
+    segment_bytes: u64,
     space: Space,
     failed: Option<Instant>,
     acks_committed: Instant,
@@ -91,7 +93,7 @@ enum Space {
 
 /// The completion of a send, which waits for its commit.
 #[derive(Debug)]
-struct Sent {
+pub(super) struct Sent {
     completer: Completer<Outcome>,
     outcome: Result<Outcome, Unavailable>,
     fence: Option<Fence>,
@@ -102,7 +104,8 @@ impl Sent {
         self.completer.complete(self.outcome);
     }
 
-    fn fail(self) {
+    /// Completes it as unknown, and lets no later send of its connection through.
+    pub(super) fn fail(self) {
         if let Some(fence) = self.fence {
             fence.close();
         }
@@ -112,7 +115,7 @@ impl Sent {
 
 /// Any other completion that waits for its commit.
 #[derive(Debug)]
-enum Completion {
+pub(super) enum Completion {
     Created(Completer<Created>, Created),
     Flag(Completer<bool>, bool),
     Subscribed(Completer<Option<Subscription>>, Option<Subscription>),
@@ -128,12 +131,18 @@ impl Completion {
         }
     }
 
-    fn fail(self) {
+    /// Completes it as unknown. Returns the session that was opened and is not in use.
+    pub(super) fn fail(self) -> Option<SessionToken> {
         match self {
             Self::Created(completer, _) => completer.complete(Err(Unavailable)),
-            Self::Flag(completer, _) | Self::Opened(_, completer, _) => completer.complete(Err(Unavailable)),
+            Self::Flag(completer, _) => completer.complete(Err(Unavailable)),
             Self::Subscribed(completer, _) => completer.complete(Err(Unavailable)),
+            Self::Opened(token, completer, is_open) => {
+                completer.complete(Err(Unavailable));
+                return is_open.then_some(token);
+            }
         }
+        None
     }
 }
 
@@ -177,6 +186,7 @@ impl Committer {
             permits: Vec::new(),
             backlog: VecDeque::new(),
             unsynced: HashMap::new(),
+            segment_bytes: log.segment_bytes(),
             space: Space::Ample,
             failed: None,
             acks_committed: now,
@@ -286,12 +296,12 @@ impl Committer {
 
     /// Returns whether another text fits beside those of the frame.
     fn has_room_for_text(&self, text_bytes: usize, next: usize) -> bool {
-        let bytes_max = TEXT_BYTES_MAX.min((self.config.segment_bytes / TEXT_DIVISOR) as usize);
+        let bytes_max = TEXT_BYTES_MAX.min((self.segment_bytes / TEXT_DIVISOR) as usize);
         text_bytes == 0 || text_bytes + next <= bytes_max
     }
 
     fn record_bytes_max(&self) -> usize {
-        (self.config.segment_bytes / RECORDS_DIVISOR) as usize
+        (self.segment_bytes / RECORDS_DIVISOR) as usize
     }
 
     fn append(&mut self, mut append: Append, completer: Completer<Outcome>, context: Context) {
@@ -350,7 +360,13 @@ impl Committer {
         let frame = frame.or_else(|| is_maintenance.then(|| self.ledger.finish_empty(&mut self.changes)));
         if let Some(frame) = frame {
             let durability = if is_maintenance { Durability::Machine } else { self.durability() };
-            if let Err(error) = self.append_frame(frame, durability) {
+            self.shared.in_flight.put(&mut self.sent, &mut self.completions);
+            let appended = self.append_frame(frame, durability);
+            let now = self.now();
+            for token in self.shared.in_flight.take(&mut self.sent, &mut self.completions) {
+                self.ledger.close_session(&token, now);
+            }
+            if let Err(error) = appended {
                 return self.fail(&error);
             }
             self.release(durability);
@@ -374,6 +390,7 @@ impl Committer {
     /// Looks up the space that the log has, and reports a change.
     fn note_space(&mut self) {
         let Some(log) = &self.log else { return };
+        self.segment_bytes = log.segment_bytes();
         let space = match (log.is_full(), log.is_low_on_space()) {
             (true, _) => Space::None,
             (_, true) => Space::Low,
@@ -476,10 +493,9 @@ impl Committer {
         let now = self.now();
         self.sent.drain(..).for_each(Sent::fail);
         for completion in self.completions.drain(..) {
-            if let Completion::Opened(token, _, true) = &completion {
-                self.ledger.close_session(token, now);
+            if let Some(token) = completion.fail() {
+                self.ledger.close_session(&token, now);
             }
-            completion.fail();
         }
         self.permits.clear();
         self.lost = std::mem::take(&mut self.changes.effects.ends);

@@ -46,6 +46,7 @@ struct State {
     is_low_on_space: bool,
     is_full: bool,
     longest_frame: usize,
+    segment_bytes: Option<u64>,
     opens_fail: bool,
     failed_opens: usize,
     appends: Vec<Durability>,
@@ -82,6 +83,11 @@ impl Kept {
     /// Sets whether there is no space for anything.
     pub(crate) fn set_full(&self, is_full: bool) {
         self.lock().is_full = is_full;
+    }
+
+    /// Sets the size of a segment.
+    pub(crate) fn set_segment_bytes(&self, bytes: u64) {
+        self.lock().segment_bytes = Some(bytes);
     }
 
     /// Returns the length of the longest frame.
@@ -232,6 +238,10 @@ impl Log for KeptLog {
         let state = self.kept.lock();
         let last = state.records.iter().rposition(|(_, part)| part.is_some_and(|part| part.is_last));
         state.records.len() - last.map_or(0, |last| last + 1) > FRAMES_MAX
+    }
+
+    fn segment_bytes(&self) -> u64 {
+        self.kept.lock().segment_bytes.unwrap_or_else(|| self.inner.segment_bytes())
     }
 
     fn is_low_on_space(&self) -> bool {

@@ -6,8 +6,9 @@
 //! | `queue` | commands and acknowledgements that wait for the commit thread |
 //! | `commit` | the commit thread: one frame for everything that waits |
 //! | `open`, `recovery` | the start, and opening the log again after a failure |
-//! | `watchdog` | commits that take too long |
-//! | `offline`, `check` | a store that is open without being served; its damage |
+//! | `watchdog`, `in_flight` | commits that take too long, and their answers |
+//! | `offline`, `snapshot` | a store that is open without being served |
+//! | `check`, `salvage` | the damage of a store, and what is left |
 //! | `directory`, `readers`, `cursors` | what other threads may see: what is committed |
 
 pub(crate) mod check;
@@ -16,13 +17,16 @@ mod cursors;
 mod directory;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+mod in_flight;
 #[cfg(any(test, feature = "fuzzing"))]
 mod kept;
 pub(crate) mod offline;
 mod open;
 mod queue;
-mod readers;
+pub(crate) mod readers;
 mod recovery;
+pub(crate) mod salvage;
+pub(crate) mod snapshot;
 #[cfg(test)]
 mod tests;
 mod watchdog;
@@ -38,10 +42,11 @@ use hark_protocol::{SessionToken, UserName};
 
 use self::commit::{Closed, Committer};
 use self::directory::Directory;
+use self::in_flight::InFlight;
 use self::open::CounterFloor;
 use self::queue::{Command, Queue};
 use self::readers::Readers;
-use self::watchdog::{Deadlines, Progress, Watchdog};
+use self::watchdog::{Deadlines, Progress, Watchdog, Watched};
 use crate::ledger::Limits;
 use crate::log::Opener;
 use crate::log::disk::{DiskConfig, DiskOpener};
@@ -70,8 +75,8 @@ pub struct ShardConfig {
     /// A number above all that were ever used. With it, numbers do not depend on
     /// the clock, and a new store does not wait for the next second.
     pub numbers_after: Option<u64>,
-    /// The size of a file of the log on disk.
-    pub segment_bytes: u64,
+    /// The size of a file of the log on disk; `None` for the one that the store has.
+    pub segment_bytes: Option<u64>,
 }
 
 /// What an answer waits for.
@@ -92,8 +97,11 @@ impl ShardConfig {
         queued_bytes_max: 256 * 1024 * 1024,
         sync: Sync::Always,
         numbers_after: None,
-        segment_bytes: 64 << 20,
+        segment_bytes: None,
     };
+
+    /// For tools, which refuse nothing.
+    const UNBOUNDED: Self = Self { accounts_max: usize::MAX, ..Self::DEFAULT };
 
     const fn limits(&self) -> Limits {
         Limits {
@@ -136,6 +144,7 @@ pub struct ShardStore {
 struct Shared {
     queue: Arc<Queue>,
     progress: Arc<Progress>,
+    in_flight: Arc<InFlight>,
     directory: Directory,
     readers: Readers,
     /// The log is open.
@@ -171,8 +180,12 @@ impl ShardStore {
     fn start(opener: Arc<dyn Opener>, config: ShardConfig, deadlines: Deadlines) -> Result<Self, StartError> {
         let opened = open::open(&*opener, config.limits(), config.counter_floor())?;
         let shared = Arc::<Shared>::default();
-        let (progress, queue) = (Arc::clone(&shared.progress), Arc::clone(&shared.queue));
-        let watchdog = Watchdog::start(progress, queue, deadlines).map_err(StartError::Thread)?;
+        let watched = Watched {
+            progress: Arc::clone(&shared.progress),
+            queue: Arc::clone(&shared.queue),
+            in_flight: Arc::clone(&shared.in_flight),
+        };
+        let watchdog = Watchdog::start(watched, deadlines).map_err(StartError::Thread)?;
         let committer = Committer::new(config, Arc::clone(&shared), opener, opened);
         let commit = move || {
             // After a bug in here nothing is decided any more. What was answered outlives

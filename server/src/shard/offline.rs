@@ -1,22 +1,19 @@
-//! A store that is open without being served: for `harkd export` and `import`.
+//! A store that is open without being served: for `harkd import`.
 
 use std::path::Path;
 
 use hark_protocol::{Sequence, UserName};
 
 use super::open::{self, CounterFloor, Opened};
-use super::readers::{PageError, read_page};
+use super::readers::read_page;
 use super::{ShardConfig, StartError};
 use crate::ledger::{Changes, Context, Imported};
 use crate::log::disk::DiskOpener;
 use crate::log::{AppendError, Durability, LogError};
-use crate::store::{Account, AccountEntry, Created, Message, Page, PasswordHash, Position, ReadLimit};
+use crate::store::{Created, Message, PasswordHash, ReadLimit};
 
 /// Bytes of text that are imported in one frame.
 const TEXT_BYTES_MAX: usize = 1024 * 1024;
-
-/// A page of an export.
-const PAGE: ReadLimit = ReadLimit { messages: 1024, bytes: 1024 * 1024 };
 
 /// A store that is open on this thread.
 #[derive(Debug)]
@@ -26,36 +23,14 @@ pub(crate) struct OfflineStore {
     text_bytes: usize,
 }
 
-/// An account, and up to where its inbox is acknowledged.
-#[derive(Debug, Clone)]
-pub(crate) struct OfflineInbox {
-    pub(crate) entry: AccountEntry,
-    /// The last message that was acknowledged.
-    pub(crate) cursor: Position,
-}
-
 impl OfflineStore {
     /// Opens the store in a folder. It is made if there is none.
     pub(crate) fn open(folder: &Path) -> Result<Self, StartError> {
-        let bounds = ShardConfig { accounts_max: usize::MAX, ..ShardConfig::DEFAULT };
         let opener = DiskOpener::new(folder);
-        let opened = open::open(&opener, bounds.limits(), CounterFloor::After(0))?;
+        let opened = open::open(&opener, ShardConfig::UNBOUNDED.limits(), CounterFloor::After(0))?;
         let mut store = Self { opened, changes: Changes::default(), text_bytes: 0 };
         store.begin();
         Ok(store)
-    }
-
-    /// Returns the inboxes in the order of their names.
-    pub(crate) fn inboxes(&self) -> Vec<OfflineInbox> {
-        let inboxes = self.opened.ledger.inboxes();
-        let mut inboxes: Vec<_> = inboxes.map(|(entry, cursor, _)| OfflineInbox { entry, cursor }).collect();
-        inboxes.sort_by(|a, b| a.entry.account.name.cmp(&b.entry.account.name));
-        inboxes
-    }
-
-    /// Reads a page of messages.
-    pub(crate) fn read(&self, account: &Account, after: Sequence) -> Result<Page, PageError> {
-        read_page(&*self.opened.log.reader(), account.incarnation, after, PAGE)
     }
 
     /// Creates an account whose messages up to `cursor` were acknowledged.

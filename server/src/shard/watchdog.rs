@@ -1,6 +1,6 @@
 //! The watchdog: a commit that takes too long is logged and makes the store
-//! unhealthy; if it takes much too long, waiting commands are refused instead of
-//! waiting for ever.
+//! unhealthy; if it takes much too long, the commands in it and those that wait for it
+//! are answered that their outcome is unknown, instead of waiting for ever.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -8,6 +8,7 @@ use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use super::in_flight::InFlight;
 use super::queue::Queue;
 
 /// How long a commit may take.
@@ -15,7 +16,7 @@ use super::queue::Queue;
 pub(super) struct Deadlines {
     /// From then on it is logged, and the store is unhealthy.
     pub(super) slow: Duration,
-    /// From then on waiting commands are refused.
+    /// From then on the commands in it and the waiting ones are answered.
     pub(super) stalled: Duration,
     /// How often the commit is looked at.
     pub(super) interval: Duration,
@@ -79,6 +80,14 @@ impl Progress {
     }
 }
 
+/// What the watchdog looks at, and what it answers.
+#[derive(Debug)]
+pub(super) struct Watched {
+    pub(super) progress: Arc<Progress>,
+    pub(super) queue: Arc<Queue>,
+    pub(super) in_flight: Arc<InFlight>,
+}
+
 /// The thread of the watchdog. Dropping it ends it.
 #[derive(Debug)]
 pub(super) struct Watchdog {
@@ -91,15 +100,11 @@ impl Watchdog {
     ///
     /// # Errors
     /// If there can be no thread.
-    pub(super) fn start(
-        progress: Arc<Progress>,
-        queue: Arc<Queue>,
-        deadlines: Deadlines,
-    ) -> std::io::Result<Self> {
+    pub(super) fn start(watched: Watched, deadlines: Deadlines) -> std::io::Result<Self> {
         let (stop, stopped) = mpsc::channel();
         let watch = move || {
             while stopped.recv_timeout(deadlines.interval) == Err(RecvTimeoutError::Timeout) {
-                look(&progress, &queue, deadlines);
+                look(&watched, deadlines);
             }
         };
         let thread = thread::Builder::new().name("store-watch".to_owned()).spawn(watch)?;
@@ -107,7 +112,7 @@ impl Watchdog {
     }
 }
 
-fn look(progress: &Progress, queue: &Queue, deadlines: Deadlines) {
+fn look(Watched { progress, queue, in_flight }: &Watched, deadlines: Deadlines) {
     let age = progress.age();
     if age < deadlines.slow {
         return;
@@ -117,8 +122,11 @@ fn look(progress: &Progress, queue: &Queue, deadlines: Deadlines) {
         tracing::error!(age_ms, "slow commit: the disk does not answer");
     }
     if age >= deadlines.stalled && !queue.is_stalled() {
-        tracing::error!(age_ms, "stalled commit: waiting commands are answered unavailable");
+        tracing::error!(age_ms, "stalled commit: its commands and waiting ones are answered unavailable");
         queue.stall();
+    }
+    if age >= deadlines.stalled {
+        in_flight.fail_if(|| progress.age() >= deadlines.stalled);
     }
     // It may have ended meanwhile, and not have seen this.
     if progress.age() < deadlines.slow {

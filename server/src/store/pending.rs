@@ -12,10 +12,10 @@ use super::Unavailable;
 /// The outcome of an operation that the store has accepted, in the order of the calls.
 /// Dropping it does not cancel the operation. Cancel-safe. It resolves without a runtime.
 #[derive(Debug)]
-pub struct Pending<T>(State<T>);
+pub struct Pending<T>(PendingState<T>);
 
 #[derive(Debug)]
-enum State<T> {
+enum PendingState<T> {
     Ready(Option<Result<T, Unavailable>>),
     Waiting(oneshot::Receiver<Result<T, Unavailable>>),
 }
@@ -27,14 +27,14 @@ pub struct Completer<T>(oneshot::Sender<Result<T, Unavailable>>);
 impl<T> Pending<T> {
     /// Returns an outcome that is already decided.
     pub const fn ready(outcome: Result<T, Unavailable>) -> Self {
-        Self(State::Ready(Some(outcome)))
+        Self(PendingState::Ready(Some(outcome)))
     }
 
     /// Returns an undecided outcome and its completer.
     #[must_use]
     pub fn new() -> (Completer<T>, Self) {
         let (sender, receiver) = oneshot::channel();
-        (Completer(sender), Self(State::Waiting(receiver)))
+        (Completer(sender), Self(PendingState::Waiting(receiver)))
     }
 }
 
@@ -51,11 +51,11 @@ impl<T: Unpin> Future for Pending<T> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match &mut self.0 {
-            State::Ready(outcome) => Poll::Ready(outcome.take().unwrap_or(Err(Unavailable))),
+            PendingState::Ready(outcome) => Poll::Ready(outcome.take().unwrap_or(Err(Unavailable))),
             // `try_recv` first: once a task has exhausted its budget, `poll` returns `Pending`
             // even if the outcome is there, and an effect of the outcome that arrives by
             // another channel must not overtake it.
-            State::Waiting(receiver) => match receiver.try_recv() {
+            PendingState::Waiting(receiver) => match receiver.try_recv() {
                 Ok(decided) => Poll::Ready(decided),
                 Err(TryRecvError::Closed) => Poll::Ready(Err(Unavailable)),
                 Err(TryRecvError::Empty) => {

@@ -59,7 +59,7 @@ pub struct Subscription {
 /// The events of a subscription. Dropping it ends the subscription.
 #[derive(Debug)]
 pub struct Events {
-    buffer: Arc<Buffer>,
+    buffer: Arc<SubscriptionBuffer>,
     /// Notifies the store of the drop, if it needs to know. Boxed, since few stores do.
     _released: Option<Box<DropGuard>>,
 }
@@ -67,21 +67,21 @@ pub struct Events {
 /// The store's side. Clones publish to the same subscription.
 #[derive(Debug, Clone)]
 pub struct Publisher {
-    buffer: Arc<Buffer>,
+    buffer: Arc<SubscriptionBuffer>,
 }
 
 #[derive(Debug, Default)]
-struct Buffer {
+struct SubscriptionBuffer {
     /// Whether the state has an end.
     ended: AtomicBool,
     // Locked because a thread of the store publishes and a task of the connection reads. Held
     // for one operation on the queue.
-    state: Mutex<State>,
+    state: Mutex<BufferState>,
     changed: AtomicWaker,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct BufferState {
     messages: VecDeque<Arc<Message>>,
     bytes: usize,
     following: bool,
@@ -95,7 +95,7 @@ impl Subscription {
     /// `queued` messages waiting, and its publisher. It begins lagging.
     #[must_use]
     pub fn new(account: Account, queued: u64, cursor: Position) -> (Publisher, Self) {
-        let buffer = Arc::new(Buffer::default());
+        let buffer = Arc::new(SubscriptionBuffer::default());
         let events = Events { buffer: Arc::clone(&buffer), _released: None };
         (Publisher { buffer }, Self { account, queued, cursor, events })
     }
@@ -257,8 +257,8 @@ impl Publisher {
     }
 }
 
-impl Buffer {
-    fn lock(&self) -> MutexGuard<'_, State> {
+impl SubscriptionBuffer {
+    fn lock(&self) -> MutexGuard<'_, BufferState> {
         // Nothing panics while the lock is held.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -276,7 +276,7 @@ impl Buffer {
     }
 }
 
-impl State {
+impl BufferState {
     /// Takes a bounded number of messages.
     fn take(&mut self) -> Vec<Arc<Message>> {
         let (mut count, mut bytes) = (0, 0);

@@ -38,7 +38,7 @@ fn old_client_works_unchanged() {
     let script = [
         ("create user2", "ok"),
         ("create user3", "ok"),
-        ("create user3", "notok exists,there is a user user3 already"),
+        ("create user3", "notok exists,user3 already exists"),
         ("list", "list user2,user3"),
         ("list r3$", "list user3"),
         ("list nobody", "list"),

@@ -126,38 +126,57 @@ fn old_service_works_unchanged() {
     run(&Harkd::start(), "old");
 }
 
-#[test]
-fn document_client_works_as_printed() {
+#[tokio::test]
+async fn document_client_reconnects_and_sees_each_message_once() {
     let document = Document::read();
     let server = Harkd::start();
     let mut client = document.start(&server, document.programs.first().unwrap());
     let mut output = Output::of(&mut client);
     assert_eq!(output.next(), "['bob']");
     assert_eq!(output.next(), "somebody says hello, bob");
-    server.signal("TERM");
-    assert_eq!(output.next(), "no more: shutdown");
+    let server = server.stop_and_restart();
+    Wire::connect(server.address()).await.sent("bob", "after a stop").await;
+    assert_eq!(output.next(), "somebody says after a stop");
+    let server = server.kill_and_restart();
+    let mut wire = Wire::connect(server.address()).await;
+    wire.sent("bob", "after a kill").await;
+    assert_eq!(output.next(), "somebody says after a kill");
+    wire.ok(Request::Delete { user: name("bob"), password: None }).await;
+    assert_eq!(output.next(), "bye: deleted");
     check(client);
+}
+
+#[tokio::test]
+async fn document_session_reconnects_and_sends_once() {
+    let document = Document::read();
+    let server = Harkd::start();
+    Wire::connect(server.address()).await.create("bob").await;
+    let mut session = document.start_after_imports(&server, document.programs.get(1).unwrap());
+    let mut output = Output::of(&mut session);
+    assert_eq!(output.next(), "bob says hello, me");
+    let server = server.kill_and_restart();
+    let mut wire = Wire::connect(server.address()).await;
+    wire.sent("bob", "after a kill").await;
+    assert_eq!(output.next(), "somebody says after a kill");
+    wire.ok(Request::Delete { user: name("bob"), password: None }).await;
+    check(session);
 }
 
 #[tokio::test]
 async fn other_document_programs_work_as_printed() {
     let document = Document::read();
     let mut server = Harkd::builder().arg("--watch-logs=loopback").start();
-    Wire::connect(server.address()).await.create("bob").await;
-    let [_, session, refusal, logs] = document.programs.as_slice() else {
+    let [_, _, refusal, logs] = document.programs.as_slice() else {
         panic!("this test knows other programs: {:#?}", document.programs)
     };
     let mut refusal = document.start_after_imports(&server, refusal);
     assert_eq!(Output::of(&mut refusal).next(), "no-such-user");
     check(refusal);
-    let mut session = document.start_after_imports(&server, session);
-    assert_eq!(Output::of(&mut session).next(), "bob says hello, me");
     let logs = document.start_after_imports(&server, logs);
     server.wait_for_log("log watcher connected");
     server.signal("TERM");
-    // Both end successfully, together with the server.
+    // It ends successfully, together with the server.
     check(logs);
-    check(session);
     assert!(server.wait().success());
 }
 

@@ -353,8 +353,11 @@ fn version_is_that_of_the_package() {
 #[tokio::test]
 async fn flags_override_environment_variables() {
     let builder = Harkd::builder().env("HARKD_MAX_FRAME", "5000").env("HARKD_MAX_ACCOUNTS", "7");
-    let builder =
-        builder.env("HARKD_REQUIRE_PASSWORD", "yes").env("HARKD_ADMIN", "").env("HARKD_LOG_FORMAT", "json");
+    let builder = builder
+        .env("HARKD_REQUIRE_PASSWORD", "yes")
+        .env("HARKD_ADMIN", "")
+        .env("HARKD_TLS_ONLY", "0")
+        .env("HARKD_LOG_FORMAT", "json");
     let server = builder.arg("--max-accounts=1").start();
     let mut wire = Wire::connect(server.address()).await;
     let hello = Request::Hello { version: 1, session: "s".parse().unwrap() };

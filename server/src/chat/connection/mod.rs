@@ -74,7 +74,7 @@ pub struct ClientConnection {
     inbox_reader: Option<InboxReader>,
     /// The end of the delivery, until `bye` goes out.
     ended: Option<End>,
-    stage: Stage,
+    stage: ConnectionStage,
 }
 
 /// The session of a connection's sends.
@@ -87,7 +87,7 @@ enum SendSession {
 
 /// The stage of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stage {
+enum ConnectionStage {
     Open,
     /// Requests in flight are answered; then the connection closes, after a `bye`
     /// shutdown if `bye` is set.
@@ -147,7 +147,7 @@ impl ClientConnection {
             operation: None,
             inbox_reader: None,
             ended: None,
-            stage: Stage::Open,
+            stage: ConnectionStage::Open,
         }
     }
 
@@ -167,7 +167,7 @@ impl ClientConnection {
     /// Returns whether the next request can be handled. Until then it stays unread.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.stage == Stage::Open
+        self.stage == ConnectionStage::Open
             && self.throttle.paused_until().is_none()
             && self.waiting.is_none()
             && self.operation.is_none()
@@ -189,7 +189,7 @@ impl ClientConnection {
     /// Returns the time at which to poll even without a wake-up.
     #[must_use]
     pub fn wake_at(&self) -> Option<Instant> {
-        if self.stage != Stage::Open {
+        if self.stage != ConnectionStage::Open {
             return None;
         }
         let retry_at = self.inbox_reader.as_ref().and_then(|reader| reader.window().retry_at());
@@ -262,8 +262,8 @@ impl ClientConnection {
 
     /// Ends the connection once the requests in flight are answered.
     pub fn end(&mut self) {
-        if self.stage == Stage::Open {
-            self.stage = Stage::Ending { bye: false };
+        if self.stage == ConnectionStage::Open {
+            self.stage = ConnectionStage::Ending { bye: false };
         }
     }
 
@@ -280,12 +280,12 @@ impl ClientConnection {
 
     /// Polls for the next output.
     pub fn poll(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<Output> {
-        if self.stage == Stage::Closed {
+        if self.stage == ConnectionStage::Closed {
             return Poll::Pending;
         }
         self.throttle.refill(now);
-        if self.stage == Stage::Open && self.shutdown.is_requested() {
-            self.stage = Stage::Ending { bye: true };
+        if self.stage == ConnectionStage::Open && self.shutdown.is_requested() {
+            self.stage = ConnectionStage::Ending { bye: true };
         }
         loop {
             if let Poll::Ready((id, reply)) = self.poll_requests(cx) {
@@ -294,7 +294,7 @@ impl ClientConnection {
             if let Some(end) = self.ended.take() {
                 return Poll::Ready(Output::Bye(self.bye(end)));
             }
-            if self.stage != Stage::Open {
+            if self.stage != ConnectionStage::Open {
                 return self.poll_end();
             }
             let Some(reader) = &mut self.inbox_reader else {
@@ -481,12 +481,12 @@ impl ClientConnection {
         }
         self.stop_receiving();
         match self.stage {
-            Stage::Ending { bye: true } => {
-                self.stage = Stage::Ending { bye: false };
+            ConnectionStage::Ending { bye: true } => {
+                self.stage = ConnectionStage::Ending { bye: false };
                 Poll::Ready(Output::Bye(ByeReason::Shutdown))
             }
             _ => {
-                self.stage = Stage::Closed;
+                self.stage = ConnectionStage::Closed;
                 Poll::Ready(Output::Close)
             }
         }

@@ -18,14 +18,14 @@ use crate::chat::ShutdownSignal;
 /// not.
 #[derive(Debug)]
 pub(super) struct Abortable<S> {
-    stream: Arc<Slot<S>>,
+    stream: Arc<StreamSlot<S>>,
     /// Ends the task that waits for the request.
     _done: DropGuard,
 }
 
 /// The stream, until it is aborted.
 // Locked because another task aborts it. Held while the stream is polled.
-type Slot<S> = Mutex<Option<S>>;
+type StreamSlot<S> = Mutex<Option<S>>;
 
 impl<S: Send + 'static> Abortable<S> {
     /// Returns a stream of a call of `caller` that obeys `shutdown`.
@@ -59,6 +59,6 @@ where
     }
 }
 
-fn lock<S>(slot: &Slot<S>) -> MutexGuard<'_, Option<S>> {
+fn lock<S>(slot: &StreamSlot<S>) -> MutexGuard<'_, Option<S>> {
     slot.lock().unwrap_or_else(PoisonError::into_inner)
 }

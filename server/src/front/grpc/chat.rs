@@ -24,7 +24,7 @@ use super::list::Pages;
 use crate::chat::Chat;
 
 /// A response stream.
-type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+type ResponseStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// The chat as a service.
 #[derive(Debug)]
@@ -65,9 +65,9 @@ fn own_credentials(delete: &mut DeleteRequest) -> Option<Credentials> {
 
 #[tonic::async_trait]
 impl chat_server::Chat for ChatService {
-    type ListStream = Replies<ListReply>;
-    type ConnectStream = Replies<ConnectReply>;
-    type BiDiChatStream = Replies<ChatReply>;
+    type ListStream = ResponseStream<ListReply>;
+    type ConnectStream = ResponseStream<ConnectReply>;
+    type BiDiChatStream = ResponseStream<ChatReply>;
 
     async fn create(&self, request: Request<CreateRequest>) -> Result<Response<CreateReply>, Status> {
         let (_, extensions, mut request) = request.into_parts();

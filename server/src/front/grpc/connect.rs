@@ -24,12 +24,12 @@ use crate::front::delivery;
 pub(super) struct Receipts {
     // Locked because a receipt is removed where its stream is dropped. Held for one
     // operation on the map.
-    open: Mutex<HashMap<String, Arc<Shared>>>,
+    open: Mutex<HashMap<String, Arc<ReceiptState>>>,
 }
 
 /// The state shared by a `Connect` and its `Ack`s.
 #[derive(Debug)]
-struct Shared {
+struct ReceiptState {
     // Locked because acknowledgements come by other calls. Held for one output or one
     // acknowledgement.
     call: Mutex<Call>,
@@ -42,7 +42,7 @@ struct Shared {
 pub(super) struct DeliveryStream {
     receipt: String,
     receipts: Arc<Receipts>,
-    shared: Arc<Shared>,
+    shared: Arc<ReceiptState>,
     /// The first item, until it is sent.
     connected: Option<Connected>,
     ack_timeout: Duration,
@@ -65,12 +65,12 @@ impl Receipts {
         Ok(())
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<Shared>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<ReceiptState>>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Shared {
+impl ReceiptState {
     fn lock(&self) -> MutexGuard<'_, Call> {
         self.call.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -81,7 +81,7 @@ impl DeliveryStream {
     /// acknowledgements count for `ack_timeout`.
     pub(super) fn new(call: Call, queued: u64, receipts: &Arc<Receipts>, ack_timeout: Duration) -> Self {
         let receipt = format!("{:032x}", rand::random::<u128>());
-        let shared = Arc::new(Shared { call: Mutex::new(call), stream: AtomicWaker::new() });
+        let shared = Arc::new(ReceiptState { call: Mutex::new(call), stream: AtomicWaker::new() });
         receipts.lock().insert(receipt.clone(), Arc::clone(&shared));
         Self {
             connected: Some(Connected { queued, receipt: receipt.clone() }),

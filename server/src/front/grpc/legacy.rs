@@ -39,7 +39,7 @@ pub(super) struct LegacyService {
 }
 
 /// The outcome of a command.
-enum Outcome {
+enum CommandOutcome {
     Done(OkFields, Vec<UserName>),
     Refused(Refusal),
 }
@@ -63,8 +63,8 @@ impl LegacyService {
     async fn execute(&self, extensions: &Extensions, request: Asked) -> Result<Answer, Status> {
         let mut call = Call::new(&self.chat, extensions)?;
         match outcome(&mut call, request.clone()).await? {
-            Outcome::Refused(refusal) => Ok(refused(&refusal.explanation)),
-            Outcome::Done(fields, names) => Ok(done(&request, &fields, &names)),
+            CommandOutcome::Refused(refusal) => Ok(refused(&refusal.explanation)),
+            CommandOutcome::Done(fields, names) => Ok(done(&request, &fields, &names)),
         }
     }
 }
@@ -109,14 +109,14 @@ fn shown(message: &Message) -> String {
 }
 
 /// Runs a command.
-async fn outcome(call: &mut Call, request: Asked) -> Result<Outcome, Status> {
+async fn outcome(call: &mut Call, request: Asked) -> Result<CommandOutcome, Status> {
     call.connection.handle(RequestId::new(1), Ok(request));
     let mut all = Vec::new();
     loop {
         match poll_fn(|cx| call.poll(cx)).await? {
             Output::Reply(_, Reply::List(names)) => all.extend(names),
-            Output::Reply(_, Reply::Ok(fields)) => return Ok(Outcome::Done(fields, all)),
-            Output::Reply(_, Reply::NotOk(refusal)) => return Ok(Outcome::Refused(refusal)),
+            Output::Reply(_, Reply::Ok(fields)) => return Ok(CommandOutcome::Done(fields, all)),
+            Output::Reply(_, Reply::NotOk(refusal)) => return Ok(CommandOutcome::Refused(refusal)),
             Output::Reply(_, Reply::Error { explanation, .. }) => {
                 return Err(status::unavailable(&explanation));
             }

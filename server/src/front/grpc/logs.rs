@@ -21,7 +21,7 @@ use tracing::Level;
 use super::Caller;
 use super::call::answer;
 use crate::chat::Chat;
-use crate::logging::{Entry, Event, Watcher, Watchers};
+use crate::logging::{LoggedEvent, Watcher, WatcherItem, Watchers};
 
 /// The permission to watch the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -160,8 +160,8 @@ impl Stream for Watch {
             return Poll::Ready(None);
         };
         let event = match entry {
-            Entry::Missed(count) => Reply::Missed(count),
-            Entry::Event(event) => {
+            WatcherItem::Missed(count) => Reply::Missed(count),
+            WatcherItem::Event(event) => {
                 self.left = self.left.map(|left| left - 1);
                 Reply::Log(log_event(&event))
             }
@@ -170,7 +170,7 @@ impl Stream for Watch {
     }
 }
 
-fn log_event(event: &Event) -> LogEvent {
+fn log_event(event: &LoggedEvent) -> LogEvent {
     let level = match event.level {
         Level::ERROR => LogLevel::Error,
         Level::WARN => LogLevel::Warn,

@@ -148,11 +148,14 @@ pub(super) struct CopyJob {
     source: Arc<Segment>,
     page: usize,
     inbox: Option<InboxId>,
+    /// The inbox whose blocks stay from a damaged one on: the copies of an inbox are the
+    /// first of its live blocks.
+    stopped: Option<InboxId>,
 }
 
 impl CopyJob {
     pub(super) fn new(source: Arc<Segment>) -> Self {
-        Self { source, page: 0, inbox: None }
+        Self { source, page: 0, inbox: None, stopped: None }
     }
 
     /// Reads the next page of the index frame and the live blocks that it names.
@@ -160,7 +163,7 @@ impl CopyJob {
     pub(super) fn step(&mut self, index: &Index, queue: &CopyQueue) -> io::Result<bool> {
         let (source, file) = (&self.source, &*self.source.slot.file);
         let Some(table) = source.table().filter(|table| self.page < table.page_count()) else {
-            if let Some(inbox) = self.inbox {
+            if let Some(inbox) = self.inbox.filter(|_| self.inbox != self.stopped) {
                 queue.push(Piece::Done { source: source.id, inbox });
             }
             source.set_unmovable();
@@ -171,23 +174,29 @@ impl CopyJob {
         }
         let entries = table.page(file, source.salt, self.page)?;
         for entry in entries.ok_or(io::ErrorKind::InvalidData)? {
-            if let Some(before) = self.inbox.replace(entry.inbox).filter(|&before| before != entry.inbox) {
+            let before = self.inbox.replace(entry.inbox).filter(|&before| before != entry.inbox);
+            if let Some(before) = before.filter(|&before| self.stopped != Some(before)) {
                 queue.push(Piece::Done { source: source.id, inbox: before });
             }
-            if !index.is_live_in(&entry, source.id) {
+            if self.stopped == Some(entry.inbox) || !index.is_live_in(&entry, source.id) {
                 continue;
             }
             let bytes =
                 Bytes::from(read_exact(file, entry.extent.offset.into(), entry.extent.length as usize)?);
-            let payload = decode_block(&bytes, source.salt, entry.inbox, (entry.first, entry.last));
-            let payload = bytes.slice(payload.ok_or(io::ErrorKind::InvalidData)?);
-            queue.push(Piece::Block { source: source.id, entry, payload });
+            let Some(payload) = decode_block(&bytes, source.salt, entry.inbox, (entry.first, entry.last))
+            else {
+                let (path, Entry { inbox, first, .. }) = (source.slot.path.display(), entry);
+                tracing::warn!(%path, inbox, first, "damaged block keeps its segment");
+                self.stopped = Some(inbox);
+                continue;
+            };
+            queue.push(Piece::Block { source: source.id, entry, payload: bytes.slice(payload) });
         }
         self.page += 1;
         Ok(false)
     }
 
-    /// Gives the segment up: a block of it cannot be read.
+    /// Gives the segment up: it cannot be read.
     pub(super) fn abandon(self, error: &io::Error) {
         self.source.set_unmovable();
         let path = self.source.slot.path.display();

@@ -75,11 +75,21 @@ pub(super) fn read_exact(file: &dyn StorageFile, offset: u64, length: usize) -> 
 #[derive(Debug)]
 pub(super) struct OsStorage {
     path: PathBuf,
+    is_read_only: bool,
 }
 
 impl OsStorage {
     pub(super) fn new(path: &Path) -> Self {
-        Self { path: path.to_owned() }
+        Self { path: path.to_owned(), is_read_only: false }
+    }
+
+    /// A folder in which nothing can be changed.
+    pub(super) fn read_only(path: &Path) -> Self {
+        Self { path: path.to_owned(), is_read_only: true }
+    }
+
+    fn check_writable(&self) -> io::Result<()> {
+        if self.is_read_only { Err(io::ErrorKind::ReadOnlyFilesystem.into()) } else { Ok(()) }
     }
 }
 
@@ -95,7 +105,7 @@ impl Storage for OsStorage {
     }
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn StorageFile>> {
-        let file = OpenOptions::new().read(true).write(true).open(self.path(name))?;
+        let file = OpenOptions::new().read(true).write(!self.is_read_only).open(self.path(name))?;
         Ok(Arc::new(OsFile(file)))
     }
 
@@ -110,6 +120,7 @@ impl Storage for OsStorage {
     }
 
     fn create(&self, name: &str) -> io::Result<Arc<dyn StorageFile>> {
+        self.check_writable()?;
         // What is left of an interrupted run, or a link to another file.
         match fs::remove_file(self.path(name)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -121,10 +132,12 @@ impl Storage for OsStorage {
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.check_writable()?;
         fs::rename(self.path(from), self.path(to))
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
+        self.check_writable()?;
         fs::remove_file(self.path(name))
     }
 

@@ -5,6 +5,8 @@
 //! | `FORMAT` | one line with the version of everything here; written first |
 //! | `LOCK` | locked by the process that has the store open; its pid |
 //! | `log/` | the files of the disk log |
+//! | `log.new/` | a log that is being salvaged |
+//! | `log.damaged-1/`, … | logs that were salvaged, as they were |
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Write as _};
@@ -12,7 +14,9 @@ use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _, P
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::log::OpenError;
+use super::file::OsStorage;
+use super::head::{self, HeadFile};
+use crate::log::{LogError, OpenError};
 
 const FORMAT: &str = "FORMAT";
 const FORMAT_NAME: &str = "hark store ";
@@ -20,6 +24,11 @@ const FORMAT_NAME: &str = "hark store ";
 const FORMAT_VERSION: u32 = 3;
 const LOCK: &str = "LOCK";
 const LOG: &str = "log";
+
+/// A log that is written to take the place of a damaged one, and the damaged ones, which
+/// a number follows.
+const NEW_LOG: &str = "log.new";
+const DAMAGED_LOG: &str = "log.damaged-";
 
 /// Permissions of others in the mode of a folder.
 const MODE_OTHERS: u32 = 0o077;
@@ -31,11 +40,18 @@ const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(50);
 /// The longest pid with its line break.
 const PID_LINE_BYTES_MAX: usize = 16;
 
+/// What a folder is locked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Access {
+    Read,
+    Write,
+}
+
 /// A folder that this process has locked.
 #[derive(Debug)]
 pub(super) struct Folder {
     path: PathBuf,
-    _lock: File,
+    _lock: Option<File>,
 }
 
 impl Folder {
@@ -46,25 +62,94 @@ impl Folder {
         create_folder(path).map_err(io)?;
         // Nothing is written into a folder that may belong to something else.
         if !has_format(path)? && !is_free(path).map_err(io)? {
-            return Err(missing_format(path));
+            return Err(missing_format(path).unwrap_or_else(|| OpenError::NotAStore(path.to_owned())));
         }
         let lock = lock(path, timeout)?;
         warn_if_open_to_others(path).map_err(io)?;
-        let folder = Self { path: path.to_owned(), _lock: lock };
+        let folder = Self { path: path.to_owned(), _lock: Some(lock) };
         if !has_format(path)? {
-            // The folder of the log comes first: if it is missing later, it was lost.
+            // The log comes first: if it is missing or empty later, it was lost.
             create_folder(&folder.log()).map_err(io)?;
+            HeadFile::create(&OsStorage::new(&folder.log())).map_err(io)?;
             let line = format!("{FORMAT_NAME}{FORMAT_VERSION}\n");
             write_synced(path, FORMAT, line.as_bytes()).map_err(io)?;
-        } else if !folder.log().is_dir() {
-            return Err(OpenError::Damaged { path: path.to_owned(), what: format!("{LOG} is missing") });
         }
+        folder.verify()?;
         Ok(folder)
     }
 
     /// Locks the folder of a store that exists.
     pub(super) fn open_existing(path: &Path, timeout: Duration) -> Result<Self, OpenError> {
-        if has_format(path)? { Self::open(path, timeout) } else { Err(missing_format(path)) }
+        check_existing(path)?;
+        Self::open(path, timeout)
+    }
+
+    /// Locks the folder of a store that exists against changes by others, and changes
+    /// nothing in it.
+    pub(super) fn open_read_only(path: &Path, timeout: Duration) -> Result<Self, OpenError> {
+        check_existing(path)?;
+        let folder = Self { path: path.to_owned(), _lock: lock_shared(path, timeout)? };
+        folder.verify()?;
+        Ok(folder)
+    }
+
+    /// Checks that the folder is what it was.
+    pub(super) fn verify(&self) -> Result<(), OpenError> {
+        check_existing(&self.path)?;
+        if self.log().is_dir() {
+            return Ok(());
+        }
+        Err(OpenError::Damaged { path: self.path.clone(), what: format!("{LOG} is missing") })
+    }
+
+    /// Locks the folder of a store whose log may be damaged or missing.
+    pub(super) fn salvage(path: &Path, timeout: Duration, access: Access) -> Result<Self, OpenError> {
+        check_existing(path)?;
+        let lock = match access {
+            Access::Read => lock_shared(path, timeout)?,
+            Access::Write => Some(lock(path, timeout)?),
+        };
+        Ok(Self { path: path.to_owned(), _lock: lock })
+    }
+
+    /// The log to salvage: a salvage may have been interrupted after it was put aside.
+    pub(super) fn readable_log(&self) -> PathBuf {
+        let log = self.log();
+        if log.is_dir() { log } else { self.damaged_logs().last().cloned().unwrap_or(log) }
+    }
+
+    /// Makes the folder of a log that is to take the place of the damaged one.
+    pub(super) fn begin_log(&self) -> Result<PathBuf, OpenError> {
+        let path = self.path.join(NEW_LOG);
+        let made = match fs::remove_dir_all(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => create_folder(&path),
+        };
+        made.map_err(|source| OpenError::Io { path: path.clone(), source })?;
+        Ok(path)
+    }
+
+    /// Puts the new log in the place of the damaged one. Returns where that is kept.
+    pub(super) fn replace_log(&self) -> Result<PathBuf, LogError> {
+        let log = self.log();
+        let replace = || {
+            let mut aside = self.readable_log();
+            if aside == log {
+                let number = self.damaged_logs().len() + 1;
+                aside = self.path.join(format!("{DAMAGED_LOG}{number}"));
+                fs::rename(&log, &aside)?;
+            }
+            fs::rename(self.path.join(NEW_LOG), &log)?;
+            sync_folder(&self.path)?;
+            Ok(aside)
+        };
+        replace().map_err(|source| LogError { path: log.clone(), source })
+    }
+
+    /// The damaged logs that are kept, the newest last.
+    fn damaged_logs(&self) -> Vec<PathBuf> {
+        let paths = (1_u32..).map(|number| self.path.join(format!("{DAMAGED_LOG}{number}")));
+        paths.take_while(|path| path.is_dir()).collect()
     }
 
     /// The folder of the log.
@@ -110,12 +195,21 @@ fn version_in(line: &[u8]) -> Option<u32> {
     (version.to_string() == digits).then_some(version)
 }
 
-/// Why a folder with files and without `FORMAT` is not opened.
-fn missing_format(path: &Path) -> OpenError {
-    if path.join(LOG).is_dir() && path.join(LOCK).exists() {
-        return OpenError::Damaged { path: path.to_owned(), what: format!("{FORMAT} is missing") };
+/// Checks that a folder holds a store of the known format.
+pub(super) fn check_existing(path: &Path) -> Result<(), OpenError> {
+    if has_format(path)? {
+        return Ok(());
     }
-    OpenError::NotAStore(path.to_owned())
+    let is_free = path.is_dir() && is_free(path).unwrap_or(false);
+    let damage = missing_format(path).filter(|_| !is_free);
+    Err(damage.unwrap_or_else(|| OpenError::NoStore(path.to_owned())))
+}
+
+/// The damage of a store without `FORMAT`, if the folder is one.
+fn missing_format(path: &Path) -> Option<OpenError> {
+    let what = format!("{FORMAT} is missing");
+    (path.join(LOG).is_dir() && path.join(LOCK).exists())
+        .then(|| OpenError::Damaged { path: path.to_owned(), what })
 }
 
 /// Whether a folder holds at most what a start leaves behind that was interrupted
@@ -124,8 +218,7 @@ fn is_free(path: &Path) -> io::Result<bool> {
     for entry in fs::read_dir(path)? {
         let entry = entry?;
         let name = entry.file_name();
-        let is_empty_log =
-            name == LOG && fs::read_dir(entry.path()).is_ok_and(|mut files| files.next().is_none());
+        let is_empty_log = name == LOG && is_empty_log(&entry.path());
         if name != LOCK && name != temporary(FORMAT).as_str() && !is_empty_log {
             return Ok(false);
         }
@@ -133,28 +226,54 @@ fn is_free(path: &Path) -> io::Result<bool> {
     Ok(true)
 }
 
+/// Whether the folder of a log holds at most a `HEAD`.
+fn is_empty_log(path: &Path) -> bool {
+    let is_head = |entry: io::Result<fs::DirEntry>| entry.is_ok_and(|entry| entry.file_name() == head::NAME);
+    fs::read_dir(path).is_ok_and(|mut files| files.all(is_head))
+}
+
 fn lock(path: &Path, timeout: Duration) -> Result<File, OpenError> {
     let lock = path.join(LOCK);
-    let io = |source| OpenError::Io { path: lock.clone(), source };
     let mut options = OpenOptions::new();
     options.create(true).truncate(false).read(true).write(true).mode(0o600);
-    let file = options.open(&lock).map_err(io)?;
+    let file = options.open(&lock).map_err(|source| OpenError::Io { path: lock, source })?;
+    let file = wait_for_lock(path, file, timeout, File::try_lock)?;
+    if let Err(error) = write_pid(&file) {
+        // Only the error message of another process misses it.
+        tracing::debug!(%error, "cannot write the pid into the lock file");
+    }
+    Ok(file)
+}
+
+/// Locks a folder against changes by others, without a change to it.
+fn lock_shared(path: &Path, timeout: Duration) -> Result<Option<File>, OpenError> {
+    let lock = path.join(LOCK);
+    match File::open(&lock) {
+        Ok(file) => wait_for_lock(path, file, timeout, File::try_lock_shared).map(Some),
+        // A copy without it is open nowhere.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(OpenError::Io { path: lock, source }),
+    }
+}
+
+fn wait_for_lock(
+    path: &Path,
+    file: File,
+    timeout: Duration,
+    try_lock: fn(&File) -> Result<(), TryLockError>,
+) -> Result<File, OpenError> {
     let begun = Instant::now();
     let mut is_logged = false;
     loop {
-        match file.try_lock() {
-            Ok(()) => {
-                if let Err(error) = write_pid(&file) {
-                    // Only the error message of another process misses it.
-                    tracing::debug!(%error, "cannot write the pid into the lock file");
-                }
-                return Ok(file);
-            }
+        match try_lock(&file) {
+            Ok(()) => return Ok(file),
             Err(TryLockError::WouldBlock) if begun.elapsed() < timeout => {}
             Err(TryLockError::WouldBlock) => {
                 return Err(OpenError::InUse { path: path.to_owned(), pid: read_pid(&file) });
             }
-            Err(TryLockError::Error(source)) => return Err(io(source)),
+            Err(TryLockError::Error(source)) => {
+                return Err(OpenError::Io { path: path.join(LOCK), source });
+            }
         }
         if !is_logged {
             let (store, timeout_s, pid) = (path.display(), timeout.as_secs(), read_pid(&file));
@@ -269,7 +388,9 @@ mod tests {
         fs::write(home.path().join(FORMAT), "hark store 03\n").unwrap();
         assert!(matches!(open(home.path()), Err(OpenError::Damaged { .. })));
         fs::remove_file(home.path().join(FORMAT)).unwrap();
-        fs::write(home.path().join(LOG).join("HEAD"), "").unwrap();
+        assert!(open(home.path()).is_ok(), "it has no segment yet");
+        fs::remove_file(home.path().join(FORMAT)).unwrap();
+        fs::write(home.path().join(LOG).join("00000000.segment"), "").unwrap();
         assert!(matches!(open(home.path()), Err(OpenError::Damaged { .. })));
     }
 
@@ -277,8 +398,27 @@ mod tests {
     fn missing_log_is_damage() {
         let home = tempfile::tempdir().unwrap();
         drop(open(home.path()).unwrap());
-        fs::remove_dir(home.path().join(LOG)).unwrap();
+        fs::remove_dir_all(home.path().join(LOG)).unwrap();
         assert!(matches!(open(home.path()), Err(OpenError::Damaged { .. })));
+    }
+
+    #[test]
+    fn folder_is_read_without_a_change() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path();
+        assert!(matches!(Folder::open_read_only(path, Duration::ZERO), Err(OpenError::NoStore(_))));
+        assert_eq!(fs::read_dir(path).unwrap().count(), 0);
+        let missing = path.join("missing");
+        assert!(matches!(Folder::open_read_only(&missing, Duration::ZERO), Err(OpenError::NoStore(_))));
+        let folder = open(path).unwrap();
+        assert!(matches!(Folder::open_read_only(path, Duration::ZERO), Err(OpenError::InUse { .. })));
+        drop(folder);
+        let readers = [(); 2].map(|()| Folder::open_read_only(path, Duration::ZERO).unwrap());
+        assert!(matches!(open(path), Err(OpenError::InUse { .. })));
+        drop(readers);
+        fs::remove_file(path.join(LOCK)).unwrap();
+        Folder::open_read_only(path, Duration::ZERO).unwrap();
+        assert!(!path.join(LOCK).exists());
     }
 
     #[test]

@@ -419,6 +419,26 @@ impl<'a> FrameView<'a> {
         is_valid.then_some(Self { head, meta, records, blocks })
     }
 
+    /// Reads the blocks of the frame at the beginning of `bytes` that are intact, even if
+    /// the frame is not, as far as its head and theirs can be read.
+    pub(super) fn decode_blocks(bytes: &'a [u8], salt: Salt) -> Vec<BlockView<'a>> {
+        let mut blocks = Vec::new();
+        let Some(head) = FrameHead::decode(bytes, salt) else { return blocks };
+        let frame = bytes.get(..head.length as usize).unwrap_or(bytes);
+        let sections = FRAME_HEAD + head.meta_length as usize + head.records_length as usize;
+        let mut rest = frame.get(sections..).unwrap_or_default();
+        for _ in 0..head.block_count {
+            let begin = rest;
+            let Some((record, check)) = take_block(&mut rest, head.base) else { break };
+            if check == salt.check_block(record.inbox, record.first, record.last, record.payload) {
+                let offset = (frame.len() - begin.len()) as u32;
+                let extent = Extent { offset, length: (begin.len() - rest.len()) as u32 };
+                blocks.push(BlockView { record, extent, is_intact: true });
+            }
+        }
+        blocks
+    }
+
     /// The place of the frame in the chain.
     pub(super) fn link(&self) -> Link {
         Link { commit: self.head.commit, check: self.head.check }

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex};
 use super::DiskLog;
 use super::file::{Storage, StorageFile};
 use super::format::{FRAMES_START, FrameContent, FrameView, Header, Salt};
+use super::head::HeadFile;
 use super::meta::Meta;
 use super::scan::{Frames, scan_tail};
 use crate::log::{Durability, Frame, Log as _, OpenError};
@@ -65,7 +66,8 @@ fn check_frames(data: &[u8]) {
 /// length in one.
 fn check_open(mut data: &[u8]) {
     let memory = Memory::default();
-    let mut log = DiskLog::open(Arc::new(memory.clone()), SEGMENT_BYTES, &mut |_| Ok(())).unwrap();
+    HeadFile::create(&memory).unwrap();
+    let mut log = DiskLog::open(Arc::new(memory.clone()), Some(SEGMENT_BYTES), &mut |_| Ok(())).unwrap();
     for text in [b"one", b"two"] {
         let frame = Frame { records: text.to_vec(), ..Frame::default() };
         log.append(frame, Durability::Machine).unwrap();
@@ -77,7 +79,7 @@ fn check_open(mut data: &[u8]) {
         data = rest;
     }
     let mut records = 0;
-    let opened = DiskLog::open(Arc::new(memory.clone()), SEGMENT_BYTES, &mut |_| {
+    let opened = DiskLog::open(Arc::new(memory.clone()), Some(SEGMENT_BYTES), &mut |_| {
         records += 1;
         Ok(())
     });

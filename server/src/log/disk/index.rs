@@ -140,6 +140,7 @@ impl Index {
     }
 
     /// Returns every inbox that has a block.
+    #[cfg(test)]
     pub(super) fn inboxes(&self) -> Vec<InboxId> {
         let mut inboxes = Vec::new();
         for shard in &self.shards {

@@ -2,6 +2,7 @@
 //! copies, and the free space.
 
 use std::io;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
@@ -44,8 +45,21 @@ impl Runner {
     /// Starts the thread.
     pub(super) fn start(shared: &Arc<Shared>) -> io::Result<Self> {
         let mut maintenance = Maintenance::new(Arc::clone(shared));
+        Self::spawn(shared, move || maintenance.run())
+    }
+
+    /// Starts a thread that runs the maintenance. If it panics, the log has failed: it is
+    /// opened again, and with it the maintenance.
+    pub(super) fn spawn(shared: &Arc<Shared>, run: impl FnOnce() + Send + 'static) -> io::Result<Self> {
+        let shared = Arc::clone(shared);
+        let run = move || {
+            if panic::catch_unwind(AssertUnwindSafe(run)).is_err() {
+                tracing::error!("log maintenance panicked: the log is to be opened again");
+                shared.has_panicked.store(true, Ordering::Release);
+            }
+        };
         let thread = std::thread::Builder::new().name("log-maintenance".into());
-        Ok(Self::Thread(Some(thread.spawn(move || maintenance.run())?)))
+        Ok(Self::Thread(Some(thread.spawn(run)?)))
     }
 
     /// Called after each append.
@@ -59,8 +73,7 @@ impl Runner {
 
 impl Drop for Runner {
     fn drop(&mut self) {
-        // The log has told the thread to end. If it has panicked, nothing of it is
-        // left to do.
+        // The log has told the thread to end.
         if let Self::Thread(thread) = self
             && let Some(thread) = thread.take()
         {

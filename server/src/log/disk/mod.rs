@@ -11,6 +11,8 @@
 //! | `scan.rs`, `recovery.rs` | an open: a torn end or damage, the replay |
 //! | `writer.rs` | appends, and the change of segments |
 //! | `reader.rs` | reads beside the appends |
+//! | `snapshot.rs`, `check.rs` | reading without a change, and replacing damaged blocks |
+//! | `salvage.rs` | reading a log that cannot be opened |
 //! | `maintenance.rs`, `copies.rs` | index frames, spare files, copies |
 
 mod bugs;
@@ -31,9 +33,11 @@ mod reader;
 mod recent;
 mod recovery;
 mod runs;
+pub mod salvage;
 mod scan;
 mod segment;
 mod slots;
+pub mod snapshot;
 mod table;
 mod varint;
 mod writer;
@@ -79,21 +83,24 @@ const RECORDS_DIVISOR: u64 = 4;
 pub struct DiskOpener {
     path: PathBuf,
     config: DiskConfig,
+    /// Keeps the folder locked from the first open on, so that no other process takes
+    /// it between a failure and the next open. Held for a look-up.
+    folder: Mutex<Option<Arc<Folder>>>,
 }
 
 /// How a log is laid out.
 #[derive(Debug, Clone)]
 pub struct DiskConfig {
-    /// The size of a segment in bytes. Segments of another size that exist are
-    /// used up.
-    pub segment_bytes: u64,
+    /// The size of a segment in bytes; `None` for the one that the store has. Segments
+    /// of another size that exist are used up.
+    pub segment_bytes: Option<u64>,
     /// How long an open waits for another process to end.
     pub lock_timeout: Duration,
 }
 
 impl Default for DiskConfig {
     fn default() -> Self {
-        Self { segment_bytes: SEGMENT_BYTES, lock_timeout: folder::LOCK_TIMEOUT }
+        Self { segment_bytes: None, lock_timeout: folder::LOCK_TIMEOUT }
     }
 }
 
@@ -105,19 +112,33 @@ impl DiskOpener {
 
     /// Opens the log in `path` with another layout.
     pub fn with_config(path: impl Into<PathBuf>, config: DiskConfig) -> Self {
-        Self { path: path.into(), config }
+        Self { path: path.into(), config, folder: Mutex::default() }
+    }
+
+    /// Returns the folder, locked. It is in use while another log of this opener is open.
+    fn folder(&self) -> Result<Arc<Folder>, OpenError> {
+        let mut held = self.folder.lock().unwrap_or_else(PoisonError::into_inner);
+        match held.take_if(|folder| Arc::strong_count(folder) == 1) {
+            Some(folder) => {
+                folder.verify()?;
+                Ok(Arc::clone(held.insert(folder)))
+            }
+            None if held.is_some() => {
+                Err(OpenError::InUse { path: self.path.clone(), pid: Some(std::process::id()) })
+            }
+            None => {
+                Ok(Arc::clone(held.insert(Arc::new(Folder::open(&self.path, self.config.lock_timeout)?))))
+            }
+        }
     }
 }
 
 impl Opener for DiskOpener {
     fn open(&self, replay: &mut Replay<'_>) -> Result<Box<dyn Log>, OpenError> {
-        let folder = Folder::open(&self.path, self.config.lock_timeout)?;
+        let folder = self.folder()?;
         let storage = Arc::new(OsStorage::new(&folder.log()));
-        let mut log =
-            DiskLog::open(storage, self.config.segment_bytes, replay).map_err(|error| match error {
-                OpenError::Damaged { what, .. } => OpenError::Damaged { path: self.path.clone(), what },
-                error => error,
-            })?;
+        let mut log = DiskLog::open(storage, self.config.segment_bytes, replay)
+            .map_err(|error| error.of_store(&self.path))?;
         let runner = Runner::start(&log.shared);
         log.runner = Some(runner.map_err(|source| OpenError::Io { path: self.path.clone(), source })?);
         log.folder = Some(folder);
@@ -143,6 +164,8 @@ struct Shared {
     /// The active segment is a quarter full.
     is_filling: AtomicBool,
     is_closed: AtomicBool,
+    /// The maintenance has panicked.
+    has_panicked: AtomicBool,
     /// Whether the maintenance was woken, and what wakes it.
     woken: Mutex<bool>,
     wake: Condvar,
@@ -160,6 +183,7 @@ impl Shared {
             tail_start: tail_start.into(),
             is_filling: false.into(),
             is_closed: false.into(),
+            has_panicked: false.into(),
             woken: Mutex::default(),
             wake: Condvar::new(),
         }
@@ -200,7 +224,7 @@ struct DiskLog {
     is_failed: bool,
     /// Ends before the folder is unlocked.
     runner: Option<Runner>,
-    folder: Option<Folder>,
+    folder: Option<Arc<Folder>>,
 }
 
 /// A checkpoint whose parts are being appended.
@@ -215,10 +239,14 @@ impl DiskLog {
     /// Opens the log in a storage, without maintenance.
     fn open(
         storage: Arc<dyn Storage>,
-        segment_bytes: u64,
+        segment_bytes: Option<u64>,
         replay: &mut Replay<'_>,
     ) -> Result<Self, OpenError> {
         let mut recovered = recover(&*storage, replay)?;
+        slots::remove_unfinished(&*storage)
+            .map_err(|source| OpenError::Io { path: storage.path(""), source })?;
+        let own = if recovered.segment_bytes > 0 { recovered.segment_bytes } else { SEGMENT_BYTES };
+        let segment_bytes = segment_bytes.unwrap_or(own);
         let (blank, freed) = (std::mem::take(&mut recovered.blank), std::mem::take(&mut recovered.freed));
         let spares = Spares::new(blank, freed, recovered.next_name, segment_bytes);
         let files = Files::new(storage, spares, segment_bytes);
@@ -382,6 +410,11 @@ impl DiskLog {
         self.shared.wake();
     }
 
+    /// Whether the maintenance has panicked: the next append fails.
+    fn has_panicked(&self) -> bool {
+        self.shared.has_panicked.load(Ordering::Acquire)
+    }
+
     fn note_emptied(&mut self, emptied: Vec<SegmentId>) {
         let active = self.writer.active();
         self.emptied.extend(emptied.into_iter().filter(|&id| id != active));
@@ -390,7 +423,7 @@ impl DiskLog {
 
 impl Log for DiskLog {
     fn append(&mut self, frame: Frame, durability: Durability) -> Result<(), AppendError> {
-        if self.is_failed {
+        if self.is_failed || self.has_panicked() {
             return Err(self.writer.error(std::io::Error::other("the log has failed before")).into());
         }
         let bytes = frame.records.len() + frame.blocks.iter().map(|block| block.payload.len()).sum::<usize>();
@@ -448,10 +481,15 @@ impl Log for DiskLog {
         let tail_start = self.shared.tail_start.load(Ordering::Relaxed);
         let is_free = |id: &SegmentId| *id < tail_start;
         let emptied = self.shared.emptied.lock().unwrap_or_else(PoisonError::into_inner);
-        emptied.iter().chain(&self.emptied).any(is_free)
+        self.has_panicked()
+            || emptied.iter().chain(&self.emptied).any(is_free)
             || !self.shared.copies.is_empty()
             || !self.freeing.is_empty()
             || !self.held.is_empty()
+    }
+
+    fn segment_bytes(&self) -> u64 {
+        self.shared.files.segment_bytes
     }
 
     fn is_low_on_space(&self) -> bool {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::Shared;
-use super::check::DamagedBlock;
+use super::check::{DamagedBlock, Visit};
 use super::file::read_exact;
 use super::format::{Extent, Salt, decode_block};
 use super::index::Plan;
@@ -17,9 +17,6 @@ use crate::log::{Block, InboxId, LogError, ReadError, Reader};
 
 /// Adjacent blocks that are read at once, in bytes; a longer one is read alone.
 const READ_BYTES: usize = 64 << 10;
-
-/// Visits a block, or one that is damaged.
-type Visit<'a> = dyn FnMut(Result<Block, DamagedBlock>) -> ControlFlow<()> + 'a;
 
 impl Reader for Shared {
     fn read(

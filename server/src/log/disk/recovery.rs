@@ -11,7 +11,7 @@ use super::bugs::{Bug, is_planted};
 use super::build::{IndexBuilder, places};
 use super::file::{Storage, read_exact};
 use super::format::{Checkpoint, FRAMES_START, Header, Link, Previous, Salt, SegmentId};
-use super::head::{self, HeadFile};
+use super::head::{self, Head, HeadFile};
 use super::recent::BlockRef;
 use super::scan::{Damage, Frames, Placed, scan_known, scan_tail};
 use super::segment::{Segment, Slot};
@@ -30,6 +30,8 @@ pub(super) type Replay<'a> = dyn FnMut(&[u8]) -> Result<(), OpenError> + 'a;
 #[derive(Debug)]
 pub(super) struct Recovered {
     pub(super) head: HeadFile,
+    /// The usual size of a segment before; 0 if there is none.
+    pub(super) segment_bytes: u64,
     /// The use of the new segment.
     pub(super) next_id: SegmentId,
     /// What the new segment follows.
@@ -106,8 +108,10 @@ struct Newest {
 
 /// Recovers the log of a folder.
 pub(super) fn recover(storage: &dyn Storage, replay: &mut Replay<'_>) -> Result<Recovered, OpenError> {
-    let (head, survey, head_id) = survey(storage)?;
-    let mut recovery = Recovery::new(storage, survey, head_id);
+    let (head, Head { id: head_id, segment_bytes }) = open_head(storage)?;
+    let survey = slots::survey(storage);
+    let survey = survey.map_err(|source| OpenError::Io { path: storage.path(""), source })?;
+    let mut recovery = Recovery::new(storage, survey, head_id, segment_bytes);
     let next_id = recovery.uses.last_key_value().map_or(0, |(&id, _)| id).max(head_id);
     let Some(next_id) = next_id.checked_add(1) else {
         return Err(recovery.damaged("the numbers of its segments are used up".into()));
@@ -181,36 +185,23 @@ fn synced_before(newest: &Newest, placed: &[Placed<'_>]) -> u64 {
     synced.max(newest.durable)
 }
 
-/// Opens `HEAD` and looks at every file.
-fn survey(storage: &dyn Storage) -> Result<(HeadFile, Survey, SegmentId), OpenError> {
-    let io = |name: &str| {
-        let path = storage.path(name);
-        move |source| OpenError::Io { path, source }
-    };
-    let survey = slots::survey(storage).map_err(io(""))?;
+/// Opens `HEAD`, which every store has.
+fn open_head(storage: &dyn Storage) -> Result<(HeadFile, Head), OpenError> {
+    let io = |source| OpenError::Io { path: storage.path(head::NAME), source };
     let damaged = |what: &str| OpenError::Damaged { path: storage.path(""), what: what.into() };
-    let is_new = survey.used.is_empty();
-    let (head, id) = match HeadFile::open(storage) {
-        Ok(head) => {
-            let id = head.read().map_err(io(head::NAME))?;
-            (Some(head), id)
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => (None, None),
-        Err(source) => return Err(io(head::NAME)(source)),
-    };
-    match (head, id) {
-        (Some(head), Some(id)) => Ok((head, survey, id)),
-        // The first open was interrupted.
-        _ if is_new => Ok((HeadFile::create(storage).map_err(io(head::NAME))?, survey, 0)),
-        (None, _) => Err(damaged("HEAD is missing")),
-        (Some(_), None) => Err(damaged("HEAD names no segment")),
-    }
+    let file = HeadFile::open(storage).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => damaged("HEAD is missing"),
+        _ => io(error),
+    })?;
+    let head = file.read().map_err(io)?.ok_or_else(|| damaged("HEAD names no segment"))?;
+    Ok((file, head))
 }
 
 struct Recovery<'a> {
     storage: &'a dyn Storage,
     uses: BTreeMap<SegmentId, Use>,
     head_id: SegmentId,
+    segment_bytes: u64,
     blank: Vec<Slot>,
     next_name: u64,
     checkpoint: Checkpoint,
@@ -225,13 +216,14 @@ struct Recovery<'a> {
 }
 
 impl<'a> Recovery<'a> {
-    fn new(storage: &'a dyn Storage, survey: Survey, head_id: SegmentId) -> Self {
+    fn new(storage: &'a dyn Storage, survey: Survey, head_id: SegmentId, segment_bytes: u64) -> Self {
         let Survey { used, blank, next_name } = survey;
         let uses = used.into_iter().map(|(header, slot)| (header.id, Use { header, slot })).collect();
         Self {
             storage,
             uses,
             head_id,
+            segment_bytes,
             blank,
             next_name,
             checkpoint: Checkpoint::default(),
@@ -412,6 +404,7 @@ impl<'a> Recovery<'a> {
         let freed = uses.into_iter().map(|(id, segment)| (segment.slot, self.is_free(id))).collect();
         Recovered {
             head,
+            segment_bytes: self.segment_bytes,
             next_id,
             previous,
             carried,

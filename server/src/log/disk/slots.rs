@@ -37,13 +37,16 @@ pub(super) struct Survey {
     pub(super) next_name: u64,
 }
 
-/// Looks at every file. Removes those that were never finished.
+/// Removes the files that were never finished.
+pub(super) fn remove_unfinished(storage: &dyn Storage) -> io::Result<()> {
+    let names = storage.list()?;
+    names.iter().filter(|name| name.ends_with(UNFINISHED)).try_for_each(|name| storage.remove(name))
+}
+
+/// Looks at every file.
 pub(super) fn survey(storage: &dyn Storage) -> io::Result<Survey> {
     let mut survey = Survey::default();
     for name in storage.list()? {
-        if name.ends_with(UNFINISHED) {
-            storage.remove(&name)?;
-        }
         let Some(number) = name.strip_suffix(EXTENSION).and_then(|number| number.parse::<u64>().ok()) else {
             continue;
         };

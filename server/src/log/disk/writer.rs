@@ -9,7 +9,7 @@ use super::format::{
     BlockRecord, Checkpoint, Extent, FRAME_MAX, FRAMES_START, FrameContent, Header, Link, Previous, Salt,
     SegmentId,
 };
-use super::head::HeadFile;
+use super::head::{Head, HeadFile};
 use super::recent::BlockRef;
 use super::recovery::{CarriedFrame, Recovered, Resume};
 use super::segment::{Segment, Slot};
@@ -92,7 +92,7 @@ impl Opened {
         slot.file
             .write_at(&bytes, 0)
             .and_then(|()| slot.file.sync())
-            .and_then(|()| recovered.head.write(id))
+            .and_then(|()| recovered.head.write(Head { id, segment_bytes: files.segment_bytes }))
             .map_err(|source| OpenError::Io { path: files.storage.path(""), source })?;
         let active = Arc::new(Segment::new(id, slot, salt, 0, None));
         let (offset, next_id) = (bytes.len() as u64, id.saturating_add(1));
@@ -102,18 +102,24 @@ impl Opened {
     /// Writes the newest segment again, in its place: what may be in the cache alone is
     /// on stable storage then.
     fn resume(files: &Files, recovered: &Recovered, resume: Resume) -> Result<Self, OpenError> {
-        let Resume { id, slot, salt, mut bytes, end, link, index_bytes, places, tail_start } = resume;
+        let Resume { id, slot, mut bytes, end, .. } = resume;
         // Frames behind the end that were never whole.
         bytes.get_mut(end as usize..).unwrap_or_default().fill(0);
         slot.file
             .write_at(&bytes, 0)
             .and_then(|()| slot.file.sync())
-            .and_then(|()| recovered.head.write(id))
+            .and_then(|()| recovered.head.write(Head { id, segment_bytes: files.segment_bytes }))
             .map_err(|source| OpenError::Io { path: slot.path.clone(), source })?;
         files.spares.remove(&slot.name);
+        let resume = Resume { slot, bytes: Vec::new(), ..resume };
+        Ok(Self::of_newest(resume, recovered.next_id))
+    }
+
+    /// Returns the newest segment as it is.
+    pub(super) fn of_newest(newest: Resume, next_id: SegmentId) -> Self {
+        let Resume { id, slot, salt, end: offset, link, index_bytes, places, tail_start, .. } = newest;
         let active = Arc::new(Segment::new(id, slot, salt, 0, None));
-        let next_id = recovered.next_id;
-        Ok(Self { active, offset: end, next_id, index_bytes, link, tail_start, places })
+        Self { active, offset, next_id, index_bytes, link, tail_start, places }
     }
 
     /// The segment.
@@ -251,10 +257,11 @@ impl Writer {
             carried: 0,
             checkpoint: self.checkpoint,
         };
+        let head = Head { id, segment_bytes: self.shared.files.segment_bytes };
         slot.file
             .write_at(&header.encode(), 0)
             .and_then(|()| slot.file.sync())
-            .and_then(|()| self.head.write(id))
+            .and_then(|()| self.head.write(head))
             .map_err(|source| LogError { path: slot.path.clone(), source })?;
         let next = Arc::new(Segment::new(id, slot, header.salt, 0, None));
         self.shared.segments.insert(Arc::clone(&next));

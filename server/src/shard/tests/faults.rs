@@ -183,7 +183,8 @@ async fn failed_commit_can_be_repeated_if_it_had_no_space() {
 
 #[tokio::test]
 async fn frames_are_smaller_than_a_segment() {
-    let (store, faults) = faulty(ShardConfig { segment_bytes: 1 << 20, ..config(WIDE) });
+    let (store, faults) = faulty(config(WIDE));
+    faults.set_segment_bytes(1 << 20);
     let bob = create(&store, "bob").await;
     faults.hold();
     let held = store.append(text("bob", "held"));
@@ -415,6 +416,39 @@ async fn slow_commit_makes_the_store_unhealthy_until_it_ends() {
 }
 
 #[tokio::test]
+async fn stalled_commit_is_answered_as_unknown() {
+    let (store, faults) = watched();
+    create(&store, "bob").await;
+    stored(&store, text("bob", "0")).await;
+    faults.hold();
+    let held = store.append(text("bob", "held"));
+    faults.wait_until_held();
+    let in_flight = send("s", 1, "bob", "1");
+    let fence = in_flight.fence.clone();
+    let (sent, opened) = (store.append(in_flight), store.open_session(&token("t"), None));
+    // These are in the next commit.
+    faults.release();
+    number(held.await);
+    number(sent.await);
+    assert_eq!(opened.await, Ok(true));
+    assert!(!fence.is_closed());
+
+    faults.hold();
+    let in_flight = send("s", 2, "bob", "2");
+    let fence = in_flight.fence.clone();
+    let sent = store.append(in_flight);
+    faults.wait_until_held();
+    assert_eq!(sent.await, Err(Unavailable));
+    assert!(fence.is_closed());
+    faults.release();
+    recovered(&store).await;
+    // It was stored, and the repeat finds it.
+    stored(&store, send("s", 2, "bob", "2")).await;
+    let bob = store.account(&name("bob")).await.unwrap().unwrap().account;
+    assert_eq!(texts(&store, &bob).await, ["0", "held", "1", "2"]);
+}
+
+#[tokio::test]
 async fn stalled_commit_refuses_waiting_commands() {
     let (store, faults) = watched();
     let bob = create(&store, "bob").await;
@@ -429,7 +463,7 @@ async fn stalled_commit_refuses_waiting_commands() {
     assert!(fence.is_closed());
     assert_eq!(store.create(&name("amy"), None).await, Err(Unavailable), "at once");
     faults.release();
-    number(held.await);
+    assert_eq!(held.await, Err(Unavailable));
     recovered(&store).await;
     stored(&store, send("s", 1, "bob", "y")).await;
     assert_eq!(texts(&store, &bob).await, ["held", "y"]);
@@ -445,5 +479,5 @@ async fn store_drops_while_a_commit_is_stalled() {
     assert_eq!(store.append(text("bob", "x")).await, Err(Unavailable));
     drop(store);
     faults.release();
-    number(held.await);
+    assert_eq!(held.await, Err(Unavailable));
 }

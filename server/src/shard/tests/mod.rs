@@ -54,7 +54,7 @@ impl Folder {
 impl Home for Folder {
     fn open(&self, limits: Limits) -> Arc<dyn Store> {
         // Small segments, so that there are some.
-        let config = ShardConfig { segment_bytes: 1 << 20, ..config(limits) };
+        let config = ShardConfig { segment_bytes: Some(1 << 20), ..config(limits) };
         Arc::new(ShardStore::on_disk(self.path(), config).unwrap())
     }
 }

@@ -51,7 +51,7 @@ async fn typed_commands_are_answered_by_text() {
     old.check("list", "There are no such users").await;
     old.check("create bob", "User bob created").await;
     old.check("create amy\n", "User amy created").await;
-    old.check("create bob", "Refused: user bob already exists").await;
+    old.check("create bob", "Refused: bob already exists").await;
     old.check("list", "amy\nbob").await;
     old.check("list ^b", "bob").await;
     old.check("send bob hello there", "Message sent to bob").await;

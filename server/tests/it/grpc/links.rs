@@ -9,7 +9,7 @@ use hark_grpc::v1::chat_request::Command;
 use hark_grpc::v1::{Bye, Credentials, Idempotency, List, ListRequest, Ok, Ping, SendRequest};
 use hark_server::chat::{Rates, Rules};
 use hark_server::limit::Rate;
-use hark_server::server::Limits;
+use hark_server::server::ConnectionLimits;
 use tokio::time::Instant;
 use tonic::Code;
 use tonic_types::StatusExt;
@@ -19,7 +19,7 @@ use super::server::{LIMITS, RULES, Server, Session, Subscription, code, to};
 
 #[tokio::test]
 async fn connection_over_the_limit_is_refused_over_grpc() {
-    let server = Server::start_with(RULES, Limits { connections_max: 1, ..LIMITS }).await;
+    let server = Server::start_with(RULES, ConnectionLimits { connections_max: 1, ..LIMITS }).await;
     let mut client = server.client_and(&["bob"]).await;
     let refused = server.client().await.send(to("bob", "x")).await.unwrap_err();
     assert_eq!(code(&refused), (Code::ResourceExhausted, "too-many"));
@@ -28,7 +28,7 @@ async fn connection_over_the_limit_is_refused_over_grpc() {
 
 #[tokio::test]
 async fn connection_over_the_rate_is_refused_with_a_delay() {
-    let limits = Limits { connects: Rate::per_second(1), on_loopback: true, ..LIMITS };
+    let limits = ConnectionLimits { connects: Rate::per_second(1), on_loopback: true, ..LIMITS };
     let server = Server::start_with(RULES, limits).await;
     let mut first = server.client_and(&["bob"]).await;
     for _ in 0..4 {
@@ -195,7 +195,7 @@ async fn streams_over_the_limit_wait() {
 
 #[tokio::test]
 async fn client_that_never_reads_does_not_block_the_drain() {
-    let limits = Limits { drain_timeout: Duration::from_millis(200), ..LIMITS };
+    let limits = ConnectionLimits { drain_timeout: Duration::from_millis(200), ..LIMITS };
     let server = Server::start_with(RULES, limits).await;
     let mut client = server.client_and(&["bob"]).await;
     for _ in 0..32 {

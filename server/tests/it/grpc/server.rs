@@ -15,7 +15,7 @@ use hark_grpc::v1::{
 };
 use hark_server::chat::{Chat, MayList, Rates, Rules};
 use hark_server::front::Settings;
-use hark_server::server::{self, Limits};
+use hark_server::server::{self, ConnectionLimits};
 use hark_server::shard::{ShardConfig, ShardStore};
 use hark_server::store::Store;
 use tokio::net::TcpListener;
@@ -43,7 +43,7 @@ pub(crate) const RULES: Rules = Rules {
     rates: Rates::NONE,
 };
 
-pub(crate) const LIMITS: Limits = Limits {
+pub(crate) const LIMITS: ConnectionLimits = ConnectionLimits {
     connections_max: 100,
     connections_per_address_max: 100,
     connects: None,
@@ -59,7 +59,7 @@ impl Server {
         Self::start_with(RULES, LIMITS).await
     }
 
-    pub(crate) async fn start_with(rules: Rules, limits: Limits) -> Self {
+    pub(crate) async fn start_with(rules: Rules, limits: ConnectionLimits) -> Self {
         Self::start_on(
             Arc::new(
                 ShardStore::memory(ShardConfig { numbers_after: Some(0), ..ShardConfig::DEFAULT }).unwrap(),
@@ -71,7 +71,7 @@ impl Server {
     }
 
     /// Starts a server over an existing store.
-    pub(crate) async fn start_on(store: Arc<dyn Store>, rules: Rules, limits: Limits) -> Self {
+    pub(crate) async fn start_on(store: Arc<dyn Store>, rules: Rules, limits: ConnectionLimits) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let chat = Arc::new(Chat::new(Arc::clone(&store), rules));

@@ -47,7 +47,7 @@ async fn refusal_has_a_status_and_a_protocol_code() {
     let again = CreateRequest { user: "bob".to_owned(), password: String::new(), login: None };
     let refused = client.create(again).await.unwrap_err();
     assert_eq!(code(&refused), (Code::AlreadyExists, "exists"));
-    assert_eq!(refused.message(), "user bob already exists");
+    assert_eq!(refused.message(), "bob already exists");
     let info = refused.get_details_error_info().unwrap();
     assert_eq!((&*info.reason, &*info.domain), ("exists", "hark"));
 

@@ -1,27 +1,28 @@
 //! The check and the repair of a store.
 
+use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 
-use bytes::Bytes;
-
-use super::super::check::{Check, DamagedBlock, Repair, Report};
+use super::super::check::{DamagedBlock, Repair};
+use super::super::snapshot::Snapshot;
 use super::{Home, open};
 use crate::log::contract::{append, block, blocks, read};
-use crate::log::{OpenError, Opener, ReadError};
+use crate::log::{Block, OpenError, Opener, ReadError};
 
 /// A store with several segments, in which the bytes of some blocks are changed.
 fn damaged_store() -> (Home, Vec<u64>) {
-    let home = Home::new();
+    let mut home = Home::new();
     let mut log = open(&home);
     for number in 1..=2000 {
         append(&mut *log, blocks(vec![block(number % 5, number, number)]));
     }
     log.close().unwrap();
-    // It needs no lock, since nothing is open.
     let mut log = open(&home);
     append(&mut *log, blocks(vec![block(7, 3000, 3000)]));
     drop(log);
+    home.unlock();
     let changed = vec![23, 501, 503, 1204];
     for number in &changed {
         change(&home.folder.path().join("store/log"), &block(number % 5, *number, *number).payload);
@@ -44,23 +45,40 @@ fn change(folder: &Path, text: &[u8]) {
     assert!(count > 0);
 }
 
-fn check_store(home: &Home) -> Report {
-    let check = Check::open(&home.folder.path().join("store"), &mut |_| Ok(())).unwrap();
-    check.run(&mut |inbox| Some(if inbox == 4 { 1000 } else { 0 })).unwrap()
+/// Returns the number of live blocks, and the damaged ones, by inbox and number.
+fn check_store(home: &Home) -> (usize, Vec<DamagedBlock>) {
+    let snapshot = Snapshot::open(&home.folder.path().join("store"), &mut |_| Ok(())).unwrap();
+    let (mut count, mut damaged) = (0, Vec::new());
+    for inbox in snapshot.inboxes() {
+        let after = if inbox == 4 { 1000 } else { 0 };
+        let visited = snapshot.visit(inbox, after, &mut |found| {
+            count += 1;
+            damaged.extend(found.err());
+            ControlFlow::Continue(())
+        });
+        visited.unwrap();
+    }
+    (count, damaged)
+}
+
+/// Every file of a folder with its content.
+fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let paths = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    paths.map(|path| (path.clone(), fs::read(path).unwrap())).collect()
 }
 
 #[test]
 fn check_reports_damaged_blocks_and_changes_nothing() {
     let (home, changed) = damaged_store();
-    let report = check_store(&home);
-    assert_eq!(report, check_store(&home));
-    let damaged: Vec<_> = report.damaged.iter().map(|damaged| damaged.first).collect();
+    let before = files(&home.folder.path().join("store/log"));
+    let (count, damaged) = check_store(&home);
+    assert_eq!(files(&home.folder.path().join("store/log")), before);
+    let damaged: Vec<_> = damaged.iter().map(|damaged| damaged.first).collect();
     // The last of them lies in inbox 4, the others are in 3, 1, and 3.
     let mut expected = changed.clone();
     expected.sort_by_key(|number| (number % 5, *number));
     assert_eq!(damaged, expected);
-    assert_eq!(report.blocks, 2001 - 200);
-    assert!(report.segments > 2);
+    assert_eq!(count, 2001 - 200);
     assert!(matches!(
         read(&*open(&home).reader(), 1, 0),
         Err(ReadError::Damaged { inbox: 1, first: 501, .. })
@@ -70,26 +88,36 @@ fn check_reports_damaged_blocks_and_changes_nothing() {
 #[test]
 fn repair_replaces_damaged_blocks() {
     let (home, changed) = damaged_store();
-    let repair = Repair::open(&home.folder.path().join("store"), &mut |_| Ok(())).unwrap();
-    let mut payload = |damaged: &DamagedBlock| Bytes::from(format!("gap {}", damaged.first));
-    let replaced = repair.run(&mut |_| Some(0), &mut payload).unwrap();
-    assert_eq!(replaced.len(), changed.len());
-    assert_eq!(check_store(&home).damaged, []);
+    let mut repair = Repair::open(&home.folder.path().join("store"), &mut |_| Ok(())).unwrap();
+    let gap =
+        |number: u64| Block { payload: format!("gap {number}").into(), ..block(number % 5, number, number) };
+    for inbox in 0..5 {
+        let numbers = changed.iter().filter(|number| *number % 5 == inbox);
+        let mut gaps: Vec<_> = numbers.map(|number| gap(*number)).collect();
+        if inbox == 2 {
+            // There is nothing in its place.
+            gaps.push(Block { inbox, ..gap(2500) });
+        }
+        repair.replace(inbox, gaps).unwrap();
+    }
+    repair.close().unwrap();
+    assert_eq!(check_store(&home).1, []);
     // Twice, so that what was written anew is sealed, too.
     for _ in 0..2 {
         let log = open(&home);
         for inbox in 0..5 {
             let blocks = read(&*log.reader(), inbox, 0).unwrap();
             let numbers = (1..=2000).filter(|number| number % 5 == inbox);
-            let expected: Vec<_> = numbers
-                .map(|number| {
-                    let mut block = block(inbox, number, number);
-                    if changed.contains(&number) {
-                        block.payload = format!("gap {number}").into();
-                    }
-                    block
-                })
+            let mut expected: Vec<_> = numbers
+                .map(
+                    |number| {
+                        if changed.contains(&number) { gap(number) } else { block(inbox, number, number) }
+                    },
+                )
                 .collect();
+            if inbox == 2 {
+                expected.push(Block { inbox, ..gap(2500) });
+            }
             assert_eq!(blocks, expected);
         }
         log.close().unwrap();
@@ -100,7 +128,7 @@ fn repair_replaces_damaged_blocks() {
 fn check_of_missing_store_makes_none() {
     let home = Home::new();
     let path = home.path().join("nothing");
-    assert!(matches!(Check::open(&path, &mut |_| Ok(())), Err(OpenError::NotAStore(_))));
+    assert!(matches!(Snapshot::open(&path, &mut |_| Ok(())), Err(OpenError::NoStore(_))));
     assert!(!path.exists());
 }
 

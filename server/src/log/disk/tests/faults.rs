@@ -1,5 +1,6 @@
 //! Operations that fail, and a full disk.
 
+use super::super::maintenance::Runner;
 use super::model::{Run, SimOpener};
 use super::sim::{Fault, Unsynced, random};
 use crate::log::contract::{append, block, blocks, check, frame, open, part, read};
@@ -84,6 +85,21 @@ fn failed_log_refuses_appends() {
     assert!(matches!(log.append(frame(1, 3), Durability::Machine), Err(AppendError::Failed(_))));
     drop(log);
     check(&*open(&opener), 1, 0, &[block(1, 1, 1), block(1, 2, 2)]);
+}
+
+#[test]
+fn panic_of_the_maintenance_fails_the_log() {
+    let opener = SimOpener::new(SEGMENT_BYTES);
+    let mut log = opener.open_disk(&mut |_| Ok(())).unwrap();
+    append(&mut *log, frame(1, 1));
+    assert!(!log.has_pending_work());
+    log.runner = Some(Runner::spawn(&log.shared, || panic!("planned")).unwrap());
+    while !log.has_pending_work() {
+        std::thread::yield_now();
+    }
+    assert!(matches!(log.append(frame(1, 2), Durability::Machine), Err(AppendError::Failed(_))));
+    drop(log);
+    append(&mut *open(&opener), frame(1, 3));
 }
 
 /// Fills a small disk with blocks of seven inboxes, until `is_full`.

@@ -1,10 +1,13 @@
 //! A small ledger over the log, and the model that says what the log has to hold.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::Arc;
 
 use rand::rngs::StdRng;
 
+use super::super::file::Storage as _;
+use super::super::head::HeadFile;
 use super::super::maintenance::{Maintenance, Runner};
 use super::super::*;
 use super::sim::{SimStorage, below};
@@ -27,8 +30,18 @@ impl SimOpener {
         Self { storage, ..*self }
     }
 
+    /// Makes a new log, as the folder of a store does before it is one.
+    fn prepare(&self) -> io::Result<()> {
+        let files = self.storage.files();
+        let is_new = files.iter().all(|(name, _)| !name.ends_with(".segment"));
+        let has_head = || HeadFile::open(&self.storage).is_ok_and(|head| matches!(head.read(), Ok(Some(_))));
+        if is_new && !has_head() { HeadFile::create(&self.storage).map(drop) } else { Ok(()) }
+    }
+
     pub(super) fn open_disk(&self, replay: &mut Replay<'_>) -> Result<Box<DiskLog>, OpenError> {
-        let mut log = DiskLog::open(Arc::new(self.storage.clone()), self.segment_bytes, replay)?;
+        self.prepare().map_err(|source| OpenError::Io { path: self.storage.path(""), source })?;
+        let storage = Arc::new(self.storage.clone());
+        let mut log = DiskLog::open(storage, Some(self.segment_bytes), replay)?;
         log.runner = Some(Runner::Inline(Box::new(Maintenance::new(Arc::clone(&log.shared)))));
         Ok(Box::new(log))
     }

@@ -6,7 +6,7 @@ use super::super::slots::{Cleaned, Spares};
 use super::model::SimOpener;
 use super::sim::{Fault, SimStorage, Unsynced, random};
 use crate::log::contract::{append, block, blocks, frame, open, part, read, records};
-use crate::log::{AppendError, Durability, Log};
+use crate::log::{AppendError, Block, Durability, Log, ReadError};
 
 const SEGMENT_BYTES: u64 = 128 << 10;
 
@@ -149,6 +149,55 @@ fn small_frame_is_not_refused_for_copies() {
     let left = SEGMENT_BYTES - log.writer.offset();
     // The index frame takes up to two pages of them.
     assert!(left < 9000, "{left} bytes are left behind frame {number}");
+}
+
+#[test]
+fn damaged_block_keeps_its_segment_for_its_inbox_alone() {
+    let opener = SimOpener::new(SEGMENT_BYTES);
+    let mut log = opener.open_disk(&mut |_| Ok(())).unwrap();
+    let of = |inbox, number| Block {
+        payload: format!("{inbox}:{number} ").repeat(30).into(),
+        ..block(inbox, number, number)
+    };
+    let mut first = Vec::new();
+    for number in 1..200 {
+        let inbox = number % 4;
+        append(&mut *log, blocks(vec![of(inbox, number)]));
+        first.push((inbox, number));
+    }
+    let source = log.writer.active();
+    while log.writer.active() == source {
+        append(&mut *log, records(&"x".repeat(2000)));
+    }
+    append(&mut *log, part("state", true, true));
+    let text = of(1, 101).payload;
+    for (name, _) in opener.storage.files() {
+        opener.storage.damage(&name, |bytes| {
+            if let Some(at) = bytes.windows(text.len()).position(|part| part == text) {
+                bytes[at] ^= 1;
+            }
+        });
+    }
+    for number in 1000..1400 {
+        append(&mut *log, frame(9, number));
+        log.release(9, number);
+    }
+    let segment = log.shared.segments.get(source).unwrap();
+    assert!(segment.live() > 0 && !segment.is_movable());
+    for inbox in [0, 2, 3] {
+        let moved = log.shared.index.plan(inbox, 0);
+        assert!(moved.runs.iter().all(|(segment, ..)| segment.id != source), "inbox {inbox}");
+        let expected: Vec<_> =
+            first.iter().filter(|(of, _)| *of == inbox).map(|(_, number)| *number).collect();
+        let found: Vec<_> = read(&*log.reader(), inbox, 0).unwrap().iter().map(|block| block.first).collect();
+        assert_eq!(found, expected);
+    }
+    assert!(matches!(read(&*log.reader(), 1, 0), Err(ReadError::Damaged { first: 101, .. })));
+    assert_eq!(read(&*log.reader(), 1, 101).unwrap().len(), 24);
+    log.release(1, u64::MAX);
+    append(&mut *log, records(""));
+    append(&mut *log, records(""));
+    assert!(log.shared.segments.get(source).is_none());
 }
 
 #[test]

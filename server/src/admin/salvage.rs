@@ -1,0 +1,116 @@
+//! What can be read of a store that does not open, as a new log or as JSON lines, and
+//! what is lost.
+
+use std::fmt;
+use std::io::{BufWriter, Write};
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::line::{Line, VERSION};
+use super::{export, print};
+use crate::ledger::{Content, Malformed, decode};
+use crate::log::Block;
+use crate::shard::salvage::{self, SalvagedInbox, SalvagedStore};
+use crate::store::Message;
+
+/// Writes what can be read of a store as its new log.
+pub(super) fn rebuild(folder: &Path) -> anyhow::Result<()> {
+    let (store, damaged) = salvage::rebuild(folder)?;
+    report(&store, &mut |line| print(line))?;
+    print(format_args!(
+        "salvaged {} accounts; the damaged log is kept in {}",
+        store.inboxes().len(),
+        damaged.display()
+    ))
+}
+
+/// Exports what can be read of a store.
+pub(super) fn export(folder: &Path, to: impl Write) -> anyhow::Result<()> {
+    let store = SalvagedStore::open(folder)?;
+    let mut to = BufWriter::new(to);
+    let exported = lines(&store, &mut to).and_then(|()| Ok(to.flush()?));
+    export::unless_reader_has_gone(exported)?;
+    report(&store, &mut |line| {
+        eprintln!("harkd: {line}");
+        Ok(())
+    })
+}
+
+fn lines(store: &SalvagedStore, to: &mut impl Write) -> anyhow::Result<()> {
+    export::write(to, &Line::Export { version: VERSION })?;
+    for inbox in store.inboxes() {
+        export::write(to, &export::account(&inbox.inbox))?;
+        let mut written = Ok(());
+        store.visit(inbox, &mut |block| {
+            written = block_lines(inbox, &block, to);
+            if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        })?;
+        written?;
+    }
+    Ok(())
+}
+
+/// Writes the messages of a block that are not acknowledged.
+fn block_lines(inbox: &SalvagedInbox, block: &Block, to: &mut impl Write) -> anyhow::Result<()> {
+    let name = &inbox.inbox.entry.account.name;
+    match decode(block).map_err(malformed)? {
+        Content::Gap(gap) => export::write(
+            to,
+            &Line::Gap {
+                to: name.to_string(),
+                from: gap.first,
+                through: gap.end.sequence.0,
+                count: gap.messages,
+            },
+        ),
+        Content::Messages(messages) => {
+            let mut before: Option<Arc<Message>> = None;
+            for stored in messages {
+                let message = stored.map_err(malformed)?.message(before.as_ref()).map_err(malformed)?;
+                if message.position.sequence > inbox.inbox.cursor.sequence {
+                    export::write(to, &export::line(name, &message))?;
+                }
+                before = Some(Arc::new(message));
+            }
+            Ok(())
+        }
+    }
+}
+
+/// It was decoded before.
+fn malformed(_: Malformed) -> anyhow::Error {
+    anyhow::anyhow!("a block has changed meanwhile")
+}
+
+/// Says what is lost, a line for each loss.
+fn report(
+    store: &SalvagedStore,
+    say: &mut dyn FnMut(fmt::Arguments<'_>) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let lost = store.lost();
+    for file in &lost.files {
+        say(format_args!("lost: {file}"))?;
+    }
+    if lost.has_no_checkpoint {
+        say(format_args!(
+            "lost: the checkpoint: accounts may be missing, and accounts that ended may be there again"
+        ))?;
+    }
+    for (first, last) in &lost.commits {
+        say(format_args!(
+            "lost: commits {first} to {last}: what they said of accounts, acknowledgements and remembered sends"
+        ))?;
+    }
+    for inbox in store.inboxes() {
+        for loss in &inbox.losses {
+            let (name, gap) = (&inbox.inbox.entry.account.name, loss.gap);
+            let (messages, last) = (gap.messages, gap.end.sequence);
+            say(format_args!("{name}: lost {messages} messages, from number {} to {last}", gap.first))?;
+        }
+    }
+    for (inbox, blocks) in &store.unknown {
+        say(format_args!("lost: the account with number {inbox}, and {blocks} blocks of its messages"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,61 @@
+//! Assignment: the shard of a name, and the order in which servers are preferred as
+//! owners of a shard. Both depend on hashes alone, so that all servers agree.
+
+use std::cmp::Reverse;
+
+use hark_protocol::UserName;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+
+use super::{ServerId, ShardId};
+
+/// Returns the shard of a name.
+pub(super) fn shard_of(name: &UserName, shards: u32) -> ShardId {
+    (u128::from(xxh3_64(name.as_str().as_bytes())) * u128::from(shards) >> 64) as ShardId
+}
+
+/// Returns the number of servers that are preferred to `server` as the owner of a
+/// shard, by rendezvous hashing: a server that comes or goes moves only its own shards.
+pub(super) fn rank(shard: ShardId, server: ServerId, servers: impl Iterator<Item = ServerId>) -> u32 {
+    let weight = |server: ServerId| (xxh3_64_with_seed(&server.0.to_le_bytes(), shard.into()), server);
+    servers.filter(|other| Reverse(weight(*other)) < Reverse(weight(server))).count() as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHARDS: u32 = 12;
+
+    fn owners(servers: &[u64]) -> Vec<u64> {
+        let owner = |shard| {
+            let all = || servers.iter().copied().map(ServerId);
+            all().find(|server| rank(shard, *server, all()) == 0).unwrap().0
+        };
+        (0..SHARDS).map(owner).collect()
+    }
+
+    #[test]
+    fn server_that_leaves_moves_only_its_own_shards() {
+        let (before, after) = (owners(&[1, 2, 3]), owners(&[1, 3]));
+        let moved = before.iter().zip(&after).filter(|(before, after)| before != after);
+        assert!(moved.clone().count() > 0 && moved.clone().all(|(before, _)| *before == 2));
+        assert!((1..=3).all(|server| before.contains(&server)), "{before:?}");
+    }
+
+    #[test]
+    fn ranks_are_a_permutation() {
+        let servers = [5, 9, 4].map(ServerId);
+        let mut ranks: Vec<_> = servers.map(|server| rank(3, server, servers.into_iter())).into();
+        ranks.sort_unstable();
+        assert_eq!(ranks, [0, 1, 2]);
+    }
+
+    #[test]
+    fn names_spread_over_all_shards() {
+        let mut counts = [0; SHARDS as usize];
+        for n in 0..12_000 {
+            counts[shard_of(&format!("user{n}").parse().unwrap(), SHARDS) as usize] += 1;
+        }
+        assert!(counts.iter().all(|count| (800..1200).contains(count)), "{counts:?}");
+    }
+}

@@ -1,0 +1,195 @@
+//! [`Candidate`]: a server that claims a shard. It replays the stream, and appends a
+//! claim on the condition that the last message which it read is the last one; after
+//! some refusals without a condition, and then it replays up to its claim.
+
+use std::time::Duration;
+
+use super::append::{Appender, Resolution};
+use super::entry::{Claim, ClaimId, Content, Entry, FORMAT};
+use super::replay::{ReplayError, Replayed, StreamReplay};
+use super::{Config, LogReply, LogRequest, Now, timing};
+use crate::ledger;
+
+/// A candidate for one shard.
+#[derive(Debug)]
+pub(super) struct Candidate {
+    id: ClaimId,
+    config: Config,
+    replay: StreamReplay,
+    /// The claim that was in force when this began.
+    former: Option<Claim>,
+    phase: Phase,
+    refusals: u32,
+    next_request: u64,
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// It reads; a page was asked for.
+    Reading { request: u64, asked_at: Duration },
+    /// It appends its claim behind the last message.
+    Claiming(Appender),
+    /// It appends its claim without a condition.
+    ClaimingAnywhere { request: u64, asked_at: Duration },
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    /// It has the shard, with this state.
+    Won(Claim, Box<Replayed>),
+    /// Another server has claimed the shard meanwhile.
+    Lost(Claim),
+    /// It cannot own the shard.
+    Failed,
+}
+
+impl Candidate {
+    /// Returns a candidate, and its first request. `former` is the newest claim that it
+    /// has heard of.
+    pub(super) fn new(id: ClaimId, config: Config, former: Option<Claim>, now: Now) -> (Self, LogRequest) {
+        // Ids are not used twice by a process: each claim has its own.
+        let request = id.number << 32;
+        let candidate = Self {
+            id,
+            config,
+            replay: StreamReplay::new(config.limits, 1),
+            former,
+            phase: Phase::Reading { request, asked_at: now.running },
+            refusals: 0,
+            next_request: request + 1,
+        };
+        (candidate, LogRequest::Read { id: request, from: 1 })
+    }
+
+    /// Takes an answer of the log. Adds the next requests.
+    pub(super) fn handle(&mut self, reply: LogReply, now: Now, out: &mut Vec<LogRequest>) -> Option<Outcome> {
+        match (&mut self.phase, reply) {
+            (Phase::Reading { request, .. }, LogReply::Page { id, first, messages, last })
+                if id == *request =>
+            {
+                if first > self.replay.next() {
+                    self.replay = StreamReplay::new(self.config.limits, first);
+                    out.push(self.read(now));
+                    return None;
+                }
+                self.page(&messages, last, now, out)
+            }
+            (Phase::Claiming(appender), reply) => match appender.handle(&reply, now.running) {
+                Ok(Resolution::Stored) => {
+                    let message = appender.bytes().clone();
+                    self.page(&[message], 0, now, out)
+                }
+                Ok(Resolution::NotStored) => {
+                    self.refusals += 1;
+                    out.push(self.read(now));
+                    None
+                }
+                Ok(Resolution::DataLost) => Some(Outcome::Failed),
+                Err(next) => {
+                    out.extend(next);
+                    None
+                }
+            },
+            (Phase::ClaimingAnywhere { request, .. }, LogReply::Stored { id, .. }) if id == *request => {
+                out.push(self.read(now));
+                None
+            }
+            _ => None,
+        }
+    }
+
+    /// Repeats what has had no answer.
+    pub(super) fn tick(&mut self, now: Now, out: &mut Vec<LogRequest>) {
+        match &mut self.phase {
+            Phase::Claiming(appender) => out.extend(appender.repeat(now.running)),
+            // A claim without a condition may be in the stream by now.
+            Phase::Reading { asked_at, .. } | Phase::ClaimingAnywhere { asked_at, .. } => {
+                if now.running.saturating_sub(*asked_at) >= timing::LOG_RETRY {
+                    out.push(self.read(now));
+                }
+            }
+        }
+    }
+
+    /// Replays messages, up to the last one of the stream, as far as the node that
+    /// answered knows.
+    fn page(
+        &mut self,
+        messages: &[bytes::Bytes],
+        last: u64,
+        now: Now,
+        out: &mut Vec<LogRequest>,
+    ) -> Option<Outcome> {
+        if let Err(error) = messages.iter().try_for_each(|message| self.replay.take(message)) {
+            return self.fail(error);
+        }
+        if self.replay.next() <= last {
+            out.push(self.read(now));
+            return None;
+        }
+        match self.replay.claim() {
+            Some(claim) if claim.id == self.id => self.win(claim, now),
+            Some(claim) if self.former.is_none_or(|former| claim.sequence > former.sequence) => {
+                Some(Outcome::Lost(claim))
+            }
+            _ => {
+                out.push(self.claim(now));
+                None
+            }
+        }
+    }
+
+    fn read(&mut self, now: Now) -> LogRequest {
+        let request = self.request();
+        self.phase = Phase::Reading { request, asked_at: now.running };
+        LogRequest::Read { id: request, from: self.replay.next() }
+    }
+
+    fn claim(&mut self, now: Now) -> LogRequest {
+        let (id, next) = (self.request(), self.replay.next());
+        let is_conditional = self.refusals < timing::CLAIM_REFUSALS_MAX;
+        let entry = Entry {
+            claim: Claim { sequence: 0, id: self.id },
+            commit: 0,
+            sequence: if is_conditional { next } else { 0 },
+            previous: 0,
+            content: Content::Claim { format: FORMAT },
+        };
+        if is_conditional {
+            let appender = Appender::new(id, entry.encode(), next - 1, now.running);
+            let request = appender.request();
+            self.phase = Phase::Claiming(appender);
+            return request;
+        }
+        self.phase = Phase::ClaimingAnywhere { request: id, asked_at: now.running };
+        LogRequest::Append { id, bytes: entry.encode(), after: None }
+    }
+
+    fn win(&mut self, claim: Claim, now: Now) -> Option<Outcome> {
+        let counter = match ledger::counter_at(now.wall) {
+            Ok(counter) if self.replay.has_counter() => counter,
+            // A stream that was here before may have numbered messages in this second.
+            Ok(counter) => counter + (1 << ledger::NUMBERS_PER_SECOND_BITS),
+            Err(error) => {
+                tracing::error!(%error, "cannot own a shard");
+                return Some(Outcome::Failed);
+            }
+        };
+        let replay = std::mem::replace(&mut self.replay, StreamReplay::new(self.config.limits, 1));
+        match replay.finish(counter) {
+            Ok(replayed) => Some(Outcome::Won(claim, Box::new(replayed))),
+            Err(error) => self.fail(error),
+        }
+    }
+
+    fn fail(&self, error: ReplayError) -> Option<Outcome> {
+        tracing::error!(%error, claim = %self.id.server, "cannot replay the stream of a shard");
+        Some(Outcome::Failed)
+    }
+
+    const fn request(&mut self) -> u64 {
+        self.next_request += 1;
+        self.next_request
+    }
+}

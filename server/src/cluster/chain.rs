@@ -1,0 +1,196 @@
+//! [`Chain`]: which messages of a stream count. Owners and candidates alike read a
+//! stream through it, so that all of them agree.
+//!
+//! An entry counts if it is the next one of the current claim and lies at the very
+//! sequence that it names. A replicated stream checks the condition of an append when
+//! it proposes the message, not when it applies it; so a message may come to lie
+//! behind others than its sender knew. Such a message counts for no reader, whatever
+//! the stream answered.
+
+use bytes::Bytes;
+
+use super::bugs::{Bug, is_planted};
+use super::entry::{Claim, Content, Entry, checksum};
+use crate::log::Frame;
+
+/// The entries of a stream up to a sequence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Chain {
+    /// The sequence of the last message that was read, counting or not.
+    last: u64,
+    /// The current claim; `None` before the first one and after a release.
+    claim: Option<Claim>,
+    /// The number of the last entry of this claim that counts.
+    commit: u64,
+    /// The checksum of the last entry that counts.
+    checksum: u64,
+}
+
+/// What a message means.
+#[derive(Debug)]
+pub(super) enum Taken {
+    /// It is the current claim from here on.
+    Claimed(Claim),
+    /// It is the next commit of the current claim.
+    Committed(Frame),
+    /// The owner gave the shard up.
+    Released,
+    /// It counts for nothing.
+    Skipped,
+}
+
+impl Chain {
+    /// Returns a chain that begins with the message at `first`: the first message of
+    /// the stream, or the first part of a snapshot.
+    pub(super) const fn starting_at(first: u64) -> Self {
+        Self { last: first.saturating_sub(1), claim: None, commit: 0, checksum: 0 }
+    }
+
+    /// Returns the sequence of the last message that was read.
+    pub(super) const fn last(&self) -> u64 {
+        self.last
+    }
+
+    /// Returns the current claim.
+    pub(super) const fn claim(&self) -> Option<Claim> {
+        self.claim
+    }
+
+    /// Takes the next message of the stream.
+    pub(super) fn take(&mut self, bytes: &Bytes) -> Taken {
+        self.last += 1;
+        let Ok((entry, checksum)) = Entry::decode(bytes) else {
+            tracing::warn!(sequence = self.last, "malformed message in the stream of a shard");
+            return Taken::Skipped;
+        };
+        let Entry { claim, commit, sequence, previous, content } = entry;
+        let is_in_place = sequence == self.last;
+        match content {
+            Content::Claim { .. } if is_in_place || sequence == 0 => {
+                // An append without a condition may be stored twice.
+                if self.claim.is_some_and(|current| current.id == claim.id) {
+                    return Taken::Skipped;
+                }
+                let claim = Claim { sequence: self.last, id: claim.id };
+                *self = Self { last: self.last, claim: Some(claim), commit: 0, checksum };
+                Taken::Claimed(claim)
+            }
+            Content::Frame(frame)
+                if self.is_beginning() && frame.checkpoint.is_some_and(|part| part.is_first) =>
+            {
+                *self = Self { last: self.last, claim: Some(claim), commit, checksum };
+                Taken::Committed(frame)
+            }
+            Content::Frame(frame) if is_planted(Bug::SnapshotOutsideFence) && frame.checkpoint.is_some() => {
+                Taken::Committed(frame)
+            }
+            Content::Frame(_) | Content::Release
+                if !is_in_place || !self.is_next(claim, commit, previous) =>
+            {
+                tracing::warn!(sequence = self.last, "message of a former owner skipped");
+                Taken::Skipped
+            }
+            Content::Frame(frame) => {
+                (self.commit, self.checksum) = (commit, checksum);
+                Taken::Committed(frame)
+            }
+            Content::Release => {
+                (self.claim, self.checksum) = (None, checksum);
+                Taken::Released
+            }
+            Content::Claim { .. } => Taken::Skipped,
+        }
+    }
+
+    /// Returns the next entry of the current claim, and its bytes; `None` without a claim.
+    pub(super) fn next(&self, content: Content) -> Option<Entry> {
+        let (claim, sequence) = (self.claim?, self.last + 1);
+        Some(Entry { claim, commit: self.commit + 1, sequence, previous: self.checksum, content })
+    }
+
+    /// Advances over the entry that [`Self::next`] returned, which is stored.
+    pub(super) fn advance(&mut self, encoded: &Bytes) {
+        (self.last, self.commit, self.checksum) = (self.last + 1, self.commit + 1, checksum(encoded));
+    }
+
+    /// Returns the checksum of the last entry that counts.
+    pub(super) const fn checksum(&self) -> u64 {
+        self.checksum
+    }
+
+    /// Returns whether the message that is taken is the first one of a purged stream.
+    const fn is_beginning(&self) -> bool {
+        self.last > 1 && self.claim.is_none() && self.commit == 0 && self.checksum == 0
+    }
+
+    fn is_next(&self, claim: Claim, commit: u64, previous: u64) -> bool {
+        self.claim == Some(claim) && commit == self.commit + 1 && previous == self.checksum
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::ServerId;
+    use super::super::entry::ClaimId;
+    use super::*;
+
+    fn claim(server: u64, sequence: u64) -> Bytes {
+        let claim = Claim { sequence: 0, id: ClaimId { server: ServerId(server), number: 1 } };
+        Entry { claim, commit: 0, sequence, previous: 0, content: Content::Claim { format: 1 } }.encode()
+    }
+
+    fn frame(chain: &Chain) -> Bytes {
+        chain.next(Content::Frame(Frame::default())).unwrap().encode()
+    }
+
+    #[track_caller]
+    fn check(chain: &mut Chain, bytes: &Bytes, counts: bool) {
+        let taken = chain.take(bytes);
+        assert_eq!(!matches!(taken, Taken::Skipped), counts, "{taken:?}");
+    }
+
+    #[test]
+    fn frames_count_in_their_place_alone() {
+        let mut chain = Chain::starting_at(1);
+        check(&mut chain, &claim(1, 1), true);
+        let first = frame(&chain);
+        check(&mut chain, &first, true);
+        check(&mut chain, &first, false);
+        let late = frame(&Chain { last: chain.last + 1, ..chain.clone() });
+        check(&mut chain, &late, false);
+        check(&mut chain, &Bytes::from_static(b"junk"), false);
+        let next = frame(&chain);
+        check(&mut chain, &next, true);
+    }
+
+    #[test]
+    fn later_claim_ends_the_earlier_one() {
+        let mut chain = Chain::starting_at(1);
+        check(&mut chain, &claim(1, 1), true);
+        let deposed = chain.clone();
+        check(&mut chain, &claim(2, 2), true);
+        check(&mut chain, &frame(&deposed), false);
+        let late = frame(&Chain { last: chain.last, ..deposed });
+        check(&mut chain, &late, false);
+        check(&mut chain, &claim(1, 3), false);
+        check(&mut chain, &claim(1, 0), true);
+        check(&mut chain, &claim(1, 0), false);
+    }
+
+    #[test]
+    fn own_entries_advance_as_readers_do() {
+        let mut reader = Chain::starting_at(1);
+        check(&mut reader, &claim(1, 1), true);
+        let mut owner = reader.clone();
+        for _ in 0..3 {
+            let bytes = frame(&owner);
+            owner.advance(&bytes);
+            check(&mut reader, &bytes, true);
+            assert_eq!(reader, owner);
+        }
+        let release = owner.next(Content::Release).unwrap().encode();
+        check(&mut reader, &release, true);
+        assert_eq!(reader.claim(), None);
+        check(&mut reader, &frame(&owner), false);
+    }
+}

@@ -1,0 +1,210 @@
+//! The decisions of an [`Owner`], and what the storing of their frame releases:
+//! answers, pages, deliveries and ends of receptions.
+
+use std::collections::BTreeMap;
+
+use super::flow::{Flow, FlowId};
+use super::identity::Parked;
+use super::message::{Answer, Command, Event, Generation, Request, Subscribed};
+use super::owner::Owner;
+use super::{Action, Now};
+use crate::ledger::Context;
+use crate::shard::readers::read_page;
+use crate::store::{Account, End, Page, Position, ReadLimit};
+
+/// What waits for a frame to be stored.
+#[derive(Debug, Default)]
+pub(super) struct Released {
+    events: Vec<(FlowId, Event)>,
+    reads: Vec<Read>,
+}
+
+#[derive(Debug)]
+struct Read {
+    flow: FlowId,
+    id: u64,
+    account: Account,
+    after: Position,
+    limit: ReadLimit,
+}
+
+impl Released {
+    /// Returns whether nothing waits.
+    pub(super) const fn is_empty(&self) -> bool {
+        self.events.is_empty() && self.reads.is_empty()
+    }
+}
+
+impl Owner {
+    /// Decides a command in the frame that is built.
+    pub(super) fn decide(
+        &mut self,
+        flow: FlowId,
+        command: Command,
+        (context, now): (Context, Now),
+        released: &mut Released,
+    ) {
+        let (ledger, changes, id) = (&mut self.ledger, &mut self.changes, command.id);
+        let answer = match command.request {
+            Request::Create(name, password) => Answer::Created(ledger.create(&name, password, changes)),
+            Request::SetPassword { account, old, new } => {
+                Answer::Flag(ledger.set_password(&account, old.as_ref(), new, changes))
+            }
+            Request::Delete(account) => return self.delete(flow, id, account, now, released),
+            Request::LookUp(name) => Answer::Account(ledger.account(&name)),
+            Request::Register(account) => {
+                let is_alive = ledger.positions(&account).is_some();
+                if !is_alive || self.identities.register(&account, flow.server) {
+                    Answer::Flag(is_alive)
+                } else {
+                    Answer::Unavailable
+                }
+            }
+            Request::Send(send) => match ledger.append(&mut send.into_append(), context, changes) {
+                Ok(outcome) => Answer::Sent(outcome),
+                // A send from another server has an open fence.
+                Err(_) => return,
+            },
+            Request::Subscribe { account, takes_over } => {
+                self.subscribe(flow, &account, takes_over, released)
+            }
+            Request::Resubscribe { account, generation, delivered, acknowledged } => {
+                ledger.acknowledge(&account, acknowledged, changes);
+                self.resubscribe(flow, &account, generation, delivered, released)
+            }
+            Request::Read { account, after, limit } => {
+                return released.reads.push(Read { flow, id, account, after, limit });
+            }
+            Request::Unsubscribe(account, generation) => {
+                return self.receptions.end(account.incarnation, generation);
+            }
+            Request::Unregister(account) => return self.identities.unregister(&account, flow.server),
+            Request::Acknowledge(account, position) => {
+                return ledger.acknowledge(&account, position, changes);
+            }
+        };
+        released.events.push((flow, Event::Answer(id, answer)));
+    }
+
+    /// Deletes an account, or has it wait until no connection acts as the account.
+    fn delete(&mut self, flow: FlowId, id: u64, account: Account, now: Now, released: &mut Released) {
+        let is_alive = self.ledger.positions(&account).is_some();
+        if is_alive && !self.identities.is_free(&account, now.running) {
+            for server in self.identities.servers(&account) {
+                if let Some(flow) = self.flows.get(&server) {
+                    released.events.push((flow.id(), Event::AccountEnding(account.clone())));
+                }
+            }
+            let command = Command { id, request: Request::Delete(account.clone()) };
+            return self.identities.park(Parked { account, flow, command });
+        }
+        let existed = self.ledger.delete(&account, &mut self.changes);
+        if let Some((flow, generation)) = self.receptions.remove(account.incarnation) {
+            released.events.push((flow, Event::Ended(account.incarnation, generation, End::Deleted)));
+        }
+        released.events.push((flow, Event::Answer(id, Answer::Flag(existed))));
+    }
+
+    fn subscribe(
+        &mut self,
+        flow: FlowId,
+        account: &Account,
+        takes_over: bool,
+        released: &mut Released,
+    ) -> Answer {
+        let inbox = account.incarnation;
+        if !takes_over && !self.receptions.is_free(inbox) {
+            return Answer::Subscribed(None);
+        }
+        let place = released.events.len() as u32;
+        let generation = Generation { sequence: self.chain.last() + 1, place };
+        let Some(subscription) = self.ledger.subscribe(account, &mut self.changes) else {
+            return Answer::Subscribed(None);
+        };
+        let (queued, cursor) = (subscription.queued(), subscription.cursor());
+        let former = self.receptions.admit(inbox, generation, flow, subscription);
+        released.take_over(inbox, former);
+        Answer::Subscribed(Some(Subscribed { generation, queued, cursor }))
+    }
+
+    fn resubscribe(
+        &mut self,
+        flow: FlowId,
+        account: &Account,
+        generation: Generation,
+        delivered: Position,
+        released: &mut Released,
+    ) -> Answer {
+        let inbox = account.incarnation;
+        let Some((_, tail)) = self.ledger.positions(account) else {
+            return Answer::Resubscribed(Err(End::Deleted));
+        };
+        if !self.receptions.may_continue(inbox, generation) {
+            return Answer::Resubscribed(Err(End::TakenOver));
+        }
+        let Some(subscription) = self.ledger.subscribe(account, &mut self.changes) else {
+            return Answer::Resubscribed(Err(End::Deleted));
+        };
+        let former = self.receptions.admit(inbox, generation, flow, subscription);
+        released.take_over(inbox, former);
+        Answer::Resubscribed(Ok(tail.sequence > delivered.sequence))
+    }
+
+    /// Sends what a stored frame releases: to each server its answers first, then its
+    /// messages.
+    pub(super) fn publish(&mut self, released: Released, now: Now, out: &mut Vec<Action>) {
+        let mut to: BTreeMap<FlowKey, (FlowId, Vec<Event>)> = BTreeMap::new();
+        let mut push = |flow: FlowId, event| {
+            to.entry((flow.server.0, flow.number)).or_insert_with(|| (flow, Vec::new())).1.push(event);
+        };
+        let Released { events, reads } = released;
+        events.into_iter().for_each(|(flow, event)| push(flow, event));
+        for Read { flow, id, account, after, limit } in reads {
+            push(flow, Event::Answer(id, self.page(&account, after, limit)));
+        }
+        for delivery in self.changes.effects.deliveries.drain(..) {
+            let Some(flow) = self.receptions.flow(delivery.inbox) else { continue };
+            if self.flows.get(&flow.server).is_some_and(Flow::has_credit) {
+                push(flow, Event::Delivery(delivery.inbox, delivery.messages));
+            } else {
+                self.receptions.note_lagging(delivery.inbox);
+            }
+        }
+        self.changes.effects.clear();
+        for (flow, events) in to.into_values() {
+            self.send(flow, events, now, out);
+        }
+    }
+
+    /// Reads messages. Everything that the ledger has decided is stored.
+    fn page(&self, account: &Account, after: Position, limit: ReadLimit) -> Answer {
+        let Some((cursor, _)) = self.ledger.positions(account) else {
+            return Answer::Page(Page { complete: true, ..Page::default() });
+        };
+        let from = after.sequence.max(cursor.sequence);
+        match read_page(&self.blocks, account.incarnation, from, limit) {
+            Ok(mut page) => {
+                if cursor.sequence > after.sequence {
+                    let start = page.starts_after.filter(|start| start.sequence > cursor.sequence);
+                    page.starts_after = start.or(Some(cursor));
+                }
+                Answer::Page(page)
+            }
+            Err(error) => {
+                tracing::error!(%error, account = %account.name, "messages cannot be read");
+                Answer::Unavailable
+            }
+        }
+    }
+}
+
+/// Orders the servers of a commit.
+type FlowKey = (u64, u64);
+
+impl Released {
+    fn take_over(&mut self, inbox: u64, former: Option<(FlowId, Generation)>) {
+        if let Some((flow, generation)) = former {
+            self.events.push((flow, Event::Ended(inbox, generation, End::TakenOver)));
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! [`Entry`]: one message of a shard's stream, and its bytes.
+//!
+//! Numbers are little endian; the last eight bytes are the XXH3 of all before.
+//! Decoding never panics and never trusts a length.
+//!
+//! | bytes | content |
+//! | --- | --- |
+//! | 1 | format, [`FORMAT`] |
+//! | 1 | kind: 0 claim, 1 frame, 2 release |
+//! | 8 × 6 | claim: server, number, sequence (of a claim itself: 0); commit number; sequence that the entry counts at (0: at any); checksum of the entry before |
+//! | claim | 1: the newest format that its server reads |
+//! | frame | 1: checkpoint part (0 none, else 1 + 2 if first + 4 if last); 4: length of the records; records; 4: number of blocks; for each: inbox, first, last (8 each), 4: length, payload |
+
+use bytes::{Buf, BufMut, Bytes};
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::ServerId;
+use crate::ledger::Malformed;
+use crate::log::{Block, CheckpointPart, Frame};
+
+/// The format of the entries that this version writes, and the newest that it reads.
+pub(super) const FORMAT: u8 = 1;
+
+/// Bytes of an entry besides its content.
+const HEAD_BYTES: usize = 2 + 6 * 8;
+const CHECKSUM_BYTES: usize = 8;
+
+mod kind {
+    pub(super) const CLAIM: u8 = 0;
+    pub(super) const FRAME: u8 = 1;
+    pub(super) const RELEASE: u8 = 2;
+}
+
+/// The name of a claim, chosen by the server that claims; never used twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct ClaimId {
+    /// The life of a process.
+    pub(crate) server: ServerId,
+    /// Counts the claims of that process.
+    pub(crate) number: u64,
+}
+
+/// A claim that is in the stream. Of two claims the one with the higher sequence counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Claim {
+    /// Its sequence in the stream.
+    pub(crate) sequence: u64,
+    /// Its name.
+    pub(crate) id: ClaimId,
+}
+
+/// One message of a shard's stream.
+#[derive(Debug)]
+pub(super) struct Entry {
+    /// The claim that it belongs to; of a claim itself the sequence is 0.
+    pub(super) claim: Claim,
+    /// Its number among the entries of its claim, whose own number is 0.
+    pub(super) commit: u64,
+    /// The only sequence that it counts at; 0 for a claim that counts at any.
+    pub(super) sequence: u64,
+    /// The checksum of the entry before it that counts.
+    pub(super) previous: u64,
+    /// What it says.
+    pub(super) content: Content,
+}
+
+/// The content of an entry.
+#[derive(Debug)]
+pub(super) enum Content {
+    /// A server claims the shard, which reads entries up to this format.
+    Claim {
+        /// The newest format that it reads.
+        format: u8,
+    },
+    /// A commit, or a part of a snapshot.
+    Frame(Frame),
+    /// The owner gives the shard up.
+    Release,
+}
+
+impl Entry {
+    /// Returns the bytes of the entry.
+    pub(super) fn encode(&self) -> Bytes {
+        let mut to = Vec::with_capacity(256);
+        let kind = match &self.content {
+            Content::Claim { .. } => kind::CLAIM,
+            Content::Frame(_) => kind::FRAME,
+            Content::Release => kind::RELEASE,
+        };
+        to.extend_from_slice(&[FORMAT, kind]);
+        let Claim { sequence, id } = self.claim;
+        for number in [id.server.0, id.number, sequence, self.commit, self.sequence, self.previous] {
+            to.put_u64_le(number);
+        }
+        match &self.content {
+            Content::Claim { format } => to.push(*format),
+            Content::Frame(frame) => put_frame(&mut to, frame),
+            Content::Release => {}
+        }
+        to.put_u64_le(xxh3_64(&to));
+        to.into()
+    }
+
+    /// Decodes an entry. Returns it with its checksum.
+    pub(super) fn decode(bytes: &Bytes) -> Result<(Self, u64), Malformed> {
+        let length = bytes.len().checked_sub(CHECKSUM_BYTES).ok_or(Malformed)?;
+        let checksum = bytes.slice(length..).get_u64_le();
+        let mut rest = bytes.slice(..length);
+        if rest.len() < HEAD_BYTES || xxh3_64(&rest) != checksum || rest.get_u8() != FORMAT {
+            return Err(Malformed);
+        }
+        let kind = rest.get_u8();
+        let [server, number, claimed_at, commit, sequence, previous] =
+            std::array::from_fn(|_| rest.get_u64_le());
+        let id = ClaimId { server: ServerId(server), number };
+        let content = match kind {
+            kind::CLAIM => Content::Claim { format: rest.try_get_u8().map_err(|_| Malformed)? },
+            kind::FRAME => Content::Frame(take_frame(&mut rest)?),
+            kind::RELEASE => Content::Release,
+            _ => return Err(Malformed),
+        };
+        if rest.has_remaining() {
+            return Err(Malformed);
+        }
+        let claim = Claim { sequence: claimed_at, id };
+        Ok((Self { claim, commit, sequence, previous, content }, checksum))
+    }
+}
+
+/// Returns the checksum of an encoded entry.
+pub(super) fn checksum(encoded: &Bytes) -> u64 {
+    encoded.len().checked_sub(CHECKSUM_BYTES).map_or(0, |length| encoded.slice(length..).get_u64_le())
+}
+
+fn put_frame(to: &mut Vec<u8>, frame: &Frame) {
+    to.push(frame.checkpoint.map_or(0, |part| 1 + 2 * u8::from(part.is_first) + 4 * u8::from(part.is_last)));
+    to.put_u32_le(frame.records.len() as u32);
+    to.extend_from_slice(&frame.records);
+    to.put_u32_le(frame.blocks.len() as u32);
+    for Block { inbox, first, last, payload } in &frame.blocks {
+        [*inbox, *first, *last].into_iter().for_each(|number| to.put_u64_le(number));
+        to.put_u32_le(payload.len() as u32);
+        to.extend_from_slice(payload);
+    }
+}
+
+fn take_frame(rest: &mut Bytes) -> Result<Frame, Malformed> {
+    let checkpoint = match rest.try_get_u8().map_err(|_| Malformed)? {
+        0 => None,
+        bits if bits & 1 == 1 && bits < 8 => {
+            Some(CheckpointPart { is_first: bits & 2 != 0, is_last: bits & 4 != 0 })
+        }
+        _ => return Err(Malformed),
+    };
+    let records = take_slice(rest)?.to_vec();
+    let count = rest.try_get_u32_le().map_err(|_| Malformed)?;
+    let blocks: Result<_, _> = (0..count).map(|_| take_block(rest)).collect();
+    Ok(Frame { records, blocks: blocks?, checkpoint })
+}
+
+fn take_block(rest: &mut Bytes) -> Result<Block, Malformed> {
+    let mut number = || rest.try_get_u64_le().map_err(|_| Malformed);
+    let (inbox, first, last) = (number()?, number()?, number()?);
+    Ok(Block { inbox, first, last, payload: take_slice(rest)? })
+}
+
+fn take_slice(rest: &mut Bytes) -> Result<Bytes, Malformed> {
+    let length = rest.try_get_u32_le().map_err(|_| Malformed)? as usize;
+    if length <= rest.len() { Ok(rest.split_to(length)) } else { Err(Malformed) }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn entries() -> Vec<Entry> {
+        let claim = Claim { sequence: 9, id: ClaimId { server: ServerId(7), number: 3 } };
+        let block = |first| Block { inbox: 4, first, last: first + 2, payload: Bytes::from_static(b"texts") };
+        let part = CheckpointPart { is_first: true, is_last: false };
+        let contents = [
+            Content::Claim { format: 1 },
+            Content::Release,
+            Content::Frame(Frame::default()),
+            Content::Frame(Frame {
+                records: b"records".to_vec(),
+                blocks: vec![block(1), block(9)],
+                checkpoint: None,
+            }),
+            Content::Frame(Frame { records: Vec::new(), blocks: vec![block(5)], checkpoint: Some(part) }),
+        ];
+        contents.map(|content| Entry { claim, commit: 5, sequence: 20, previous: 77, content }).into()
+    }
+
+    #[test]
+    fn every_entry_comes_back() {
+        for entry in entries() {
+            let bytes = entry.encode();
+            let (decoded, sum) = Entry::decode(&bytes).unwrap();
+            assert_eq!(format!("{decoded:?}"), format!("{entry:?}"));
+            assert_eq!((sum, decoded.encode()), (checksum(&bytes), bytes));
+        }
+    }
+
+    #[test]
+    fn truncated_or_changed_entry_is_malformed() {
+        for bytes in entries().iter().map(Entry::encode) {
+            for end in 0..bytes.len() {
+                assert!(Entry::decode(&bytes.slice(..end)).is_err());
+                let mut changed = bytes.to_vec();
+                changed[end] ^= 4;
+                assert!(Entry::decode(&changed.into()).is_err(), "{end}");
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_content_under_a_right_checksum_never_panics(content in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let mut bytes = vec![FORMAT, kind::FRAME];
+            bytes.extend_from_slice(&[0; 48]);
+            bytes.extend_from_slice(&content);
+            bytes.put_u64_le(xxh3_64(&bytes));
+            if let Ok((entry, _)) = Entry::decode(&bytes.clone().into()) {
+                prop_assert_eq!(entry.encode(), bytes);
+            }
+        }
+    }
+}

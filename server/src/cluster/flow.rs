@@ -1,0 +1,187 @@
+//! [`Flow`]: one end of a numbered flow between a server and a claim of a shard. It
+//! knows neither commands nor deliveries.
+//!
+//! A flow carries packets over a network that loses some. Each end takes only the
+//! next number; a missing one ends the flow, and a heartbeat with the last number
+//! makes the loss of the last packet known too. Nothing is sent twice.
+//!
+//! Credit is given in bytes, as the sum of all bytes that may have been sent since the
+//! flow began, so that it does not matter which of the packets that give it arrive.
+
+use std::time::Duration;
+
+use super::bugs::{Bug, is_planted};
+use super::entry::Claim;
+use super::{ServerId, timing};
+
+/// The name of a flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct FlowId {
+    /// The server at the one end.
+    pub(crate) server: ServerId,
+    /// The claim at the other end.
+    pub(crate) claim: Claim,
+    /// Counts the flows of that server.
+    pub(crate) number: u64,
+}
+
+/// One packet of a flow.
+#[derive(Debug, Clone)]
+pub(crate) struct Packet<T> {
+    /// The number of this packet if it has items, else of the last one that had.
+    pub(crate) number: u64,
+    /// The bytes that the other end may have sent in all.
+    pub(crate) credit: u64,
+    /// None in a heartbeat.
+    pub(crate) items: Vec<T>,
+    /// Their bytes.
+    pub(crate) bytes: u64,
+}
+
+/// One end of a flow.
+#[derive(Debug)]
+pub(super) struct Flow {
+    id: FlowId,
+    /// The number of the last packet that was sent.
+    sent: u64,
+    sent_bytes: u64,
+    /// The bytes that may have been sent in all.
+    credit: u64,
+    /// The number of the last packet that was taken.
+    taken: u64,
+    /// The bytes of packets that were taken and processed.
+    processed_bytes: u64,
+    heard_at: Duration,
+    sent_at: Duration,
+    window_bytes: u64,
+}
+
+/// A packet of the flow is missing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Broken;
+
+impl Flow {
+    /// Returns an end of a flow, each of whose ends may have `window_bytes` under way.
+    pub(super) const fn new(id: FlowId, window_bytes: u64, now: Duration) -> Self {
+        Self {
+            id,
+            sent: 0,
+            sent_bytes: 0,
+            credit: window_bytes,
+            taken: 0,
+            processed_bytes: 0,
+            heard_at: now,
+            sent_at: now,
+            window_bytes,
+        }
+    }
+
+    /// Returns the name of the flow.
+    pub(super) const fn id(&self) -> FlowId {
+        self.id
+    }
+
+    /// Returns whether there is credit left. The last packet may exceed it.
+    pub(super) const fn has_credit(&self) -> bool {
+        self.sent_bytes < self.credit
+    }
+
+    /// Returns the packet that carries these items.
+    pub(super) fn send<T>(&mut self, items: Vec<T>, bytes: u64, now: Duration) -> Packet<T> {
+        self.sent += 1;
+        self.sent_bytes += bytes;
+        self.sent_at = now;
+        Packet { number: self.sent, credit: self.processed_bytes + self.window_bytes, items, bytes }
+    }
+
+    /// Returns a heartbeat if one is due.
+    pub(super) fn heartbeat<T>(&mut self, now: Duration) -> Option<Packet<T>> {
+        if now.saturating_sub(self.sent_at) < timing::FLOW_HEARTBEAT {
+            return None;
+        }
+        self.sent_at = now;
+        let number = if is_planted(Bug::LostLastDelivery) { 0 } else { self.sent };
+        let credit = self.processed_bytes + self.window_bytes;
+        Some(Packet { number, credit, items: Vec::new(), bytes: 0 })
+    }
+
+    /// Takes a packet. Returns its items.
+    ///
+    /// # Errors
+    /// [`Broken`] if it, or one before it, is missing.
+    pub(super) fn take<T>(&mut self, packet: Packet<T>, now: Duration) -> Result<Vec<T>, Broken> {
+        let Packet { number, credit, items, .. } = packet;
+        let last = if items.is_empty() { number } else { number.checked_sub(1).ok_or(Broken)? };
+        if last > self.taken {
+            return Err(Broken);
+        }
+        self.heard_at = now;
+        self.credit = self.credit.max(credit);
+        if items.is_empty() || last < self.taken {
+            return Ok(Vec::new());
+        }
+        self.taken = number;
+        Ok(items)
+    }
+
+    /// Gives credit for items that were taken and are done with.
+    pub(super) const fn processed(&mut self, bytes: u64) {
+        self.processed_bytes += bytes;
+    }
+
+    /// Returns whether nothing has been heard from the other end for the longest time
+    /// that a flow may be silent.
+    pub(super) fn is_silent(&self, now: Duration) -> bool {
+        now.saturating_sub(self.heard_at) >= timing::FLOW_SILENCE
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::entry::ClaimId;
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn ends() -> (Flow, Flow) {
+        let claim = Claim { sequence: 1, id: ClaimId { server: ServerId(1), number: 1 } };
+        let id = FlowId { server: ServerId(2), claim, number: 1 };
+        (Flow::new(id, 100, Duration::ZERO), Flow::new(id, 100, Duration::ZERO))
+    }
+
+    #[test]
+    fn packet_behind_a_missing_one_ends_the_flow() {
+        let (mut sender, mut receiver) = ends();
+        let [first, second, third] = [1, 2, 3].map(|item| sender.send(vec![item], 1, SECOND));
+        assert_eq!(receiver.take(first.clone(), SECOND), Ok(vec![1]));
+        assert_eq!(receiver.take(first, SECOND), Ok(vec![]), "it is known");
+        assert_eq!(receiver.take(third, SECOND), Err(Broken));
+        assert_eq!(receiver.take(second, SECOND), Ok(vec![2]));
+    }
+
+    #[test]
+    fn heartbeat_tells_of_a_lost_last_packet() {
+        let (mut sender, mut receiver) = ends();
+        let lost = sender.send(vec![1], 1, SECOND);
+        assert!(sender.heartbeat::<u8>(2 * SECOND).is_none(), "it is not due");
+        let heartbeat = sender.heartbeat::<u8>(3 * SECOND).unwrap();
+        assert_eq!(receiver.take(heartbeat.clone(), 3 * SECOND), Err(Broken));
+        receiver.take(Packet { items: vec![1], ..lost }, SECOND).unwrap();
+        assert_eq!(receiver.take(heartbeat, 3 * SECOND), Ok(vec![]));
+    }
+
+    #[test]
+    fn credit_comes_back_when_items_are_processed() {
+        let (mut sender, mut receiver) = ends();
+        let packet = sender.send(vec![1], 150, SECOND);
+        assert!(!sender.has_credit());
+        receiver.take(packet, SECOND).unwrap();
+        let heartbeat = receiver.heartbeat::<u8>(5 * SECOND).unwrap();
+        sender.take(heartbeat, SECOND).unwrap();
+        assert!(!sender.has_credit(), "it is taken, and not processed");
+        receiver.processed(150);
+        sender.take(receiver.heartbeat::<u8>(9 * SECOND).unwrap(), 9 * SECOND).unwrap();
+        assert!(sender.has_credit());
+        assert!(!sender.is_silent(38 * SECOND) && sender.is_silent(39 * SECOND));
+    }
+}

@@ -1,0 +1,471 @@
+//! [`Link`]: a server's end of its flows to one shard: the commands of its connections,
+//! their answers, and the receptions and identities that it has there.
+//!
+//! If a flow ends, commands that the owner may have taken become unavailable, and their
+//! connections close, before anything else is sent to the shard. A flow that opens after
+//! the shard has gone on for long without this server closes every connection first:
+//! they may hold commands that were repeated elsewhere and are not remembered any more.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use super::bugs::{Bug, is_planted};
+use super::entry::Claim;
+use super::flow::{Flow, FlowId};
+use super::message::{
+    Answer, Command, Down, Event, Generation, Item as _, Message, Reply, Request, ShardClock, Subscribed, Up,
+};
+use super::{Action, Config, ConnectionId, Now, ServerId, ShardId, timing};
+use crate::store::{Account, End, Position, Publisher, Subscription};
+
+/// A server's end of its flows to one shard.
+#[derive(Debug)]
+pub(super) struct Link {
+    shard: ShardId,
+    server: ServerId,
+    config: Config,
+    /// The newest claim that it has heard of.
+    claim: Option<Claim>,
+    flow: State,
+    flows: u64,
+    /// The clock of the shard when it was last heard in a flow, and the claim.
+    heard: Option<(Claim, ShardClock)>,
+    /// Commands that were not sent.
+    queue: VecDeque<Waiting>,
+    /// Commands that were sent and are not answered, by id.
+    sent: BTreeMap<u64, Waiting>,
+    /// By inbox.
+    receptions: BTreeMap<u64, Reception>,
+    identities: BTreeMap<u64, Identity>,
+    next_id: u64,
+}
+
+#[derive(Debug)]
+enum State {
+    Closed,
+    Opening { id: FlowId, asked_at: Duration },
+    Open(Box<Flow>),
+}
+
+/// A command that is not answered.
+#[derive(Debug)]
+struct Waiting {
+    origin: Origin,
+    command: Command,
+    since: Duration,
+}
+
+/// Where an answer goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    /// To a request of a connection.
+    Connection(ConnectionId, u64),
+    /// To the reception of this inbox, which continues.
+    Reception(u64),
+    /// To the identity of this incarnation, which continues.
+    Identity(u64),
+    /// There is none.
+    Nowhere,
+}
+
+#[derive(Debug)]
+struct Reception {
+    account: Account,
+    generation: Generation,
+    connection: ConnectionId,
+    publisher: Publisher,
+    delivered: Position,
+    acknowledged: Position,
+}
+
+/// The connections that act as an account.
+#[derive(Debug)]
+struct Identity {
+    account: Account,
+    connections: BTreeSet<ConnectionId>,
+    /// The flow in which it is registered, by number.
+    flow: u64,
+}
+
+impl Link {
+    /// Returns a link without a flow.
+    pub(super) const fn new(shard: ShardId, server: ServerId, config: Config) -> Self {
+        Self {
+            shard,
+            server,
+            config,
+            claim: None,
+            flow: State::Closed,
+            flows: 0,
+            heard: None,
+            queue: VecDeque::new(),
+            sent: BTreeMap::new(),
+            receptions: BTreeMap::new(),
+            identities: BTreeMap::new(),
+            next_id: 0,
+        }
+    }
+
+    /// Sends a request of a connection, once there is a flow and credit.
+    pub(super) fn submit(
+        &mut self,
+        connection: ConnectionId,
+        request: u64,
+        content: Request,
+        now: Now,
+        out: &mut Vec<Action>,
+    ) {
+        if let Request::Acknowledge(account, position) = &content
+            && let Some(reception) = self.receptions.get_mut(&account.incarnation)
+        {
+            reception.acknowledged = reception.acknowledged.max_by_sequence(*position);
+        }
+        let origin = match content {
+            Request::Acknowledge(..) | Request::Unsubscribe(..) | Request::Unregister(_) => Origin::Nowhere,
+            _ => Origin::Connection(connection, request),
+        };
+        self.push(origin, content, now);
+        self.flush(now, out);
+    }
+
+    /// Ends what a connection has here that has gone. Its commands go on.
+    pub(super) fn disconnect(&mut self, connection: ConnectionId, now: Now, out: &mut Vec<Action>) {
+        let gone = self.receptions.extract_if(.., |_, reception| reception.connection == connection);
+        let gone: Vec<_> = gone.map(|(_, reception)| reception).collect();
+        for Reception { account, generation, .. } in gone {
+            self.push(Origin::Nowhere, Request::Unsubscribe(account, generation), now);
+        }
+        let gone = self.identities.extract_if(.., |_, identity| {
+            identity.connections.remove(&connection) && identity.connections.is_empty()
+        });
+        let gone: Vec<_> = gone.map(|(_, identity)| identity.account).collect();
+        for account in gone {
+            self.push(Origin::Nowhere, Request::Unregister(account), now);
+        }
+        self.flush(now, out);
+    }
+
+    /// Returns whether connections may act as an account at this time.
+    pub(super) fn is_registered(&self, account: &Account, now: Now) -> bool {
+        let State::Open(flow) = &self.flow else { return false };
+        let identity = self.identities.get(&account.incarnation);
+        identity.is_some_and(|identity| identity.flow == self.flows) && !flow.is_silent(now.running)
+    }
+
+    /// Drops the commands of a connection that are not sent, since an earlier one of it
+    /// is unavailable.
+    pub(super) fn drop_commands(&mut self, connection: ConnectionId) {
+        self.queue.retain(|waiting| !waiting.is_of(connection));
+    }
+
+    /// Drops the commands of all connections that are not sent.
+    pub(super) fn drop_all_commands(&mut self) {
+        self.queue.retain(|waiting| !matches!(waiting.origin, Origin::Connection(..)));
+    }
+
+    /// Takes a heartbeat of an owner.
+    pub(super) fn handle_heartbeat(&mut self, claim: Claim, now: Now, out: &mut Vec<Action>) {
+        if self.claim.is_some_and(|known| claim.sequence <= known.sequence) {
+            return;
+        }
+        self.end_flow(out);
+        self.claim = Some(claim);
+        self.open(now, out);
+    }
+
+    /// Takes a message of a flow.
+    pub(super) fn handle_down(&mut self, id: FlowId, down: Down, now: Now, out: &mut Vec<Action>) {
+        match (&mut self.flow, down) {
+            (State::Opening { id: opening, .. }, Down::Opened(clock)) if *opening == id => {
+                self.opened(id, clock, now, out);
+            }
+            (State::Open(flow), Down::Packet(packet, clock)) if flow.id() == id => {
+                let bytes = packet.bytes;
+                match flow.take(packet, now.running) {
+                    Ok(events) => {
+                        flow.processed(bytes);
+                        self.heard = Some((id.claim, clock));
+                        events.into_iter().for_each(|event| self.handle_event(event, now, out));
+                        self.flush(now, out);
+                    }
+                    Err(_) => self.reopen(now, out),
+                }
+            }
+            (State::Opening { id: current, .. }, Down::End) if *current == id => self.flow = State::Closed,
+            (State::Open(flow), Down::End) if flow.id() == id => self.reopen(now, out),
+            _ => {}
+        }
+    }
+
+    /// Does what is due at this time.
+    pub(super) fn tick(&mut self, now: Now, out: &mut Vec<Action>) {
+        let is_late = |waiting: &Waiting| now.running.saturating_sub(waiting.since) >= waiting.deadline();
+        let is_ended = match &mut self.flow {
+            State::Open(flow) => {
+                if let Some(packet) = flow.heartbeat(now.running) {
+                    let message = Message::Up(self.shard, flow.id(), Up::Packet(packet));
+                    out.push(Action::Send(flow.id().claim.id.server, message));
+                }
+                flow.is_silent(now.running) || self.sent.values().any(is_late)
+            }
+            State::Opening { asked_at, .. } => now.running.saturating_sub(*asked_at) >= timing::OPEN_RETRY,
+            State::Closed => self.claim.is_some(),
+        };
+        if is_ended {
+            self.reopen(now, out);
+        }
+        if self.queue.iter().any(is_late) {
+            let is_late =
+                |waiting: &Waiting| is_late(waiting) && matches!(waiting.origin, Origin::Connection(..));
+            let (late, rest): (Vec<_>, Vec<_>) = self.queue.drain(..).partition(is_late);
+            self.queue = rest.into();
+            self.fail(late, out);
+        }
+        self.flush(now, out);
+    }
+
+    fn opened(&mut self, id: FlowId, clock: ShardClock, now: Now, out: &mut Vec<Action>) {
+        let is_fresh = self.is_fresh(id.claim, clock) || is_planted(Bug::FlowBeforeClose);
+        self.heard = Some((id.claim, clock));
+        if !is_fresh {
+            tracing::warn!(shard = self.shard, "out of touch with a shard: closing all connections");
+            out.push(Action::CloseAll);
+            return self.reopen(now, out);
+        }
+        self.flow = State::Open(Box::new(Flow::new(id, self.config.window_bytes, now.running)));
+        self.resume(now);
+        self.flush(now, out);
+    }
+
+    /// Returns whether little time of the shard has passed since it was last heard in a
+    /// flow. The owner's clock may be compared with its own alone; the clock in the
+    /// stream goes on from claim to claim.
+    fn is_fresh(&self, claim: Claim, clock: ShardClock) -> bool {
+        self.heard.is_some_and(|(of, heard)| {
+            let since = if of == claim { heard.running } else { heard.durable };
+            clock.running.saturating_sub(since) <= timing::FRESH_MAX
+        })
+    }
+
+    /// Continues receptions and identities in the flow that has opened, before anything
+    /// else.
+    fn resume(&mut self, now: Now) {
+        let mut resumed = Vec::new();
+        for (incarnation, identity) in &self.identities {
+            resumed.push((Origin::Identity(*incarnation), Request::Register(identity.account.clone())));
+        }
+        for (inbox, reception) in &self.receptions {
+            let Reception { account, generation, delivered, acknowledged, .. } = reception;
+            let (account, generation) = (account.clone(), *generation);
+            let (delivered, acknowledged) = (*delivered, *acknowledged);
+            let request = Request::Resubscribe { account, generation, delivered, acknowledged };
+            resumed.push((Origin::Reception(*inbox), request));
+        }
+        for (origin, request) in resumed.into_iter().rev() {
+            let waiting = self.waiting(origin, request, now);
+            self.queue.push_front(waiting);
+        }
+    }
+
+    fn handle_event(&mut self, event: Event, now: Now, out: &mut Vec<Action>) {
+        match event {
+            Event::Answer(id, answer) => {
+                if let Some(waiting) = self.sent.remove(&id) {
+                    self.handle_answer(waiting, answer, now, out);
+                }
+            }
+            Event::Delivery(inbox, messages) => {
+                if let Some(reception) = self.receptions.get_mut(&inbox) {
+                    if let Some(last) = messages.last() {
+                        reception.delivered = last.position;
+                    }
+                    reception.publisher.appended(messages);
+                }
+            }
+            Event::Lagged(inbox) => {
+                if let Some(reception) = self.receptions.get(&inbox) {
+                    reception.publisher.lagged();
+                }
+            }
+            Event::Ended(inbox, generation, end) => {
+                if self.receptions.get(&inbox).is_some_and(|reception| reception.generation == generation) {
+                    self.end_reception(inbox, end);
+                }
+            }
+            Event::AccountEnding(account) => self.end_identity(account, now, out),
+        }
+    }
+
+    fn handle_answer(&mut self, waiting: Waiting, answer: Answer, now: Now, out: &mut Vec<Action>) {
+        match (waiting.origin, waiting.command.request, answer) {
+            (Origin::Reception(inbox), _, Answer::Resubscribed(outcome)) => match outcome {
+                Ok(false) => {}
+                Ok(true) => {
+                    if let Some(reception) = self.receptions.get(&inbox) {
+                        reception.publisher.lagged();
+                    }
+                }
+                Err(end) => self.end_reception(inbox, end),
+            },
+            (Origin::Identity(incarnation), _, Answer::Flag(true)) => {
+                if let Some(identity) = self.identities.get_mut(&incarnation) {
+                    identity.flow = self.flows;
+                }
+            }
+            (Origin::Identity(incarnation), ..) => self.drop_identity(incarnation, out),
+            (Origin::Connection(connection, request), Request::Subscribe { account, .. }, answer) => {
+                let subscription = match answer {
+                    Answer::Subscribed(Some(subscribed)) => {
+                        Some(self.subscribed(connection, account, subscribed))
+                    }
+                    _ => None,
+                };
+                out.push(Action::Answer { connection, request, reply: Reply::Subscribed(subscription) });
+            }
+            (Origin::Connection(connection, request), content, answer) => {
+                if let (Request::Register(account), Answer::Flag(true)) = (content, &answer) {
+                    let incarnation = account.incarnation;
+                    let identity = self.identities.entry(incarnation);
+                    let connections = BTreeSet::new();
+                    let identity = identity.or_insert_with(|| Identity { account, connections, flow: 0 });
+                    identity.connections.insert(connection);
+                    identity.flow = self.flows;
+                }
+                let reply = match answer {
+                    Answer::Unavailable => Reply::Unavailable,
+                    answer => Reply::Answer(answer),
+                };
+                out.push(Action::Answer { connection, request, reply });
+            }
+            (Origin::Reception(_) | Origin::Nowhere, ..) => {}
+        }
+        self.flush(now, out);
+    }
+
+    fn subscribed(
+        &mut self,
+        connection: ConnectionId,
+        account: Account,
+        subscribed: Subscribed,
+    ) -> Subscription {
+        let Subscribed { generation, queued, cursor } = subscribed;
+        let (publisher, subscription) = Subscription::new(account.clone(), queued, cursor);
+        let inbox = account.incarnation;
+        let (delivered, acknowledged) = (cursor, cursor);
+        let reception = Reception { account, generation, connection, publisher, delivered, acknowledged };
+        if let Some(former) = self.receptions.insert(inbox, reception) {
+            former.publisher.end(End::TakenOver);
+        }
+        subscription
+    }
+
+    fn end_reception(&mut self, inbox: u64, end: End) {
+        if let Some(reception) = self.receptions.remove(&inbox) {
+            reception.publisher.end(end);
+        }
+    }
+
+    /// Ends what acts as an account that is about to end, and confirms that.
+    fn end_identity(&mut self, account: Account, now: Now, out: &mut Vec<Action>) {
+        self.drop_identity(account.incarnation, out);
+        self.push(Origin::Nowhere, Request::Unregister(account), now);
+    }
+
+    fn drop_identity(&mut self, incarnation: u64, out: &mut Vec<Action>) {
+        if let Some(identity) = self.identities.remove(&incarnation) {
+            out.extend(identity.connections.into_iter().map(Action::EndIdentity));
+        }
+    }
+
+    /// Ends the flow and begins another one.
+    fn reopen(&mut self, now: Now, out: &mut Vec<Action>) {
+        self.end_flow(out);
+        self.open(now, out);
+    }
+
+    fn open(&mut self, now: Now, out: &mut Vec<Action>) {
+        let Some(claim) = self.claim else { return };
+        self.flows += 1;
+        let id = FlowId { server: self.server, claim, number: self.flows };
+        self.flow = State::Opening { id, asked_at: now.running };
+        out.push(Action::Send(claim.id.server, Message::Up(self.shard, id, Up::Open)));
+    }
+
+    fn end_flow(&mut self, out: &mut Vec<Action>) {
+        if let State::Open(flow) = std::mem::replace(&mut self.flow, State::Closed) {
+            out.push(Action::Send(flow.id().claim.id.server, Message::Up(self.shard, flow.id(), Up::End)));
+        }
+        let sent = std::mem::take(&mut self.sent);
+        self.fail(sent.into_values(), out);
+        // What was to continue in this flow continues in the next one.
+        self.queue.retain(|waiting| !matches!(waiting.origin, Origin::Reception(_) | Origin::Identity(_)));
+    }
+
+    /// Answers that it is unknown whether these commands were carried out. Connections
+    /// that wanted to change something close, and nothing more of them is sent.
+    fn fail(&mut self, commands: impl IntoIterator<Item = Waiting>, out: &mut Vec<Action>) {
+        let mut closing = BTreeSet::new();
+        for waiting in commands {
+            let Origin::Connection(connection, request) = waiting.origin else { continue };
+            out.push(Action::Answer { connection, request, reply: Reply::Unavailable });
+            if waiting.command.request.is_change() && closing.insert(connection) {
+                out.push(Action::Close(connection));
+            }
+        }
+        if !closing.is_empty() {
+            self.queue.retain(|waiting| !closing.iter().any(|connection| waiting.is_of(*connection)));
+        }
+    }
+
+    fn push(&mut self, origin: Origin, request: Request, now: Now) {
+        let waiting = self.waiting(origin, request, now);
+        self.queue.push_back(waiting);
+    }
+
+    fn waiting(&mut self, origin: Origin, request: Request, now: Now) -> Waiting {
+        self.next_id += 1;
+        Waiting { origin, command: Command { id: self.next_id, request }, since: now.running }
+    }
+
+    /// Sends what waits, as far as there is credit.
+    fn flush(&mut self, now: Now, out: &mut Vec<Action>) {
+        let State::Open(flow) = &mut self.flow else { return };
+        while flow.has_credit() && !self.queue.is_empty() {
+            let (mut items, mut bytes) = (Vec::new(), 0);
+            while bytes < timing::PACKET_BYTES_MAX {
+                let Some(waiting) = self.queue.pop_front() else { break };
+                bytes += waiting.command.bytes();
+                items.push(waiting.command.clone());
+                if waiting.origin != Origin::Nowhere {
+                    self.sent.insert(waiting.command.id, waiting);
+                }
+            }
+            let packet = flow.send(items, bytes, now.running);
+            let message = Message::Up(self.shard, flow.id(), Up::Packet(packet));
+            out.push(Action::Send(flow.id().claim.id.server, message));
+        }
+    }
+}
+
+impl Waiting {
+    const fn deadline(&self) -> Duration {
+        match self.command.request {
+            Request::Delete(_) => timing::DELETE_DEADLINE,
+            _ => timing::COMMAND_DEADLINE,
+        }
+    }
+
+    fn is_of(&self, connection: ConnectionId) -> bool {
+        matches!(self.origin, Origin::Connection(of, _) if of == connection)
+    }
+}
+
+trait MaxBySequence {
+    fn max_by_sequence(self, other: Self) -> Self;
+}
+
+impl MaxBySequence for Position {
+    fn max_by_sequence(self, other: Self) -> Self {
+        if other.sequence > self.sequence { other } else { self }
+    }
+}

@@ -1,0 +1,180 @@
+//! The cluster: shards whose logs are replicated streams, each owned by one server.
+//!
+//! Everything in here is a state machine without I/O, clock and randomness: messages,
+//! answers of the log and times come in as arguments, and actions go out. The
+//! conditional append is the fence and the safety argument; leases, heartbeats and
+//! flows are liveness, or keep servers from repeating what others have decided.
+//!
+//! | file | content |
+//! | --- | --- |
+//! | `entry`, `chain` | messages of a stream; which of them count |
+//! | `append` | the one append in flight, until it is resolved |
+//! | `blocks` | live blocks, and the entries that hold them |
+//! | `replay`, `candidate` | reading a stream, and claiming the shard |
+//! | `owner`, `decide`, `snapshot` | the owner: frames, answers, snapshots and purges |
+//! | `reception`, `identity` | subscriptions and logged-in accounts, at the owner |
+//! | `seat` | the part of one server in one shard: standby, candidate or owner |
+//! | `flow`, `message` | numbered flows between servers and owners |
+//! | `link` | a server's end of its flows to one shard |
+//! | `member` | a server: its seats and links |
+//! | `assignment` | shards of names, and servers of shards |
+
+mod append;
+mod assignment;
+mod blocks;
+mod bugs;
+mod candidate;
+mod chain;
+mod decide;
+mod entry;
+mod flow;
+mod identity;
+mod link;
+mod member;
+mod message;
+mod owner;
+mod reception;
+mod replay;
+mod seat;
+#[cfg(test)]
+mod sim;
+mod snapshot;
+mod timing;
+
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+
+use self::message::{Message, Reply};
+use crate::ledger::Limits;
+
+/// The life of a server's process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct ServerId(pub(crate) u64);
+
+/// The number of a shard.
+pub(crate) type ShardId = u32;
+
+/// A connection of a client to this server. Never used twice.
+pub(crate) type ConnectionId = u64;
+
+/// The clocks of a server.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Now {
+    /// The time since the process began. It never decreases.
+    pub(crate) running: Duration,
+    /// The wall clock.
+    pub(crate) wall: SystemTime,
+}
+
+/// The bounds of a shard.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Config {
+    /// Those of its ledger.
+    pub(crate) limits: Limits,
+    /// Bytes that either end of a flow may have under way.
+    pub(crate) window_bytes: u64,
+    /// Bytes of texts and records of a frame from which on it takes no more commands.
+    pub(crate) frame_bytes_max: usize,
+    /// Entries of the stream since its snapshot began from which on the next one is due.
+    pub(crate) tail_entries_max: u64,
+    /// Bytes of these entries, likewise.
+    pub(crate) tail_bytes_max: u64,
+}
+
+impl Config {
+    /// The defaults of an operator, for these limits of the ledger.
+    pub(crate) const fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            window_bytes: 4 << 20,
+            frame_bytes_max: 256 << 10,
+            tail_entries_max: 20_000,
+            tail_bytes_max: 64 << 20,
+        }
+    }
+}
+
+/// A request to the stream of a shard. Each may be lost, or be carried out late, or
+/// its answer may be lost.
+#[derive(Debug, Clone)]
+pub(crate) enum LogRequest {
+    /// Append a message if the last sequence is this one, or in any case.
+    Append {
+        /// Comes back in the answer.
+        id: u64,
+        /// The message.
+        bytes: Bytes,
+        /// The condition.
+        after: Option<u64>,
+    },
+    /// Read messages from a sequence on.
+    Read {
+        /// Comes back in the answer.
+        id: u64,
+        /// The first sequence.
+        from: u64,
+    },
+    /// Delete the messages before a sequence, which is at most the last one.
+    Purge {
+        /// The first sequence that stays.
+        before: u64,
+    },
+}
+
+/// An answer of the stream of a shard.
+#[derive(Debug, Clone)]
+pub(crate) enum LogReply {
+    /// The message is stored durably.
+    Stored {
+        /// The id of the request.
+        id: u64,
+        /// Its sequence.
+        sequence: u64,
+    },
+    /// The condition did not hold.
+    Refused {
+        /// The id of the request.
+        id: u64,
+        /// The last sequence.
+        last: u64,
+    },
+    /// Consecutive messages.
+    Page {
+        /// The id of the request.
+        id: u64,
+        /// The first sequence of the stream.
+        first: u64,
+        /// The messages, from the one that was asked for, unless that is purged.
+        messages: Vec<Bytes>,
+        /// The last sequence of the stream.
+        last: u64,
+    },
+}
+
+/// What a server has to do, in this order.
+#[derive(Debug)]
+pub(crate) enum Action {
+    /// Ask the stream of a shard.
+    Log(ShardId, LogRequest),
+    /// Send a message to a server, which may be this one.
+    Send(ServerId, Message),
+    /// Send a message to every server, this one included.
+    Broadcast(Message),
+    /// Answer a request of a connection, if it is still there.
+    Answer {
+        /// The connection.
+        connection: ConnectionId,
+        /// The id of the request.
+        request: u64,
+        /// The answer.
+        reply: Reply,
+    },
+    /// A connection acts as no account any more.
+    EndIdentity(ConnectionId),
+    /// Close a connection, and read nothing more from it.
+    Close(ConnectionId),
+    /// Close every connection that there is, accepted or not, and read nothing more
+    /// from them, before the next action.
+    CloseAll,
+}

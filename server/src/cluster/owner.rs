@@ -1,0 +1,407 @@
+//! [`Owner`]: a server that owns a shard. It takes what waits, decides each command in
+//! order of arrival, appends one frame, and releases the answers once the frame is
+//! stored: so every answer proves that the shard was owned after its command arrived.
+//!
+//! It never goes back: if its frame is not the next one, it is deposed, and drops all
+//! that it had decided.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use super::append::{Appender, Resolution};
+use super::blocks::Blocks;
+use super::bugs::{Bug, is_planted};
+use super::chain::Chain;
+use super::decide::Released;
+use super::entry::{Claim, Content};
+use super::flow::{Flow, FlowId};
+use super::identity::{Identities, Parked};
+use super::message::{Command, Down, Event, Item, Message, ShardClock, Up};
+use super::reception::Receptions;
+use super::replay::Replayed;
+use super::snapshot::Snapshots;
+use super::{Action, Config, LogReply, LogRequest, Now, ServerId, ShardId, timing};
+use crate::ledger::{Changes, Context, Ledger};
+use crate::log::Frame;
+
+/// The owner of a shard.
+#[derive(Debug)]
+pub(super) struct Owner {
+    pub(super) shard: ShardId,
+    pub(super) claim: Claim,
+    config: Config,
+    pub(super) chain: Chain,
+    pub(super) ledger: Ledger,
+    pub(super) changes: Changes,
+    pub(super) blocks: Blocks,
+    in_flight: Option<InFlight>,
+    /// Commands that are not decided, in order of arrival. The credit of the flows
+    /// bounds them.
+    pending: VecDeque<Pending>,
+    pub(super) flows: BTreeMap<ServerId, Flow>,
+    pub(super) receptions: Receptions,
+    pub(super) identities: Identities,
+    snapshots: Snapshots,
+    clock: Clock,
+    committed_at: Duration,
+    heartbeat_at: Duration,
+    next_request: u64,
+    is_releasing: bool,
+}
+
+/// The running time of the shard.
+#[derive(Debug)]
+struct Clock {
+    claimed_at: Duration,
+    before: Duration,
+    durable: Duration,
+}
+
+#[derive(Debug)]
+struct Pending {
+    flow: FlowId,
+    command: Command,
+    taken_at: Duration,
+}
+
+/// A frame that is appended, and what its storing releases.
+#[derive(Debug)]
+struct InFlight {
+    appender: Appender,
+    /// `None` if the owner gives the shard up.
+    frame: Option<Frame>,
+    running: Duration,
+    released: Released,
+    /// When the oldest of its commands was taken.
+    taken_at: Option<Duration>,
+}
+
+/// Whether a server still owns the shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Tenure {
+    /// It does.
+    Continues,
+    /// Another server does, or it cannot be known.
+    Deposed,
+    /// It has given the shard up.
+    Released,
+}
+
+impl Owner {
+    /// Returns the owner by this claim, with the state up to it.
+    pub(super) fn new(shard: ShardId, claim: Claim, config: Config, replayed: Replayed, now: Now) -> Self {
+        let Replayed { chain, ledger, blocks, tail_first, has_former } = replayed;
+        let before = ledger.running();
+        Self {
+            shard,
+            claim,
+            config,
+            chain,
+            ledger,
+            changes: Changes::default(),
+            blocks,
+            in_flight: None,
+            pending: VecDeque::new(),
+            flows: BTreeMap::new(),
+            receptions: Receptions::default(),
+            identities: Identities::new(has_former.then_some(now.running)),
+            snapshots: Snapshots::new(&config, tail_first),
+            clock: Clock { claimed_at: now.running, before, durable: before },
+            committed_at: now.running,
+            heartbeat_at: Duration::ZERO,
+            // Ids of requests are not used twice by a process: see `Candidate`.
+            next_request: (claim.id.number << 32) + (1 << 31),
+            is_releasing: false,
+        }
+    }
+
+    /// Takes a message of a flow.
+    pub(super) fn handle_up(&mut self, id: FlowId, up: Up, now: Now, out: &mut Vec<Action>) {
+        match up {
+            Up::Open if id.claim == self.claim && self.is_newest(id) && !self.is_releasing => {
+                self.end_flow(id.server, now);
+                self.identities.server_left(id.server);
+                self.flows.insert(id.server, Flow::new(id, self.config.window_bytes, now.running));
+                out.push(self.down(id, Down::Opened(self.clock(now))));
+            }
+            Up::Open => {}
+            Up::Packet(packet) => {
+                let Some(flow) = self.flows.get_mut(&id.server).filter(|flow| flow.id() == id) else {
+                    return out.push(self.down(id, Down::End));
+                };
+                match flow.take(packet, now.running) {
+                    Ok(commands) => {
+                        let taken = commands.into_iter().map(|command| Pending {
+                            flow: id,
+                            command,
+                            taken_at: now.running,
+                        });
+                        self.pending.extend(taken);
+                        self.answer_early(now, out);
+                    }
+                    Err(_) => {
+                        self.end_flow(id.server, now);
+                        out.push(self.down(id, Down::End));
+                    }
+                }
+            }
+            Up::End => {
+                if self.flows.get(&id.server).is_some_and(|flow| flow.id() == id) {
+                    self.end_flow(id.server, now);
+                    self.identities.server_left(id.server);
+                }
+            }
+        }
+        self.pump(now, out);
+    }
+
+    /// Takes an answer of the log.
+    pub(super) fn handle_log(&mut self, reply: &LogReply, now: Now, out: &mut Vec<Action>) -> Tenure {
+        let Some(in_flight) = &mut self.in_flight else { return Tenure::Continues };
+        match in_flight.appender.handle(reply, now.running) {
+            Ok(Resolution::Stored) => self.commit(now, out),
+            Ok(Resolution::NotStored) => Tenure::Deposed,
+            Ok(Resolution::DataLost) => {
+                tracing::error!(shard = self.shard, "the stream of the shard has lost messages");
+                Tenure::Deposed
+            }
+            Err(next) => {
+                out.extend(next.map(|request| Action::Log(self.shard, request)));
+                Tenure::Continues
+            }
+        }
+    }
+
+    /// Does what is due at this time.
+    pub(super) fn tick(&mut self, now: Now, out: &mut Vec<Action>) {
+        let silent: Vec<_> =
+            self.flows.values().filter(|flow| flow.is_silent(now.running)).map(Flow::id).collect();
+        for id in silent {
+            self.end_flow(id.server, now);
+            out.push(self.down(id, Down::End));
+        }
+        if self.is_overdue(now) {
+            self.end_all_flows(now, out);
+        }
+        if let Some(in_flight) = &mut self.in_flight {
+            out.extend(
+                in_flight.appender.repeat(now.running).map(|request| Action::Log(self.shard, request)),
+            );
+        }
+        self.heartbeat(now, out);
+        self.notify_lagging(now, out);
+        self.pump(now, out);
+    }
+
+    /// Gives the shard up, once what was decided is stored.
+    pub(super) fn release(&mut self, now: Now, out: &mut Vec<Action>) {
+        self.is_releasing = true;
+        self.end_all_flows(now, out);
+        self.pump(now, out);
+    }
+
+    /// Ends every flow: this server owns the shard no more.
+    pub(super) fn end_all_flows(&mut self, now: Now, out: &mut Vec<Action>) {
+        let ids: Vec<_> = self.flows.values().map(Flow::id).collect();
+        for id in ids {
+            self.end_flow(id.server, now);
+            out.push(self.down(id, Down::End));
+        }
+    }
+
+    /// Returns whether a frame is in flight.
+    #[cfg(test)]
+    pub(super) const fn is_appending(&self) -> bool {
+        self.in_flight.is_some()
+    }
+
+    /// Appends the next frame, if none is in flight and something is to be done.
+    fn pump(&mut self, now: Now, out: &mut Vec<Action>) {
+        if self.in_flight.is_some() {
+            return;
+        }
+        for Parked { flow, command, .. } in self.identities.take_ready(now.running) {
+            self.pending.push_back(Pending { flow, command, taken_at: now.running });
+        }
+        let do_commands_wait = !self.pending.is_empty();
+        if self.is_releasing {
+            self.append(None, Released::default(), None, now, out);
+        } else if self.snapshots.is_part_due(self.chain.last() + 1, &self.blocks, do_commands_wait) {
+            let part = self.snapshots.next_part(
+                self.chain.last() + 1,
+                &self.ledger,
+                &self.blocks,
+                &mut self.changes,
+            );
+            self.append(Some(part), Released::default(), None, now, out);
+        } else if do_commands_wait
+            || now.running.saturating_sub(self.committed_at) >= timing::IDLE_FRAME_AFTER
+        {
+            self.append_commands(now, out);
+        }
+    }
+
+    fn append_commands(&mut self, now: Now, out: &mut Vec<Action>) {
+        let context = Context { running: self.running(now), is_low_on_space: false };
+        self.ledger.begin(context, &mut self.changes);
+        let taken_at = self.pending.front().map(|pending| pending.taken_at);
+        let (mut released, mut bytes) = (Released::default(), 0);
+        while bytes < self.config.frame_bytes_max && !self.changes.is_full() {
+            let Some(Pending { flow, command, .. }) = self.pending.pop_front() else { break };
+            let size = command.bytes();
+            bytes += size as usize;
+            if let Some(flow) = self.flows.get_mut(&flow.server).filter(|current| current.id() == flow) {
+                flow.processed(size);
+            }
+            self.decide(flow, command, (context, now), &mut released);
+        }
+        let frame = self.ledger.finish(&mut self.changes);
+        let frame = frame.unwrap_or_else(|| self.ledger.finish_empty(&mut self.changes));
+        self.append(Some(frame), released, taken_at, now, out);
+    }
+
+    fn append(
+        &mut self,
+        frame: Option<Frame>,
+        released: Released,
+        taken_at: Option<Duration>,
+        now: Now,
+        out: &mut Vec<Action>,
+    ) {
+        let content = frame.as_ref().map_or(Content::Release, |frame| Content::Frame(clone(frame)));
+        let Some(entry) = self.chain.next(content) else { return };
+        self.next_request += 1;
+        let is_unfenced = is_planted(Bug::SnapshotOutsideFence)
+            && frame.as_ref().is_some_and(|frame| frame.checkpoint.is_some());
+        let appender = Appender::new(self.next_request, entry.encode(), self.chain.last(), now.running)
+            .unfenced(is_unfenced);
+        out.push(Action::Log(self.shard, appender.request()));
+        let running = self.ledger.running();
+        self.in_flight = Some(InFlight { appender, frame, running, released, taken_at });
+    }
+
+    /// Makes the frame that is stored take effect.
+    fn commit(&mut self, now: Now, out: &mut Vec<Action>) -> Tenure {
+        let Some(InFlight { appender, frame, running, released, .. }) = self.in_flight.take() else {
+            return Tenure::Continues;
+        };
+        self.chain.advance(appender.bytes());
+        let Some(frame) = frame else {
+            out.push(Action::Broadcast(Message::Released(self.shard, self.claim)));
+            return Tenure::Released;
+        };
+        self.clock.durable = running;
+        self.committed_at = now.running;
+        let sequence = self.chain.last();
+        frame.blocks.into_iter().for_each(|block| self.blocks.insert(sequence, block));
+        let effects = &mut self.changes.effects;
+        for (inbox, cursor) in effects.cursors.drain(..) {
+            self.blocks.release(inbox, cursor.sequence.0);
+        }
+        for inbox in effects.ended.drain(..) {
+            self.blocks.release(inbox, u64::MAX);
+        }
+        let purge = self.snapshots.stored(sequence, appender.bytes().len() as u64, frame.checkpoint);
+        out.extend(purge.map(|before| Action::Log(self.shard, LogRequest::Purge { before })));
+        self.publish(released, now, out);
+        self.pump(now, out);
+        Tenure::Continues
+    }
+
+    /// Ends a flow at this end. What it had under way is unavailable at the other.
+    fn end_flow(&mut self, server: ServerId, now: Now) {
+        let Some(flow) = self.flows.remove(&server) else { return };
+        self.pending.retain(|pending| pending.flow != flow.id());
+        self.receptions.end_flow(flow.id());
+        self.identities.drop_parked(flow.id());
+        self.identities.server_lost(server, now.running);
+    }
+
+    /// Returns whether a command has waited for too long.
+    fn is_overdue(&self, now: Now) -> bool {
+        let in_flight = self.in_flight.as_ref().filter(|in_flight| !in_flight.released.is_empty());
+        let oldest = in_flight.and_then(|in_flight| in_flight.taken_at);
+        let oldest = oldest.or_else(|| self.pending.front().map(|pending| pending.taken_at));
+        oldest.is_some_and(|taken_at| now.running.saturating_sub(taken_at) >= timing::COMMAND_DEADLINE)
+    }
+
+    fn heartbeat(&mut self, now: Now, out: &mut Vec<Action>) {
+        let since = self.in_flight.as_ref().map(|in_flight| in_flight.appender.begun());
+        let is_healthy = since.is_none_or(|since| now.running.saturating_sub(since) < timing::APPEND_HEALTHY);
+        if is_healthy && now.running >= self.heartbeat_at {
+            self.heartbeat_at = now.running + timing::CLAIM_HEARTBEAT;
+            out.push(Action::Broadcast(Message::Heartbeat(self.shard, self.claim)));
+        }
+        let clock = self.clock(now);
+        for flow in self.flows.values_mut() {
+            if let Some(packet) = flow.heartbeat(now.running) {
+                let down = Down::Packet(packet, clock);
+                out.push(Action::Send(flow.id().server, Message::Down(self.shard, flow.id(), down)));
+            }
+        }
+    }
+
+    fn notify_lagging(&mut self, now: Now, out: &mut Vec<Action>) {
+        let ids: Vec<_> = self.flows.values().filter(|flow| flow.has_credit()).map(Flow::id).collect();
+        for id in ids {
+            let lagging = self.receptions.take_lagging(id);
+            let events = lagging.into_iter().map(Event::Lagged).collect();
+            self.send(id, events, now, out);
+        }
+    }
+
+    /// Sends events to the server of a flow that has not ended.
+    pub(super) fn send(&mut self, id: FlowId, events: Vec<Event>, now: Now, out: &mut Vec<Action>) {
+        let clock = self.clock(now);
+        let Some(flow) = self.flows.get_mut(&id.server).filter(|flow| flow.id() == id) else { return };
+        let mut events = events.into_iter().peekable();
+        while events.peek().is_some() {
+            let (mut items, mut bytes) = (Vec::new(), 0);
+            while let Some(event) = events.next_if(|_| bytes < timing::PACKET_BYTES_MAX) {
+                bytes += event.bytes();
+                items.push(event);
+            }
+            let down = Down::Packet(flow.send(items, bytes, now.running), clock);
+            out.push(Action::Send(id.server, Message::Down(self.shard, id, down)));
+        }
+    }
+
+    fn down(&self, id: FlowId, down: Down) -> Action {
+        Action::Send(id.server, Message::Down(self.shard, id, down))
+    }
+
+    fn is_newest(&self, id: FlowId) -> bool {
+        self.flows.get(&id.server).is_none_or(|flow| flow.id().number < id.number)
+    }
+
+    /// Returns the running time of the shard.
+    fn running(&self, now: Now) -> Duration {
+        self.clock.before + now.running.saturating_sub(self.clock.claimed_at)
+    }
+
+    fn clock(&self, now: Now) -> ShardClock {
+        ShardClock { running: self.running(now), durable: self.clock.durable }
+    }
+
+    /// The planted mistake: decides what arrives at once, and has it released by the
+    /// append in flight.
+    fn answer_early(&mut self, now: Now, _: &mut Vec<Action>) {
+        if !is_planted(Bug::AnswerByEarlierAppend) {
+            return;
+        }
+        let Some(mut in_flight) = self.in_flight.take() else { return };
+        let is_read =
+            |pending: &Pending| matches!(pending.command.request, super::message::Request::LookUp(_));
+        let (early, rest): (Vec<_>, Vec<_>) = self.pending.drain(..).partition(is_read);
+        self.pending = rest.into();
+        let context = Context { running: self.running(now), is_low_on_space: false };
+        for Pending { flow, command, .. } in early {
+            self.decide(flow, command, (context, now), &mut in_flight.released);
+        }
+        self.in_flight = Some(in_flight);
+    }
+}
+
+fn clone(frame: &Frame) -> Frame {
+    Frame { records: frame.records.clone(), blocks: frame.blocks.clone(), checkpoint: frame.checkpoint }
+}

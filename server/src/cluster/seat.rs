@@ -1,0 +1,220 @@
+//! [`Seat`]: the part of one server in one shard: on standby, candidate, or owner.
+//! Which of them it is decides about liveness alone.
+
+use std::time::Duration;
+
+use super::candidate::{Candidate, Outcome};
+use super::entry::{Claim, ClaimId};
+use super::flow::FlowId;
+use super::message::{Down, Message, Up};
+use super::owner::{Owner, Tenure};
+use super::{Action, Config, LogReply, LogRequest, Now, ServerId, ShardId, timing};
+
+/// One server's part in one shard.
+#[derive(Debug)]
+pub(super) struct Seat {
+    shard: ShardId,
+    server: ServerId,
+    config: Config,
+    /// Servers that are preferred to this one.
+    rank: u32,
+    state: State,
+    /// The newest claim that it has heard of.
+    known: Option<Claim>,
+    heard_at: Duration,
+    /// The last sequence of the stream that it has seen, and when that was new.
+    seen: u64,
+    seen_at: Duration,
+    claims: u64,
+    claim_not_before: Duration,
+    backoff: Duration,
+    owned_since: Duration,
+}
+
+#[derive(Debug)]
+enum State {
+    Standby {
+        probe_at: Duration,
+    },
+    Candidate(Box<Candidate>),
+    Owner(Box<Owner>),
+    /// It gave the shard up, and claims no more.
+    Leaving,
+}
+
+impl Seat {
+    /// Returns a seat on standby. `rank` servers are preferred to this one.
+    pub(super) const fn new(shard: ShardId, server: ServerId, config: Config, rank: u32) -> Self {
+        Self {
+            shard,
+            server,
+            config,
+            rank,
+            state: State::Standby { probe_at: Duration::ZERO },
+            known: None,
+            heard_at: Duration::ZERO,
+            seen: 0,
+            seen_at: Duration::ZERO,
+            claims: 0,
+            claim_not_before: Duration::ZERO,
+            backoff: timing::BACKOFF_MIN,
+            owned_since: Duration::ZERO,
+        }
+    }
+
+    /// Takes a heartbeat of an owner.
+    pub(super) fn handle_heartbeat(&mut self, claim: Claim, now: Now) {
+        if self.known.is_some_and(|known| claim.sequence < known.sequence) {
+            return;
+        }
+        (self.known, self.heard_at) = (Some(claim), now.running);
+        if matches!(self.state, State::Candidate(_)) && claim.id.server != self.server {
+            self.stand_by(now);
+        }
+    }
+
+    /// Takes note that an owner gave the shard up.
+    pub(super) fn handle_released(&mut self, claim: Claim) {
+        if self.known == Some(claim) {
+            (self.heard_at, self.seen_at) = (Duration::ZERO, Duration::ZERO);
+        }
+    }
+
+    /// Takes a message of a flow to the owner.
+    pub(super) fn handle_up(&mut self, id: FlowId, up: Up, now: Now, out: &mut Vec<Action>) {
+        match &mut self.state {
+            State::Owner(owner) if owner.claim == id.claim => owner.handle_up(id, up, now, out),
+            _ if matches!(up, Up::End) => {}
+            _ => out.push(Action::Send(id.server, Message::Down(self.shard, id, Down::End))),
+        }
+    }
+
+    /// Takes an answer of the log.
+    pub(super) fn handle_log(&mut self, reply: LogReply, now: Now, out: &mut Vec<Action>) {
+        match &mut self.state {
+            State::Standby { .. } => self.look(&reply, now),
+            State::Candidate(candidate) => {
+                let mut requests = Vec::new();
+                let outcome = candidate.handle(reply, now, &mut requests);
+                out.extend(requests.into_iter().map(|request| Action::Log(self.shard, request)));
+                if let Some(outcome) = outcome {
+                    self.conclude(outcome, now, out);
+                }
+            }
+            State::Owner(owner) => {
+                let tenure = owner.handle_log(&reply, now, out);
+                self.check(tenure, now, out);
+            }
+            State::Leaving => {}
+        }
+    }
+
+    /// Does what is due at this time.
+    pub(super) fn tick(&mut self, now: Now, out: &mut Vec<Action>) {
+        match &mut self.state {
+            State::Standby { probe_at } => {
+                let silence = now.running.saturating_sub(self.heard_at);
+                let stillness = silence.min(now.running.saturating_sub(self.seen_at));
+                let stagger = timing::CLAIM_STAGGER * self.rank;
+                let is_due = stillness >= timing::CLAIM_AFTER + stagger
+                    || silence >= timing::CLAIM_UNHEARD_AFTER + stagger;
+                if is_due && now.running >= self.claim_not_before {
+                    self.claim(now, out);
+                } else if silence >= timing::PROBE_INTERVAL * 2 && now.running >= *probe_at {
+                    *probe_at = now.running + timing::PROBE_INTERVAL;
+                    // No message has this sequence; the answer tells the last one.
+                    out.push(Action::Log(self.shard, LogRequest::Read { id: 0, from: u64::MAX }));
+                }
+            }
+            State::Candidate(candidate) => {
+                let mut requests = Vec::new();
+                candidate.tick(now, &mut requests);
+                out.extend(requests.into_iter().map(|request| Action::Log(self.shard, request)));
+            }
+            State::Owner(owner) => owner.tick(now, out),
+            State::Leaving => {}
+        }
+    }
+
+    /// Gives the shard up if it has it, and claims no more.
+    pub(super) fn leave(&mut self, now: Now, out: &mut Vec<Action>) {
+        match &mut self.state {
+            State::Owner(owner) => owner.release(now, out),
+            state => *state = State::Leaving,
+        }
+    }
+
+    /// Returns whether it owns the shard, as far as it knows.
+    pub(super) const fn owner(&self) -> Option<&Owner> {
+        match &self.state {
+            State::Owner(owner) => Some(owner),
+            _ => None,
+        }
+    }
+
+    fn look(&mut self, reply: &LogReply, now: Now) {
+        if let LogReply::Page { last, .. } = reply
+            && *last > self.seen
+        {
+            (self.seen, self.seen_at) = (*last, now.running);
+        }
+    }
+
+    fn claim(&mut self, now: Now, out: &mut Vec<Action>) {
+        self.claims += 1;
+        let id = ClaimId { server: self.server, number: self.claims };
+        let (candidate, request) = Candidate::new(id, self.config, self.known, now);
+        self.state = State::Candidate(Box::new(candidate));
+        out.push(Action::Log(self.shard, request));
+    }
+
+    fn conclude(&mut self, outcome: Outcome, now: Now, out: &mut Vec<Action>) {
+        match outcome {
+            Outcome::Won(claim, replayed) => {
+                tracing::info!(shard = self.shard, sequence = claim.sequence, "shard claimed");
+                self.known = Some(claim);
+                self.owned_since = now.running;
+                let mut owner = Owner::new(self.shard, claim, self.config, *replayed, now);
+                owner.tick(now, out);
+                self.state = State::Owner(Box::new(owner));
+            }
+            Outcome::Lost(claim) => {
+                self.known = Some(claim);
+                self.heard_at = now.running;
+                self.stand_by(now);
+            }
+            Outcome::Failed => {
+                self.back_off(now);
+                self.stand_by(now);
+            }
+        }
+    }
+
+    fn check(&mut self, tenure: Tenure, now: Now, out: &mut Vec<Action>) {
+        let State::Owner(owner) = &mut self.state else { return };
+        match tenure {
+            Tenure::Continues => {}
+            Tenure::Deposed => {
+                tracing::warn!(shard = self.shard, "deposed: another server has claimed the shard");
+                owner.end_all_flows(now, out);
+                if now.running.saturating_sub(self.owned_since) >= timing::BACKOFF_RESET_AFTER {
+                    self.backoff = timing::BACKOFF_MIN;
+                }
+                self.back_off(now);
+                // The new owner may not have been heard of yet.
+                self.heard_at = now.running;
+                self.stand_by(now);
+            }
+            Tenure::Released => self.state = State::Leaving,
+        }
+    }
+
+    fn back_off(&mut self, now: Now) {
+        self.claim_not_before = now.running + self.backoff;
+        self.backoff = (2 * self.backoff).min(timing::BACKOFF_MAX);
+    }
+
+    fn stand_by(&mut self, now: Now) {
+        self.state = State::Standby { probe_at: now.running };
+    }
+}

@@ -1,0 +1,137 @@
+//! [`Scenario`]: what goes wrong in a run, and when.
+
+use std::time::Duration;
+
+use rand::rngs::SmallRng;
+use rand::{RngExt as _, SeedableRng as _};
+
+use super::world::{HOSTS, SHARDS};
+
+/// A fault, or its end.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Fault {
+    /// A host stands still, perhaps with its clocks.
+    Pause {
+        host: usize,
+        stops_clock: bool,
+    },
+    Resume(usize),
+    Crash(usize),
+    /// An orderly stop: the server gives up its shards.
+    Leave(usize),
+    Start(usize),
+    /// Nothing passes between two hosts.
+    Cut(usize, usize),
+    /// Nothing passes between a host and the streams.
+    CutLog(usize),
+    /// Nothing is cut any more.
+    Heal,
+    /// Of so many messages between hosts, in 1,000, and answers of streams, one is lost.
+    Loss(u32),
+    /// Of so many requests to append, in 1,000, one arrives seconds late.
+    Late(u32),
+    /// Nothing that others send reaches a host, but for its clients.
+    Deaf(usize),
+    /// The leader of a stream reaches no other node: it applies nothing.
+    Stall(usize),
+    /// The leader of a stream ends.
+    LoseLeader(usize),
+    /// A stream has a leader, which does not count what is proposed and not applied.
+    Elect(usize),
+    /// The leader counts everything.
+    Settle(usize),
+    /// The node that answers is behind by so many messages.
+    Stale(usize, u64),
+}
+
+/// The faults of a run.
+#[derive(Debug)]
+pub(super) struct Scenario {
+    pub(super) faults: Vec<(Duration, Fault)>,
+    /// When clients rest, but for what they have begun.
+    pub(super) rest_at: Duration,
+    /// When the faults end.
+    pub(super) calm_at: Duration,
+    /// The sends of each sender.
+    pub(super) sends: u32,
+}
+
+impl Scenario {
+    /// Returns a scenario at random.
+    pub(super) fn of(seed: u64) -> Self {
+        let mut random = SmallRng::seed_from_u64(seed ^ 0x5eed);
+        let calm_at = Duration::from_millis(random.random_range(5_000..12_000));
+        let mut scenario = Self { faults: Vec::new(), rest_at: calm_at, calm_at, sends: 10 };
+        if seed % 8 == 7 {
+            scenario.add_claim_in_doubt(&mut random);
+        }
+        for _ in 0..random.random_range(1..7) {
+            scenario.add(&mut random);
+        }
+        scenario.faults.sort_by_key(|(at, _)| *at);
+        scenario
+    }
+
+    /// Returns a scenario in which a host stands still with its clocks for longer than
+    /// outcomes are remembered.
+    pub(super) fn long_pause(seed: u64) -> Self {
+        let mut random = SmallRng::seed_from_u64(seed ^ 0x9a05e);
+        let begins = Duration::from_millis(random.random_range(3_000..8_000));
+        let ends = begins + Duration::from_secs(random.random_range(620..720));
+        let host = random.random_range(0..HOSTS);
+        let mut faults =
+            vec![(begins, Fault::Pause { host, stops_clock: true }), (ends, Fault::Resume(host))];
+        if random.random_bool(0.3) {
+            let other = (host + 1) % HOSTS;
+            let crashes = ends.checked_sub(Duration::from_secs(random.random_range(1..60))).unwrap();
+            faults.insert(1, (crashes, Fault::Crash(other)));
+        }
+        Self { faults, rest_at: begins + Duration::from_secs(12), calm_at: ends, sends: 10 }
+    }
+
+    /// Adds a claim that is proposed by a leader which ends, while the former owner,
+    /// which stood still, goes on.
+    fn add_claim_in_doubt(&mut self, random: &mut SmallRng) {
+        let mut at = Duration::from_millis(random.random_range(1000..2500));
+        let (host, shard) = (random.random_range(0..HOSTS), random.random_range(0..SHARDS));
+        self.faults.push((at, Fault::Pause { host, stops_clock: false }));
+        for (fault, after_ms) in [
+            (Fault::Stall(shard), 1600..2000),
+            (Fault::LoseLeader(shard), 400..900),
+            (Fault::Elect(shard), 10..100),
+            (Fault::Resume(host), 0..300),
+            (Fault::Settle(shard), 50..1500),
+        ] {
+            at += Duration::from_millis(random.random_range(after_ms));
+            self.faults.push((at, fault));
+        }
+    }
+
+    fn add(&mut self, random: &mut SmallRng) {
+        let end = self.calm_at.as_millis() as u64;
+        let begins = random.random_range(0..end);
+        let ends = (begins + random.random_range(200..8000)).min(end);
+        let [begins, ends] = [begins, ends].map(Duration::from_millis);
+        let (host, shard) = (random.random_range(0..HOSTS), random.random_range(0..SHARDS));
+        let other = (host + random.random_range(1..HOSTS)) % HOSTS;
+        let (fault, end) = match random.random_range(0..12) {
+            0 | 1 => (Fault::Pause { host, stops_clock: random.random_bool(0.5) }, Fault::Resume(host)),
+            2 => (Fault::Crash(host), Fault::Start(host)),
+            3 => (Fault::Leave(host), Fault::Start(host)),
+            4 => (Fault::Cut(host, other), Fault::Heal),
+            5 => (Fault::CutLog(host), Fault::Heal),
+            6 | 7 => (Fault::Loss(random.random_range(5..200)), Fault::Loss(0)),
+            8 => (Fault::Late(random.random_range(20..300)), Fault::Late(0)),
+            9 => (Fault::Deaf(host), Fault::Heal),
+            10 => (Fault::Stale(shard, random.random_range(1..4)), Fault::Stale(shard, 0)),
+            _ => {
+                let lost = begins + Duration::from_millis(random.random_range(0..1500));
+                let elected = lost + Duration::from_millis(random.random_range(100..3000));
+                let settled = elected + Duration::from_millis(random.random_range(1..600));
+                self.faults.extend([(lost, Fault::LoseLeader(shard)), (elected, Fault::Elect(shard))]);
+                return self.faults.extend([(begins, Fault::Stall(shard)), (settled, Fault::Settle(shard))]);
+            }
+        };
+        self.faults.extend([(begins, fault), (ends, end)]);
+    }
+}

@@ -1,0 +1,345 @@
+//! [`Host`]: one machine with its clocks, a server of the cluster, and the connections
+//! of clients to it, each with the window of the real chat.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, UNIX_EPOCH};
+
+use hark_protocol::Sequence;
+use tokio::time::Instant;
+
+use super::clients::{Answered, Call, Push};
+use crate::chat::delivery_window::{DeliveryWindow, Step};
+use crate::cluster::member::Member;
+use crate::cluster::message::{Answer, Message, Reply, Request, Send};
+use crate::cluster::{Action, ConnectionId, LogReply, LogRequest, Now, ServerId, ShardId};
+use crate::store::{Account, Event, Subscription, Unavailable};
+
+/// The wall clock when a run begins, in seconds.
+const WALL_SECONDS: u64 = 1_800_000_000;
+
+/// The requests of a window to its server begin here; those of clients are below.
+const READ: u64 = 1 << 32;
+
+/// What comes to a host.
+#[derive(Debug)]
+pub(super) enum Input {
+    Message(Message),
+    Log(ShardId, LogReply),
+    Open(ConnectionId, usize),
+    Call(ConnectionId, u64, Call),
+    Hangup(ConnectionId),
+    Tick,
+}
+
+/// What goes from a host.
+#[derive(Debug)]
+pub(super) enum Output {
+    Log(ShardId, LogRequest),
+    Send(ServerId, Message),
+    Broadcast(Message),
+    Push(usize, ConnectionId, Push),
+}
+
+/// A machine with a server.
+#[derive(Debug)]
+pub(super) struct Host {
+    /// The life of the process.
+    pub(super) life: ServerId,
+    member: Option<Member>,
+    /// The clock of the process.
+    running: Duration,
+    /// The true time when `running` was right.
+    clock_at: Duration,
+    skew: Duration,
+    connections: BTreeMap<ConnectionId, Connection>,
+    /// Connections up to this one are refused.
+    refused_up_to: ConnectionId,
+    base: Instant,
+}
+
+#[derive(Debug)]
+struct Connection {
+    client: usize,
+    identity: Option<Account>,
+    /// It waits for the answer to its registration.
+    registering: Option<(u64, Account)>,
+    reception: Option<(Subscription, DeliveryWindow)>,
+    reads: u64,
+}
+
+impl Host {
+    /// Returns a machine without a server, whose wall clock is ahead by `skew`.
+    pub(super) fn new(skew: Duration) -> Self {
+        Self {
+            life: ServerId(0),
+            member: None,
+            running: Duration::ZERO,
+            clock_at: Duration::ZERO,
+            skew,
+            connections: BTreeMap::new(),
+            refused_up_to: 0,
+            base: Instant::now(),
+        }
+    }
+
+    /// Begins a process.
+    pub(super) fn start(&mut self, life: ServerId, member: Member, time: Duration) {
+        (self.life, self.member) = (life, Some(member));
+        (self.running, self.clock_at) = (Duration::ZERO, time);
+    }
+
+    /// Ends the process. Returns the connections that it had.
+    pub(super) fn crash(&mut self) -> Vec<(usize, ConnectionId)> {
+        self.member = None;
+        std::mem::take(&mut self.connections)
+            .into_iter()
+            .map(|(id, connection)| (connection.client, id))
+            .collect()
+    }
+
+    /// Returns the server, if there is one.
+    pub(super) const fn member(&self) -> Option<&Member> {
+        self.member.as_ref()
+    }
+
+    /// Gives up its shards.
+    pub(super) fn leave(&mut self, time: Duration) -> Vec<Output> {
+        self.act(time, |member, now, actions| member.leave(now, actions))
+    }
+
+    /// Lets the clocks stand still until this time.
+    pub(super) const fn skip_clock(&mut self, time: Duration) {
+        self.clock_at = time;
+    }
+
+    /// Takes what comes. `last_connection` is the last one that any client has opened.
+    pub(super) fn handle(
+        &mut self,
+        input: Input,
+        time: Duration,
+        last_connection: ConnectionId,
+    ) -> Vec<Output> {
+        match input {
+            Input::Message(message) => self.act_closing(time, last_connection, |member, now, actions| {
+                member.handle_message(message, now, actions);
+            }),
+            Input::Log(shard, reply) => self.act(time, |member, now, actions| {
+                member.handle_log(shard, reply, now, actions);
+            }),
+            Input::Tick => {
+                self.act_closing(time, last_connection, |member, now, actions| member.tick(now, actions))
+            }
+            Input::Open(id, client) if id <= self.refused_up_to || self.member.is_none() => {
+                vec![Output::Push(client, id, Push::Closed)]
+            }
+            Input::Open(id, client) => {
+                let connection =
+                    Connection { client, identity: None, registering: None, reception: None, reads: READ };
+                self.connections.insert(id, connection);
+                Vec::new()
+            }
+            Input::Call(id, request, call) => self.call(id, request, call, time),
+            Input::Hangup(id) => match self.connections.remove(&id) {
+                Some(_) => self.act(time, |member, now, actions| member.disconnect(id, now, actions)),
+                None => Vec::new(),
+            },
+        }
+    }
+
+    fn now(&mut self, time: Duration) -> Now {
+        self.running += time.saturating_sub(self.clock_at);
+        self.clock_at = self.clock_at.max(time);
+        let wall = UNIX_EPOCH + Duration::from_secs(WALL_SECONDS) + time + self.skew;
+        Now { running: self.running, wall }
+    }
+
+    fn act(&mut self, time: Duration, act: impl FnOnce(&mut Member, Now, &mut Vec<Action>)) -> Vec<Output> {
+        self.act_closing(time, 0, act)
+    }
+
+    fn act_closing(
+        &mut self,
+        time: Duration,
+        last_connection: ConnectionId,
+        act: impl FnOnce(&mut Member, Now, &mut Vec<Action>),
+    ) -> Vec<Output> {
+        let (now, mut actions, mut out) = (self.now(time), Vec::new(), Vec::new());
+        let Some(member) = &mut self.member else { return out };
+        act(member, now, &mut actions);
+        self.perform(actions, now, last_connection, &mut out);
+        self.drive(now, &mut out);
+        out
+    }
+
+    /// Does what the server asks for, in order.
+    fn perform(
+        &mut self,
+        actions: Vec<Action>,
+        now: Now,
+        last_connection: ConnectionId,
+        out: &mut Vec<Output>,
+    ) {
+        let mut actions = VecDeque::from(actions);
+        while let Some(action) = actions.pop_front() {
+            let mut closing = Vec::new();
+            match action {
+                Action::Log(shard, request) => out.push(Output::Log(shard, request)),
+                Action::Send(server, message) => out.push(Output::Send(server, message)),
+                Action::Broadcast(message) => out.push(Output::Broadcast(message)),
+                Action::Answer { connection, request, reply } => self.answer(connection, request, reply, out),
+                Action::EndIdentity(connection) => {
+                    if let Some(connection) = self.connections.get_mut(&connection) {
+                        connection.identity = None;
+                    }
+                }
+                Action::Close(connection) => closing.push(connection),
+                Action::CloseAll => {
+                    self.refused_up_to = self.refused_up_to.max(last_connection);
+                    closing.extend(self.connections.keys());
+                }
+            }
+            let mut more = Vec::new();
+            for id in closing {
+                let Some(connection) = self.connections.remove(&id) else { continue };
+                out.push(Output::Push(connection.client, id, Push::Closed));
+                if let Some(member) = &mut self.member {
+                    member.disconnect(id, now, &mut more);
+                }
+            }
+            // What follows from a closing comes before the next action.
+            more.into_iter().rev().for_each(|action| actions.push_front(action));
+        }
+    }
+
+    fn call(&mut self, id: ConnectionId, request: u64, call: Call, time: Duration) -> Vec<Output> {
+        let (now, mut out) = (self.now(time), Vec::new());
+        let (Some(connection), Some(member)) = (self.connections.get_mut(&id), &mut self.member) else {
+            return out;
+        };
+        let client = connection.client;
+        let mut submitted = None;
+        match call {
+            Call::LookUp(name) => submitted = Some((member.shard_of(&name), Request::LookUp(name))),
+            Call::Create(name) => submitted = Some((member.shard_of(&name), Request::Create(name, None))),
+            Call::SetPassword { account, old, new } => {
+                submitted =
+                    Some((member.shard_of(&account.name), Request::SetPassword { account, old, new }));
+            }
+            Call::Delete(account) => {
+                submitted = Some((member.shard_of(&account.name), Request::Delete(account)))
+            }
+            Call::Login(account) => {
+                connection.registering = Some((request, account.clone()));
+                submitted = Some((member.shard_of(&account.name), Request::Register(account)));
+            }
+            Call::Receive(account) => {
+                let shard = member.shard_of(&account.name);
+                submitted = Some((shard, Request::Subscribe { account, takes_over: true }));
+            }
+            Call::Send { to, text, send_id } => {
+                let sender = connection.identity.clone();
+                if sender.as_ref().is_some_and(|sender| !member.is_registered(sender, now)) {
+                    out.push(Output::Push(client, id, Push::Answer(request, Answered::Unavailable)));
+                } else {
+                    let from_nobody = send_id.is_some();
+                    let shard = member.shard_of(&to);
+                    let send = Send { to, sender, from_nobody, time_ms: 1, text, send_id, refusal: None };
+                    submitted = Some((shard, Request::Send(Box::new(send))));
+                }
+            }
+            Call::Ack(number) => {
+                let reception = connection.reception.as_mut();
+                if let Some((subscription, window)) = reception
+                    && let Some(position) = window.handle_ack(Sequence(number)).unwrap()
+                {
+                    let account = subscription.account().clone();
+                    submitted =
+                        Some((member.shard_of(&account.name), Request::Acknowledge(account, position)));
+                }
+            }
+        }
+        let mut actions = Vec::new();
+        if let Some((shard, content)) = submitted {
+            member.submit(shard, (id, request), content, now, &mut actions);
+        }
+        self.perform(actions, now, 0, &mut out);
+        self.drive(now, &mut out);
+        out
+    }
+
+    fn answer(&mut self, id: ConnectionId, request: u64, reply: Reply, out: &mut Vec<Output>) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let client = connection.client;
+        let instant = self.base + self.running;
+        if request >= READ {
+            if let Some((_, window)) = &mut connection.reception {
+                let page = match reply {
+                    Reply::Answer(Answer::Page(page)) => Ok(page),
+                    _ => Err(Unavailable),
+                };
+                window.handle_page(page, instant).expect("a page without a hole");
+            }
+            return;
+        }
+        let answered = match reply {
+            Reply::Unavailable => Answered::Unavailable,
+            Reply::Subscribed(None) => Answered::Subscribed(false),
+            Reply::Subscribed(Some(subscription)) => {
+                let window = DeliveryWindow::new(subscription.cursor());
+                connection.reception = Some((subscription, window));
+                Answered::Subscribed(true)
+            }
+            Reply::Answer(answer) => {
+                if let Some((_, account)) = connection.registering.take_if(|(of, _)| *of == request)
+                    && matches!(answer, Answer::Flag(true))
+                {
+                    connection.identity = Some(account);
+                }
+                Answered::Answer(answer)
+            }
+        };
+        out.push(Output::Push(client, id, Push::Answer(request, answered)));
+    }
+
+    /// Does what the windows of the connections have to do.
+    fn drive(&mut self, now: Now, out: &mut Vec<Output>) {
+        let instant = self.base + now.running;
+        let mut reads = Vec::new();
+        for (id, connection) in &mut self.connections {
+            let Some((subscription, window)) = &mut connection.reception else { continue };
+            loop {
+                if let Some(end) = subscription.end() {
+                    out.push(Output::Push(connection.client, *id, Push::Ended(end)));
+                    connection.reception = None;
+                    break;
+                }
+                match window.step(instant) {
+                    Step::Push(message) => {
+                        out.push(Output::Push(connection.client, *id, Push::Message(message)))
+                    }
+                    Step::Read { after, limit } => {
+                        subscription.follow();
+                        connection.reads += 1;
+                        let account = subscription.account().clone();
+                        reads.push((*id, connection.reads, Request::Read { account, after, limit }));
+                    }
+                    Step::Wait if !window.wants_messages() => break,
+                    Step::Wait => match subscription.next_event() {
+                        Some(Event::Appended(messages)) => window.handle_appended(messages),
+                        Some(Event::Lagged) => window.handle_lagged(),
+                        Some(Event::Ended(_)) => {}
+                        None => break,
+                    },
+                }
+            }
+        }
+        let mut actions = Vec::new();
+        let Some(member) = &mut self.member else { return };
+        for (id, request, content) in reads {
+            let Request::Read { account, .. } = &content else { continue };
+            let shard = member.shard_of(&account.name);
+            member.submit(shard, (id, request), content, now, &mut actions);
+        }
+        self.perform(actions, now, 0, out);
+    }
+}

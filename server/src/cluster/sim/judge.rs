@@ -1,0 +1,186 @@
+//! [`Judge`]: the promise. It hears what clients ask, what they are answered and what
+//! readers process, and knows neither servers nor streams.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Duration;
+
+use hark_protocol::Code;
+
+use crate::store::{Message, Outcome};
+
+/// What was answered and read.
+#[derive(Debug, Default)]
+pub(super) struct Judge {
+    /// The outcome of each send of a session, with its recipient.
+    outcomes: BTreeMap<(usize, u32), (String, Outcome)>,
+    /// What each reader processed, by number.
+    read: BTreeMap<String, BTreeMap<u64, String>>,
+    texts: HashMap<String, u64>,
+    /// The id of the last message of a session to a reader.
+    latest: HashMap<(String, usize), u32>,
+    account: Register,
+    /// The versions of the password, by incarnation.
+    passwords: BTreeMap<u64, Register>,
+    /// The incarnations of the account that were deleted, and when that was answered.
+    deleted: BTreeMap<u64, Duration>,
+    claims: BTreeSet<(u32, u64)>,
+    /// What the run consisted of.
+    pub(super) counts: Counts,
+}
+
+/// What a run consisted of.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(super) struct Counts {
+    pub(super) stored: u64,
+    pub(super) refused: u64,
+    pub(super) read: u64,
+    pub(super) repeats: u64,
+    pub(super) unavailable: u64,
+    pub(super) closed: u64,
+    pub(super) takeovers: u64,
+    pub(super) passwords: u64,
+    pub(super) deletions: u64,
+    pub(super) claims: u64,
+    pub(super) purges: u64,
+    pub(super) events: u64,
+    pub(super) ended_at: Duration,
+}
+
+impl Counts {
+    /// Adds those of another run.
+    pub(super) fn add(&mut self, other: &Self) {
+        let Self { stored, refused, read, repeats, unavailable, closed, .. } = other;
+        self.stored += stored;
+        self.refused += refused;
+        self.read += read;
+        self.repeats += repeats;
+        self.unavailable += unavailable;
+        self.closed += closed;
+        let Self { takeovers, passwords, deletions, claims, purges, events, ended_at, .. } = other;
+        self.takeovers += takeovers;
+        self.passwords += passwords;
+        self.deletions += deletions;
+        self.claims += claims;
+        self.purges += purges;
+        self.events += events;
+        self.ended_at += *ended_at;
+    }
+}
+
+/// A value that only grows, and when it was known.
+#[derive(Debug, Default)]
+struct Register {
+    known: Vec<(Duration, u64)>,
+}
+
+impl Register {
+    /// At this time a client knows that the value is at least this.
+    fn known(&mut self, now: Duration, value: u64) {
+        self.known.push((now, value));
+    }
+
+    /// Checks a value that was asked for at `asked_at`.
+    fn check(&self, asked_at: Duration, value: u64, what: &str) {
+        let least = self.known.iter().filter(|(at, _)| *at <= asked_at).map(|(_, value)| *value).max();
+        assert!(
+            least.is_none_or(|least| value >= least),
+            "stale answer: {what} {value}, asked for at {asked_at:?}, when {least:?} was known"
+        );
+    }
+}
+
+impl Judge {
+    /// A send is answered, for the first time or again.
+    pub(super) fn answered(&mut self, (session, id): (usize, u32), to: &str, outcome: Outcome) {
+        let former = self.outcomes.insert((session, id), (to.to_owned(), outcome));
+        if let Some((_, former)) = former {
+            assert_eq!(outcome, former, "the outcome of {session}:{id} to {to}");
+            return;
+        }
+        match outcome {
+            Outcome::Stored(_) => self.counts.stored += 1,
+            Outcome::Refused(code) => {
+                assert_eq!(code, Code::QueueFull, "the outcome of {session}:{id} to {to}");
+                self.counts.refused += 1;
+            }
+        }
+    }
+
+    /// A reader processes a message: its number is above that of the last one.
+    pub(super) fn read(&mut self, reader: &str, message: &Message) {
+        let (number, text) = (message.position.sequence.0, message.text.to_string());
+        self.counts.read += 1;
+        assert_eq!(self.texts.insert(text.clone(), number), None, "{text} is in the store twice");
+        let mut parts = text.split(':');
+        if let (Some(session), Some(id)) = (parts.next(), parts.next())
+            && let Ok(session) = session.parse()
+        {
+            let id: u32 = id.parse().unwrap();
+            let former = self.latest.insert((reader.to_owned(), session), id);
+            assert!(former < Some(id), "{session}:{id} is read by {reader} after {former:?}");
+        }
+        let former = self.read.entry(reader.to_owned()).or_default().insert(number, text);
+        assert_eq!(former, None, "the number {number} is used twice");
+    }
+
+    /// The password of an incarnation was set to this version.
+    pub(super) fn password_set(&mut self, now: Duration, incarnation: u64, version: u64) {
+        self.counts.passwords += 1;
+        self.passwords.entry(incarnation).or_default().known(now, version);
+    }
+
+    /// A look-up found this version of the password and this incarnation.
+    pub(super) fn found(&mut self, asked_at: Duration, now: Duration, incarnation: u64, version: u64) {
+        self.account.check(asked_at, incarnation, "incarnation");
+        self.account.known(now, incarnation);
+        let password = self.passwords.entry(incarnation).or_default();
+        password.check(asked_at, version, "password");
+        password.known(now, version);
+    }
+
+    /// The deletion of an incarnation is answered.
+    pub(super) fn deleted(&mut self, now: Duration, incarnation: u64) {
+        self.counts.deletions += 1;
+        self.deleted.entry(incarnation).or_insert(now);
+        self.account.known(now, incarnation + 1);
+    }
+
+    /// A message of an account that was sent at `asked_at` is stored.
+    pub(super) fn sent_as(&self, asked_at: Duration, incarnation: u64) {
+        let deleted_at = self.deleted.get(&incarnation);
+        assert!(
+            deleted_at.is_none_or(|deleted_at| asked_at < *deleted_at),
+            "a connection acts at {asked_at:?} as an account that was deleted at {deleted_at:?}"
+        );
+    }
+
+    /// The owner of a shard announces its claim.
+    pub(super) fn claimed(&mut self, shard: u32, sequence: u64) {
+        self.counts.claims += u64::from(self.claims.insert((shard, sequence)));
+    }
+
+    /// Returns whether readers have processed all that was answered.
+    pub(super) fn is_complete(&self) -> bool {
+        self.missing().next().is_none()
+    }
+
+    fn missing(&self) -> impl Iterator<Item = (&(usize, u32), &(String, Outcome))> {
+        self.outcomes.iter().filter(|((session, id), (to, outcome))| {
+            let Outcome::Stored(number) = outcome else { return false };
+            let text = self.read.get(to).and_then(|read| read.get(&number.0));
+            text.is_none_or(|text| *text != format!("{session}:{id}:{to}"))
+        })
+    }
+
+    /// Checks that everything that was answered was read, and nothing that was refused.
+    pub(super) fn check(&self) {
+        let missing: Vec<_> = self.missing().collect();
+        assert!(missing.is_empty(), "answered and not read: {missing:?}");
+        for ((session, id), (to, outcome)) in &self.outcomes {
+            let is_read = self.texts.contains_key(&format!("{session}:{id}:{to}"));
+            assert!(is_read || matches!(outcome, Outcome::Refused(_)), "{session}:{id} to {to}");
+            assert!(!is_read || matches!(outcome, Outcome::Stored(_)), "{session}:{id} to {to}");
+        }
+        assert!(self.counts.stored > 0, "a run that compares nothing");
+    }
+}

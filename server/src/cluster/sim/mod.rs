@@ -1,0 +1,145 @@
+//! The cluster in one process: servers, their clients and the streams of their shards,
+//! over a simulated network, by virtual time and a seed.
+//!
+//! Each run goes through a time of faults (pauses, also of machines with their clocks,
+//! partitions, lost and late requests and answers, changes of the streams' leaders,
+//! crashes and restarts) and then a calm one, in which everything has to come to an
+//! end. A [`Judge`](judge::Judge) that is too simple to be wrong compares what clients
+//! were answered and what readers were pushed.
+//!
+//! | file | content |
+//! | --- | --- |
+//! | `world` | virtual time, network, and what happens next |
+//! | `host` | one machine: a server, its clocks and its connections |
+//! | `stream` | the stream of a shard, with its leader |
+//! | `clients` | senders, readers, and clients that create and delete an account |
+//! | `faults` | what goes wrong, and when |
+//! | `judge` | the promise |
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
+
+mod clients;
+mod faults;
+mod host;
+mod judge;
+mod stream;
+mod world;
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+use self::faults::Scenario;
+use self::judge::Counts;
+use self::world::World;
+use super::bugs::{Bug, fails_with};
+
+/// The environment variables with the one seed to run, and with the number of seeds.
+const SEED_VARIABLE: &str = "HARK_SIM_SEED";
+const SEEDS_VARIABLE: &str = "HARK_SIM_SEEDS";
+
+/// Seeds of the short run.
+const SEEDS: u64 = 1000;
+
+/// Seeds after which a planted mistake has to be found.
+const SEEDS_OF_A_BUG: u64 = 600;
+
+fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok().map(|value| value.parse().expect("a number"))
+}
+
+/// Runs the scenario of each seed, up to the first that fails.
+fn run_seeds(seeds: u64, scenario: impl Fn(u64) -> Scenario) {
+    let only = number(SEED_VARIABLE);
+    let seeds = only.map_or(0..number(SEEDS_VARIABLE).unwrap_or(seeds), |seed| seed..seed + 1);
+    let mut sums = Counts::default();
+    for seed in seeds {
+        match catch_unwind(AssertUnwindSafe(|| World::new(seed).run(scenario(seed)))) {
+            Ok(counts) => sums.add(&counts),
+            Err(panic) => {
+                eprintln!("seed {seed} fails; run it alone with {SEED_VARIABLE}={seed}");
+                resume_unwind(panic);
+            }
+        }
+    }
+    println!("{sums:?}");
+}
+
+/// Checks that the simulation finds a planted mistake.
+fn check_finds(bug: Bug, scenario: impl Fn(u64) -> Scenario) {
+    let fails = |seed| fails_with(bug, AssertUnwindSafe(|| drop(World::new(seed).run(scenario(seed)))));
+    let found = (0..SEEDS_OF_A_BUG).find(|seed| fails(*seed));
+    println!("{bug:?}: found by seed {found:?}");
+    assert!(found.is_some(), "no seed finds {bug:?}");
+}
+
+#[test]
+fn promise_is_kept_over_all_seeds() {
+    run_seeds(SEEDS, Scenario::of);
+}
+
+#[test]
+fn promise_is_kept_over_a_pause_of_twelve_minutes() {
+    run_seeds(12, Scenario::long_pause);
+}
+
+#[test]
+fn same_seed_gives_the_same_run() {
+    let run = |seed| World::new(seed).run(Scenario::of(seed));
+    assert_eq!(run(7), run(7));
+    assert_ne!(run(7), run(8));
+}
+
+#[test]
+fn answer_by_an_earlier_append_is_found() {
+    check_finds(Bug::AnswerByEarlierAppend, Scenario::of);
+}
+
+#[test]
+fn append_without_a_condition_is_found() {
+    check_finds(Bug::NoFence, Scenario::of);
+}
+
+#[test]
+fn append_that_counts_anywhere_is_found() {
+    check_finds(Bug::AnySequenceCounts, Scenario::of);
+}
+
+#[test]
+fn lost_last_delivery_is_found() {
+    check_finds(Bug::LostLastDelivery, Scenario::of);
+}
+
+#[test]
+fn flow_that_opens_before_connections_close_is_found() {
+    check_finds(Bug::FlowBeforeClose, Scenario::long_pause);
+}
+
+#[test]
+fn snapshot_outside_the_fence_is_found() {
+    check_finds(Bug::SnapshotOutsideFence, Scenario::of);
+}
+
+#[test]
+fn cursor_freed_before_its_block_is_found() {
+    check_finds(Bug::CursorBeforeBlock, Scenario::of);
+}
+
+#[test]
+fn snapshot_without_copies_is_found() {
+    check_finds(Bug::NoCopies, Scenario::of);
+}
+
+#[test]
+fn reception_of_a_former_generation_is_found() {
+    check_finds(Bug::NoGenerations, Scenario::of);
+}
+
+#[test]
+fn delete_before_its_confirmation_is_found() {
+    check_finds(Bug::DeleteBeforeConfirmed, Scenario::of);
+}
