@@ -10,7 +10,7 @@ use hark_protocol::Sequence;
 use tokio::time::Instant;
 
 use super::delivery_window::{DeliveryWindow, NeverPushed, Step};
-use crate::store::{Account, End, Event, Message, Page, Pending, Store, Subscription};
+use crate::store::{Account, End, Event, Events, Message, Page, Pending, Store, Subscription};
 
 /// The reader of one inbox.
 #[derive(Debug)]
@@ -18,8 +18,8 @@ pub(super) struct InboxReader {
     window: DeliveryWindow,
     account: Account,
     /// `None` once the delivery has ended. Acknowledgements still count.
-    subscription: Option<Subscription>,
-    read: Option<Pending<Page>>,
+    events: Option<Events>,
+    read: Option<Box<Pending<Page>>>,
 }
 
 /// The output of an [`InboxReader`].
@@ -33,45 +33,42 @@ pub(super) enum Received {
 impl InboxReader {
     /// Returns a reader of `subscription`, beginning at its cursor.
     pub(super) fn new(subscription: Subscription) -> Self {
-        Self {
-            window: DeliveryWindow::new(subscription.cursor()),
-            account: subscription.account().clone(),
-            subscription: Some(subscription),
-            read: None,
-        }
+        let window = DeliveryWindow::new(subscription.cursor());
+        let (account, events) = subscription.into_events();
+        Self { window, account, events: Some(events), read: None }
     }
 
     /// Ends the delivery. Messages in flight can still be acknowledged.
     pub(super) fn end(&mut self) {
         self.window.end();
-        self.subscription = None;
+        self.events = None;
         self.read = None;
     }
 
     /// Polls for the next message, or the end.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>, now: Instant, store: &dyn Store) -> Poll<Received> {
         loop {
-            let Some(subscription) = &mut self.subscription else {
+            let Some(events) = &mut self.events else {
                 return Poll::Pending;
             };
-            if let Some(end) = subscription.end() {
+            if let Some(end) = events.end() {
                 self.end();
                 return Poll::Ready(Received::End(end));
             }
             match self.window.step(now) {
                 Step::Push(message) => return Poll::Ready(Received::Message(message)),
                 Step::Read { after, limit } => {
-                    subscription.follow();
-                    self.read = Some(store.read(&self.account, after, limit));
+                    events.follow();
+                    self.read = Some(store.read(&self.account, after, limit).into());
                 }
                 Step::Wait => {}
             }
             // Registers the waker, for the end and for events.
-            if subscription.poll_end(cx).is_ready() {
+            if events.poll_end(cx).is_ready() {
                 continue;
             }
             if let Some(read) = &mut self.read {
-                let page = ready!(Pin::new(read).poll(cx));
+                let page = ready!(Pin::new(&mut **read).poll(cx));
                 self.read = None;
                 if let Err(missing) = self.window.handle_page(page, now) {
                     missing.report(&self.account);
@@ -81,7 +78,7 @@ impl InboxReader {
             if !self.window.wants_messages() {
                 return Poll::Pending;
             }
-            match subscription.next_event() {
+            match events.next_event() {
                 Some(Event::Appended(messages)) => self.window.handle_appended(messages),
                 Some(Event::Lagged) => self.window.handle_lagged(),
                 // The next iteration handles it.

@@ -7,7 +7,8 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hark_protocol::{Code, SessionToken};
-use tokio::sync::watch;
+use tokio::sync::Notify;
+use tokio::sync::futures::OwnedNotified;
 
 use super::Fault;
 use super::shutdown::{Shutdown, ShutdownSignal};
@@ -26,8 +27,8 @@ pub(super) struct SendSessions {
 #[derive(Debug)]
 struct Holder {
     shutdown: Arc<ShutdownSignal>,
-    /// Closed when the session is released.
-    released: watch::Receiver<()>,
+    /// Notified when the session is released.
+    released: Arc<Notify>,
 }
 
 /// A send session that is open on a connection, released when it is dropped.
@@ -37,7 +38,7 @@ pub(super) struct OpenSession {
     sessions: Arc<SendSessions>,
     /// Whether the store counts the session as open.
     is_stored: bool,
-    _release: watch::Sender<()>,
+    released: Arc<Notify>,
 }
 
 impl SendSessions {
@@ -61,8 +62,7 @@ impl SendSessions {
         let mut session = loop {
             match self.claim(&token, &shutdown) {
                 Ok(session) => break session,
-                // An error means that the sender was dropped: the session is released.
-                Err(mut released) => while released.changed().await.is_ok() {},
+                Err(released) => released.await,
             }
         };
         // Set before the answer, so that a caller that is dropped meanwhile closes it.
@@ -79,25 +79,24 @@ impl SendSessions {
     }
 
     /// Claims the session if it is free. Otherwise closes the connection that holds it,
-    /// and returns the channel to wait on.
+    /// and returns the notification to wait for.
     fn claim(
         self: &Arc<Self>,
         token: &SessionToken,
         shutdown: &Arc<ShutdownSignal>,
-    ) -> Result<OpenSession, watch::Receiver<()>> {
+    ) -> Result<OpenSession, OwnedNotified> {
         let mut open = self.lock();
         if let Some(holder) = open.get(token) {
             holder.shutdown.request(Shutdown::Close);
-            return Err(holder.released.clone());
+            // It is notified of every release from here on.
+            return Err(Arc::clone(&holder.released).notified_owned());
         }
-        let (release, released) = watch::channel(());
-        open.insert(token.clone(), Holder { shutdown: Arc::clone(shutdown), released });
-        Ok(OpenSession {
-            token: token.clone(),
-            sessions: Arc::clone(self),
-            is_stored: false,
-            _release: release,
-        })
+        let released = Arc::<Notify>::default();
+        open.insert(
+            token.clone(),
+            Holder { shutdown: Arc::clone(shutdown), released: Arc::clone(&released) },
+        );
+        Ok(OpenSession { token: token.clone(), sessions: Arc::clone(self), is_stored: false, released })
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<SessionToken, Holder>> {
@@ -119,7 +118,7 @@ impl Drop for OpenSession {
             self.sessions.store.close_session(&self.token);
         }
         self.sessions.lock().remove(&self.token);
-        // `_release` is dropped after this, and wakes a waiting `hello`.
+        self.released.notify_waiters();
     }
 }
 

@@ -75,7 +75,8 @@ impl Fronts {
         &self.settings
     }
 
-    /// Serves one connection to its end.
+    /// Serves one connection to its end. A plaintext connection of the wire front is
+    /// returned instead, so that the caller serves it by a task that holds nothing else.
     ///
     /// # Errors
     /// An error of the socket. The drop of a misbehaving peer is logged and is not an
@@ -85,20 +86,24 @@ impl Fronts {
         stream: TcpStream,
         address: IpAddr,
         shutdown: Arc<ShutdownSignal>,
-    ) -> io::Result<()> {
+    ) -> io::Result<Option<Wire<TcpStream>>> {
         let first = tokio::select! {
             first = first_byte(&stream) => first?,
             () = self.idle_timeout(address) => None,
             () = shutdown_requested(&shutdown) => None,
         };
         match first {
-            None => Ok(()),
+            None => Ok(None),
             // Boxed, so that plaintext connections do not reserve memory for it.
-            Some(tls::HANDSHAKE) => Box::pin(self.serve_tls(stream, address, shutdown)).await,
+            Some(tls::HANDSHAKE) => {
+                Box::pin(self.serve_tls(stream, address, shutdown)).await?;
+                Ok(None)
+            }
             Some(first) if self.settings.tls_only => {
                 tracing::info!(%address, "plaintext connection refused (--allow-plaintext is not set)");
                 let refusal = Refusal::new(Code::Denied, TLS_ONLY);
-                Box::pin(refuse_as(stream, first, address, &refusal)).await
+                Box::pin(refuse_as(stream, first, address, &refusal)).await?;
+                Ok(None)
             }
             Some(first) => self.serve_as(stream, first, address, shutdown).await,
         }
@@ -120,7 +125,10 @@ impl Fronts {
             () = shutdown_requested(&shutdown) => None,
         };
         match opened {
-            Some((stream, first)) => self.serve_as(stream, first, address, shutdown).await,
+            Some((stream, first)) => match self.serve_as(stream, first, address, shutdown).await? {
+                Some(wire) => wire.run().await,
+                None => Ok(()),
+            },
             None => Ok(()),
         }
     }
@@ -131,23 +139,27 @@ impl Fronts {
         tracing::debug!(%address, timeout = ?self.settings.ack_timeout, "connection closed: no first byte");
     }
 
-    /// Serves a connection by the protocol of its first byte, which is still unread.
+    /// Serves a connection by the protocol of its first byte, which is still unread. A
+    /// connection of the wire front is returned.
     async fn serve_as<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
         stream: S,
         first: u8,
         address: IpAddr,
         shutdown: Arc<ShutdownSignal>,
-    ) -> io::Result<()> {
+    ) -> io::Result<Option<Wire<S>>> {
         match protocol(first, address, self.chat.rules().frame_bytes_max) {
             Some(WireProtocol::Wire(framing)) => {
                 let connection = ClientConnection::new(Arc::clone(&self.chat), address, shutdown);
                 let connection = connection.limited_by(self.chat.rate_limiter(address));
-                Wire::new(stream, framing, connection, self.settings.ack_timeout).run().await
+                Ok(Some(Wire::new(stream, framing, connection, self.settings.ack_timeout)))
             }
             // Boxed, so that other connections do not reserve memory for it.
-            Some(WireProtocol::Grpc) => Box::pin(self.grpc.serve(stream, address, &shutdown)).await,
-            None => Ok(()),
+            Some(WireProtocol::Grpc) => {
+                Box::pin(self.grpc.serve(stream, address, &shutdown)).await?;
+                Ok(None)
+            }
+            None => Ok(None),
         }
     }
 }

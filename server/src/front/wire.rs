@@ -7,7 +7,9 @@
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::io;
+use std::num::NonZeroU64;
 use std::pin::Pin;
+use std::sync::LazyLock;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -68,21 +70,21 @@ pub struct Wire<S> {
     /// The time of this poll.
     now: Instant,
     /// The time of the latest byte from the peer.
-    last_received_at: Instant,
+    last_received_at: Moment,
     /// The time of the latest progress of the output.
-    last_written_at: Instant,
+    last_written_at: Moment,
     /// The time since which the peer owes acknowledgements.
-    owing_since: Option<Instant>,
+    owing_since: Option<Moment>,
     /// The start of an incomplete frame.
-    frame_since: Option<Instant>,
+    frame_since: Option<Moment>,
     /// The start of a command whose fields are missing (classic).
-    fields_since: Option<Instant>,
+    fields_since: Option<Moment>,
     /// Whether the latest reply was a part of a list (classic).
     in_list: bool,
     /// Whether the pushes in the output are acknowledged once it is written (classic).
     owes_ack: bool,
     /// The protocol error to report before the connection closes.
-    broken: Option<ProtocolError>,
+    broken: Option<Box<ProtocolError>>,
     stage: WireStage,
     timer: Option<Pin<Box<Sleep>>>,
 }
@@ -97,6 +99,30 @@ enum WireStage {
     Draining {
         until: Instant,
     },
+}
+
+/// A time in eight bytes, for the many connections that are idle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Moment(NonZeroU64);
+
+/// The time from which a [`Moment`] counts nanoseconds: an hour before its first
+/// use, so that a clock that a test stops is not behind it.
+static EPOCH: LazyLock<Instant> = LazyLock::new(|| {
+    let now = std::time::Instant::now();
+    now.checked_sub(Duration::from_secs(3600)).unwrap_or(now).into()
+});
+
+impl Moment {
+    fn instant(self) -> Instant {
+        *EPOCH + Duration::from_nanos(self.0.get())
+    }
+}
+
+impl From<Instant> for Moment {
+    fn from(instant: Instant) -> Self {
+        let since = instant.saturating_duration_since(*EPOCH).as_nanos();
+        Self(u64::try_from(since).ok().and_then(NonZeroU64::new).unwrap_or(NonZeroU64::MIN))
+    }
 }
 
 thread_local! {
@@ -119,8 +145,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             output: BytesMut::new(),
             has_unflushed: false,
             now,
-            last_received_at: now,
-            last_written_at: now,
+            last_received_at: now.into(),
+            last_written_at: now.into(),
             owing_since: None,
             frame_since: None,
             fields_since: None,
@@ -141,7 +167,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         poll_fn(move |cx| self.poll(cx))
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    /// Serves the connection. Ready at its end.
+    ///
+    /// # Errors
+    /// An error of the socket.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         for _ in 0..ITERATIONS_MAX {
             self.now = Instant::now();
             if self.connection.poll_abort(cx).is_ready() {
@@ -202,7 +232,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     }
 
     fn push(&mut self, message: &Message) {
-        self.owing_since.get_or_insert(self.now);
+        self.owing_since.get_or_insert_with(|| self.now.into());
         match &self.framing {
             Framing::Classic(_) => {
                 self.owes_ack = true;
@@ -239,7 +269,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
 
     fn begin_output(&mut self) {
         if self.is_written() {
-            self.last_written_at = self.now;
+            self.last_written_at = self.now.into();
             self.output.reserve(OUTPUT_BYTES_FIRST);
         }
     }
@@ -267,7 +297,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                     }
                 }
                 Ok(None) => {
-                    self.frame_since.get_or_insert(self.now);
+                    self.frame_since.get_or_insert_with(|| self.now.into());
                     break;
                 }
                 Err(error) => {
@@ -275,7 +305,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                     // Reported once. Later input while it drains is equally malformed.
                     if self.stage == WireStage::Open {
                         tracing::info!(connection = ?self.connection, %error, "malformed frame");
-                        self.broken = Some(error);
+                        self.broken = Some(error.into());
                         self.connection.end();
                     }
                     return true;
@@ -301,12 +331,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                 Ok(Some(Frame::new(frame.id, frame.message.and_then(|request| with_id(frame.id, request)))))
             }
             Framing::Classic(codec) => {
-                if self.fields_since.is_some_and(|since| self.now >= since + FIELDS_WAIT) {
+                if self.fields_since.is_some_and(|since| self.now >= since.instant() + FIELDS_WAIT) {
                     codec.give_up_on_fields();
                 }
                 let request = codec.decode(&mut self.input)?;
                 self.fields_since =
-                    codec.awaits_fields(&self.input).then(|| self.fields_since.unwrap_or(self.now));
+                    codec.awaits_fields(&self.input).then(|| self.fields_since.unwrap_or(self.now.into()));
                 Ok(request.map(|request| Frame::new(None, request)))
             }
         }
@@ -344,7 +374,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             Poll::Ready(Ok(0)) => Ok(self.handle_eof()),
             Poll::Ready(Ok(count)) => {
                 self.connection.count_bytes(count, self.now);
-                self.last_received_at = self.now;
+                self.last_received_at = self.now.into();
                 Ok(true)
             }
             // Over TLS: the peer closed without `close_notify`. The framing detects a
@@ -376,7 +406,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                 Poll::Pending => return Ok(false),
                 Poll::Ready(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Poll::Ready(count) => {
-                    self.last_written_at = self.now;
+                    self.last_written_at = self.now.into();
                     self.output.advance(count);
                     self.has_unflushed = true;
                 }
@@ -400,7 +430,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         if Pin::new(&mut self.stream).poll_shutdown(cx)?.is_pending() {
             // Over TLS, `close_notify` is pending.
             self.has_unflushed = true;
-            self.last_written_at = self.now;
+            self.last_written_at = self.now.into();
             return Ok(false);
         }
         self.stage = WireStage::Draining { until: self.now + DRAIN_TIMEOUT };
@@ -434,7 +464,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     /// Returns the deadline of an incomplete frame.
     fn frame_due(&self) -> Option<Instant> {
         let for_its_bytes = Duration::from_secs(self.input.len() as u64 / FRAME_BYTES_PER_SECOND_MIN);
-        Some(self.frame_since? + self.ack_timeout + for_its_bytes)
+        Some(self.frame_since?.instant() + self.ack_timeout + for_its_bytes)
     }
 
     /// Returns the time by which the peer must send a byte or read one.
@@ -446,11 +476,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         };
         let unread_since = (!self.is_written()).then_some(self.last_written_at);
         let since = [owing_since, unread_since].into_iter().flatten().max()?;
-        Some(since.max(self.last_received_at) + self.ack_timeout)
+        Some(since.max(self.last_received_at).instant() + self.ack_timeout)
     }
 
     fn deadline(&self) -> Option<Instant> {
-        let fields = self.fields_since.map(|since| since + FIELDS_WAIT);
+        let fields = self.fields_since.map(|since| since.instant() + FIELDS_WAIT);
         let linger = match self.stage {
             WireStage::Draining { until } => Some(until),
             _ => None,

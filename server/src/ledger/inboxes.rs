@@ -1,9 +1,10 @@
 //! The accounts and their inboxes.
 
-use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
 use hark_protocol::UserName;
+use hashbrown::HashTable;
 
 use super::block::BlockBuilder;
 use super::changes::{AccountChange, Changes, Delivery};
@@ -15,7 +16,9 @@ use crate::store::{Account, AccountEntry, Message, PasswordHash, Position, Publi
 #[derive(Debug, Default)]
 pub(super) struct Inboxes {
     inboxes: Slots<Inbox>,
-    by_name: HashMap<UserName, u32>,
+    /// The place of each inbox, by its name.
+    by_name: HashTable<u32>,
+    hasher: RandomState,
 }
 
 /// An account, its inbox, and the subscription to it.
@@ -43,17 +46,22 @@ impl Inboxes {
 
     /// Returns whether there is an account of this name.
     pub(super) fn contains(&self, name: &UserName) -> bool {
-        self.by_name.contains_key(name)
+        self.slot(name).is_some()
     }
 
     /// Returns the inbox of this name.
     pub(super) fn by_name(&mut self, name: &UserName) -> Option<&mut Inbox> {
-        self.inboxes.get_mut(*self.by_name.get(name)?)
+        self.inboxes.get_mut(self.slot(name)?)
+    }
+
+    fn slot(&self, name: &UserName) -> Option<u32> {
+        let found = self.by_name.find(self.hasher.hash_one(name), |slot| is_of(&self.inboxes, *slot, name));
+        found.copied()
     }
 
     /// Returns the inbox of this name.
     pub(super) fn get(&self, name: &UserName) -> Option<&Inbox> {
-        self.inboxes.get(*self.by_name.get(name)?)
+        self.inboxes.get(self.slot(name)?)
     }
 
     /// Returns the inbox of an account that has not ended.
@@ -69,16 +77,20 @@ impl Inboxes {
     /// Adds an inbox, of a new name. Returns its place, or `None` if there are 2³²
     /// of them.
     pub(super) fn insert(&mut self, inbox: Inbox) -> Option<u32> {
-        let name = inbox.account.name.clone();
-        let slot = self.inboxes.insert(inbox).ok()?;
-        self.by_name.insert(name, slot);
+        let Self { inboxes, by_name, hasher } = self;
+        let hash = hasher.hash_one(&inbox.account.name);
+        let slot = inboxes.insert(inbox).ok()?;
+        let rehash = |slot: &u32| inboxes.get(*slot).map_or(0, |inbox| hasher.hash_one(&inbox.account.name));
+        by_name.insert_unique(hash, slot, rehash);
         Some(slot)
     }
 
     /// Removes the inbox of a name.
     pub(super) fn remove(&mut self, name: &UserName) -> Option<Inbox> {
-        let slot = self.by_name.remove(name)?;
-        self.inboxes.remove(slot)
+        let Self { inboxes, by_name, hasher } = self;
+        let found = by_name.find_entry(hasher.hash_one(name), |slot| is_of(inboxes, *slot, name));
+        let (slot, _) = found.ok()?.remove();
+        inboxes.remove(slot)
     }
 
     /// Returns the inbox in a place.
@@ -95,6 +107,11 @@ impl Inboxes {
     pub(super) fn into_inboxes(self) -> impl Iterator<Item = Inbox> {
         self.inboxes.into_items()
     }
+}
+
+/// Returns whether the inbox in a place has this name.
+fn is_of(inboxes: &Slots<Inbox>, slot: u32, name: &UserName) -> bool {
+    inboxes.get(slot).is_some_and(|inbox| inbox.account.name == *name)
 }
 
 impl Inbox {

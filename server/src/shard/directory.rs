@@ -21,7 +21,7 @@ pub(super) struct Directory {
 /// `None` if the store has closed.
 type Entries = Option<BTreeMap<UserName, Entry>>;
 
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 struct Entry {
     incarnation: u64,
     password: Option<PasswordHash>,
@@ -30,10 +30,12 @@ struct Entry {
 impl Directory {
     /// Looks an account up.
     pub(super) fn account(&self, name: &UserName) -> Result<Option<AccountEntry>, Unavailable> {
-        let entry = self.read().as_ref().ok_or(Unavailable)?.get(name).cloned();
-        Ok(entry.map(|Entry { incarnation, password }| {
-            let account = Account { name: name.clone(), incarnation };
-            AccountEntry { account, password }
+        let entries = self.read();
+        let found = entries.as_ref().ok_or(Unavailable)?.get_key_value(name);
+        Ok(found.map(|(name, entry)| {
+            // Of the names that are equal, the one that lasts.
+            let account = Account { name: name.clone(), incarnation: entry.incarnation };
+            AccountEntry { account, password: entry.password.clone() }
         }))
     }
 

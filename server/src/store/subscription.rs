@@ -2,7 +2,7 @@
 //!
 //! A subscriber that keeps up takes every message from the buffer, without a read. If the
 //! buffer overflows, it is cleared, and the subscriber gets [`Event::Lagged`]: it calls
-//! [`Subscription::follow`] and then reads the store up to the end. A message can arrive
+//! [`Events::follow`] and then reads the store up to the end. A message can arrive
 //! both ways; the subscriber drops duplicates by number.
 
 use std::collections::VecDeque;
@@ -53,9 +53,15 @@ pub struct Subscription {
     account: Account,
     queued: u64,
     cursor: Position,
+    events: Events,
+}
+
+/// The events of a subscription. Dropping it ends the subscription.
+#[derive(Debug)]
+pub struct Events {
     buffer: Arc<SubscriptionBuffer>,
-    /// Notifies the store of the drop, if it needs to know.
-    _released: Option<DropGuard>,
+    /// Notifies the store of the drop, if it needs to know. Boxed, since few stores do.
+    _released: Option<Box<DropGuard>>,
 }
 
 /// The store's side. Clones publish to the same subscription.
@@ -90,14 +96,15 @@ impl Subscription {
     #[must_use]
     pub fn new(account: Account, queued: u64, cursor: Position) -> (Publisher, Self) {
         let buffer = Arc::new(SubscriptionBuffer::default());
-        (Publisher { buffer: Arc::clone(&buffer) }, Self { account, queued, cursor, buffer, _released: None })
+        let events = Events { buffer: Arc::clone(&buffer), _released: None };
+        (Publisher { buffer }, Self { account, queued, cursor, events })
     }
 
     /// Cancels the token of `guard` when it is dropped.
     #[must_use]
     pub fn releasing(self, guard: DropGuard) -> Self {
         let mut subscription = self;
-        subscription._released = Some(guard);
+        subscription.events._released = Some(guard.into());
         subscription
     }
 
@@ -119,6 +126,38 @@ impl Subscription {
         self.cursor
     }
 
+    /// Returns the account and the events.
+    #[must_use]
+    pub fn into_events(self) -> (Account, Events) {
+        (self.account, self.events)
+    }
+
+    /// See [`Events::next_event`].
+    pub fn next_event(&mut self) -> Option<Event> {
+        self.events.next_event()
+    }
+
+    /// See [`Events::follow`].
+    #[cfg(test)]
+    pub(crate) fn follow(&mut self) {
+        self.events.follow();
+    }
+
+    /// Returns whether new messages are buffered.
+    #[cfg(test)]
+    pub(crate) fn is_following(&self) -> bool {
+        self.events.buffer.lock().following
+    }
+
+    /// Polls for the next event.
+    #[cfg(test)]
+    pub(crate) fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        self.events.buffer.changed.register(cx.waker());
+        self.next_event().map_or(Poll::Pending, Poll::Ready)
+    }
+}
+
+impl Events {
     /// Takes the next event, if there is one. An end precedes all other events, and stays.
     pub fn next_event(&mut self) -> Option<Event> {
         let mut state = self.buffer.lock();
@@ -143,19 +182,6 @@ impl Subscription {
         state.lag_taken = false;
     }
 
-    /// Returns whether new messages are buffered.
-    #[cfg(test)]
-    pub(crate) fn is_following(&self) -> bool {
-        self.buffer.lock().following
-    }
-
-    /// Polls for the next event.
-    #[cfg(test)]
-    pub(crate) fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
-        self.buffer.changed.register(cx.waker());
-        self.next_event().map_or(Poll::Pending, Poll::Ready)
-    }
-
     /// Polls for the end, without taking messages. The next event wakes the task, too.
     pub fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         self.buffer.changed.register(cx.waker());
@@ -169,7 +195,7 @@ impl Subscription {
     }
 }
 
-impl Drop for Subscription {
+impl Drop for Events {
     fn drop(&mut self) {
         self.buffer.end(End::TakenOver);
     }
@@ -227,7 +253,7 @@ impl Publisher {
     /// Returns whether this publishes to `subscription`.
     #[must_use]
     pub fn feeds(&self, subscription: &Subscription) -> bool {
-        Arc::ptr_eq(&self.buffer, &subscription.buffer)
+        Arc::ptr_eq(&self.buffer, &subscription.events.buffer)
     }
 }
 

@@ -22,7 +22,7 @@ impl ClientConnection {
         if self.operation.is_some() || !self.answers.is_empty() {
             return;
         }
-        let Some((id, request)) = self.waiting.take() else { return };
+        let Some((id, request)) = self.waiting.take().map(|waiting| *waiting) else { return };
         match request {
             Request::Hello { version, session } => self.hello(id, version, session),
             Request::Create { user, password } => self.create(id, user, password),
@@ -64,7 +64,7 @@ impl ClientConnection {
         }
         // If the budget is exhausted, the request waits instead.
         let Ok(room) = Arc::clone(&self.chat.room).try_acquire_owned() else {
-            self.waiting = Some((id, Request::Create { user, password: None }));
+            self.waiting = Some((id, Request::Create { user, password: None }).into());
             return;
         };
         let created = self.chat.store.create(&user, None);
@@ -141,7 +141,7 @@ impl ClientConnection {
             time_ms: self.sends.last().map_or_else(now_ms, |(send, _)| send.time_ms),
             send_id,
             refusal,
-            fence: self.fence.clone(),
+            fence: self.fence.get_or_insert_default().clone(),
             permit: None,
             text,
         };

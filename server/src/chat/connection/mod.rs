@@ -56,8 +56,9 @@ pub struct ClientConnection {
     shutdown: Arc<ShutdownSignal>,
     throttle: Throttle,
     user: Option<Authenticated>,
-    send_session: Option<SendSession>,
-    fence: Fence,
+    send_session: Option<Box<SendSession>>,
+    /// The fence of its sends, from the first on.
+    fence: Option<Fence>,
     /// Whether a send of the session is undecided. The client repeats it and all later
     /// ones, whatever their outcome.
     is_undecided: bool,
@@ -68,7 +69,7 @@ pub struct ClientConnection {
     /// Pipelined answers, in the order of their requests.
     answers: VecDeque<(Option<RequestId>, Answer)>,
     /// A request that waits until `answers` is empty.
-    waiting: Option<(Option<RequestId>, Request)>,
+    waiting: Option<Box<(Option<RequestId>, Request)>>,
     operation: Option<(Option<RequestId>, Operation)>,
     inbox_reader: Option<InboxReader>,
     /// The end of the delivery, until `bye` goes out.
@@ -137,7 +138,7 @@ impl ClientConnection {
             shutdown,
             user: None,
             send_session: None,
-            fence: Fence::default(),
+            fence: None,
             is_undecided: false,
             is_fresh: true,
             sends: Vec::new(),
@@ -160,7 +161,7 @@ impl ClientConnection {
     /// the same time, with ids in any order.
     #[must_use]
     pub fn in_session(self, session: SessionToken) -> Self {
-        Self { send_session: Some(SendSession::Shared(session)), ..self }
+        Self { send_session: Some(SendSession::Shared(session).into()), ..self }
     }
 
     /// Returns whether the next request can be handled. Until then it stays unread.
@@ -227,7 +228,7 @@ impl ClientConnection {
             Ok(Request::Hello { .. }) if !is_fresh => {
                 self.refuse_hello(id, Refusal::new(Code::BadRequest, "hello must be the first request"));
             }
-            Ok(request) => self.waiting = Some((id, request)),
+            Ok(request) => self.waiting = Some((id, request).into()),
         }
     }
 
@@ -406,7 +407,7 @@ impl ClientConnection {
     fn fence_off(&mut self) {
         if self.send_session.is_some() {
             self.is_undecided = true;
-            self.fence.close();
+            self.fence.get_or_insert_default().close();
             self.end();
         }
     }
@@ -452,7 +453,7 @@ impl ClientConnection {
                 return self.answer(id, Answer::Created { user, created, _room: None });
             }
             Done::Hello(session) => {
-                self.send_session = Some(SendSession::Open(session));
+                self.send_session = Some(SendSession::Open(session).into());
                 Reply::Ok(OkFields::hello(VERSION, self.chat.rules.frame_bytes_max))
             }
             Done::NoSession(fault) => return self.refuse_hello(id, fault),

@@ -8,7 +8,8 @@ use std::io;
 use std::sync::Arc;
 
 use super::format::SegmentId;
-use super::index::{BlockRef, Index};
+use super::index::Index;
+use super::recent::BlockRef;
 use super::runs::{Run, RunList};
 use super::scan::Placed;
 use super::segment::{Segment, Segments, units};
@@ -88,6 +89,7 @@ impl IndexBuilder {
         let segments = Arc::new(std::mem::take(&mut self.segments));
         let index = Index::new(Arc::clone(&segments));
         self.recent.sort_unstable_by_key(Found::key);
+        self.sealed.sort_unstable_by_key(|segment| segment.id);
         let tables = self.sealed.iter().filter_map(|segment| segment.table());
         let mut bounds: Vec<_> = tables.flat_map(Table::fences).copied().collect();
         bounds.sort_unstable();
@@ -117,29 +119,72 @@ impl IndexBuilder {
             self.recent.partition_point(|found| bound.is_none_or(|bound| found.key() < bound))
         };
         let mut taken = from.map_or(0, |from| below(Some(from)));
-        let mut sources: Vec<_> = self.sealed.iter().map(|segment| Source::new(segment)).collect();
+        let count = self.sealed.len();
+        let mut sources: Vec<_> = self.sealed.iter().map(|segment| Source::new(segment, count)).collect();
         if let Some(from) = from {
             sources.iter_mut().try_for_each(|source| source.reader.skip_below(from))?;
         }
         let mut inbox = InboxBuilder::new(index);
-        let mut piece: Vec<Found> = Vec::new();
+        let mut piece = Piece::default();
         for bound in bounds.iter().copied().map(Some).chain([to]) {
-            piece.clear();
+            piece.found.clear();
             for source in &mut sources {
-                source.take_below(bound, &mut piece)?;
+                source.take_below(bound, &mut piece.found)?;
             }
             let end = below(bound);
-            piece.extend(self.recent.get(taken..end).unwrap_or_default());
+            piece.found.extend(self.recent.get(taken..end).unwrap_or_default());
             taken = end;
-            // Stable: it merges the sorted parts.
-            piece.sort_by_key(|found| {
-                (found.key(), Reverse((found.block.segment, found.block.extent.offset)))
+            piece.visit(&mut |found| inbox.push(found), &mut |copied| {
+                if let Ok(number) =
+                    sources.binary_search_by_key(&copied.block.segment, |source| source.segment.id)
+                    && let Some(source) = sources.get_mut(number)
+                {
+                    source.units -= units(copied.block.extent);
+                }
             });
-            piece.dedup_by_key(|found| found.key());
-            piece.iter().for_each(|found| inbox.push(found));
         }
         inbox.finish();
+        sources.iter().for_each(|source| source.segment.add_live(source.units));
         Ok(())
+    }
+}
+
+/// Blocks of some inboxes, in order of their segments.
+#[derive(Default)]
+struct Piece {
+    found: Vec<Found>,
+    /// Each block by its place in `found`, in order of the inboxes.
+    order: Vec<(InboxId, u32)>,
+    /// The blocks of one inbox.
+    group: Vec<Found>,
+}
+
+impl Piece {
+    /// Visits the blocks in order of inboxes and numbers: of several with the same
+    /// number, the newest. Calls `drop_copied` with those of the others that an index
+    /// frame names.
+    fn visit(&mut self, visit: &mut dyn FnMut(&Found), drop_copied: &mut dyn FnMut(&Found)) {
+        let Self { found, order, group } = self;
+        order.clear();
+        order.extend(found.iter().zip(0..).map(|(found, number)| (found.inbox, number)));
+        // Stable: it merges the sorted parts.
+        order.sort_by_key(|&(inbox, _)| inbox);
+        for numbers in order.chunk_by(|one, other| one.0 == other.0) {
+            group.clear();
+            group.extend(numbers.iter().filter_map(|&(_, number)| found.get(number as usize)));
+            if !group.is_sorted_by(|one, other| one.block.first < other.block.first) {
+                let newest = |block: &BlockRef| Reverse((block.segment, block.extent.offset));
+                group.sort_by_key(|found| (found.block.first, newest(&found.block)));
+                group.dedup_by(|copied, newer| {
+                    let is_copied = copied.block.first == newer.block.first;
+                    if is_copied && copied.is_sealed {
+                        drop_copied(copied);
+                    }
+                    is_copied
+                });
+            }
+            group.iter().for_each(&mut *visit);
+        }
     }
 }
 
@@ -159,19 +204,23 @@ pub(super) fn places(segment: SegmentId, placed: &[Placed<'_>]) -> Vec<(InboxId,
 
 /// Reads the index frame of one segment.
 struct Source<'a> {
-    segment: SegmentId,
+    segment: &'a Segment,
     reader: TableReader<'a>,
+    /// Units of the blocks that were read and not copied elsewhere.
+    units: u64,
 }
 
 impl<'a> Source<'a> {
-    fn new(segment: &'a Segment) -> Self {
-        let table = segment.table();
-        Self { segment: segment.id, reader: TableReader::new(table, &*segment.slot.file, segment.salt) }
+    fn new(segment: &'a Segment, count: usize) -> Self {
+        let reader = TableReader::new(segment.table(), &*segment.slot.file, segment.salt, count);
+        Self { segment, reader, units: 0 }
     }
 
-    fn take_below(&mut self, bound: Option<Key>, piece: &mut Vec<Found>) -> io::Result<()> {
-        self.reader.take_below(bound, &mut |entry: Entry| {
-            piece.push(Found { inbox: entry.inbox, block: entry.place(self.segment), is_sealed: true });
+    fn take_below(&mut self, bound: Option<Key>, found: &mut Vec<Found>) -> io::Result<()> {
+        let Self { segment, reader, units: live } = self;
+        reader.take_below(bound, &mut |entry: Entry| {
+            *live += units(entry.extent);
+            found.push(Found { inbox: entry.inbox, block: entry.place(segment.id), is_sealed: true });
         })
     }
 }
@@ -196,6 +245,9 @@ impl<'a> InboxBuilder<'a> {
             self.inbox = found.inbox;
         }
         let block = found.block;
+        if self.before.is_none() {
+            self.list.start = block.first.saturating_sub(1);
+        }
         if found.is_sealed {
             let run = Run { segment: block.segment, last: block.last, units: units(block.extent) };
             self.list.push_block(run, self.before == Some(block.segment));

@@ -6,30 +6,22 @@
 //! its old place may still be in a run: the recent one wins. The copies of a run
 //! are always a prefix of its live blocks, so that a run needs no holes.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use super::format::{Extent, SegmentId};
-use super::runs::{PackedRuns, Run, RunList};
+use super::format::SegmentId;
+use super::map::ByteMap;
+use super::recent::{BlockRef, RecentBlocks};
+use super::runs::{Run, RunList, packed_runs, packed_start};
 use super::segment::{Segment, Segments, units};
 use super::table::Entry;
 use crate::log::InboxId;
-use crate::log::hash::IdHasher;
 
 /// Parts of the index, each with a lock of its own.
 const SHARDS: usize = 256;
 /// Runs and recent blocks of one [`Plan`].
 const PLAN_RUNS: usize = 16;
 const PLAN_BLOCKS: usize = 256;
-
-/// The place of a block.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct BlockRef {
-    pub(super) first: u64,
-    pub(super) last: u64,
-    pub(super) segment: SegmentId,
-    pub(super) extent: Extent,
-}
 
 /// Where to read the next blocks of an inbox.
 #[derive(Debug, Default)]
@@ -54,8 +46,9 @@ pub(super) struct Index {
 
 #[derive(Debug, Default)]
 struct Shard {
-    recent: HashMap<InboxId, VecDeque<BlockRef>, IdHasher>,
-    sealed: HashMap<InboxId, PackedRuns, IdHasher>,
+    recent: RecentBlocks,
+    /// The packed runs of each inbox.
+    sealed: ByteMap,
     buffer: Vec<u8>,
 }
 
@@ -68,47 +61,38 @@ impl Index {
     pub(super) fn insert(&self, inbox: InboxId, block: BlockRef) {
         let mut shard = self.write(inbox);
         self.segments.add_live(block.segment, units(block.extent));
-        // Most inboxes have one block in a segment.
-        let recent = shard.recent.entry(inbox).or_insert_with(|| VecDeque::with_capacity(1));
-        if recent.back().is_none_or(|back| back.first < block.first) {
-            recent.push_back(block);
-            return;
-        }
-        let at = recent.partition_point(|other| other.first < block.first);
-        match recent.get_mut(at).filter(|other| other.first == block.first) {
-            Some(other) => {
-                self.segments.remove_live(other.segment, units(other.extent));
-                *other = block;
+        let replaced = shard.recent.update(inbox, |recent| {
+            if recent.back().is_none_or(|back| back.first < block.first) {
+                recent.push_back(block);
+                return None;
             }
-            None => recent.insert(at, block),
+            let at = recent.partition_point(|other| other.first < block.first);
+            match recent.get_mut(at).filter(|other| other.first == block.first) {
+                Some(other) => Some(std::mem::replace(other, block)),
+                None => {
+                    recent.insert(at, block);
+                    None
+                }
+            }
+        });
+        if let Some(replaced) = replaced {
+            self.segments.remove_live(replaced.segment, units(replaced.extent));
         }
     }
 
-    /// Adds the runs of an inbox, which has none.
+    /// Adds the runs of an inbox, which has none. The caller adds their live units to
+    /// the segments.
     pub(super) fn insert_runs(&self, inbox: InboxId, list: &RunList) {
-        let mut shard = self.write(inbox);
-        for run in &list.runs {
-            self.segments.add_live(run.segment, run.units);
-        }
-        let packed = list.pack(&mut shard.buffer);
-        shard.sealed.insert(inbox, packed);
+        let mut guard = self.write(inbox);
+        let Shard { sealed, buffer, .. } = &mut *guard;
+        list.pack(buffer);
+        sealed.set(inbox, buffer);
     }
 
     /// Removes the blocks of `inbox` up to a number. Adds the segments that have no
     /// live block any more to `emptied`.
     pub(super) fn release(&self, inbox: InboxId, through: u64, emptied: &mut Vec<SegmentId>) {
-        let mut guard = self.write(inbox);
-        let Shard { recent, sealed, buffer } = &mut *guard;
-        if let Some(blocks) = recent.get_mut(&inbox)
-            && !self.release_recent(blocks, through, emptied)
-        {
-            recent.remove(&inbox);
-        }
-        if let Some(packed) = sealed.get_mut(&inbox)
-            && !self.release_runs(packed, through, buffer, emptied)
-        {
-            sealed.remove(&inbox);
-        }
+        self.release_in(&mut self.write(inbox), inbox, through, emptied);
     }
 
     /// Releases the blocks of each inbox by its cursor, all of them if it has none.
@@ -117,50 +101,36 @@ impl Index {
         cursor: &mut dyn FnMut(InboxId) -> Option<u64>,
         emptied: &mut Vec<SegmentId>,
     ) {
+        let mut inboxes = Vec::new();
         for shard in &self.shards {
-            let mut guard = shard.write().unwrap_or_else(PoisonError::into_inner);
-            let Shard { recent, sealed, buffer } = &mut *guard;
-            recent.retain(|&inbox, blocks| {
-                self.release_recent(blocks, cursor(inbox).unwrap_or(u64::MAX), emptied)
-            });
-            sealed.retain(|&inbox, packed| {
-                self.release_runs(packed, cursor(inbox).unwrap_or(u64::MAX), buffer, emptied)
-            });
+            let mut shard = shard.write().unwrap_or_else(PoisonError::into_inner);
+            inboxes.clear();
+            inboxes.extend(shard.inboxes());
+            for &inbox in &inboxes {
+                self.release_in(&mut shard, inbox, cursor(inbox).unwrap_or(u64::MAX), emptied);
+            }
         }
     }
 
-    /// Returns whether any is left.
-    fn release_recent(
-        &self,
-        blocks: &mut VecDeque<BlockRef>,
-        through: u64,
-        emptied: &mut Vec<SegmentId>,
-    ) -> bool {
-        while let Some(block) = blocks.pop_front_if(|block| block.last <= through) {
-            self.remove_live(block.segment, units(block.extent), emptied);
+    fn release_in(&self, shard: &mut Shard, inbox: InboxId, through: u64, emptied: &mut Vec<SegmentId>) {
+        let Shard { recent, sealed, buffer } = shard;
+        if recent.first(inbox).is_some_and(|block| block.last <= through) {
+            recent.update(inbox, |blocks| {
+                while let Some(block) = blocks.pop_front_if(|block| block.last <= through) {
+                    self.remove_live(block.segment, units(block.extent), emptied);
+                }
+            });
         }
-        !blocks.is_empty()
-    }
-
-    /// Returns whether any is left.
-    fn release_runs(
-        &self,
-        packed: &mut PackedRuns,
-        through: u64,
-        buffer: &mut Vec<u8>,
-        emptied: &mut Vec<SegmentId>,
-    ) -> bool {
-        if packed.start() >= through {
-            return true;
+        let Some(packed) = sealed.get(inbox).filter(|packed| packed_start(packed) < through) else { return };
+        let mut list = RunList { start: through, runs: Vec::new() };
+        for (_, run) in packed_runs(packed) {
+            if run.last <= through {
+                self.remove_live(run.segment, run.units, emptied);
+            } else {
+                list.runs.push(run);
+            }
         }
-        let mut list = packed.unpack();
-        let dead = list.runs.iter().take_while(|run| run.last <= through).count();
-        for run in list.runs.drain(..dead) {
-            self.remove_live(run.segment, run.units, emptied);
-        }
-        list.start = list.start.max(through);
-        *packed = list.pack(buffer);
-        !list.runs.is_empty()
+        set_runs(sealed, inbox, &list, buffer);
     }
 
     fn remove_live(&self, segment: SegmentId, units: u64, emptied: &mut Vec<SegmentId>) {
@@ -174,8 +144,7 @@ impl Index {
     pub(super) fn inboxes(&self) -> Vec<InboxId> {
         let mut inboxes = Vec::new();
         for shard in &self.shards {
-            let shard = read(shard);
-            inboxes.extend(shard.recent.keys().chain(shard.sealed.keys()));
+            inboxes.extend(read(shard).inboxes());
         }
         inboxes.sort_unstable();
         inboxes.dedup();
@@ -186,9 +155,8 @@ impl Index {
     pub(super) fn plan(&self, inbox: InboxId, after: u64) -> Plan {
         let shard = read(self.shard(inbox));
         let mut plan = Plan { through: u64::MAX, ..Plan::default() };
-        if let Some(packed) = shard.sealed.get(&inbox) {
-            let list = packed.unpack();
-            let mut ranges = list.ranges().filter(|(_, run)| run.last > after).peekable();
+        if let Some(packed) = shard.sealed.get(inbox) {
+            let mut ranges = packed_runs(packed).filter(|(_, run)| run.last > after).peekable();
             for (start, run) in ranges.by_ref().take(PLAN_RUNS) {
                 // A run keeps its segment among the segments.
                 if let Some(segment) = self.segments.get(run.segment) {
@@ -200,19 +168,18 @@ impl Index {
                 plan.through = u64::MAX;
             }
         }
-        if let Some(recent) = shard.recent.get(&inbox) {
-            let start = recent.partition_point(|block| block.last <= after);
-            for block in recent.range(start..) {
-                if block.last > plan.through {
-                    break;
-                }
-                if plan.recent.len() == PLAN_BLOCKS {
-                    plan.through = plan.recent.last().map_or(after, |(_, block)| block.last);
-                    break;
-                }
-                if let Some(segment) = self.segments.get(block.segment) {
-                    plan.recent.push((segment, *block));
-                }
+        let recent = shard.recent.get(inbox);
+        let start = recent.partition_point(|block| block.last <= after);
+        for block in recent.range(start..) {
+            if block.last > plan.through {
+                break;
+            }
+            if plan.recent.len() == PLAN_BLOCKS {
+                plan.through = plan.recent.last().map_or(after, |(_, block)| block.last);
+                break;
+            }
+            if let Some(segment) = self.segments.get(block.segment) {
+                plan.recent.push((segment, *block));
             }
         }
         plan
@@ -222,7 +189,9 @@ impl Index {
     pub(super) fn recent_of(&self, segment: SegmentId) -> Vec<Entry> {
         let mut entries = Vec::new();
         for shard in &self.shards {
-            for (&inbox, recent) in &read(shard).recent {
+            let shard = read(shard);
+            for inbox in shard.recent.inboxes() {
+                let recent = shard.recent.get(inbox);
                 let blocks = recent.iter().filter(|block| block.segment == segment);
                 entries.extend(blocks.map(|block| Entry {
                     inbox,
@@ -243,19 +212,21 @@ impl Index {
         for shard in &self.shards {
             let mut guard = shard.write().unwrap_or_else(PoisonError::into_inner);
             let Shard { recent, sealed, buffer } = &mut *guard;
-            recent.retain(|&inbox, recent| {
-                let blocks = blocks_of(recent, segment);
-                let Some(lowest) = recent.front().filter(|_| !blocks.is_empty()) else { return true };
-                let before = match sealed.get(&inbox) {
-                    Some(packed) => packed.unpack(),
+            let inboxes: Vec<_> = recent.inboxes().collect();
+            for inbox in inboxes {
+                let blocks = recent.get(inbox);
+                let sealing = blocks_of(&blocks, segment);
+                let Some(lowest) = blocks.front().filter(|_| !sealing.is_empty()) else { continue };
+                let before = match sealed.get(inbox) {
+                    Some(packed) => RunList::unpack(packed),
                     // The index frame may name blocks that were released before.
                     None => RunList { start: lowest.first.saturating_sub(1), runs: Vec::new() },
                 };
-                let list = merge(before, &blocks, |run| self.remove_live(run.segment, run.units, emptied));
-                sealed.insert(inbox, list.pack(buffer));
-                recent.retain(|block| block.segment != segment);
-                !recent.is_empty()
-            });
+                let list = merge(before, &sealing, |run| self.remove_live(run.segment, run.units, emptied));
+                set_runs(sealed, inbox, &list, buffer);
+                recent.update(inbox, |blocks| blocks.retain(|block| block.segment != segment));
+            }
+            recent.shrink();
         }
     }
 
@@ -263,34 +234,26 @@ impl Index {
     /// copied.
     pub(super) fn is_live_in(&self, entry: &Entry, segment: SegmentId) -> bool {
         let shard = read(self.shard(entry.inbox));
-        let Some(packed) = shard.sealed.get(&entry.inbox) else { return false };
-        let is_in_run = packed
-            .unpack()
-            .ranges()
+        let Some(packed) = shard.sealed.get(entry.inbox) else { return false };
+        let is_in_run = packed_runs(packed)
             .any(|(start, run)| run.segment == segment && start < entry.last && entry.last <= run.last);
-        is_in_run && !shard.recent.get(&entry.inbox).is_some_and(|recent| has(recent, entry.first))
+        is_in_run && !has(&shard.recent.get(entry.inbox), entry.first)
     }
 
     /// Forgets the runs of an inbox in a segment from which every live block was
     /// copied.
     pub(super) fn finish_copy(&self, inbox: InboxId, segment: SegmentId, emptied: &mut Vec<SegmentId>) {
         let mut guard = self.write(inbox);
-        let shard = &mut *guard;
-        let Some(packed) = shard.sealed.get_mut(&inbox) else { return };
-        let before = packed.unpack();
-        let mut list = RunList { start: before.start, runs: Vec::new() };
-        for run in before.runs {
-            if run.segment == segment {
+        let Shard { sealed, buffer, .. } = &mut *guard;
+        let Some(mut list) = sealed.get(inbox).map(RunList::unpack) else { return };
+        list.runs.retain(|run| {
+            let is_copied = run.segment == segment;
+            if is_copied {
                 self.remove_live(segment, run.units, emptied);
-            } else {
-                list.runs.push(run);
             }
-        }
-        if list.runs.is_empty() {
-            shard.sealed.remove(&inbox);
-        } else {
-            *packed = list.pack(&mut shard.buffer);
-        }
+            !is_copied
+        });
+        set_runs(sealed, inbox, &list, buffer);
     }
 
     fn shard(&self, inbox: InboxId) -> &RwLock<Shard> {
@@ -302,6 +265,23 @@ impl Index {
 
     fn write(&self, inbox: InboxId) -> RwLockWriteGuard<'_, Shard> {
         self.shard(inbox).write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Shard {
+    /// Returns every inbox that has a block, some of them twice.
+    fn inboxes(&self) -> impl Iterator<Item = InboxId> {
+        self.recent.inboxes().chain(self.sealed.inboxes())
+    }
+}
+
+/// Sets the runs of an inbox, which is removed if it has none.
+fn set_runs(sealed: &mut ByteMap, inbox: InboxId, list: &RunList, buffer: &mut Vec<u8>) {
+    if list.runs.is_empty() {
+        sealed.remove(inbox);
+    } else {
+        list.pack(buffer);
+        sealed.set(inbox, buffer);
     }
 }
 
@@ -345,4 +325,36 @@ fn merge(before: RunList, blocks: &[(BlockRef, bool)], mut drop_run: impl FnMut(
     }
     list.runs.extend(runs);
     list
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::disk::format::Extent;
+
+    #[test]
+    fn index_takes_hundred_bytes_for_ten_messages() {
+        const INBOXES: u64 = 100_000;
+        let index = Index::new(Arc::default());
+        let extent = Extent { offset: 40 << 20, length: 140 };
+        for number in 0..INBOXES {
+            let inbox = (1 << 51) + 3 * number;
+            let start = inbox + (1 << 40);
+            // As if each of ten segments had a block of it; two fifths have one in the
+            // active segment, too.
+            let run = |run: u64| Run {
+                segment: 100 + run as SegmentId,
+                last: start + (run + 1) * 1_000_000,
+                units: 9,
+            };
+            index.insert_runs(inbox, &RunList { start, runs: (0..10).map(run).collect() });
+            if number % 5 < 2 {
+                let first = start + 11_000_000;
+                index.insert(inbox, BlockRef { first, last: first, segment: 110, extent });
+            }
+        }
+        let bytes = |shard: &Shard| shard.sealed.allocated_bytes() + shard.recent.packed_bytes();
+        let bytes: usize = index.shards.iter().map(|shard| bytes(&read(shard))).sum();
+        assert!(bytes as u64 <= 100 * INBOXES, "{bytes} bytes");
+    }
 }

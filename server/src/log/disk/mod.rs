@@ -7,7 +7,7 @@
 //! | `file.rs` | the operations on files that the log needs |
 //! | `format.rs`, `meta.rs`, `table.rs`, `head.rs` | the bytes of the files |
 //! | `slots.rs`, `segment.rs` | files, and the segments that they hold |
-//! | `index.rs`, `runs.rs`, `build.rs` | where the live blocks of each inbox lie |
+//! | `index.rs`, `runs.rs`, `recent.rs`, `map.rs`, `build.rs` | where the live blocks of each inbox lie |
 //! | `scan.rs`, `recovery.rs` | an open: a torn end or damage, the replay |
 //! | `writer.rs` | appends, and the change of segments |
 //! | `reader.rs` | reads beside the appends |
@@ -27,8 +27,10 @@ pub(crate) mod fuzzing;
 mod head;
 mod index;
 mod maintenance;
+mod map;
 mod meta;
 mod reader;
+mod recent;
 mod recovery;
 mod runs;
 pub mod salvage;

@@ -12,7 +12,7 @@ use super::build::{IndexBuilder, places};
 use super::file::{Storage, read_exact};
 use super::format::{Checkpoint, FRAMES_START, Header, Link, Previous, Salt, SegmentId};
 use super::head::{self, Head, HeadFile};
-use super::index::BlockRef;
+use super::recent::BlockRef;
 use super::scan::{Damage, Frames, Placed, scan_known, scan_tail};
 use super::segment::{Segment, Slot};
 use super::slots::{self, Survey};

@@ -22,12 +22,9 @@ pub(super) struct RunList {
     pub(super) runs: Vec<Run>,
 }
 
-/// A packed [`RunList`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct PackedRuns(Box<[u8]>);
-
 impl RunList {
-    pub(super) fn pack(&self, buffer: &mut Vec<u8>) -> PackedRuns {
+    /// Packs the list into a buffer, in place of its content.
+    pub(super) fn pack(&self, buffer: &mut Vec<u8>) {
         buffer.clear();
         varint::put(buffer, self.start);
         let (mut number, mut segment) = (self.start, 0);
@@ -37,7 +34,11 @@ impl RunList {
             varint::put(buffer, run.units);
             (number, segment) = (run.last, run.segment.into());
         }
-        PackedRuns(buffer.as_slice().into())
+    }
+
+    /// Unpacks a list.
+    pub(super) fn unpack(packed: &[u8]) -> Self {
+        Self { start: packed_start(packed), runs: packed_runs(packed).map(|(_, run)| run).collect() }
     }
 
     /// Appends a block that follows all others. It extends the last run if that is
@@ -52,32 +53,24 @@ impl RunList {
             _ => self.runs.push(block),
         }
     }
-
-    /// Each run with the number above which it begins.
-    pub(super) fn ranges(&self) -> impl Iterator<Item = (u64, Run)> {
-        let starts = std::iter::once(self.start).chain(self.runs.iter().map(|run| run.last));
-        starts.zip(self.runs.iter().copied())
-    }
 }
 
-impl PackedRuns {
-    pub(super) fn unpack(&self) -> RunList {
-        let mut rest = &*self.0;
-        let mut list = RunList { start: varint::take(&mut rest).unwrap_or(0), runs: Vec::new() };
-        let (mut number, mut segment) = (list.start, 0);
-        while let Some(id) = varint::take_difference(&mut rest, segment) {
-            number += varint::take(&mut rest).unwrap_or(0);
-            let units = varint::take(&mut rest).unwrap_or(0);
-            list.runs.push(Run { segment: id as SegmentId, last: number, units });
-            segment = id;
-        }
-        list
-    }
+/// Returns the start of a packed list.
+pub(super) fn packed_start(mut packed: &[u8]) -> u64 {
+    varint::take(&mut packed).unwrap_or(0)
+}
 
-    /// See [`RunList::start`].
-    pub(super) fn start(&self) -> u64 {
-        varint::take(&mut &*self.0).unwrap_or(0)
-    }
+/// Returns the runs of a packed list, each with the number above which it begins.
+pub(super) fn packed_runs(packed: &[u8]) -> impl Iterator<Item = (u64, Run)> {
+    let mut rest = packed;
+    let (mut number, mut segment) = (varint::take(&mut rest).unwrap_or(0), 0);
+    std::iter::from_fn(move || {
+        let start = number;
+        segment = varint::take_difference(&mut rest, segment)?;
+        number = number.wrapping_add(varint::take(&mut rest)?);
+        let units = varint::take(&mut rest)?;
+        Some((start, Run { segment: segment as SegmentId, last: number, units }))
+    })
 }
 
 #[cfg(test)]
@@ -98,9 +91,12 @@ mod tests {
                 last += step;
                 list.push_block(Run { segment, last, units }, units % 2 == 0);
             }
-            let packed = list.pack(&mut Vec::new());
-            prop_assert_eq!(packed.start(), start);
-            prop_assert_eq!(packed.unpack(), list);
+            let mut packed = Vec::new();
+            list.pack(&mut packed);
+            prop_assert_eq!(packed_start(&packed), start);
+            let starts = std::iter::once(start).chain(list.runs.iter().map(|run| run.last));
+            prop_assert!(packed_runs(&packed).eq(starts.zip(list.runs.iter().copied())));
+            prop_assert_eq!(RunList::unpack(&packed), list);
         }
     }
 }

@@ -8,7 +8,7 @@ use std::io;
 
 use super::file::{StorageFile, read_exact};
 use super::format::{DOMAIN_INDEX, Extent, Salt, SegmentId, take_u64};
-use super::index::BlockRef;
+use super::recent::BlockRef;
 use super::varint;
 use crate::log::InboxId;
 
@@ -168,8 +168,10 @@ impl Table {
     }
 }
 
-/// Pages that are read at once when an index frame is read as a whole.
+/// Pages that are read at once when an index frame is read as a whole; and of all
+/// index frames together, if many are read side by side.
 const CHUNK_PAGES: usize = 32;
+const CHUNK_PAGES_OF_ALL: usize = 1024;
 
 /// Reads an index frame as a whole, in order.
 #[derive(Debug)]
@@ -177,6 +179,8 @@ pub(super) struct TableReader<'a> {
     table: Option<&'a Table>,
     file: &'a dyn StorageFile,
     salt: Salt,
+    /// Pages that are read at once.
+    chunk_pages: usize,
     /// The next page.
     page: usize,
     entries: Vec<Entry>,
@@ -185,8 +189,15 @@ pub(super) struct TableReader<'a> {
 }
 
 impl<'a> TableReader<'a> {
-    pub(super) fn new(table: Option<&'a Table>, file: &'a dyn StorageFile, salt: Salt) -> Self {
-        Self { table, file, salt, page: 0, entries: Vec::new(), entry: 0 }
+    /// Returns a reader that is one of `readers` which read side by side.
+    pub(super) fn new(
+        table: Option<&'a Table>,
+        file: &'a dyn StorageFile,
+        salt: Salt,
+        readers: usize,
+    ) -> Self {
+        let chunk_pages = (CHUNK_PAGES_OF_ALL / readers.max(1)).clamp(1, CHUNK_PAGES);
+        Self { table, file, salt, chunk_pages, page: 0, entries: Vec::new(), entry: 0 }
     }
 
     /// Goes on with the first entry that is not below a key.
@@ -222,7 +233,7 @@ impl<'a> TableReader<'a> {
         self.entry = 0;
         self.entries.clear();
         let Some(table) = self.table.filter(|table| self.page < table.page_count()) else { return Ok(false) };
-        let count = CHUNK_PAGES.min(table.page_count() - self.page);
+        let count = self.chunk_pages.min(table.page_count() - self.page);
         let offset = table.offset + (self.page * PAGE_BYTES) as u64;
         let chunk = read_exact(self.file, offset, count * PAGE_BYTES)?;
         for (page, number) in chunk.chunks(PAGE_BYTES).zip(self.page..) {

@@ -10,7 +10,7 @@ use super::format::{
     SegmentId,
 };
 use super::head::{Head, HeadFile};
-use super::index::BlockRef;
+use super::recent::BlockRef;
 use super::recovery::{CarriedFrame, Recovered, Resume};
 use super::segment::{Segment, Slot};
 use super::slots::Files;
