@@ -28,7 +28,7 @@ mod clients;
 mod faults;
 mod host;
 mod judge;
-mod stream;
+pub(super) mod stream;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};

@@ -464,6 +464,7 @@ impl World {
     /// Checks that the owners agree with their streams, and that exactly the messages
     /// that are not acknowledged are live. Returns whether each shard has an owner.
     fn check_streams(&self) -> bool {
+        let mut receptions = 0;
         for (shard, stream) in self.streams.iter().enumerate() {
             let (first, messages) = stream.messages();
             let mut replay = StreamReplay::new(CONFIG.limits, first);
@@ -474,6 +475,7 @@ impl World {
                 member.seats().nth(shard)?.owner().filter(|owner| Some(owner.claim) == claim)
             });
             let Some(owner) = owner else { return false };
+            receptions += owner.reception_count();
             for (entry, cursor, tail) in replayed.ledger.inboxes() {
                 let limit = ReadLimit { messages: 1000, bytes: 1 << 20 };
                 let page =
@@ -486,6 +488,7 @@ impl World {
                 assert_eq!(replayed.chain, owner.chain);
             }
         }
+        assert_eq!(receptions, READERS.len(), "receptions");
         true
     }
 }
