@@ -120,16 +120,20 @@ impl Link {
         {
             reception.acknowledged = reception.acknowledged.max_by_sequence(*position);
         }
-        let origin = match content {
-            Request::Acknowledge(..) | Request::Unsubscribe(..) | Request::Unregister(_) => Origin::Nowhere,
-            _ => Origin::Connection(connection, request),
+        let origin = match content.has_answer() {
+            true => Origin::Connection(connection, request),
+            false => Origin::Nowhere,
         };
         self.push(origin, content, now);
         self.flush(now, out);
     }
 
-    /// Ends what a connection has here that has gone. Its commands go on.
+    /// Ends what a connection has here that has gone. Its changes go on.
     pub(super) fn disconnect(&mut self, connection: ConnectionId, now: Now, out: &mut Vec<Action>) {
+        self.queue.retain(|waiting| !waiting.is_of(connection) || waiting.command.request.is_change());
+        for waiting in self.sent.values_mut().filter(|waiting| waiting.is_of(connection)) {
+            waiting.origin = Origin::Nowhere;
+        }
         let gone = self.receptions.extract_if(.., |_, reception| reception.connection == connection);
         let gone: Vec<_> = gone.map(|(_, reception)| reception).collect();
         for Reception { account, generation, .. } in gone {
@@ -337,6 +341,15 @@ impl Link {
                 };
                 out.push(Action::Answer { connection, request, reply });
             }
+            // The connection has gone meanwhile.
+            (Origin::Nowhere, Request::Subscribe { account, .. }, Answer::Subscribed(Some(subscribed))) => {
+                self.push(Origin::Nowhere, Request::Unsubscribe(account, subscribed.generation), now);
+            }
+            (Origin::Nowhere, Request::Register(account), Answer::Flag(true))
+                if !self.identities.contains_key(&account.incarnation) =>
+            {
+                self.push(Origin::Nowhere, Request::Unregister(account), now);
+            }
             (Origin::Reception(_) | Origin::Nowhere, ..) => {}
         }
         self.flush(now, out);
@@ -432,11 +445,11 @@ impl Link {
         let State::Open(flow) = &mut self.flow else { return };
         while flow.has_credit() && !self.queue.is_empty() {
             let (mut items, mut bytes) = (Vec::new(), 0);
-            while bytes < timing::PACKET_BYTES_MAX {
-                let Some(waiting) = self.queue.pop_front() else { break };
+            let fits = |bytes: u64, size: u64| bytes == 0 || bytes + size <= timing::PACKET_BYTES_MAX;
+            while let Some(waiting) = self.queue.pop_front_if(|next| fits(bytes, next.command.bytes())) {
                 bytes += waiting.command.bytes();
                 items.push(waiting.command.clone());
-                if waiting.origin != Origin::Nowhere {
+                if waiting.command.request.has_answer() {
                     self.sent.insert(waiting.command.id, waiting);
                 }
             }

@@ -3,7 +3,6 @@
 use hark_protocol::UserName;
 
 use super::assignment;
-use super::flow::FlowId;
 use super::link::Link;
 use super::message::{Message, Request};
 use super::seat::Seat;

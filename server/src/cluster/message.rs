@@ -209,6 +209,11 @@ fn texts(messages: &[Arc<Text>]) -> u64 {
 }
 
 impl Request {
+    /// Returns whether it has an answer.
+    pub(super) const fn has_answer(&self) -> bool {
+        !matches!(self, Self::Acknowledge(..) | Self::Unsubscribe(..) | Self::Unregister(_))
+    }
+
     /// Returns whether it may change something and has an answer: if that is lost, its
     /// connection closes.
     pub(super) const fn is_change(&self) -> bool {

@@ -39,6 +39,8 @@ mod seat;
 #[cfg(test)]
 mod sim;
 mod snapshot;
+#[cfg(test)]
+mod tests;
 mod timing;
 
 use std::time::{Duration, SystemTime};

@@ -145,12 +145,11 @@ impl Owner {
                     }
                 }
             }
-            Up::End => {
-                if self.flows.get(&id.server).is_some_and(|flow| flow.id() == id) {
-                    self.end_flow(id.server, now);
-                    self.identities.server_left(id.server);
-                }
+            Up::End if self.flows.get(&id.server).is_none_or(|flow| flow.id() == id) => {
+                self.end_flow(id.server, now);
+                self.identities.server_left(id.server);
             }
+            Up::End => {}
         }
         self.pump(now, out);
     }
@@ -180,10 +179,14 @@ impl Owner {
             self.end_flow(id.server, now);
             out.push(self.down(id, Down::End));
         }
-        if self.is_overdue(now) {
+        let is_overdue = self.is_overdue(now);
+        if is_overdue {
             self.end_all_flows(now, out);
         }
         if let Some(in_flight) = &mut self.in_flight {
+            if is_overdue {
+                in_flight.released = Released::default();
+            }
             out.extend(
                 in_flight.appender.repeat(now.running).map(|request| Action::Log(self.shard, request)),
             );
@@ -207,6 +210,12 @@ impl Owner {
             self.end_flow(id.server, now);
             out.push(self.down(id, Down::End));
         }
+    }
+
+    /// Returns the number of receptions.
+    #[cfg(test)]
+    pub(super) fn reception_count(&self) -> usize {
+        self.receptions.count()
     }
 
     /// Returns whether a frame is in flight.
@@ -357,7 +366,9 @@ impl Owner {
         let mut events = events.into_iter().peekable();
         while events.peek().is_some() {
             let (mut items, mut bytes) = (Vec::new(), 0);
-            while let Some(event) = events.next_if(|_| bytes < timing::PACKET_BYTES_MAX) {
+            let fits =
+                |bytes: u64, event: &Event| bytes == 0 || bytes + event.bytes() <= timing::PACKET_BYTES_MAX;
+            while let Some(event) = events.next_if(|event| fits(bytes, event)) {
                 bytes += event.bytes();
                 items.push(event);
             }

@@ -79,6 +79,12 @@ impl Receptions {
         }
     }
 
+    /// Returns the number of receptions that have not ended.
+    #[cfg(test)]
+    pub(super) fn count(&self) -> usize {
+        self.by_inbox.values().filter(|reception| reception.holder.is_some()).count()
+    }
+
     /// Returns the flow of the reception of an inbox.
     pub(super) fn flow(&self, inbox: InboxId) -> Option<FlowId> {
         self.by_inbox.get(&inbox)?.holder.as_ref().map(|holder| holder.flow)

@@ -22,8 +22,9 @@ pub(super) struct Seat {
     /// The newest claim that it has heard of.
     known: Option<Claim>,
     heard_at: Duration,
-    /// The last sequence of the stream that it has seen, and when that was new.
-    seen: u64,
+    /// The last sequence of the stream that it has seen since the last heartbeat, and
+    /// when that was a new one.
+    seen: Option<u64>,
     seen_at: Duration,
     claims: u64,
     claim_not_before: Duration,
@@ -53,7 +54,7 @@ impl Seat {
             state: State::Standby { probe_at: Duration::ZERO },
             known: None,
             heard_at: Duration::ZERO,
-            seen: 0,
+            seen: None,
             seen_at: Duration::ZERO,
             claims: 0,
             claim_not_before: Duration::ZERO,
@@ -67,7 +68,7 @@ impl Seat {
         if self.known.is_some_and(|known| claim.sequence < known.sequence) {
             return;
         }
-        (self.known, self.heard_at) = (Some(claim), now.running);
+        (self.known, self.heard_at, self.seen) = (Some(claim), now.running, None);
         if matches!(self.state, State::Candidate(_)) && claim.id.server != self.server {
             self.stand_by(now);
         }
@@ -153,11 +154,11 @@ impl Seat {
     }
 
     fn look(&mut self, reply: &LogReply, now: Now) {
-        if let LogReply::Page { last, .. } = reply
-            && *last > self.seen
-        {
-            (self.seen, self.seen_at) = (*last, now.running);
+        let LogReply::Page { last, .. } = reply else { return };
+        if self.seen.is_some_and(|seen| *last > seen) {
+            self.seen_at = now.running;
         }
+        self.seen = self.seen.max(Some(*last));
     }
 
     fn claim(&mut self, now: Now, out: &mut Vec<Action>) {

@@ -56,9 +56,9 @@ pub(super) const FRESH_MAX: Duration = Duration::from_secs(30);
 /// Refusals of a claim after which it is made without a condition.
 pub(super) const CLAIM_REFUSALS_MAX: u32 = 3;
 
-/// Bytes from which on a packet takes no more items. A single item may exceed it, and
-/// no item takes more than a frame of the network.
-pub(super) const PACKET_BYTES_MAX: u64 = 192 << 10;
+/// Bytes of a packet. A longer item comes alone: with its texts it fits into a message of
+/// the network, since a frame does.
+pub(super) const PACKET_BYTES_MAX: u64 = 400 << 10;
 
 /// Bytes of a copy of blocks in one frame; the last block may exceed it.
 pub(super) const COPY_BYTES_MAX: usize = 256 << 10;

@@ -32,6 +32,8 @@ pub(super) enum Fault {
     Late(u32),
     /// Nothing that others send reaches a host, but for its clients.
     Deaf(usize),
+    /// What the streams answer reaches a deaf host again.
+    HearStreams,
     /// The leader of a stream reaches no other node: it applies nothing.
     Stall(usize),
     /// The leader of a stream ends.
@@ -54,16 +56,34 @@ pub(super) struct Scenario {
     pub(super) calm_at: Duration,
     /// The sends of each sender.
     pub(super) sends: u32,
+    /// Entries of a stream after which a snapshot is due.
+    pub(super) tail_entries_max: u64,
 }
 
+/// The kinds of scenarios at random, by their place among so many seeds; all others
+/// are of no kind.
+pub(super) const KINDS: u64 = 8;
+pub(super) const DEAF_OWNER: u64 = 3;
+pub(super) const LOSSY_END: u64 = 5;
+pub(super) const CLAIM_IN_DOUBT: u64 = 7;
+
 impl Scenario {
+    /// Returns a scenario of this kind at random.
+    pub(super) fn of_kind(kind: u64) -> impl Fn(u64) -> Self {
+        move |seed| Self::of(KINDS * seed + kind)
+    }
+
     /// Returns a scenario at random.
     pub(super) fn of(seed: u64) -> Self {
         let mut random = SmallRng::seed_from_u64(seed ^ 0x5eed);
         let calm_at = Duration::from_millis(random.random_range(5_000..12_000));
-        let mut scenario = Self { faults: Vec::new(), rest_at: calm_at, calm_at, sends: 10 };
-        if seed % 8 == 7 {
-            scenario.add_claim_in_doubt(&mut random);
+        let mut scenario =
+            Self { faults: Vec::new(), rest_at: calm_at, calm_at, sends: 10, tail_entries_max: 12 };
+        match seed % KINDS {
+            CLAIM_IN_DOUBT => scenario.add_claim_in_doubt(&mut random),
+            DEAF_OWNER => scenario.add_deaf_owner(&mut random),
+            LOSSY_END => scenario.add_lossy_end(&mut random),
+            _ => {}
         }
         for _ in 0..random.random_range(1..7) {
             scenario.add(&mut random);
@@ -86,7 +106,34 @@ impl Scenario {
             let crashes = ends.checked_sub(Duration::from_secs(random.random_range(1..60))).unwrap();
             faults.insert(1, (crashes, Fault::Crash(other)));
         }
-        Self { faults, rest_at: begins + Duration::from_secs(12), calm_at: ends, sends: 10 }
+        Self {
+            faults,
+            rest_at: begins + Duration::from_secs(12),
+            calm_at: ends,
+            sends: 10,
+            tail_entries_max: 12,
+        }
+    }
+
+    /// Adds a host that hears nothing, and after a while of its own stale state again.
+    fn add_deaf_owner(&mut self, random: &mut SmallRng) {
+        let [begins, lasts] =
+            [1000..2000, 8000..14_000].map(|ms| Duration::from_millis(random.random_range(ms)));
+        self.faults.push((begins, Fault::Deaf(random.random_range(0..HOSTS))));
+        self.faults.push((begins + lasts, Fault::HearStreams));
+        let heals = begins + lasts + Duration::from_millis(random.random_range(0..2000));
+        self.faults.push((heals, Fault::Heal));
+        self.calm_at = self.calm_at.max(heals + Duration::from_millis(500));
+        self.rest_at = self.calm_at;
+        // A purge would tell the owner that it is none any more.
+        self.tail_entries_max = 1000;
+    }
+
+    /// Adds losses while the last commands are carried out.
+    fn add_lossy_end(&mut self, random: &mut SmallRng) {
+        self.rest_at -= Duration::from_millis(random.random_range(500..3000));
+        let begins = self.rest_at - Duration::from_millis(random.random_range(0..2000));
+        self.faults.push((begins, Fault::Loss(random.random_range(50..500))));
     }
 
     /// Adds a claim that is proposed by a leader which ends, while the former owner,
@@ -96,8 +143,8 @@ impl Scenario {
         let (host, shard) = (random.random_range(0..HOSTS), random.random_range(0..SHARDS));
         self.faults.push((at, Fault::Pause { host, stops_clock: false }));
         for (fault, after_ms) in [
-            (Fault::Stall(shard), 1600..2000),
-            (Fault::LoseLeader(shard), 400..900),
+            (Fault::Stall(shard), 1200..1500),
+            (Fault::LoseLeader(shard), 600..1600),
             (Fault::Elect(shard), 10..100),
             (Fault::Resume(host), 0..300),
             (Fault::Settle(shard), 50..1500),

@@ -15,7 +15,7 @@ const PAGE_MESSAGES_MAX: usize = 16;
 
 /// The stream of a shard.
 #[derive(Debug, Default)]
-pub(super) struct Stream {
+pub(in crate::cluster) struct Stream {
     /// Messages that were purged.
     purged: u64,
     applied: Vec<Bytes>,
@@ -41,7 +41,7 @@ struct Proposal {
 
 /// What follows from a request.
 #[derive(Debug)]
-pub(super) enum Outcome {
+pub(in crate::cluster) enum Outcome {
     Reply(LogReply),
     /// A message was proposed: it is applied a while later.
     Proposed,
@@ -54,7 +54,7 @@ impl Stream {
     }
 
     /// Takes a request of a client.
-    pub(super) fn handle(&mut self, request: LogRequest, client: (usize, u64)) -> Outcome {
+    pub(in crate::cluster) fn handle(&mut self, request: LogRequest, client: (usize, u64)) -> Outcome {
         if self.is_electing {
             return Outcome::Nothing;
         }
@@ -92,7 +92,7 @@ impl Stream {
     }
 
     /// Applies the next message that is proposed. Returns the answer to its client.
-    pub(super) fn apply(&mut self) -> Option<((usize, u64), LogReply)> {
+    pub(in crate::cluster) fn apply(&mut self) -> Option<((usize, u64), LogReply)> {
         let Proposal { bytes, id, client } = self.proposed.pop_front()?;
         self.applied.push(bytes);
         Some((client?, LogReply::Stored { id, sequence: self.last() }))
@@ -100,7 +100,7 @@ impl Stream {
 
     /// Ends the leader. What it has proposed is applied up to some message, and nobody
     /// is told; the rest is lost.
-    pub(super) fn lose_leader(&mut self, random: &mut SmallRng) {
+    pub(in crate::cluster) fn lose_leader(&mut self, random: &mut SmallRng) {
         let kept = random.random_range(0..=self.proposed.len());
         self.proposed.truncate(kept);
         self.proposed.iter_mut().for_each(|proposal| proposal.client = None);
@@ -108,12 +108,12 @@ impl Stream {
     }
 
     /// Returns the messages.
-    pub(super) fn messages(&self) -> (u64, &[Bytes]) {
+    pub(in crate::cluster) fn messages(&self) -> (u64, &[Bytes]) {
         (self.purged + 1, &self.applied)
     }
 
     /// Returns whether a message is proposed and not applied.
-    pub(super) fn has_proposals(&self) -> bool {
+    pub(in crate::cluster) fn has_proposals(&self) -> bool {
         !self.proposed.is_empty()
     }
 }

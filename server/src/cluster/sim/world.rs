@@ -80,10 +80,12 @@ pub(super) struct World {
     cuts: BTreeSet<(usize, usize)>,
     log_cuts: BTreeSet<usize>,
     deaf: BTreeSet<usize>,
+    hear_streams: bool,
     loss: u32,
     late: u32,
     rest_at: Duration,
     calm_at: Duration,
+    config: Config,
 }
 
 impl World {
@@ -108,23 +110,26 @@ impl World {
             cuts: BTreeSet::new(),
             log_cuts: BTreeSet::new(),
             deaf: BTreeSet::new(),
+            hear_streams: false,
             loss: 0,
             late: 0,
             rest_at: Duration::MAX,
             calm_at: Duration::MAX,
+            config: CONFIG,
             random,
         }
     }
 
     /// Runs a scenario, and checks the promise.
     pub(super) fn run(mut self, scenario: Scenario) -> Counts {
+        self.config.tail_entries_max = scenario.tail_entries_max;
         (0..HOSTS).for_each(|host| self.start(host));
         self.create_accounts();
         let begun = self.now;
         (self.rest_at, self.calm_at) = (begun + scenario.rest_at, begun + scenario.calm_at);
         self.clients.extend((0..2).map(|n| Client::Sender(Sender::new(n, scenario.sends))));
         self.clients.extend(READERS.map(|user| Client::Reader(Reader::new(user))));
-        self.clients.extend((0..2).map(|n| Client::Changer(Changer::new(n))));
+        self.clients.extend((0..3).map(|n| Client::Changer(Changer::new(n))));
         for client in 1..self.clients.len() {
             let at = self.random_ms(0, 150);
             self.plan(at, Due::Wake(client));
@@ -275,7 +280,8 @@ impl World {
     }
 
     fn reply(&mut self, shard: usize, host: usize, life: ServerId, reply: LogReply) {
-        if self.log_cuts.contains(&host) || self.deaf.contains(&host) || self.is_lost() {
+        let is_deaf = self.deaf.contains(&host) && !self.hear_streams;
+        if self.log_cuts.contains(&host) || is_deaf || self.is_lost() {
             return;
         }
         let at = self.arrival((50 + shard, host), 1, 3);
@@ -321,7 +327,7 @@ impl World {
         let life = ServerId(self.lives * HOSTS as u64 + host as u64);
         let servers: Vec<_> =
             (0..HOSTS).map(|other| if other == host { life } else { self.hosts[other].life }).collect();
-        let member = Member::new(life, &servers, SHARDS as u32, CONFIG);
+        let member = Member::new(life, &servers, SHARDS as u32, self.config);
         self.hosts[host].start(life, member, self.now);
         let at = self.random_ms(0, 250);
         self.plan(at, Due::Host(host, life, Input::Tick));
@@ -357,12 +363,14 @@ impl World {
                 self.cuts.clear();
                 self.log_cuts.clear();
                 self.deaf.clear();
+                self.hear_streams = false;
             }
             Fault::Loss(loss) => self.loss = loss,
             Fault::Late(late) => self.late = late,
             Fault::Deaf(host) => {
                 self.deaf.insert(host);
             }
+            Fault::HearStreams => self.hear_streams = true,
             Fault::Stall(shard) => self.streams[shard].is_stalled = true,
             Fault::LoseLeader(shard) => self.streams[shard].lose_leader(&mut self.random),
             Fault::Elect(shard) => self.elect(shard),
@@ -456,6 +464,7 @@ impl World {
     /// Checks that the owners agree with their streams, and that exactly the messages
     /// that are not acknowledged are live. Returns whether each shard has an owner.
     fn check_streams(&self) -> bool {
+        let mut receptions = 0;
         for (shard, stream) in self.streams.iter().enumerate() {
             let (first, messages) = stream.messages();
             let mut replay = StreamReplay::new(CONFIG.limits, first);
@@ -466,6 +475,7 @@ impl World {
                 member.seats().nth(shard)?.owner().filter(|owner| Some(owner.claim) == claim)
             });
             let Some(owner) = owner else { return false };
+            receptions += owner.reception_count();
             for (entry, cursor, tail) in replayed.ledger.inboxes() {
                 let limit = ReadLimit { messages: 1000, bytes: 1 << 20 };
                 let page =
@@ -478,6 +488,7 @@ impl World {
                 assert_eq!(replayed.chain, owner.chain);
             }
         }
+        assert_eq!(receptions, READERS.len(), "receptions");
         true
     }
 }

@@ -1,0 +1,478 @@
+//! Servers of one shard that are told what happens: each rule of ownership and of flows
+//! alone. Messages and answers of the stream arrive at once, unless they are cut.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::{Duration, UNIX_EPOCH};
+
+use hark_protocol::UserName;
+
+use super::member::Member;
+use super::message::{Answer, Message, Reply, Request, Send};
+use super::sim::stream::{Outcome, Stream};
+use super::{Action, Config, ConnectionId, LogRequest, Now, ServerId};
+use crate::ledger::Limits;
+use crate::store::{Account, Created, End, Event, Subscription};
+
+const LIMITS: Limits =
+    Limits { accounts_max: 10, sessions_max: 10, queued_messages_max: 1000, queued_bytes_max: 1 << 20 };
+
+const TICK: Duration = Duration::from_millis(250);
+
+/// The servers of a shard.
+struct Servers {
+    time: Duration,
+    hosts: Vec<Host>,
+    stream: Stream,
+    mail: VecDeque<(usize, Message)>,
+    /// Nothing passes from one to the other.
+    cut: BTreeSet<(usize, usize)>,
+    /// These do not hear the stream.
+    deaf: BTreeSet<usize>,
+    requests: u64,
+}
+
+type Act<'a> = Box<dyn FnOnce(&mut Member, Now, &mut Vec<Action>) + 'a>;
+
+struct Host {
+    member: Member,
+    is_paused: bool,
+    /// The time for which it was paused with its clocks.
+    lost: Duration,
+    /// Answers, closings and opened flows, in order.
+    events: Vec<String>,
+    subscriptions: BTreeMap<ConnectionId, Subscription>,
+}
+
+impl Servers {
+    fn new(count: u64, config: Config) -> Self {
+        let ids: Vec<_> = (1..=count).map(ServerId).collect();
+        let host = |id: &ServerId| Host {
+            member: Member::new(*id, &ids, 1, config),
+            is_paused: false,
+            lost: Duration::ZERO,
+            events: Vec::new(),
+            subscriptions: BTreeMap::new(),
+        };
+        let hosts = ids.iter().map(host).collect();
+        Self {
+            time: Duration::ZERO,
+            hosts,
+            stream: Stream::default(),
+            mail: VecDeque::new(),
+            cut: BTreeSet::new(),
+            deaf: BTreeSet::new(),
+            requests: 0,
+        }
+    }
+
+    /// Returns servers of which one owns the shard, and which that is.
+    fn owned(count: u64) -> (Self, usize) {
+        let mut servers = Self::new(count, Config::new(LIMITS));
+        servers.run(6.0);
+        let owner = servers.owner().unwrap();
+        (servers, owner)
+    }
+
+    fn owner(&self) -> Option<usize> {
+        let owner =
+            |host: &Host| host.member.seats().next().and_then(|seat| seat.owner()).map(|owner| owner.claim);
+        let claims = self.hosts.iter().map(owner).enumerate();
+        claims.filter_map(|(host, claim)| Some((claim?.sequence, host))).max().map(|(_, host)| host)
+    }
+
+    /// Lets time pass.
+    fn run(&mut self, seconds: f64) {
+        let end = self.time + Duration::from_secs_f64(seconds);
+        while self.time < end {
+            self.time += TICK;
+            for host in 0..self.hosts.len() {
+                match self.hosts[host].is_paused {
+                    true => self.hosts[host].lost += TICK,
+                    false => self.act(host, |member, now, out| member.tick(now, out)),
+                }
+            }
+        }
+    }
+
+    /// Lets time pass until something is so. Returns the seconds.
+    #[track_caller]
+    fn run_until(&mut self, is_so: impl Fn(&Self) -> bool) -> f64 {
+        let begun = self.time;
+        while !is_so(self) {
+            assert!(self.time < begun + Duration::from_secs(200), "it is never so");
+            self.run(0.25);
+        }
+        (self.time - begun).as_secs_f64()
+    }
+
+    fn act(&mut self, host: usize, act: impl FnOnce(&mut Member, Now, &mut Vec<Action>)) {
+        self.act_boxed(host, Box::new(act));
+    }
+
+    fn act_boxed(&mut self, host: usize, act: Act<'_>) {
+        let running = self.time - self.hosts[host].lost;
+        let now = Now { running, wall: UNIX_EPOCH + Duration::from_secs(1_800_000_000) + self.time };
+        let mut actions = Vec::new();
+        act(&mut self.hosts[host].member, now, &mut actions);
+        actions.into_iter().for_each(|action| self.perform(host, action));
+        while let Some((to, message)) = self.mail.pop_front() {
+            if !self.hosts[to].is_paused {
+                self.act_boxed(to, Box::new(|member, now, out| member.handle_message(message, now, out)));
+            }
+        }
+    }
+
+    fn perform(&mut self, host: usize, action: Action) {
+        let event = match action {
+            Action::Log(_, request) => return self.ask_stream(host, request),
+            Action::Send(ServerId(id), message) => {
+                let to = id as usize - 1;
+                if matches!(message, Message::Up(_, _, super::message::Up::Open)) {
+                    self.hosts[host].events.push("open".to_owned());
+                }
+                if !self.cut.contains(&(host, to)) {
+                    self.mail.push_back((to, message));
+                }
+                return;
+            }
+            Action::Broadcast(message) => {
+                let to = (0..self.hosts.len()).filter(|to| !self.cut.contains(&(host, *to)));
+                return self.mail.extend(to.map(|to| (to, message.clone())));
+            }
+            Action::Answer { connection, reply: Reply::Subscribed(Some(mut subscription)), .. } => {
+                subscription.follow();
+                self.hosts[host].subscriptions.insert(connection, subscription);
+                format!("{connection} subscribed")
+            }
+            Action::Answer { connection, reply, .. } => match reply {
+                Reply::Answer(Answer::Account(entry)) => {
+                    format!("{connection} account {:?}", entry.map(|entry| entry.account.incarnation))
+                }
+                Reply::Answer(answer) => format!("{connection} {answer:?}"),
+                Reply::Unavailable => format!("{connection} unavailable"),
+                Reply::Subscribed(_) => format!("{connection} not subscribed"),
+            },
+            Action::EndIdentity(connection) => format!("{connection} ends"),
+            Action::Close(connection) => format!("{connection} closes"),
+            Action::CloseAll => "all close".to_owned(),
+        };
+        self.hosts[host].events.push(event);
+    }
+
+    fn ask_stream(&mut self, host: usize, request: LogRequest) {
+        let reply = match self.stream.handle(request, (host, 0)) {
+            Outcome::Reply(reply) => reply,
+            Outcome::Proposed => self.stream.apply().unwrap().1,
+            Outcome::Nothing => return,
+        };
+        if !self.deaf.contains(&host) && !self.hosts[host].is_paused {
+            self.act_boxed(host, Box::new(|member, now, out| member.handle_log(0, reply, now, out)));
+        }
+    }
+
+    fn submit(&mut self, host: usize, connection: ConnectionId, request: Request) {
+        self.requests += 1;
+        let id = self.requests;
+        self.act(host, |member, now, out| member.submit(0, (connection, id), request, now, out));
+    }
+
+    /// Takes what has happened at a server.
+    fn events(&mut self, host: usize) -> Vec<String> {
+        std::mem::take(&mut self.hosts[host].events)
+    }
+
+    #[track_caller]
+    fn check(&mut self, host: usize, expected: &[&str]) {
+        assert_eq!(self.events(host), expected);
+    }
+
+    #[track_caller]
+    fn create(&mut self, host: usize, user: &str) -> Account {
+        self.submit(host, 1, Request::Create(name(user), None));
+        self.submit(host, 1, Request::LookUp(name(user)));
+        let events = self.events(host);
+        assert!(events.contains(&format!("1 {:?}", Answer::Created(Created::Created))), "{events:?}");
+        let found = events.last().unwrap();
+        let incarnation = found.trim_start_matches("1 account Some(").trim_end_matches(')').parse().unwrap();
+        Account { name: name(user), incarnation }
+    }
+
+    fn send(&mut self, host: usize, connection: ConnectionId, to: &str, text: &str) {
+        let text = text.into();
+        let send = Send {
+            to: name(to),
+            sender: None,
+            from_nobody: true,
+            time_ms: 1,
+            text,
+            send_id: None,
+            refusal: None,
+        };
+        self.submit(host, connection, Request::Send(Box::new(send)));
+    }
+
+    /// Takes the texts that a subscription got, and "lagged" and its end.
+    fn received(&mut self, host: usize, connection: ConnectionId) -> Vec<String> {
+        let subscription = self.hosts[host].subscriptions.get_mut(&connection).unwrap();
+        let mut received = Vec::new();
+        while let Some(event) = subscription.next_event() {
+            match event {
+                Event::Appended(messages) => {
+                    received.extend(messages.iter().map(|message| message.text.to_string()))
+                }
+                Event::Lagged => {
+                    received.push("lagged".to_owned());
+                    subscription.follow();
+                }
+                Event::Ended(end) => {
+                    received.push(format!("{end:?}"));
+                    break;
+                }
+            }
+        }
+        received
+    }
+}
+
+fn name(name: &str) -> UserName {
+    name.parse().unwrap()
+}
+
+fn subscribe(account: &Account) -> Request {
+    Request::Subscribe { account: account.clone(), takes_over: true }
+}
+
+#[test]
+fn silent_owner_is_replaced_within_three_seconds() {
+    let (mut servers, owner) = Servers::owned(3);
+    servers.hosts[owner].is_paused = true;
+    let seconds = servers.run_until(|servers| servers.owner() != Some(owner));
+    assert!((1.5..3.0).contains(&seconds), "{seconds}");
+}
+
+#[test]
+fn owner_that_only_appends_is_replaced_after_ten_seconds() {
+    let (mut servers, owner) = Servers::owned(2);
+    let other = 1 - owner;
+    servers.create(owner, "ann");
+    servers.cut.insert((owner, other));
+    let begun = servers.time;
+    while servers.owner() == Some(owner) {
+        servers.send(owner, 1, "ann", "text");
+        servers.run(0.25);
+    }
+    let seconds = (servers.time - begun).as_secs_f64();
+    assert!((9.0..12.0).contains(&seconds), "{seconds}");
+}
+
+#[test]
+fn released_shard_is_claimed_at_once() {
+    let (mut servers, owner) = Servers::owned(2);
+    servers.act(owner, |member, now, out| member.leave(now, out));
+    let seconds = servers.run_until(|servers| servers.owner().is_some());
+    assert!(seconds < 0.8, "{seconds}");
+}
+
+#[test]
+fn deposed_server_waits_longer_each_time() {
+    let (mut servers, _) = Servers::owned(2);
+    let mut waits = Vec::new();
+    for _ in 0..3 {
+        // The owner stands still until the other one has claimed, which then goes away.
+        let owner = servers.owner().unwrap();
+        servers.hosts[owner].is_paused = true;
+        servers.run_until(|servers| servers.owner() != Some(owner));
+        servers.hosts[owner].is_paused = false;
+        servers.submit(owner, 1, Request::LookUp(name("ann")));
+        servers.run(1.0);
+        let other = servers.owner().unwrap();
+        servers.hosts[other].is_paused = true;
+        waits.push(servers.run_until(|servers| servers.owner() == Some(owner)));
+        servers.hosts[other].is_paused = false;
+        servers.run(1.5);
+    }
+    assert!(waits[0] >= 4.0 && waits.iter().max_by(|a, b| a.total_cmp(b)) > Some(&8.0), "{waits:?}");
+}
+
+#[test]
+fn command_is_unavailable_after_20_seconds_and_its_append_pending() {
+    let (mut servers, owner) = Servers::owned(1);
+    servers.create(owner, "ann");
+    servers.deaf.insert(owner);
+    servers.submit(owner, 7, Request::Create(name("bob"), None));
+    servers.run(15.0);
+    servers.submit(owner, 8, Request::LookUp(name("bob")));
+    servers.check(owner, &[]);
+    servers.run(6.0);
+    let events = servers.events(owner);
+    assert_eq!(events[..3], ["7 unavailable", "7 closes", "8 unavailable"], "{events:?}");
+    servers.deaf.clear();
+    servers.run(2.0);
+    servers.events(owner);
+    servers.submit(owner, 9, Request::LookUp(name("bob")));
+    let events = servers.events(owner);
+    assert!(events[0].starts_with("9 account Some"), "{events:?}");
+}
+
+#[test]
+fn connections_close_before_the_flow_opens_again() {
+    let (mut servers, owner) = Servers::owned(2);
+    let other = 1 - owner;
+    servers.create(owner, "ann");
+    servers.events(other);
+    servers.cut.insert((owner, other));
+    servers.send(other, 7, "ann", "first");
+    servers.submit(other, 8, Request::LookUp(name("ann")));
+    servers.run(1.0);
+    servers.cut.clear();
+    servers.run(3.0);
+    // Its answer was lost, so the heartbeat of the flow tells that it is broken.
+    let events = servers.events(other);
+    assert_eq!(events[..4], ["7 unavailable", "7 closes", "8 unavailable", "open"], "{events:?}");
+}
+
+#[test]
+fn server_that_stood_still_closes_everything_first() {
+    let (mut servers, owner) = Servers::owned(2);
+    let other = 1 - owner;
+    servers.create(other, "ann");
+    servers.hosts[other].is_paused = true;
+    servers.run(60.0);
+    servers.hosts[other].is_paused = false;
+    servers.events(other);
+    servers.send(other, 7, "ann", "old");
+    let events = servers.events(other);
+    assert_eq!(events, ["7 unavailable", "7 closes", "open", "all close", "open"]);
+    servers.send(other, 8, "ann", "new");
+    assert!(servers.events(other)[0].starts_with("8 Sent"));
+}
+
+#[test]
+fn server_that_stood_still_is_found_by_the_next_owner() {
+    let (mut servers, owner) = Servers::owned(3);
+    let [quiet, other] = [1, 2].map(|step| (owner + step) % 3);
+    servers.create(other, "ann");
+    servers.hosts[quiet].is_paused = true;
+    servers.run(60.0);
+    servers.hosts[owner].is_paused = true;
+    servers.run_until(|servers| servers.owner() == Some(other));
+    servers.events(quiet);
+    servers.hosts[quiet].is_paused = false;
+    servers.run(1.0);
+    assert!(servers.events(quiet).contains(&"all close".to_owned()));
+}
+
+#[test]
+fn change_of_the_owner_closes_no_idle_connection() {
+    let (mut servers, owner) = Servers::owned(2);
+    let other = 1 - owner;
+    let ann = servers.create(other, "ann");
+    servers.submit(other, 7, subscribe(&ann));
+    servers.hosts[owner].is_paused = true;
+    servers.run_until(|servers| servers.owner() == Some(other));
+    servers.run(1.0);
+    let events = servers.events(other);
+    assert!(events.iter().all(|event| event == "7 subscribed" || event == "open"), "{events:?}");
+    servers.send(other, 8, "ann", "hello");
+    assert!(servers.received(other, 7).ends_with(&["hello".to_owned()]));
+}
+
+#[test]
+fn later_subscription_wins_over_one_that_continues() {
+    let (mut servers, owner) = Servers::owned(2);
+    let other = 1 - owner;
+    let ann = servers.create(owner, "ann");
+    servers.submit(other, 7, subscribe(&ann));
+    servers.cut.extend([(owner, other), (other, owner)]);
+    servers.submit(owner, 8, subscribe(&ann));
+    servers.cut.clear();
+    servers.run(4.0);
+    assert!(servers.received(other, 7).ends_with(&["TakenOver".to_owned()]));
+    servers.send(owner, 9, "ann", "hello");
+    assert!(servers.received(owner, 8).ends_with(&["hello".to_owned()]));
+}
+
+#[test]
+fn server_without_credit_lags_and_blocks_nobody() {
+    let mut servers = Servers::new(2, Config { window_bytes: 2000, ..Config::new(LIMITS) });
+    servers.run(6.0);
+    let owner = servers.owner().unwrap();
+    let other = 1 - owner;
+    let [ann, bob] = ["ann", "bob"].map(|user| servers.create(owner, user));
+    servers.submit(other, 7, subscribe(&ann));
+    servers.submit(owner, 8, subscribe(&bob));
+    servers.received(other, 7);
+    servers.received(owner, 8);
+    servers.cut.insert((other, owner));
+    for text in ["1", "2", "3", "4"] {
+        for user in ["ann", "bob"] {
+            servers.send(owner, 9, user, &text.repeat(600));
+            servers.run(0.5);
+        }
+    }
+    assert_eq!(servers.received(owner, 8).len(), 4);
+    assert!(servers.received(other, 7).len() < 4);
+    servers.cut.clear();
+    servers.run(3.0);
+    assert_eq!(servers.received(other, 7), ["lagged"]);
+}
+
+#[test]
+fn account_is_deleted_once_no_server_acts_as_it() {
+    let (mut servers, owner) = Servers::owned(2);
+    let other = 1 - owner;
+    let ann = servers.create(owner, "ann");
+    servers.submit(other, 7, Request::Register(ann.clone()));
+    servers.events(other);
+    servers.submit(owner, 8, Request::Delete(ann));
+    servers.check(other, &["7 ends"]);
+    servers.check(owner, &["8 Flag(true)"]);
+}
+
+#[test]
+fn deletion_waits_35_seconds_for_a_lost_server() {
+    let (mut servers, owner) = Servers::owned(2);
+    let other = 1 - owner;
+    let ann = servers.create(owner, "ann");
+    servers.submit(other, 7, Request::Register(ann.clone()));
+    servers.hosts[other].is_paused = true;
+    servers.run(29.0);
+    servers.submit(owner, 8, Request::Delete(ann));
+    let seconds =
+        servers.run_until(|servers| servers.hosts[owner].events.contains(&"8 Flag(true)".to_owned()));
+    assert!((33.0..38.0).contains(&seconds), "{seconds}");
+}
+
+#[test]
+fn snapshot_purges_what_it_replaces() {
+    let mut servers = Servers::new(1, Config { tail_entries_max: 20, ..Config::new(LIMITS) });
+    servers.run(6.0);
+    let ann = servers.create(0, "ann");
+    for n in 0..100 {
+        servers.send(0, 1, "ann", &n.to_string());
+    }
+    let (first, messages) = servers.stream.messages();
+    assert!(first > 60 && messages.len() < 60, "{first}, {}", messages.len());
+    servers.events(0);
+    // Another owner still has everything.
+    let stream = std::mem::take(&mut servers.stream);
+    let mut servers = Servers::new(1, Config::new(LIMITS));
+    servers.stream = stream;
+    servers.run(12.0);
+    let limit = crate::store::ReadLimit { messages: 1000, bytes: 1 << 20 };
+    let after = crate::store::Position::default();
+    servers.submit(0, 7, Request::Read { account: ann, after, limit });
+    let events = servers.events(0);
+    let page = events.iter().find(|event| event.starts_with("7 Page")).unwrap();
+    assert!((0..100).all(|n| page.contains(&format!("text: {:?}", n.to_string()))), "{page}");
+}
+
+#[test]
+fn ended_reception_of_a_deleted_account_says_so() {
+    let (mut servers, owner) = Servers::owned(2);
+    let other = 1 - owner;
+    let ann = servers.create(owner, "ann");
+    servers.submit(other, 7, subscribe(&ann));
+    servers.submit(owner, 8, Request::Delete(ann));
+    assert!(servers.received(other, 7).ends_with(&[format!("{:?}", End::Deleted)]));
+}
