@@ -175,8 +175,13 @@ impl Inbox {
             }
             _ => {
                 self.delivery_at = deliveries.len() as u32;
-                let (publisher, inbox) = (publisher.clone(), self.account.incarnation);
-                deliveries.push(Delivery { inbox, publisher, messages: vec![Arc::new(message)] });
+                let publisher = publisher.clone();
+                deliveries.push(Delivery {
+                    #[cfg(test)]
+                    inbox: self.account.incarnation,
+                    publisher,
+                    messages: vec![Arc::new(message)],
+                });
             }
         }
     }

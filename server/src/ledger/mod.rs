@@ -58,8 +58,10 @@ pub(crate) use self::checkpoint::Checkpoint;
 pub(crate) use self::dedup::DedupTable;
 pub(crate) use self::dedup::Known;
 pub(crate) use self::import::Imported;
+#[cfg(test)]
+pub(crate) use self::numbers::NUMBERS_PER_SECOND_BITS;
 pub use self::numbers::{COUNTER_MAX, WrongClock};
-pub(crate) use self::numbers::{NUMBERS_PER_SECOND_BITS, counter_at, until_next_second};
+pub(crate) use self::numbers::{counter_at, until_next_second};
 pub(crate) use self::replay::Replay;
 
 /// The bounds of a ledger.
@@ -115,6 +117,7 @@ impl Ledger {
 
     /// From now on takes every sender that is named for alive: its account may be in
     /// another shard, whose owner has been asked.
+    #[cfg(test)]
     pub(crate) const fn vouch_for_senders(&mut self) {
         self.are_senders_vouched_for = true;
     }
@@ -151,6 +154,7 @@ impl Ledger {
     }
 
     /// Returns a frame that changes nothing, and begins none.
+    #[cfg(test)]
     pub(crate) fn empty_frame(&self, changes: &mut Changes) -> Frame {
         changes.begin(self.time_ms, self.running, self.numbers.last());
         changes.take_whole_frame(self.time_ms)
@@ -386,12 +390,14 @@ impl Ledger {
     }
 
     /// Looks an account up.
+    #[cfg(test)]
     pub(crate) fn account(&self, name: &UserName) -> Option<AccountEntry> {
         self.inboxes.get(name).map(Inbox::entry)
     }
 
     /// Returns the cursor and the last position of an inbox; `None` if its account has
     /// ended.
+    #[cfg(test)]
     pub(crate) fn positions(&self, account: &Account) -> Option<(Position, Position)> {
         let inbox = self.inboxes.get(&account.name);
         let inbox = inbox.filter(|inbox| inbox.account.incarnation == account.incarnation)?;

@@ -22,7 +22,9 @@ use hark_protocol::{Code, RequestId, Sequence, SessionToken, UserName};
 use tokio::sync::OwnedSemaphorePermit;
 
 pub use pending::{Completer, Pending};
-pub use subscription::{BUFFERED_BYTES_MAX, BUFFERED_MESSAGES_MAX, End, Event, Events, Publisher, Subscription};
+pub use subscription::{
+    BUFFERED_BYTES_MAX, BUFFERED_MESSAGES_MAX, End, Event, Events, Publisher, Subscription,
+};
 
 /// The default log levels of libraries.
 pub const LIBRARY_LOGS: &[&str] = &[

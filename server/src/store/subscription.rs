@@ -143,6 +143,12 @@ impl Subscription {
         self.events.follow();
     }
 
+    /// See [`Events::end`].
+    #[cfg(test)]
+    pub(crate) fn end(&self) -> Option<End> {
+        self.events.end()
+    }
+
     /// Returns whether new messages are buffered.
     #[cfg(test)]
     pub(crate) fn is_following(&self) -> bool {
