@@ -313,7 +313,20 @@ impl Harkd {
         self.sockets().into_iter().find(is_its).expect("the connection")
     }
 
+    /// Returns its sockets. The system's table is read in pieces, so rows are missing
+    /// or repeated if sockets of other processes come and go meanwhile: two readings
+    /// in a row have to agree.
     fn sockets(&self) -> Vec<Socket> {
+        let key = |socket: &Socket| (socket.client_port, socket.is_established);
+        let mut sockets = self.read_sockets();
+        wait_until("the same sockets twice", || {
+            let former = std::mem::replace(&mut sockets, self.read_sockets());
+            former.iter().map(key).eq(sockets.iter().map(key))
+        });
+        sockets
+    }
+
+    fn read_sockets(&self) -> Vec<Socket> {
         let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
         let all = table.lines().skip(1).map(|line| Socket::parse(line).expect("a row of /proc/net/tcp"));
         // Other servers may use the same port at other addresses.
