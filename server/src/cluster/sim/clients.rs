@@ -340,7 +340,7 @@ impl Reader {
                     self.processed = message.position.sequence.0;
                     context.judge.read(self.user, &message);
                 } else {
-                    context.judge.counts.repeats += 1;
+                    context.judge.repeated(self.user, &message);
                 }
                 self.unacknowledged += 1;
             }

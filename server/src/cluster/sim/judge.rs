@@ -123,6 +123,14 @@ impl Judge {
         assert_eq!(former, None, "the number {number} is used twice");
     }
 
+    /// A reader gets a message whose number is not above that of the last one.
+    pub(super) fn repeated(&mut self, reader: &str, message: &Message) {
+        self.counts.repeats += 1;
+        let text = self.read.get(reader).and_then(|read| read.get(&message.position.sequence.0));
+        let is_known = text.is_some_and(|text| *text == *message.text);
+        assert!(is_known, "{message:?} comes to {reader} late or under a number that was used: {text:?}");
+    }
+
     /// The password of an incarnation was set to this version.
     pub(super) fn password_set(&mut self, now: Duration, incarnation: u64, version: u64) {
         self.counts.passwords += 1;

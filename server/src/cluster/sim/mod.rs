@@ -31,7 +31,9 @@ mod judge;
 pub(super) mod stream;
 mod world;
 
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::thread;
 
 use self::faults::{CLAIM_IN_DOUBT, DEAF_OWNER, LOSSY_END, Scenario};
 use self::judge::Counts;
@@ -42,8 +44,12 @@ use super::bugs::{Bug, fails_with};
 const SEED_VARIABLE: &str = "HARK_SIM_SEED";
 const SEEDS_VARIABLE: &str = "HARK_SIM_SEEDS";
 
-/// Seeds of the short run.
-const SEEDS: u64 = 1000;
+/// Seeds of the short run, and those of the long run beside them.
+const SEEDS: Range<u64> = 0..1000;
+const SEEDS_LONG: Range<u64> = 1000..20_000;
+
+/// Threads that run seeds.
+const THREADS_MAX: usize = 4;
 
 /// Seeds after which a planted mistake has to be found.
 const SEEDS_OF_A_BUG: u64 = 500;
@@ -52,29 +58,47 @@ fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok().map(|value| value.parse().expect("a number"))
 }
 
-/// Runs the scenario of each seed, up to the first that fails.
-fn run_seeds(seeds: u64, scenario: impl Fn(u64) -> Scenario) {
-    let only = number(SEED_VARIABLE);
-    let seeds = only.map_or(0..number(SEEDS_VARIABLE).unwrap_or(seeds), |seed| seed..seed + 1);
-    let mut sums = Counts::default();
-    for seed in seeds {
-        match catch_unwind(AssertUnwindSafe(|| World::new(seed).run(scenario(seed)))) {
-            Ok(counts) => sums.add(&counts),
-            Err(panic) => {
-                eprintln!("seed {seed} fails; run it alone with {SEED_VARIABLE}={seed}");
-                resume_unwind(panic);
+/// Runs the scenario of each seed on a few threads; each ends with the first that fails.
+fn run_seeds(seeds: Range<u64>, scenario: impl Fn(u64) -> Scenario + Sync) {
+    let count = number(SEEDS_VARIABLE).map_or(seeds.end, |count| seeds.start + count);
+    let seeds = number(SEED_VARIABLE).map_or(seeds.start..count, |seed| seed..seed + 1);
+    let threads = thread::available_parallelism().map_or(1, |threads| threads.get().min(THREADS_MAX));
+    let run = |first: usize| {
+        let mut sums = Counts::default();
+        for seed in seeds.clone().skip(first).step_by(threads) {
+            match catch_unwind(AssertUnwindSafe(|| World::new(seed).run(scenario(seed)))) {
+                Ok(counts) => sums.add(&counts),
+                Err(panic) => {
+                    eprintln!("seed {seed} fails; run it alone with {SEED_VARIABLE}={seed}");
+                    resume_unwind(panic);
+                }
             }
         }
-    }
+        sums
+    };
+    let mut sums = Counts::default();
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads)
+            .map(|first| {
+                scope.spawn({
+                    let run = &run;
+                    move || run(first)
+                })
+            })
+            .collect();
+        for thread in threads {
+            sums.add(&thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        }
+    });
     println!("{sums:?}");
 }
 
-/// Checks that the simulation finds a planted mistake.
+/// Checks that the simulation finds a planted mistake, by a seed that passes without.
 fn check_finds(bug: Bug, scenario: impl Fn(u64) -> Scenario) {
-    let fails = |seed| fails_with(bug, AssertUnwindSafe(|| drop(World::new(seed).run(scenario(seed)))));
-    let found = (0..SEEDS_OF_A_BUG).find(|seed| fails(*seed));
+    let run = |seed| World::new(seed).run(scenario(seed));
+    let found = (0..SEEDS_OF_A_BUG).find(|seed| fails_with(bug, AssertUnwindSafe(|| drop(run(*seed)))));
     println!("{bug:?}: found by seed {found:?}");
-    assert!(found.is_some(), "no seed finds {bug:?}");
+    run(found.expect("a seed that finds it"));
 }
 
 #[test]
@@ -84,7 +108,21 @@ fn promise_is_kept_over_all_seeds() {
 
 #[test]
 fn promise_is_kept_over_a_pause_of_twelve_minutes() {
-    run_seeds(12, Scenario::long_pause);
+    run_seeds(0..12, Scenario::long_pause);
+}
+
+mod long {
+    use super::*;
+
+    #[test]
+    fn promise_is_kept_over_many_seeds() {
+        run_seeds(SEEDS_LONG, Scenario::of);
+    }
+
+    #[test]
+    fn promise_is_kept_over_many_long_pauses() {
+        run_seeds(12..500, Scenario::long_pause);
+    }
 }
 
 #[test]

@@ -34,12 +34,7 @@ const CALM_MAX: Duration = Duration::from_secs(150);
 const AFTER_END: Duration = Duration::from_secs(3);
 
 const CONFIG: Config = Config {
-    limits: Limits {
-        accounts_max: 10,
-        sessions_max: 20,
-        queued_messages_max: 1000,
-        queued_bytes_max: 1 << 20,
-    },
+    limits: Limits { accounts_max: 10, sessions_max: 20, queued_messages_max: 6, queued_bytes_max: 1 << 20 },
     window_bytes: 1500,
     frame_bytes_max: 600,
     tail_entries_max: 12,
@@ -49,9 +44,9 @@ const CONFIG: Config = Config {
 #[derive(Debug)]
 enum Due {
     /// Something comes to this life of a host.
-    Host(usize, ServerId, Input),
+    Host(usize, ServerId, Box<Input>),
     /// Something comes to a host, whichever life it is in.
-    FromClient(usize, Input),
+    FromClient(usize, Box<Input>),
     Stream(usize, LogRequest, (usize, ServerId)),
     Apply(usize),
     Client(usize, ConnectionId, Push),
@@ -141,8 +136,9 @@ impl World {
         while let Some(((at, _), due)) = self.due.pop_first() {
             self.now = at;
             self.judge.counts.events += 1;
+            let is_wake = matches!(due, Due::Wake(_));
             self.happen(due);
-            if self.now < self.calm_at {
+            if self.now < self.calm_at || !is_wake {
                 continue;
             }
             if ended_at.is_none() {
@@ -185,21 +181,21 @@ impl World {
                     return;
                 }
                 if self.paused[host].is_some() {
-                    if !matches!(input, Input::Tick) {
+                    if !matches!(*input, Input::Tick) {
                         self.backlogs[host].push(Due::Host(host, life, input));
                     }
                     return;
                 }
-                let is_tick = matches!(input, Input::Tick);
-                self.handle(host, input);
+                let is_tick = matches!(*input, Input::Tick);
+                self.handle(host, *input);
                 if is_tick {
-                    self.plan(self.now + TICK, Due::Host(host, life, Input::Tick));
+                    self.plan(self.now + TICK, Due::Host(host, life, Box::new(Input::Tick)));
                 }
             }
             Due::FromClient(host, input) if self.paused[host].is_some() => {
                 self.backlogs[host].push(Due::FromClient(host, input));
             }
-            Due::FromClient(host, input) => self.handle(host, input),
+            Due::FromClient(host, input) => self.handle(host, *input),
             Due::Stream(shard, request, client) => self.request(shard, request, client),
             Due::Apply(shard) => self.apply(shard),
             Due::Client(client, connection, push) => {
@@ -285,7 +281,7 @@ impl World {
             return;
         }
         let at = self.arrival((50 + shard, host), 1, 3);
-        self.plan(at, Due::Host(host, life, Input::Log(shard as ShardId, reply)));
+        self.plan(at, Due::Host(host, life, Box::new(Input::Log(shard as ShardId, reply))));
     }
 
     fn send(&mut self, from: usize, to: usize, input: Input) {
@@ -294,7 +290,7 @@ impl World {
             return;
         }
         let at = self.arrival((from, to), 1, if from == to { 2 } else { 8 });
-        self.plan(at, Due::Host(to, self.hosts[to].life, input));
+        self.plan(at, Due::Host(to, self.hosts[to].life, Box::new(input)));
     }
 
     fn with_client(&mut self, client: usize, act: impl FnOnce(&mut Client, &mut Context<'_>)) {
@@ -315,7 +311,7 @@ impl World {
                 ToHost::Hangup => Input::Hangup(connection),
             };
             let at = self.arrival((100 + client, host), 1, 5);
-            self.plan(at, Due::FromClient(host, input));
+            self.plan(at, Due::FromClient(host, Box::new(input)));
         }
     }
 
@@ -330,7 +326,7 @@ impl World {
         let member = Member::new(life, &servers, SHARDS as u32, self.config);
         self.hosts[host].start(life, member, self.now);
         let at = self.random_ms(0, 250);
-        self.plan(at, Due::Host(host, life, Input::Tick));
+        self.plan(at, Due::Host(host, life, Box::new(Input::Tick)));
     }
 
     fn crash(&mut self, host: usize) {
@@ -405,7 +401,7 @@ impl World {
         let mut at = [self.now, self.now, self.random_ms(0, 1500)];
         for due in std::mem::take(&mut self.backlogs[host]) {
             let source = match &due {
-                Due::Host(_, _, Input::Log(..)) => 0,
+                Due::Host(_, _, input) if matches!(**input, Input::Log(..)) => 0,
                 Due::Host(..) => 1,
                 _ => 2,
             };
@@ -423,7 +419,7 @@ impl World {
             *arrival = (*arrival).max(at[source]);
         }
         let life = self.hosts[host].life;
-        self.plan(self.now, Due::Host(host, life, Input::Tick));
+        self.plan(self.now, Due::Host(host, life, Box::new(Input::Tick)));
     }
 
     /// Ends all faults.
