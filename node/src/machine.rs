@@ -25,8 +25,7 @@ use crate::request::Responder;
 /// let mut machine = Machine::new(
 ///     |node: &Node<()>| {
 ///         node.handle("ask", async |node: Node<()>, _: Request<Ask>| {
-///             node.call("n2", "ask", &()).await?;
-///             Ok(())
+///             node.call::<()>("n2", "ask", &()).await
 ///         });
 ///     },
 ///     7,
@@ -69,11 +68,16 @@ struct ErrorReply {
 }
 
 impl Machine {
-    /// A node that runs what `program` registers. `seed` is where its random
-    /// numbers come from.
+    /// A node that runs the handlers that `program` registers. All its random
+    /// numbers come from `seed`.
     pub fn new<S: Default + 'static>(program: impl FnOnce(&Node<S>), seed: u64) -> Self {
+        Self::with_state(S::default(), program, seed)
+    }
+
+    /// As [`Self::new`], with this state in place of the default.
+    pub fn with_state<S: 'static>(state: S, program: impl FnOnce(&Node<S>), seed: u64) -> Self {
         let core = Core::new(seed);
-        let node = Node::new(Rc::clone(&core), S::default());
+        let node = Node::new(Rc::clone(&core), state);
         program(&node);
         Self { core, node: Box::new(node) }
     }

@@ -10,7 +10,7 @@ use super::programs::numbers;
 /// Two nodes that never stop talking.
 fn livelock(node: &Node<()>) {
     node.on_init(async |node: Node<()>| node.send("n1", "ping", &()).unwrap_or_default());
-    node.receive("ping", |node, request: Request<Json>| {
+    node.receive("ping", async |node: Node<()>, request: Request<Json>| {
         node.send(&request.src, "ping", &()).unwrap_or_default();
     });
 }

@@ -32,7 +32,7 @@ fn slow(node: &Node<Status>) {
     node.on_init(async |node: Node<Status>| node.state().begun += 1);
     node.every(ms(10), async |node: Node<Status>| node.state().ticks += 1);
     node.handle("ask", async |node, request: Request<Echo>| {
-        node.call("n2", "slow", &request.body).await?.parse::<Echo>()
+        node.call::<Echo>("n2", "slow", &request.body).await
     });
     node.handle("slow", async |node, request: Request<Echo>| {
         node.sleep(ms(100)).await;
