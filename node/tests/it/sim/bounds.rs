@@ -16,7 +16,7 @@ fn livelock(node: &Node<()>) {
 }
 
 fn talkers() -> Builder {
-    Cluster::builder(livelock).nodes(2).latency(Latency::Constant(Duration::ZERO))
+    Cluster::builder(livelock).nodes(2).stagger(Duration::ZERO).latency(Latency::Constant(Duration::ZERO))
 }
 
 #[test]
@@ -34,7 +34,8 @@ fn a_livelock_ends_at_the_bound_of_the_journal() {
 #[test]
 #[should_panic(expected = "the virtual time comes to 61s, and may come to 60s")]
 fn time_ends_at_its_bound() {
-    Cluster::builder(numbers).time_max(Duration::from_secs(60)).build().run_for(Duration::from_secs(61));
+    let builder = Cluster::builder(numbers).stagger(Duration::ZERO);
+    builder.time_max(Duration::from_secs(60)).build().run_for(Duration::from_secs(61));
 }
 
 #[test]
