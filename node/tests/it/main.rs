@@ -23,6 +23,7 @@ mod calls;
 mod ending;
 mod harness;
 mod leaks;
+mod limits;
 mod lines;
 mod noise;
 mod order;

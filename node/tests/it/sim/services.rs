@@ -380,6 +380,7 @@ async fn use_store(kv: Kv, pause: impl AsyncFn()) -> Vec<String> {
 }
 
 fn user(node: &Node<()>) {
+    node.answer_within(Duration::from_secs(60));
     node.handle("try", async |node, _: Request<Json>| {
         let retry = Retry { attempts: 40, ..Retry::default() };
         node.lin_kv().retry(retry).write("k", 1).await?;
