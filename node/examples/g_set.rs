@@ -35,9 +35,7 @@ struct Elements {
 pub(crate) fn program(node: &Node<Set>) {
     node.handle("add", add);
     node.handle("merge", merge);
-    node.handle("read", async |node: Node<Set>, _: Request<()>| {
-        Ok(Elements { value: node.state().clone() })
-    });
+    node.handle("read", async |node: Node<Set>, _: Request<()>| Ok(Elements { value: node.state().clone() }));
     node.every(PAUSE, async |node| gossip(&node));
 }
 
