@@ -1,10 +1,12 @@
-//! Maelstrom's `broadcast`: what one node was told, all come to know.
+//! Maelstrom's `broadcast`: a message that one node receives reaches all.
 //!
-//! The nodes form a tree. Each keeps what a neighbour has not acknowledged, and
-//! sends that, all in one message, until it is acknowledged: so few messages
-//! are needed, and none of them may not be lost. A `broadcast` is answered when
-//! a second node has it, so that one crash at a time loses nothing; a node that
-//! was restarted asks its neighbours for what they have.
+//! The nodes form a tree. Each keeps the messages that a neighbour has not
+//! acknowledged, and sends them in one batch until they are acknowledged: few
+//! messages are needed, and each of them may be lost. Once a second each node
+//! also compares its messages with a random other node, which finds a way round
+//! a link that is cut. A `broadcast` is answered when a second node has the
+//! message, so that one crash at a time loses no message; a node that was
+//! restarted pulls from its neighbours.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
@@ -13,10 +15,13 @@ use std::time::Duration;
 use hark_node::{Error, Node, Request, Responder};
 use serde::{Deserialize, Serialize};
 
-/// What is to be told waits so long for more.
+/// The time between two batches to a neighbour.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Children of a node in the tree, at most.
+/// The time between two comparisons with a random node.
+const COMPARE_PAUSE: Duration = Duration::from_secs(1);
+
+/// The maximum number of children of a node in the tree.
 const CHILDREN_MAX: usize = 4;
 
 type Message = i64;
@@ -24,9 +29,9 @@ type Message = i64;
 #[derive(Default)]
 pub(crate) struct State {
     seen: BTreeSet<Message>,
-    /// What each neighbour has not acknowledged.
-    untold: BTreeMap<String, BTreeSet<Message>>,
-    /// Who is answered when a second node has it.
+    /// The messages that each neighbour has not acknowledged.
+    unacknowledged: BTreeMap<String, BTreeSet<Message>>,
+    /// The requests that are answered when a second node has the message.
     waiting: BTreeMap<Message, Vec<Responder>>,
 }
 
@@ -40,15 +45,20 @@ struct Messages {
     messages: BTreeSet<Message>,
 }
 
-#[derive(Deserialize)]
-struct Nothing {}
+/// A set of messages in short: equal sets have equal digests.
+#[derive(Serialize, Deserialize, PartialEq)]
+struct Digest {
+    count: usize,
+    sum: i128,
+}
 
 pub(crate) fn program(node: &Node<State>) {
     node.on_init(async |node: Node<State>| begin(&node));
-    node.handle("topology", async |_, _: Request<Nothing>| Ok(()));
+    node.handle("topology", async |_, _: Request<()>| Ok(()));
     node.receive("broadcast", broadcast);
-    node.handle("read", async |node: Node<State>, _: Request<Nothing>| Ok(all(&node)));
-    node.handle("pull", async |node: Node<State>, _: Request<Nothing>| Ok(all(&node)));
+    node.handle("read", async |node: Node<State>, _: Request<()>| Ok(all(&node)));
+    node.handle("pull", async |node: Node<State>, _: Request<()>| Ok(all(&node)));
+    node.handle("compare", compare);
     node.handle("push", push);
 }
 
@@ -72,62 +82,82 @@ fn neighbours(node: &Node<State>) -> Vec<String> {
 
 fn begin(node: &Node<State>) {
     for neighbour in neighbours(node) {
-        node.state().untold.insert(neighbour.clone(), BTreeSet::new());
+        node.state().unacknowledged.insert(neighbour.clone(), BTreeSet::new());
         node.spawn(pull(node.clone(), neighbour.clone()));
         node.every(PAUSE, async move |node| tell(&node, &neighbour).await);
     }
+    node.every(COMPARE_PAUSE, async |node| catch_up(&node).await);
 }
 
-/// Learns what a neighbour has, and so what it has not.
+fn digest(node: &Node<State>) -> Digest {
+    let seen = &node.state().seen;
+    Digest { count: seen.len(), sum: seen.iter().map(|message| i128::from(*message)).sum() }
+}
+
+/// Takes the messages of a random node, if it has others.
+async fn catch_up(node: &Node<State>) {
+    let Some(peer) = node.random_peer() else { return };
+    match node.call::<Messages>(peer, "compare", &digest(node)).await {
+        Ok(Messages { messages }) => learn(node, &messages, peer),
+        Err(error) => tracing::debug!(peer, %error, "comparing later"),
+    }
+}
+
+/// Answers with all messages, or with none if the other node has the same.
+async fn compare(node: Node<State>, request: Request<Digest>) -> Result<Messages, Error> {
+    let is_same = request.body == digest(&node);
+    Ok(if is_same { Messages { messages: BTreeSet::new() } } else { all(&node) })
+}
+
+/// Takes the messages of a neighbour, and notes which of ours it needs.
 async fn pull(node: Node<State>, neighbour: String) {
     let theirs = loop {
-        match node.call(&neighbour, "pull", &()).await.and_then(|reply| reply.parse::<Messages>()) {
+        match node.call::<Messages>(&neighbour, "pull", &()).await {
             Ok(Messages { messages }) => break messages,
-            Err(error) => tracing::debug!(neighbour, %error, "asking again"),
+            Err(error) => tracing::debug!(neighbour, %error, "retrying"),
         }
     };
     learn(&node, &theirs, &neighbour);
     let mut state = node.state();
     let unknown: Vec<_> = state.seen.difference(&theirs).copied().collect();
-    state.untold.entry(neighbour).or_default().extend(unknown);
+    state.unacknowledged.entry(neighbour).or_default().extend(unknown);
 }
 
-/// Takes what is new, and remembers to tell it to the others.
+/// Adds new messages, and queues them for all other neighbours.
 fn learn(node: &Node<State>, messages: &BTreeSet<Message>, from: &str) {
     let state = &mut *node.state();
     for message in messages.iter().filter(|message| state.seen.insert(**message)) {
-        for (_, untold) in state.untold.iter_mut().filter(|(neighbour, _)| *neighbour != from) {
-            untold.insert(*message);
+        for (_, queue) in state.unacknowledged.iter_mut().filter(|(neighbour, _)| *neighbour != from) {
+            queue.insert(*message);
         }
     }
 }
 
-fn broadcast(node: &Node<State>, request: Request<Broadcast>) {
+async fn broadcast(node: Node<State>, request: Request<Broadcast>) {
     let message = request.body.message;
     let is_new = !node.state().seen.contains(&message);
-    learn(node, &BTreeSet::from([message]), &request.src);
+    learn(&node, &BTreeSet::from([message]), &request.src);
     let mut state = node.state();
-    if state.untold.is_empty() || !(is_new || state.waiting.contains_key(&message)) {
+    if state.unacknowledged.is_empty() || !(is_new || state.waiting.contains_key(&message)) {
         request.responder.reply(&());
     } else {
         state.waiting.entry(message).or_default().push(request.responder);
     }
 }
 
-/// Tells a neighbour all that it does not know. What is not acknowledged is
-/// told again the next time.
+/// Sends a neighbour all messages that it has not acknowledged.
 async fn tell(node: &Node<State>, neighbour: &str) {
-    let messages = node.state().untold.get(neighbour).cloned().unwrap_or_default();
+    let messages = node.state().unacknowledged.get(neighbour).cloned().unwrap_or_default();
     if messages.is_empty() {
         return;
     }
     let told = Messages { messages };
-    if let Err(error) = node.call(neighbour, "push", &told).await {
-        return tracing::debug!(neighbour, %error, "telling again");
+    if let Err(error) = node.call::<()>(neighbour, "push", &told).await {
+        return tracing::debug!(neighbour, %error, "retrying");
     }
     let mut state = node.state();
     for message in &told.messages {
-        state.untold.entry(neighbour.to_owned()).or_default().remove(message);
+        state.unacknowledged.entry(neighbour.to_owned()).or_default().remove(message);
         let asked = state.waiting.remove(message).unwrap_or_default();
         asked.iter().for_each(|responder| responder.reply(&()));
     }

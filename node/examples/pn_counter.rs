@@ -1,11 +1,12 @@
-//! Maelstrom's `pn-counter`: a counter that goes up and down, on all nodes at
-//! once. Each life of a node has an account of its own of what was added and
-//! what was taken away there; both only grow, so that of two versions of an
-//! account the greater is the later, and the counter is the sum of all.
+//! Maelstrom's `pn-counter`: a counter that goes up and down on all nodes at
+//! once. Each life of a node has an account of its own increments and
+//! decrements. Both sums only grow, so the greater of two versions of an account
+//! is the later one, and the counter is the sum of all accounts. Every node sends
+//! its copy of the accounts to a random other node five times a second.
 //!
 //! An `add` is answered when a second node has the account, so that one crash
-//! at a time loses nothing. A node that was restarted begins a new account: of
-//! its old one it might not know the latest version.
+//! at a time loses no operation. A node that was restarted begins a new account,
+//! as it may not know the latest version of its old one.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -14,16 +15,16 @@ use std::time::Duration;
 use hark_node::{Error, ErrorCode, Node, Request};
 use serde::{Deserialize, Serialize};
 
-/// Between two times that a node tells another all it has.
-const PAUSE: Duration = Duration::from_secs(1);
+/// The time between two copies that a node sends.
+const PAUSE: Duration = Duration::from_millis(200);
 
-/// How long another node has to say that it has something too.
+/// The time that another node has to store an account.
 const TIMEOUT: Duration = Duration::from_millis(500);
 
-/// So many other nodes are asked to have it too.
+/// The number of other nodes that are asked to store an account, one by one.
 const ATTEMPTS: u32 = 5;
 
-/// What was added and taken away.
+/// The sums of all increments and of all decrements.
 #[derive(Debug, Default, Clone, Copy, Serialize, Deserialize)]
 struct Account {
     plus: u64,
@@ -54,9 +55,6 @@ struct ReadOk {
     value: i128,
 }
 
-#[derive(Deserialize)]
-struct Nothing {}
-
 pub(crate) fn program(node: &Node<State>) {
     node.on_init(async |node: Node<State>| {
         let own = format!("{}-{:016x}", node.id(), node.random());
@@ -64,8 +62,8 @@ pub(crate) fn program(node: &Node<State>) {
     });
     node.handle("add", add);
     node.handle("merge", merge);
-    node.handle("read", async |node: Node<State>, _: Request<Nothing>| Ok(ReadOk { value: sum(&node) }));
-    node.every(PAUSE, async |node| tell_somebody(&node));
+    node.handle("read", async |node: Node<State>, _: Request<()>| Ok(ReadOk { value: sum(&node) }));
+    node.every(PAUSE, async |node| gossip(&node));
 }
 
 async fn add(node: Node<State>, request: Request<Add>) -> Result<(), Error> {
@@ -74,15 +72,15 @@ async fn add(node: Node<State>, request: Request<Add>) -> Result<(), Error> {
     for _ in 0..ATTEMPTS {
         let Some(peer) = node.random_peer() else { return Ok(()) };
         match node.call(peer, "merge", &copy).timeout(TIMEOUT).await {
-            Ok(_) => return Ok(()),
-            Err(error) => tracing::debug!(peer, %error, "asking another"),
+            Ok(()) => return Ok(()),
+            Err(error) => tracing::debug!(peer, %error, "asking another node"),
         }
     }
-    // It is counted here and may yet come to all.
+    // The operation is counted here, and may still reach the others.
     Err(Error::new(ErrorCode::Timeout, "no second node has it yet"))
 }
 
-/// Counts on this node's own account, and returns that.
+/// Counts an operation on this node's own account, and returns the account.
 fn count(node: &Node<State>, delta: i64) -> (String, Account) {
     let state = &mut *node.state();
     let account = state.accounts.entry(state.own.clone()).or_default();
@@ -95,12 +93,12 @@ fn sum(node: &Node<State>) -> i128 {
     node.state().accounts.values().map(|account| i128::from(account.plus) - i128::from(account.minus)).sum()
 }
 
-fn tell_somebody(node: &Node<State>) {
+fn gossip(node: &Node<State>) {
     let all = Merge { accounts: node.state().accounts.clone() };
     if let Some(peer) = node.random_peer()
         && let Err(error) = node.send(peer, "merge", &all)
     {
-        tracing::warn!(peer, %error, "nothing was told");
+        tracing::warn!(peer, %error, "gossip failed");
     }
 }
 

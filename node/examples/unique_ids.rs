@@ -1,22 +1,19 @@
-//! Maelstrom's `unique-ids`: every node gives out ids that nobody gave out
-//! before, without asking anybody, and so whatever fails.
+//! Maelstrom's `unique-ids`: every node generates ids that are unique in the
+//! cluster. The nodes need no messages for it, so no fault stops them.
 //!
-//! An id is the node's name, a random number of its present life, and a count:
-//! a node that was restarted counts from the beginning, but is another one.
+//! An id is the name of the node, a random number of its present life, and a
+//! count. A node that was restarted counts from the beginning in another life.
 
 use std::process::ExitCode;
 
 use hark_node::{Error, Node, Request};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 #[derive(Default)]
 pub(crate) struct State {
     life: u64,
     given: u64,
 }
-
-#[derive(Deserialize)]
-struct Generate {}
 
 #[derive(Serialize)]
 struct GenerateOk {
@@ -28,7 +25,7 @@ pub(crate) fn program(node: &Node<State>) {
     node.handle("generate", generate);
 }
 
-async fn generate(node: Node<State>, _: Request<Generate>) -> Result<GenerateOk, Error> {
+async fn generate(node: Node<State>, _: Request<()>) -> Result<GenerateOk, Error> {
     let mut state = node.state();
     state.given += 1;
     Ok(GenerateOk { id: format!("{}-{:016x}-{}", node.id(), state.life, state.given) })

@@ -13,7 +13,7 @@ fn named(dest: &str, body: Value) -> Vec<(String, Value)> {
 }
 
 #[test]
-fn what_comes_before_init_gets_11() {
+fn a_request_before_init_gets_11() {
     let mut driven = Driven::<()>::unnamed(echo);
     let text = "the node is not initialised yet";
     for kind in ["echo", "unknown"] {
@@ -88,7 +88,9 @@ fn fields_that_are_missing_or_of_another_type_get_12_once() {
         node.handle("number", async |_, request: Request<Number>| {
             Ok(BTreeMap::from([("number", request.body.number)]))
         });
-        node.receive("got", |_, request: Request<Number>| request.responder.reply(&[request.body.number; 0]));
+        node.receive("got", async |_, request: Request<Number>| {
+            request.responder.reply(&[request.body.number; 0]);
+        });
     });
     for (kind, number) in [
         ("number", json!(null)),
@@ -110,14 +112,15 @@ fn fields_that_are_missing_or_of_another_type_get_12_once() {
 }
 
 #[test]
-fn fields_that_are_no_object_are_error_13() {
+fn fields_that_are_not_an_object_are_error_13() {
     let mut driven = Driven::<()>::new(|node| {
         node.handle("list", async |_, _: Ask| Ok([1, 2]));
         node.handle("text", async |_, _: Ask| Ok("text"));
         node.handle("null", async |_, _: Ask| Ok(None::<u8>));
     });
-    for (kind, id) in [("list", 1), ("text", 2)] {
-        let text = format!("cannot write a {kind}_ok: its fields are no object");
+    for (kind, found, id) in [("list", "an array", 1), ("text", "a string", 2)] {
+        let text =
+            format!("cannot write a {kind}_ok: its fields are {found}; a structure, a map or () is needed");
         assert_eq!(driven.ask("c1", &json!({"type": kind, "msg_id": 1})), named("c1", error(13, &text, id)));
     }
     let out = driven.ask("c1", &json!({"type": "null", "msg_id": 1}));
@@ -173,7 +176,9 @@ fn only_the_first_answer_is_sent() {
             request.responder.fail(&Error::new(ErrorCode::Abort, "second"));
             Ok(())
         });
-        node.receive("later", |node, request: Ask| node.state().push(request.responder));
+        node.receive("later", async |node: Node<Vec<Responder>>, request: Ask| {
+            node.state().push(request.responder);
+        });
         node.handle("now", async |node: Node<Vec<Responder>>, _: Ask| {
             let body: Json =
                 serde_json::from_str(r#"{"msg_id": 4, "type": "passed", "b": 1, "a": 2}"#).unwrap();
@@ -209,7 +214,7 @@ fn requests_are_refused_with_11_while_too_many_tasks_wait() {
     const TASKS_MAX: usize = 1 << 20;
     let mut driven = Driven::<()>::new(|node| {
         echo(node);
-        node.receive("fill", |node, _: Ask| {
+        node.receive("fill", async |node: Node<()>, _: Ask| {
             for _ in 0..TASKS_MAX {
                 let sleep = node.sleep(ms(10));
                 node.spawn(sleep);

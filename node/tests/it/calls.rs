@@ -1,4 +1,4 @@
-//! Calls and callbacks: what they end with, and that nothing is left of them.
+//! Calls and callbacks: their outcomes, and that they leave nothing behind.
 
 use std::cell::RefCell;
 use std::future::IntoFuture as _;
@@ -38,7 +38,7 @@ fn calling(kind: &str) -> Driven<()> {
     driven
 }
 
-/// The requests that go to `n2`.
+/// The requests to `n2`.
 fn asks<const N: usize>(ids: [i64; N]) -> [(String, Value); N] {
     ids.map(|id| ("n2".to_owned(), json!({"type": "ask", "msg_id": id})))
 }
@@ -101,7 +101,7 @@ fn an_error_reply_keeps_its_code_whatever_else_it_says() {
     }
     for code in [json!("22"), json!(1.5)] {
         let out = calling("call").ask("n2", &json!({"type": "error", "code": code, "in_reply_to": 1}));
-        assert_eq!(only_code(&out), 13, "what {code} means is unknown");
+        assert_eq!(only_code(&out), 13, "code {code} is unknown");
     }
 }
 
@@ -111,7 +111,7 @@ fn a_retry_has_a_new_id_and_says_which_attempt_was_answered() {
     assert_eq!(driven.pass(ms(499)), []);
     assert_eq!(driven.pass(ms(1)), asks([2]));
     assert_eq!(driven.machine.pending(), 1);
-    // The first one is over: its reply comes too late.
+    // The first attempt is over: its reply is late.
     assert_eq!(driven.ask("n2", &reply(1)), []);
     let out = driven.ask("n2", &reply(2));
     assert_eq!(out, to_c1(json!({"type": "retry_ok", "attempts": 2, "in_reply_to": 1, "msg_id": 3})));
@@ -129,7 +129,7 @@ fn after_the_last_attempt_a_retry_ends_with_error_0() {
 }
 
 #[test]
-fn only_what_is_indefinite_is_tried_again() {
+fn only_indefinite_errors_are_retried() {
     for code in [0, 13, 1000, 1234] {
         let mut driven = calling("retry");
         for id in 1..=2 {
@@ -155,7 +155,7 @@ fn one_attempt_ends_with_its_own_error() {
         let mut driven = Driven::<()>::new(|node| {
             node.handle("once", async move |node: Node<()>, _: Ask| {
                 let retry = Retry { attempts, timeout: ms(5), ..Retry::default() };
-                node.call("n2", "ask", &()).retry(retry).await.map(|_| ())
+                node.call::<()>("n2", "ask", &()).retry(retry).await
             });
         });
         driven.ask("c1", &json!({"type": "once", "msg_id": 1}));
@@ -163,13 +163,13 @@ fn one_attempt_ends_with_its_own_error() {
     }
 }
 
-/// How long each attempt came after the one before had failed.
+/// Returns the pauses between a failed attempt and the next one.
 fn pauses(backoff: Backoff, attempts: u32, requests: u32) -> Vec<Vec<Duration>> {
     let timeout = ms(10);
     let retry = Retry { attempts, timeout, backoff: Some(backoff) };
     let mut driven = Driven::<()>::new(|node| {
         node.handle("retry", async move |node: Node<()>, _: Ask| {
-            node.call("n2", "ask", &()).retry(retry).await.map(|_| ())
+            node.call::<()>("n2", "ask", &()).retry(retry).await
         });
     });
     let mut pauses = vec![Vec::new(); attempts as usize - 1];
@@ -210,7 +210,7 @@ fn a_callback_gets_the_reply_the_error_or_error_0() {
     let log = Log::default();
     let events = Rc::clone(&log);
     let mut driven = Driven::<()>::new(move |node| {
-        node.receive("rpc", move |node, _: Ask| {
+        node.receive("rpc", async move |node: Node<()>, _: Ask| {
             let events = Rc::clone(&events);
             node.rpc("n2", "ask", &(), move |_, end| events.borrow_mut().push(text_of(&end))).unwrap();
         });
@@ -247,7 +247,7 @@ fn a_callback_may_call_again() {
         }
     }
     let mut driven = Driven::<u32>::new(|node| {
-        node.receive("rpc", |node, _: Ask| node.rpc("n2", "ask", &(), again).unwrap());
+        node.receive("rpc", async |node: Node<u32>, _: Ask| node.rpc("n2", "ask", &(), again).unwrap());
     });
     driven.ask("c1", &json!({"type": "rpc"}));
     assert_eq!(driven.ask("n2", &reply(1)), asks([2]));
@@ -260,7 +260,7 @@ fn a_callback_may_call_again() {
 fn a_call_that_is_dropped_leaves_nothing_behind() {
     let mut driven = Driven::<()>::new(|node| {
         echo(node);
-        // The first of two that is answered, or neither.
+        // The first answer of two.
         node.handle("race", async |node: Node<()>, _: Ask| {
             let mut first = pin!(node.call("n2", "ask", &()).into_future());
             let mut second = pin!(node.call("n3", "ask", &()).into_future());
@@ -272,7 +272,7 @@ fn a_call_that_is_dropped_leaves_nothing_behind() {
             .map(attempts)
         });
         node.handle("impatient", async |node: Node<()>, _: Ask| {
-            let mut call = pin!(node.call("n2", "ask", &()).into_future());
+            let mut call = pin!(node.call::<()>("n2", "ask", &()).into_future());
             let mut wait = pin!(node.sleep(ms(1)));
             std::future::poll_fn(|cx| {
                 assert!(call.as_mut().poll(cx).is_pending());
@@ -282,7 +282,7 @@ fn a_call_that_is_dropped_leaves_nothing_behind() {
             Ok(())
         });
         node.handle("never", async |node: Node<()>, _: Ask| {
-            drop(node.call("n2", "ask", &()));
+            drop(node.call::<()>("n2", "ask", &()));
             Ok(())
         });
     });
@@ -297,7 +297,7 @@ fn a_call_that_is_dropped_leaves_nothing_behind() {
     assert_eq!(driven.pass(ms(1)).len(), 1);
     driven.is_at_rest();
 
-    // One that is not awaited is not sent.
+    // A call that is not awaited is not sent.
     assert_eq!(driven.ask("c1", &json!({"type": "never", "msg_id": 1})).len(), 1);
     driven.is_at_rest();
 }
@@ -345,7 +345,7 @@ struct Forward {
 }
 
 #[test]
-fn what_is_no_body_is_not_passed_on() {
+fn an_invalid_body_is_not_forwarded() {
     let outcomes: Rc<RefCell<Vec<Error>>> = Rc::default();
     let errors = Rc::clone(&outcomes);
     let mut driven = Driven::<()>::new(move |node| {
@@ -369,7 +369,7 @@ fn what_is_no_body_is_not_passed_on() {
 fn a_reply_that_is_not_as_expected_is_error_13() {
     let mut driven = Driven::<()>::new(|node| {
         node.handle("call", async |node: Node<()>, _: Ask| {
-            node.call("n2", "ask", &()).await?.parse::<Forward>().map(|_| ())
+            node.call::<Forward>("n2", "ask", &()).await.map(|_| ())
         });
     });
     driven.ask("c1", &json!({"type": "call", "msg_id": 1}));

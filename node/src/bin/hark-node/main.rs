@@ -1,41 +1,54 @@
-//! hark-node: a Maelstrom node that does all the tasks. This file knows the
+//! hark-node: a Maelstrom node for all tasks and workloads. This file owns the
 //! command line.
 
 mod tasks;
+mod workloads;
 
 use std::io::Write as _;
 use std::process::ExitCode;
 
 const HELP: &str = "\
-A Maelstrom node: a message a line on stdin, its answers on stdout, its log on stderr.
+A Maelstrom node: one message a line on stdin, answers on stdout, a log on stderr.
 
 Usage: hark-node
+       hark-node workload NAME
 
-It answers echo, batch_echo, proxy, relay, pending_count and send_fire_forget, and
-serves the streams WatchLogs of LogWatcher and BiDiChat of Chat.
+Without arguments it answers echo, batch_echo, proxy, relay, pending_count and
+send_fire_forget, and serves the streams WatchLogs of LogWatcher and BiDiChat of Chat.
 
 Options:
   -h, --help     Print help
   -V, --version  Print version
 
 Environment:
-  RUST_LOG  How much is logged: error, warn (the default), info, debug or trace
+  RUST_LOG  The level of the log: error, warn (the default), info, debug or trace
 
-Example:
+Examples:
   echo '{\"src\":\"c1\",\"dest\":\"n1\",\"body\":{\"type\":\"init\",\"msg_id\":1,\"node_id\":\"n1\",\"node_ids\":[\"n1\"]}}' | hark-node
+  maelstrom test -w g-set --bin hark-node --node-count 5 --time-limit 20 -- workload g-set
 ";
 
 fn main() -> ExitCode {
-    let argument = std::env::args_os().nth(1);
-    match argument.as_ref().map(|argument| argument.to_string_lossy()).as_deref() {
-        None => hark_node::main(tasks::program),
-        Some("-h" | "--help") => print(HELP),
-        Some("-V" | "--version") => print(concat!("hark-node ", env!("CARGO_PKG_VERSION"), "\n")),
-        Some(other) => {
-            eprintln!("hark-node takes no '{other}'; see hark-node --help");
-            ExitCode::from(2)
+    let arguments: Vec<String> =
+        std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned()).collect();
+    match &*arguments.iter().map(String::as_str).collect::<Vec<_>>() {
+        [] => hark_node::main(tasks::program),
+        ["-h" | "--help", ..] => print(&format!("{HELP}\nWorkloads:\n  {}\n", workloads::names())),
+        ["-V" | "--version", ..] => print(concat!("hark-node ", env!("CARGO_PKG_VERSION"), "\n")),
+        ["workload", name] => match workloads::find(name) {
+            Some(main) => main(),
+            None => refuse(&format!("no workload '{name}'; there are {}", workloads::names())),
+        },
+        ["workload"] => refuse(&format!("a workload is missing; there are {}", workloads::names())),
+        ["workload", _, other, ..] | [other, ..] => {
+            refuse(&format!("unexpected argument '{other}'; see hark-node --help"))
         }
     }
+}
+
+fn refuse(why: &str) -> ExitCode {
+    eprintln!("hark-node: {why}");
+    ExitCode::from(2)
 }
 
 fn print(text: &str) -> ExitCode {

@@ -1,4 +1,4 @@
-//! A node that crashes loses what it had, and nothing of its former life
+//! A node that crashes loses its state, and no message of its former life
 //! confuses the next one.
 
 use std::time::Duration;
@@ -27,12 +27,12 @@ struct Status {
     now_ms: u64,
 }
 
-/// `ask` asks `n2`, which takes 100 ms; `status` says what a node knows.
+/// `ask` calls `n2`, which takes 100 ms; `status` returns the state of a node.
 fn slow(node: &Node<Status>) {
     node.on_init(async |node: Node<Status>| node.state().begun += 1);
     node.every(ms(10), async |node: Node<Status>| node.state().ticks += 1);
     node.handle("ask", async |node, request: Request<Echo>| {
-        node.call("n2", "slow", &request.body).await?.parse::<Echo>()
+        node.call::<Echo>("n2", "slow", &request.body).await
     });
     node.handle("slow", async |node, request: Request<Echo>| {
         node.sleep(ms(100)).await;
@@ -46,7 +46,7 @@ fn slow(node: &Node<Status>) {
 }
 
 fn two_slow_nodes() -> Cluster {
-    Cluster::builder(slow).nodes(2).latency(Latency::Constant(ms(1))).build()
+    Cluster::builder(slow).nodes(2).stagger(Duration::ZERO).latency(Latency::Constant(ms(1))).build()
 }
 
 #[test]
@@ -60,7 +60,7 @@ fn a_late_reply_to_a_former_life_answers_no_call_of_the_next() {
     assert_eq!(cluster.pending("n1"), 0);
     cluster.run_for(ms(10));
     cluster.apply(Event::restart("n1"));
-    // The how many-th message it is in this life is the same.
+    // It has the same number in its life.
     let after: Echo = cluster.call(client, "n1", "ask", &json!({"echo": "after"})).unwrap();
     assert_eq!(after.echo, "after", "{}", cluster.journal().chart());
     let status: Status = cluster.call(client, "n1", "status", &()).unwrap();
@@ -95,8 +95,9 @@ fn timers_and_time_begin_anew() {
 }
 
 #[test]
-fn what_arrives_while_a_node_is_down_is_lost() {
-    let mut cluster = Cluster::builder(numbers).nodes(2).latency(Latency::Constant(ms(2))).build();
+fn messages_to_a_node_that_is_down_are_lost() {
+    let mut cluster =
+        Cluster::builder(numbers).nodes(2).stagger(Duration::ZERO).latency(Latency::Constant(ms(2))).build();
     let client = cluster.client();
     cluster.at(ms(105), Event::crash("n2"));
     cluster.at(ms(205), Event::restart("n2"));
@@ -107,8 +108,9 @@ fn what_arrives_while_a_node_is_down_is_lost() {
 }
 
 #[test]
-fn what_a_node_sent_before_it_crashed_arrives() {
-    let mut cluster = Cluster::builder(numbers).nodes(2).latency(Latency::Constant(ms(10))).build();
+fn messages_sent_before_a_crash_arrive() {
+    let mut cluster =
+        Cluster::builder(numbers).nodes(2).stagger(Duration::ZERO).latency(Latency::Constant(ms(10))).build();
     let client = cluster.client();
     let shower = json!({"dest": "n2", "count": 3, "pause_ms": 0});
     let operation = cluster.send(client, "n1", "shower", &shower);
@@ -119,7 +121,7 @@ fn what_a_node_sent_before_it_crashed_arrives() {
 
 #[test]
 fn a_client_of_a_node_that_is_down_gets_error_0_after_its_timeout() {
-    let mut cluster = Cluster::builder(numbers).client_timeout(ms(700)).build();
+    let mut cluster = Cluster::builder(numbers).stagger(ms(0)).client_timeout(ms(700)).build();
     let client = cluster.client();
     cluster.apply(Event::crash("n1"));
     let error: Error = cluster.call::<Json>(client, "n1", "numbers", &()).unwrap_err();

@@ -1,4 +1,4 @@
-//! Each fault does what it says.
+//! The effect of each fault.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ const fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
 
-/// Whether a count is within four standard deviations of what is expected.
+/// Checks that a count is within four standard deviations of the expectation.
 #[track_caller]
 fn assert_part(count: u64, of: u64, part: f64) {
     let (count, of) = (count as f64, of as f64);
@@ -26,11 +26,11 @@ fn is_in_order(numbers: &[u64]) -> bool {
     numbers.is_sorted()
 }
 
-/// What comes to `n2` of what `n1` sends, one each millisecond.
+/// Returns the numbers that reach `n2` if `n1` sends one each millisecond.
 fn shower_over(network: Network, seed: u64) -> (Cluster, Vec<u64>) {
     let mut cluster = Cluster::builder(numbers).nodes(2).seed(seed).network(network).build();
     let client = cluster.client();
-    // Longer than a client waits.
+    // It takes 2 s.
     let shower = json!({"dest": "n2", "count": COUNT, "pause_ms": 1});
     let operation = cluster.send(client, "n1", "shower", &shower);
     cluster.run_for(Duration::from_secs(4));
@@ -76,7 +76,7 @@ fn reordering_lets_its_part_of_the_messages_be_overtaken_and_loses_none() {
     let network = Network { latency, reordering: 0.1, ..Network::default() };
     let (_, mut come) = shower_over(network, 4);
     let overtaken = come.windows(2).filter(|pair| pair[0] > pair[1]).count() as u64;
-    // Some are held back by less than the pause between two messages.
+    // Some are delayed by less than the pause between two messages.
     assert!((COUNT / 20..COUNT / 8).contains(&overtaken), "{overtaken}");
     come.sort_unstable();
     assert_eq!(come, (0..COUNT).collect::<Vec<_>>());
@@ -85,7 +85,7 @@ fn reordering_lets_its_part_of_the_messages_be_overtaken_and_loses_none() {
 #[test]
 fn latencies_have_their_distribution() {
     let latencies = |latency| -> Vec<f64> {
-        // Out of order, or one would wait for another.
+        // Each over a link of its own, or one would wait for another.
         let mut cluster = Cluster::builder(numbers).nodes(1).latency(latency).build();
         let mut latency = || {
             let client = cluster.client();
@@ -110,8 +110,8 @@ fn latencies_have_their_distribution() {
 }
 
 #[test]
-fn a_partition_cuts_exactly_what_is_sent_or_would_arrive_in_it() {
-    let builder = Cluster::builder(numbers).nodes(3).latency(Latency::Constant(ms(2)));
+fn a_partition_cuts_messages_at_both_ends() {
+    let builder = Cluster::builder(numbers).nodes(3).stagger(ms(0)).latency(Latency::Constant(ms(2)));
     let mut cluster = builder.build();
     let client = cluster.client();
     cluster.at(ms(105), Event::partition(&[&["n1", "n3"], &["n2"]]));
@@ -124,8 +124,9 @@ fn a_partition_cuts_exactly_what_is_sent_or_would_arrive_in_it() {
 }
 
 #[test]
-fn what_is_under_way_when_a_link_is_cut_is_lost() {
-    let mut cluster = Cluster::builder(numbers).nodes(2).latency(Latency::Constant(ms(10))).build();
+fn a_message_in_flight_over_a_cut_link_is_lost() {
+    let mut cluster =
+        Cluster::builder(numbers).nodes(2).stagger(ms(0)).latency(Latency::Constant(ms(10))).build();
     let client = cluster.client();
     cluster.at(ms(15), Event::isolate("n2"));
     shower(&mut cluster, client, "n2", 1, 0);
@@ -133,7 +134,7 @@ fn what_is_under_way_when_a_link_is_cut_is_lost() {
 }
 
 #[test]
-fn a_partition_leaves_alone_whom_it_does_not_name() {
+fn a_partition_spares_parties_that_it_omits() {
     let mut cluster = Cluster::builder(numbers).nodes(3).build();
     let client = cluster.client();
     cluster.apply(Event::partition(&[&["n1"], &["n3"]]));
@@ -171,7 +172,7 @@ fn a_split_leaves_two_parts_that_depend_on_the_seed() {
 }
 
 #[test]
-fn a_node_reaches_itself_whatever_the_network_does() {
+fn a_node_reaches_itself_despite_all_faults() {
     let network = Network { loss: 1.0, reach: Reach::Everyone, ..Network::default() };
     let mut cluster = Cluster::builder(numbers).nodes(2).build();
     let client = cluster.client();
@@ -186,7 +187,7 @@ fn a_node_reaches_itself_whatever_the_network_does() {
 }
 
 #[test]
-fn faults_reach_services_and_clients_only_where_they_are_told_to() {
+fn reach_selects_the_links_that_faults_apply_to() {
     let answered = |reach, dest: &str, kind: &str| -> usize {
         let builder = Cluster::builder(numbers).nodes(1).loss(0.5).reach(reach);
         let mut cluster = builder.client_timeout(ms(100)).build();
@@ -202,11 +203,11 @@ fn faults_reach_services_and_clients_only_where_they_are_told_to() {
 }
 
 #[test]
-fn loss_between_nodes_and_services_is_told_by_reach() {
+fn reach_includes_loss_between_nodes_and_services() {
     let lost = |reach| {
         let mut cluster = Cluster::builder(numbers).loss(1.0).reach(reach).build();
         let client = cluster.client();
-        // A service takes it for a request of an unknown type.
+        // For a service its type is unknown.
         shower(&mut cluster, client, "lin-kv", 10, 1);
         cluster.journal().stats(..).lost(Loss::Chance)
     };
@@ -228,7 +229,7 @@ fn all_faults_end_with_calm() {
 }
 
 #[test]
-fn who_asks_somebody_who_is_not_there_gets_error_1() {
+fn a_client_of_an_unknown_party_gets_error_1() {
     let mut cluster = Cluster::builder(numbers).build();
     let client = cluster.client();
     let error: Error = cluster.call::<Json>(client, "n2", "numbers", &()).unwrap_err();

@@ -24,9 +24,12 @@ pub(crate) struct Shower {
     pub(crate) pause_ms: u64,
 }
 
-/// `shower` sends numbers to another node, `numbers` says what came, in order.
+/// `shower` sends numbers to another node, `numbers` returns the received ones in
+/// order.
 pub(crate) fn numbers(node: &Node<Vec<u64>>) {
-    node.receive("number", |node, request: Request<Number>| node.state().push(request.body.number));
+    node.receive("number", async |node: Node<Vec<u64>>, request: Request<Number>| {
+        node.state().push(request.body.number);
+    });
     node.handle("numbers", async |node, _: Request<Json>| Ok(Numbers { numbers: node.state().clone() }));
     node.handle("shower", async |node, request: Request<Shower>| {
         let Shower { dest, count, pause_ms } = request.body;
@@ -46,7 +49,7 @@ pub(crate) fn shower(cluster: &mut Cluster, client: Client, dest: &str, count: u
     cluster.run_for(Duration::from_secs(1));
 }
 
-/// What has come to a node.
+/// Returns the numbers that have reached a node.
 pub(crate) fn come(cluster: &mut Cluster, client: Client, node: &str) -> Vec<u64> {
     cluster.call::<Numbers>(client, node, "numbers", &()).unwrap().numbers
 }
@@ -71,7 +74,7 @@ fn spread(node: &Node<BTreeSet<u64>>, number: u64) {
         return;
     }
     for peer in node.peers() {
-        let call = node.call(peer, "gossip", &Number { number }).retry(Retry::default());
+        let call = node.call::<()>(peer, "gossip", &Number { number }).retry(Retry::default());
         node.spawn(async move { drop(call.await) });
     }
 }
