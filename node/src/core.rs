@@ -15,6 +15,7 @@ use serde::Serialize;
 use crate::error::{Error, ErrorCode};
 use crate::json::Json;
 use crate::message::{self, Body, MsgId};
+use crate::storage::Storage;
 use crate::stream::Inbox;
 use crate::tasks::Tasks;
 use crate::timers::Timers;
@@ -46,13 +47,14 @@ pub(crate) struct Core {
     pub(crate) timers: RefCell<Timers>,
     pub(crate) tasks: Tasks,
     random: RefCell<SmallRng>,
+    pub(crate) storage: Storage,
     late_replies: Cell<u64>,
     /// No message comes any more.
     has_ended: Cell<bool>,
 }
 
 impl Core {
-    pub(crate) fn new(seed: u64) -> Rc<Self> {
+    pub(crate) fn new(seed: u64, storage: Storage) -> Rc<Self> {
         Rc::new(Self {
             now: Cell::default(),
             identity: OnceCell::new(),
@@ -63,6 +65,7 @@ impl Core {
             timers: RefCell::default(),
             tasks: Tasks::default(),
             random: RefCell::new(SmallRng::seed_from_u64(seed)),
+            storage,
             late_replies: Cell::default(),
             has_ended: Cell::default(),
         })

@@ -11,6 +11,7 @@ use crate::error::{Error, ErrorCode};
 use crate::message::{self, Asked, Message, MsgId};
 use crate::node::{Node, Running};
 use crate::request::Responder;
+use crate::storage::Storage;
 
 /// A node that is driven by its caller. All times are since it began, and never
 /// go back.
@@ -70,9 +71,18 @@ struct ErrorReply {
 
 impl Machine {
     /// A node that runs what `program` registers. `seed` is where its random
-    /// numbers come from.
+    /// numbers come from. Its storage is empty.
     pub fn new<S: Default + 'static>(program: impl FnOnce(&Node<S>), seed: u64) -> Self {
-        let core = Core::new(seed);
+        Self::with_storage(program, seed, Storage::default())
+    }
+
+    /// A node as from [`Self::new`], with the storage of a former life.
+    pub fn with_storage<S: Default + 'static>(
+        program: impl FnOnce(&Node<S>),
+        seed: u64,
+        storage: Storage,
+    ) -> Self {
+        let core = Core::new(seed, storage);
         let node = Node::new(Rc::clone(&core), S::default());
         program(&node);
         Self { core, node: Box::new(node) }

@@ -16,6 +16,7 @@ use crate::error::{Error, ErrorCode};
 use crate::json::Json;
 use crate::message::{Body, Message};
 use crate::request::{Request, Responder};
+use crate::storage::Storage;
 use crate::tasks::LocalFuture;
 use crate::timers::Sleep;
 
@@ -189,6 +190,12 @@ impl<S: 'static> Node<S> {
     #[must_use]
     pub fn state(&self) -> RefMut<'_, S> {
         self.program.state.borrow_mut()
+    }
+
+    /// The node's durable storage, which outlives a crash in a simulation.
+    #[must_use]
+    pub fn storage(&self) -> &Storage {
+        &self.core.storage
     }
 
     /// Sends a message that wants no answer.

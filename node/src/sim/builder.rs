@@ -7,6 +7,7 @@ use super::cluster::Cluster;
 use super::network::{Latency, Network, Reach};
 use crate::machine::Machine;
 use crate::node::Node;
+use crate::storage::Storage;
 
 /// How long a client waits for a reply unless the builder says otherwise.
 pub const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -37,13 +38,13 @@ pub struct Builder {
     pub(super) journal_max: usize,
 }
 
-/// Makes a node, from the seed of its random numbers.
-pub(super) type Make = Box<dyn Fn(u64) -> Machine>;
+/// Makes a node, from the seed of its random numbers and its storage.
+pub(super) type Make = Box<dyn Fn(u64, Storage) -> Machine>;
 
 impl Builder {
     pub(super) fn new<S: Default + 'static>(program: impl Fn(&Node<S>) + 'static) -> Self {
         Self {
-            make: Box::new(move |seed| Machine::new(&program, seed)),
+            make: Box::new(move |seed, storage| Machine::with_storage(&program, seed, storage)),
             nodes: 1,
             seed: 0,
             network: Network::default(),

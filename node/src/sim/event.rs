@@ -27,7 +27,8 @@ pub enum Event {
     Block(Vec<String>, Vec<String>),
     /// No link is cut any more.
     Heal,
-    /// A node ends, and its state is lost. Nothing, if it is down.
+    /// A node ends, and its state is lost; its storage stays. Nothing, if it is
+    /// down.
     Crash(String),
     /// A node begins anew. Nothing, if it is not down.
     Restart(String),

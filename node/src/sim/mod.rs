@@ -133,7 +133,8 @@
 //!
 //! # Crash and restart
 //! A node that crashes loses its state, its open calls and its timers, between
-//! two messages that it handles, never within one. What it has sent before is
+//! two messages that it handles, never within one. What it has put in its
+//! [`Storage`](crate::Storage) stays. What it has sent before is
 //! under way and arrives; what arrives while it is down is lost. When it is
 //! restarted, the program is set up anew and gets `init` before anything else.
 //!
