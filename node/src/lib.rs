@@ -2,6 +2,10 @@
 //! (<https://github.com/jepsen-io/maelstrom/blob/main/doc/protocol.md>).
 #![doc = include_str!("../README.md")]
 
+// The tests of a module may include examples, which name the crate.
+#[cfg(test)]
+extern crate self as hark_node;
+
 mod call;
 mod core;
 mod error;

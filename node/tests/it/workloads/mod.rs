@@ -2,6 +2,7 @@
 //! another order, partitions and crashes: for ten seeds, and in the long run for
 //! a hundred.
 
+mod registers;
 mod storm;
 
 #[path = "../../../examples/broadcast.rs"]
@@ -10,6 +11,9 @@ mod broadcast;
 #[path = "../../../examples/g_set.rs"]
 #[expect(dead_code, reason = "a test needs no `main`")]
 mod g_set;
+#[path = "../../../examples/lin_kv.rs"]
+#[expect(dead_code, reason = "a test needs no `main`")]
+mod lin_kv;
 #[path = "../../../examples/pn_counter.rs"]
 #[expect(dead_code, reason = "a test needs no `main`")]
 mod pn_counter;
@@ -45,6 +49,7 @@ for_seeds!(
     what_is_broadcast_comes_to_all,
     a_set_grows_alike_on_all_nodes,
     a_counter_counts_all_that_was_answered_and_nothing_twice,
+    registers_are_linearizable,
 );
 
 #[derive(Deserialize)]
@@ -65,6 +70,12 @@ struct Elements {
 #[derive(Deserialize)]
 struct Sum {
     value: i64,
+}
+
+fn registers_are_linearizable(seeds: Range<u64>) {
+    sim::check(seeds, |seed| {
+        registers::check(|node| lin_kv::serve(node, registers::SETTINGS), seed);
+    });
 }
 
 fn ids_are_unique_whatever_fails(seeds: Range<u64>) {
