@@ -81,7 +81,7 @@ fn begin(node: &Node<State>) {
 /// Learns what a neighbour has, and so what it has not.
 async fn pull(node: Node<State>, neighbour: String) {
     let theirs = loop {
-        match node.call(&neighbour, "pull", &()).await.and_then(|reply| reply.parse::<Messages>()) {
+        match node.call::<Messages>(&neighbour, "pull", &()).await {
             Ok(Messages { messages }) => break messages,
             Err(error) => tracing::debug!(neighbour, %error, "asking again"),
         }
@@ -102,10 +102,10 @@ fn learn(node: &Node<State>, messages: &BTreeSet<Message>, from: &str) {
     }
 }
 
-fn broadcast(node: &Node<State>, request: Request<Broadcast>) {
+async fn broadcast(node: Node<State>, request: Request<Broadcast>) {
     let message = request.body.message;
     let is_new = !node.state().seen.contains(&message);
-    learn(node, &BTreeSet::from([message]), &request.src);
+    learn(&node, &BTreeSet::from([message]), &request.src);
     let mut state = node.state();
     if state.untold.is_empty() || !(is_new || state.waiting.contains_key(&message)) {
         request.responder.reply(&());
@@ -122,7 +122,7 @@ async fn tell(node: &Node<State>, neighbour: &str) {
         return;
     }
     let told = Messages { messages };
-    if let Err(error) = node.call(neighbour, "push", &told).await {
+    if let Err(error) = node.call::<()>(neighbour, "push", &told).await {
         return tracing::debug!(neighbour, %error, "telling again");
     }
     let mut state = node.state();

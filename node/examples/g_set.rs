@@ -51,7 +51,7 @@ async fn add(node: Node<Set>, request: Request<Add>) -> Result<(), Error> {
     for _ in 0..ATTEMPTS {
         let Some(peer) = node.random_peer() else { return Ok(()) };
         match node.call(peer, "merge", &copy).timeout(TIMEOUT).await {
-            Ok(_) => return Ok(()),
+            Ok(()) => return Ok(()),
             Err(error) => tracing::debug!(peer, %error, "asking another"),
         }
     }

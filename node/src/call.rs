@@ -1,6 +1,7 @@
-//! A call: a request that is sent, and its reply awaited.
+//! A call: a request, and the wait for its reply.
 
 use std::future::{Future, IntoFuture};
+use std::marker::PhantomData;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
@@ -13,20 +14,20 @@ use crate::json::Json;
 use crate::message::Body;
 use crate::timers::Sleep;
 
-/// How long a call waits unless it is told otherwise.
+/// The time that a call waits for its reply by default.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long a callback waits unless it is told otherwise.
+/// The time that a callback waits for its reply by default.
 pub const RPC_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How often a call is tried, and how long each try waits.
+/// The number of attempts of a call, and the time that each waits.
 #[derive(Debug, Clone, Copy)]
 pub struct Retry {
-    /// Tries in all, 3 unless told otherwise; at least one is made.
+    /// Attempts in all, 3 by default; at least one is made.
     pub attempts: u32,
-    /// How long each waits for its reply, 500 ms unless told otherwise.
+    /// The time that each attempt waits for its reply, 500 ms by default.
     pub timeout: Duration,
-    /// The pause before the next one; none unless told otherwise.
+    /// The pause between attempts, none by default.
     pub backoff: Option<Backoff>,
 }
 
@@ -36,94 +37,118 @@ impl Default for Retry {
     }
 }
 
-/// What a call does unless it is told otherwise.
+/// The default of a call: one attempt.
 pub(crate) const ONCE: Retry = Retry { attempts: 1, timeout: CALL_TIMEOUT, backoff: None };
 
-/// A pause that doubles each time, of which a random part is taken ("full
-/// jitter": <https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/>).
+/// A pause that doubles with each attempt, of which a random part is taken
+/// ("full jitter":
+/// <https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/>).
 #[derive(Debug, Clone, Copy)]
 pub struct Backoff {
-    /// The longest first pause.
+    /// The maximum of the first pause.
     pub first: Duration,
-    /// The longest pause of all.
+    /// The maximum of all pauses.
     pub max: Duration,
 }
 
 impl Backoff {
-    /// The longest pause after so many attempts.
-    fn pause_max(self, attempts: u32) -> Duration {
+    /// Returns the maximum of the pause after this number of attempts.
+    pub(crate) fn pause_max(self, attempts: u32) -> Duration {
         let doubled = self.first.saturating_mul(2_u32.saturating_pow(attempts.saturating_sub(1)));
         doubled.min(self.max)
     }
 }
 
-/// The reply to a call.
+/// The whole reply to a call, for a caller that wants more than its fields. A
+/// handler that returns it passes it on as its own answer.
 #[derive(Debug, Clone)]
 pub struct Reply {
-    /// Its whole body.
+    /// The whole body.
     pub body: Json,
     /// The attempt that was answered, 1 for the first.
     pub attempts: u32,
 }
 
 impl Reply {
-    /// The body as a type.
+    /// Parses the fields of the body; `()` takes none.
     ///
     /// # Errors
-    /// 13: it is not what the caller understands, so what happened is unknown.
+    /// 13 if the body has another form, as it is then unknown what happened.
     pub fn parse<T: DeserializeOwned>(&self) -> Result<T, Error> {
         let unknown = |error| Error::new(ErrorCode::Crash, format!("the reply is not as expected: {error}"));
-        self.body.parse().map_err(unknown)
+        self.body.parse_fields().map_err(unknown)
     }
 }
 
-/// A call that is sent when it is awaited. An attempt that is answered, times
+/// A type that a call can yield: any that serde can deserialize from the fields
+/// of the reply (`()` for none), [`Json`] for the whole body, and [`Reply`].
+pub trait FromReply: Sized {
+    /// Converts the reply.
+    ///
+    /// # Errors
+    /// 13 if the body has another form.
+    fn from_reply(reply: Reply) -> Result<Self, Error>;
+}
+
+impl<T: DeserializeOwned> FromReply for T {
+    fn from_reply(reply: Reply) -> Result<Self, Error> {
+        reply.parse()
+    }
+}
+
+impl FromReply for Reply {
+    fn from_reply(reply: Reply) -> Result<Self, Error> {
+        Ok(reply)
+    }
+}
+
+/// A call, which is sent when it is awaited. An attempt that is answered, times
 /// out or is dropped leaves nothing behind.
 ///
-/// Yields the reply, or the error that was replied; error 0 where none came in
-/// time, and where all attempts of several failed; 11 where too many calls are
-/// open, and 12 where what should be forwarded is no body. After the end of the
-/// input it yields nothing any more.
+/// Yields the reply as an `R`, or an error: the one that was replied; 0 if no
+/// reply came in time, or if all attempts of several failed; 11 if too many
+/// calls are open; 12 if a forwarded body is not valid; 13 if the reply is not
+/// an `R`. After the end of the input it stays pending.
 #[must_use = "a call is sent when it is awaited"]
-pub struct Call {
+pub struct Call<R> {
     core: Rc<Core>,
     dest: String,
     body: Result<Body, Error>,
     retry: Retry,
+    reply: PhantomData<fn() -> R>,
 }
 
-impl Call {
+impl<R: FromReply> Call<R> {
     pub(crate) fn new(core: Rc<Core>, dest: &str, body: Result<Body, Error>) -> Self {
-        Self { core, dest: dest.to_owned(), body, retry: ONCE }
+        Self { core, dest: dest.to_owned(), body, retry: ONCE, reply: PhantomData }
     }
 
-    /// Waits so long, and not 1 s.
+    /// Sets the time that each attempt waits for its reply, 1 s by default.
     pub const fn timeout(mut self, timeout: Duration) -> Self {
         self.retry.timeout = timeout;
         self
     }
 
-    /// Tries again, with a new `msg_id`, after an error that is indefinite or
-    /// no answer.
+    /// Retries with a new `msg_id` after a timeout or an indefinite error.
     pub const fn retry(mut self, retry: Retry) -> Self {
         self.retry = retry;
         self
     }
 
-    async fn send(self) -> Result<Reply, Error> {
+    async fn send(self) -> Result<R, Error> {
         let body = self.body?;
         let mut attempts = 0;
         loop {
             attempts += 1;
             match attempt(&self.core, &self.dest, &body, self.retry.timeout).await {
-                Ok(body) => return Ok(Reply { body, attempts }),
+                Ok(body) => return R::from_reply(Reply { body, attempts }),
                 Err(error) if error.code.is_definite() || self.retry.attempts <= 1 => return Err(error),
                 Err(error) if attempts >= self.retry.attempts => {
-                    tracing::debug!(dest = self.dest, %error, "the last attempt failed");
+                    tracing::debug!(dest = self.dest, %error, "last attempt failed");
                     let text = format!("RPC failed after {attempts} attempts");
                     return Err(Error::new(ErrorCode::Timeout, text));
                 }
-                Err(error) => tracing::debug!(dest = self.dest, attempts, %error, "trying again"),
+                Err(error) => tracing::debug!(dest = self.dest, attempts, %error, "retrying"),
             }
             if let Some(backoff) = self.retry.backoff {
                 let pause = self.core.random_part(backoff.pause_max(attempts));
@@ -133,10 +158,10 @@ impl Call {
     }
 }
 
-/// Sends once, and waits for the reply.
+/// Sends one attempt and waits for the reply.
 async fn attempt(core: &Core, dest: &str, body: &Body, timeout: Duration) -> Result<Json, Error> {
     if core.has_ended() {
-        // Nobody could answer.
+        // No reply can come any more.
         return std::future::pending().await;
     }
     let id = core.send_call(dest, body)?;
@@ -147,8 +172,8 @@ async fn attempt(core: &Core, dest: &str, body: &Body, timeout: Duration) -> Res
     }
 }
 
-impl IntoFuture for Call {
-    type Output = Result<Reply, Error>;
+impl<R: FromReply + 'static> IntoFuture for Call<R> {
+    type Output = Result<R, Error>;
     type IntoFuture = Pin<Box<dyn Future<Output = Self::Output>>>;
 
     fn into_future(self) -> Self::IntoFuture {

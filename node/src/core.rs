@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use hark_protocol::correlation::Correlator;
+use rand::distr::uniform::{SampleRange, SampleUniform};
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 use serde::Serialize;
@@ -93,9 +94,13 @@ impl Core {
         self.random.borrow_mut().random()
     }
 
-    /// A random part of a time, from none of it to all of it.
+    pub(crate) fn random_range<T: SampleUniform>(&self, range: impl SampleRange<T>) -> T {
+        self.random.borrow_mut().random_range(range)
+    }
+
+    /// Returns a random part of a time, from none of it to all of it.
     pub(crate) fn random_part(&self, time: Duration) -> Duration {
-        self.random.borrow_mut().random_range(Duration::ZERO..=time)
+        self.random_range(Duration::ZERO..=time)
     }
 
     pub(crate) fn late_replies(&self) -> u64 {

@@ -98,9 +98,18 @@ impl Error {
         Self { code, text: text.into() }
     }
 
-    /// What came is not of the type that it should be.
-    pub(crate) fn malformed(error: &serde_json::Error) -> Self {
+    /// Makes error 12 of a body that is not of its type.
+    #[must_use]
+    pub fn malformed(error: &serde_json::Error) -> Self {
         Self::new(ErrorCode::MalformedRequest, error.to_string())
+    }
+}
+
+/// Error 13, which claims nothing about what has happened. For a body that the
+/// client got wrong, [`Error::malformed`] makes error 12.
+impl From<serde_json::Error> for Error {
+    fn from(error: serde_json::Error) -> Self {
+        Self::new(ErrorCode::Crash, error.to_string())
     }
 }
 

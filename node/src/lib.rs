@@ -7,8 +7,10 @@
 extern crate self as hark_node;
 
 mod call;
+mod call_all;
 mod core;
 mod error;
+mod fields;
 mod json;
 mod kv;
 mod machine;
@@ -23,13 +25,16 @@ pub mod stream;
 mod tasks;
 mod timers;
 
-pub use call::{Backoff, CALL_TIMEOUT, Call, RPC_TIMEOUT, Reply, Retry};
+pub use call::{Backoff, CALL_TIMEOUT, Call, FromReply, RPC_TIMEOUT, Reply, Retry};
+pub use call_all::CallAll;
 pub use error::{Error, ErrorCode};
 pub use json::Json;
-pub use kv::{Kv, LIN_KV, LIN_TSO, LWW_KV, SEQ_KV, Tso};
+pub use kv::{Kv, UPDATE_ATTEMPTS_MAX, LIN_KV, LIN_TSO, LWW_KV, SEQ_KV, Tso};
 pub use machine::Machine;
 pub use message::MsgId;
 pub use node::Node;
-pub use request::{Request, Responder};
-pub use stdio::{LINE_BYTES_MAX, main, run};
+pub use request::{Answer, IntoAnswer, Request, Responder};
+pub use stdio::{LINE_BYTES_MAX, main, main_with, run, run_with};
 pub use storage::Storage;
+pub use tasks::AbortHandle;
+pub use timers::Timer;

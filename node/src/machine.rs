@@ -26,8 +26,7 @@ use crate::storage::Storage;
 /// let mut machine = Machine::new(
 ///     |node: &Node<()>| {
 ///         node.handle("ask", async |node: Node<()>, _: Request<Ask>| {
-///             node.call("n2", "ask", &()).await?;
-///             Ok(())
+///             node.call::<()>("n2", "ask", &()).await
 ///         });
 ///     },
 ///     7,
@@ -70,20 +69,26 @@ struct ErrorReply {
 }
 
 impl Machine {
-    /// A node that runs what `program` registers. `seed` is where its random
-    /// numbers come from. Its storage is empty.
+    /// A node that runs the handlers that `program` registers. All its random
+    /// numbers come from `seed`. Its storage is empty.
     pub fn new<S: Default + 'static>(program: impl FnOnce(&Node<S>), seed: u64) -> Self {
-        Self::with_storage(program, seed, Storage::default())
+        Self::with_state(S::default(), program, seed)
     }
 
-    /// A node as from [`Self::new`], with the storage of a former life.
-    pub fn with_storage<S: Default + 'static>(
+    /// As [`Self::new`], with this state in place of the default.
+    pub fn with_state<S: 'static>(state: S, program: impl FnOnce(&Node<S>), seed: u64) -> Self {
+        Self::with_storage(state, Storage::default(), program, seed)
+    }
+
+    /// As [`Self::with_state`], with the storage of a former life.
+    pub fn with_storage<S: 'static>(
+        state: S,
+        storage: Storage,
         program: impl FnOnce(&Node<S>),
         seed: u64,
-        storage: Storage,
     ) -> Self {
         let core = Core::new(seed, storage);
-        let node = Node::new(Rc::clone(&core), S::default());
+        let node = Node::new(Rc::clone(&core), state);
         program(&node);
         Self { core, node: Box::new(node) }
     }

@@ -1,27 +1,32 @@
-//! The node as its program sees it: handlers are registered with it, and they
-//! send, call, wait and remember through it.
+//! The node as its program sees it: the program registers handlers with it, and
+//! the handlers send, call, wait and keep their state through it.
 
 use std::cell::{RefCell, RefMut};
 use std::collections::HashMap;
-use std::future::Future;
+use std::future::{Future, IntoFuture, poll_fn};
+use std::pin::pin;
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::Duration;
 
+use rand::distr::uniform::{SampleRange, SampleUniform};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::call::{Call, RPC_TIMEOUT};
+use crate::call::{Call, FromReply, RPC_TIMEOUT, Reply};
+use crate::call_all::CallAll;
 use crate::core::{Core, Identity};
 use crate::error::{Error, ErrorCode};
+use crate::fields;
 use crate::json::Json;
 use crate::message::{Body, Message};
-use crate::request::{Request, Responder};
+use crate::request::{IntoAnswer, Request, Responder};
 use crate::storage::Storage;
-use crate::tasks::LocalFuture;
-use crate::timers::Sleep;
+use crate::tasks::{AbortHandle, LocalFuture};
+use crate::timers::{Sleep, Timer};
 
 /// A handle to the node, with the program's state `S`. Clones are handles to
-/// the same node. It stays on one thread.
+/// the same node. A node stays on one thread.
 pub struct Node<S> {
     core: Rc<Core>,
     program: Rc<Program<S>>,
@@ -34,9 +39,10 @@ impl<S> Clone for Node<S> {
 }
 
 struct Program<S> {
-    state: RefCell<S>,
+    /// `None` once the machine was dropped.
+    state: RefCell<Option<S>>,
     handlers: RefCell<HashMap<String, Rc<Handler<S>>>>,
-    /// What begins with the node's name.
+    /// The tasks that wait for the node's name.
     on_init: RefCell<Vec<LocalFuture>>,
 }
 
@@ -46,16 +52,17 @@ type Handler<S> = dyn Fn(Node<S>, &str, Responder, String) -> LocalFuture;
 impl<S: 'static> Node<S> {
     pub(crate) fn new(core: Rc<Core>, state: S) -> Self {
         let program =
-            Program { state: RefCell::new(state), handlers: RefCell::default(), on_init: RefCell::default() };
+            Program { state: RefCell::new(Some(state)), handlers: RefCell::default(), on_init: RefCell::default() };
         Self { core, program: Rc::new(program) }
     }
 
-    /// Answers requests of a type: with what `handler` returns, as a body of
-    /// that type and `_ok` (`()` for one without fields), or with its error. A
-    /// body that is not a `B` gets error 12, a panic 13.
+    /// Registers the handler of a request type. The request is answered with
+    /// the return value (see [`IntoAnswer`]), as a body of the type and `_ok`, or
+    /// with the error. A body that is not a `B` is answered with error 12, a
+    /// panic with 13.
     ///
-    /// Handlers run in the order in which messages come, each up to its first
-    /// wait. A second handler of a type takes the place of the first.
+    /// Handlers run in the order in which messages arrive, each up to its first
+    /// wait. A second handler of a type replaces the first.
     ///
     /// ```
     /// # use hark_node::{Node, Request};
@@ -66,16 +73,16 @@ impl<S: 'static> Node<S> {
     /// }
     ///
     /// #[derive(Serialize)]
-    /// struct Added {
+    /// struct AddOk {
     ///     value: u64,
     /// }
     ///
-    /// // The program's state is a number.
+    /// // The state is a number.
     /// fn program(node: &Node<u64>) {
     ///     node.handle("add", async |node: Node<u64>, request: Request<Add>| {
     ///         let mut value = node.state();
     ///         *value += request.body.delta;
-    ///         Ok(Added { value: *value })
+    ///         Ok(AddOk { value: *value })
     ///     });
     /// }
     /// ```
@@ -85,7 +92,7 @@ impl<S: 'static> Node<S> {
         handler: impl AsyncFn(Node<S>, Request<B>) -> Result<R, Error> + 'static,
     ) where
         B: DeserializeOwned + 'static,
-        R: Serialize + 'static,
+        R: IntoAnswer + 'static,
     {
         let handler = Rc::new(handler);
         self.register(kind, move |node, request: Request<B>| {
@@ -93,24 +100,24 @@ impl<S: 'static> Node<S> {
             Box::pin(async move {
                 let responder = request.responder.clone();
                 match handler(node, request).await {
-                    Ok(fields) => responder.reply(&fields),
+                    Ok(answer) => answer.answer(&responder),
                     Err(error) => responder.fail(&error),
                 }
             })
         });
     }
 
-    /// Takes messages of a type and answers nothing by itself: for those that
-    /// want no answer, and for handlers that answer later or in parts by the
-    /// request's [`Responder`]. Otherwise as [`Self::handle`].
-    pub fn receive<B>(&self, kind: &str, handler: impl Fn(&Node<S>, Request<B>) + 'static)
+    /// Registers the handler of a message type that wants no answer, or of a
+    /// request that the handler answers itself, later or in parts, by the
+    /// [`Responder`] of the request. Otherwise as [`Self::handle`].
+    pub fn receive<B>(&self, kind: &str, handler: impl AsyncFn(Node<S>, Request<B>) + 'static)
     where
         B: DeserializeOwned + 'static,
     {
         let handler = Rc::new(handler);
         self.register(kind, move |node, request: Request<B>| {
             let handler = Rc::clone(&handler);
-            Box::pin(async move { handler(&node, request) })
+            Box::pin(async move { handler(node, request).await })
         });
     }
 
@@ -118,16 +125,16 @@ impl<S: 'static> Node<S> {
         &self.core
     }
 
-    /// Has `task` make the task for each message of a type.
+    /// Registers the function that makes the task for each message of a type.
     pub(crate) fn register<B>(&self, kind: &str, task: impl Fn(Node<S>, Request<B>) -> LocalFuture + 'static)
     where
         B: DeserializeOwned + 'static,
     {
         let handler = move |node, body: &str, responder: Responder, src| -> LocalFuture {
-            match serde_json::from_str(body) {
+            match fields::parse(body) {
                 Ok(body) => task(node, Request { src, body, responder }),
                 Err(error) => {
-                    tracing::warn!(src, %error, "a body is not as its type asks for");
+                    tracing::warn!(src, %error, "malformed request body");
                     responder.fail(&Error::malformed(&error));
                     Box::pin(std::future::ready(()))
                 }
@@ -136,8 +143,8 @@ impl<S: 'static> Node<S> {
         self.program.handlers.borrow_mut().insert(kind.to_owned(), Rc::new(handler));
     }
 
-    /// Runs once the node has a name, after `init` was answered; at once, where
-    /// it has one.
+    /// Runs a task after `init` was answered, or at once if that is over.
+    /// Messages that it sends wait until the first message that is not `init`.
     pub fn on_init(&self, task: impl AsyncFnOnce(Node<S>) + 'static) {
         let node = self.clone();
         let task: LocalFuture = Box::pin(async move { task(node).await });
@@ -148,9 +155,9 @@ impl<S: 'static> Node<S> {
         }
     }
 
-    /// Does something again and again, as long as there is input: the first
-    /// time so long after `init`, and then so long after the last time ended, by
-    /// itself or in a panic.
+    /// Runs an action again and again until the end of the input: the first
+    /// time this long after `init`, and then this long after the last run has
+    /// ended or panicked.
     pub fn every(&self, pause: Duration, action: impl AsyncFn(Node<S>) + 'static) {
         self.on_init(async move |node: Node<S>| {
             loop {
@@ -160,24 +167,24 @@ impl<S: 'static> Node<S> {
         });
     }
 
-    /// The node's name; empty before `init`.
+    /// Returns the node's name; an empty one before `init`.
     #[must_use]
     pub fn id(&self) -> &str {
         self.core.identity().map_or("", |identity| &identity.id)
     }
 
-    /// The names of all nodes, this one among them; none before `init`.
+    /// Returns the names of all nodes, this one included; none before `init`.
     #[must_use]
     pub fn node_ids(&self) -> &[String] {
         self.core.identity().map_or(&[], |identity| &identity.node_ids)
     }
 
-    /// The names of the other nodes.
+    /// Returns the names of the other nodes.
     pub fn peers(&self) -> impl Iterator<Item = &str> {
         self.node_ids().iter().map(String::as_str).filter(|id| *id != self.id())
     }
 
-    /// One of the other nodes, at random; `None` where there are none.
+    /// Returns a random other node; `None` if there is none.
     #[must_use]
     pub fn random_peer(&self) -> Option<&str> {
         let peers: Vec<_> = self.peers().collect();
@@ -185,11 +192,21 @@ impl<S: 'static> Node<S> {
         peers.get(usize::try_from(place).ok()?).copied()
     }
 
-    /// The program's state, for as long as it is held. Not to be held over an
-    /// `.await`: somebody else would find it taken, and panic.
+    /// Returns the number of nodes that make a majority, this one included.
     #[must_use]
+    pub fn majority(&self) -> usize {
+        self.node_ids().len() / 2 + 1
+    }
+
+    /// Borrows the program's state. Do not hold it over an `.await`.
+    ///
+    /// # Panics
+    /// If the state is borrowed already, or the node's machine was dropped.
+    #[must_use]
+    #[expect(clippy::panic, reason = "a program that outlives its node is wrong")]
     pub fn state(&self) -> RefMut<'_, S> {
-        self.program.state.borrow_mut()
+        let state = RefMut::filter_map(self.program.state.borrow_mut(), Option::as_mut);
+        state.unwrap_or_else(|_| panic!("the state of a node is used after its machine was dropped"))
     }
 
     /// The node's durable storage, which outlives a crash in a simulation.
@@ -201,15 +218,16 @@ impl<S: 'static> Node<S> {
     /// Sends a message that wants no answer.
     ///
     /// # Errors
-    /// 13, where the fields cannot be written; 11 before `init`.
+    /// 13 if the fields cannot be written; 11 before `init`.
     pub fn send(&self, dest: &str, kind: &str, fields: &impl Serialize) -> Result<(), Error> {
         self.core.send(dest, kind, fields).map(drop)
     }
 
-    /// A call with a body of this type and these fields, to be awaited.
+    /// Returns a call with a body of this type and these fields, which is sent
+    /// when it is awaited. It yields the reply as an `R`: a type for its fields,
+    /// `()` for none, or [`Reply`](crate::Reply).
     ///
     /// ```
-    /// # use std::time::Duration;
     /// # use hark_node::{Error, Node, Retry};
     /// # use serde::{Deserialize, Serialize};
     /// #[derive(Serialize)]
@@ -223,34 +241,54 @@ impl<S: 'static> Node<S> {
     /// }
     ///
     /// async fn read(node: &Node<()>, key: &str) -> Result<i64, Error> {
-    ///     let call = node.call("lin-kv", "read", &Read { key });
-    ///     let reply = call.retry(Retry { attempts: 5, ..Retry::default() }).await?;
-    ///     Ok(reply.parse::<ReadOk>()?.value)
+    ///     let call = node.call::<ReadOk>("lin-kv", "read", &Read { key });
+    ///     Ok(call.retry(Retry { attempts: 5, ..Retry::default() }).await?.value)
     /// }
     /// ```
-    pub fn call(&self, dest: &str, kind: &str, fields: &impl Serialize) -> Call {
+    pub fn call<R: FromReply>(&self, dest: &str, kind: &str, fields: &impl Serialize) -> Call<R> {
         Call::new(Rc::clone(&self.core), dest, Body::new(kind, fields))
     }
 
-    /// A call with a body that came from somebody else: of its own it gets a
-    /// `msg_id` and loses `in_reply_to`.
-    pub fn forward(&self, dest: &str, body: &Json) -> Call {
-        Call::new(Rc::clone(&self.core), dest, Body::forwarded(body))
-    }
-
-    /// Sends a request now, and passes its end to `callback`: the whole body of
-    /// the reply, the error that was replied, or error 0 where nothing came
-    /// within 2 s. After the end of the input nothing is sent, and the callback
-    /// is dropped.
-    ///
-    /// # Errors
-    /// 13, where the fields cannot be written; 11 before `init`, and with too
-    /// many calls open. The callback is not called then.
+    /// Returns the same call to several nodes at once.
     ///
     /// ```
     /// # use hark_node::{Error, Node};
-    /// // Counts who is there.
-    /// fn ask_all(node: &Node<usize>) -> Result<(), Error> {
+    /// /// Waits until a majority of the nodes has an entry.
+    /// async fn replicate(node: &Node<()>, entry: &[(&str, u64)]) -> Result<(), Error> {
+    ///     let entry: std::collections::BTreeMap<_, _> = entry.iter().copied().collect();
+    ///     let copies = node.call_all::<()>(node.peers(), "append", &entry);
+    ///     copies.at_least(node.majority() - 1).await.map(drop)
+    /// }
+    /// ```
+    pub fn call_all<'a, R: FromReply + 'static>(
+        &self,
+        dests: impl IntoIterator<Item = &'a str>,
+        kind: &str,
+        fields: &impl Serialize,
+    ) -> CallAll<R> {
+        let dests = dests.into_iter().map(str::to_owned).collect();
+        CallAll::new(Rc::clone(&self.core), dests, Body::new(kind, fields))
+    }
+
+    /// Returns a call with a body that another node or a client has sent: its
+    /// `msg_id` is replaced, and `in_reply_to` is removed.
+    pub fn forward(&self, dest: &str, body: &Json) -> Call<Reply> {
+        Call::new(Rc::clone(&self.core), dest, Body::forwarded(body))
+    }
+
+    /// Sends a request now, and passes its outcome to `callback`: the whole
+    /// body of the reply, the error that was replied, or error 0 if none came
+    /// within 2 s. After the end of the input it sends nothing and drops the
+    /// callback.
+    ///
+    /// # Errors
+    /// 13 if the fields cannot be written; 11 before `init`, and if too many
+    /// calls are open. The callback is not called then.
+    ///
+    /// ```
+    /// # use hark_node::{Error, Node};
+    /// // Counts the nodes that answer.
+    /// fn ping_all(node: &Node<usize>) -> Result<(), Error> {
     ///     for peer in node.peers() {
     ///         node.rpc(peer, "ping", &(), |node, reply| {
     ///             *node.state() += usize::from(reply.is_ok());
@@ -269,10 +307,10 @@ impl<S: 'static> Node<S> {
         self.open_rpc(dest, &Body::new(kind, fields)?, callback)
     }
 
-    /// As [`Self::rpc`], with a body that came from somebody else.
+    /// As [`Self::rpc`], with a body as for [`Self::forward`].
     ///
     /// # Errors
-    /// As for [`Self::rpc`]; 12, where it is no object with a type.
+    /// As for [`Self::rpc`]; 12 if the body is not an object with a type.
     pub fn forward_rpc(
         &self,
         dest: &str,
@@ -293,7 +331,7 @@ impl<S: 'static> Node<S> {
         }
         let id = self.core.send_call(dest, body)?;
         let deadline = self.core.now().saturating_add(RPC_TIMEOUT);
-        // What it does is done for the request that is handled now.
+        // A panic of the callback is answered to the request that is handled now.
         let (node, responder) = (self.clone(), self.core.tasks.current());
         let callback = move |end: Result<Result<Json, Error>, _>| {
             let outcome = end.unwrap_or_else(|error| Err(Error::from(error)));
@@ -304,64 +342,106 @@ impl<S: 'static> Node<S> {
         opened.map_err(|error| Error::new(ErrorCode::Crash, error.to_string()))
     }
 
-    /// The calls that are open, with and without a callback, and the streams of
-    /// other nodes that are read.
+    /// Returns the number of open calls, with and without a callback, and of
+    /// open streams of other nodes.
     #[must_use]
     pub fn pending(&self) -> usize {
         self.core.pending()
     }
 
-    /// Replies that came when nobody waited for them any more.
+    /// Returns the number of replies that came after their call had ended.
     #[must_use]
     pub fn late_replies(&self) -> u64 {
         self.core.late_replies()
     }
 
-    /// Begins a task; it runs when what runs now waits or ends. A panic ends it
-    /// alone.
-    pub fn spawn(&self, task: impl Future<Output = ()> + 'static) {
-        self.core.tasks.spawn(Box::pin(task), self.core.tasks.current());
+    /// Begins a task; it runs when the code that runs now waits or ends. A panic
+    /// ends the task alone.
+    pub fn spawn(&self, task: impl Future<Output = ()> + 'static) -> AbortHandle {
+        let id = self.core.tasks.spawn(Box::pin(task), self.core.tasks.current());
+        AbortHandle::new(Rc::clone(&self.core), id)
     }
 
-    /// Waits; where the time is zero, until all else that can run now has run.
-    /// What waits so is still waited for after the end of the input.
+    /// Waits for this time; if it is zero, until all other tasks that can run
+    /// have run. A sleep is waited for after the end of the input.
     pub fn sleep(&self, wait: Duration) -> impl Future<Output = ()> + use<S> {
         Sleep::new(Rc::clone(&self.core), wait, true)
     }
 
-    /// The time since the node began. It stands still while a handler runs.
+    /// Waits for a future, which is dropped after this time.
+    ///
+    /// # Errors
+    /// 0 if the time was over first.
+    pub async fn timeout<F: IntoFuture>(&self, limit: Duration, future: F) -> Result<F::Output, Error> {
+        let mut future = pin!(future.into_future());
+        let mut limit = pin!(Sleep::new(Rc::clone(&self.core), limit, false));
+        poll_fn(|cx| match future.as_mut().poll(cx) {
+            Poll::Ready(output) => Poll::Ready(Ok(output)),
+            Poll::Pending => {
+                limit.as_mut().poll(cx).map(|()| Err(Error::new(ErrorCode::Timeout, "the time is over")))
+            }
+        })
+        .await
+    }
+
+    /// Returns a timer that fires after this time, unless it is reset.
+    #[must_use]
+    pub fn timer(&self, after: Duration) -> Timer {
+        Timer::new(Rc::clone(&self.core), after)
+    }
+
+    /// Returns the time since the node began. It stands still while a handler
+    /// runs.
     #[must_use]
     pub fn now(&self) -> Duration {
         self.core.now()
     }
 
-    /// A random number; in a simulation it depends on the seed alone.
+    /// Returns a random number. In a simulation it depends on the seed alone,
+    /// as do all other random values of a node.
     #[must_use]
     pub fn random(&self) -> u64 {
         self.core.random()
     }
+
+    /// Returns a random value of a range of numbers or times.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use hark_node::Node;
+    /// fn election_timeout(node: &Node<()>) -> Duration {
+    ///     node.random_range(Duration::from_millis(150)..Duration::from_millis(300))
+    /// }
+    /// ```
+    ///
+    /// # Panics
+    /// If the range is empty.
+    #[must_use]
+    pub fn random_range<T: SampleUniform>(&self, range: impl SampleRange<T>) -> T {
+        self.core.random_range(range)
+    }
 }
 
-/// A node whose program's state is nobody's business.
+/// A node without the type of its state.
 pub(crate) trait Running {
-    /// Takes a request that is no `init`; whether its type is known.
+    /// Handles a request other than `init`. Returns whether its type is known.
     fn take(&self, message: &Message<'_>, responder: &Responder) -> bool;
 
-    /// Gives the node its name; whether it had none.
+    /// Sets the node's name. Returns whether it had none.
     fn init(&self, identity: Identity) -> bool;
 
-    /// Begins what waits for the name.
+    /// Begins the tasks that wait for the name.
     fn begin(&self);
 
-    /// Forgets what may hold handles to the node: the program's state too.
+    /// Drops all that may hold handles to the node, the state included.
     fn clear(&self);
 }
 
-impl<S: Default + 'static> Running for Node<S> {
+impl<S: 'static> Running for Node<S> {
     fn take(&self, message: &Message<'_>, responder: &Responder) -> bool {
         let handler = self.program.handlers.borrow().get(&*message.kind).cloned();
         let Some(handler) = handler else { return false };
-        // Parsing and serde are a program's code as well.
+        // Parsing runs code of the program, too.
         let make =
             || handler(self.clone(), message.body, responder.clone(), message.src.clone().into_owned());
         if let Some(task) = self.core.tasks.within(Some(responder.clone()), make) {
@@ -383,8 +463,8 @@ impl<S: Default + 'static> Running for Node<S> {
         self.core.clear();
         self.program.handlers.borrow_mut().clear();
         self.program.on_init.borrow_mut().clear();
-        // Outside of the borrow, as it is a program's code that is run.
-        let state = self.program.state.try_borrow_mut().map(|mut state| std::mem::take(&mut *state));
+        // Dropped outside of the borrow, as it runs code of the program.
+        let state = self.program.state.try_borrow_mut().map(|mut state| state.take());
         drop(state);
     }
 }

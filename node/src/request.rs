@@ -6,37 +6,105 @@ use std::rc::Rc;
 
 use serde::Serialize;
 
+use crate::call::Reply;
 use crate::core::Core;
 use crate::error::{Error, ErrorCode};
 use crate::json::Json;
 use crate::message::{self, Body, MsgId};
 
-/// A message that came in, with its body as a type.
+/// A message of another node or of a client, with its body as a type.
 #[derive(Debug)]
 pub struct Request<B> {
-    /// Who has sent it.
+    /// The sender.
     pub src: String,
-    /// Its fields, without what is not asked for.
+    /// The fields, as the type `B`; `()` takes none.
     pub body: B,
-    /// How it is answered, where the handler does so itself.
+    /// The way to answer, for a handler that does so itself.
     pub responder: Responder,
 }
 
-/// The way back to who has asked. Clones answer the same request.
+impl<B> Request<B> {
+    /// Returns the type of the message.
+    #[must_use]
+    pub fn kind(&self) -> &str {
+        &self.responder.to.kind
+    }
+}
+
+/// A value that a handler can return as its answer: fields (a structure, a map,
+/// or `()` for none), which become a body of the request's type and `_ok`; a
+/// [`Reply`] of another node, which is passed on; or an [`Answer`], which is
+/// one of the two.
+///
+/// Fields that serialize to an array, a number or a string cannot be told at
+/// compile time; the request gets error 13, which says so.
+pub trait IntoAnswer {
+    /// Answers a request with this.
+    fn answer(self, responder: &Responder);
+}
+
+impl<T: Serialize> IntoAnswer for T {
+    fn answer(self, responder: &Responder) {
+        responder.reply(&self);
+    }
+}
+
+impl IntoAnswer for Reply {
+    fn answer(self, responder: &Responder) {
+        responder.forward(&self.body);
+    }
+}
+
+/// The answer of a handler that sometimes forwards the reply of another node.
+///
+/// ```
+/// # use hark_node::{Answer, Json, Node, Request};
+/// # use serde::Serialize;
+/// #[derive(Serialize)]
+/// struct ReadOk {
+///     value: i64,
+/// }
+///
+/// fn program(node: &Node<i64>) {
+///     node.handle("read", async |node: Node<i64>, request: Request<Json>| {
+///         if node.id() == "n1" {
+///             return Ok(Answer::Fields(ReadOk { value: *node.state() }));
+///         }
+///         node.forward("n1", &request.body).await.map(Answer::Forward)
+///     });
+/// }
+/// ```
+#[derive(Debug, Clone)]
+pub enum Answer<T> {
+    /// The fields of the handler's own answer.
+    Fields(T),
+    /// The reply of another node.
+    Forward(Reply),
+}
+
+impl<T: Serialize> IntoAnswer for Answer<T> {
+    fn answer(self, responder: &Responder) {
+        match self {
+            Self::Fields(fields) => fields.answer(responder),
+            Self::Forward(reply) => reply.answer(responder),
+        }
+    }
+}
+
+/// The way to answer a request. Clones answer the same request.
 ///
 /// ```
 /// # use hark_node::{Node, Request, Responder};
-/// # use serde::Deserialize;
-/// # #[derive(Deserialize)]
-/// # struct Nothing {}
-/// // Whoever waits is answered by somebody else's request.
+/// // `go` answers all requests `wait` before it.
 /// fn program(node: &Node<Vec<Responder>>) {
-///     node.receive("wait", |node, request: Request<Nothing>| node.state().push(request.responder));
-///     node.receive("go", |node, request: Request<Nothing>| {
+///     node.receive("wait", async |node: Node<Vec<Responder>>, request: Request<()>| {
+///         node.state().push(request.responder);
+///     });
+///     node.handle("go", async |node: Node<Vec<Responder>>, _: Request<()>| {
 ///         for waiting in node.state().drain(..) {
 ///             waiting.reply(&());
 ///         }
-///         request.responder.reply(&());
+///         Ok(())
 ///     });
 /// }
 /// ```

@@ -34,6 +34,11 @@ const BURST_CALLS: usize = 1024;
 /// stderr (`RUST_LOG` says how much, `warn` unless told). This is a whole
 /// `main`.
 pub fn main<S: Default + 'static>(program: impl FnOnce(&Node<S>)) -> ExitCode {
+    main_with(S::default(), program)
+}
+
+/// As [`main`], with this state in place of the default.
+pub fn main_with<S: 'static>(state: S, program: impl FnOnce(&Node<S>)) -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::builder()
         .with_default_directive(tracing::level_filters::LevelFilter::WARN.into())
         .from_env_lossy();
@@ -45,7 +50,7 @@ pub fn main<S: Default + 'static>(program: impl FnOnce(&Node<S>)) -> ExitCode {
         // It says on stderr that stderr is broken, and panics.
         .log_internal_errors(false)
         .init();
-    match run(io::stdin(), io::stdout().lock(), program) {
+    match run_with(io::stdin(), io::stdout().lock(), state, program) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(%error, "the node has ended");
@@ -84,11 +89,24 @@ pub fn main<S: Default + 'static>(program: impl FnOnce(&Node<S>)) -> ExitCode {
 /// What the streams say. After a failed read, all that had come is answered.
 pub fn run<S: Default + 'static>(
     input: impl Read + Send + 'static,
+    output: impl Write,
+    program: impl FnOnce(&Node<S>),
+) -> io::Result<()> {
+    run_with(input, output, S::default(), program)
+}
+
+/// As [`run`], with this state in place of the default.
+///
+/// # Errors
+/// As for [`run`].
+pub fn run_with<S: 'static>(
+    input: impl Read + Send + 'static,
     mut output: impl Write,
+    state: S,
     program: impl FnOnce(&Node<S>),
 ) -> io::Result<()> {
     let started = Instant::now();
-    let mut machine = Machine::new(program, rand::random());
+    let mut machine = Machine::with_state(state, program, rand::random());
     machine.unpark_this_thread();
     let blocks = read_on_a_thread(input)?;
     let mut buffer = Vec::new();

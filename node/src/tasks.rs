@@ -9,10 +9,12 @@ use std::collections::{HashMap, VecDeque};
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
+use std::rc::Rc;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
 
+use crate::core::Core;
 use crate::request::Responder;
 
 pub(crate) type LocalFuture = Pin<Box<dyn Future<Output = ()>>>;
@@ -32,6 +34,34 @@ pub(crate) struct Tasks {
     begun: Cell<u64>,
     /// For which request something runs now.
     current: RefCell<Option<Responder>>,
+    /// The task that runs now; `None` if it was aborted.
+    running: Cell<Option<u64>>,
+}
+
+/// A handle to a task that [`Node::spawn`](crate::Node::spawn) has begun.
+/// Dropping it does not end the task.
+#[derive(Clone)]
+pub struct AbortHandle {
+    core: Rc<Core>,
+    id: u64,
+}
+
+impl AbortHandle {
+    pub(crate) const fn new(core: Rc<Core>, id: u64) -> Self {
+        Self { core, id }
+    }
+
+    /// Ends the task at its present wait, and drops what it holds. Does nothing
+    /// if the task has ended.
+    pub fn abort(&self) {
+        self.core.tasks.abort(self.id);
+    }
+
+    /// Returns whether the task has ended.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.core.tasks.is_finished(self.id)
+    }
 }
 
 struct Task {
@@ -46,11 +76,25 @@ impl Tasks {
         self.waiting.borrow().len() >= TASKS_MAX
     }
 
-    /// Begins a task when its turn comes.
-    pub(crate) fn spawn(&self, future: LocalFuture, responder: Option<Responder>) {
+    /// Begins a task when its turn comes, and returns its number.
+    pub(crate) fn spawn(&self, future: LocalFuture, responder: Option<Responder>) -> u64 {
         let (id, task) = self.make(future, responder);
         self.waiting.borrow_mut().insert(id, task);
         self.ready.push(id);
+        id
+    }
+
+    /// Drops a task; one that runs now is dropped at its next wait.
+    fn abort(&self, id: u64) {
+        if self.running.get() == Some(id) {
+            self.running.set(None);
+        }
+        let task = self.waiting.borrow_mut().remove(&id);
+        drop(task);
+    }
+
+    fn is_finished(&self, id: u64) -> bool {
+        self.running.get() != Some(id) && !self.waiting.borrow().contains_key(&id)
     }
 
     /// Runs a task up to its first wait, now.
@@ -80,8 +124,10 @@ impl Tasks {
 
     fn poll(&self, id: u64, mut task: Task) {
         let mut cx = Context::from_waker(&task.waker);
+        let outer = self.running.replace(Some(id));
         let polled = self.within(task.responder.clone(), || task.future.as_mut().poll(&mut cx));
-        if polled == Some(Poll::Pending) {
+        let is_aborted = self.running.replace(outer).is_none();
+        if polled == Some(Poll::Pending) && !is_aborted {
             self.waiting.borrow_mut().insert(id, task);
         }
     }
@@ -187,8 +233,6 @@ impl Wake for TaskWaker {
 
 #[cfg(test)]
 mod tests {
-    use std::rc::Rc;
-
     use super::*;
 
     #[test]

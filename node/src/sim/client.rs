@@ -1,5 +1,6 @@
-//! Clients: the requests that a test sends, and what became of them.
+//! Clients: the requests that a test sends, and their outcomes.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -13,7 +14,13 @@ use crate::error::{Error, ErrorCode};
 use crate::machine;
 use crate::message::{self, MsgId};
 
-/// Somebody outside who asks the nodes. Printed, it is its name, such as `c1`.
+/// A client of the nodes. Printed, it is the name of its first connection, such
+/// as `c1`.
+///
+/// As in the harness, a connection has one request open at a time, gives up
+/// after 5 s, and is then closed and removed from the network: a node that
+/// answers it later is mute (see [`Cluster`]). A client opens another
+/// connection, under the next free name, if all that it has are busy or closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Client(usize);
 
@@ -23,46 +30,51 @@ impl fmt::Display for Client {
     }
 }
 
-/// A request that was sent.
+/// A request of a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Operation(usize);
 
 impl Cluster {
-    /// Another client: `c1`, `c2` and so on.
-    pub const fn client(&mut self) -> Client {
-        self.operations.clients += 1;
-        Client(self.operations.clients)
+    /// Returns another client.
+    pub fn client(&mut self) -> Client {
+        self.operations.client()
     }
 
-    /// Sends a request now, to a node or a service, with a body of this type
-    /// and these fields (`()` for none).
+    /// Sends a request to a node or a service now, with a body of this type and
+    /// these fields (`()` for none).
     ///
     /// # Panics
-    /// Where the fields have no form in JSON or are no object.
+    /// If the fields have no form in JSON or are not an object.
     pub fn send(&mut self, client: Client, dest: &str, kind: &str, fields: &impl Serialize) -> Operation {
-        let operation = self.operations.open(client, self.now());
-        let line = line(&client.to_string(), dest, kind, operation, fields);
-        self.request(operation, Party::Client(client.0), line.trim_ascii_end());
+        let connection = self.operations.free_connection(client);
+        let operation = self.operations.open(connection, self.now());
+        let src = Party::Client(connection);
+        let line = line(&src.to_string(), dest, kind, operation, fields);
+        if let Some(connection) = self.operations.connections.get_mut(connection) {
+            connection.is_busy = true;
+        }
+        self.request(operation, src, line.trim_ascii_end());
         operation
     }
 
-    /// How a request has ended, if it has: with the reply's body as a type
-    /// ([`Json`](crate::Json) takes any), or with an error as for [`Self::wait`].
+    /// Returns the outcome of a request that has ended: the reply as a type for
+    /// its fields (`()` for none, [`Json`](crate::Json) for the whole body), or
+    /// an error as for [`Self::wait`].
     #[must_use]
     pub fn poll<R: DeserializeOwned>(&self, operation: Operation) -> Option<Result<R, Error>> {
         let (_, outcome) = self.operations.all.get(operation.0)?.end.as_ref()?;
         Some(outcome.clone().and_then(|body| {
             let unknown = |error| format!("the reply is not as expected: {error}: {}", body.text());
-            body.parse().map_err(|error| Error::new(ErrorCode::Crash, unknown(error)))
+            body.parse_fields().map_err(|error| Error::new(ErrorCode::Crash, unknown(error)))
         }))
     }
 
     /// Lets time pass until a request has ended.
     ///
     /// # Errors
-    /// What the node replied; 0, where no reply came within
-    /// [`CLIENT_TIMEOUT`](super::CLIENT_TIMEOUT) or what the builder was told;
-    /// 13, where the reply is no `R`.
+    /// The error that was replied; 0 if no reply came within
+    /// [`CLIENT_TIMEOUT`](super::CLIENT_TIMEOUT) or the time that the builder was
+    /// given; 13 if the reply is not an `R`.
     ///
     /// # Panics
     /// At the bounds of events, time and journal.
@@ -71,12 +83,12 @@ impl Cluster {
             if let Some(end) = self.poll(operation) {
                 return end;
             }
-            // Its timeout is planned, so that something happens.
-            assert!(self.step(Duration::MAX), "an operation of another cluster is waited for");
+            // Its timeout is planned, so another event follows.
+            assert!(self.step(Duration::MAX), "the operation belongs to another cluster");
         }
     }
 
-    /// [`Self::send`], and [`Self::wait`].
+    /// Sends a request and waits for its end.
     ///
     /// # Errors
     /// As for [`Self::wait`].
@@ -94,7 +106,7 @@ impl Cluster {
         self.wait(operation)
     }
 
-    /// When a request was sent, and when it ended.
+    /// Returns the times at which a request was sent and at which it ended.
     #[must_use]
     pub fn span(&self, operation: Operation) -> Option<(Duration, Option<Duration>)> {
         let asked = self.operations.all.get(operation.0)?;
@@ -102,57 +114,106 @@ impl Cluster {
     }
 }
 
-/// All requests of clients. The number of one is its `msg_id`.
+/// All requests of clients, of which the number is the `msg_id`, and the
+/// connections over which they were sent.
 pub(super) struct Operations {
-    /// Besides `c0`.
-    pub(super) clients: usize,
     all: Vec<Asked>,
+    /// Number 0 is `c0`.
+    connections: Vec<Connection>,
+    /// The connections of each client.
+    clients: BTreeMap<Client, Vec<usize>>,
     pub(super) timeout: Duration,
 }
 
 struct Asked {
-    client: Client,
+    connection: usize,
     sent_at: Duration,
     end: Option<(Duration, Outcome)>,
 }
 
+/// One client of the harness, which has one request open at a time.
+#[derive(Default)]
+struct Connection {
+    is_busy: bool,
+    /// It has given up a request, and was removed from the network.
+    is_closed: bool,
+}
+
 impl Operations {
-    pub(super) const fn new(timeout: Duration) -> Self {
-        Self { clients: 0, all: Vec::new(), timeout }
+    pub(super) fn new(timeout: Duration) -> Self {
+        let connections = vec![Connection::default()];
+        Self { all: Vec::new(), connections, clients: BTreeMap::new(), timeout }
     }
 
-    fn open(&mut self, client: Client, now: Duration) -> Operation {
-        self.all.push(Asked { client, sent_at: now, end: None });
+    /// Returns the number of connections besides `c0`.
+    pub(super) fn connections(&self) -> usize {
+        self.connections.len() - 1
+    }
+
+    pub(super) fn is_closed(&self, connection: usize) -> bool {
+        self.connections.get(connection).is_some_and(|connection| connection.is_closed)
+    }
+
+    fn connect(&mut self) -> usize {
+        self.connections.push(Connection::default());
+        self.connections()
+    }
+
+    fn client(&mut self) -> Client {
+        let client = Client(self.connect());
+        self.clients.insert(client, vec![client.0]);
+        client
+    }
+
+    /// Returns a connection of a client that is free, or a new one.
+    fn free_connection(&mut self, client: Client) -> usize {
+        let own = self.clients.get(&client).map(Vec::as_slice).unwrap_or_default();
+        let is_free = |connection: &Connection| !connection.is_busy && !connection.is_closed;
+        let free = own.iter().find(|number| self.connections.get(**number).is_some_and(is_free));
+        free.copied().unwrap_or_else(|| {
+            let connection = self.connect();
+            self.clients.entry(client).or_default().push(connection);
+            connection
+        })
+    }
+
+    fn open(&mut self, connection: usize, now: Duration) -> Operation {
+        self.all.push(Asked { connection, sent_at: now, end: None });
         Operation(self.all.len() - 1)
     }
 
-    /// The line that gives a node its name.
+    /// Returns the line that gives a node its name.
     pub(super) fn init_line(&mut self, now: Duration, node: &str, init: &impl Serialize) -> Vec<u8> {
-        let client = Client(0);
-        let operation = self.open(client, now);
-        line(&client.to_string(), node, "init", operation, init)
+        let operation = self.open(0, now);
+        line(&Party::Client(0).to_string(), node, "init", operation, init)
     }
 
-    /// A client gets a message. Only the first reply to a request counts, and
-    /// only while it is waited for.
-    pub(super) fn take(&mut self, client: Party, now: Duration, line: &[u8]) {
+    /// Hands a message to a connection. Only the first reply to a request
+    /// counts, and only before the connection gives up.
+    pub(super) fn take(&mut self, connection: Party, now: Duration, line: &[u8]) {
         let Ok(message) = message::parse(line) else { return };
         let number = message.in_reply_to.and_then(|id| usize::try_from(id.0).ok());
         let asked = number.and_then(|number| self.all.get_mut(number));
-        if let Some(asked) = asked.filter(|asked| Party::Client(asked.client.0) == client) {
-            asked.end.get_or_insert_with(|| (now, machine::outcome(&message)));
+        let Some(asked) = asked.filter(|asked| Party::Client(asked.connection) == connection) else { return };
+        if asked.end.is_none() {
+            asked.end = Some((now, machine::outcome(&message)));
+            if let Some(connection) = self.connections.get_mut(asked.connection) {
+                connection.is_busy = false;
+            }
         }
     }
 
+    /// Gives up a request that is open still, and closes its connection.
     pub(super) fn expire(&mut self, operation: Operation, now: Duration) {
-        if let Some(asked) = self.all.get_mut(operation.0) {
-            let error = || Error::new(ErrorCode::Timeout, "no reply came in time");
-            asked.end.get_or_insert_with(|| (now, Err(error())));
+        let Some(asked) = self.all.get_mut(operation.0).filter(|asked| asked.end.is_none()) else { return };
+        asked.end = Some((now, Err(Error::new(ErrorCode::Timeout, "no reply came in time"))));
+        if let Some(connection) = self.connections.get_mut(asked.connection) {
+            connection.is_closed = true;
         }
     }
 }
 
-#[expect(clippy::panic, reason = "a test that asks what cannot be written is wrong")]
+#[expect(clippy::panic, reason = "fields that cannot be written are a fault of the test")]
 fn line(src: &str, dest: &str, kind: &str, operation: Operation, fields: &impl Serialize) -> Vec<u8> {
     let mut line = Vec::new();
     message::open_message(src, dest, &mut line);

@@ -1,9 +1,10 @@
-//! The cluster: what happens next, and that it does. It knows no program and no
-//! service; the network decides what arrives, and the journal remembers.
+//! The cluster: it runs one event after the other. It knows no program and no
+//! service; the network decides which messages arrive.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use rand::distr::uniform::{SampleRange, SampleUniform};
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 use serde::Serialize;
@@ -28,16 +29,23 @@ const FAILURE_ROWS: usize = 40;
 
 /// The nodes of one program, a network and its services, and clients.
 ///
-/// Time is virtual and begins at 0; it passes in [`Self::run_for`],
-/// [`Self::run_until`], [`Self::wait`] and [`Self::call`] alone. One that is
-/// dropped by a panic prints its seed and the end of its chart on stderr.
+/// Time is virtual and begins at 0. It passes while the nodes start, and in
+/// [`Self::run_for`], [`Self::run_until`], [`Self::wait`] and [`Self::call`].
+/// A cluster that a panic drops prints its seed and the end of its chart on
+/// stderr.
+///
+/// As in the harness, a node that sends a message to a destination that does
+/// not exist is mute from then on: no output of it is read again until it is
+/// restarted. Such a destination is a name of no party, a client that has given
+/// up, and a node or service that has not started. By default this fails the
+/// test with the reason.
 pub struct Cluster {
     now: Duration,
     seed: u64,
     nodes: Vec<Member>,
-    /// When which node's timer is due.
+    /// The next timer of each node, by time.
     timers: BTreeSet<(Duration, usize)>,
-    /// What will happen, by its time; of one time, in the order of planning.
+    /// The planned events by time; of one time, in the order of planning.
     plan: BTreeMap<(Duration, u64), Due>,
     planned: u64,
     events: u64,
@@ -49,8 +57,11 @@ pub struct Cluster {
     journal: Journal,
     pub(super) random: SmallRng,
     make: Make,
-    /// What was just sent: whole lines.
+    /// Whole lines that were just sent.
     outbox: Vec<u8>,
+    allows_mute: bool,
+    /// All nodes have started, and so have the services.
+    has_started: bool,
 }
 
 /// A node, in its present life.
@@ -63,9 +74,12 @@ struct Member {
     lives: i64,
     began: Duration,
     wakes_at: Option<Duration>,
+    /// The harness does not read its output any more.
+    is_mute: bool,
 }
 
 enum Due {
+    Start(usize),
     Arrival(Number),
     Event(Event),
     Timeout(Operation),
@@ -78,11 +92,19 @@ struct Init<'a> {
 }
 
 impl Cluster {
-    /// A cluster of nodes that run what `program` registers, each with a state
-    /// of its own. It is set up anew for each node, and each time one is
-    /// restarted.
+    /// Returns the builder of a cluster whose nodes run `program`, each with a
+    /// state of its own. The program is set up again for each life of a node.
     pub fn builder<S: Default + 'static>(program: impl Fn(&Node<S>) + 'static) -> Builder {
-        Builder::new(program)
+        Builder::new(S::default, program)
+    }
+
+    /// As [`Self::builder`], with the state that `state` makes for each life of
+    /// a node.
+    pub fn builder_with<S: 'static>(
+        state: impl Fn() -> S + 'static,
+        program: impl Fn(&Node<S>) + 'static,
+    ) -> Builder {
+        Builder::new(state, program)
     }
 
     pub(super) fn new(builder: Builder) -> Self {
@@ -104,44 +126,79 @@ impl Cluster {
             random,
             make: builder.make,
             outbox: Vec::new(),
+            allows_mute: builder.allows_mute,
+            has_started: false,
         };
-        (0..builder.nodes).for_each(|index| cluster.begin(index));
+        cluster.start(builder.stagger);
         cluster
     }
 
-    /// The virtual time.
+    /// Starts all nodes within this time, the first one last, as the harness
+    /// does.
+    fn start(&mut self, stagger: Duration) {
+        for index in 0..self.nodes.len() {
+            if stagger.is_zero() {
+                self.begin(index);
+            } else {
+                let at = if index == 0 { stagger } else { self.random.random_range(Duration::ZERO..stagger) };
+                self.plan(at, Due::Start(index));
+            }
+        }
+        while self.nodes.iter().any(|node| node.lives == 0) && self.step(Duration::MAX) {}
+        self.has_started = true;
+    }
+
+    /// Returns the virtual time.
     #[must_use]
     pub const fn now(&self) -> Duration {
         self.now
     }
 
-    /// What everything random comes from.
+    /// Returns the seed of everything random.
     #[must_use]
     pub const fn seed(&self) -> u64 {
         self.seed
     }
 
-    /// The names of all nodes: `n1` and so on.
+    /// Returns the names of all nodes: `n1` and so on.
     #[must_use]
     pub fn node_ids(&self) -> Vec<String> {
         (0..self.nodes.len()).map(|index| Party::Node(index).to_string()).collect()
     }
 
-    /// A random number that depends on the seed alone, for what a test chooses.
+    /// Returns a random number for a choice of the test. It depends on the seed
+    /// alone.
     pub fn random(&mut self) -> u64 {
         self.random.random()
     }
 
-    /// All that has happened.
+    /// Returns a random value of a range, as [`Self::random`] does.
+    ///
+    /// # Panics
+    /// If the range is empty.
+    pub fn random_range<T: SampleUniform>(&mut self, range: impl SampleRange<T>) -> T {
+        self.random.random_range(range)
+    }
+
+    /// Returns whether a node is mute.
+    ///
+    /// # Panics
+    /// If there is no such node.
+    #[must_use]
+    pub fn is_node_mute(&self, node: &str) -> bool {
+        self.is_mute(Party::Node(self.index(node)))
+    }
+
+    /// Returns the journal of all events so far.
     #[must_use]
     pub const fn journal(&self) -> &Journal {
         &self.journal
     }
 
-    /// The calls that a node has open; 0, if it is down.
+    /// Returns the number of calls that a node has open; 0 if it is down.
     ///
     /// # Panics
-    /// Where there is no such node.
+    /// If there is no such node.
     #[must_use]
     pub fn pending(&self, node: &str) -> usize {
         let member = self.nodes.get(self.index(node));
@@ -157,7 +214,7 @@ impl Cluster {
         self.nodes.get(self.index(node)).map(|member| member.storage.clone()).unwrap_or_default()
     }
 
-    /// Lets so much time pass, with all that happens in it.
+    /// Lets this time pass, with all events in it.
     ///
     /// # Panics
     /// At the bounds of events, time and journal.
@@ -167,24 +224,24 @@ impl Cluster {
         self.advance(end);
     }
 
-    /// Lets time pass until something is so, at most this long; whether it is.
-    /// It is asked again after all that happens.
+    /// Lets time pass until a condition holds, at most this long. Returns whether
+    /// it holds; it is evaluated after each event.
     ///
     /// # Panics
     /// At the bounds of events, time and journal.
     #[must_use]
-    pub fn run_until(&mut self, longest: Duration, mut is_so: impl FnMut(&Self) -> bool) -> bool {
+    pub fn run_until(&mut self, longest: Duration, mut holds: impl FnMut(&Self) -> bool) -> bool {
         let end = self.now.saturating_add(longest);
-        while !is_so(self) {
+        while !holds(self) {
             if !self.step(end) {
                 self.advance(end);
-                return is_so(self);
+                return holds(self);
             }
         }
         true
     }
 
-    /// Lets the next thing happen, unless that is after `end`; whether it did.
+    /// Runs the next event unless it is after `end`. Returns whether it did.
     pub(super) fn step(&mut self, end: Duration) -> bool {
         let planned = self.plan.first_key_value().map(|(key, _)| key.0);
         let timer = self.timers.first().map(|(at, _)| *at);
@@ -194,8 +251,9 @@ impl Cluster {
         self.advance(next);
         self.count_event();
         if planned == Some(next) {
-            // What arrives in time for a deadline is in time.
+            // A message that arrives at the time of a deadline is in time.
             match self.plan.pop_first() {
+                Some((_, Due::Start(index))) => self.begin(index),
                 Some((_, Due::Arrival(number))) => self.arrive(number),
                 Some((_, Due::Event(event))) => self.apply(event),
                 Some((_, Due::Timeout(operation))) => self.operations.expire(operation, self.now),
@@ -212,7 +270,7 @@ impl Cluster {
         assert!(
             now <= max,
             "the virtual time comes to {now:?}, and may come to {max:?}: \
-             a test waits for what does not happen, or `Builder::time_max` is too low"
+             the test waits for an event that never comes, or `Builder::time_max` is too low"
         );
         self.now = self.now.max(now);
     }
@@ -231,7 +289,7 @@ impl Cluster {
         self.plan(time.max(self.now), Due::Event(event));
     }
 
-    /// What happens from outside is in the journal too.
+    /// Notes an event from outside in the journal.
     pub(super) fn note(&mut self, event: String) {
         self.journal.note(self.now, What::Event(event));
     }
@@ -251,14 +309,14 @@ impl Cluster {
     /// Sends a line over the network.
     fn post(&mut self, src: Party, line: &[u8]) {
         let record = self.record(src, line);
-        let (dest, is_request) = (record.dest, record.is_request);
+        let dest = record.dest;
         let number = self.journal.send(record);
-        if dest == Party::Unknown {
+        if self.is_mute(src) {
+            return self.journal.note(self.now, What::Lost(number, Loss::Mute));
+        }
+        if let Some(why) = self.absence(dest) {
             self.journal.note(self.now, What::Lost(number, Loss::Nobody));
-            if is_request && src != Party::Unknown {
-                self.refuse(number);
-            }
-            return;
+            return self.refuse(number, why);
         }
         match self.links.send(self.now, src, dest) {
             Fate::Lost => self.journal.note(self.now, What::Lost(number, Loss::Chance)),
@@ -291,12 +349,46 @@ impl Cluster {
         }
     }
 
-    /// Answers what was sent to nobody.
-    fn refuse(&mut self, number: Number) {
-        if let Some(record) = self.journal.messages.get(number) {
-            self.services.refuse(&record.line, &mut self.outbox);
+    /// Returns the reason for which the harness does not know a destination.
+    fn absence(&self, dest: Party) -> Option<&'static str> {
+        match dest {
+            Party::Unknown => Some("which does not exist"),
+            Party::Client(number) if self.operations.is_closed(number) => {
+                Some("which has given up its request and is gone")
+            }
+            Party::Node(index) if self.nodes.get(index).is_some_and(|node| node.lives == 0) => {
+                Some("which has not started yet")
+            }
+            Party::Service(_) if !self.has_started => Some("which has not started yet"),
+            _ => None,
         }
-        self.post_outbox(Party::Unknown);
+    }
+
+    fn is_mute(&self, src: Party) -> bool {
+        matches!(src, Party::Node(index) if self.nodes.get(index).is_some_and(|node| node.is_mute))
+    }
+
+    /// Ends a message to a destination that the harness does not know. A client
+    /// gets error 1, and a node is mute from then on.
+    #[expect(clippy::panic, reason = "a program that makes itself mute fails its test")]
+    fn refuse(&mut self, number: Number, why: &str) {
+        let Some(record) = self.journal.messages.get(number) else { return };
+        let (src, kind) = (record.src, &record.kind);
+        let Party::Node(index) = src else {
+            if record.is_request {
+                self.services.refuse(&record.line, &mut self.outbox);
+            }
+            return self.post_outbox(Party::Unknown);
+        };
+        let dest = message::parse(&record.line).map_or_else(|_| String::new(), |message| message.dest.into());
+        let text = format!("{src} is mute: it has sent {kind} to {dest}, {why}");
+        self.journal.note(self.now, What::Event(text.clone()));
+        if let Some(node) = self.nodes.get_mut(index) {
+            node.is_mute = true;
+        }
+        if !self.allows_mute {
+            panic!("{text}; the harness never reads its output again");
+        }
     }
 
     fn post_outbox(&mut self, src: Party) {
@@ -314,6 +406,7 @@ impl Cluster {
         let (src, dest) = (record.src, record.dest);
         let lost = match dest {
             _ if self.links.is_cut(src, dest) => Some(Loss::Cut),
+            _ if self.absence(dest).is_some() => Some(Loss::Nobody),
             Party::Node(index) if !self.is_up(index) => Some(Loss::Down),
             _ => None,
         };
@@ -343,7 +436,8 @@ impl Cluster {
         }
     }
 
-    /// Lets a node do something at this time, and sends what it sends.
+    /// Runs an action of a node at this time, and posts the messages that it
+    /// sends.
     fn drive(&mut self, index: usize, action: impl FnOnce(&mut Machine, Duration)) {
         let Some(member) = self.nodes.get_mut(index) else { return };
         let Some(machine) = &mut member.machine else { return };
@@ -382,20 +476,21 @@ impl Cluster {
         }
     }
 
-    /// Begins a node's life.
+    /// Begins a life of a node.
     fn begin(&mut self, index: usize) {
         let storage = self.nodes.get(index).map(|member| member.storage.clone()).unwrap_or_default();
         let machine = (self.make)(self.random.random(), storage);
         if let Some(member) = self.nodes.get_mut(index) {
             machine.count_from(MsgId(member.lives.saturating_mul(LIFE_MSG_IDS)));
             member.lives += 1;
+            member.is_mute = false;
             member.began = self.now;
             member.machine = Some(machine);
         }
         self.init(index);
     }
 
-    /// Gives a node its name, before it gets anything else.
+    /// Gives a node its name, as its first message.
     fn init(&mut self, index: usize) {
         let (client, node) = (Party::Client(0), Party::Node(index));
         let (node_id, node_ids) = (node.to_string(), self.node_ids());
@@ -407,11 +502,11 @@ impl Cluster {
     }
 
     pub(super) fn named(&self, name: &str) -> Party {
-        Party::named(name, self.nodes.len(), self.operations.clients)
+        Party::named(name, self.nodes.len(), self.operations.connections())
     }
 }
 
-/// What went before a failure is what is needed to understand it.
+/// Prints the events before a failure.
 impl Drop for Cluster {
     fn drop(&mut self) {
         if std::thread::panicking() {

@@ -63,8 +63,10 @@ pub enum Loss {
     Cut,
     /// The node was down.
     Down,
-    /// There is nobody of that name.
+    /// There is no party of that name, or not any more.
     Nobody,
+    /// The sender is mute: the harness does not read its output any more.
+    Mute,
 }
 
 impl fmt::Display for Loss {
@@ -73,7 +75,8 @@ impl fmt::Display for Loss {
             Self::Chance => "by chance",
             Self::Cut => "the link is cut",
             Self::Down => "the node is down",
-            Self::Nobody => "there is nobody of that name",
+            Self::Nobody => "there is no such party",
+            Self::Mute => "the sender is mute",
         })
     }
 }

@@ -161,7 +161,7 @@ mod party;
 mod services;
 mod stores;
 
-pub use builder::{Builder, CLIENT_TIMEOUT, EVENTS_MAX, JOURNAL_MAX, NODES_MAX, TIME_MAX};
+pub use builder::{Builder, CLIENT_TIMEOUT, EVENTS_MAX, JOURNAL_MAX, NODES_MAX, STAGGER, TIME_MAX};
 pub use chart::{CHART_ROWS_MAX, Chart};
 pub use check::{SEED_VARIABLE, check};
 pub use client::{Client, Operation};

@@ -1,18 +1,18 @@
-//! Who takes part: clients, nodes and services, by their names.
+//! The parties on the network by name: clients, nodes and services.
 
 use std::fmt;
 
 use crate::kv::{LIN_KV, LIN_TSO, LWW_KV, SEQ_KV};
 
-/// Who sends and receives messages. The order is that of a chart's columns.
+/// A sender and receiver of messages. The order is that of the columns of a chart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Party {
-    /// `c0` is who sends `init`.
+    /// `c0` sends `init`.
     Client(usize),
     /// The first one, `n1`, is number 0.
     Node(usize),
     Service(Service),
-    /// Somebody who is not there.
+    /// A name that no party has.
     Unknown,
 }
 
@@ -25,7 +25,8 @@ pub(super) enum Service {
 }
 
 impl Party {
-    /// Who has this name, among so many nodes and, besides `c0`, clients.
+    /// Returns the party of this name, if there are this many nodes and clients
+    /// besides `c0`.
     pub(super) fn named(name: &str, nodes: usize, clients: usize) -> Self {
         let number = |prefix| name.strip_prefix(prefix).and_then(number);
         match name {
@@ -42,7 +43,7 @@ impl Party {
     }
 }
 
-/// A number as it is printed, and in no other spelling.
+/// Parses a number in the spelling in which it is printed.
 fn number(digits: &str) -> Option<usize> {
     let is_plain = digits == "0" || !digits.starts_with(['0', '+']);
     digits.parse().ok().filter(|_| is_plain)

@@ -1,5 +1,5 @@
-//! What the three stores hold, and how much of it whom they show. They know no
-//! messages; a key is its JSON as text.
+//! The values of the three stores, and which version of them a client sees. They
+//! know no messages; a key is its JSON as text.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::party::Party;
 use crate::error::{Error, ErrorCode};
 
-/// What is asked of a key.
+/// An operation on a key.
 #[derive(Debug, Clone)]
 pub(super) enum Change {
     Read,
@@ -19,16 +19,15 @@ pub(super) enum Change {
     Cas { from: Value, to: Value, creates: bool },
 }
 
-/// What a change does to a key with this value.
+/// The effect of an operation on a key with a certain value.
 enum Effect {
-    /// Nothing: this is what was read.
+    /// No change; this value was read.
     None(Value),
     Set(Value),
 }
 
 impl Change {
     fn effect(&self, current: Option<&Value>) -> Result<Effect, Error> {
-        let missing = || Error::new(ErrorCode::KeyDoesNotExist, "the key does not exist");
         match (self, current) {
             (Self::Read, Some(value)) => Ok(Effect::None(value.clone())),
             (Self::Write(value), _) => Ok(Effect::Set(value.clone())),
@@ -41,6 +40,10 @@ impl Change {
             (Self::Read | Self::Cas { .. }, None) => Err(missing()),
         }
     }
+}
+
+fn missing() -> Error {
+    Error::new(ErrorCode::KeyDoesNotExist, "the key does not exist")
 }
 
 /// Linearizable: an operation happens when its request arrives.
@@ -61,13 +64,13 @@ impl LinKv {
     }
 }
 
-/// So many of the last changes of all may be hidden from a reader, at most.
+/// The maximum number of changes that a reader may not see yet.
 const SEQ_KV_STALE_MAX: u64 = 100;
 
-/// Sequentially consistent: all changes are in one order, and each of them made
-/// on the newest state. What changes nothing (a read, a `cas` that fails) may
-/// see an older state, any that is not older than what the same client has seen
-/// or done before.
+/// Sequentially consistent: all changes are in one order, and each of them is
+/// made on the newest state. An operation that changes nothing takes effect on
+/// an older state, any that is not older than the last one of the same client:
+/// a read, a `cas` that fails, and a write of the value that was there.
 pub(super) struct SeqKv {
     /// The values of a key with the versions that brought them, the oldest
     /// first.
@@ -89,11 +92,13 @@ impl SeqKv {
         let seen = self.seen.get(&client).copied().unwrap_or_default();
         let oldest = seen.max(self.newest.saturating_sub(SEQ_KV_STALE_MAX));
         let version = self.random.random_range(oldest..=self.newest);
-        let effect = change.effect(self.value_at(&key, version));
-        if !matches!(effect, Ok(Effect::Set(_))) {
+        let current = self.value_at(&key, version);
+        let effect = change.effect(current);
+        if !matches!(&effect, Ok(Effect::Set(value)) if current != Some(value)) {
             self.seen.insert(client, version);
             return effect.map(|effect| match effect {
-                Effect::None(value) | Effect::Set(value) => value,
+                Effect::None(value) => value,
+                Effect::Set(_) => Value::Null,
             });
         }
         let effect = change.effect(self.value_at(&key, self.newest));
@@ -114,7 +119,7 @@ impl SeqKv {
         let oldest = self.newest.saturating_sub(SEQ_KV_STALE_MAX);
         let values = self.values.entry(key).or_default();
         values.push_back((self.newest, value));
-        // Nobody is shown what was replaced so long ago.
+        // No client sees a value that was replaced so long ago.
         while values.get(1).is_some_and(|(since, _)| *since <= oldest) {
             values.pop_front();
         }
@@ -123,15 +128,15 @@ impl SeqKv {
 
 const LWW_KV_REPLICAS: usize = 3;
 
-/// How long a write takes to the other replicas, at most.
+/// The maximum time of a write to the other replicas.
 const LWW_KV_LAG_MAX: Duration = Duration::from_secs(1);
 
-/// How much the clocks of two replicas differ, at most.
+/// The maximum difference between the clocks of two replicas.
 const LWW_KV_SKEW_MAX: Duration = Duration::from_millis(100);
 
-/// Eventually consistent: an operation happens at one of the replicas, by
-/// chance. A write reaches the others later, and of two writes to a key the one
-/// stays that is later by the clock of its replica.
+/// Eventually consistent: an operation happens at a random replica. A write
+/// reaches the others later, and of two writes to a key the one stays that is
+/// later by the clock of its replica. `create_if_not_exists` is ignored.
 pub(super) struct LwwKv {
     replicas: Vec<Replica>,
     writes: u64,
@@ -142,11 +147,11 @@ pub(super) struct LwwKv {
 struct Replica {
     skew: Duration,
     values: BTreeMap<String, (Stamp, Value)>,
-    /// Writes to others, by the time at which they come here.
+    /// Writes of other replicas, by the time of their arrival.
     coming: BTreeMap<(Duration, u64), (String, Stamp, Value)>,
 }
 
-/// The time of a write, and the how many-th it was.
+/// The time and the number of a write.
 type Stamp = (Duration, u64);
 
 impl Replica {
@@ -181,7 +186,11 @@ impl LwwKv {
         let chosen = self.random.random_range(0..LWW_KV_REPLICAS);
         let Some(replica) = self.replicas.get_mut(chosen) else { return Ok(Value::Null) };
         replica.catch_up(now);
-        match change.effect(replica.values.get(&key).map(|(_, value)| value))? {
+        let current = replica.values.get(&key).map(|(_, value)| value);
+        if current.is_none() && matches!(change, Change::Cas { .. }) {
+            return Err(missing());
+        }
+        match change.effect(current)? {
             Effect::None(value) => Ok(value),
             Effect::Set(value) => {
                 self.writes += 1;

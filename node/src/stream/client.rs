@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 
 use super::inbox::Inbox;
 use super::wire::{self, Cancel, End, Open, Recv, Send, StreamId};
-use crate::call::{CALL_TIMEOUT, Call, RPC_TIMEOUT};
+use crate::call::{CALL_TIMEOUT, Call, FromReply, RPC_TIMEOUT};
 use crate::core::Core;
 use crate::error::{Error, ErrorCode};
 use crate::message::{Body, MsgId};
@@ -60,7 +60,7 @@ impl<S: 'static> Node<S> {
         method: &str,
     ) -> Result<BidiStream<I, O>, Error> {
         let open = Open::<()> { service: service.to_owned(), method: method.to_owned(), request: None };
-        let StreamId { stream_id } = self.call(dest, wire::BIDI_OPEN, &open).await?.parse()?;
+        let StreamId { stream_id } = self.call(dest, wire::BIDI_OPEN, &open).await?;
         let (core, dest) = (Rc::clone(self.core()), dest.to_owned());
         let (timeout, is_open) = (CALL_TIMEOUT, true);
         Ok(BidiStream { core, dest, stream_id, timeout, is_open, messages: PhantomData })
@@ -163,7 +163,7 @@ pub struct BidiStream<I, O> {
     messages: PhantomData<fn(I) -> O>,
 }
 
-impl<I: Serialize, O: DeserializeOwned> BidiStream<I, O> {
+impl<I: Serialize, O: DeserializeOwned + 'static> BidiStream<I, O> {
     /// Waits so long for each answer, and not 1 s.
     #[must_use]
     pub const fn timeout(mut self, timeout: Duration) -> Self {
@@ -185,7 +185,7 @@ impl<I: Serialize, O: DeserializeOwned> BidiStream<I, O> {
     /// has arrived.
     pub async fn send(&mut self, message: &I) -> Result<O, Error> {
         let send = Send { stream_id: self.stream_id.clone(), data: message };
-        let Recv { data } = self.call(Body::new(wire::BIDI_SEND, &send)).await?.parse()?;
+        let Recv { data } = self.call(Body::new(wire::BIDI_SEND, &send)).await?;
         Ok(data)
     }
 
@@ -195,10 +195,10 @@ impl<I: Serialize, O: DeserializeOwned> BidiStream<I, O> {
     /// As for a [`Call`].
     pub async fn close(mut self) -> Result<End, Error> {
         self.is_open = false;
-        self.call(self.closing()).await?.parse()
+        self.call(self.closing()).await
     }
 
-    fn call(&self, body: Result<Body, Error>) -> Call {
+    fn call<R: FromReply>(&self, body: Result<Body, Error>) -> Call<R> {
         Call::new(Rc::clone(&self.core), &self.dest, body).timeout(self.timeout)
     }
 }

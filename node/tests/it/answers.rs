@@ -88,7 +88,9 @@ fn fields_that_are_missing_or_of_another_type_get_12_once() {
         node.handle("number", async |_, request: Request<Number>| {
             Ok(BTreeMap::from([("number", request.body.number)]))
         });
-        node.receive("got", |_, request: Request<Number>| request.responder.reply(&[request.body.number; 0]));
+        node.receive("got", async |_, request: Request<Number>| {
+            request.responder.reply(&[request.body.number; 0]);
+        });
     });
     for (kind, number) in [
         ("number", json!(null)),
@@ -173,7 +175,9 @@ fn only_the_first_answer_is_sent() {
             request.responder.fail(&Error::new(ErrorCode::Abort, "second"));
             Ok(())
         });
-        node.receive("later", |node, request: Ask| node.state().push(request.responder));
+        node.receive("later", async |node: Node<Vec<Responder>>, request: Ask| {
+            node.state().push(request.responder);
+        });
         node.handle("now", async |node: Node<Vec<Responder>>, _: Ask| {
             let body: Json =
                 serde_json::from_str(r#"{"msg_id": 4, "type": "passed", "b": 1, "a": 2}"#).unwrap();
@@ -209,7 +213,7 @@ fn requests_are_refused_with_11_while_too_many_tasks_wait() {
     const TASKS_MAX: usize = 1 << 20;
     let mut driven = Driven::<()>::new(|node| {
         echo(node);
-        node.receive("fill", |node, _: Ask| {
+        node.receive("fill", async |node: Node<()>, _: Ask| {
             for _ in 0..TASKS_MAX {
                 let sleep = node.sleep(ms(10));
                 node.spawn(sleep);

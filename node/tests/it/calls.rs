@@ -155,7 +155,7 @@ fn one_attempt_ends_with_its_own_error() {
         let mut driven = Driven::<()>::new(|node| {
             node.handle("once", async move |node: Node<()>, _: Ask| {
                 let retry = Retry { attempts, timeout: ms(5), ..Retry::default() };
-                node.call("n2", "ask", &()).retry(retry).await.map(|_| ())
+                node.call::<()>("n2", "ask", &()).retry(retry).await
             });
         });
         driven.ask("c1", &json!({"type": "once", "msg_id": 1}));
@@ -169,7 +169,7 @@ fn pauses(backoff: Backoff, attempts: u32, requests: u32) -> Vec<Vec<Duration>> 
     let retry = Retry { attempts, timeout, backoff: Some(backoff) };
     let mut driven = Driven::<()>::new(|node| {
         node.handle("retry", async move |node: Node<()>, _: Ask| {
-            node.call("n2", "ask", &()).retry(retry).await.map(|_| ())
+            node.call::<()>("n2", "ask", &()).retry(retry).await
         });
     });
     let mut pauses = vec![Vec::new(); attempts as usize - 1];
@@ -210,7 +210,7 @@ fn a_callback_gets_the_reply_the_error_or_error_0() {
     let log = Log::default();
     let events = Rc::clone(&log);
     let mut driven = Driven::<()>::new(move |node| {
-        node.receive("rpc", move |node, _: Ask| {
+        node.receive("rpc", async move |node: Node<()>, _: Ask| {
             let events = Rc::clone(&events);
             node.rpc("n2", "ask", &(), move |_, end| events.borrow_mut().push(text_of(&end))).unwrap();
         });
@@ -247,7 +247,7 @@ fn a_callback_may_call_again() {
         }
     }
     let mut driven = Driven::<u32>::new(|node| {
-        node.receive("rpc", |node, _: Ask| node.rpc("n2", "ask", &(), again).unwrap());
+        node.receive("rpc", async |node: Node<u32>, _: Ask| node.rpc("n2", "ask", &(), again).unwrap());
     });
     driven.ask("c1", &json!({"type": "rpc"}));
     assert_eq!(driven.ask("n2", &reply(1)), asks([2]));
@@ -272,7 +272,7 @@ fn a_call_that_is_dropped_leaves_nothing_behind() {
             .map(attempts)
         });
         node.handle("impatient", async |node: Node<()>, _: Ask| {
-            let mut call = pin!(node.call("n2", "ask", &()).into_future());
+            let mut call = pin!(node.call::<()>("n2", "ask", &()).into_future());
             let mut wait = pin!(node.sleep(ms(1)));
             std::future::poll_fn(|cx| {
                 assert!(call.as_mut().poll(cx).is_pending());
@@ -282,7 +282,7 @@ fn a_call_that_is_dropped_leaves_nothing_behind() {
             Ok(())
         });
         node.handle("never", async |node: Node<()>, _: Ask| {
-            drop(node.call("n2", "ask", &()));
+            drop(node.call::<()>("n2", "ask", &()));
             Ok(())
         });
     });
@@ -369,7 +369,7 @@ fn what_is_no_body_is_not_passed_on() {
 fn a_reply_that_is_not_as_expected_is_error_13() {
     let mut driven = Driven::<()>::new(|node| {
         node.handle("call", async |node: Node<()>, _: Ask| {
-            node.call("n2", "ask", &()).await?.parse::<Forward>().map(|_| ())
+            node.call::<Forward>("n2", "ask", &()).await.map(|_| ())
         });
     });
     driven.ask("c1", &json!({"type": "call", "msg_id": 1}));

@@ -16,18 +16,18 @@ fn program(node: &Node<u32>) {
         node.sleep(ms(20)).await;
         Ok(())
     });
-    node.handle("call", async |node: Node<u32>, _: Ask| node.call("n2", "ask", &()).await.map(|_| ()));
+    node.handle("call", async |node: Node<u32>, _: Ask| node.call::<()>("n2", "ask", &()).await);
     node.handle("retry", async |node: Node<u32>, _: Ask| {
-        node.call("n2", "ask", &()).retry(Retry::default()).await.map(|_| ())
+        node.call::<()>("n2", "ask", &()).retry(Retry::default()).await
     });
-    node.receive("rpc", |node, _: Ask| {
+    node.receive("rpc", async |node: Node<u32>, _: Ask| {
         node.rpc("n2", "ask", &(), |_, _| panic!("the callback is called")).unwrap();
     });
     node.handle("sleep_and_call", async |node: Node<u32>, _: Ask| {
         node.sleep(ms(20)).await;
         node.rpc("n2", "ask", &(), |_, _| panic!("the callback is called"))?;
         node.send("n2", "told", &())?;
-        node.call("n2", "ask", &()).await.map(|_| ())
+        node.call::<()>("n2", "ask", &()).await
     });
     node.every(ms(1), async |node: Node<u32>| *node.state() += 1);
 }
@@ -96,7 +96,7 @@ fn a_pause_between_attempts_ends_with_the_input() {
         node.handle("retry", async |node: Node<()>, _: Ask| {
             let backoff = hark_node::Backoff { first: ms(1000), max: ms(1000) };
             let retry = Retry { backoff: Some(backoff), ..Retry::default() };
-            node.call("n2", "ask", &()).retry(retry).await.map(|_| ())
+            node.call::<()>("n2", "ask", &()).retry(retry).await
         });
     });
     driven.ask("c1", &json!({"type": "retry", "msg_id": 1}));

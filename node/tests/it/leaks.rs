@@ -31,10 +31,10 @@ fn program(node: &Node<State>, alive: &Counted) {
     let held = Rc::clone(alive);
     node.handle("call", async move |node: Node<State>, _: Ask| {
         let _held = Rc::clone(&held);
-        node.call("n2", "ask", &()).await.map(|_| ())
+        node.call::<()>("n2", "ask", &()).await
     });
     let held = Rc::clone(alive);
-    node.receive("rpc", move |node, request: Ask| {
+    node.receive("rpc", async move |node: Node<State>, request: Ask| {
         node.state().responders.push(request.responder);
         let (held, own) = (Rc::clone(&held), node.clone());
         node.rpc("n2", "ask", &(), move |_, _| drop((held, own))).unwrap();

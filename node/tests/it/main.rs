@@ -18,6 +18,7 @@
 
 mod answers;
 mod any_lines;
+mod api;
 mod calls;
 mod ending;
 mod harness;

@@ -141,9 +141,9 @@ fn handlers_run_up_to_their_first_wait_one_after_the_other() {
     let log = Log::default();
     let events = Rc::clone(&log);
     let mut driven = Driven::<()>::new(move |node| {
-        node.receive("go", move |node, request: Ask| {
+        node.receive("go", async move |node: Node<()>, request: Ask| {
             let (name, events) = (request.src, Rc::clone(&events));
-            let (node, task) = (node.clone(), node.clone());
+            let task = node.clone();
             events.borrow_mut().push(format!("{name} begins"));
             task.spawn(async move {
                 events.borrow_mut().push(format!("{name} is spawned"));
@@ -214,7 +214,7 @@ fn what_waits_for_no_time_does_not_hold_up_the_node() {
     let mut driven = Driven::<u32>::new(|node| {
         echo(node);
         node.every(ms(0), async |node: Node<u32>| *node.state() += 1);
-        node.receive("loop", |node, _: Ask| {
+        node.receive("loop", async |node: Node<u32>, _: Ask| {
             let task = node.clone();
             node.spawn(async move {
                 loop {

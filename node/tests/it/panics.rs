@@ -33,15 +33,17 @@ fn program(node: &Node<u32>) {
         panic!("after a wait");
     });
     node.handle("while_written", async |_, _: Ask| Ok(Panicking));
-    node.receive("in_a_receiver", |_, _: Ask| panic!("in a receiver"));
+    node.receive("in_a_receiver", async |_, _: Ask| panic!("in a receiver"));
     node.handle("after_an_answer", async |_, request: Ask| -> Result<()> {
         request.responder.reply(&());
         panic!("after an answer");
     });
-    node.receive("in_a_callback", |node, _: Ask| {
+    node.receive("in_a_callback", async |node: Node<u32>, _: Ask| {
         node.rpc("n2", "ask", &(), |_, _| panic!("in a callback")).unwrap();
     });
-    node.receive("in_a_task", |node, _: Ask| node.spawn(async { panic!("in a task") }));
+    node.receive("in_a_task", async |node: Node<u32>, _: Ask| {
+        node.spawn(async { panic!("in a task") });
+    });
 }
 
 const CRASHED: &str = "has panicked";
@@ -81,9 +83,11 @@ fn fields_that_panic_leave_nothing_in_the_output() {
 fn a_message_that_panics_while_it_is_sent_is_not_sent() {
     let mut driven = Driven::<()>::new(|node| {
         echo(node);
-        node.receive("send", |node, _: Ask| node.send("n2", "x", &Panicking).unwrap());
-        node.receive("rpc", |node, _: Ask| node.rpc("n2", "x", &Panicking, |_, _| ()).unwrap());
-        node.handle("call", async |node: Node<()>, _: Ask| node.call("n2", "x", &Panicking).await.map(drop));
+        node.receive("send", async |node: Node<()>, _: Ask| node.send("n2", "x", &Panicking).unwrap());
+        node.receive("rpc", async |node: Node<()>, _: Ask| {
+            node.rpc("n2", "x", &Panicking, |_, _| ()).unwrap();
+        });
+        node.handle("call", async |node: Node<()>, _: Ask| node.call::<()>("n2", "x", &Panicking).await);
     });
     for (id, kind) in (1..).zip(["send", "rpc", "call"]) {
         crashed(&driven.ask("c1", &json!({"type": kind, "msg_id": 1})), kind, id);

@@ -10,13 +10,13 @@ use super::programs::numbers;
 /// Two nodes that never stop talking.
 fn livelock(node: &Node<()>) {
     node.on_init(async |node: Node<()>| node.send("n1", "ping", &()).unwrap_or_default());
-    node.receive("ping", |node, request: Request<Json>| {
+    node.receive("ping", async |node: Node<()>, request: Request<Json>| {
         node.send(&request.src, "ping", &()).unwrap_or_default();
     });
 }
 
 fn talkers() -> Builder {
-    Cluster::builder(livelock).nodes(2).latency(Latency::Constant(Duration::ZERO))
+    Cluster::builder(livelock).nodes(2).stagger(Duration::ZERO).latency(Latency::Constant(Duration::ZERO))
 }
 
 #[test]
@@ -34,7 +34,8 @@ fn a_livelock_ends_at_the_bound_of_the_journal() {
 #[test]
 #[should_panic(expected = "the virtual time comes to 61s, and may come to 60s")]
 fn time_ends_at_its_bound() {
-    Cluster::builder(numbers).time_max(Duration::from_secs(60)).build().run_for(Duration::from_secs(61));
+    let builder = Cluster::builder(numbers).stagger(Duration::ZERO);
+    builder.time_max(Duration::from_secs(60)).build().run_for(Duration::from_secs(61));
 }
 
 #[test]

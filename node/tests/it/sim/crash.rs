@@ -32,7 +32,7 @@ fn slow(node: &Node<Status>) {
     node.on_init(async |node: Node<Status>| node.state().begun += 1);
     node.every(ms(10), async |node: Node<Status>| node.state().ticks += 1);
     node.handle("ask", async |node, request: Request<Echo>| {
-        node.call("n2", "slow", &request.body).await?.parse::<Echo>()
+        node.call::<Echo>("n2", "slow", &request.body).await
     });
     node.handle("slow", async |node, request: Request<Echo>| {
         node.sleep(ms(100)).await;
@@ -46,7 +46,7 @@ fn slow(node: &Node<Status>) {
 }
 
 fn two_slow_nodes() -> Cluster {
-    Cluster::builder(slow).nodes(2).latency(Latency::Constant(ms(1))).build()
+    Cluster::builder(slow).nodes(2).stagger(Duration::ZERO).latency(Latency::Constant(ms(1))).build()
 }
 
 #[test]
@@ -96,7 +96,11 @@ fn timers_and_time_begin_anew() {
 
 #[test]
 fn what_arrives_while_a_node_is_down_is_lost() {
-    let mut cluster = Cluster::builder(numbers).nodes(2).latency(Latency::Constant(ms(2))).build();
+    let mut cluster = Cluster::builder(numbers)
+        .nodes(2)
+        .stagger(Duration::ZERO)
+        .latency(Latency::Constant(ms(2)))
+        .build();
     let client = cluster.client();
     cluster.at(ms(105), Event::crash("n2"));
     cluster.at(ms(205), Event::restart("n2"));
@@ -108,7 +112,11 @@ fn what_arrives_while_a_node_is_down_is_lost() {
 
 #[test]
 fn what_a_node_sent_before_it_crashed_arrives() {
-    let mut cluster = Cluster::builder(numbers).nodes(2).latency(Latency::Constant(ms(10))).build();
+    let mut cluster = Cluster::builder(numbers)
+        .nodes(2)
+        .stagger(Duration::ZERO)
+        .latency(Latency::Constant(ms(10)))
+        .build();
     let client = cluster.client();
     let shower = json!({"dest": "n2", "count": 3, "pause_ms": 0});
     let operation = cluster.send(client, "n1", "shower", &shower);
@@ -119,7 +127,7 @@ fn what_a_node_sent_before_it_crashed_arrives() {
 
 #[test]
 fn a_client_of_a_node_that_is_down_gets_error_0_after_its_timeout() {
-    let mut cluster = Cluster::builder(numbers).client_timeout(ms(700)).build();
+    let mut cluster = Cluster::builder(numbers).stagger(ms(0)).client_timeout(ms(700)).build();
     let client = cluster.client();
     cluster.apply(Event::crash("n1"));
     let error: Error = cluster.call::<Json>(client, "n1", "numbers", &()).unwrap_err();

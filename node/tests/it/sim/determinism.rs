@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use hark_node::Json;
-use hark_node::sim::{self, Cluster, Event, Latency, Operation, Reach};
+use hark_node::sim::{self, Cluster, Event, Latency, Operation, Reach, STAGGER};
 
 use serde_json::{Value, json};
 
@@ -16,10 +16,11 @@ fn journal(seed: u64) -> String {
     let builder = Cluster::builder(gossip).nodes(5).seed(seed).latency(latency);
     let mut cluster = builder.loss(0.1).duplication(0.1).reordering(0.1).reach(Reach::Everyone).build();
     let clients = [cluster.client(), cluster.client(), cluster.client()];
-    cluster.at(Duration::from_millis(100), Event::Split);
-    cluster.at(Duration::from_millis(150), Event::crash("n3"));
-    cluster.at(Duration::from_millis(250), Event::restart("n3"));
-    cluster.at(Duration::from_millis(300), Event::Calm);
+    let after = |ms| STAGGER + Duration::from_millis(ms);
+    cluster.at(after(100), Event::Split);
+    cluster.at(after(150), Event::crash("n3"));
+    cluster.at(after(250), Event::restart("n3"));
+    cluster.at(after(300), Event::Calm);
     let mut operations: Vec<Operation> = Vec::new();
     for number in 0..20 {
         let node = format!("n{}", cluster.random() % 5 + 1);
@@ -44,8 +45,8 @@ fn a_busy_cluster_comes_to_the_same_end(seeds: Range<u64>) {
     sim::check(seeds, |seed| {
         let mut cluster = Cluster::builder(gossip).nodes(5).seed(seed).loss(0.05).reordering(0.2).build();
         let client = cluster.client();
-        cluster.at(Duration::from_millis(200), Event::Split);
-        cluster.at(Duration::from_millis(600), Event::Heal);
+        cluster.at(STAGGER + Duration::from_millis(200), Event::Split);
+        cluster.at(STAGGER + Duration::from_millis(600), Event::Heal);
         for number in 0..25 {
             let node = format!("n{}", cluster.random() % 5 + 1);
             let _: Json = cluster.call(client, &node, "add", &Number { number }).unwrap();

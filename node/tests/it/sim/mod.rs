@@ -4,6 +4,7 @@ mod bounds;
 mod check;
 mod crash;
 mod determinism;
+mod harness;
 mod journal;
 mod network;
 mod programs;

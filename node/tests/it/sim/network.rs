@@ -111,7 +111,7 @@ fn latencies_have_their_distribution() {
 
 #[test]
 fn a_partition_cuts_exactly_what_is_sent_or_would_arrive_in_it() {
-    let builder = Cluster::builder(numbers).nodes(3).latency(Latency::Constant(ms(2)));
+    let builder = Cluster::builder(numbers).nodes(3).stagger(ms(0)).latency(Latency::Constant(ms(2)));
     let mut cluster = builder.build();
     let client = cluster.client();
     cluster.at(ms(105), Event::partition(&[&["n1", "n3"], &["n2"]]));
@@ -125,7 +125,11 @@ fn a_partition_cuts_exactly_what_is_sent_or_would_arrive_in_it() {
 
 #[test]
 fn what_is_under_way_when_a_link_is_cut_is_lost() {
-    let mut cluster = Cluster::builder(numbers).nodes(2).latency(Latency::Constant(ms(10))).build();
+    let mut cluster = Cluster::builder(numbers)
+        .nodes(2)
+        .stagger(ms(0))
+        .latency(Latency::Constant(ms(10)))
+        .build();
     let client = cluster.client();
     cluster.at(ms(15), Event::isolate("n2"));
     shower(&mut cluster, client, "n2", 1, 0);

@@ -26,7 +26,9 @@ pub(crate) struct Shower {
 
 /// `shower` sends numbers to another node, `numbers` says what came, in order.
 pub(crate) fn numbers(node: &Node<Vec<u64>>) {
-    node.receive("number", |node, request: Request<Number>| node.state().push(request.body.number));
+    node.receive("number", async |node: Node<Vec<u64>>, request: Request<Number>| {
+        node.state().push(request.body.number);
+    });
     node.handle("numbers", async |node, _: Request<Json>| Ok(Numbers { numbers: node.state().clone() }));
     node.handle("shower", async |node, request: Request<Shower>| {
         let Shower { dest, count, pause_ms } = request.body;
@@ -71,7 +73,7 @@ fn spread(node: &Node<BTreeSet<u64>>, number: u64) {
         return;
     }
     for peer in node.peers() {
-        let call = node.call(peer, "gossip", &Number { number }).retry(Retry::default());
+        let call = node.call::<()>(peer, "gossip", &Number { number }).retry(Retry::default());
         node.spawn(async move { drop(call.await) });
     }
 }

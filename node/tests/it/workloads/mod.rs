@@ -2,6 +2,7 @@
 //! another order, partitions and crashes: for ten seeds, and in the long run for
 //! a hundred.
 
+mod cuts;
 mod registers;
 mod storm;
 

@@ -16,8 +16,8 @@ const NODES: usize = 5;
 const REQUESTS: i64 = 300;
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// How long it is quiet before one looks.
-const QUIET: Duration = Duration::from_secs(15);
+/// The time between the last operation and the final reads, as in the harness.
+pub(crate) const QUIET: Duration = Duration::from_secs(10);
 
 pub(crate) struct Storm {
     pub(crate) cluster: Cluster,

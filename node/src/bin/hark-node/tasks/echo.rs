@@ -28,7 +28,7 @@ struct Results {
 }
 
 /// Asks this node itself for each of the values.
-fn batch_echo(node: &Node<()>, request: Request<Values>) {
+async fn batch_echo(node: Node<()>, request: Request<Values>) {
     let Request { body: Values { values }, responder, .. } = request;
     if values.is_empty() {
         return responder.reply(&Results { results: Vec::new() });

@@ -6,18 +6,32 @@
 //! `json.dumps` writes. Of a value that is passed through, the order of the
 //! keys and the spelling of the numbers stay.
 
+mod buffered;
+mod raw;
+
+use std::cmp::Ordering;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::io;
 
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::ser::{CharEscape, Formatter, Serializer};
 use serde_json::value::RawValue;
 
-/// A JSON value that is passed through: any value, kept as text, with the order
-/// of its keys and the spelling of its numbers. As a field it cannot stand where
-/// serde has to guess the type first: not beside `flatten`, nor in an untagged
-/// enum.
+use crate::fields;
+
+/// Any JSON value, kept as text: the keys keep their order and the numbers
+/// their spelling.
+///
+/// Two values are equal if they differ in white space and in the escapes of
+/// characters alone; `1` and `1.0` differ, and so do objects whose keys are in
+/// another order. The order of `Ord` is that of the text, so that values can be
+/// keys of a map.
+///
+/// serde buffers the fields of tagged and untagged enums and of flattened
+/// structures. In such a place numbers lose their spelling (`1.50` becomes
+/// `1.5`), and a number beyond 64 bits becomes a float.
 ///
 /// ```
 /// # use hark_node::Json;
@@ -25,46 +39,89 @@ use serde_json::value::RawValue;
 /// assert_eq!(json.to_string(), r#"{"b": 1.50, "a": "\u00e9"}"#);
 /// # serde_json::Result::Ok(())
 /// ```
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize)]
 #[serde(transparent)]
 pub struct Json(Box<RawValue>);
 
 impl Json {
-    /// What a value is in JSON.
+    /// Converts a value to JSON.
     ///
     /// # Errors
-    /// What serde says, where the value has no form in JSON (a map whose keys
-    /// are no strings).
+    /// The error of serde if the value has no form in JSON (a map whose keys
+    /// are not strings).
     pub fn of(value: &impl Serialize) -> serde_json::Result<Self> {
         serde_json::value::to_raw_value(value).map(Self)
     }
 
-    /// The value as a type.
+    /// Parses the value as a type.
     ///
     /// # Errors
-    /// What serde says, where the value is not of that type.
+    /// The error of serde if the value is not of that type.
     pub fn parse<T: DeserializeOwned>(&self) -> serde_json::Result<T> {
         serde_json::from_str(self.text())
     }
 
-    /// The value as it was written.
+    /// Returns the text as it was received.
     #[must_use]
     pub fn text(&self) -> &str {
         self.0.get()
     }
 
-    /// The value as a type that borrows from it.
+    /// Parses a whole body, of which `()` takes no field.
+    pub(crate) fn parse_fields<T: DeserializeOwned>(&self) -> serde_json::Result<T> {
+        fields::parse(self.text())
+    }
+
+    /// Parses the value as a type that borrows from it.
     pub(crate) fn parse_borrowed<'a, T: Deserialize<'a>>(&'a self) -> serde_json::Result<T> {
         serde_json::from_str(self.text())
+    }
+
+    /// Returns the text in the shape of the wire, which is the same for equal
+    /// values.
+    fn shaped(&self) -> Vec<u8> {
+        let mut ascii = Vec::with_capacity(self.text().len());
+        write_text(self.text(), &mut ascii);
+        ascii
+    }
+}
+
+impl<'de> Deserialize<'de> for Json {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Box::<RawValue>::deserialize(raw::Buffered(deserializer)).map(Self)
+    }
+}
+
+impl PartialEq for Json {
+    fn eq(&self, other: &Self) -> bool {
+        self.text() == other.text() || self.shaped() == other.shaped()
+    }
+}
+
+impl Eq for Json {}
+
+impl PartialOrd for Json {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Json {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.shaped().cmp(&other.shaped())
+    }
+}
+
+impl Hash for Json {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.shaped().hash(state);
     }
 }
 
 /// The value in the shape of the wire.
 impl fmt::Display for Json {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut ascii = Vec::with_capacity(self.text().len());
-        write_text(self.text(), &mut ascii);
-        f.write_str(&String::from_utf8_lossy(&ascii))
+        f.write_str(&String::from_utf8_lossy(&self.shaped()))
     }
 }
 
@@ -214,7 +271,49 @@ fn after(text: &str, count: usize) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
+
+    fn json(text: &str) -> Json {
+        serde_json::from_str(text).unwrap()
+    }
+
+    #[test]
+    fn equality_ignores_white_space_and_escapes_alone() {
+        assert_eq!(json(r#"{"a":[1, "\u0041\/"]}"#), json(r#"{ "a" : [1,"A/"] }"#));
+        for (one, other) in [("1", "1.0"), (r#"{"a":1,"b":2}"#, r#"{"b":2,"a":1}"#), ("[]", "{}")] {
+            assert_ne!(json(one), json(other));
+        }
+        let set = BTreeSet::from([json("[1]"), json("[ 1 ]"), json("2")]);
+        assert_eq!(set.len(), 2);
+        let set = std::collections::HashSet::from([json("[1]"), json("[ 1 ]"), json("2")]);
+        assert_eq!(set.len(), 2);
+    }
+
+    #[test]
+    fn a_value_in_a_tagged_enum_keeps_its_keys() {
+        #[derive(Debug, Serialize, Deserialize)]
+        #[serde(tag = "type")]
+        enum Tagged {
+            Put { value: Json },
+        }
+        #[derive(Debug, Deserialize)]
+        struct Flat {
+            #[serde(flatten)]
+            fields: std::collections::BTreeMap<String, Json>,
+        }
+        let value = r#"{"b":[1,-2,1.5,true,null,"\u00e9\""],"a":{"c":{}}}"#;
+        let tagged: Tagged = serde_json::from_str(&format!(r#"{{"type":"Put","value":{value}}}"#)).unwrap();
+        let Tagged::Put { value: read } = &tagged;
+        assert_eq!(*read, json(value));
+        let written = serde_json::to_string(&tagged).unwrap();
+        assert_eq!(json(&written), json(&format!(r#"{{"type":"Put","value":{value}}}"#)));
+        let flat: Flat = serde_json::from_str(r#"{"x":[1],"y":18446744073709551615}"#).unwrap();
+        assert_eq!(flat.fields["y"], json("18446744073709551615"));
+        let read: Json = serde_json::from_value(serde_json::json!({"a": 1})).unwrap();
+        assert_eq!(read, json(r#"{"a":1}"#));
+    }
 
     #[track_caller]
     fn check(input: &str, expected: &str) {
