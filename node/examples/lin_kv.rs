@@ -9,21 +9,20 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use hark_node::raft::{Raft, Settings, StateMachine};
-use hark_node::{Error, ErrorCode, Node, Request};
+use hark_node::{Error, ErrorCode, Json, Node, Request};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 /// Maelstrom's clients of this workload give up after 1 s.
 const REQUEST_TIMEOUT: Duration = Duration::from_millis(900);
 
 /// The values, by the JSON of their keys.
 #[derive(Default, Serialize, Deserialize)]
-struct Store(BTreeMap<String, Value>);
+struct Store(BTreeMap<String, Json>);
 
 #[derive(Clone, Serialize, Deserialize)]
 enum Command {
-    Write { key: String, value: Value },
-    Cas { key: String, from: Value, to: Value },
+    Write { key: String, value: Json },
+    Cas { key: String, from: Json, to: Json },
 }
 
 impl StateMachine for Store {
@@ -54,25 +53,25 @@ fn missing(key: &str) -> Error {
 
 #[derive(Deserialize)]
 struct Read {
-    key: Value,
+    key: Json,
 }
 
 #[derive(Serialize)]
 struct ReadOk {
-    value: Value,
+    value: Json,
 }
 
 #[derive(Deserialize)]
 struct Write {
-    key: Value,
-    value: Value,
+    key: Json,
+    value: Json,
 }
 
 #[derive(Deserialize)]
 struct Cas {
-    key: Value,
-    from: Value,
-    to: Value,
+    key: Json,
+    from: Json,
+    to: Json,
 }
 
 pub(crate) fn program(node: &Node<()>) {

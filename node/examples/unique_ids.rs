@@ -7,16 +7,13 @@
 use std::process::ExitCode;
 
 use hark_node::{Error, Node, Request};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 #[derive(Default)]
 pub(crate) struct State {
     life: u64,
     given: u64,
 }
-
-#[derive(Deserialize)]
-struct Generate {}
 
 #[derive(Serialize)]
 struct GenerateOk {
@@ -28,7 +25,7 @@ pub(crate) fn program(node: &Node<State>) {
     node.handle("generate", generate);
 }
 
-async fn generate(node: Node<State>, _: Request<Generate>) -> Result<GenerateOk, Error> {
+async fn generate(node: Node<State>, _: Request<()>) -> Result<GenerateOk, Error> {
     let mut state = node.state();
     state.given += 1;
     Ok(GenerateOk { id: format!("{}-{:016x}-{}", node.id(), state.life, state.given) })

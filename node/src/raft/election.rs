@@ -18,11 +18,7 @@ impl<S: 'static, M: StateMachine> Raft<S, M> {
     pub(super) async fn keep_electing(&self) {
         self.reset_election();
         loop {
-            let (now, election_at) = (self.now(), self.shared.server.borrow().election_at);
-            if now < election_at {
-                self.pause(election_at - now).await;
-                continue;
-            }
+            self.shared.election.fired().await;
             self.reset_election();
             if self.shared.server.borrow().is_leader() {
                 self.check_quorum();
@@ -35,8 +31,7 @@ impl<S: 'static, M: StateMachine> Raft<S, M> {
     /// Puts the next election off by one to two times the timeout.
     fn reset_election(&self) {
         let timeout = self.shared.settings.election_timeout;
-        let election_at = self.now() + timeout + self.shared.node.core().random_part(timeout);
-        self.shared.server.borrow_mut().election_at = election_at;
+        self.shared.election.reset(self.shared.node.random_range(timeout..=timeout * 2));
     }
 
     /// Steps down if no majority was heard from for a timeout: clients of the
@@ -47,7 +42,7 @@ impl<S: 'static, M: StateMachine> Raft<S, M> {
         let Role::Leader(leadership) = &server.role else { return };
         let is_recent = |progress: &&Progress| now.saturating_sub(progress.heard_at) <= timeout;
         let heard = leadership.followers.values().filter(is_recent).count();
-        if heard + 1 < self.quorum() {
+        if heard + 1 < self.shared.node.majority() {
             tracing::info!(term = server.term(), "stepping down without a majority");
             server.step_down();
             drop(server);
@@ -81,15 +76,14 @@ impl<S: 'static, M: StateMachine> Raft<S, M> {
     async fn canvass(&self, term: u64, is_trial: bool) -> bool {
         let last = self.shared.server.borrow().log.last();
         let vote = Vote { term, is_trial, last_index: last.index, last_term: last.term };
-        let mut missing = self.quorum() - 1;
+        let mut missing = self.shared.node.majority() - 1;
         let (granted, mut votes) = mpsc::channel(self.shared.node.node_ids().len());
         for peer in self.shared.node.peers() {
-            let call =
-                self.shared.node.call(peer, VOTE, &vote).timeout(self.shared.settings.election_timeout);
+            let call = self.shared.node.call::<VoteReply>(peer, VOTE, &vote);
+            let call = call.timeout(self.shared.settings.election_timeout);
             let (raft, granted) = (self.clone(), granted.clone());
             self.shared.node.spawn(async move {
-                let reply = call.await.and_then(|reply| reply.parse::<VoteReply>());
-                match reply.and_then(|reply| raft.observe(reply.term).map(|()| reply.is_granted)) {
+                match call.await.and_then(|reply| raft.observe(reply.term).map(|()| reply.is_granted)) {
                     // The election may be over.
                     Ok(true) => drop(granted.try_send(())),
                     Ok(false) => {}

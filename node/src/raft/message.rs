@@ -67,10 +67,7 @@ pub(super) struct ProposeReply<R> {
     pub(super) outcome: Result<R, Error>,
 }
 
-/// Asks the leader up to which index a read has to be applied.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-pub(super) struct ReadIndex {}
-
+/// The index up to which a server has to have applied the log for a read.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(super) struct ReadIndexReply {
     pub(super) index: u64,

@@ -32,9 +32,6 @@
 //!     }
 //! }
 //!
-//! #[derive(Deserialize)]
-//! struct Read {}
-//!
 //! #[derive(Serialize, Deserialize)]
 //! struct Value {
 //!     value: i64,
@@ -46,7 +43,7 @@
 //!     node.handle("add", async move |_, request: Request<Add>| {
 //!         Ok(Value { value: writes.propose(request.body).await? })
 //!     });
-//!     node.handle("read", async move |_, _: Request<Read>| {
+//!     node.handle("read", async move |_, _: Request<()>| {
 //!         Ok(Value { value: raft.read(|counter| counter.value).await? })
 //!     });
 //! }
@@ -95,10 +92,7 @@ mod server;
 mod tests;
 
 use std::cell::RefCell;
-use std::future::{Future, poll_fn};
-use std::pin::pin;
 use std::rc::Rc;
-use std::task::Poll;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -108,7 +102,7 @@ use tokio::sync::Notify;
 use crate::error::Error;
 use crate::node::Node;
 use crate::request::Request;
-use crate::timers::Sleep;
+use crate::timers::Timer;
 use server::Server;
 
 /// The state that is replicated. Snapshots are its JSON.
@@ -170,6 +164,8 @@ struct Shared<S, M: StateMachine> {
     node: Node<S>,
     settings: Settings,
     server: RefCell<Server<M>>,
+    /// Fires when no leader was heard from for too long.
+    election: Timer,
     /// Wakes the tasks that wait for a change of the server.
     changed: Notify,
 }
@@ -186,8 +182,13 @@ impl<S: 'static, M: StateMachine> Raft<S, M> {
             Ok(server) => server,
             Err(error) => panic!("cannot start Raft: {error}; give the node another storage"),
         };
-        let shared =
-            Shared { node: node.clone(), settings, server: RefCell::new(server), changed: Notify::new() };
+        let shared = Shared {
+            node: node.clone(),
+            settings,
+            server: RefCell::new(server),
+            election: node.timer(settings.election_timeout),
+            changed: Notify::new(),
+        };
         let raft = Self { shared: Rc::new(shared) };
         raft.register();
         raft
@@ -207,7 +208,7 @@ impl<S: 'static, M: StateMachine> Raft<S, M> {
             raft.handle_propose(request.body).await
         });
         let raft = self.clone();
-        self.shared.node.handle(message::READ_INDEX, async move |_, _: Request<message::ReadIndex>| {
+        self.shared.node.handle(message::READ_INDEX, async move |_, _: Request<()>| {
             raft.handle_read_index().await
         });
         let raft = self.clone();
@@ -230,17 +231,13 @@ impl<S: 'static, M: StateMachine> Raft<S, M> {
         self.shared.node.now()
     }
 
-    fn quorum(&self) -> usize {
-        self.shared.node.node_ids().len() / 2 + 1
-    }
-
     fn notify(&self) {
         self.shared.changed.notify_waiters();
     }
 
-    /// Waits so long, but not beyond the end of the input.
-    fn pause(&self, wait: Duration) -> Sleep {
-        Sleep::new(Rc::clone(self.shared.node.core()), wait, false)
+    /// Waits for this time, but not after the end of the input.
+    async fn pause(&self, wait: Duration) {
+        self.shared.node.timer(wait).fired().await;
     }
 
     /// Waits until `look` finds something; `None` at the deadline.
@@ -248,23 +245,12 @@ impl<S: 'static, M: StateMachine> Raft<S, M> {
         loop {
             let changed = self.shared.changed.notified();
             let found = look(&self.shared.server.borrow());
-            if found.is_some() || self.now() >= deadline {
+            let left = deadline.saturating_sub(self.now());
+            if found.is_some() || left.is_zero() {
                 return found;
             }
-            first(changed, self.pause(deadline.saturating_sub(self.now()))).await;
+            // At the deadline it looks once more.
+            self.shared.node.timeout(left, changed).await.unwrap_or_default();
         }
     }
-}
-
-/// Waits for the first of two.
-async fn first(one: impl Future<Output = ()>, other: impl Future<Output = ()>) {
-    let (mut one, mut other) = (pin!(one), pin!(other));
-    poll_fn(|cx| {
-        if one.as_mut().poll(cx).is_ready() || other.as_mut().poll(cx).is_ready() {
-            Poll::Ready(())
-        } else {
-            Poll::Pending
-        }
-    })
-    .await;
 }

@@ -17,7 +17,7 @@ const CALL_HEARTBEATS: u32 = 3;
 
 /// A message to a follower.
 struct Outgoing {
-    call: Call,
+    call: Call<AppendReply>,
     /// The follower has everything up to here if it says that it matches.
     upto: u64,
     /// The reads that it confirms.
@@ -35,8 +35,7 @@ impl<S: 'static, M: StateMachine> Raft<S, M> {
                 Err(error) => return tracing::error!(follower, %error, "cannot replicate"),
             };
             let Outgoing { call, upto, round } = outgoing;
-            let reply = call.await.and_then(|reply| reply.parse());
-            let taken = reply.and_then(|reply| self.take_reply(follower, term, upto, round, reply));
+            let taken = call.await.and_then(|reply| self.take_reply(follower, term, upto, round, reply));
             if let Err(error) = taken {
                 tracing::debug!(follower, term, %error, "no reply");
                 self.pause(next_at.saturating_sub(self.now())).await;
@@ -68,7 +67,7 @@ impl<S: 'static, M: StateMachine> Raft<S, M> {
         Ok(Some(Outgoing { call, upto, round }))
     }
 
-    fn call(&self, follower: &str, kind: &str, body: &impl Serialize) -> Call {
+    fn call(&self, follower: &str, kind: &str, body: &impl Serialize) -> Call<AppendReply> {
         let timeout: Duration = self.shared.settings.heartbeat * CALL_HEARTBEATS;
         self.shared.node.call(follower, kind, body).timeout(timeout)
     }
@@ -103,7 +102,7 @@ impl<S: 'static, M: StateMachine> Raft<S, M> {
     /// Commits and applies what can be.
     pub(super) fn advance(&self) -> Result<(), Error> {
         let mut server = self.shared.server.borrow_mut();
-        server.advance_commit(self.quorum());
+        server.advance_commit(self.shared.node.majority());
         let applied = server.apply(self.shared.settings.snapshot_after);
         drop(server);
         self.notify();

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use super::bugs::{Bug, is_planted};
-use super::message::{PROPOSE, Propose, ProposeReply, READ_INDEX, ReadIndex, ReadIndexReply};
+use super::message::{PROPOSE, Propose, ProposeReply, READ_INDEX, ReadIndexReply};
 use super::replicated::Request;
 use super::server::{Role, Server};
 use super::{Raft, StateMachine};
@@ -89,9 +89,8 @@ impl<S: 'static, M: StateMachine> Raft<S, M> {
         if leader == self.shared.node.id() {
             return self.commit(request, deadline).await;
         }
-        let call = self.shared.node.call(leader, PROPOSE, &Propose { request });
-        let reply = call.timeout(self.attempt_timeout(deadline)).await?;
-        Ok(reply.parse::<ProposeReply<M::Reply>>()?.outcome)
+        let call = self.shared.node.call::<ProposeReply<_>>(leader, PROPOSE, &Propose { request });
+        Ok(call.timeout(self.attempt_timeout(deadline)).await?.outcome)
     }
 
     pub(super) async fn handle_propose(
@@ -138,9 +137,8 @@ impl<S: 'static, M: StateMachine> Raft<S, M> {
         if leader == self.shared.node.id() {
             return self.read_index().await;
         }
-        let call = self.shared.node.call(leader, READ_INDEX, &ReadIndex {});
-        let reply = call.timeout(self.attempt_timeout(deadline)).await?;
-        Ok(reply.parse::<ReadIndexReply>()?.index)
+        let call = self.shared.node.call::<ReadIndexReply>(leader, READ_INDEX, &());
+        Ok(call.timeout(self.attempt_timeout(deadline)).await?.index)
     }
 
     pub(super) async fn handle_read_index(&self) -> Result<ReadIndexReply, Error> {
@@ -178,7 +176,7 @@ impl<S: 'static, M: StateMachine> Raft<S, M> {
             return Ok(index);
         }
         self.notify();
-        let quorum = self.quorum();
+        let quorum = self.shared.node.majority();
         let is_confirmed = self.until(deadline, |server| match &server.role {
             Role::Leader(leadership) if server.term() == term => {
                 let confirmed = leadership.followers.values().filter(|progress| progress.confirmed >= round);

@@ -25,8 +25,6 @@ pub(super) struct Server<M: StateMachine> {
     pub(super) leader: Option<String>,
     /// When it was last heard.
     pub(super) heard_at: Duration,
-    /// When the server becomes a candidate, unless it hears from a leader.
-    pub(super) election_at: Duration,
     pub(super) commit: u64,
     applied: u64,
     pub(super) replicated: Replicated<M>,
@@ -78,7 +76,6 @@ impl<M: StateMachine> Server<M> {
             role: Role::Follower,
             leader: None,
             heard_at: Duration::ZERO,
-            election_at: Duration::ZERO,
             commit: 0,
             applied: 0,
             replicated: Replicated::default(),
@@ -153,7 +150,7 @@ impl<M: StateMachine> Server<M> {
             return refused("not the leader");
         }
         let last = self.log.last().index;
-        if last - self.commit >= UNCOMMITTED_MAX {
+        if last.saturating_sub(self.commit) >= UNCOMMITTED_MAX {
             return refused("too many requests wait to be committed");
         }
         let is_same = |entry: &Entry<_>| entry.request.as_ref().is_some_and(|other| other.is_same(&request));

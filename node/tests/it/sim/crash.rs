@@ -160,7 +160,7 @@ fn storage_outlives_a_crash_and_state_does_not() {
     }
     let mut cluster = Cluster::builder(counter).nodes(2).build();
     let client = cluster.client();
-    let mut add = |cluster: &mut Cluster, node: &str| {
+    let add = |cluster: &mut Cluster, node: &str| {
         let reply: Json = cluster.call(client, node, "add", &()).unwrap();
         reply.parse::<serde_json::Value>().map(|reply| (reply["state"].clone(), reply["stored"].clone())).unwrap()
     };
