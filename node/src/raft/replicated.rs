@@ -92,3 +92,60 @@ impl<M: StateMachine> Replicated<M> {
     }
 }
 
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Counts the commands that it has applied.
+    #[derive(Default, Serialize, Deserialize)]
+    struct Count(u64);
+
+    impl StateMachine for Count {
+        type Command = ();
+        type Reply = u64;
+
+        fn apply(&mut self, (): &()) -> Result<u64, Error> {
+            self.0 += 1;
+            Ok(self.0)
+        }
+    }
+
+    fn request(life: u64, number: u64, floor: u64) -> Request<()> {
+        Request { origin: "n1".into(), life, number, floor, command: () }
+    }
+
+    #[test]
+    fn requests_are_applied_once_in_any_order() {
+        let mut replicated = Replicated::<Count>::default();
+        for number in [2, 1, 2, 1, 3] {
+            replicated.apply(&request(1, number, 1));
+        }
+        assert_eq!(replicated.machine.0, 3);
+        assert_eq!(replicated.outcome("n1", 1, 2), Some(&Ok(1)));
+    }
+
+    #[test]
+    fn outcomes_are_forgotten_below_the_floor() {
+        let mut replicated = Replicated::<Count>::default();
+        for (number, floor) in [(1, 1), (2, 1), (3, 3), (1, 1)] {
+            replicated.apply(&request(1, number, floor));
+        }
+        assert_eq!(replicated.machine.0, 3, "a request that nobody waits for was applied again");
+        assert_eq!(replicated.outcome("n1", 1, 2), None);
+        assert_eq!(replicated.outcome("n1", 1, 3), Some(&Ok(3)));
+    }
+
+    #[test]
+    fn requests_of_a_former_life_are_ignored() {
+        let mut replicated = Replicated::<Count>::default();
+        for (life, number) in [(1, 5), (2, 1), (1, 6), (2, 2)] {
+            replicated.apply(&request(life, number, 1));
+        }
+        assert_eq!(replicated.machine.0, 3);
+        assert_eq!(replicated.outcome("n1", 1, 5), None);
+        let json = serde_json::to_string(&replicated).unwrap();
+        let again: Replicated<Count> = serde_json::from_str(&json).unwrap();
+        assert_eq!(again.outcome("n1", 2, 2), Some(&Ok(3)));
+    }
+}
