@@ -1,11 +1,10 @@
-//! What `hark-node` does a second beside a node of the crate `maelstrom-node`
-//! and beside `cat`, and what calls that time out leave behind:
+//! The throughput of `hark-node` beside a node of the crate `maelstrom-node` and
+//! beside `cat`, and the memory that remains after calls have timed out:
 //! `cargo bench -p hark-node --bench figures [-- echo|timeouts]`.
 //!
-//! The other node is the package in `benches/baseline`, which is built here when
-//! it is needed, since nothing of the workspace may depend on it. Its log is
-//! down to errors, as ours is: at its default it writes two lines for each
-//! message.
+//! The other node is the package in `benches/baseline`, which is built here, as
+//! no crate of the workspace may depend on it. Both nodes log errors alone: by
+//! default the other one writes two lines for each message.
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -43,7 +42,7 @@ fn main() {
     }
 }
 
-/// Echoes a second through stdin and stdout.
+/// Measures echoes a second through stdin and stdout.
 fn echo() {
     println!("\nechoes a second through stdin and stdout (medians of {ROUNDS} rounds in turn)");
     println!(
@@ -65,7 +64,7 @@ fn echo() {
     }
 }
 
-/// The other node. Its dependencies are fetched the first time.
+/// Builds the other node. Its dependencies are fetched the first time.
 fn build_baseline() -> PathBuf {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/baseline/Cargo.toml");
     let target = Path::new(HARK_NODE).ancestors().nth(2).unwrap().join("baseline");
@@ -79,10 +78,10 @@ fn build_baseline() -> PathBuf {
     target.join("release/baseline")
 }
 
-/// What is sent: one request a line, as Maelstrom's echo workload sends them.
+/// The requests, one a line, as Maelstrom's echo workload sends them.
 struct Lines {
     text: Vec<u8>,
-    /// Where each line ends in the text.
+    /// The end of each line in the text.
     ends: Vec<usize>,
 }
 
@@ -97,14 +96,14 @@ impl Lines {
         Self { text, ends }
     }
 
-    /// The lines from one number on to another.
+    /// Returns the lines from one number to another.
     fn range(&self, from: usize, to: usize) -> &[u8] {
         let end_of = |count: usize| count.checked_sub(1).map_or(0, |last| self.ends[last]);
         &self.text[end_of(from)..end_of(to)]
     }
 }
 
-/// Messages a second that come back with so many of them under way.
+/// Measures the answers a second with this number of requests in flight.
 fn rate(program: &Path, lines: &Lines, in_flight: Option<usize>, check: impl Fn(&[u8])) -> f64 {
     let mut node = Process::start(program);
     let mut output = Vec::with_capacity(2 * lines.text.len());
@@ -119,7 +118,7 @@ fn rate(program: &Path, lines: &Lines, in_flight: Option<usize>, check: impl Fn(
     rate
 }
 
-/// Each request has its own answer, in whatever order.
+/// Checks that each request has its own answer, in any order.
 fn check_echo(output: &[u8]) {
     let answers: Vec<Value> = serde_json::Deserializer::from_slice(output)
         .into_iter()
@@ -130,7 +129,7 @@ fn check_echo(output: &[u8]) {
     assert!(ids.iter().copied().eq(1..=answers.len() as u64), "an answer is missing or came twice");
 }
 
-/// The request that this is the right answer to.
+/// Returns the request of an answer, which has to be right.
 fn answered(answer: &Value) -> u64 {
     let body = &answer["body"];
     let id = body["in_reply_to"].as_u64().unwrap();
@@ -142,7 +141,7 @@ fn answered(answer: &Value) -> u64 {
     id
 }
 
-/// Resident memory after calls that were never answered.
+/// Measures the resident memory after calls that were never answered.
 fn timeouts() {
     const CALLS: [usize; 2] = [10_000, 1_000_000];
     println!("\nresident memory of hark-node after calls that timed out");
@@ -160,7 +159,7 @@ fn timeouts() {
     }
 }
 
-/// A node, or what takes the place of one, that was told its name.
+/// A node that has its name, or `cat` in its place.
 struct Process {
     child: Child,
     stdin: ChildStdin,
@@ -183,7 +182,7 @@ impl Process {
         process
     }
 
-    /// One line for one line.
+    /// Sends one line and reads one.
     fn ask(&mut self, line: &str) -> String {
         self.stdin.write_all(format!("{line}\n").as_bytes()).unwrap();
         let mut answer = String::new();
@@ -191,8 +190,7 @@ impl Process {
         answer
     }
 
-    /// As a peer that waits for answers: never more than so many requests are
-    /// without one.
+    /// Sends requests, of which at most this number is unanswered.
     fn keep_in_flight(&mut self, lines: &Lines, in_flight: usize, output: &mut Vec<u8>) {
         let (mut sent, mut answered) = (0, 0);
         while answered < lines.ends.len() {
@@ -203,7 +201,7 @@ impl Process {
         }
     }
 
-    /// All at once, as far as the pipes go.
+    /// Sends all requests at once, as far as the pipes allow.
     fn pipe(&mut self, lines: &Lines, output: &mut Vec<u8>) {
         thread::scope(|scope| {
             scope.spawn(|| self.stdin.write_all(&lines.text).unwrap());
@@ -214,7 +212,7 @@ impl Process {
         });
     }
 
-    /// So many calls that nobody answers, until none is open.
+    /// Lets this number of calls time out, and waits until none is open.
     fn time_out(&mut self, kind: &str, count: usize) {
         let mut requests = Vec::new();
         for id in 1..=count {
@@ -237,7 +235,7 @@ impl Process {
         }
     }
 
-    /// A line of `/proc/PID/status`, in MiB.
+    /// Returns a value of `/proc/PID/status`, in MiB.
     fn memory(&self, name: &str) -> f64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = status.lines().find(|line| line.starts_with(name)).expect("a line of that name");
@@ -253,7 +251,7 @@ impl Process {
     }
 }
 
-/// Takes what is there, waiting for something; how many lines it ends.
+/// Reads at least one byte, and returns the number of line ends.
 fn read_lines(stdout: &mut BufReader<ChildStdout>, output: &mut Vec<u8>) -> usize {
     let fresh = stdout.fill_buf().unwrap();
     assert!(!fresh.is_empty(), "the node has ended");

@@ -1,8 +1,8 @@
-//! Maelstrom's `unique-ids`: every node gives out ids that nobody gave out
-//! before, without asking anybody, and so whatever fails.
+//! Maelstrom's `unique-ids`: every node generates ids that are unique in the
+//! cluster. The nodes need no messages for it, so no fault stops them.
 //!
-//! An id is the node's name, a random number of its present life, and a count:
-//! a node that was restarted counts from the beginning, but is another one.
+//! An id is the name of the node, a random number of its present life, and a
+//! count. A node that was restarted counts from the beginning in another life.
 
 use std::process::ExitCode;
 

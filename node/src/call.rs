@@ -165,8 +165,7 @@ async fn attempt(core: &Core, dest: &str, body: &Body, timeout: Duration) -> Res
         return std::future::pending().await;
     }
     let id = core.send_call(dest, body)?;
-    let deadline = core.now().saturating_add(timeout);
-    match core.calls.call(id, Some(deadline)) {
+    match core.calls.call(id, Some(core.call_deadline(timeout))) {
         Ok(call) => call.await?,
         Err(error) => Err(Error::new(ErrorCode::Crash, error.to_string())),
     }

@@ -1,4 +1,4 @@
-//! What can go wrong with a request, in Maelstrom's terms.
+//! The errors of requests, in Maelstrom's terms.
 
 use hark_protocol::correlation::CallError;
 use serde::{Deserialize, Serialize};
@@ -8,34 +8,34 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(from = "i64", into = "i64")]
 pub enum ErrorCode {
-    /// 0: no answer came in time.
+    /// 0: no answer came in time; the request may have happened.
     Timeout,
     /// 1: there is no such node.
     NodeNotFound,
-    /// 10: the request is of a kind that the node does not know.
+    /// 10: the node does not know the type of the request.
     NotSupported,
     /// 11: the node cannot do it now.
     TemporarilyUnavailable,
-    /// 12: the request is not what its kind asks for.
+    /// 12: the request is malformed.
     MalformedRequest,
-    /// 13: the node failed, and what it has done is unknown.
+    /// 13: the node failed; the request may have happened.
     Crash,
-    /// 14: the request has been given up.
+    /// 14: the request was aborted.
     Abort,
-    /// 20: there is nothing under this key.
+    /// 20: the key does not exist.
     KeyDoesNotExist,
-    /// 21: there is something under this key.
+    /// 21: the key exists.
     KeyAlreadyExists,
-    /// 22: what the request takes for granted is not so.
+    /// 22: a precondition of the request does not hold.
     PreconditionFailed,
-    /// 30: the transaction meets another one.
+    /// 30: the transaction conflicts with another one.
     TxnConflict,
-    /// Any other code. Those from 1000 are for a program's own errors.
+    /// Any other code. Codes from 1000 are for the errors of programs.
     Other(i64),
 }
 
 impl ErrorCode {
-    /// Whether the request has certainly not happened, and will not. So it is
+    /// Returns whether the request has certainly not happened and never will:
     /// for all codes but 0, 13 and those from 1000.
     #[must_use]
     pub const fn is_definite(self) -> bool {
@@ -81,19 +81,19 @@ impl From<ErrorCode> for i64 {
     }
 }
 
-/// Why a request failed: what a handler answers, and what a call ends with.
+/// The failure of a request: the answer of a handler, and the outcome of a call.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{text} (error {})", i64::from(*code))]
 pub struct Error {
-    /// What kind of failure it is.
+    /// The kind of failure.
     pub code: ErrorCode,
-    /// What was wrong, for people.
+    /// A description for people.
     #[serde(default)]
     pub text: String,
 }
 
 impl Error {
-    /// A failure of this kind.
+    /// An error with this code and description.
     pub fn new(code: ErrorCode, text: impl Into<String>) -> Self {
         Self { code, text: text.into() }
     }
@@ -105,8 +105,8 @@ impl Error {
     }
 }
 
-/// Error 13, which claims nothing about what has happened. For a body that the
-/// client got wrong, [`Error::malformed`] makes error 12.
+/// Makes error 13, after which the request may have happened. For the malformed
+/// body of a client, [`Error::malformed`] makes error 12.
 impl From<serde_json::Error> for Error {
     fn from(error: serde_json::Error) -> Self {
         Self::new(ErrorCode::Crash, error.to_string())

@@ -9,6 +9,7 @@ extern crate self as hark_node;
 mod call;
 mod call_all;
 mod core;
+mod deadlines;
 mod error;
 mod fields;
 mod json;
@@ -27,6 +28,7 @@ mod timers;
 
 pub use call::{Backoff, CALL_TIMEOUT, Call, FromReply, RPC_TIMEOUT, Reply, Retry};
 pub use call_all::CallAll;
+pub use core::REQUEST_TIMEOUT;
 pub use error::{Error, ErrorCode};
 pub use json::Json;
 pub use kv::{Kv, UPDATE_ATTEMPTS_MAX, LIN_KV, LIN_TSO, LWW_KV, SEQ_KV, Tso};

@@ -1,5 +1,5 @@
-//! A node without input, output or a clock: lines and the time go in, lines
-//! come out. The same lines at the same times give the same output.
+//! A node without streams and clock: lines and times go in, lines come out. The
+//! same lines at the same times give the same output.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::node::{Node, Running};
 use crate::request::Responder;
 use crate::storage::Storage;
 
-/// A node that is driven by its caller. All times are since it began, and never
+/// A node that its caller drives. All times are since the node began, and never
 /// go back.
 ///
 /// ```
@@ -37,7 +37,7 @@ use crate::storage::Storage;
 /// machine.handle_line(Duration::ZERO, ask);
 /// assert_eq!((machine.pending(), machine.next_timeout()), (1, Some(Duration::from_secs(1))));
 ///
-/// // Nobody has answered for a second.
+/// // No reply has come for a second.
 /// machine.handle_timeout(Duration::from_secs(1));
 /// assert_eq!((machine.pending(), machine.next_timeout()), (0, None));
 /// let mut output = Vec::new();
@@ -93,14 +93,14 @@ impl Machine {
         Self { core, node: Box::new(node) }
     }
 
-    /// Takes one line, with or without its end, and runs what comes of it until
-    /// everything waits. Whatever the line is, the node goes on.
+    /// Handles one line, with or without its end, and runs the tasks until all
+    /// wait. A malformed line is logged, and answered if it has an id.
     pub fn handle_line(&mut self, now: Duration, line: &[u8]) {
         self.core.advance(now);
         match message::parse(line) {
             Ok(message) => self.take(&message),
             Err(malformed) => {
-                tracing::warn!(why = malformed.why, "a line is no message");
+                tracing::warn!(why = malformed.why, "malformed message");
                 if let Some(asked) = malformed.asked {
                     self.answer(&asked, &Error::new(ErrorCode::MalformedRequest, malformed.why));
                 }
@@ -109,57 +109,59 @@ impl Machine {
         self.core.tasks.run();
     }
 
-    /// Ends what is due, and runs what comes of it and what other threads have
-    /// woken.
+    /// Ends all that is due, and runs the tasks that were woken, also by other
+    /// threads.
     pub fn handle_timeout(&mut self, now: Duration) {
         self.core.advance(now);
         self.core.expire();
         self.core.tasks.run();
     }
 
-    /// There will be no more lines: open calls will not end, and what was done
-    /// again and again is not done any more. What sleeps goes on, so the node is
-    /// over when [`Self::next_timeout`] is `None`.
+    /// Ends the input: open calls never end, and repeated actions stop. Sleeping
+    /// tasks go on, so the node has ended when [`Self::next_timeout`] is `None`.
     pub fn handle_end(&mut self, now: Duration) {
         self.core.advance(now);
         self.core.end();
         self.core.tasks.run();
     }
 
-    /// When [`Self::handle_timeout`] has something to do.
+    /// Returns the time at which to call [`Self::handle_timeout`] next.
     #[must_use]
     pub fn next_timeout(&self) -> Option<Duration> {
         self.core.next_timeout()
     }
 
-    /// Moves what was sent to the end of `out`: whole lines with their ends.
+    /// Moves the output to the end of `out`: whole lines with their ends.
     pub fn take_output(&mut self, out: &mut Vec<u8>) {
         self.core.take_output(out);
     }
 
-    /// The bytes that wait to be taken.
+    /// Returns the size of the output, in bytes.
     #[must_use]
     pub fn output_bytes(&self) -> usize {
         self.core.output_bytes()
     }
 
-    /// The calls that are open, and the streams of other nodes that are read.
+    /// Returns the number of open calls, and of open streams of other nodes.
     #[must_use]
     pub fn pending(&self) -> usize {
         self.core.pending()
     }
 
-    /// The ids of what is sent from now on count up from `first`, and not from 0.
+    /// Lets the ids of messages count up from `first`, and not from 0.
     pub(crate) fn count_from(&self, first: MsgId) {
         self.core.count_from(first);
     }
 
-    /// This thread is unparked when another one wakes a task, from now on.
-    pub(crate) fn unpark_this_thread(&self) {
-        self.core.tasks.unpark(std::thread::current());
+    /// Runs `signal` on any other thread that wakes a task, from now on.
+    pub(crate) fn on_wake(&self, signal: impl FnMut() + Send + 'static) {
+        self.core.tasks.on_wake(Box::new(signal));
     }
 
     fn take(&self, message: &Message<'_>) {
+        if message.kind != "init" {
+            self.core.open();
+        }
         if let Some(id) = message.in_reply_to {
             self.core.complete(id, &message.src, outcome(message));
         } else if message.kind == "init" {
@@ -171,30 +173,31 @@ impl Machine {
 
     fn request(&self, message: &Message<'_>) {
         let responder = Responder::new(Rc::clone(&self.core), message);
-        if let Err(error) = self.hand_over(message, &responder) {
-            tracing::warn!(src = &*message.src, kind = &*message.kind, %error, "a message is refused");
+        if let Err((error, responder)) = self.hand_over(message, responder) {
+            tracing::warn!(src = &*message.src, kind = &*message.kind, %error, "request refused");
             responder.fail(&error);
         }
     }
 
-    fn hand_over(&self, message: &Message<'_>, responder: &Responder) -> Result<(), Error> {
-        self.core.name()?;
+    fn hand_over(&self, message: &Message<'_>, responder: Responder) -> Result<(), (Error, Responder)> {
+        if let Err(error) = self.core.name() {
+            return Err((error, responder));
+        }
         if self.core.tasks.is_full() {
             let text = "too many requests are under way";
-            return Err(Error::new(ErrorCode::TemporarilyUnavailable, text));
+            return Err((Error::new(ErrorCode::TemporarilyUnavailable, text), responder));
         }
-        if !self.node.take(message, responder) {
+        self.node.take(message, responder).map_err(|responder| {
             let text = format!("there is no handler for {}", message.kind);
-            return Err(Error::new(ErrorCode::NotSupported, text));
-        }
-        Ok(())
+            (Error::new(ErrorCode::NotSupported, text), responder)
+        })
     }
 
     fn init(&self, message: &Message<'_>) {
         let identity = match serde_json::from_str(message.body) {
             Ok(Init { node_id, node_ids }) => Identity { id: node_id, node_ids },
             Err(error) => {
-                tracing::warn!(%error, "init is not as it should be");
+                tracing::warn!(%error, "malformed init");
                 return Responder::new(Rc::clone(&self.core), message).fail(&Error::malformed(&error));
             }
         };
@@ -208,25 +211,25 @@ impl Machine {
         }
     }
 
-    /// Answers what could not be parsed.
+    /// Answers a line that could not be parsed.
     fn answer(&self, asked: &Asked<'_>, error: &Error) {
         let src = self.core.identity().map_or(&*asked.dest, |identity| &*identity.id);
         let body = |out: &mut Vec<u8>| message::open_body("error", error, out);
         if let Err(error) = self.core.post(src, &asked.src, Some(asked.msg_id), body) {
-            tracing::error!(%error, "an error could not be written");
+            tracing::error!(%error, "error cannot be written");
         }
     }
 }
 
-/// The program's tasks, handlers and state hold handles to the node: they end
-/// with it.
+/// Drops the tasks, handlers and state of the program, which hold handles to the
+/// node.
 impl Drop for Machine {
     fn drop(&mut self) {
         self.node.clear();
     }
 }
 
-/// What a reply says.
+/// Parses the outcome of a call from its reply.
 pub(crate) fn outcome(message: &Message<'_>) -> Outcome {
     let unknown = |error: serde_json::Error| Error::new(ErrorCode::Crash, error.to_string());
     if message.kind != "error" {

@@ -1,4 +1,4 @@
-//! Messages as lines: what a line says, and how one is written. No state.
+//! Messages as lines: parsing and writing. No state.
 //!
 //! The format is Maelstrom's
 //! (<https://github.com/jepsen-io/maelstrom/blob/main/doc/protocol.md>).
@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 use crate::error::{Error, ErrorCode};
 use crate::json::{self, Json};
 
-/// The id of a message, which a reply names.
+/// The id of a message, to which a reply refers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct MsgId(pub i64);
@@ -24,7 +24,7 @@ impl fmt::Display for MsgId {
     }
 }
 
-/// A message that came in.
+/// A parsed message.
 #[derive(Debug)]
 pub(crate) struct Message<'a> {
     pub(crate) src: Cow<'a, str>,
@@ -36,15 +36,15 @@ pub(crate) struct Message<'a> {
     pub(crate) body: &'a str,
 }
 
-/// A line that is no message.
+/// A malformed line.
 #[derive(Debug)]
 pub(crate) struct Malformed<'a> {
     pub(crate) why: String,
-    /// Who waits for an answer, and who was asked.
+    /// The request to answer, if the line has one.
     pub(crate) asked: Option<Asked<'a>>,
 }
 
-/// A request that can be answered, even if nothing else is known of it.
+/// The parts of a malformed request that its answer needs.
 #[derive(Debug)]
 pub(crate) struct Asked<'a> {
     pub(crate) src: Cow<'a, str>,
@@ -72,22 +72,22 @@ struct RawHead<'a> {
     in_reply_to: Option<&'a RawValue>,
 }
 
-/// What a line says.
+/// Parses a line.
 pub(crate) fn parse(line: &[u8]) -> Result<Message<'_>, Malformed<'_>> {
-    let nobody = |why: String| Malformed { why, asked: None };
-    let line = std::str::from_utf8(line).map_err(|error| nobody(error.to_string()))?;
-    let raw: RawMessage<'_> = object(line).map_err(|why| nobody(format!("not a message: {why}")))?;
-    let src = raw.src.and_then(string).ok_or_else(|| nobody("src is no string".into()))?;
-    // A line that is typed by hand may do without; so it goes to this node.
+    let unanswerable = |why: String| Malformed { why, asked: None };
+    let line = std::str::from_utf8(line).map_err(|error| unanswerable(error.to_string()))?;
+    let raw: RawMessage<'_> = object(line).map_err(|why| unanswerable(format!("not a message: {why}")))?;
+    let src = raw.src.and_then(string).ok_or_else(|| unanswerable("src is not a string".into()))?;
+    // A line that is typed by hand may omit it.
     let dest = raw.dest.and_then(string).unwrap_or_default();
-    let body = raw.body.ok_or_else(|| nobody("it has no body".into()))?.get();
-    let head: RawHead<'_> = object(body).map_err(|why| nobody(format!("not a body: {why}")))?;
+    let body = raw.body.ok_or_else(|| unanswerable("it has no body".into()))?.get();
+    let head: RawHead<'_> = object(body).map_err(|why| unanswerable(format!("not a body: {why}")))?;
 
     let msg_id = head.msg_id.map(integer);
     let in_reply_to = head.in_reply_to.map(integer);
     let malformed = |why: &str, src, dest| {
-        // A reply that is malformed is answered by nobody, or two nodes might
-        // never come to an end.
+        // A malformed reply is not answered, or two nodes might answer each
+        // other forever.
         let asked = match (msg_id, in_reply_to) {
             (Some(Some(msg_id)), None | Some(None)) => Some(Asked { src, dest, msg_id }),
             _ => None,
@@ -106,7 +106,7 @@ pub(crate) fn parse(line: &[u8]) -> Result<Message<'_>, Malformed<'_>> {
     Ok(Message { src, dest, kind, msg_id: msg_id.flatten(), in_reply_to: in_reply_to.flatten(), body })
 }
 
-/// An object as a structure; serde would take an array too.
+/// Parses an object as a structure; serde alone would accept an array, too.
 fn object<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, String> {
     if !text.trim_ascii_start().starts_with('{') {
         return Err("it is no object".into());
@@ -114,7 +114,7 @@ fn object<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, String> {
     serde_json::from_str(text).map_err(|error| error.to_string())
 }
 
-/// `None` where it is no string.
+/// Parses a string.
 fn string(raw: &RawValue) -> Option<Cow<'_, str>> {
     let text = raw.get();
     let inside = text.strip_prefix('"')?.strip_suffix('"')?;
@@ -124,7 +124,7 @@ fn string(raw: &RawValue) -> Option<Cow<'_, str>> {
     Some(Cow::Borrowed(inside))
 }
 
-/// `None` where it is no integer, or one beyond 64 bits.
+/// Parses an integer of at most 64 bits.
 fn integer(raw: &RawValue) -> Option<MsgId> {
     raw.get().parse().ok().map(MsgId)
 }
@@ -154,26 +154,26 @@ impl<'de> Deserialize<'de> for Fields<'de> {
     }
 }
 
-/// A body without its ids and its end: what is the same each time it is sent.
+/// A body without its ids and its end, which is the same in each attempt.
 #[derive(Debug, Clone)]
 pub(crate) struct Body(Vec<u8>);
 
 impl Body {
-    /// A body of this type with these fields: a structure, a map, or `()` for
-    /// none.
+    /// Writes a body of this type with these fields: a structure, a map, or `()`
+    /// for none.
     ///
     /// # Errors
-    /// 13, where the fields have no form in JSON or are no object.
+    /// As for [`open_body`].
     pub(crate) fn new(kind: &str, fields: &impl Serialize) -> Result<Self, Error> {
         let mut body = Vec::new();
         open_body(kind, fields, &mut body)?;
         Ok(Self(body))
     }
 
-    /// Somebody else's body, without the ids it came with.
+    /// Copies the body of another node or a client, without its ids.
     ///
     /// # Errors
-    /// 12, where it is no object with one type.
+    /// 12 if it is not an object with one type.
     pub(crate) fn forwarded(body: &Json) -> Result<Self, Error> {
         let malformed = |why: &dyn fmt::Display| {
             Error::new(ErrorCode::MalformedRequest, format!("this is no body to pass on: {why}"))
@@ -212,11 +212,12 @@ pub(crate) fn open_message(src: &str, dest: &str, out: &mut Vec<u8>) {
     out.extend_from_slice(b", \"body\": ");
 }
 
-/// Appends a body of this type with these fields, but for its end. What an
-/// error leaves behind in `out` is the caller's to remove.
+/// Appends a body of this type with these fields, but for its end. After an
+/// error the caller removes the rest in `out`.
 ///
 /// # Errors
-/// 13, where the fields have no form in JSON or are no object.
+/// 13 if the fields have no form in JSON, are not an object, or have a reserved
+/// name.
 pub(crate) fn open_body(kind: &str, fields: &impl Serialize, out: &mut Vec<u8>) -> Result<(), Error> {
     let crash =
         |why: &dyn fmt::Display| Error::new(ErrorCode::Crash, format!("cannot write a {kind}: {why}"));
@@ -224,36 +225,54 @@ pub(crate) fn open_body(kind: &str, fields: &impl Serialize, out: &mut Vec<u8>) 
     write_string(kind, out);
     out.push(b',');
     let start = out.len();
-    json::write(fields, out).map_err(|error| crash(&error))?;
+    let reserved = json::write_fields(fields, out).map_err(|error| crash(&error))?;
+    if let Some(name) = reserved {
+        return Err(crash(&format_args!("the field name {name} is reserved; choose another")));
+    }
     match out.get(start..) {
         Some(b"{}" | b"null") => out.truncate(start - 1),
         Some([b'{', .., b'}']) => {
-            // The fields go on where the type ended.
-            out.splice(start..=start, [b' ']);
+            // The fields follow the type.
+            if let Some(brace) = out.get_mut(start) {
+                *brace = b' ';
+            }
             out.pop();
         }
-        _ => return Err(crash(&"its fields are no object")),
+        Some([first, ..]) => {
+            let found = match first {
+                b'[' => "an array",
+                b'"' => "a string",
+                b't' | b'f' => "a boolean",
+                _ => "a number",
+            };
+            return Err(crash(&format_args!(
+                "its fields are {found}; a structure, a map or () is needed"
+            )));
+        }
+        _ => return Err(crash(&"its fields are missing")),
     }
     Ok(())
 }
 
 /// Appends the ids, the end of the body and the end of the message.
-pub(crate) fn close_message(in_reply_to: Option<MsgId>, msg_id: MsgId, out: &mut Vec<u8>) {
+pub(crate) fn close_message(in_reply_to: Option<MsgId>, msg_id: Option<MsgId>, out: &mut Vec<u8>) {
     if let Some(id) = in_reply_to {
         out.extend_from_slice(b", \"in_reply_to\": ");
         write_id(id, out);
     }
-    out.extend_from_slice(b", \"msg_id\": ");
-    write_id(msg_id, out);
+    if let Some(id) = msg_id {
+        out.extend_from_slice(b", \"msg_id\": ");
+        write_id(id, out);
+    }
     out.extend_from_slice(b"}}\n");
 }
 
 fn write_id(id: MsgId, out: &mut Vec<u8>) {
-    // A number has a form in JSON, and a `Vec` takes everything.
+    // A number has a form in JSON, and writing to a `Vec` never fails.
     json::write(&id, out).unwrap_or_default();
 }
 
 fn write_string(text: &str, out: &mut Vec<u8>) {
-    // A string has a form in JSON, and a `Vec` takes everything.
+    // A string has a form in JSON, and writing to a `Vec` never fails.
     json::write(text, out).unwrap_or_default();
 }

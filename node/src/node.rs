@@ -215,10 +215,11 @@ impl<S: 'static> Node<S> {
         &self.core.storage
     }
 
-    /// Sends a message that wants no answer.
+    /// Sends a message that wants no answer, and so has no `msg_id`.
     ///
     /// # Errors
-    /// 13 if the fields cannot be written; 11 before `init`.
+    /// 13 if the fields cannot be written; 11 before `init`, and if over 1 MiB
+    /// waits for the first message other than `init`.
     pub fn send(&self, dest: &str, kind: &str, fields: &impl Serialize) -> Result<(), Error> {
         self.core.send(dest, kind, fields).map(drop)
     }
@@ -330,7 +331,7 @@ impl<S: 'static> Node<S> {
             return Ok(());
         }
         let id = self.core.send_call(dest, body)?;
-        let deadline = self.core.now().saturating_add(RPC_TIMEOUT);
+        let deadline = self.core.call_deadline(RPC_TIMEOUT);
         // A panic of the callback is answered to the request that is handled now.
         let (node, responder) = (self.clone(), self.core.tasks.current());
         let callback = move |end: Result<Result<Json, Error>, _>| {
@@ -340,6 +341,22 @@ impl<S: 'static> Node<S> {
         };
         let opened = self.core.calls.call_back(id, Some(deadline), callback);
         opened.map_err(|error| Error::new(ErrorCode::Crash, error.to_string()))
+    }
+
+    /// Sets the time in which each request has to be answered, instead of
+    /// [`REQUEST_TIMEOUT`](crate::REQUEST_TIMEOUT); none with `Duration::MAX`. A
+    /// request that is still open then is answered with error 0, and a later
+    /// answer is counted and dropped: the harness has given up, and an answer to
+    /// a client that is gone makes a node mute.
+    pub fn answer_within(&self, limit: Duration) {
+        self.core.set_request_timeout(limit);
+    }
+
+    /// Returns the number of answers that came after the deadline of their
+    /// request.
+    #[must_use]
+    pub fn late_answers(&self) -> u64 {
+        self.core.late_answers()
     }
 
     /// Returns the number of open calls, with and without a callback, and of
@@ -424,8 +441,9 @@ impl<S: 'static> Node<S> {
 
 /// A node without the type of its state.
 pub(crate) trait Running {
-    /// Handles a request other than `init`. Returns whether its type is known.
-    fn take(&self, message: &Message<'_>, responder: &Responder) -> bool;
+    /// Handles a request other than `init`; gives the responder back if its type
+    /// is unknown.
+    fn take(&self, message: &Message<'_>, responder: Responder) -> Result<(), Responder>;
 
     /// Sets the node's name. Returns whether it had none.
     fn init(&self, identity: Identity) -> bool;
@@ -438,16 +456,17 @@ pub(crate) trait Running {
 }
 
 impl<S: 'static> Running for Node<S> {
-    fn take(&self, message: &Message<'_>, responder: &Responder) -> bool {
+    fn take(&self, message: &Message<'_>, responder: Responder) -> Result<(), Responder> {
         let handler = self.program.handlers.borrow().get(&*message.kind).cloned();
-        let Some(handler) = handler else { return false };
+        let Some(handler) = handler else { return Err(responder) };
         // Parsing runs code of the program, too.
         let make =
             || handler(self.clone(), message.body, responder.clone(), message.src.clone().into_owned());
         if let Some(task) = self.core.tasks.within(Some(responder.clone()), make) {
             self.core.tasks.begin(task, Some(responder.clone()));
         }
-        true
+        responder.wait_by_default();
+        Ok(())
     }
 
     fn init(&self, identity: Identity) -> bool {

@@ -1,13 +1,15 @@
-//! A request, and the one answer that it gets.
+//! A request, and its one answer.
 
 use std::cell::Cell;
 use std::fmt;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
+use std::time::Duration;
 
 use serde::Serialize;
 
 use crate::call::Reply;
 use crate::core::Core;
+use crate::deadlines::Key;
 use crate::error::{Error, ErrorCode};
 use crate::json::Json;
 use crate::message::{self, Body, MsgId};
@@ -110,48 +112,81 @@ impl<T: Serialize> IntoAnswer for Answer<T> {
 /// ```
 #[derive(Clone)]
 pub struct Responder {
-    core: Rc<Core>,
     to: Rc<Asker>,
 }
 
-struct Asker {
+/// The request behind all clones of a [`Responder`].
+pub(crate) struct Asker {
+    core: Rc<Core>,
     src: String,
-    /// As whom it is answered.
+    /// The name under which the node answers.
     dest: String,
     kind: String,
-    /// `None` where no answer is wanted.
+    /// `None` if no answer is wanted.
     msg_id: Option<MsgId>,
-    is_answered: Cell<bool>,
+    state: Cell<State>,
+    deadline: Cell<Option<Key>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Open,
+    Answered,
+    /// Answered with error 0 at its deadline.
+    TimedOut,
 }
 
 impl Responder {
     pub(crate) fn new(core: Rc<Core>, message: &message::Message<'_>) -> Self {
         let dest = core.identity().map_or(&*message.dest, |identity| &*identity.id).to_owned();
         let to = Asker {
+            core,
             src: message.src.clone().into_owned(),
             dest,
             kind: message.kind.clone().into_owned(),
             msg_id: message.msg_id,
-            is_answered: Cell::new(false),
+            state: Cell::new(State::Open),
+            deadline: Cell::default(),
         };
-        Self { core, to: Rc::new(to) }
+        Self { to: Rc::new(to) }
     }
 
-    /// Whether an answer is wanted and none was given.
+    /// Returns whether an answer is wanted and none was given.
     #[must_use]
     pub fn is_open(&self) -> bool {
-        self.to.msg_id.is_some() && !self.to.is_answered.get()
+        self.to.msg_id.is_some() && self.to.state.get() == State::Open
     }
 
-    /// What an answer names.
+    /// Returns the id that an answer names.
     pub(crate) fn msg_id(&self) -> Option<MsgId> {
         self.to.msg_id
     }
 
+    /// Sets the deadline of the answer to this time from now, or none with
+    /// `Duration::MAX`. By default it is that of
+    /// [`Node::answer_within`](crate::Node::answer_within).
+    pub fn answer_within(&self, limit: Duration) {
+        if self.is_open() {
+            let core = &self.to.core;
+            let deadline = core.now().saturating_add(limit);
+            self.to.remove_deadline();
+            let key = core.deadlines.borrow_mut().set(deadline, Rc::downgrade(&self.to));
+            self.to.deadline.set(Some(key));
+        }
+    }
+
+    /// Sets the default deadline if the request is still open after the first
+    /// run of its handler, and something is left that can answer it.
+    pub(crate) fn wait_by_default(self) {
+        if self.is_open() && self.to.deadline.get().is_none() && Rc::strong_count(&self.to) > 1 {
+            self.answer_within(self.to.core.request_timeout());
+        }
+    }
+
     /// Answers with a body of the request's type and `_ok`, with these fields:
-    /// a structure, a map, or `()` for none; `type`, `in_reply_to` and `msg_id`
-    /// are not among them. Only the first answer is sent, and none to a message
-    /// that has no `msg_id`. Fields that cannot be written become error 13.
+    /// a structure, a map, or `()` for none. The names `type`, `msg_id` and
+    /// `in_reply_to` are reserved. Only the first answer is sent, and none to a
+    /// message without `msg_id`. Fields that cannot be written become error 13.
     pub fn reply(&self, fields: &impl Serialize) {
         self.reply_as(&format!("{}_ok", self.to.kind), fields);
     }
@@ -177,12 +212,11 @@ impl Responder {
         self.answer(|out| message::open_body("error", error, out));
     }
 
-    /// Sends one of several replies, which is not the last: it leaves the
-    /// request open. Nothing is sent once it is answered, or where no answer is
-    /// wanted.
+    /// Sends one of several replies, which leaves the request open. Sends
+    /// nothing if the request is answered or wants no answer.
     ///
     /// # Errors
-    /// 13, where the fields cannot be written.
+    /// 13 if the fields cannot be written.
     pub fn reply_in_part(&self, kind: &str, fields: &impl Serialize) -> Result<(), Error> {
         if self.is_open() {
             self.post(|out| message::open_body(kind, fields, out))?;
@@ -190,27 +224,64 @@ impl Responder {
         Ok(())
     }
 
-    /// The handler has panicked.
+    /// Answers that the handler has panicked.
     pub(crate) fn crashed(&self) {
         self.fail(&Error::new(ErrorCode::Crash, format!("the handler of {} has panicked", self.to.kind)));
     }
 
+    /// Answers with error 0, as the deadline has passed.
+    fn expire(&self) {
+        tracing::warn!(src = self.to.src, kind = self.to.kind, "request not answered in time");
+        self.fail(&Error::new(ErrorCode::Timeout, "no answer was ready in time"));
+        self.to.state.set(State::TimedOut);
+    }
+
     fn answer(&self, body: impl FnOnce(&mut Vec<u8>) -> Result<(), Error>) {
+        if self.to.state.get() == State::TimedOut {
+            return self.to.core.count_late_answer(&self.to.src, &self.to.kind);
+        }
         if !self.is_open() {
             return;
         }
         let sent = self.post(body).or_else(|error| {
-            tracing::error!(kind = self.to.kind, %error, "an answer could not be written");
+            tracing::error!(kind = self.to.kind, %error, "answer cannot be written");
             self.post(|out| message::open_body("error", &error, out))
         });
         match sent {
-            Ok(_) => self.to.is_answered.set(true),
-            Err(error) => tracing::error!(%error, "an error could not be written"),
+            Ok(_) => {
+                self.to.state.set(State::Answered);
+                self.to.remove_deadline();
+            }
+            Err(error) => tracing::error!(%error, "error cannot be written"),
         }
     }
 
     fn post(&self, body: impl FnOnce(&mut Vec<u8>) -> Result<(), Error>) -> Result<MsgId, Error> {
-        self.core.post(&self.to.dest, &self.to.src, self.to.msg_id, body)
+        self.to.core.post(&self.to.dest, &self.to.src, self.to.msg_id, body)
+    }
+}
+
+impl Asker {
+    fn remove_deadline(&self) {
+        if let Some(key) = self.deadline.take() {
+            self.core.deadlines.borrow_mut().remove(&key);
+        }
+    }
+}
+
+/// A request that nothing can answer any more has no deadline.
+impl Drop for Asker {
+    fn drop(&mut self) {
+        self.remove_deadline();
+    }
+}
+
+/// Answers the requests whose deadline has passed with error 0.
+pub(crate) fn expire(core: &Core) {
+    let due = core.deadlines.borrow_mut().take_due(core.now());
+    for to in due.iter().filter_map(Weak::upgrade) {
+        to.deadline.set(None);
+        Responder { to }.expire();
     }
 }
 

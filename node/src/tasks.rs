@@ -1,8 +1,7 @@
-//! The tasks of a node, on one thread: what runs next is what was woken first,
-//! so that the same input always gives the same order.
+//! The tasks of a node, on one thread. They run in the order in which they were
+//! woken, so the same input always gives the same order.
 //!
-//! A task that panics ends alone; the request that it worked for is answered
-//! with error 13.
+//! A task that panics ends alone; its request is answered with error 13.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
@@ -12,27 +11,27 @@ use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
-use std::thread::Thread;
+use std::thread::{self, ThreadId};
 
 use crate::core::Core;
 use crate::request::Responder;
 
 pub(crate) type LocalFuture = Pin<Box<dyn Future<Output = ()>>>;
 
-/// Tasks that wait at once, at most, before requests are refused: so much a peer
-/// can cost whose requests are answered late.
+/// The maximum number of waiting tasks before requests are refused, which bounds
+/// the memory that a peer can cost.
 const TASKS_MAX: usize = 1 << 20;
 
-/// Below this many entries the tables keep their memory.
+/// The size of a table below which it keeps its memory.
 const SHRINK_ABOVE: usize = 1024;
 
-/// All tasks that wait, and whose turn it is.
+/// All tasks that wait, and the queue of those that can run.
 #[derive(Default)]
 pub(crate) struct Tasks {
     waiting: RefCell<HashMap<u64, Task>>,
     ready: Arc<Ready>,
     begun: Cell<u64>,
-    /// For which request something runs now.
+    /// The request for which code runs now.
     current: RefCell<Option<Responder>>,
     /// The task that runs now; `None` if it was aborted.
     running: Cell<Option<u64>>,
@@ -51,8 +50,8 @@ impl AbortHandle {
         Self { core, id }
     }
 
-    /// Ends the task at its present wait, and drops what it holds. Does nothing
-    /// if the task has ended.
+    /// Ends the task at its present wait, and drops its future. Does nothing if
+    /// the task has ended.
     pub fn abort(&self) {
         self.core.tasks.abort(self.id);
     }
@@ -71,7 +70,7 @@ struct Task {
 }
 
 impl Tasks {
-    /// Whether no further request should begin one.
+    /// Returns whether further requests are to be refused.
     pub(crate) fn is_full(&self) -> bool {
         self.waiting.borrow().len() >= TASKS_MAX
     }
@@ -113,7 +112,7 @@ impl Tasks {
     /// Runs tasks in the order in which they were woken, until all wait.
     pub(crate) fn run(&self) {
         while let Some(id) = self.ready.pop() {
-            // One that has ended was woken once more.
+            // A task may be woken again after its end.
             let task = self.waiting.borrow_mut().remove(&id);
             if let Some(task) = task {
                 self.poll(id, task);
@@ -132,17 +131,17 @@ impl Tasks {
         }
     }
 
-    /// The request for which something runs now.
+    /// Returns the request for which code runs now.
     pub(crate) fn current(&self) -> Option<Responder> {
         self.current.borrow().clone()
     }
 
-    /// Runs a program's code for a request; `None` where it panicked, and the
-    /// request was answered with error 13.
+    /// Runs code of the program for a request. Returns `None` if it panicked;
+    /// the request is answered with error 13 then.
     pub(crate) fn within<T>(&self, responder: Option<Responder>, code: impl FnOnce() -> T) -> Option<T> {
         let outer = self.current.replace(responder);
-        // What a panic leaves half done is the program's own state: its
-        // borrows are given back, and the other requests go on.
+        // A panic leaves only the program's own state half done: its borrows
+        // are released, and the other requests go on.
         let result = catch_unwind(AssertUnwindSafe(code));
         let responder = self.current.replace(outer);
         if result.is_err()
@@ -153,8 +152,7 @@ impl Tasks {
         result.ok()
     }
 
-    /// As [`Self::within`], for a part of a task up to its end: a panic ends
-    /// that part alone.
+    /// As [`Self::within`], for a part of a task: a panic ends that part alone.
     pub(crate) async fn alone<T>(
         &self,
         responder: Option<&Responder>,
@@ -168,10 +166,11 @@ impl Tasks {
         .await
     }
 
-    /// Who is told, from now on, that a task was woken by another thread.
-    pub(crate) fn unpark(&self, thread: Thread) {
-        // The first one stays.
-        self.ready.thread.get_or_init(|| thread);
+    /// Sets the signal for tasks that other threads than this one wake. The
+    /// first one stays.
+    pub(crate) fn on_wake(&self, signal: Box<dyn FnMut() + Send>) {
+        let own = thread::current().id();
+        self.ready.signal.get_or_init(|| Signal { own, run: Mutex::new(signal) });
     }
 
     fn shrink(&self) {
@@ -189,13 +188,20 @@ impl Tasks {
     }
 }
 
-/// Whose turn it is. Shared with wakers, which may be on other threads.
+/// The queue of tasks that can run. Wakers on other threads share it.
 #[derive(Default)]
 struct Ready {
     // A lock, since a future may be woken by another thread. Held for one
     // operation on the queue.
     queue: Mutex<VecDeque<u64>>,
-    thread: OnceLock<Thread>,
+    signal: OnceLock<Signal>,
+}
+
+/// The signal of other threads to the thread of the node.
+struct Signal {
+    own: ThreadId,
+    // A lock, since several threads may wake tasks. Held for one signal.
+    run: Mutex<Box<dyn FnMut() + Send>>,
 }
 
 impl Ready {
@@ -225,8 +231,8 @@ impl Wake for TaskWaker {
 
     fn wake_by_ref(self: &Arc<Self>) {
         self.ready.push(self.id);
-        if let Some(thread) = self.ready.thread.get() {
-            thread.unpark();
+        if let Some(signal) = self.ready.signal.get().filter(|signal| signal.own != thread::current().id()) {
+            (signal.run.lock().unwrap_or_else(PoisonError::into_inner))();
         }
     }
 }

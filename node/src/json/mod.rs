@@ -1,20 +1,22 @@
-//! JSON as it goes over the wire: values that are passed through as they were
-//! written, and output in one fixed shape.
+//! JSON on the wire: values that are passed through unchanged, and output in one
+//! fixed shape.
 //!
-//! The shape: `", "` and `": "` as separators and no other white space, ASCII
-//! alone, what is not printable as `\uXXXX` in lower case. It is what Python's
-//! `json.dumps` writes. Of a value that is passed through, the order of the
-//! keys and the spelling of the numbers stay.
+//! The shape is that of Python's `json.dumps`: `", "` and `": "` as separators
+//! and no other white space, and ASCII alone, with other characters as `\uXXXX`
+//! in lower case. A value that is passed through keeps the order of its keys and
+//! the spelling of its numbers.
 
 mod buffered;
 mod raw;
 
+use std::cell::Cell;
 use std::cmp::Ordering;
+use std::collections::HashMap;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::io;
 
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::ser::{CharEscape, Formatter, Serializer};
 use serde_json::value::RawValue;
@@ -125,29 +127,87 @@ impl fmt::Display for Json {
     }
 }
 
-/// Appends `value` to `out` in the shape of the wire. What an error leaves
-/// behind in `out` is the caller's to remove.
+/// Names of fields that the library writes.
+pub(crate) const RESERVED: [&str; 3] = ["type", "msg_id", "in_reply_to"];
+
+/// Appends `value` to `out` in the shape of the wire. After an error the caller
+/// removes the rest in `out`.
 pub(crate) fn write(value: &(impl Serialize + ?Sized), out: &mut Vec<u8>) -> serde_json::Result<()> {
-    value.serialize(&mut Serializer::with_formatter(out, Shape))
+    value.serialize(&mut Serializer::with_formatter(out, Shape::default()))
 }
 
-/// The shape of the wire, for what serde writes.
-struct Shape;
+/// As [`write`]. Returns a reserved name if the value is an object with a field
+/// of that name.
+pub(crate) fn write_fields(
+    fields: &impl Serialize,
+    out: &mut Vec<u8>,
+) -> serde_json::Result<Option<&'static str>> {
+    let reserved = Cell::new(None);
+    let shape = Shape { reserved: Some(&reserved), ..Shape::default() };
+    fields.serialize(&mut Serializer::with_formatter(out, shape))?;
+    Ok(reserved.get())
+}
 
-impl Formatter for Shape {
+/// The shape of the wire.
+#[derive(Default)]
+struct Shape<'a> {
+    /// The place for a reserved name that is a key of the outermost object.
+    reserved: Option<&'a Cell<Option<&'static str>>>,
+    /// The number of objects and arrays around the present value.
+    depth: usize,
+    /// A key of the outermost object begins.
+    is_key: bool,
+}
+
+impl Shape<'_> {
+    fn check_key(&self, key: &str) {
+        if let (Some(reserved), Some(name)) =
+            (self.reserved, RESERVED.into_iter().find(|name| *name == key))
+        {
+            reserved.set(Some(name));
+        }
+    }
+}
+
+impl Formatter for Shape<'_> {
+    fn begin_array<W: ?Sized + io::Write>(&mut self, out: &mut W) -> io::Result<()> {
+        self.depth += 1;
+        out.write_all(b"[")
+    }
+
+    fn end_array<W: ?Sized + io::Write>(&mut self, out: &mut W) -> io::Result<()> {
+        self.depth -= 1;
+        out.write_all(b"]")
+    }
+
     fn begin_array_value<W: ?Sized + io::Write>(&mut self, out: &mut W, first: bool) -> io::Result<()> {
         if first { Ok(()) } else { out.write_all(b", ") }
     }
 
+    fn begin_object<W: ?Sized + io::Write>(&mut self, out: &mut W) -> io::Result<()> {
+        self.depth += 1;
+        out.write_all(b"{")
+    }
+
+    fn end_object<W: ?Sized + io::Write>(&mut self, out: &mut W) -> io::Result<()> {
+        self.depth -= 1;
+        out.write_all(b"}")
+    }
+
     fn begin_object_key<W: ?Sized + io::Write>(&mut self, out: &mut W, first: bool) -> io::Result<()> {
+        self.is_key = self.depth == 1;
         if first { Ok(()) } else { out.write_all(b", ") }
     }
 
     fn begin_object_value<W: ?Sized + io::Write>(&mut self, out: &mut W) -> io::Result<()> {
+        self.is_key = false;
         out.write_all(b": ")
     }
 
     fn write_string_fragment<W: ?Sized + io::Write>(&mut self, out: &mut W, text: &str) -> io::Result<()> {
+        if std::mem::take(&mut self.is_key) {
+            self.check_key(text);
+        }
         write_fragment(text, out)
     }
 
@@ -156,21 +216,26 @@ impl Formatter for Shape {
         out: &mut W,
         escape: CharEscape,
     ) -> io::Result<()> {
+        self.is_key = false;
         match escape {
-            // JSON allows it, and nobody needs it.
+            // An escape that is allowed and not needed.
             CharEscape::Solidus => out.write_all(b"/"),
             escape => serde_json::ser::CompactFormatter.write_char_escape(out, escape),
         }
     }
 
     fn write_raw_fragment<W: ?Sized + io::Write>(&mut self, out: &mut W, text: &str) -> io::Result<()> {
+        if self.depth == 0 && self.reserved.is_some() {
+            let fields: Result<HashMap<String, IgnoredAny>, _> = serde_json::from_str(text);
+            fields.into_iter().flat_map(HashMap::into_keys).for_each(|key| self.check_key(&key));
+        }
         let mut ascii = Vec::with_capacity(text.len());
         write_text(text, &mut ascii);
         out.write_all(&ascii)
     }
 }
 
-/// Appends what is inside a string and needs no escape in UTF-8.
+/// Appends a part of a string that needs no escape in UTF-8.
 fn write_fragment<W: ?Sized + io::Write>(text: &str, out: &mut W) -> io::Result<()> {
     let mut rest = text;
     while let Some(position) = rest.bytes().position(|byte| byte >= 0x7f) {
@@ -210,14 +275,14 @@ fn write_text(text: &str, out: &mut Vec<u8>) {
     }
 }
 
-/// Appends a string whose opening quote was taken, with its closing one, and
-/// returns what comes after it.
+/// Appends a string up to its closing quote, after its opening one, and returns
+/// the rest of the text.
 fn write_string<'a>(text: &'a str, out: &mut Vec<u8>) -> &'a str {
     let mut rest = text;
     loop {
         let end = rest.bytes().position(|byte| matches!(byte, b'"' | b'\\')).unwrap_or(rest.len());
         let (plain, special) = rest.split_at(end);
-        // A `Vec` takes everything.
+        // Writing to a `Vec` never fails.
         write_fragment(plain, out).unwrap_or_default();
         if special.starts_with('\\') {
             rest = write_escape(special, out);
@@ -228,7 +293,7 @@ fn write_string<'a>(text: &'a str, out: &mut Vec<u8>) -> &'a str {
     }
 }
 
-/// Appends one escape, and returns what comes after it.
+/// Appends one escape, and returns the rest of the text.
 fn write_escape<'a>(text: &'a str, out: &mut Vec<u8>) -> &'a str {
     let hex = text.strip_prefix("\\u").and_then(|digits| u16::from_str_radix(digits.get(..4)?, 16).ok());
     match (hex, text.as_bytes().get(1)) {
@@ -248,7 +313,7 @@ fn write_escape<'a>(text: &'a str, out: &mut Vec<u8>) -> &'a str {
     }
 }
 
-/// Appends one unit of UTF-16. Half of a surrogate pair stays what it is.
+/// Appends one unit of UTF-16. Half of a surrogate pair stays unchanged.
 fn write_unit(unit: u16, out: &mut Vec<u8>) {
     let short = match unit {
         0x08 => b'b',
@@ -264,7 +329,7 @@ fn write_unit(unit: u16, out: &mut Vec<u8>) {
     out.extend_from_slice(&[b'\\', short]);
 }
 
-/// What comes after the first `count` bytes.
+/// Returns the text after the first `count` bytes.
 fn after(text: &str, count: usize) -> &str {
     text.get(count..).unwrap_or_default()
 }

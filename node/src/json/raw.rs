@@ -1,4 +1,4 @@
-//! How a raw value is read where serde has buffered it.
+//! Reads a raw value from a buffer of serde.
 //!
 //! serde_json passes the text of a raw value through a newtype struct of a
 //! secret name. A buffer does not know that name: it passes its content as a

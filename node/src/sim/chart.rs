@@ -6,21 +6,21 @@ use std::fmt;
 use super::journal::{Entry, Journal, Loss, Millis, Number, Record, What};
 use super::party::Party;
 
-/// So many rows a chart has unless it is told otherwise.
+/// The maximum number of rows by default.
 pub const CHART_ROWS_MAX: usize = 200;
 
-/// So many characters of a body are shown.
+/// The number of characters of a body that are shown.
 const BODY_CHARS_MAX: usize = 100;
 
 /// The narrowest column, in characters.
 const COLUMN_MIN: usize = 6;
 
-/// The last rows of a journal as a sequence chart: a column for each party that
-/// has a part in them, time downwards. To be printed.
+/// The last rows of a journal as a sequence chart, to be printed: a column for
+/// each party that takes part in them, with time downwards.
 ///
 /// A message has one row, at the time at which it arrives or is lost, with an
-/// arrow from who sends to who receives, its number, its body, and how long it
-/// was under way; one that is under way at the end of the journal has none.
+/// arrow from the sender to the receiver, its number, its body and its latency.
+/// A message that is in flight at the end of the journal has no row.
 ///
 /// ```text
 ///     time/ms  c1    n1    n2
@@ -41,14 +41,14 @@ impl<'a> Chart<'a> {
         Self { journal, rows_max: CHART_ROWS_MAX, only: BTreeSet::new() }
     }
 
-    /// So many rows, the last ones.
+    /// Shows this number of rows, the last ones.
     #[must_use]
     pub const fn last(mut self, rows: usize) -> Self {
         self.rows_max = rows;
         self
     }
 
-    /// Only the messages between these.
+    /// Shows only the messages between these parties.
     #[must_use]
     pub fn only(mut self, names: &[&str]) -> Self {
         self.only = names.iter().map(|name| (*name).to_owned()).collect();
@@ -62,7 +62,7 @@ impl<'a> Chart<'a> {
     }
 }
 
-/// What a row shows.
+/// One row.
 struct Row<'a> {
     entry: &'a Entry,
     shows: Shows<'a>,
@@ -95,9 +95,9 @@ impl<'a> Row<'a> {
     }
 }
 
-/// Where the columns are.
+/// The positions of the columns.
 struct Columns {
-    /// The first character of each.
+    /// The first character of each column.
     starts: BTreeMap<Party, usize>,
     names: Vec<Party>,
     width: usize,
@@ -121,7 +121,7 @@ impl Columns {
         names.collect::<String>().trim_end().to_owned()
     }
 
-    /// A lifeline for each party.
+    /// Returns a lifeline for each party.
     fn lifelines(&self) -> Vec<char> {
         let mut line = vec![' '; self.names.len() * self.width];
         line.iter_mut().step_by(self.width).for_each(|char| *char = '│');
@@ -149,7 +149,7 @@ impl Columns {
         };
         put(to, '│');
         put(from, '●');
-        // An arrow to oneself comes back from the right.
+        // An arrow of a party to itself returns from the right.
         put(if to > from { to - 1 } else { to + 1 }, head);
         line.into_iter().collect()
     }

@@ -1,19 +1,19 @@
-//! A test that runs for many seeds, and says which one fails.
+//! A test that runs for many seeds, and prints the one that fails.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
-/// The environment variable that names the one seed to run.
+/// The environment variable with the one seed to run.
 pub const SEED_VARIABLE: &str = "HARK_SIM_SEED";
 
-/// Runs a test for each seed in turn, up to the first that fails; for one seed
-/// alone, whichever it is, where the environment variable `HARK_SIM_SEED` names
-/// it.
+/// Runs a test for each seed in turn, up to the first that fails. If the
+/// environment variable `HARK_SIM_SEED` is set, it runs that seed alone.
 ///
-/// What fails says on stderr with which seed, and how to run just this one. A
+/// A failure prints its seed and the command to run that seed on stderr. A
 /// [`Cluster`](super::Cluster) that a panic drops prints the end of its chart.
 ///
 /// # Panics
-/// As the test does; without a seed; where `HARK_SIM_SEED` is no number.
+/// If the test panics, if there is no seed, and if `HARK_SIM_SEED` is not a
+/// number.
 pub fn check(seeds: impl IntoIterator<Item = u64>, test: impl Fn(u64)) {
     let seeds: Vec<u64> = match std::env::var(SEED_VARIABLE).ok().map(|seed| seed.parse()) {
         None => seeds.into_iter().collect(),

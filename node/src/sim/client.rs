@@ -220,6 +220,7 @@ fn line(src: &str, dest: &str, kind: &str, operation: Operation, fields: &impl S
     if let Err(error) = message::open_body(kind, fields, &mut line) {
         panic!("{error}");
     }
-    message::close_message(None, MsgId(i64::try_from(operation.0).unwrap_or(i64::MAX)), &mut line);
+    let id = MsgId(i64::try_from(operation.0).unwrap_or(i64::MAX));
+    message::close_message(None, Some(id), &mut line);
     line
 }

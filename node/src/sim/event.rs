@@ -1,5 +1,4 @@
-//! What happens to a cluster from outside, at a time or at once, and what that
-//! does to its nodes and links.
+//! Events from outside of a cluster, and their effects on nodes and links.
 
 use std::fmt;
 use std::time::Duration;
@@ -15,27 +14,27 @@ use super::party::Party;
 /// and clients (`c1`).
 #[derive(Debug, Clone)]
 pub enum Event {
-    /// The links between these groups are cut, in both directions; those of who
-    /// is in no group are not. A message is lost that is sent over a cut link,
-    /// and one that would arrive over it.
+    /// The links between these groups are cut, in both directions. A message that
+    /// is sent over a cut link, or would arrive over it, is lost.
     Partition(Vec<Vec<String>>),
-    /// The links between two parts of the nodes, at random, are cut.
+    /// The links between two random parts of the nodes are cut.
     Split,
     /// The links between this node and all others are cut.
     Isolate(String),
-    /// The links from the first to the second are cut, in this direction alone.
+    /// The links from the first group to the second are cut, in this direction
+    /// alone.
     Block(Vec<String>, Vec<String>),
-    /// No link is cut any more.
+    /// All links are healed.
     Heal,
-    /// A node ends, and its state is lost; its storage stays. Nothing, if it is
+    /// A node ends, and its state is lost; its storage stays. No effect if it is
     /// down.
     Crash(String),
-    /// A node begins anew. Nothing, if it is not down.
+    /// A node starts again. No effect if it is not down.
     Restart(String),
-    /// The network does this from now on to what is sent.
+    /// The network changes for all messages from now on.
     Network(Network),
-    /// All faults end: loss, duplication, reordering and cuts, and who is down
-    /// is restarted.
+    /// All faults end: loss, duplication, reordering and cuts, and all nodes that
+    /// are down are restarted.
     Calm,
 }
 
@@ -69,18 +68,18 @@ impl Event {
 }
 
 impl Cluster {
-    /// Plans an event for a virtual time; for now, if that is over.
+    /// Plans an event for a virtual time, or for now if that is over.
     ///
     /// # Panics
-    /// When it happens: where it names somebody who is not there.
+    /// At that time, if the event names a party that does not exist.
     pub fn at(&mut self, time: Duration, event: Event) {
         self.plan_event(time, event);
     }
 
-    /// Lets an event happen now.
+    /// Applies an event now.
     ///
     /// # Panics
-    /// Where it names somebody who is not there.
+    /// If the event names a party that does not exist.
     pub fn apply(&mut self, event: Event) {
         self.note(event.to_string());
         match event {
@@ -136,14 +135,14 @@ impl Cluster {
         }
     }
 
-    /// Who is named by a test.
+    /// Returns the party that a test names.
     fn party(&self, name: &str) -> Party {
         let party = self.named(name);
         assert!(party != Party::Unknown, "there is no {name} in this cluster");
         party
     }
 
-    #[expect(clippy::panic, reason = "a test that names nobody is wrong")]
+    #[expect(clippy::panic, reason = "a wrong name is a fault of the test")]
     pub(super) fn index(&self, name: &str) -> usize {
         match self.party(name) {
             Party::Node(index) => index,

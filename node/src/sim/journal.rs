@@ -1,5 +1,5 @@
-//! All that happened in a cluster, in order, with virtual times. It is written
-//! by the cluster alone, and only grows.
+//! The journal of a cluster: all events in order, with virtual times. Only the
+//! cluster appends to it.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,27 +10,27 @@ use super::chart::Chart;
 use super::party::Party;
 use crate::message;
 
-/// The how many-th message of a journal.
+/// The number of a message in its journal.
 pub(super) type Number = usize;
 
-/// Everything that was sent, what became of it, and what happened to the nodes.
+/// All messages with their fates, and all events of the nodes.
 ///
-/// Printed, it is one line for each, with the time in milliseconds, the number
-/// of the message, and its body where it was sent.
+/// Printed, it has one line for each, with the time in milliseconds, the number
+/// of the message, and its body when it is sent.
 pub struct Journal {
     pub(super) messages: Vec<Record>,
     pub(super) entries: Vec<Entry>,
     entries_max: usize,
 }
 
-/// A message that was sent.
+/// A sent message.
 #[derive(Debug)]
 pub(super) struct Record {
     pub(super) sent_at: Duration,
     pub(super) src: Party,
     pub(super) dest: Party,
     pub(super) kind: String,
-    /// It is a request, which wants a reply.
+    /// It wants a reply.
     pub(super) is_request: bool,
     /// The whole line.
     pub(super) line: Vec<u8>,
@@ -42,19 +42,19 @@ pub(super) struct Entry {
     pub(super) what: What,
 }
 
-/// What has happened.
+/// The event of an entry.
 #[derive(Debug)]
 pub(super) enum What {
     Sent(Number),
     Delivered(Number),
-    /// It will arrive twice.
+    /// The message will arrive twice.
     Doubled(Number),
     Lost(Number, Loss),
     /// From outside, as text.
     Event(String),
 }
 
-/// Why a message did not arrive.
+/// The reason for which a message did not arrive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Loss {
     /// By chance.
@@ -81,19 +81,18 @@ impl fmt::Display for Loss {
     }
 }
 
-/// How many messages there were, as sent in a span of time, and what became of
-/// them.
+/// The number of messages in a span of time, and of their fates.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Stats {
     /// Requests of clients.
     pub operations: u64,
-    /// Messages between nodes: sent, once each.
+    /// Messages between nodes, each counted once when it is sent.
     pub between_nodes: u64,
     /// Messages between nodes and services.
     pub with_services: u64,
     /// The messages between nodes, by type.
     pub kinds: BTreeMap<String, u64>,
-    /// All deliveries, also those to clients, of `init`, and second ones.
+    /// All deliveries, including those to clients, of `init`, and second ones.
     pub delivered: u64,
     /// All messages that will arrive twice.
     pub doubled: u64,
@@ -102,14 +101,15 @@ pub struct Stats {
 }
 
 impl Stats {
-    /// Messages between nodes for each request of a client; 0 without any.
+    /// Returns the number of messages between nodes for each request of a client;
+    /// 0 if there was none.
     #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "a journal has fewer than 2^53 messages")]
     pub fn per_operation(&self) -> f64 {
         if self.operations == 0 { 0.0 } else { self.between_nodes as f64 / self.operations as f64 }
     }
 
-    /// The losses for this reason.
+    /// Returns the number of losses for this reason.
     #[must_use]
     pub fn lost(&self, why: Loss) -> u64 {
         self.lost.get(&why).copied().unwrap_or_default()
@@ -136,7 +136,7 @@ impl Journal {
         Self { messages: Vec::new(), entries: Vec::new(), entries_max }
     }
 
-    /// Counts what happened in a span of time, or `..` in all.
+    /// Counts the events in a span of time, or all with `..`.
     #[must_use]
     pub fn stats(&self, span: impl RangeBounds<Duration>) -> Stats {
         let mut stats = Stats::default();
@@ -156,8 +156,8 @@ impl Journal {
         stats
     }
 
-    /// The journal as a sequence chart: a column for each party, a row for each
-    /// message.
+    /// Returns the journal as a sequence chart: a column for each party, a row for
+    /// each message.
     #[must_use]
     pub const fn chart(&self) -> Chart<'_> {
         Chart::new(self)
@@ -182,7 +182,7 @@ impl Journal {
 }
 
 impl Record {
-    /// The body, as it was sent.
+    /// Returns the body.
     pub(super) fn body(&self) -> &str {
         message::parse(&self.line).map_or("", |message| message.body)
     }
@@ -209,7 +209,7 @@ impl fmt::Display for Journal {
     }
 }
 
-/// A time in milliseconds; the precision is the number of its decimals, up to 6.
+/// A time in milliseconds; the precision is the number of decimals, up to 6.
 pub(super) struct Millis(pub(super) Duration);
 
 impl fmt::Display for Millis {

@@ -1,10 +1,10 @@
 //! A cluster in a test: the nodes of one program, in one process, over a
 //! simulated network, by virtual time and a seed.
 //!
-//! Nothing here reads a clock, waits, or draws a number that the seed does not
-//! give, so the same seed gives the same journal, byte for byte, and a failure
-//! that was seen once can be seen again. (It is for the program to do the same:
-//! what it sends must not depend on the order of a `HashMap`.)
+//! The cluster reads no clock and waits for nothing, and all its random numbers
+//! come from the seed. So the same seed gives the same journal, byte for byte,
+//! and a failure can be reproduced. (The program has to do the same: its messages
+//! must not depend on the order of a `HashMap`.)
 //!
 //! ```
 //! use std::time::Duration;
@@ -29,7 +29,7 @@
 //!     let reply: Echo = cluster.call(client, "n2", "echo", &hello).unwrap();
 //!     assert_eq!(reply.echo, "hello");
 //!
-//!     // Nobody answers for a node that is down.
+//!     // A node that is down does not answer.
 //!     cluster.apply(Event::crash("n2"));
 //!     cluster.at(cluster.now() + Duration::from_secs(10), Event::restart("n2"));
 //!     let reply: Result<Echo, Error> = cluster.call(client, "n2", "echo", &hello);
@@ -38,15 +38,15 @@
 //! ```
 //!
 //! # Finding a bug
-//! Here two versions of a counter keep their sum in `lin-kv`. One of them may
-//! overwrite what another node has added between its `read` and its `write`.
-//! That takes bad luck, which one run may not have, and a hundred seeds do:
+//! Here are two versions of a counter that keeps its sum in `lin-kv`. The first
+//! one may overwrite an increment of another node between its `read` and its
+//! `write`. One run may miss that; a hundred seeds find it:
 //!
 //! ```
 //! use std::time::Duration;
 //!
 //! use hark_node::sim::{self, Cluster};
-//! use hark_node::{Error, ErrorCode, Json, Node, Request};
+//! use hark_node::{Node, Request};
 //! use serde::{Deserialize, Serialize};
 //!
 //! #[derive(Serialize, Deserialize)]
@@ -62,20 +62,14 @@
 //!     });
 //! }
 //!
-//! fn mended(node: &Node<()>) {
+//! fn fixed(node: &Node<()>) {
 //!     node.handle("add", async |node, request: Request<Value>| {
-//!         let kv = node.lin_kv();
-//!         loop {
-//!             let sum: u64 = kv.find("sum").await?.unwrap_or_default();
-//!             match kv.cas_or_create("sum", sum, sum + request.body.value).await {
-//!                 Err(error) if error.code == ErrorCode::PreconditionFailed => {}
-//!                 end => return end,
-//!             }
-//!         }
+//!         let add = |sum: Option<u64>| Ok(sum.unwrap_or_default() + request.body.value);
+//!         node.lin_kv().update("sum", add).await.map(drop)
 //!     });
 //! }
 //!
-//! /// What three nodes make of 1 + 1 + 1, asked within 100 ms.
+//! /// Returns the sum of 1 + 1 + 1, added by three nodes within 100 ms.
 //! fn sum(program: fn(&Node<()>), seed: u64) -> (u64, Cluster) {
 //!     let mut cluster = Cluster::builder(program).nodes(3).seed(seed).build();
 //!     let client = cluster.client();
@@ -86,28 +80,28 @@
 //!         added.push(cluster.send(client, &node, "add", &Value { value: 1 }));
 //!     }
 //!     for operation in added {
-//!         cluster.wait::<Json>(operation).unwrap();
+//!         cluster.wait::<()>(operation).unwrap();
 //!     }
 //!     let key = serde_json::json!({"key": "sum"});
 //!     let sum: Value = cluster.call(client, "lin-kv", "read", &key).unwrap();
 //!     (sum.value, cluster)
 //! }
 //!
-//! // The simulator finds it, and not with every seed.
+//! // The simulation finds it, and not with every seed.
 //! let wrong = (0..100).filter(|seed| sum(with_bug, *seed).0 != 3).count();
 //! assert!((1..100).contains(&wrong), "{wrong} of 100 seeds");
 //!
-//! // The mended version passes them all.
+//! // The fixed version passes them all.
 //! sim::check(0..100, |seed| {
-//!     let (sum, _cluster) = sum(mended, seed);
+//!     let (sum, _cluster) = sum(fixed, seed);
 //!     assert_eq!(sum, 3);
 //! });
 //! ```
 //!
-//! With the bug, the last four lines fail, and say why: they print the seed, the
-//! command that runs this seed alone, and the end of the cluster's [`Chart`].
-//! This is of seed 2, and `chart().only(&["n1", "n2", "lin-kv"])`: both nodes
-//! read before the other has written.
+//! With the bug, the last four lines fail: they print the seed, the command that
+//! runs this seed alone, and the end of the [`Chart`] of the cluster. This is
+//! such a chart, with `only(&["n1", "n2", "lin-kv"])`: each node reads before the
+//! other has written.
 //!
 //! ```text
 //!     time/ms  n1      n2      lin-kv
@@ -121,32 +115,45 @@
 //!      81.252  │◀──────┼───────●        #14 {"type": "write_ok", "in_reply_to": 2, "msg_id": 2} (9.874 ms)
 //! ```
 //!
-//! # What goes over the network
-//! Everything, with a [`Latency`] of its own: messages between nodes, requests
-//! of clients and replies to them, and what goes to and from the services
-//! `lin-kv`, `seq-kv`, `lww-kv` and `lin-tso`. Loss, duplication and reordering
-//! concern messages between nodes alone, unless [`Reach`] says more: a client's
-//! request that was lost says nothing about the program. A partition concerns
-//! whom it names, services and clients too. What a node sends to itself only
-//! takes its time. Unless it is told otherwise the network is kind: it takes
-//! from 1 to 10 ms, and keeps each link's order.
+//! # The network
+//! All messages cross the network, each with a [`Latency`] of its own: between
+//! nodes, between clients and nodes, and to and from the services `lin-kv`,
+//! `seq-kv`, `lww-kv` and `lin-tso`. Loss, duplication and reordering apply to
+//! messages between nodes alone, unless [`Reach`] says more: a lost request of a
+//! client says nothing about the program. A partition applies to the parties
+//! that it names, also services and clients. A message of a node to itself only
+//! takes its time. By default the network is kind: it takes from 1 to 10 ms and
+//! keeps the order of each link.
+//!
+//! # As harsh as the harness
+//! - Nodes start one after the other in the first [`STAGGER`], `n1` last, and
+//!   each gets `init` when it starts. The services start with the last node.
+//! - A client has one request open on a connection. If no reply comes within 5 s
+//!   it gives up, and its connection is closed and removed.
+//! - A node that sends a message to a destination that does not exist is mute
+//!   from then on: a closed client, a node or service that has not started, a
+//!   wrong name. This fails the test with the reason, unless
+//!   [`Builder::allow_mute`] lets it go on.
+//! - `seq-kv` gives stale reads, also after a write of the value that was there.
+//!   `lww-kv` ignores `create_if_not_exists`. An unknown request to a service is
+//!   not answered.
 //!
 //! # Crash and restart
 //! A node that crashes loses its state, its open calls and its timers, between
-//! two messages that it handles, never within one. What it has put in its
-//! [`Storage`](crate::Storage) stays. What it has sent before is
-//! under way and arrives; what arrives while it is down is lost. When it is
-//! restarted, the program is set up anew and gets `init` before anything else.
+//! two messages that it handles, never within one. Its
+//! [`Storage`](crate::Storage) stays. The messages that it has sent before still
+//! arrive; messages that arrive while it is down are lost. When it is restarted,
+//! the program is set up again, and `init` is its first message.
 //!
-//! A reply to its former life may come then. So that it cannot be taken for the
-//! reply to another call, the `msg_id`s of each further life begin at a multiple
-//! of 1,000,000,000, and not at 0 again: the node gets such a reply, counts it as
-//! late ([`Node::late_replies`](crate::Node::late_replies)), and that is all.
+//! A reply to its former life may come then. The `msg_id`s of each further life
+//! begin at a multiple of 1,000,000,000, so that such a reply belongs to no call
+//! of the new life: the node counts it as late
+//! ([`Node::late_replies`](crate::Node::late_replies)) and drops it.
 //!
 //! # Bounds
-//! A test ends: a cluster panics with a reason beyond [`EVENTS_MAX`],
-//! [`TIME_MAX`] or [`JOURNAL_MAX`], unless its builder was told other bounds. Only
-//! a program that never waits for anything is not stopped.
+//! Every test ends: a cluster panics with a reason beyond [`EVENTS_MAX`],
+//! [`TIME_MAX`] or [`JOURNAL_MAX`], or the bounds of its builder. Only a program
+//! that never waits is not stopped.
 
 mod builder;
 mod chart;

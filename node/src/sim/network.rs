@@ -1,6 +1,5 @@
-//! What becomes of a message between two parties: when it arrives, how often,
-//! or that it does not. It knows no message, and who is down is not its
-//! business.
+//! The fate of a message between two parties: the time of its arrival, a second
+//! arrival, or its loss. It knows no messages, and not which nodes are down.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -10,14 +9,14 @@ use rand::{RngExt as _, SeedableRng as _};
 
 use super::party::Party;
 
-/// How long messages are under way.
+/// The time that messages are in flight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Latency {
     /// Always the same.
     Constant(Duration),
-    /// Between these two, each as likely.
+    /// Uniformly distributed between these two.
     Uniform(Duration, Duration),
-    /// Exponentially distributed with this mean, up to 20 times as long.
+    /// Exponentially distributed with this mean, at most 20 times the mean.
     Exponential(Duration),
 }
 
@@ -37,32 +36,32 @@ impl Latency {
     }
 }
 
-/// Whom loss, duplication and reordering concern.
+/// The links to which loss, duplication and reordering apply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Reach {
-    /// Messages between nodes.
+    /// Links between nodes.
     Nodes,
-    /// And those between nodes and services.
+    /// Also links between nodes and services.
     Services,
-    /// And those between nodes and clients.
+    /// Also links to clients.
     Everyone,
 }
 
-/// What the network does to messages.
+/// The properties of the network.
 #[derive(Debug, Clone, Copy)]
 pub struct Network {
-    /// How long each is under way; 1 to 10 ms unless told otherwise.
+    /// The latency of each message, 1 to 10 ms by default.
     pub latency: Latency,
-    /// The part that is lost, from 0 to 1; 0 unless told otherwise.
+    /// The part of messages that is lost, from 0 to 1; 0 by default.
     pub loss: f64,
-    /// The part that arrives twice, from 0 to 1, each time with a latency of
-    /// its own; 0 unless told otherwise.
+    /// The part that arrives twice, from 0 to 1, each time with a latency of its
+    /// own; 0 by default.
     pub duplication: f64,
-    /// The part that does not keep its link's order, from 0 to 1; 0 unless told
-    /// otherwise. Such a message takes one to three times its latency, waits for
-    /// none, and holds none up. All others arrive in the order of sending.
+    /// The part that leaves the order of its link, from 0 to 1; 0 by default.
+    /// Such a message takes one to three times its latency, waits for no other
+    /// message and delays none. All others arrive in the order of sending.
     pub reordering: f64,
-    /// Whom the three concern; nodes, unless told otherwise.
+    /// The links to which these three apply, those between nodes by default.
     pub reach: Reach,
 }
 
@@ -79,7 +78,7 @@ impl Default for Network {
 }
 
 impl Network {
-    /// The same latency, without faults.
+    /// Returns the same network without loss, duplication and reordering.
     #[must_use]
     pub fn without_faults(self) -> Self {
         Self { latency: self.latency, ..Self::default() }
@@ -105,14 +104,14 @@ impl Network {
     }
 }
 
-/// What becomes of a message.
+/// The fate of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fate {
     Lost,
     Cut,
     Arrives {
         at: Duration,
-        /// When it arrives once more.
+        /// The time of a second arrival.
         again_at: Option<Duration>,
     },
 }
@@ -123,7 +122,7 @@ type Link = (Party, Party);
 pub(super) struct Links {
     pub(super) network: Network,
     cut: BTreeSet<Link>,
-    /// When the last message that keeps the order arrives.
+    /// The arrival of the last message in order on each link.
     last: BTreeMap<Link, Duration>,
     random: SmallRng,
 }

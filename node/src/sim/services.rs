@@ -130,7 +130,7 @@ impl Services {
         if message.msg_id.is_some() {
             message::open_message(&message.dest, &message.src, out);
             message::open_body(kind, fields, out)?;
-            message::close_message(message.msg_id, MsgId(self.sent), out);
+            message::close_message(message.msg_id, Some(MsgId(self.sent)), out);
             self.sent += 1;
         }
         Ok(())

@@ -1,5 +1,5 @@
-//! A bidirectional stream while it lasts: one task that owns the service's
-//! state, takes its messages one after the other, and answers each.
+//! An open bidirectional stream: one task owns the state of the service, takes
+//! its messages one after the other, and answers each.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -18,36 +18,35 @@ use crate::node::Node;
 use crate::tasks::LocalFuture;
 use crate::timers::Sleep;
 
-/// The state of one bidirectional stream, and what its service does with it.
-///
-/// It is dropped when the stream ends, in whatever way.
+/// The state of one bidirectional stream, with the handlers of its service. It
+/// is dropped when the stream ends for any reason.
 pub trait Bidi<S>: 'static {
-    /// What the client sends.
+    /// The messages of the client.
     type In: DeserializeOwned;
-    /// What it is answered.
+    /// The answers to them.
     type Out: Serialize;
 
-    /// Answers a message; an error goes to the client, and the stream goes on.
-    /// The next message of this stream waits until this one is answered; what
-    /// others send does not.
+    /// Answers a message. An error is sent to the client, and the stream goes on.
+    /// The next message of this stream waits until this one is answered; other
+    /// streams do not.
     fn receive(
         &mut self,
         node: &Node<S>,
         message: Self::In,
     ) -> impl Future<Output = Result<Self::Out, Error>>;
 
-    /// The client has closed the stream, and all its messages are answered. An
-    /// error is sent in place of the end. A stream that was idle for too long
-    /// is dropped without this.
+    /// Runs when the client has closed the stream and all its messages are
+    /// answered. An error is sent in place of the end. A stream that was idle for
+    /// too long is dropped without this.
     fn close(&mut self, _: &Node<S>) -> impl Future<Output = Result<(), Error>> {
         std::future::ready(Ok(()))
     }
 }
 
-/// A stream whose service is ready, and waits for the first message.
+/// A stream that is ready for its first message.
 pub(super) type Conversation = Box<dyn FnOnce(Entry, Receiver<Sent>) -> LocalFuture>;
 
-/// Owns a stream from its opening to its end.
+/// Runs a stream from its opening to its end.
 pub(super) async fn run<S: 'static, B: Bidi<S>>(
     node: Node<S>,
     mut service: B,
@@ -80,7 +79,7 @@ pub(super) async fn run<S: 'static, B: Bidi<S>>(
     }
 }
 
-/// The next message; `None` where none comes any more.
+/// Returns the next message; `None` if no more can come.
 async fn next<S: 'static>(node: &Node<S>, input: &mut Receiver<Sent>) -> Option<Sent> {
     let mut idle = pin!(Sleep::new(Rc::clone(node.core()), IDLE_MAX, false));
     poll_fn(|cx| match input.poll_recv(cx) {
@@ -90,7 +89,7 @@ async fn next<S: 'static>(node: &Node<S>, input: &mut Receiver<Sent>) -> Option<
     .await
 }
 
-/// Answers what waited for a service that has panicked.
+/// Answers the messages that waited for a service that has panicked.
 fn abort(entry: &Entry, mut input: Receiver<Sent>) {
     let error = Error::new(ErrorCode::Abort, "the stream has ended: its service has panicked");
     while let Ok(sent) = input.try_recv() {

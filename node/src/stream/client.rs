@@ -1,4 +1,4 @@
-//! Streams of another node, as their client sees them.
+//! Streams of another node, from the side of their client.
 
 use std::cell::Cell;
 use std::future::{Future as _, poll_fn};
@@ -21,12 +21,12 @@ use crate::node::Node;
 use crate::timers::Sleep;
 
 impl<S: 'static> Node<S> {
-    /// Sends the request for a server stream, whose items are of the type `T`.
-    /// Whether it is served shows with the first of them.
+    /// Sends the request for a server stream with items of type `T`. A refusal
+    /// comes in place of the first item.
     ///
     /// # Errors
-    /// 11 before `init`, and with too many calls open; 13, where the request
-    /// cannot be written. After the end of the input it yields nothing any more.
+    /// 11 before `init`, and if too many calls are open; 13 if the request cannot
+    /// be written. After the end of the input it stays pending.
     pub async fn open_stream<T: DeserializeOwned>(
         &self,
         dest: &str,
@@ -37,7 +37,7 @@ impl<S: 'static> Node<S> {
         let open = Open { service: service.to_owned(), method: method.to_owned(), request: Some(request) };
         let body = Body::new(wire::SERVER_STREAM, &open)?;
         if self.core().has_ended() {
-            // Nobody could answer.
+            // No reply can come any more.
             return std::future::pending().await;
         }
         let id = self.core().send_call(dest, &body)?;
@@ -47,9 +47,9 @@ impl<S: 'static> Node<S> {
         Ok(ServerStream { core, dest, id, inbox, timeout: CALL_TIMEOUT, is_cancelled, item: PhantomData })
     }
 
-    /// Opens a bidirectional stream, on which messages of the type `I` are
-    /// answered by some of the type `O`. One whose opening is given up or not
-    /// answered in time stays with the other node until it was idle for too long.
+    /// Opens a bidirectional stream, on which messages of type `I` are answered
+    /// by messages of type `O`. If the opening times out or is dropped, the stream
+    /// may stay open at the other node until it was idle for too long.
     ///
     /// # Errors
     /// As for a [`Call`].
@@ -68,7 +68,7 @@ impl<S: 'static> Node<S> {
 }
 
 /// A server stream of another node. Dropping it cancels it and leaves nothing
-/// behind: what is still under way is counted as late.
+/// behind: items that are still in flight count as late replies.
 pub struct ServerStream<T> {
     core: Rc<Core>,
     dest: String,
@@ -80,25 +80,24 @@ pub struct ServerStream<T> {
 }
 
 impl<T: DeserializeOwned> ServerStream<T> {
-    /// Waits so long for each item, and not 1 s.
+    /// Sets the time that each item may take, 1 s by default.
     #[must_use]
     pub const fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// The next item; `None`, and so again and again, after the last one.
-    /// Items come in their order and once, whatever the network does; what is
-    /// lost on it is a timeout. Cancel-safe.
+    /// Returns the next item, and always `None` after the last one. Items come in
+    /// their order and once, even if the network reorders or doubles them; a lost
+    /// item is a timeout. Cancel-safe.
     ///
     /// # Errors
-    /// 0, where nothing came in time: the stream goes on, and may be asked
-    /// again. 13, where an item is not a `T`: it is left out, and the stream
-    /// goes on. What the other node has replied; 14, where the stream ended
-    /// with another status than `OK`; 11, where more than
-    /// [`ITEMS_MAX`](super::ITEMS_MAX) items were not taken: the stream is over,
-    /// and says so again and again. After the end of the input it yields
-    /// nothing any more.
+    /// 0 if no item came in time: the stream goes on. 13 if an item is not a `T`:
+    /// it is skipped, and the stream goes on. After any other error the stream
+    /// has ended, and repeats it: the error that the other node has replied; 14
+    /// if the stream ended with another status than `OK`; 11 if more than
+    /// [`ITEMS_MAX`](super::ITEMS_MAX) items were waiting. After the end of the
+    /// input it stays pending.
     pub async fn next(&mut self) -> Result<Option<T>, Error> {
         let Some(item) = self.within_timeout(|cx| self.inbox.poll_next(cx)).await? else {
             return Ok(None);
@@ -108,11 +107,11 @@ impl<T: DeserializeOwned> ServerStream<T> {
     }
 
     /// Cancels the stream and waits for its end, which may have crossed the
-    /// cancel. Items that were not taken are dropped.
+    /// cancel. Waiting items are dropped.
     ///
     /// # Errors
-    /// 0, where no end came in time; what the other node has replied in place
-    /// of an end.
+    /// 0 if no end came in time; the error that the other node has replied in
+    /// place of an end.
     pub async fn cancel(self) -> Result<End, Error> {
         self.send_cancel();
         self.within_timeout(|cx| self.inbox.poll_end(cx)).await
@@ -140,7 +139,7 @@ impl<T> ServerStream<T> {
             return;
         }
         if let Err(error) = self.core.send(&self.dest, wire::CANCEL, &Cancel { request_id: self.id }) {
-            tracing::error!(%error, "a cancel could not be written");
+            tracing::error!(%error, "cancel cannot be written");
         }
     }
 }
@@ -152,8 +151,8 @@ impl<T> Drop for ServerStream<T> {
     }
 }
 
-/// A bidirectional stream of another node. Dropping it closes it: the close is
-/// sent, and its answer awaited by nobody.
+/// A bidirectional stream of another node. Dropping it sends the close, and does
+/// not wait for its answer.
 pub struct BidiStream<I, O> {
     core: Rc<Core>,
     dest: String,
@@ -164,24 +163,24 @@ pub struct BidiStream<I, O> {
 }
 
 impl<I: Serialize, O: DeserializeOwned + 'static> BidiStream<I, O> {
-    /// Waits so long for each answer, and not 1 s.
+    /// Sets the time that each answer may take, 1 s by default.
     #[must_use]
     pub const fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// The name that the other node gave the stream.
+    /// Returns the name that the other node gave the stream.
     #[must_use]
     pub fn id(&self) -> &str {
         &self.stream_id
     }
 
-    /// Sends a message and waits for its answer. One at a time, so messages
-    /// arrive in their order.
+    /// Sends a message and waits for its answer. Messages are sent one at a time,
+    /// so they arrive in order.
     ///
     /// # Errors
-    /// As for a [`Call`]. After error 0 and 13 it is unknown whether the message
+    /// As for a [`Call`]. After error 0 or 13 it is unknown whether the message
     /// has arrived.
     pub async fn send(&mut self, message: &I) -> Result<O, Error> {
         let send = Send { stream_id: self.stream_id.clone(), data: message };
@@ -214,13 +213,13 @@ impl<I, O> Drop for BidiStream<I, O> {
         if !self.is_open || self.core.has_ended() {
             return;
         }
-        let deadline = self.core.now().saturating_add(RPC_TIMEOUT);
+        let deadline = self.core.call_deadline(RPC_TIMEOUT);
         let sent = self.closing().and_then(|body| self.core.send_call(&self.dest, &body));
         let closed = sent.map(|id| self.core.calls.call_back(id, Some(deadline), |_| ()));
         match closed {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::error!(%error, "the close of a stream is not awaited"),
-            Err(error) => tracing::warn!(%error, "a stream could not be closed"),
+            Ok(Err(error)) => tracing::error!(%error, "stream close not awaited"),
+            Err(error) => tracing::warn!(%error, "stream cannot be closed"),
         }
     }
 }

@@ -1,16 +1,16 @@
-//! A message as bytes, for those who carry it over a byte stream: gRPC's
-//! length-prefixed message. It knows nothing of what the message says.
+//! gRPC's length-prefixed message, for byte streams. It does not read the
+//! message.
 //!
-//! | bytes | what |
+//! | bytes | content |
 //! | --- | --- |
-//! | 0 | flag: 1 where the message is compressed, else 0 |
+//! | 0 | flag: 1 if the message is compressed, else 0 |
 //! | 1–4 | length of the message, u32 big endian |
 //! | 5– | the message |
 //!
 //! Source: "gRPC over HTTP2", `Length-Prefixed-Message`
 //! (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md#requests>).
-//! How a message is compressed is agreed on elsewhere (there by a header), so
-//! the flag is carried and the message left as it is.
+//! The peers agree on the compression elsewhere (in gRPC by a header), so the
+//! flag is carried and the message left unchanged.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tokio_util::codec::{Decoder, Encoder};
@@ -18,8 +18,8 @@ use tokio_util::codec::{Decoder, Encoder};
 /// The flag and the length, in bytes.
 pub const HEADER_BYTES: usize = 5;
 
-/// The longest message that is taken unless told otherwise, in bytes, as in
-/// the implementations of gRPC.
+/// The maximum size of a message by default, in bytes, as in the implementations
+/// of gRPC.
 pub const MESSAGE_BYTES_MAX_DEFAULT: usize = 4 * 1024 * 1024;
 
 /// A message and its flag.
@@ -27,7 +27,7 @@ pub const MESSAGE_BYTES_MAX_DEFAULT: usize = 4 * 1024 * 1024;
 pub struct Frame {
     /// The message is compressed.
     pub is_compressed: bool,
-    /// The message as it was sent, still compressed where it is.
+    /// The message, compressed if the flag is set.
     pub message: Bytes,
 }
 
@@ -37,19 +37,19 @@ pub struct FrameCodec {
     message_bytes_max: usize,
 }
 
-/// The bytes are no frames, and nothing can be read after them; or the message
-/// does not fit in a frame.
+/// A malformed frame, after which no frame can be read, or a message that does
+/// not fit in a frame.
 #[derive(Debug, thiserror::Error)]
 pub enum FrameError {
     /// The flag is neither 0 nor 1.
     #[error("the flag of a frame is 0 or 1, and not {0}")]
     UnknownFlag(u8),
-    /// The length says more than the longest message.
+    /// The message exceeds the maximum.
     #[error("a message of {bytes} bytes is over the longest of {bytes_max}")]
     TooLong {
-        /// What the length says.
+        /// The size of the message.
         bytes: usize,
-        /// The longest message that is taken.
+        /// The maximum.
         bytes_max: usize,
     },
     /// Reading or writing the stream failed.
@@ -58,7 +58,7 @@ pub enum FrameError {
 }
 
 impl FrameCodec {
-    /// A codec for messages of up to so many bytes.
+    /// A codec for messages up to this size.
     #[must_use]
     pub const fn new(message_bytes_max: usize) -> Self {
         Self { message_bytes_max }
@@ -80,8 +80,8 @@ impl Decoder for FrameCodec {
     type Item = Frame;
     type Error = FrameError;
 
-    /// The next frame, once it is whole. Flag and length are checked when they
-    /// are there, before memory is reserved for the message.
+    /// Returns the next frame once it is whole. Flag and length are checked first,
+    /// before memory is reserved for the message.
     fn decode(&mut self, src: &mut BytesMut) -> Result<Option<Frame>, FrameError> {
         let Some(&[flag, ref length @ ..]) = src.first_chunk::<HEADER_BYTES>() else {
             return Ok(None);
@@ -106,7 +106,7 @@ impl Decoder for FrameCodec {
 impl Encoder<Frame> for FrameCodec {
     type Error = FrameError;
 
-    /// Appends one frame. What is too long leaves `dst` as it was.
+    /// Appends one frame. After an error `dst` is unchanged.
     fn encode(&mut self, frame: Frame, dst: &mut BytesMut) -> Result<(), FrameError> {
         let bytes = frame.message.len();
         self.check(bytes)?;

@@ -1,4 +1,4 @@
-//! What has come of a server stream and was not taken yet, in its order.
+//! The received items of a server stream that were not taken yet, in order.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -11,24 +11,23 @@ use crate::core::Outcome;
 use crate::error::{Error, ErrorCode};
 use crate::json::Json;
 
-/// Items of one stream that wait to be taken, at most. One more ends the
-/// stream with error 11, after those that are there.
+/// The maximum number of waiting items of a stream. One more ends the stream
+/// with error 11 after them.
 pub const ITEMS_MAX: usize = 1024;
 
-/// The replies to one request, as they come: a network may double them and
-/// change their order. Doubles are dropped by `seq`; what is ahead of a gap
-/// waits for the gap to be filled.
+/// The replies to one request, which the network may double and reorder. Doubles
+/// are dropped by `seq`; items after a gap wait until it is filled.
 pub(crate) struct Inbox {
-    /// Borrowed for one operation, and never while somebody is woken.
+    /// Borrowed for one operation, and never while a task is woken.
     state: RefCell<State>,
 }
 
 struct State {
     items: BTreeMap<u64, Json>,
-    /// The `seq` of the item to be taken next.
+    /// The `seq` of the next item to take.
     next: u64,
     end: Option<Result<End, Error>>,
-    /// The other side has said that nothing comes any more.
+    /// The other side has sent its last reply.
     has_ended: bool,
     waker: Option<Waker>,
 }
@@ -41,7 +40,7 @@ struct Part {
     data: Option<Json>,
 }
 
-/// What a reply is to a stream.
+/// A reply, as an event of the stream.
 enum Event {
     Item(u64, Json),
     End(End),
@@ -60,14 +59,14 @@ impl Inbox {
         }
     }
 
-    /// Takes one reply.
+    /// Handles one reply.
     pub(crate) fn take(&self, outcome: Outcome) {
         let mut state = self.state.borrow_mut();
         state.has_ended |= outcome.is_err();
         let event = outcome.and_then(|body| event(&body));
         state.has_ended |= matches!(event, Ok(Event::End(_)));
         match event {
-            // It is over already for who takes the items.
+            // The reader has seen the end already.
             _ if matches!(state.end, Some(Err(_))) => {}
             Ok(Event::Item(seq, data)) => state.insert(seq, data),
             Ok(Event::End(end)) => state.end = Some(Ok(end)),
@@ -80,7 +79,7 @@ impl Inbox {
         }
     }
 
-    /// The next item, or `None` at the end.
+    /// Returns the next item, or `None` at the end.
     pub(super) fn poll_next(&self, cx: &Context<'_>) -> Poll<Result<Option<Json>, Error>> {
         let mut state = self.state.borrow_mut();
         let next = state.next;
@@ -93,7 +92,7 @@ impl Inbox {
                 let text = format!("the stream has ended with the status {}", end.status);
                 Poll::Ready(Err(Error::new(ErrorCode::Abort, text)))
             }
-            // Otherwise items are still under way.
+            // Otherwise items are still in flight.
             Some(Ok(end)) if next > end.count => Poll::Ready(Ok(None)),
             Some(Err(error)) => Poll::Ready(Err(error.clone())),
             _ => {
@@ -103,7 +102,7 @@ impl Inbox {
         }
     }
 
-    /// The end, as soon as it is there.
+    /// Returns the end as soon as it has come.
     pub(super) fn poll_end(&self, cx: &Context<'_>) -> Poll<Result<End, Error>> {
         let mut state = self.state.borrow_mut();
         match &state.end {
@@ -115,7 +114,7 @@ impl Inbox {
         }
     }
 
-    /// Whether the other side has said that nothing comes any more.
+    /// Returns whether the other side has sent its last reply.
     pub(super) fn has_ended(&self) -> bool {
         self.state.borrow().has_ended
     }
@@ -124,7 +123,7 @@ impl Inbox {
 impl State {
     fn insert(&mut self, seq: u64, data: Json) {
         if seq < self.next || self.items.contains_key(&seq) {
-            tracing::debug!(seq, "an item has come twice");
+            tracing::debug!(seq, "duplicate item");
         } else if self.items.len() >= ITEMS_MAX {
             let text = "too many items came before they were taken";
             self.end = Some(Err(Error::new(ErrorCode::TemporarilyUnavailable, text)));

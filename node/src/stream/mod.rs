@@ -2,9 +2,10 @@
 //!
 //! A *server stream* is one request that is answered by any number of items
 //! and an end. A *bidirectional stream* is opened, takes any number of
-//! messages, of which each is answered by one, and is closed. [`Services`]
-//! offers both; `open_stream` and `open_bidi` of [`Node`](crate::Node) use those
-//! of another node.
+//! messages, each of which is answered by one, and is closed. [`Services`]
+//! serves both; `open_stream` and `open_bidi` of [`Node`](crate::Node) use those
+//! of another node. The deadline of requests does not apply to streams, which
+//! are bounded by [`IDLE_MAX`].
 //!
 //! ```
 //! use hark_node::stream::{Bidi, Services, Sink};
@@ -16,7 +17,7 @@
 //!     n: u64,
 //! }
 //!
-//! /// Adds up what it is sent.
+//! /// Adds up the numbers of its client.
 //! struct Sum(u64);
 //!
 //! impl Bidi<()> for Sum {
@@ -68,13 +69,13 @@
 //! | `grpc_stream_cancel` | `request_id`: the `msg_id` of the stream's request | nothing; the stream's request is, by `grpc_stream_end` with the status `CANCELLED` |
 //! | `grpc_bidi_stream_open` | `service`, `method` | `grpc_bidi_stream_open_ok` with `stream_id` |
 //! | `grpc_bidi_stream_send` | `stream_id`, `data` | `grpc_bidi_stream_recv` with `data` |
-//! | `grpc_bidi_stream_close` | `stream_id` | `grpc_stream_end` with `status` and `count`, after what was sent before |
+//! | `grpc_bidi_stream_close` | `stream_id` | `grpc_stream_end` with `status` and `count`, after all earlier messages |
 //!
-//! `grpc_stream_cancel` is an addition of this library. It names only streams
-//! of its own sender; one that names none is nobody's fault, since it may have
-//! crossed the end.
+//! `grpc_stream_cancel` is an addition of this library. It applies to streams of
+//! its sender; one for an unknown stream is ignored, as it may have crossed the
+//! end.
 //!
-//! | error | why |
+//! | error | reason |
 //! | --- | --- |
 //! | 10 | there is no such service or method |
 //! | 11 | a bound is reached: [`STREAMS_PER_CLIENT_MAX`], [`CLIENTS_MAX`] or [`WAITING_MAX`] |
@@ -84,8 +85,8 @@
 //! | 20 | the client has opened no such stream, or one before the last [`CLOSED_MAX`] that were closed |
 //! | 22 | the stream is closed or half-closed, or was idle for [`IDLE_MAX`] |
 //!
-//! A second close gets 22 and not 20: like a message after the close it comes
-//! to a stream that was there and is not open any more.
+//! A second close gets 22 and not 20, as does a message after the close: the
+//! stream existed and is closed.
 
 mod bidi;
 mod client;
@@ -107,7 +108,7 @@ pub use services::Services;
 pub use table::{CLIENTS_MAX, CLOSED_MAX, STREAMS_PER_CLIENT_MAX, WAITING_MAX};
 pub use wire::{CANCELLED, End, OK};
 
-/// How long a stream may be idle before it ends: a bidirectional one while its
-/// client sends nothing and its service has nothing to do, a server stream while
-/// its service sends nothing.
+/// The time after which an idle stream ends: a bidirectional stream whose client
+/// sends nothing and whose service has nothing to do, and a server stream whose
+/// service sends nothing.
 pub const IDLE_MAX: Duration = Duration::from_secs(600);

@@ -1,4 +1,4 @@
-//! A server stream while it is served: what its handler sends, and why it ends.
+//! An open server stream: the items of its handler, and the reasons of its end.
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
@@ -19,10 +19,10 @@ use crate::error::{Error, ErrorCode};
 use crate::request::Responder;
 use crate::timers::Sleep;
 
-/// What a handler does for one stream.
+/// The work of a handler for one stream.
 pub(super) type Work = Pin<Box<dyn Future<Output = Result<(), Error>>>>;
 
-/// Where the handler of a server stream sends its items.
+/// The output of the handler of a server stream.
 pub struct Sink<T> {
     output: Rc<Output>,
     item: PhantomData<fn(T)>,
@@ -33,23 +33,23 @@ impl<T: Serialize> Sink<T> {
         Self { output, item: PhantomData }
     }
 
-    /// Sends the next item. It does not wait: what is sent between two waits
-    /// of the handler is held in memory until it is written.
+    /// Sends the next item. It does not wait: items between two waits of the
+    /// handler are held in memory until they are written.
     ///
     /// # Errors
-    /// 13, where the item cannot be written; 14, where the stream has ended,
-    /// which a handler only meets where it has given its sink away.
+    /// 13 if the item cannot be written; 14 if the stream has ended, which a
+    /// handler sees only if its sink outlives it.
     pub fn send(&self, item: &T) -> Result<(), Error> {
         self.output.send(item)
     }
 }
 
-/// What was sent on a stream so far.
+/// The items of a stream so far.
 pub(super) struct Output {
     core: Rc<Core>,
     responder: Responder,
     count: Cell<u64>,
-    /// When the last item was sent, or the stream began.
+    /// The time of the last item, or of the beginning.
     sent_at: Cell<Duration>,
 }
 
@@ -70,7 +70,7 @@ impl Output {
         Ok(())
     }
 
-    /// Waits until nothing was sent for too long.
+    /// Waits until the stream was idle for too long.
     async fn idle(&self) {
         while let Some(left) = (self.sent_at.get() + IDLE_MAX).checked_sub(self.core.now())
             && !left.is_zero()
@@ -80,12 +80,12 @@ impl Output {
     }
 }
 
-/// Works until the handler is done, the client cancels or nothing happens any
-/// more. What is left of the work is dropped before this returns.
+/// Runs the work until it is done, the client cancels, or the stream is idle for
+/// too long. The rest of the work is dropped before this returns.
 pub(super) async fn run(mut work: Work, mut input: Receiver<Sent>, output: Rc<Output>) -> Result<End, Error> {
     let mut idle = pin!(output.idle());
     let status = poll_fn(|cx| {
-        // A client sends nothing on a server stream, so its input only ends.
+        // A client sends no message on a server stream, so its input only ends.
         if input.poll_recv(cx).is_ready() {
             return Poll::Ready(Ok(CANCELLED));
         }

@@ -1,8 +1,9 @@
-//! The services of a node, by name, and what becomes of the requests for them.
+//! The services of a node by name, and the requests for them.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
+use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -16,7 +17,7 @@ use crate::json::Json;
 use crate::node::Node;
 use crate::request::Request;
 
-/// The streams that a node offers. Clones are handles to the same ones.
+/// The streams that a node serves. Clones are handles to the same services.
 pub struct Services<S> {
     registry: Rc<Registry<S>>,
 }
@@ -36,15 +37,15 @@ struct Registry<S> {
 /// A service and its method.
 type Name = (String, String);
 
-/// Begins the work for one request, or says why not.
+/// Begins the work for one request, or refuses it.
 type Serve<S> = dyn Fn(Node<S>, Option<&Json>, Rc<Output>) -> Result<Work, Error>;
 
-/// Lets a client in, or says why not.
+/// Opens a stream for a client, or refuses it.
 type Converse<S> = dyn Fn(&Node<S>, &str) -> Result<Conversation, Error>;
 
 impl<S: 'static> Services<S> {
-    /// Has a node take requests for streams. There is one such table of
-    /// services a node: a second takes the place of the first.
+    /// Registers the handlers of a node for streams. A node has one table of
+    /// services; a second one replaces the first.
     #[must_use]
     pub fn new(node: &Node<S>) -> Self {
         let (server_streams, bidi, table) = Default::default();
@@ -57,13 +58,13 @@ impl<S: 'static> Services<S> {
         services
     }
 
-    /// Offers a server stream: each request for it runs `handler`, which sends
-    /// items to the sink and may wait in between. The stream ends when it
-    /// returns, with its error where it fails.
+    /// Serves a server stream: each request runs `handler`, which sends items to
+    /// the sink and may wait in between. The stream ends when the handler returns,
+    /// with its error if it fails.
     ///
     /// The handler is dropped at one of its waits when the client cancels, and
-    /// when it has sent nothing for [`IDLE_MAX`](super::IDLE_MAX). A request
-    /// without a `msg_id` is not served, since nobody can be answered.
+    /// when it was idle for [`IDLE_MAX`](super::IDLE_MAX). A request without
+    /// `msg_id` is not served, as it cannot be answered.
     pub fn server_stream<B, T>(
         &self,
         service: &str,
@@ -84,8 +85,8 @@ impl<S: 'static> Services<S> {
         self.registry.server_streams.borrow_mut().insert(name(service, method), Rc::new(serve));
     }
 
-    /// Offers a bidirectional stream: `open` makes the state of each one that a
-    /// client (its name is the argument) opens, or refuses it.
+    /// Serves a bidirectional stream: `open` makes the state of each stream that a
+    /// client opens, or refuses it. Its argument is the name of the client.
     pub fn bidi<B: Bidi<S>>(
         &self,
         service: &str,
@@ -99,7 +100,7 @@ impl<S: 'static> Services<S> {
         self.registry.bidi.borrow_mut().insert(name(service, method), Rc::new(converse));
     }
 
-    /// Takes requests of a type; one that fails is answered with the error.
+    /// Registers the handler of a request type; an error is the answer.
     fn on<B: DeserializeOwned + 'static>(
         &self,
         node: &Node<S>,
@@ -111,6 +112,8 @@ impl<S: 'static> Services<S> {
             let (registry, handler) = (Rc::clone(&registry), Rc::clone(&handler));
             Box::pin(async move {
                 let responder = request.responder.clone();
+                // A stream has bounds of its own.
+                responder.answer_within(Duration::MAX);
                 if let Err(error) = handler(&registry, node, request).await {
                     responder.fail(&error);
                 }
@@ -124,7 +127,7 @@ impl<S: 'static> Registry<S> {
         let Request { src, body, responder } = request;
         let Some(key) = responder.msg_id().map(Key::Request) else { return Ok(()) };
         if self.table.contains(&src, &key) {
-            tracing::debug!(src, "the network has doubled a request");
+            tracing::debug!(src, "duplicate request");
             return Ok(());
         }
         let serve = find(&self.server_streams, body.service, body.method)?;
@@ -140,7 +143,7 @@ impl<S: 'static> Registry<S> {
     async fn cancel(&self, _: Node<S>, request: Request<Cancel>) -> Result<(), Error> {
         let key = Key::Request(request.body.request_id);
         if let Err(error) = self.table.half_close(&request.src, &key, None) {
-            tracing::debug!(src = request.src, %error, "a cancel has crossed the end of its stream");
+            tracing::debug!(src = request.src, %error, "cancel after the end of its stream");
         }
         Ok(())
     }
@@ -148,7 +151,7 @@ impl<S: 'static> Registry<S> {
     async fn open(&self, node: Node<S>, request: Request<Open<Json>>) -> Result<(), Error> {
         let Request { src, body, responder } = request;
         if !responder.is_open() {
-            // Nobody would learn of its id.
+            // The client could not learn its id.
             return Ok(());
         }
         let converse = find(&self.bidi, body.service, body.method)?;

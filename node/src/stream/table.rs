@@ -1,11 +1,11 @@
-//! Which streams are open, whose they are, and what their clients may still do
-//! with them. It knows neither services nor what is sent.
+//! The open streams by client, and their states. It knows no services and no
+//! content.
 //!
-//! A bidirectional stream goes from open over half-closed (its client has
-//! closed it, and the service still answers what came before) to closed. So
-//! does a server stream, whose client sends nothing and half-closes it by a
-//! cancel. Each is owned by a task, which holds its [`Entry`]: however the task
-//! ends, the stream is closed then.
+//! A bidirectional stream goes from open to half-closed (its client has closed
+//! it, and the service still answers earlier messages) to closed. So does a
+//! server stream, whose client half-closes it by a cancel. A task owns each
+//! stream and holds its [`Entry`]: the stream is closed when the task ends for
+//! any reason.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
@@ -19,22 +19,22 @@ use crate::json::Json;
 use crate::message::MsgId;
 use crate::request::Responder;
 
-/// Streams of both kinds that a client may have open at once. Beyond that it
-/// gets error 11.
+/// The maximum number of open streams of a client, of both kinds. More get error
+/// 11.
 pub const STREAMS_PER_CLIENT_MAX: usize = 128;
 
-/// Clients that may have streams open at once. Beyond that others get error 11.
+/// The maximum number of clients with open streams. Others get error 11.
 pub const CLIENTS_MAX: usize = 1024;
 
-/// Messages of one stream that wait for its service, at most. Beyond that they
+/// The maximum number of messages of one stream that wait for its service. More
 /// get error 11.
 pub const WAITING_MAX: usize = 64;
 
-/// Streams that are remembered as closed, over all clients; what is done with
-/// an older one gets error 20 in place of 22.
+/// The number of closed streams that are remembered, over all clients; requests
+/// for an older one get error 20 in place of 22.
 pub const CLOSED_MAX: usize = 1024;
 
-/// What names a stream of a client.
+/// The name of a stream of a client.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Key {
     /// A server stream, by the request for it.
@@ -50,32 +50,32 @@ pub(super) struct Sent {
 }
 
 enum State {
-    /// Dropping the sender tells the stream's task that its client is done.
+    /// Dropping the sender ends the input of the stream's task.
     Open(Sender<Sent>),
-    /// Who waits for the end.
+    /// The request that is answered with the end.
     HalfClosed(Option<Responder>),
 }
 
 #[derive(Default)]
 pub(super) struct Table {
-    /// Those that are open or half-closed. No client is without one.
+    /// The open and half-closed streams. Every client here has one.
     clients: RefCell<HashMap<String, HashMap<Key, State>>>,
-    /// Client and id of those that were closed last, the oldest first.
+    /// Client and id of the last closed streams, the oldest first.
     closed: RefCell<VecDeque<(String, String)>>,
     ids: Cell<u64>,
 }
 
 impl Table {
-    /// The next id of a bidirectional stream.
+    /// Returns the next id of a bidirectional stream.
     pub(super) fn next_id(&self) -> String {
         self.ids.set(self.ids.get() + 1);
         format!("s{}", self.ids.get())
     }
 
-    /// Whether a client may open one more.
+    /// Checks that a client may open one more stream.
     ///
     /// # Errors
-    /// 11, where there are too many.
+    /// 11 if there are too many.
     pub(super) fn check_room(&self, client: &str) -> Result<(), Error> {
         let clients = self.clients.borrow();
         let text = match clients.get(client) {
@@ -90,8 +90,8 @@ impl Table {
         self.clients.borrow().get(client).is_some_and(|streams| streams.contains_key(key))
     }
 
-    /// Opens a stream for which there is room. The receiver yields what its
-    /// client sends, and ends when it is half-closed.
+    /// Opens a stream for which there is room. The receiver yields the messages of
+    /// its client, and ends when it is half-closed.
     pub(super) fn open(self: &Rc<Self>, client: &str, key: Key) -> (Entry, Receiver<Sent>) {
         let (sender, receiver) = mpsc::channel(WAITING_MAX);
         let mut clients = self.clients.borrow_mut();
@@ -99,11 +99,11 @@ impl Table {
         (Entry { table: Rc::clone(self), client: client.to_owned(), key }, receiver)
     }
 
-    /// Passes a message on to a bidirectional stream.
+    /// Queues a message for a bidirectional stream.
     ///
     /// # Errors
-    /// 11, where too many wait; 20, where the client has no such stream; 22,
-    /// where it is not open any more.
+    /// 11 if too many messages wait; 20 if the client has no such stream; 22 if
+    /// it is closed.
     pub(super) fn send(&self, client: &str, id: String, sent: Sent) -> Result<(), Error> {
         let key = Key::Id(id);
         let clients = self.clients.borrow();
@@ -121,8 +121,7 @@ impl Table {
     /// Half-closes a stream; its task answers `closer` when it ends.
     ///
     /// # Errors
-    /// 20, where the client has no such stream; 22, where it is not open any
-    /// more.
+    /// 20 if the client has no such stream; 22 if it is closed.
     pub(super) fn half_close(&self, client: &str, key: &Key, closer: Option<Responder>) -> Result<(), Error> {
         let mut clients = self.clients.borrow_mut();
         match clients.get_mut(client).and_then(|streams| streams.get_mut(key)) {
@@ -135,7 +134,7 @@ impl Table {
         }
     }
 
-    /// Why nothing can be sent: half-closed, closed or never there.
+    /// Returns the error for a stream that is half-closed, closed or unknown.
     fn not_open(&self, client: &str, key: &Key) -> Error {
         if self.contains(client, key) { closed() } else { self.not_found(client, key) }
     }
@@ -170,7 +169,8 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    /// Takes who waits for the end; `None` where the client did not close it.
+    /// Takes the request that waits for the end; `None` if the client did not
+    /// close the stream.
     pub(super) fn take_closer(&self) -> Option<Responder> {
         let mut clients = self.table.clients.borrow_mut();
         match clients.get_mut(&self.client)?.get_mut(&self.key)? {

@@ -1,5 +1,5 @@
-//! The bodies of the messages that make up streams, without their types and
-//! ids. Both sides share them.
+//! The bodies of the messages of streams, without types and ids. Both sides share
+//! them.
 
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -14,10 +14,10 @@ pub(super) const BIDI_SEND: &str = "grpc_bidi_stream_send";
 pub(super) const BIDI_RECV: &str = "grpc_bidi_stream_recv";
 pub(super) const BIDI_CLOSE: &str = "grpc_bidi_stream_close";
 
-/// The status of a stream that came to its own end.
+/// The status of a stream that ended normally.
 pub const OK: &str = "OK";
 
-/// The status of a stream that its client has given up.
+/// The status of a stream that its client has cancelled.
 pub const CANCELLED: &str = "CANCELLED";
 
 /// Opens a stream of either kind.
@@ -35,7 +35,7 @@ fn some<'de, D: Deserializer<'de>, Q: Deserialize<'de>>(deserializer: D) -> Resu
     Q::deserialize(deserializer).map(Some)
 }
 
-/// Gives up a server stream, by the `msg_id` of the request for it.
+/// Cancels a server stream by the `msg_id` of its request.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Cancel {
     pub(super) request_id: MsgId,
@@ -49,13 +49,13 @@ pub(super) struct Item<D> {
     pub(super) data: D,
 }
 
-/// How a stream ended.
+/// The end of a stream.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct End {
-    /// [`OK`], [`CANCELLED`], or what else the other side says.
+    /// [`OK`], [`CANCELLED`], or another status of the other side.
     pub status: String,
-    /// The items that a server stream has sent, or the messages that a
-    /// bidirectional one has received.
+    /// The number of items that a server stream has sent, or of messages that a
+    /// bidirectional stream has received.
     pub count: u64,
 }
 
@@ -65,7 +65,8 @@ impl End {
     }
 }
 
-/// Names a bidirectional stream: the answer to opening it, and what closes it.
+/// The name of a bidirectional stream, in the answer to its opening and in its
+/// close.
 #[derive(Serialize, Deserialize)]
 pub(super) struct StreamId {
     pub(super) stream_id: String,

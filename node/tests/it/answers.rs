@@ -112,14 +112,15 @@ fn fields_that_are_missing_or_of_another_type_get_12_once() {
 }
 
 #[test]
-fn fields_that_are_no_object_are_error_13() {
+fn fields_that_are_not_an_object_are_error_13() {
     let mut driven = Driven::<()>::new(|node| {
         node.handle("list", async |_, _: Ask| Ok([1, 2]));
         node.handle("text", async |_, _: Ask| Ok("text"));
         node.handle("null", async |_, _: Ask| Ok(None::<u8>));
     });
-    for (kind, id) in [("list", 1), ("text", 2)] {
-        let text = format!("cannot write a {kind}_ok: its fields are no object");
+    for (kind, found, id) in [("list", "an array", 1), ("text", "a string", 2)] {
+        let text =
+            format!("cannot write a {kind}_ok: its fields are {found}; a structure, a map or () is needed");
         assert_eq!(driven.ask("c1", &json!({"type": kind, "msg_id": 1})), named("c1", error(13, &text, id)));
     }
     let out = driven.ask("c1", &json!({"type": "null", "msg_id": 1}));

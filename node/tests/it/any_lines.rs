@@ -1,4 +1,4 @@
-//! What holds of any lines that the binary `hark-node` is given. The fuzz target
+//! The rules that hold for any input of the binary `hark-node`. The fuzz target
 //! `lines` runs this.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,19 +15,19 @@ pub(crate) mod tasks;
 const INIT: &str =
     r#"{"src":"c0","dest":"n1","body":{"type":"init","msg_id":1,"node_id":"n1","node_ids":["n1","n2"]}}"#;
 
-/// In this time each call has ended, and each stream that nobody uses.
+/// The time in which every call and every idle stream ends.
 const CALMED: Duration = Duration::from_secs(60 * 60);
 
-/// Messages that the node may send to itself because of one line: what it passes
-/// on stands in the line, and is sent three times at most.
+/// The maximum number of messages of the node to itself for one line: the line
+/// contains the bodies that it forwards, and each is sent at most three times.
 const TO_ITSELF_MAX: usize = 10_000;
 
-/// Who asked, and under which id.
+/// The sender and the id of a request.
 type Asker = (String, i64);
 
-/// Gives the bytes to a node, line by line, then lets the time pass. It says
-/// nothing but messages, answers every request once, and nothing else, and still
-/// answers in the end.
+/// Gives the bytes to a node, line by line, then lets the time pass. The node
+/// writes messages alone, answers every request once and no other message, and
+/// still answers in the end.
 pub(crate) fn lines(data: &[u8]) {
     let mut node = Driven::new();
     for line in data.split(|byte| *byte == b'\n') {
@@ -45,7 +45,7 @@ struct Driven {
     next_id: i64,
     asked: BTreeMap<Asker, usize>,
     answered: BTreeMap<Asker, usize>,
-    /// Those that have opened a stream get more, or are told nothing.
+    /// Requests for streams get several answers or none.
     streaming: BTreeSet<Asker>,
     last: Option<Value>,
 }
@@ -71,7 +71,7 @@ impl Driven {
         self.deliver();
     }
 
-    /// Reads what it says, and gives it what it says to itself.
+    /// Reads the output, and delivers the messages of the node to itself.
     fn deliver(&mut self) {
         let mut to_itself = 0;
         loop {
@@ -84,7 +84,7 @@ impl Driven {
             for line in out.split_inclusive(|byte| *byte == b'\n') {
                 if self.read(line) {
                     to_itself += 1;
-                    assert!(to_itself <= TO_ITSELF_MAX, "it does not come to an end");
+                    assert!(to_itself <= TO_ITSELF_MAX, "the node never comes to rest");
                     self.note(line);
                     self.machine.handle_line(self.now, line);
                 }
@@ -92,20 +92,20 @@ impl Driven {
         }
     }
 
-    /// Whether the message is for the node itself.
+    /// Reads a message. Returns whether it is for the node itself.
     fn read(&mut self, line: &[u8]) -> bool {
-        let said: Said = serde_json::from_slice(line).expect("it says only messages");
+        let said: Said = serde_json::from_slice(line).expect("the node writes messages alone");
         assert_eq!((&*said.src, said.body.msg_id), ("n1", self.next_id));
         self.next_id += 1;
         if let Some(id) = said.body.in_reply_to {
             *self.answered.entry((said.dest.clone(), id)).or_default() += 1;
         }
-        // What is nested too deeply for this is said of nothing that is compared.
+        // A message that is nested too deeply for this is not compared.
         self.last = serde_json::from_slice(line).ok();
         said.dest == "n1"
     }
 
-    /// Notes who has asked, if the line is a request.
+    /// Notes the sender of a request.
     fn note(&mut self, line: &[u8]) {
         let Some((asker, kind)) = asker(line) else { return };
         if kind.is_some_and(|kind| kind.starts_with("grpc_")) {
@@ -151,7 +151,7 @@ struct SaidBody {
 #[derive(Deserialize)]
 struct Heard<'a> {
     src: String,
-    // Whatever it is, it stands there once.
+    // Present at most once, with any value.
     #[serde(borrow, rename = "dest")]
     _dest: Option<&'a RawValue>,
     #[serde(borrow)]
@@ -168,7 +168,7 @@ struct HeardBody<'a> {
     in_reply_to: Option<&'a RawValue>,
 }
 
-/// Who waits for an answer to a line, and what is asked, where that can be read.
+/// Returns the sender and the type of a request, if they can be read.
 fn asker(line: &[u8]) -> Option<(Asker, Option<String>)> {
     let Heard { src, body, .. } = object(std::str::from_utf8(line).ok()?)?;
     let HeardBody { kind, msg_id, in_reply_to } = object(body.get())?;
@@ -177,7 +177,7 @@ fn asker(line: &[u8]) -> Option<(Asker, Option<String>)> {
     Some(((src, id), kind.and_then(|kind| serde_json::from_str(kind.get()).ok())))
 }
 
-/// A list is no object, although it would do.
+/// Parses an object; serde alone would accept a list, too.
 fn object<'a, T: Deserialize<'a>>(text: &'a str) -> Option<T> {
     serde_json::from_str(text).ok().filter(|_| text.trim_ascii_start().starts_with('{'))
 }

@@ -1,4 +1,4 @@
-//! Calls and callbacks: what they end with, and that nothing is left of them.
+//! Calls and callbacks: their outcomes, and that they leave nothing behind.
 
 use std::cell::RefCell;
 use std::future::IntoFuture as _;
@@ -38,7 +38,7 @@ fn calling(kind: &str) -> Driven<()> {
     driven
 }
 
-/// The requests that go to `n2`.
+/// The requests to `n2`.
 fn asks<const N: usize>(ids: [i64; N]) -> [(String, Value); N] {
     ids.map(|id| ("n2".to_owned(), json!({"type": "ask", "msg_id": id})))
 }
@@ -101,7 +101,7 @@ fn an_error_reply_keeps_its_code_whatever_else_it_says() {
     }
     for code in [json!("22"), json!(1.5)] {
         let out = calling("call").ask("n2", &json!({"type": "error", "code": code, "in_reply_to": 1}));
-        assert_eq!(only_code(&out), 13, "what {code} means is unknown");
+        assert_eq!(only_code(&out), 13, "code {code} is unknown");
     }
 }
 
@@ -111,7 +111,7 @@ fn a_retry_has_a_new_id_and_says_which_attempt_was_answered() {
     assert_eq!(driven.pass(ms(499)), []);
     assert_eq!(driven.pass(ms(1)), asks([2]));
     assert_eq!(driven.machine.pending(), 1);
-    // The first one is over: its reply comes too late.
+    // The first attempt is over: its reply is late.
     assert_eq!(driven.ask("n2", &reply(1)), []);
     let out = driven.ask("n2", &reply(2));
     assert_eq!(out, to_c1(json!({"type": "retry_ok", "attempts": 2, "in_reply_to": 1, "msg_id": 3})));
@@ -163,7 +163,7 @@ fn one_attempt_ends_with_its_own_error() {
     }
 }
 
-/// How long each attempt came after the one before had failed.
+/// Returns the pauses between a failed attempt and the next one.
 fn pauses(backoff: Backoff, attempts: u32, requests: u32) -> Vec<Vec<Duration>> {
     let timeout = ms(10);
     let retry = Retry { attempts, timeout, backoff: Some(backoff) };
@@ -260,7 +260,7 @@ fn a_callback_may_call_again() {
 fn a_call_that_is_dropped_leaves_nothing_behind() {
     let mut driven = Driven::<()>::new(|node| {
         echo(node);
-        // The first of two that is answered, or neither.
+        // The first answer of two.
         node.handle("race", async |node: Node<()>, _: Ask| {
             let mut first = pin!(node.call("n2", "ask", &()).into_future());
             let mut second = pin!(node.call("n3", "ask", &()).into_future());
@@ -297,7 +297,7 @@ fn a_call_that_is_dropped_leaves_nothing_behind() {
     assert_eq!(driven.pass(ms(1)).len(), 1);
     driven.is_at_rest();
 
-    // One that is not awaited is not sent.
+    // A call that is not awaited is not sent.
     assert_eq!(driven.ask("c1", &json!({"type": "never", "msg_id": 1})).len(), 1);
     driven.is_at_rest();
 }

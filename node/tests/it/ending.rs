@@ -86,7 +86,7 @@ fn after_the_end_nothing_is_asked() {
     driven.ask("c1", &json!({"type": "sleep_and_call", "msg_id": 1}));
     driven.end();
     let out = driven.pass(ms(60_000));
-    assert_eq!(out, [("n2".to_owned(), json!({"type": "told", "msg_id": 1}))]);
+    assert_eq!(out, [("n2".to_owned(), json!({"type": "told"}))]);
     driven.is_at_rest();
 }
 
@@ -184,7 +184,8 @@ impl Write for Failing {
 fn an_output_that_fails_ends_the_node_though_its_input_is_open() {
     for writes in [0, 1] {
         let (keyboard, input) = mpsc::channel();
-        keyboard.send(format!("{INIT}\n").into_bytes()).unwrap();
+        let first = line("c1", &json!({"type": "echo", "echo": 1}));
+        keyboard.send(format!("{INIT}\n{first}\n").into_bytes()).unwrap();
         let begun = |node: &Node<u32>| {
             program(node);
             node.on_init(async |node: Node<u32>| {

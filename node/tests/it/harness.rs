@@ -1,4 +1,4 @@
-//! A machine with its clock, and the messages that go in and come out.
+//! A machine with its clock, and its input and output as messages.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -13,7 +13,7 @@ pub(crate) const SEED: u64 = 7;
 pub(crate) const INIT: &str =
     r#"{"src":"c0","dest":"n1","body":{"type":"init","msg_id":1,"node_id":"n1","node_ids":["n1","n2"]}}"#;
 
-/// A node `n1` that is driven by a test.
+/// A node `n1` that a test drives.
 pub(crate) struct Driven<S> {
     pub(crate) machine: Machine,
     pub(crate) node: Node<S>,
@@ -33,7 +33,7 @@ impl<S: Default + 'static> Driven<S> {
         Self { machine, node: handle.unwrap(), now: Duration::ZERO }
     }
 
-    /// It has its name, and its next message gets the id 1.
+    /// A node that has its name, and whose next message gets the id 1.
     #[track_caller]
     pub(crate) fn new(program: impl FnOnce(&Node<S>)) -> Self {
         let mut driven = Self::unnamed(program);
@@ -47,18 +47,18 @@ impl<S: Default + 'static> Driven<S> {
         driven
     }
 
-    /// What a line brings about, as text.
+    /// Handles a line, and returns the output as text.
     pub(crate) fn take(&mut self, line: impl AsRef<[u8]>) -> String {
         self.machine.handle_line(self.now, line.as_ref());
         self.output()
     }
 
-    /// What a body from `src` brings about: who gets which body.
+    /// Handles a body from `src`, and returns the output: destinations and bodies.
     pub(crate) fn ask(&mut self, src: &str, body: &Value) -> Vec<(String, Value)> {
         parsed(&self.take(line(src, body)))
     }
 
-    /// What comes of the time that passes.
+    /// Lets time pass, and returns the output.
     pub(crate) fn pass(&mut self, time: Duration) -> Vec<(String, Value)> {
         let until = self.now + time;
         while let Some(next) = self.machine.next_timeout().filter(|next| *next <= until) {
@@ -81,14 +81,14 @@ impl<S: Default + 'static> Driven<S> {
         String::from_utf8(out).unwrap()
     }
 
-    /// No call is open, and nothing is waited for.
+    /// Checks that no call is open and no timer is set.
     #[track_caller]
     pub(crate) fn is_at_rest(&self) {
         assert_eq!(self.machine.pending(), 0);
         assert_eq!(self.machine.next_timeout(), None);
     }
 
-    /// It answers still.
+    /// Checks that the node still answers.
     #[track_caller]
     pub(crate) fn is_well(&mut self) {
         let answer = self.ask("c9", &json!({"type": "echo", "msg_id": -1, "echo": "well"}));
@@ -107,16 +107,16 @@ pub(crate) fn echo<S: 'static>(node: &Node<S>) {
     node.handle("echo", async |_, request: Request<Echo>| Ok(request.body));
 }
 
-/// What an asker gets that is given nothing.
+/// A request without fields.
 #[derive(Deserialize)]
 pub(crate) struct Nothing {}
 
 pub(crate) type Ask = Request<Nothing>;
 
-/// What happened, in its order, for those that cannot say it otherwise.
+/// Events in order, for programs without output.
 pub(crate) type Log = Rc<RefCell<Vec<String>>>;
 
-/// What `call` calls end with.
+/// The outcome of a call as text.
 pub(crate) fn text_of(outcome: &Result<Json, Error>) -> String {
     match outcome {
         Ok(body) => body.text().to_owned(),
@@ -132,7 +132,7 @@ pub(crate) fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
 
-/// Who gets which body, of whole lines that are all from `n1`.
+/// Returns the destinations and bodies of whole lines that are all from `n1`.
 #[track_caller]
 pub(crate) fn parsed(text: &str) -> Vec<(String, Value)> {
     assert!(text.is_empty() || text.ends_with('\n'), "{text}");
@@ -144,12 +144,12 @@ pub(crate) fn parsed(text: &str) -> Vec<(String, Value)> {
     text.lines().map(message).collect()
 }
 
-/// An error as it is answered to message 1.
+/// The body of an error that answers message 1.
 pub(crate) fn error(code: i64, text: &str, msg_id: i64) -> Value {
     json!({"type": "error", "code": code, "text": text, "in_reply_to": 1, "msg_id": msg_id})
 }
 
-/// The code of the only answer.
+/// Returns the code of the only answer.
 #[track_caller]
 pub(crate) fn only_code(out: &[(String, Value)]) -> i64 {
     let [(_, body)] = out else { panic!("{out:?}") };

@@ -1,4 +1,4 @@
-//! What lines may look like: malformed in every way, long, deep and strange.
+//! Lines of all kinds: malformed in every way, long, deep and strange.
 
 use serde_json::json;
 
@@ -74,7 +74,7 @@ fn a_body_that_is_wrong_is_answered_where_somebody_waits() {
     ] {
         check(format!(r#"{{"src":"c1","dest":"n1","body":{body}}}"#), Some(12));
     }
-    // To whom it was sent matters to nobody.
+    // The destination does not matter.
     check(r#"{"src":"c1","body":{"type":"","msg_id":2}}"#, Some(10));
     check(r#"{"src":"c1","dest":7,"body":{"type":"x","msg_id":2}}"#, Some(10));
 }
@@ -102,7 +102,7 @@ fn white_space_and_other_fields_do_not_matter() {
     );
 }
 
-/// What is passed through as `echo`, and how it comes out.
+/// Checks how a value is passed through as `echo`.
 #[track_caller]
 fn passes(input: &str, expected: &str) {
     let mut driven = Driven::<()>::new(echo);

@@ -1,10 +1,10 @@
 //! The library from outside.
 //!
-//! | module | what it owns |
+//! | module | content |
 //! | --- | --- |
 //! | `harness` | a machine with its clock, driven by a test |
 //! | `samples` | the real binary, byte for byte |
-//! | `sim` | the promises of the simulated cluster to a test |
+//! | `sim` | the simulated cluster |
 //! | `streams` | streams, in the real binary and on virtual time |
 //! | `workloads` | the standard workloads on a simulated cluster |
 //! | the others | the tests of the library, on virtual time |
@@ -23,6 +23,7 @@ mod calls;
 mod ending;
 mod harness;
 mod leaks;
+mod limits;
 mod lines;
 mod noise;
 mod order;

@@ -1,5 +1,5 @@
-//! Whatever comes in, the node lives, says only what is JSON in ASCII, and
-//! answers the next request.
+//! After any input the node goes on: it writes JSON in ASCII alone, and answers
+//! the next request.
 
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
@@ -56,7 +56,7 @@ fn message() -> impl Strategy<Value = Value> {
     let body = (kind(), value(), value(), value(), value()).prop_map(|(kind, id, to, echo, any)| {
         let body = json!({"type": kind, "msg_id": id, "in_reply_to": to, "echo": echo, "any": any});
         let Value::Object(fields) = body else { panic!("{body}") };
-        // What is null may be left out too.
+        // A field may be missing, too.
         fields.into_iter().filter(|(_, value)| *value != json!(false)).collect::<Map<_, _>>().into()
     });
     prop_oneof![

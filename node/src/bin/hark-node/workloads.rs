@@ -1,39 +1,41 @@
-//! Maelstrom's workloads by name. The programs are the examples.
-
-#![expect(dead_code, reason = "the binary needs no `main` of an example")]
-
-#[path = "../../../examples/broadcast.rs"]
-mod broadcast;
-#[path = "../../../examples/g_counter.rs"]
-mod g_counter;
-#[path = "../../../examples/g_set.rs"]
-mod g_set;
-#[path = "../../../examples/kafka.rs"]
-mod kafka;
-#[path = "../../../examples/lin_kv.rs"]
-mod lin_kv;
-#[path = "../../../examples/pn_counter.rs"]
-mod pn_counter;
-#[path = "../../../examples/txn_list_append.rs"]
-mod txn_list_append;
-#[path = "../../../examples/txn_rw_register.rs"]
-mod txn_rw_register;
-#[path = "../../../examples/unique_ids.rs"]
-mod unique_ids;
+//! Maelstrom's workloads by name. Their programs are the examples of the library.
 
 use std::process::ExitCode;
 
-use super::tasks;
+use crate::tasks;
+
+/// Includes an example as a module.
+macro_rules! examples {
+    ($($name:ident = $path:literal),+ $(,)?) => {
+        $(
+            #[path = $path]
+            #[expect(dead_code, reason = "the binary has a `main` of its own")]
+            mod $name;
+        )+
+    };
+}
+
+examples! {
+    broadcast = "../../../examples/broadcast.rs",
+    g_counter = "../../../examples/g_counter.rs",
+    g_set = "../../../examples/g_set.rs",
+    kafka = "../../../examples/kafka.rs",
+    lin_kv = "../../../examples/lin_kv.rs",
+    pn_counter = "../../../examples/pn_counter.rs",
+    txn_list_append = "../../../examples/txn_list_append.rs",
+    txn_rw_register = "../../../examples/txn_rw_register.rs",
+    unique_ids = "../../../examples/unique_ids.rs",
+}
 
 /// A workload that the binary can run.
-pub(crate) struct Workload {
-    pub(crate) name: &'static str,
-    pub(crate) about: &'static str,
-    pub(crate) run: fn() -> ExitCode,
+struct Workload {
+    name: &'static str,
+    about: &'static str,
+    run: fn() -> ExitCode,
 }
 
 /// All workloads, in the order of the help.
-pub(crate) const WORKLOADS: &[Workload] = &[
+const WORKLOADS: &[Workload] = &[
     Workload { name: "echo", about: "the request as the answer", run: || hark_node::main(tasks::program) },
     Workload {
         name: "unique-ids",
@@ -83,7 +85,17 @@ pub(crate) const WORKLOADS: &[Workload] = &[
     },
 ];
 
-/// Returns the workload of this name.
-pub(crate) fn find(name: &str) -> Option<&'static Workload> {
-    WORKLOADS.iter().find(|workload| workload.name == name)
+/// Returns the `main` of a workload.
+pub(crate) fn find(name: &str) -> Option<fn() -> ExitCode> {
+    WORKLOADS.iter().find(|workload| workload.name == name).map(|workload| workload.run)
+}
+
+/// Returns the names of all workloads, separated by commas.
+pub(crate) fn names() -> String {
+    WORKLOADS.iter().map(|workload| workload.name).collect::<Vec<_>>().join(", ")
+}
+
+/// Returns a line of the help for each workload.
+pub(crate) fn help() -> String {
+    WORKLOADS.iter().map(|workload| format!("  {:<17}  {}\n", workload.name, workload.about)).collect()
 }

@@ -1,4 +1,4 @@
-//! A node that crashes loses what it had, and nothing of its former life
+//! A node that crashes loses its state, and no message of its former life
 //! confuses the next one.
 
 use std::time::Duration;
@@ -27,7 +27,7 @@ struct Status {
     now_ms: u64,
 }
 
-/// `ask` asks `n2`, which takes 100 ms; `status` says what a node knows.
+/// `ask` calls `n2`, which takes 100 ms; `status` returns the state of a node.
 fn slow(node: &Node<Status>) {
     node.on_init(async |node: Node<Status>| node.state().begun += 1);
     node.every(ms(10), async |node: Node<Status>| node.state().ticks += 1);
@@ -60,7 +60,7 @@ fn a_late_reply_to_a_former_life_answers_no_call_of_the_next() {
     assert_eq!(cluster.pending("n1"), 0);
     cluster.run_for(ms(10));
     cluster.apply(Event::restart("n1"));
-    // The how many-th message it is in this life is the same.
+    // It has the same number in its life.
     let after: Echo = cluster.call(client, "n1", "ask", &json!({"echo": "after"})).unwrap();
     assert_eq!(after.echo, "after", "{}", cluster.journal().chart());
     let status: Status = cluster.call(client, "n1", "status", &()).unwrap();

@@ -41,10 +41,26 @@ fn lost(cluster: &Cluster, why: Loss) -> u64 {
     cluster.journal().stats(..).lost(why)
 }
 
+/// As [`late`], without a deadline.
+fn without_deadline(node: &Node<()>) {
+    late(node);
+    node.answer_within(Duration::MAX);
+}
+
+#[test]
+fn a_late_answer_is_not_sent_to_a_client_that_is_gone() {
+    let mut cluster = Cluster::builder(late).nodes(3).build();
+    let client = cluster.client();
+    let error = cluster.call::<()>(client, "n2", "sleep", &Pause { ms: 6_000 }).unwrap_err();
+    assert_eq!(error, Error::new(ErrorCode::Timeout, "no answer was ready in time"));
+    cluster.run_for(Duration::from_secs(5));
+    assert!(!cluster.is_node_mute("n2"));
+}
+
 #[test]
 fn an_answer_to_a_client_that_is_gone_fails_the_test() {
     let text = failure(|| {
-        let mut cluster = Cluster::builder(late).nodes(3).build();
+        let mut cluster = Cluster::builder(without_deadline).nodes(3).build();
         let client = cluster.client();
         let asked = cluster.send(client, "n2", "sleep", &Pause { ms: 6_000 });
         assert_eq!(cluster.wait::<()>(asked).unwrap_err().code, ErrorCode::Timeout);

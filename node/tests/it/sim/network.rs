@@ -1,4 +1,4 @@
-//! Each fault does what it says.
+//! The effect of each fault.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ const fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
 
-/// Whether a count is within four standard deviations of what is expected.
+/// Checks that a count is within four standard deviations of the expectation.
 #[track_caller]
 fn assert_part(count: u64, of: u64, part: f64) {
     let (count, of) = (count as f64, of as f64);
@@ -26,11 +26,11 @@ fn is_in_order(numbers: &[u64]) -> bool {
     numbers.is_sorted()
 }
 
-/// What comes to `n2` of what `n1` sends, one each millisecond.
+/// Returns the numbers that reach `n2` if `n1` sends one each millisecond.
 fn shower_over(network: Network, seed: u64) -> (Cluster, Vec<u64>) {
     let mut cluster = Cluster::builder(numbers).nodes(2).seed(seed).network(network).build();
     let client = cluster.client();
-    // Longer than a client waits.
+    // It takes 2 s.
     let shower = json!({"dest": "n2", "count": COUNT, "pause_ms": 1});
     let operation = cluster.send(client, "n1", "shower", &shower);
     cluster.run_for(Duration::from_secs(4));
@@ -76,7 +76,7 @@ fn reordering_lets_its_part_of_the_messages_be_overtaken_and_loses_none() {
     let network = Network { latency, reordering: 0.1, ..Network::default() };
     let (_, mut come) = shower_over(network, 4);
     let overtaken = come.windows(2).filter(|pair| pair[0] > pair[1]).count() as u64;
-    // Some are held back by less than the pause between two messages.
+    // Some are delayed by less than the pause between two messages.
     assert!((COUNT / 20..COUNT / 8).contains(&overtaken), "{overtaken}");
     come.sort_unstable();
     assert_eq!(come, (0..COUNT).collect::<Vec<_>>());
@@ -85,7 +85,7 @@ fn reordering_lets_its_part_of_the_messages_be_overtaken_and_loses_none() {
 #[test]
 fn latencies_have_their_distribution() {
     let latencies = |latency| -> Vec<f64> {
-        // Out of order, or one would wait for another.
+        // Each over a link of its own, or one would wait for another.
         let mut cluster = Cluster::builder(numbers).nodes(1).latency(latency).build();
         let mut latency = || {
             let client = cluster.client();
@@ -210,7 +210,7 @@ fn loss_between_nodes_and_services_is_told_by_reach() {
     let lost = |reach| {
         let mut cluster = Cluster::builder(numbers).loss(1.0).reach(reach).build();
         let client = cluster.client();
-        // A service takes it for a request of an unknown type.
+        // For a service its type is unknown.
         shower(&mut cluster, client, "lin-kv", 10, 1);
         cluster.journal().stats(..).lost(Loss::Chance)
     };

@@ -24,7 +24,8 @@ pub(crate) struct Shower {
     pub(crate) pause_ms: u64,
 }
 
-/// `shower` sends numbers to another node, `numbers` says what came, in order.
+/// `shower` sends numbers to another node, `numbers` returns the received ones in
+/// order.
 pub(crate) fn numbers(node: &Node<Vec<u64>>) {
     node.receive("number", async |node: Node<Vec<u64>>, request: Request<Number>| {
         node.state().push(request.body.number);
@@ -48,7 +49,7 @@ pub(crate) fn shower(cluster: &mut Cluster, client: Client, dest: &str, count: u
     cluster.run_for(Duration::from_secs(1));
 }
 
-/// What has come to a node.
+/// Returns the numbers that have reached a node.
 pub(crate) fn come(cluster: &mut Cluster, client: Client, node: &str) -> Vec<u64> {
     cluster.call::<Numbers>(client, node, "numbers", &()).unwrap().numbers
 }

@@ -1,4 +1,4 @@
-//! The services keep their contracts, and use what these allow.
+//! The services keep their contracts, and use all that these allow.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -20,7 +20,7 @@ struct Value {
     value: u64,
 }
 
-/// A cluster whose nodes do nothing: clients ask the services themselves.
+/// A cluster whose nodes are idle: clients call the services themselves.
 fn services(seed: u64) -> Cluster {
     Cluster::builder(numbers).seed(seed).build()
 }
@@ -39,7 +39,7 @@ fn cas(cluster: &mut Cluster, client: Client, service: &str, from: u64, to: u64)
     cluster.call::<Json>(client, service, "cas", &cas).map(drop).map_err(|error| error.code)
 }
 
-/// Whether something is so for at least one of a hundred seeds.
+/// Checks that a property holds for at least one of a hundred seeds.
 #[track_caller]
 fn assert_some_seed(what: &str, is_so: impl Fn(u64) -> bool) {
     assert!((0..100).any(is_so), "no seed of a hundred shows {what}");
@@ -94,7 +94,7 @@ struct Ended {
 }
 
 impl Act {
-    /// The value after it, where it can have happened on this value.
+    /// Returns the value after the operation, if it is possible on this value.
     fn after(self, value: u64) -> Option<u64> {
         match self {
             Self::Read(read) => (read == value).then_some(value),
@@ -105,8 +105,8 @@ impl Act {
     }
 }
 
-/// Whether there is an order that agrees with time and with all results, by
-/// trying all (Wing and Gong, "Testing and verifying concurrent objects", 1993).
+/// Returns whether an order of the operations agrees with their times and results,
+/// by trying all orders (Wing and Gong, "Testing and verifying concurrent objects", 1993).
 fn is_linearizable(value: u64, open: &[Ended]) -> bool {
     let Some(first_end) = open.iter().map(|operation| operation.ended).min() else { return true };
     let is_next = |index: usize| {
@@ -120,7 +120,7 @@ fn is_linearizable(value: u64, open: &[Ended]) -> bool {
     (0..open.len()).any(is_next)
 }
 
-/// What three clients see who use one key at the same time.
+/// Returns the operations of three clients on one key at the same time.
 fn history(service: &str, seed: u64) -> Vec<Ended> {
     let mut cluster = services(seed);
     let clients = [cluster.client(), cluster.client(), cluster.client()];
@@ -174,7 +174,7 @@ fn the_two_others_are_not() {
     }
 }
 
-/// What a second client reads after a first one was told that it had written.
+/// Returns the reads of a client after the writes of another one have ended.
 fn read_after_anothers_write(service: &str, seed: u64) -> Vec<u64> {
     let mut cluster = services(seed);
     let (writer, reader) = (cluster.client(), cluster.client());
@@ -216,7 +216,7 @@ fn seq_kv_shows_changes_of_all_keys_in_one_order() {
         for value in 1..=10 {
             write(&mut cluster, writer, "seq-kv", "first", value);
             write(&mut cluster, writer, "seq-kv", "second", value);
-            // Nothing is there yet in the state that it may see.
+            // The key may not exist in the state that it sees.
             let second = read(&mut cluster, reader, "seq-kv", "second").unwrap_or_default();
             let first = read(&mut cluster, reader, "seq-kv", "first").unwrap_or_default();
             assert!(first >= second, "the first is {first}, the second {second}");
@@ -250,7 +250,7 @@ fn seq_kv_never_loses_a_cas_although_some_fail_on_what_is_stale() {
             }
         }
         assert_eq!(done, 30, "a client is never shown what is new");
-        // Who writes has seen all that went before.
+        // A writer has seen all earlier changes.
         write(&mut cluster, clients[0], "seq-kv", "other", 0);
         assert_eq!(read(&mut cluster, clients[0], "seq-kv", "k"), Ok(30));
         failures
@@ -342,7 +342,7 @@ fn lin_tso_gives_each_timestamp_once_and_greater_ones_later() {
             .collect();
         assert_eq!(given.len(), 30);
         for (index, (began, _)) in given.values().enumerate() {
-            // Nothing that has a greater one had ended before.
+            // No call with a greater one had ended before.
             assert!(given.values().skip(index + 1).all(|(_, ended)| ended > began));
         }
     });
@@ -360,7 +360,7 @@ fn text(outcome: Result<impl std::fmt::Debug, Error>) -> String {
     }
 }
 
-/// Does everything that a client of a store can do.
+/// Runs every operation of a store.
 async fn use_store(kv: Kv, pause: impl AsyncFn()) -> Vec<String> {
     let mut answers = vec![text(kv.read::<u64>("k").await), text(kv.find::<u64>("k").await)];
     answers.push(text(kv.cas("k", 0, 1).await));
@@ -380,6 +380,7 @@ async fn use_store(kv: Kv, pause: impl AsyncFn()) -> Vec<String> {
 }
 
 fn user(node: &Node<()>) {
+    node.answer_within(Duration::from_secs(60));
     node.handle("try", async |node, _: Request<Json>| {
         let retry = Retry { attempts: 40, ..Retry::default() };
         node.lin_kv().retry(retry).write("k", 1).await?;

@@ -45,7 +45,7 @@ struct Pair {
     held: Rc<()>,
 }
 
-/// What a client has seen, and what it still holds.
+/// The events of a client, and the streams that it holds.
 #[derive(Clone, Default)]
 struct Notes {
     lines: Rc<RefCell<Vec<String>>>,
@@ -75,7 +75,7 @@ impl Notes {
 }
 
 impl Pair {
-    /// A server, and a client that does this once it has its name.
+    /// A server, and a client that runs this once it has its name.
     fn new(client: impl AsyncFnOnce(Node<()>, Notes) + 'static) -> Self {
         Self::with_weather(std::convert::identity, client)
     }
@@ -94,7 +94,7 @@ impl Pair {
         Self { net, notes, held }
     }
 
-    /// Lets time pass, and compares what the client has noted since.
+    /// Lets time pass, and compares the events of the client since.
     #[track_caller]
     fn expect(&mut self, time: Duration, expected: &str) {
         assert!(self.net.pass(time).is_empty());
@@ -102,14 +102,15 @@ impl Pair {
         assert_eq!(lines.join(" ").replace('"', ""), expected);
     }
 
-    /// Neither side holds anything any more.
+    /// Checks that both sides hold no stream.
     #[track_caller]
     fn expect_nothing_left(&mut self) {
         assert_eq!(self.net.machine("client").pending(), 0);
         assert_eq!(self.serving(), 0);
     }
 
-    /// The streams that the server serves: all but the test and the services.
+    /// Returns the number of open streams of the server: all holders but the test
+    /// and the services.
     fn serving(&self) -> usize {
         Rc::strong_count(&self.held) - 3
     }

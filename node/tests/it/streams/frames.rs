@@ -1,4 +1,4 @@
-//! Frames: golden bytes, any cut of the bytes, and what is refused when.
+//! Frames: golden bytes, any cut of the bytes, and refusals.
 
 use bytes::{Bytes, BytesMut};
 use hark_node::stream::frame::{Frame, FrameCodec, FrameError, HEADER_BYTES, MESSAGE_BYTES_MAX_DEFAULT};

@@ -1,20 +1,20 @@
-//! Nodes on one virtual time: a client `c` and others that the test plays, and
-//! a network that does with each message as it is told.
+//! Nodes on one virtual time, clients that the test plays, and a network that it
+//! controls.
 
 use std::time::Duration;
 
 use hark_node::{Machine, Node};
 use serde_json::{Value, json};
 
-/// What becomes of what was sent in one go: it may be lost, doubled, or change
-/// its order.
+/// The fate of messages that were sent together: they may be lost, doubled or
+/// reordered.
 pub(crate) type Weather = Box<dyn FnMut(Vec<Value>) -> Vec<Value>>;
 
 pub(crate) struct Net {
     machines: Vec<(String, Machine)>,
     weather: Weather,
     now: Duration,
-    /// What was sent to nobody here, and not taken yet.
+    /// The messages to clients that were not taken yet.
     received: Vec<Value>,
 }
 
@@ -24,7 +24,7 @@ impl Net {
         Self { machines: Vec::new(), weather, now: Duration::ZERO, received: Vec::new() }
     }
 
-    /// Adds a node, which is begun and has its name.
+    /// Adds a node that has its name and may send.
     pub(crate) fn add<S: Default + 'static>(&mut self, id: &str, program: impl FnOnce(&Node<S>)) {
         self.machines.push((id.to_owned(), Machine::new(program, 1)));
         let init = json!({"type": "init", "msg_id": 0, "node_id": id, "node_ids": [id]});
@@ -32,6 +32,9 @@ impl Net {
         self.settle();
         let answer = self.received.pop().expect("init is answered");
         assert_eq!(answer["body"]["type"], "init_ok");
+        // Lets the node send.
+        self.post("c0", id, json!({"type": "anything"}));
+        self.settle();
     }
 
     pub(crate) fn set_weather(&mut self, weather: impl FnMut(Vec<Value>) -> Vec<Value> + 'static) {
@@ -43,7 +46,7 @@ impl Net {
         &mut found.expect("there is such a node").1
     }
 
-    /// Has a node, with all that it holds, end.
+    /// Drops a node with all that it holds.
     pub(crate) fn remove(&mut self, id: &str) {
         self.machines.retain(|(name, _)| name != id);
     }
@@ -52,8 +55,8 @@ impl Net {
         self.now
     }
 
-    /// Sends a message, and has all react to it at once; yields the bodies that
-    /// came back to who is no node here.
+    /// Sends a message, lets all nodes react at once, and returns the bodies that
+    /// came to clients.
     pub(crate) fn send(&mut self, src: &str, dest: &str, body: Value) -> Vec<Value> {
         self.post(src, dest, body);
         self.settle();
@@ -66,7 +69,7 @@ impl Net {
         self.machine(dest).handle_line(now, line.as_bytes());
     }
 
-    /// Lets so much time pass, and yields the bodies that came meanwhile.
+    /// Lets time pass, and returns the bodies that came meanwhile.
     pub(crate) fn pass(&mut self, time: Duration) -> Vec<Value> {
         let end = self.now + time;
         loop {
@@ -83,7 +86,7 @@ impl Net {
         }
     }
 
-    /// Carries messages until none are under way.
+    /// Carries messages until none is in flight.
     fn settle(&mut self) {
         loop {
             let mut output = Vec::new();
@@ -112,8 +115,7 @@ impl Net {
     fn take(&mut self) -> Vec<Value> {
         let bodies = self.received.drain(..).map(|mut message| message["body"].take());
         let without_id = |mut body: Value| {
-            let id = body.as_object_mut().unwrap().remove("msg_id");
-            assert!(id.is_some(), "every message has an id");
+            body.as_object_mut().unwrap().remove("msg_id");
             body
         };
         bodies.map(without_id).collect()

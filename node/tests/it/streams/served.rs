@@ -41,7 +41,7 @@ impl Serialize for Touchy {
     }
 }
 
-/// Adds up what it is sent. Some numbers mean something else.
+/// Adds up its numbers. Some numbers have another effect.
 struct Sum {
     sum: u64,
     closes: Held,

@@ -1,6 +1,6 @@
-//! The standard workloads, each on a simulated cluster with loss, doubles,
-//! another order, partitions and crashes: for ten seeds, and in the long run for
-//! a hundred.
+//! The standard workloads, each on a simulated cluster with loss, duplication,
+//! reordering, partitions and crashes: for ten seeds, and in the long run for a
+//! hundred.
 
 mod cuts;
 mod graph;
@@ -167,7 +167,7 @@ fn a_set_grows_alike_on_all_nodes(seeds: Range<u64>) {
     });
 }
 
-/// All that was answered is there, and nothing that was not asked.
+/// Checks that all answered elements are there, and no others than were sent.
 #[track_caller]
 fn check_set(node: &str, found: &BTreeSet<i64>, answered: &BTreeSet<i64>, asked: usize) {
     let lost: Vec<_> = answered.difference(found).collect();
@@ -175,11 +175,11 @@ fn check_set(node: &str, found: &BTreeSet<i64>, answered: &BTreeSet<i64>, asked:
     let asked = i64::try_from(asked).unwrap();
     assert!(
         found.iter().all(|number| (0..asked).contains(number)),
-        "{node} has made something up: {found:?}"
+        "{node} has elements that were never sent: {found:?}"
     );
 }
 
-/// The n-th thing that is added: 0, -1, 2, -3, 4 …
+/// The n-th increment: 0, -1, 2, -3, 4 …
 fn delta(number: i64) -> i64 {
     if number % 2 == 0 { number } else { -number }
 }
@@ -201,7 +201,7 @@ fn check_counter<S: Default + 'static>(program: fn(&Node<S>), delta: fn(i64) -> 
         let sums: BTreeSet<i64> =
             storm.cluster.node_ids().iter().map(|node| storm.read::<Sum>(node).value).collect();
         assert_eq!(sums.len(), 1, "the nodes do not agree: {sums:?}");
-        // What was not answered may have been counted, or not.
+        // An unanswered operation may have been counted, or not.
         let unknown =
             (0..i64::try_from(operations.len()).unwrap()).filter(|number| !answered.contains(number));
         let (up, down): (Vec<_>, Vec<_>) = unknown.map(delta).partition(|delta| *delta > 0);

@@ -1,5 +1,5 @@
-//! A cluster to which everything happens that a workload has to survive, while
-//! it is asked; and then nothing any more, until all is quiet.
+//! A cluster with all faults that a workload has to survive, under load, and then
+//! without faults until it has converged.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -9,10 +9,10 @@ use hark_node::{Json, Node};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-/// Nodes of the cluster.
+/// The number of nodes.
 const NODES: usize = 5;
 
-/// Requests while it storms, and the pause between them.
+/// The number of requests during the faults, and the pause between them.
 const REQUESTS: i64 = 300;
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -25,8 +25,8 @@ pub(crate) struct Storm {
 }
 
 impl Storm {
-    /// Messages are lost, doubled and overtaken; twice the nodes are split, and
-    /// twice one crashes, with time between them in which all can recover.
+    /// Messages are lost, doubled and reordered; twice the nodes are split, and
+    /// twice one crashes, with time to recover in between.
     pub(crate) fn new<S: Default + 'static>(program: impl Fn(&Node<S>) + 'static, seed: u64) -> Self {
         let mut cluster = Cluster::builder(program)
             .nodes(NODES)
@@ -50,8 +50,9 @@ impl Storm {
         Self { cluster, client }
     }
 
-    /// Asks nodes at random, from before the first fault to after the last, and
-    /// waits until all is quiet. Requests are numbered from 0.
+    /// Sends requests to random nodes, from before the first fault to after the
+    /// last, and waits until the nodes have converged. Requests are numbered from
+    /// 0.
     pub(crate) fn ask(&mut self, request: impl Fn(i64) -> (&'static str, Value)) -> Vec<Operation> {
         let operations = (0..REQUESTS)
             .map(|number| {
@@ -67,12 +68,12 @@ impl Storm {
         operations
     }
 
-    /// What was replied to a request, if it was not an error.
+    /// Returns the reply to a request, if it was not an error.
     pub(crate) fn end<R: DeserializeOwned>(&self, operation: Operation) -> Option<R> {
         self.cluster.poll(operation).and_then(Result::ok)
     }
 
-    /// The numbers of the requests that were answered: more than half of all.
+    /// Returns the numbers of the answered requests, more than half of all.
     pub(crate) fn answered(&self, operations: &[Operation]) -> BTreeSet<i64> {
         let answered: BTreeSet<i64> = (0..)
             .zip(operations)
@@ -88,7 +89,7 @@ impl Storm {
         answered
     }
 
-    /// What a node says when it is asked for all it has.
+    /// Reads the whole state of a node.
     pub(crate) fn read<R: DeserializeOwned>(&mut self, node: &str) -> R {
         self.cluster
             .call(self.client, node, "read", &json!({}))

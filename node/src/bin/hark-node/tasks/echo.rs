@@ -27,7 +27,7 @@ struct Results {
     results: Vec<Json>,
 }
 
-/// Asks this node itself for each of the values.
+/// Sends each value to this node itself as an echo.
 async fn batch_echo(node: Node<()>, request: Request<Values>) {
     let Request { body: Values { values }, responder, .. } = request;
     if values.is_empty() {
@@ -43,11 +43,11 @@ async fn batch_echo(node: Node<()>, request: Request<Values>) {
     }
 }
 
-/// What has come back, and who waits for it.
+/// The results of a batch so far, and the request to answer.
 struct Batch {
-    /// In the order of the values; `None` until it is there.
+    /// The results in the order of the values.
     results: Vec<Option<Json>>,
-    /// How many are not there yet.
+    /// The number of results that are missing.
     missing: usize,
     responder: Responder,
 }
@@ -57,7 +57,8 @@ impl Batch {
         Self { results: vec![None; count], missing: count, responder }
     }
 
-    /// The first failure is the answer, or else what the last reply completes.
+    /// Adds an outcome. The first failure is the answer, or the results when the
+    /// last one has come.
     fn take(&mut self, index: usize, outcome: Result<Json, Error>) {
         match outcome.and_then(|reply| echo_of(&reply)) {
             Ok(echo) => self.keep(index, echo),

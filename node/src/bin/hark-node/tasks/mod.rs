@@ -1,4 +1,4 @@
-//! What the node does for others: a file for each family of tasks.
+//! The tasks of the node, one file for each family.
 
 mod echo;
 mod pending;
@@ -7,7 +7,7 @@ mod streams;
 
 use hark_node::Node;
 
-/// All tasks of the node.
+/// Registers all tasks of the node.
 pub(crate) fn program(node: &Node<()>) {
     echo::register(node);
     proxy::register(node);

@@ -1,5 +1,5 @@
-//! `proxy` and `relay`: requests that are passed on, and their replies passed
-//! back. An error that the target replies is passed back with its code.
+//! `proxy` and `relay`: requests that are forwarded, and their replies passed
+//! back. An error of the target is passed back with its code.
 
 use hark_node::{Error, Json, Node, Request, Retry};
 use serde::{Deserialize, Serialize};
@@ -20,7 +20,7 @@ struct Proxied {
     result: Json,
 }
 
-/// Asks once, and waits 1 s.
+/// Forwards a request once, and waits 1 s.
 async fn proxy(node: Node<()>, request: Request<Proxy>) -> Result<Proxied, Error> {
     let Proxy { target, inner } = request.body;
     let reply = node.forward(&target, &inner).await?;
@@ -39,7 +39,7 @@ struct Relayed {
     result: Json,
 }
 
-/// Asks up to three times, and waits 500 ms each time.
+/// Forwards a request up to three times, and waits 500 ms each time.
 async fn relay(node: Node<()>, request: Request<Relay>) -> Result<Relayed, Error> {
     let Relay { target, payload } = request.body;
     let reply = node.forward(&target, &payload).retry(Retry::default()).await?;

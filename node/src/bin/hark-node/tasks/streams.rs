@@ -1,11 +1,10 @@
 //! The streams of the node: a log that can be watched, and a chat that echoes.
-//! How streams go over the wire is the library's business.
 
 use hark_node::stream::{Bidi, Services, Sink};
 use hark_node::{Error, Node};
 use serde::{Deserialize, Serialize};
 
-/// Has a node offer the streams.
+/// Registers the streams of a node.
 pub(crate) fn register<S: 'static>(node: &Node<S>) {
     let services = Services::new(node);
     services.server_stream("LogWatcher", "WatchLogs", async |_, watch, sink| watch_logs(&watch, &sink));
@@ -14,9 +13,9 @@ pub(crate) fn register<S: 'static>(node: &Node<S>) {
 
 #[derive(Deserialize)]
 struct Watch {
-    /// The level of the lines that are wanted; all, where it is absent.
+    /// The level of the lines; all levels if it is absent.
     filter: Option<String>,
-    /// How many are wanted at most; all, where it is absent.
+    /// The maximum number of lines; all lines if it is absent.
     limit: Option<u64>,
 }
 
