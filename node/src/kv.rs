@@ -30,8 +30,7 @@ pub const LIN_TSO: &str = "lin-tso";
 pub const UPDATE_ATTEMPTS_MAX: u32 = 64;
 
 /// The pause of [`Kv::update`] after a conflict.
-const UPDATE_BACKOFF: Backoff =
-    Backoff { first: Duration::from_millis(5), max: Duration::from_millis(200) };
+const UPDATE_BACKOFF: Backoff = Backoff { first: Duration::from_millis(5), max: Duration::from_millis(200) };
 
 impl<S: 'static> Node<S> {
     /// Returns a client of the linearizable store: an operation sees all that
@@ -136,10 +135,7 @@ impl Kv {
     ///
     /// # Errors
     /// 13 if the value is not a `T`.
-    pub async fn find<T: DeserializeOwned + 'static>(
-        &self,
-        key: impl Serialize,
-    ) -> Result<Option<T>, Error> {
+    pub async fn find<T: DeserializeOwned + 'static>(&self, key: impl Serialize) -> Result<Option<T>, Error> {
         match self.read(key).await {
             Ok(value) => Ok(Some(value)),
             Err(error) if error.code == ErrorCode::KeyDoesNotExist => Ok(None),

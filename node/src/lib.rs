@@ -31,7 +31,7 @@ pub use call_all::CallAll;
 pub use core::REQUEST_TIMEOUT;
 pub use error::{Error, ErrorCode};
 pub use json::Json;
-pub use kv::{Kv, UPDATE_ATTEMPTS_MAX, LIN_KV, LIN_TSO, LWW_KV, SEQ_KV, Tso};
+pub use kv::{Kv, LIN_KV, LIN_TSO, LWW_KV, SEQ_KV, Tso, UPDATE_ATTEMPTS_MAX};
 pub use machine::Machine;
 pub use message::MsgId;
 pub use node::Node;

@@ -245,9 +245,7 @@ pub(crate) fn open_body(kind: &str, fields: &impl Serialize, out: &mut Vec<u8>) 
                 b't' | b'f' => "a boolean",
                 _ => "a number",
             };
-            return Err(crash(&format_args!(
-                "its fields are {found}; a structure, a map or () is needed"
-            )));
+            return Err(crash(&format_args!("its fields are {found}; a structure, a map or () is needed")));
         }
         _ => return Err(crash(&"its fields are missing")),
     }

@@ -51,8 +51,11 @@ type Handler<S> = dyn Fn(Node<S>, &str, Responder, String) -> LocalFuture;
 
 impl<S: 'static> Node<S> {
     pub(crate) fn new(core: Rc<Core>, state: S) -> Self {
-        let program =
-            Program { state: RefCell::new(Some(state)), handlers: RefCell::default(), on_init: RefCell::default() };
+        let program = Program {
+            state: RefCell::new(Some(state)),
+            handlers: RefCell::default(),
+            on_init: RefCell::default(),
+        };
         Self { core, program: Rc::new(program) }
     }
 

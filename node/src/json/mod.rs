@@ -161,8 +161,7 @@ struct Shape<'a> {
 
 impl Shape<'_> {
     fn check_key(&self, key: &str) {
-        if let (Some(reserved), Some(name)) =
-            (self.reserved, RESERVED.into_iter().find(|name| *name == key))
+        if let (Some(reserved), Some(name)) = (self.reserved, RESERVED.into_iter().find(|name| *name == key))
         {
             reserved.set(Some(name));
         }
@@ -390,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_passed_through_keeps_its_keys_and_numbers() {
+    fn values_keep_their_keys_and_numbers() {
         check(r#"{"b":1,"a":[ 1.00 ,-0,1e400, 12345678901234567890123]}"#, {
             r#"{"b": 1, "a": [1.00, -0, 1e400, 12345678901234567890123]}"#
         });
@@ -408,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn what_serde_writes_has_the_same_shape() {
+    fn serialized_values_have_the_same_shape() {
         let mut out = Vec::new();
         write(&("é\u{7f}😀\n\"/\u{1}", [1, 2], 1.0), &mut out).unwrap();
         let expected = r#"["\u00e9\u007f\ud83d\ude00\n\"/\u0001", [1, 2], 1.0]"#;

@@ -177,3 +177,31 @@ pub use event::Event;
 pub use journal::{Journal, Loss, Stats};
 pub use linear::{Invocation, is_linearizable};
 pub use network::{Latency, Network, Reach};
+
+#[cfg(test)]
+mod tests {
+    use super::{Builder, Cluster};
+    use crate::node::Node;
+
+    /// Nodes that do not wait for the first request before they send.
+    fn impatient(dest: &'static str) -> Builder {
+        Cluster::builder(move |node: &Node<()>| {
+            node.on_init(async move |node: Node<()>| {
+                node.core().open();
+                node.send(dest, "hello", &()).unwrap();
+            });
+        })
+    }
+
+    #[test]
+    #[should_panic(expected = "is mute: it has sent hello to n1, which has not started yet")]
+    fn a_message_to_a_node_that_has_not_started_fails_the_test() {
+        drop(impatient("n1").nodes(3).build());
+    }
+
+    #[test]
+    #[should_panic(expected = "is mute: it has sent hello to lin-kv, which has not started yet")]
+    fn a_message_to_a_service_that_has_not_started_fails_the_test() {
+        drop(impatient("lin-kv").build());
+    }
+}

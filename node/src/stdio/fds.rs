@@ -11,9 +11,9 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
+use super::LINE_BYTES_MAX;
 use super::driver::Driver;
 use super::lines::Lines;
-use super::LINE_BYTES_MAX;
 
 /// Runs a node to the end of its input.
 pub(super) fn run(mut driver: Driver<File>, mut input: File) -> io::Result<()> {

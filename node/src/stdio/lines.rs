@@ -20,7 +20,14 @@ pub(super) struct Lines {
 
 impl Lines {
     pub(super) const fn new(line_bytes_max: usize) -> Self {
-        Self { line_bytes_max, buffer: Vec::new(), filled: 0, returned: 0, is_skipping: false, is_over: false }
+        Self {
+            line_bytes_max,
+            buffer: Vec::new(),
+            filled: 0,
+            returned: 0,
+            is_skipping: false,
+            is_over: false,
+        }
     }
 
     /// Reads once, and returns the lines that are whole then, perhaps none; at

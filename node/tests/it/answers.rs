@@ -13,7 +13,7 @@ fn named(dest: &str, body: Value) -> Vec<(String, Value)> {
 }
 
 #[test]
-fn what_comes_before_init_gets_11() {
+fn a_request_before_init_gets_11() {
     let mut driven = Driven::<()>::unnamed(echo);
     let text = "the node is not initialised yet";
     for kind in ["echo", "unknown"] {

@@ -6,9 +6,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use hark_node::{
-    AbortHandle, Answer, Error, ErrorCode, Json, Machine, Node, Reply, Request, Retry, Timer,
-};
+use hark_node::{AbortHandle, Answer, Error, ErrorCode, Json, Machine, Node, Reply, Request, Retry, Timer};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 

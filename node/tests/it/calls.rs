@@ -129,7 +129,7 @@ fn after_the_last_attempt_a_retry_ends_with_error_0() {
 }
 
 #[test]
-fn only_what_is_indefinite_is_tried_again() {
+fn only_indefinite_errors_are_retried() {
     for code in [0, 13, 1000, 1234] {
         let mut driven = calling("retry");
         for id in 1..=2 {
@@ -345,7 +345,7 @@ struct Forward {
 }
 
 #[test]
-fn what_is_no_body_is_not_passed_on() {
+fn an_invalid_body_is_not_forwarded() {
     let outcomes: Rc<RefCell<Vec<Error>>> = Rc::default();
     let errors = Rc::clone(&outcomes);
     let mut driven = Driven::<()>::new(move |node| {

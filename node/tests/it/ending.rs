@@ -33,7 +33,7 @@ fn program(node: &Node<u32>) {
 }
 
 #[test]
-fn open_calls_are_dropped_without_a_word() {
+fn open_calls_are_dropped_silently() {
     let mut driven = Driven::new(program);
     for kind in ["call", "retry", "rpc"] {
         assert_eq!(driven.ask("c1", &json!({"type": kind, "msg_id": 1})).len(), 1);
@@ -44,7 +44,7 @@ fn open_calls_are_dropped_without_a_word() {
 }
 
 #[test]
-fn what_sleeps_is_answered() {
+fn a_sleeping_request_is_answered() {
     let mut driven = Driven::new(program);
     driven.ask("c1", &json!({"type": "sleep", "msg_id": 1}));
     driven.end();
@@ -55,7 +55,7 @@ fn what_sleeps_is_answered() {
 }
 
 #[test]
-fn what_is_done_again_and_again_stops() {
+fn repeated_actions_stop() {
     let mut driven = Driven::new(program);
     driven.pass(ms(5));
     assert_eq!(*driven.node.state(), 5);
@@ -66,7 +66,7 @@ fn what_is_done_again_and_again_stops() {
 }
 
 #[test]
-fn what_is_under_way_at_the_end_is_done_and_not_begun_again() {
+fn a_running_action_ends_and_is_not_repeated() {
     let mut driven = Driven::<u32>::new(|node| {
         node.every(ms(1), async |node: Node<u32>| {
             node.sleep(ms(5)).await;
@@ -81,7 +81,7 @@ fn what_is_under_way_at_the_end_is_done_and_not_begun_again() {
 }
 
 #[test]
-fn after_the_end_nothing_is_asked() {
+fn no_call_is_sent_after_the_end() {
     let mut driven = Driven::new(program);
     driven.ask("c1", &json!({"type": "sleep_and_call", "msg_id": 1}));
     driven.end();
@@ -119,7 +119,7 @@ fn kinds(text: &str) -> Vec<String> {
 }
 
 #[test]
-fn a_node_on_streams_answers_what_it_can_and_ends() {
+fn a_node_on_streams_answers_and_ends() {
     let ask = |kind: &str, id: u32| line("c1", &json!({"type": kind, "msg_id": id, "echo": 1}));
     let requests = [("sleep", 1), ("call", 2), ("rpc", 3), ("retry", 4), ("echo", 5)];
     let mut lines = vec![INIT.to_owned()];
@@ -200,7 +200,7 @@ fn an_output_that_fails_ends_the_node_though_its_input_is_open() {
 }
 
 #[test]
-fn an_input_that_fails_ends_the_node_after_what_had_come() {
+fn a_failed_input_ends_the_node_after_its_answers() {
     struct Broken;
     impl Read for Broken {
         fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {

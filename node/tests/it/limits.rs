@@ -103,7 +103,7 @@ fn eager(node: &Node<u32>) {
 }
 
 #[test]
-fn messages_wait_for_the_first_one_that_is_not_init() {
+fn messages_wait_for_the_first_request() {
     let mut driven = Driven::<u32>::unnamed(eager);
     let out = driven.take(INIT);
     assert_eq!(out.lines().count(), 1, "{out}");
@@ -140,7 +140,9 @@ fn messages_that_wait_are_bounded() {
 #[test]
 fn a_message_that_wants_no_answer_has_no_id() {
     let mut driven = Driven::<()>::new(|node| {
-        node.receive("tell", async |node: Node<()>, _: Ask| node.send("n2", "told", &json!({"x": 1})).unwrap());
+        node.receive("tell", async |node: Node<()>, _: Ask| {
+            node.send("n2", "told", &json!({"x": 1})).unwrap()
+        });
     });
     let out = driven.ask("c1", &json!({"type": "tell"}));
     assert_eq!(out, [("n2".to_owned(), json!({"type": "told", "x": 1}))]);
@@ -179,14 +181,15 @@ fn reserved_names_are_refused_with_a_clear_error() {
 }
 
 #[test]
-fn a_return_value_that_is_not_an_object_is_refused_with_a_clear_error() {
+fn a_return_value_must_be_an_object() {
     let mut driven = Driven::<()>::new(|node| {
         node.handle("list", async |_, _: Ask| Ok([1, 2]));
         node.handle("number", async |_, _: Request<()>| Ok::<_, Error>(7));
     });
     for (kind, found) in [("list", "an array"), ("number", "a number")] {
         let out = driven.ask("c1", &json!({"type": kind, "msg_id": 1}));
-        let text = format!("cannot write a {kind}_ok: its fields are {found}; a structure, a map or () is needed");
+        let text =
+            format!("cannot write a {kind}_ok: its fields are {found}; a structure, a map or () is needed");
         assert_eq!((only_code(&out), &out[0].1["text"]), (13, &json!(text)));
     }
 }

@@ -21,7 +21,7 @@ fn check(line: impl AsRef<[u8]>, code: Option<i64>) {
 }
 
 #[test]
-fn a_line_that_is_no_json_or_names_nobody_is_not_answered() {
+fn a_malformed_line_without_a_sender_is_ignored() {
     for line in [
         "",
         " ",
@@ -62,7 +62,7 @@ fn a_line_that_is_no_json_or_names_nobody_is_not_answered() {
 }
 
 #[test]
-fn a_body_that_is_wrong_is_answered_where_somebody_waits() {
+fn a_malformed_request_with_an_id_is_answered() {
     for body in [
         r#"{"msg_id":2}"#,
         r#"{"type":null,"msg_id":2}"#,

@@ -113,7 +113,7 @@ impl Read for Pieces {
 
 proptest! {
     #[test]
-    fn any_interleaving_is_answered_in_the_order_in_which_it_comes(steps in steps()) {
+    fn any_interleaving_is_answered_in_order(steps in steps()) {
         let (input, output) = conversation(&steps);
         let mut driven = Driven::new(program);
         let answers: Vec<String> = input.iter().map(|line| driven.take(line).trim_end().to_owned()).collect();
@@ -121,7 +121,7 @@ proptest! {
     }
 
     #[test]
-    fn the_same_input_gives_the_same_bytes_in_whatever_pieces_it_comes(
+    fn input_in_any_pieces_gives_the_same_bytes(
         steps in steps(),
         sizes in prop::collection::vec(1..300_usize, 1..10),
     ) {
@@ -137,7 +137,7 @@ proptest! {
 }
 
 #[test]
-fn handlers_run_up_to_their_first_wait_one_after_the_other() {
+fn handlers_run_in_turn_to_their_first_wait() {
     let log = Log::default();
     let events = Rc::clone(&log);
     let mut driven = Driven::<()>::new(move |node| {
@@ -173,7 +173,7 @@ fn handlers_run_up_to_their_first_wait_one_after_the_other() {
 }
 
 #[test]
-fn what_is_due_at_once_ends_in_the_order_in_which_it_began() {
+fn timers_of_one_time_fire_in_order() {
     let mut driven = Driven::<()>::new(|node| {
         node.handle("sleep", async |node: Node<()>, request: Ask| {
             node.sleep(ms(if *request.src < *"m" { 20 } else { 10 })).await;
@@ -188,7 +188,7 @@ fn what_is_due_at_once_ends_in_the_order_in_which_it_began() {
 }
 
 #[test]
-fn init_is_answered_before_what_waits_for_it() {
+fn init_is_answered_before_on_init_tasks_send() {
     let mut driven = Driven::<()>::unnamed(|node| {
         for kind in ["first", "second"] {
             node.on_init(async move |node: Node<()>| node.send("n2", kind, &()).unwrap());
@@ -215,7 +215,7 @@ fn init_is_answered_before_what_waits_for_it() {
 }
 
 #[test]
-fn what_waits_for_no_time_does_not_hold_up_the_node() {
+fn waits_of_zero_length_do_not_block_the_node() {
     let mut driven = Driven::<u32>::new(|node| {
         echo(node);
         node.every(ms(0), async |node: Node<u32>| *node.state() += 1);

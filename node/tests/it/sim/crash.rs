@@ -95,12 +95,9 @@ fn timers_and_time_begin_anew() {
 }
 
 #[test]
-fn what_arrives_while_a_node_is_down_is_lost() {
-    let mut cluster = Cluster::builder(numbers)
-        .nodes(2)
-        .stagger(Duration::ZERO)
-        .latency(Latency::Constant(ms(2)))
-        .build();
+fn messages_to_a_node_that_is_down_are_lost() {
+    let mut cluster =
+        Cluster::builder(numbers).nodes(2).stagger(Duration::ZERO).latency(Latency::Constant(ms(2))).build();
     let client = cluster.client();
     cluster.at(ms(105), Event::crash("n2"));
     cluster.at(ms(205), Event::restart("n2"));
@@ -111,12 +108,9 @@ fn what_arrives_while_a_node_is_down_is_lost() {
 }
 
 #[test]
-fn what_a_node_sent_before_it_crashed_arrives() {
-    let mut cluster = Cluster::builder(numbers)
-        .nodes(2)
-        .stagger(Duration::ZERO)
-        .latency(Latency::Constant(ms(10)))
-        .build();
+fn messages_sent_before_a_crash_arrive() {
+    let mut cluster =
+        Cluster::builder(numbers).nodes(2).stagger(Duration::ZERO).latency(Latency::Constant(ms(10))).build();
     let client = cluster.client();
     let shower = json!({"dest": "n2", "count": 3, "pause_ms": 0});
     let operation = cluster.send(client, "n1", "shower", &shower);

@@ -84,7 +84,7 @@ fn a_message_to_a_name_of_no_party_fails_the_test() {
 }
 
 #[test]
-fn a_mute_node_hears_all_and_says_nothing_until_it_is_restarted() {
+fn a_mute_node_is_mute_until_it_restarts() {
     let mut cluster = Cluster::builder(numbers).nodes(2).allow_mute().build();
     let client = cluster.client();
     let asked = cluster.send(client, "n1", "shower", &json!({"dest": "n9", "count": 1, "pause_ms": 0}));
@@ -100,7 +100,7 @@ fn a_mute_node_hears_all_and_says_nothing_until_it_is_restarted() {
 }
 
 #[test]
-fn nodes_start_one_after_the_other_and_the_first_one_last() {
+fn nodes_start_in_turn_and_the_first_last() {
     let starts = |seed| {
         let mut cluster = Cluster::builder(late).nodes(5).seed(seed).build();
         assert_eq!(cluster.now(), STAGGER);
@@ -139,7 +139,7 @@ struct Count {
 }
 
 #[test]
-fn a_program_that_asks_others_at_once_is_not_mute() {
+fn a_program_that_sends_at_once_is_not_mute() {
     sim::check(0..100, |seed| {
         // Longer than a call waits for its reply.
         let mut cluster = Cluster::builder(eager).nodes(4).seed(seed).stagger(ms(1500)).build();

@@ -13,11 +13,8 @@ const fn ms(ms: u64) -> Duration {
 
 /// A number that is sent from `n1` to `n2`, one that is lost, and a crash.
 fn small() -> Cluster {
-    let mut cluster = Cluster::builder(numbers)
-        .nodes(2)
-        .stagger(ms(0))
-        .latency(Latency::Constant(ms(1)))
-        .build();
+    let mut cluster =
+        Cluster::builder(numbers).nodes(2).stagger(ms(0)).latency(Latency::Constant(ms(1))).build();
     let client = cluster.client();
     shower(&mut cluster, client, "n2", 1, 0);
     let latency = Latency::Constant(Duration::from_micros(1500));
@@ -94,11 +91,8 @@ fn stats_count_what_a_span_of_time_has() {
 
 #[test]
 fn time_passes_until_what_is_waited_for_is_so() {
-    let mut cluster = Cluster::builder(numbers)
-        .nodes(2)
-        .stagger(ms(0))
-        .latency(Latency::Constant(ms(3)))
-        .build();
+    let mut cluster =
+        Cluster::builder(numbers).nodes(2).stagger(ms(0)).latency(Latency::Constant(ms(3))).build();
     let client = cluster.client();
     let operation = cluster.send(client, "n1", "numbers", &());
     assert!(cluster.poll::<Json>(operation).is_none());

@@ -110,7 +110,7 @@ fn latencies_have_their_distribution() {
 }
 
 #[test]
-fn a_partition_cuts_exactly_what_is_sent_or_would_arrive_in_it() {
+fn a_partition_cuts_messages_at_both_ends() {
     let builder = Cluster::builder(numbers).nodes(3).stagger(ms(0)).latency(Latency::Constant(ms(2)));
     let mut cluster = builder.build();
     let client = cluster.client();
@@ -124,12 +124,9 @@ fn a_partition_cuts_exactly_what_is_sent_or_would_arrive_in_it() {
 }
 
 #[test]
-fn what_is_under_way_when_a_link_is_cut_is_lost() {
-    let mut cluster = Cluster::builder(numbers)
-        .nodes(2)
-        .stagger(ms(0))
-        .latency(Latency::Constant(ms(10)))
-        .build();
+fn a_message_in_flight_over_a_cut_link_is_lost() {
+    let mut cluster =
+        Cluster::builder(numbers).nodes(2).stagger(ms(0)).latency(Latency::Constant(ms(10))).build();
     let client = cluster.client();
     cluster.at(ms(15), Event::isolate("n2"));
     shower(&mut cluster, client, "n2", 1, 0);
@@ -137,7 +134,7 @@ fn what_is_under_way_when_a_link_is_cut_is_lost() {
 }
 
 #[test]
-fn a_partition_leaves_alone_whom_it_does_not_name() {
+fn a_partition_spares_parties_that_it_omits() {
     let mut cluster = Cluster::builder(numbers).nodes(3).build();
     let client = cluster.client();
     cluster.apply(Event::partition(&[&["n1"], &["n3"]]));
@@ -175,7 +172,7 @@ fn a_split_leaves_two_parts_that_depend_on_the_seed() {
 }
 
 #[test]
-fn a_node_reaches_itself_whatever_the_network_does() {
+fn a_node_reaches_itself_despite_all_faults() {
     let network = Network { loss: 1.0, reach: Reach::Everyone, ..Network::default() };
     let mut cluster = Cluster::builder(numbers).nodes(2).build();
     let client = cluster.client();
@@ -190,7 +187,7 @@ fn a_node_reaches_itself_whatever_the_network_does() {
 }
 
 #[test]
-fn faults_reach_services_and_clients_only_where_they_are_told_to() {
+fn reach_selects_the_links_that_faults_apply_to() {
     let answered = |reach, dest: &str, kind: &str| -> usize {
         let builder = Cluster::builder(numbers).nodes(1).loss(0.5).reach(reach);
         let mut cluster = builder.client_timeout(ms(100)).build();
@@ -206,7 +203,7 @@ fn faults_reach_services_and_clients_only_where_they_are_told_to() {
 }
 
 #[test]
-fn loss_between_nodes_and_services_is_told_by_reach() {
+fn reach_includes_loss_between_nodes_and_services() {
     let lost = |reach| {
         let mut cluster = Cluster::builder(numbers).loss(1.0).reach(reach).build();
         let client = cluster.client();
@@ -232,7 +229,7 @@ fn all_faults_end_with_calm() {
 }
 
 #[test]
-fn who_asks_somebody_who_is_not_there_gets_error_1() {
+fn a_client_of_an_unknown_party_gets_error_1() {
     let mut cluster = Cluster::builder(numbers).build();
     let client = cluster.client();
     let error: Error = cluster.call::<Json>(client, "n2", "numbers", &()).unwrap_err();

@@ -67,7 +67,7 @@ fn each_store_reads_writes_and_compares() {
 }
 
 #[test]
-fn a_service_refuses_a_malformed_request_and_ignores_an_unknown_one() {
+fn a_malformed_request_is_refused_an_unknown_one_ignored() {
     let mut cluster = services(1);
     let client = cluster.client();
     let mut code = |service: &str, kind: &str| -> ErrorCode {
@@ -432,7 +432,7 @@ fn a_node_uses_the_stores_through_their_clients() {
 }
 
 #[test]
-fn a_client_of_a_service_tries_again_where_it_is_told_to() {
+fn a_client_of_a_service_retries_if_configured() {
     sim::check(0..20, |seed| {
         let builder = Cluster::builder(user).seed(seed).loss(0.4).reach(Reach::Services);
         let mut cluster = builder.client_timeout(Duration::from_secs(60)).build();

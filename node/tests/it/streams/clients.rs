@@ -284,7 +284,7 @@ fn a_reader_that_falls_too_far_behind_is_told_and_the_stream_cancelled() {
 }
 
 #[test]
-fn what_the_server_says_is_what_the_client_reads() {
+fn the_client_reads_the_errors_of_the_server() {
     let mut pair = Pair::new(async |node, notes| {
         note_all(&notes, &mut open(&node, "None", FIVE).await).await;
         note_all(&notes, &mut open(&node, "Count", "five").await).await;

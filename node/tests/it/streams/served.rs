@@ -219,7 +219,7 @@ fn a_panic_ends_one_server_stream_alone() {
 }
 
 #[test]
-fn what_is_not_of_the_type_of_the_service_is_malformed() {
+fn a_message_of_another_type_is_malformed() {
     let (mut net, held) = net();
     let request = json!({"type": "grpc_server_stream", "msg_id": 1, "service": "Math", "method": "Count"});
     check_error(&net.send("c", "n1", request), 1, 12);
@@ -262,7 +262,7 @@ fn a_request_that_the_network_doubles_is_served_once() {
 }
 
 #[test]
-fn what_nobody_could_read_is_not_served() {
+fn a_stream_without_a_reader_is_not_served() {
     let (mut net, held) = net();
     for mut body in [count(1, 9, 100), open(1)] {
         body.as_object_mut().unwrap().remove("msg_id");

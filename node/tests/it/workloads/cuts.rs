@@ -32,7 +32,8 @@ fn ask(cluster: &mut Cluster, count: i64, kind: &str, field: &str) -> BTreeSet<i
         cluster.run_for(Duration::from_millis(50));
     }
     cluster.run_for(Duration::from_secs(5));
-    let answered = asked.iter().filter(|(_, operation)| matches!(cluster.poll::<()>(*operation), Some(Ok(()))));
+    let answered =
+        asked.iter().filter(|(_, operation)| matches!(cluster.poll::<()>(*operation), Some(Ok(()))));
     answered.map(|(number, _)| *number).collect()
 }
 

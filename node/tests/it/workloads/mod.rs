@@ -67,7 +67,7 @@ macro_rules! for_seeds {
 
 for_seeds!(
     ids_are_unique_whatever_fails,
-    what_is_broadcast_comes_to_all,
+    a_broadcast_reaches_all_nodes,
     a_set_grows_alike_on_all_nodes,
     a_broadcast_with_few_messages_loses_nothing,
     a_counter_counts_all_that_was_answered_and_nothing_twice,
@@ -135,7 +135,7 @@ fn ids_are_unique_whatever_fails(seeds: Range<u64>) {
     });
 }
 
-fn what_is_broadcast_comes_to_all(seeds: Range<u64>) {
+fn a_broadcast_reaches_all_nodes(seeds: Range<u64>) {
     check_broadcast(broadcast::program, seeds);
 }
 
