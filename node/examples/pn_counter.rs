@@ -1,44 +1,43 @@
-//! Maelstrom's `pn-counter`: a counter that goes up and down on all nodes at
-//! once. Each life of a node has an account of its own increments and
-//! decrements. Both sums only grow, so the greater of two versions of an account
-//! is the later one, and the counter is the sum of all accounts. Every node sends
-//! its copy of the accounts to a random other node five times a second.
+//! Maelstrom's `pn-counter`: a counter that goes up and down, on all nodes at
+//! once. Available whatever is cut; the counters converge when links are back.
 //!
-//! An `add` is answered when a second node has the account, so that one crash
-//! at a time loses no operation. A node that was restarted begins a new account,
-//! as it may not know the latest version of its old one.
+//! Each node has an account of what was added and subtracted there. Both sums
+//! only grow, so that of two versions of an account the greater is the later,
+//! and the counter is the sum of all accounts. A node stores its own account
+//! before it answers. Changed accounts go to a few other nodes at once, and now
+//! and then each node compares its accounts with those of another.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use hark_node::{Error, ErrorCode, Node, Request};
+use hark_node::{Error, Node, Request};
 use serde::{Deserialize, Serialize};
 
-/// The time between two copies that a node sends.
-const PAUSE: Duration = Duration::from_millis(200);
+/// The time that a change waits for more before they are passed on.
+const LINGER: Duration = Duration::from_millis(50);
 
-/// The time that another node has to store an account.
-const TIMEOUT: Duration = Duration::from_millis(500);
+/// The number of nodes to which a node passes changes on.
+const FANOUT: usize = 3;
 
-/// The number of other nodes that are asked to store an account, one by one.
-const ATTEMPTS: u32 = 5;
+/// The pause between two comparisons with another node.
+const COMPARE: Duration = Duration::from_millis(500);
 
-/// The sums of all increments and of all decrements.
-#[derive(Debug, Default, Clone, Copy, Serialize, Deserialize)]
+/// The sums of what was added and subtracted.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Serialize, Deserialize)]
 struct Account {
     plus: u64,
     minus: u64,
 }
 
+type Accounts = BTreeMap<String, Account>;
+
 #[derive(Default)]
 pub(crate) struct State {
-    /// The name of the account of this life.
-    own: String,
-    accounts: Accounts,
+    all: Accounts,
+    /// Accounts that have changed and were not passed on yet.
+    fresh: Accounts,
 }
-
-type Accounts = BTreeMap<String, Account>;
 
 #[derive(Deserialize)]
 struct Add {
@@ -56,59 +55,75 @@ struct ReadOk {
 }
 
 pub(crate) fn program(node: &Node<State>) {
-    node.on_init(async |node: Node<State>| {
-        let own = format!("{}-{:016x}", node.id(), node.random());
-        node.state().own = own;
+    node.on_init(async |node: Node<State>| match node.storage().get("account") {
+        Ok(stored) => merge(&node, stored.map(|account| (node.id().to_owned(), account))),
+        Err(error) => tracing::error!(%error, "the stored account is lost"),
     });
-    node.handle("add", add);
-    node.handle("merge", merge);
+    node.handle("add", async |node: Node<State>, request: Request<Add>| add(&node, request.body.delta));
     node.handle("read", async |node: Node<State>, _: Request<()>| Ok(ReadOk { value: sum(&node) }));
-    node.every(PAUSE, async |node| gossip(&node));
-}
-
-async fn add(node: Node<State>, request: Request<Add>) -> Result<(), Error> {
-    let accounts = Accounts::from([count(&node, request.body.delta)]);
-    let copy = Merge { accounts };
-    for _ in 0..ATTEMPTS {
-        let Some(peer) = node.random_peer() else { return Ok(()) };
-        match node.call(peer, "merge", &copy).timeout(TIMEOUT).await {
-            Ok(()) => return Ok(()),
-            Err(error) => tracing::debug!(peer, %error, "asking another node"),
+    node.receive("rumor", async |node: Node<State>, request: Request<Merge>| {
+        merge(&node, request.body.accounts);
+    });
+    node.handle("compare", async |node: Node<State>, request: Request<Merge>| {
+        merge(&node, request.body.accounts);
+        Ok(Merge { accounts: node.state().all.clone() })
+    });
+    node.every(COMPARE, async |node: Node<State>| {
+        if let Err(error) = compare(&node).await {
+            tracing::debug!(%error, "comparing with another node later");
         }
-    }
-    // The operation is counted here, and may still reach the others.
-    Err(Error::new(ErrorCode::Timeout, "no second node has it yet"))
+    });
 }
 
-/// Counts an operation on this node's own account, and returns the account.
-fn count(node: &Node<State>, delta: i64) -> (String, Account) {
-    let state = &mut *node.state();
-    let account = state.accounts.entry(state.own.clone()).or_default();
+fn add(node: &Node<State>, delta: i64) -> Result<(), Error> {
+    let mut account = node.state().all.get(node.id()).copied().unwrap_or_default();
     let grown = if delta < 0 { &mut account.minus } else { &mut account.plus };
     *grown = grown.saturating_add(delta.unsigned_abs());
-    (state.own.clone(), *account)
+    node.storage().put("account", &account)?;
+    merge(node, [(node.id().to_owned(), account)]);
+    Ok(())
 }
 
 fn sum(node: &Node<State>) -> i128 {
-    node.state().accounts.values().map(|account| i128::from(account.plus) - i128::from(account.minus)).sum()
+    node.state().all.values().map(|account| i128::from(account.plus) - i128::from(account.minus)).sum()
 }
 
-fn gossip(node: &Node<State>) {
-    let all = Merge { accounts: node.state().accounts.clone() };
-    if let Some(peer) = node.random_peer()
-        && let Err(error) = node.send(peer, "merge", &all)
-    {
-        tracing::warn!(peer, %error, "gossip failed");
-    }
-}
-
-async fn merge(node: Node<State>, request: Request<Merge>) -> Result<(), Error> {
+/// Takes accounts, and passes those that have changed on after the linger time.
+fn merge(node: &Node<State>, accounts: impl IntoIterator<Item = (String, Account)>) {
     let state = &mut *node.state();
-    for (name, theirs) in request.body.accounts {
-        let ours = state.accounts.entry(name).or_default();
-        ours.plus = ours.plus.max(theirs.plus);
-        ours.minus = ours.minus.max(theirs.minus);
+    let is_idle = state.fresh.is_empty();
+    for (name, theirs) in accounts {
+        let ours = state.all.entry(name.clone()).or_default();
+        let merged = Account { plus: ours.plus.max(theirs.plus), minus: ours.minus.max(theirs.minus) };
+        if *ours != merged {
+            *ours = merged;
+            state.fresh.insert(name, merged);
+        }
     }
+    if is_idle && !state.fresh.is_empty() {
+        let node = node.clone();
+        node.clone().spawn(async move {
+            node.sleep(LINGER).await;
+            pass_on(&node);
+        });
+    }
+}
+
+fn pass_on(node: &Node<State>) {
+    let rumor = Merge { accounts: std::mem::take(&mut node.state().fresh) };
+    for peer in (0..FANOUT).filter_map(|_| node.random_peer()) {
+        if let Err(error) = node.send(peer, "rumor", &rumor) {
+            tracing::error!(peer, %error, "cannot write a rumor");
+        }
+    }
+}
+
+/// Exchanges all accounts with another node.
+async fn compare(node: &Node<State>) -> Result<(), Error> {
+    let Some(peer) = node.random_peer() else { return Ok(()) };
+    let ours = Merge { accounts: node.state().all.clone() };
+    let theirs: Merge = node.call(peer, "compare", &ours).await?;
+    merge(node, theirs.accounts);
     Ok(())
 }
 

@@ -18,6 +18,7 @@ use crate::error::{Error, ErrorCode};
 use crate::json::Json;
 use crate::message::{self, Body, MsgId};
 use crate::request;
+use crate::storage::Storage;
 use crate::stream::Inbox;
 use crate::tasks::Tasks;
 use crate::timers::Timers;
@@ -63,6 +64,7 @@ pub(crate) struct Core {
     pub(crate) timers: RefCell<Timers>,
     pub(crate) tasks: Tasks,
     random: RefCell<SmallRng>,
+    pub(crate) storage: Storage,
     late_replies: Cell<u64>,
     late_answers: Cell<u64>,
     /// The input has ended.
@@ -70,7 +72,7 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    pub(crate) fn new(seed: u64) -> Rc<Self> {
+    pub(crate) fn new(seed: u64, storage: Storage) -> Rc<Self> {
         Rc::new(Self {
             now: Cell::default(),
             identity: OnceCell::new(),
@@ -85,6 +87,7 @@ impl Core {
             timers: RefCell::default(),
             tasks: Tasks::default(),
             random: RefCell::new(SmallRng::seed_from_u64(seed)),
+            storage,
             late_replies: Cell::default(),
             late_answers: Cell::default(),
             has_ended: Cell::default(),

@@ -2,6 +2,10 @@
 //! (<https://github.com/jepsen-io/maelstrom/blob/main/doc/protocol.md>).
 #![doc = include_str!("../README.md")]
 
+// The tests of a module may include examples, which name the crate.
+#[cfg(test)]
+extern crate self as hark_node;
+
 mod call;
 mod call_all;
 mod core;
@@ -13,9 +17,11 @@ mod kv;
 mod machine;
 mod message;
 mod node;
+pub mod raft;
 mod request;
 pub mod sim;
 mod stdio;
+mod storage;
 pub mod stream;
 mod tasks;
 mod timers;
@@ -31,5 +37,6 @@ pub use message::MsgId;
 pub use node::Node;
 pub use request::{Answer, IntoAnswer, Request, Responder};
 pub use stdio::{LINE_BYTES_MAX, main, main_with, run, run_with};
+pub use storage::Storage;
 pub use tasks::AbortHandle;
 pub use timers::Timer;

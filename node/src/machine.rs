@@ -11,6 +11,7 @@ use crate::error::{Error, ErrorCode};
 use crate::message::{self, Asked, Message, MsgId};
 use crate::node::{Node, Running};
 use crate::request::Responder;
+use crate::storage::Storage;
 
 /// A node that its caller drives. All times are since the node began, and never
 /// go back.
@@ -69,14 +70,24 @@ struct ErrorReply {
 
 impl Machine {
     /// A node that runs the handlers that `program` registers. All its random
-    /// numbers come from `seed`.
+    /// numbers come from `seed`. Its storage is empty.
     pub fn new<S: Default + 'static>(program: impl FnOnce(&Node<S>), seed: u64) -> Self {
         Self::with_state(S::default(), program, seed)
     }
 
     /// As [`Self::new`], with this state in place of the default.
     pub fn with_state<S: 'static>(state: S, program: impl FnOnce(&Node<S>), seed: u64) -> Self {
-        let core = Core::new(seed);
+        Self::with_storage(state, Storage::default(), program, seed)
+    }
+
+    /// As [`Self::with_state`], with the storage of a former life.
+    pub fn with_storage<S: 'static>(
+        state: S,
+        storage: Storage,
+        program: impl FnOnce(&Node<S>),
+        seed: u64,
+    ) -> Self {
+        let core = Core::new(seed, storage);
         let node = Node::new(Rc::clone(&core), state);
         program(&node);
         Self { core, node: Box::new(node) }

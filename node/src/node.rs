@@ -21,6 +21,7 @@ use crate::fields;
 use crate::json::Json;
 use crate::message::{Body, Message};
 use crate::request::{IntoAnswer, Request, Responder};
+use crate::storage::Storage;
 use crate::tasks::{AbortHandle, LocalFuture};
 use crate::timers::{Sleep, Timer};
 
@@ -209,6 +210,12 @@ impl<S: 'static> Node<S> {
     pub fn state(&self) -> RefMut<'_, S> {
         let state = RefMut::filter_map(self.program.state.borrow_mut(), Option::as_mut);
         state.unwrap_or_else(|_| panic!("the state of a node is used after its machine was dropped"))
+    }
+
+    /// The node's durable storage, which outlives a crash in a simulation.
+    #[must_use]
+    pub fn storage(&self) -> &Storage {
+        &self.core.storage
     }
 
     /// Sends a message that wants no answer, and so has no `msg_id`.

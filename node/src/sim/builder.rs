@@ -6,6 +6,7 @@ use super::cluster::Cluster;
 use super::network::{Latency, Network, Reach};
 use crate::machine::Machine;
 use crate::node::Node;
+use crate::storage::Storage;
 
 /// The time after which a client gives up by default, as in the harness.
 pub const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -41,8 +42,8 @@ pub struct Builder {
     pub(super) journal_max: usize,
 }
 
-/// Makes a node from the seed of its random numbers.
-pub(super) type Make = Box<dyn Fn(u64) -> Machine>;
+/// Makes a node from the seed of its random numbers and its storage.
+pub(super) type Make = Box<dyn Fn(u64, Storage) -> Machine>;
 
 impl Builder {
     pub(super) fn new<S: 'static>(
@@ -50,7 +51,7 @@ impl Builder {
         program: impl Fn(&Node<S>) + 'static,
     ) -> Self {
         Self {
-            make: Box::new(move |seed| Machine::with_state(state(), &program, seed)),
+            make: Box::new(move |seed, storage| Machine::with_storage(state(), storage, &program, seed)),
             nodes: 1,
             seed: 0,
             network: Network::default(),

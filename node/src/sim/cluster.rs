@@ -19,6 +19,7 @@ use super::services::Services;
 use crate::machine::Machine;
 use crate::message::{self, MsgId};
 use crate::node::Node;
+use crate::storage::Storage;
 
 /// The ids of what a node sends begin at a multiple of this in each life.
 const LIFE_MSG_IDS: i64 = 1_000_000_000;
@@ -68,6 +69,8 @@ pub struct Cluster {
 struct Member {
     /// `None` while it is down.
     machine: Option<Machine>,
+    /// What outlives a crash.
+    storage: Storage,
     lives: i64,
     began: Duration,
     wakes_at: Option<Duration>,
@@ -200,6 +203,15 @@ impl Cluster {
     pub fn pending(&self, node: &str) -> usize {
         let member = self.nodes.get(self.index(node));
         member.and_then(|member| member.machine.as_ref()).map_or(0, Machine::pending)
+    }
+
+    /// Returns the storage of a node, which outlives its crashes.
+    ///
+    /// # Panics
+    /// If there is no such node.
+    #[must_use]
+    pub fn storage(&self, node: &str) -> Storage {
+        self.nodes.get(self.index(node)).map(|member| member.storage.clone()).unwrap_or_default()
     }
 
     /// Lets this time pass, with all events in it.
@@ -466,7 +478,8 @@ impl Cluster {
 
     /// Begins a life of a node.
     fn begin(&mut self, index: usize) {
-        let machine = (self.make)(self.random.random());
+        let storage = self.nodes.get(index).map(|member| member.storage.clone()).unwrap_or_default();
+        let machine = (self.make)(self.random.random(), storage);
         if let Some(member) = self.nodes.get_mut(index) {
             machine.count_from(MsgId(member.lives.saturating_mul(LIFE_MSG_IDS)));
             member.lives += 1;

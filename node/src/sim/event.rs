@@ -26,7 +26,8 @@ pub enum Event {
     Block(Vec<String>, Vec<String>),
     /// All links are healed.
     Heal,
-    /// A node ends, and its state is lost. No effect if it is down.
+    /// A node ends, and its state is lost; its storage stays. No effect if it is
+    /// down.
     Crash(String),
     /// A node starts again. No effect if it is not down.
     Restart(String),

@@ -140,9 +140,10 @@
 //!
 //! # Crash and restart
 //! A node that crashes loses its state, its open calls and its timers, between
-//! two messages that it handles, never within one. The messages that it has sent
-//! before still arrive; messages that arrive while it is down are lost. When it
-//! is restarted, the program is set up again, and `init` is its first message.
+//! two messages that it handles, never within one. Its
+//! [`Storage`](crate::Storage) stays. The messages that it has sent before still
+//! arrive; messages that arrive while it is down are lost. When it is restarted,
+//! the program is set up again, and `init` is its first message.
 //!
 //! A reply to its former life may come then. The `msg_id`s of each further life
 //! begin at a multiple of 1,000,000,000, so that such a reply belongs to no call
@@ -161,6 +162,7 @@ mod client;
 mod cluster;
 mod event;
 mod journal;
+mod linear;
 mod network;
 mod party;
 mod services;
@@ -173,6 +175,7 @@ pub use client::{Client, Operation};
 pub use cluster::Cluster;
 pub use event::Event;
 pub use journal::{Journal, Loss, Stats};
+pub use linear::{Invocation, is_linearizable};
 pub use network::{Latency, Network, Reach};
 
 #[cfg(test)]

@@ -509,6 +509,26 @@ fn help_and_version_are_told() {
 }
 
 #[test]
+fn each_workload_of_the_help_is_run() {
+    let (_, help, _) = command_line("--help");
+    let (_, workloads) = help.split_once("Workloads:\n").unwrap();
+    let names: Vec<_> = workloads.lines().map(|line| line.split_whitespace().next().unwrap()).collect();
+    assert!(names.contains(&"lin-kv") && names.len() > 10, "{names:?}");
+    for name in names {
+        let mut command = hark_node();
+        let command = command.args(["workload", name]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        child.stdin.take().unwrap().write_all(format!("{INIT}\n").as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{name}: {}", output.status);
+        assert_eq!(String::from_utf8(output.stdout).unwrap(), format!("{INIT_OK}\n"), "{name}");
+    }
+    let output = hark_node().args(["workload", "lin-vk"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("no workload 'lin-vk'; there are echo, "));
+}
+
+#[test]
 fn an_argument_that_it_does_not_know_is_refused() {
     let (code, out, log) = command_line("--port");
     assert!(code == Some(2) && out.is_empty() && log.contains("--port"), "{code:?} {out} {log}");

@@ -33,7 +33,7 @@ fn main() -> ExitCode {
         std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned()).collect();
     match &*arguments.iter().map(String::as_str).collect::<Vec<_>>() {
         [] => hark_node::main(tasks::program),
-        ["-h" | "--help", ..] => print(&format!("{HELP}\nWorkloads:\n  {}\n", workloads::names())),
+        ["-h" | "--help", ..] => print(&format!("{HELP}\nWorkloads:\n{}", workloads::help())),
         ["-V" | "--version", ..] => print(concat!("hark-node ", env!("CARGO_PKG_VERSION"), "\n")),
         ["workload", name] => match workloads::find(name) {
             Some(main) => main(),

@@ -141,3 +141,27 @@ fn to_crash_or_restart_twice_is_the_same_as_once() {
     let status: Status = cluster.call(client, "n1", "status", &()).unwrap();
     assert_eq!((status.begun, status.now_ms), (1, 96));
 }
+
+#[test]
+fn storage_outlives_a_crash_and_state_does_not() {
+    fn counter(node: &Node<u64>) {
+        node.handle("add", async |node: Node<u64>, _: Request<Json>| {
+            *node.state() += 1;
+            let stored = node.storage().get::<u64>("stored")?.unwrap_or_default() + 1;
+            node.storage().put("stored", &stored)?;
+            Ok(json!({"state": *node.state(), "stored": stored}))
+        });
+    }
+    let mut cluster = Cluster::builder(counter).nodes(2).build();
+    let client = cluster.client();
+    let add = |cluster: &mut Cluster, node: &str| {
+        let reply: Json = cluster.call(client, node, "add", &()).unwrap();
+        reply.parse::<serde_json::Value>().map(|reply| (reply["state"].clone(), reply["stored"].clone())).unwrap()
+    };
+    assert_eq!(add(&mut cluster, "n1"), (json!(1), json!(1)));
+    cluster.apply(Event::crash("n1"));
+    cluster.apply(Event::restart("n1"));
+    assert_eq!(add(&mut cluster, "n1"), (json!(1), json!(2)));
+    assert_eq!(add(&mut cluster, "n2"), (json!(1), json!(1)));
+    assert_eq!(cluster.storage("n1").get("stored"), Ok(Some(2)));
+}

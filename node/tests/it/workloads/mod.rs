@@ -3,17 +3,38 @@
 //! hundred.
 
 mod cuts;
+mod graph;
+mod lists;
+mod logs;
+mod registers;
 mod storm;
+mod targets;
+mod transactions;
 
 #[path = "../../../examples/broadcast.rs"]
 #[expect(dead_code, reason = "a test needs no `main`")]
 mod broadcast;
+#[path = "../../../examples/g_counter.rs"]
+#[expect(dead_code, reason = "a test needs no `main`")]
+mod g_counter;
 #[path = "../../../examples/g_set.rs"]
 #[expect(dead_code, reason = "a test needs no `main`")]
 mod g_set;
+#[path = "../../../examples/kafka.rs"]
+#[expect(dead_code, reason = "a test needs no `main`")]
+mod kafka;
+#[path = "../../../examples/lin_kv.rs"]
+#[expect(dead_code, reason = "a test needs no `main`")]
+mod lin_kv;
 #[path = "../../../examples/pn_counter.rs"]
 #[expect(dead_code, reason = "a test needs no `main`")]
 mod pn_counter;
+#[path = "../../../examples/txn_list_append.rs"]
+#[expect(dead_code, reason = "a test needs no `main`")]
+mod txn_list_append;
+#[path = "../../../examples/txn_rw_register.rs"]
+#[expect(dead_code, reason = "a test needs no `main`")]
+mod txn_rw_register;
 #[path = "../../../examples/unique_ids.rs"]
 #[expect(dead_code, reason = "a test needs no `main`")]
 mod unique_ids;
@@ -22,12 +43,15 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::time::Duration;
 
-use hark_node::Json;
-use hark_node::sim::{self, Cluster, Latency, Operation};
+use hark_node::{Json, Node};
+use hark_node::sim::{self, Cluster, Operation};
 use serde::Deserialize;
 use serde_json::json;
 
+use lists::lists_are_strict_serializable;
+use logs::logs_keep_their_messages;
 use storm::Storm;
+use transactions::registers_are_read_committed;
 
 /// The tests below, for the seeds of each run.
 macro_rules! for_seeds {
@@ -45,8 +69,33 @@ for_seeds!(
     ids_are_unique_whatever_fails,
     a_broadcast_reaches_all_nodes,
     a_set_grows_alike_on_all_nodes,
+    a_broadcast_with_few_messages_loses_nothing,
     a_counter_counts_all_that_was_answered_and_nothing_twice,
+    a_growing_counter_counts_all_and_nothing_twice,
+    logs_keep_their_messages,
+    lists_are_strict_serializable,
+    registers_are_read_committed,
 );
+
+/// Raft has 1,000 seeds, on both cores.
+mod raft {
+    mod short {
+        #[test]
+        fn registers_are_linearizable() {
+            super::super::registers_are_linearizable(0..20);
+        }
+    }
+    mod long {
+        #[test]
+        fn registers_are_linearizable() {
+            super::super::registers_are_linearizable(20..510);
+        }
+        #[test]
+        fn registers_stay_linearizable() {
+            super::super::registers_are_linearizable(510..1000);
+        }
+    }
+}
 
 #[derive(Deserialize)]
 struct Generated {
@@ -68,6 +117,12 @@ struct Sum {
     value: i64,
 }
 
+fn registers_are_linearizable(seeds: Range<u64>) {
+    sim::check(seeds, |seed| {
+        registers::check(|node| lin_kv::serve(node, registers::SETTINGS), seed);
+    });
+}
+
 fn ids_are_unique_whatever_fails(seeds: Range<u64>) {
     sim::check(seeds, |seed| {
         let mut storm = Storm::new(unique_ids::program, seed);
@@ -81,8 +136,16 @@ fn ids_are_unique_whatever_fails(seeds: Range<u64>) {
 }
 
 fn a_broadcast_reaches_all_nodes(seeds: Range<u64>) {
+    check_broadcast(broadcast::program, seeds);
+}
+
+fn a_broadcast_with_few_messages_loses_nothing(seeds: Range<u64>) {
+    check_broadcast(broadcast::thrifty, seeds);
+}
+
+fn check_broadcast(program: fn(&Node<broadcast::State>), seeds: Range<u64>) {
     sim::check(seeds, |seed| {
-        let mut storm = Storm::new(broadcast::program, seed);
+        let mut storm = Storm::new(program, seed);
         let operations = storm.ask(|number| ("broadcast", json!({ "message": number })));
         let answered = storm.answered(&operations);
         for node in storm.cluster.node_ids() {
@@ -90,32 +153,6 @@ fn a_broadcast_reaches_all_nodes(seeds: Range<u64>) {
             check_set(&node, &messages, &answered, operations.len());
         }
     });
-}
-
-#[test]
-fn a_broadcast_takes_few_messages() {
-    let mut cluster = Cluster::builder(broadcast::program)
-        .nodes(25)
-        .latency(Latency::Constant(Duration::from_millis(100)))
-        .build();
-    let client = cluster.client();
-    let ids = cluster.node_ids();
-    let began = cluster.now();
-    // A hundred a second, for 20 s.
-    for message in 0..2000 {
-        let node = &ids[usize::try_from(cluster.random() % 25).unwrap()];
-        cluster.send(client, node, "broadcast", &json!({ "message": message }));
-        cluster.run_for(Duration::from_millis(10));
-    }
-    cluster.run_for(Duration::from_secs(5));
-    for node in &ids {
-        let Messages { messages } = cluster.call(client, node, "read", &json!({})).unwrap();
-        assert_eq!(messages.len(), 2000, "{node}");
-    }
-    let stats = cluster.journal().stats(began..);
-    let per_operation = stats.per_operation();
-    println!("{per_operation:.2} messages between nodes for each operation");
-    assert!(per_operation < 5.0, "{per_operation}");
 }
 
 fn a_set_grows_alike_on_all_nodes(seeds: Range<u64>) {
@@ -148,8 +185,17 @@ fn delta(number: i64) -> i64 {
 }
 
 fn a_counter_counts_all_that_was_answered_and_nothing_twice(seeds: Range<u64>) {
+    check_counter(pn_counter::program, delta, seeds);
+}
+
+fn a_growing_counter_counts_all_and_nothing_twice(seeds: Range<u64>) {
+    check_counter(g_counter::program, |number| number, seeds);
+}
+
+/// All nodes agree on a sum of what was answered, and perhaps of what was not.
+fn check_counter<S: Default + 'static>(program: fn(&Node<S>), delta: fn(i64) -> i64, seeds: Range<u64>) {
     sim::check(seeds, |seed| {
-        let mut storm = Storm::new(pn_counter::program, seed);
+        let mut storm = Storm::new(program, seed);
         let operations = storm.ask(|number| ("add", json!({ "delta": delta(number) })));
         let answered = storm.answered(&operations);
         let sums: BTreeSet<i64> =

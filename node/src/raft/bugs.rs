@@ -1,0 +1,45 @@
+//! Mistakes that a test plants in Raft, to show that the checker finds them.
+//! Outside of tests there are none.
+
+/// A mistake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Bug {
+    /// A server votes for every candidate of a term that asks.
+    VotesTwice,
+    /// A leader commits entries of former terms by counting their copies.
+    CommitsFormerTerms,
+    /// A leader answers reads without asking whether it still leads.
+    ReadsWithoutQuorum,
+    /// A server writes no entries to its storage.
+    ForgetsEntries,
+    /// A server does not write its term and vote to its storage.
+    ForgetsVotes,
+    /// A request that arrives twice is applied twice.
+    AppliesTwice,
+}
+
+/// Whether the test of this thread has planted the mistake.
+#[cfg(not(test))]
+pub(super) const fn is_planted(_: Bug) -> bool {
+    false
+}
+
+#[cfg(test)]
+thread_local! {
+    static PLANTED: std::cell::Cell<Option<Bug>> = const { std::cell::Cell::new(None) };
+}
+
+/// Whether the test of this thread has planted the mistake.
+#[cfg(test)]
+pub(super) fn is_planted(bug: Bug) -> bool {
+    PLANTED.get() == Some(bug)
+}
+
+/// Runs a test with a mistake planted, or without; returns whether it failed.
+#[cfg(test)]
+pub(super) fn fails_with(bug: Option<Bug>, test: impl FnOnce() + std::panic::UnwindSafe) -> bool {
+    PLANTED.set(bug);
+    let result = std::panic::catch_unwind(test);
+    PLANTED.set(None);
+    result.is_err()
+}
