@@ -208,9 +208,9 @@ impl<S: 'static, M: StateMachine> Raft<S, M> {
             raft.handle_propose(request.body).await
         });
         let raft = self.clone();
-        self.shared.node.handle(message::READ_INDEX, async move |_, _: Request<()>| {
-            raft.handle_read_index().await
-        });
+        self.shared
+            .node
+            .handle(message::READ_INDEX, async move |_, _: Request<()>| raft.handle_read_index().await);
         let raft = self.clone();
         self.shared.node.on_init(async move |_| raft.keep_electing().await);
     }

@@ -92,7 +92,6 @@ impl<M: StateMachine> Replicated<M> {
     }
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;

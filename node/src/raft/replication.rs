@@ -110,7 +110,11 @@ impl<S: 'static, M: StateMachine> Raft<S, M> {
     }
 
     /// Takes entries of a leader.
-    pub(super) fn handle_append(&self, leader: &str, append: Append<M::Command>) -> Result<AppendReply, Error> {
+    pub(super) fn handle_append(
+        &self,
+        leader: &str,
+        append: Append<M::Command>,
+    ) -> Result<AppendReply, Error> {
         if let Some(refusal) = self.refuse_former(leader, append.term)? {
             return Ok(refusal);
         }
@@ -168,9 +172,7 @@ impl<M: StateMachine> Server<M> {
     fn has_work(&self, follower: &str, term: u64) -> bool {
         let super::server::Role::Leader(leadership) = &self.role else { return true };
         let progress = leadership.followers.get(follower).copied().unwrap_or_default();
-        self.term() != term
-            || progress.next <= self.log.last().index
-            || progress.confirmed < leadership.round
+        self.term() != term || progress.next <= self.log.last().index || progress.confirmed < leadership.round
     }
 
     /// Returns where the leader has to go on if this log has no such entry.

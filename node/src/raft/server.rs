@@ -166,8 +166,7 @@ impl<M: StateMachine> Server<M> {
     /// entry of its own term shows that all entries before it will stay.
     pub(super) fn advance_commit(&mut self, quorum: usize) {
         let Role::Leader(leadership) = &self.role else { return };
-        let mut matched: Vec<u64> =
-            leadership.followers.values().map(|progress| progress.matched).collect();
+        let mut matched: Vec<u64> = leadership.followers.values().map(|progress| progress.matched).collect();
         matched.push(self.log.last().index);
         matched.sort_unstable_by(|one, other| other.cmp(one));
         let Some(index) = matched.get(quorum - 1).copied() else { return };

@@ -398,7 +398,7 @@ mod tests {
     fn alternating_outcomes_take_few_bytes() {
         let mut table = DedupTable::default();
         for id in 1..=5000 {
-            let outcome = if id % 2 == 0 { FULL } else { stored(1 << 50 | u64::from(id) * 37) };
+            let outcome = if id % 2 == 0 { FULL } else { stored((1 << 50) | (u64::from(id) * 37)) };
             table.record(id, outcome);
             assert_eq!(table.look_up(id), Known::Decided(outcome));
         }

@@ -17,6 +17,9 @@ use crate::log::{AppendError, Block, Frame, InboxId, OpenError, ReadError};
 /// Bytes of blocks that are written in one frame.
 const FRAME_BYTES: usize = 1024 * 1024;
 
+/// Opens the log of a folder, and replays its records.
+type Open = fn(&Path, &mut dyn FnMut(&[u8]) -> Result<(), OpenError>) -> Result<Salvage, OpenError>;
+
 /// What can be read of a store.
 #[derive(Debug)]
 pub(crate) struct SalvagedStore {
@@ -40,10 +43,7 @@ impl SalvagedStore {
         Self::read(folder, Salvage::open)
     }
 
-    fn read(
-        folder: &Path,
-        open: fn(&Path, &mut dyn FnMut(&[u8]) -> Result<(), OpenError>) -> Result<Salvage, OpenError>,
-    ) -> Result<Self, CheckError> {
+    fn read(folder: &Path, open: Open) -> Result<Self, CheckError> {
         let mut replay = Replay::new(ShardConfig::UNBOUNDED.limits());
         let log = open(folder, &mut |records| replay_frame(&mut replay, folder, records))?;
         let ledger = replay.finish(log.last_number());

@@ -191,5 +191,6 @@ fn offsets_against_time_are_found() {
 #[should_panic(expected = "went back")]
 fn offsets_that_go_back_are_found() {
     let attempted = BTreeSet::from([3, 5]);
-    Log { committed: vec![known(0, 1, 5)], listed: vec![known(2, 3, 3)], attempted, ..Log::default() }.check();
+    Log { committed: vec![known(0, 1, 5)], listed: vec![known(2, 3, 3)], attempted, ..Log::default() }
+        .check();
 }

@@ -43,8 +43,8 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::time::Duration;
 
-use hark_node::{Json, Node};
 use hark_node::sim::{self, Cluster, Operation};
+use hark_node::{Json, Node};
 use serde::Deserialize;
 use serde_json::json;
 

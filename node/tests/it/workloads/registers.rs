@@ -177,7 +177,9 @@ impl Run {
 fn act(asked: Asked, end: Result<Json, Error>) -> Option<(Act, bool)> {
     match (asked, end) {
         (Asked::Read, Ok(body)) => Some((Act::Read(Some(body.parse::<Value>().unwrap().value)), true)),
-        (Asked::Read, Err(error)) if error.code == ErrorCode::KeyDoesNotExist => Some((Act::Read(None), true)),
+        (Asked::Read, Err(error)) if error.code == ErrorCode::KeyDoesNotExist => {
+            Some((Act::Read(None), true))
+        }
         (Asked::Read, Err(_)) => None,
         (Asked::Write(value), end) => {
             let is_possible = end.as_ref().err().is_none_or(|error| !error.code.is_definite());
