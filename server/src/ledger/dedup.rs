@@ -30,6 +30,11 @@ impl Run {
         self.first as u64 + self.length as u64
     }
 
+    /// Returns its ids.
+    pub(crate) fn ids(self) -> impl Iterator<Item = u32> {
+        (0..self.length).map(move |nth| self.first.wrapping_add(nth))
+    }
+
     /// Returns the outcome of an id that is in this run, or of one that continues it.
     pub(crate) fn outcome_of(self, id: u32) -> Outcome {
         match self.outcome {

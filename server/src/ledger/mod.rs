@@ -246,9 +246,9 @@ impl Ledger {
                 let outcome = self.decide(append, context, changes);
                 if outcome != Outcome::Refused(Code::NoSpace) {
                     for run in self.sessions.take_deferred(slot, id) {
-                        (run.first..).take(run.length as usize).for_each(|deferred| {
+                        for deferred in run.ids() {
                             self.remember(slot, deferred, run.outcome, now, changes);
-                        });
+                        }
                     }
                     self.remember(slot, id, outcome, now, changes);
                 } else if send.in_order {

@@ -188,7 +188,7 @@ impl Sessions {
                 due.push(Run { length, ..run });
             }
             // The id itself is decided now.
-            for later in (run.first..).take(run.length as usize).filter(|later| *later > id) {
+            for later in run.ids().filter(|later| *later > id) {
                 session.deferred.get_or_insert_default().record(later, run.outcome);
             }
         }
@@ -261,7 +261,7 @@ impl Sessions {
     pub(super) fn replay_outcomes(&mut self, slot: u32, run: Run, now: Duration) {
         let Some(session) = self.sessions.get_mut(slot) else { return };
         let before = session.bytes();
-        for id in run.first..=run.first.saturating_add(run.length.saturating_sub(1)) {
+        for id in run.ids() {
             session.table.record(id, run.outcome_of(id));
         }
         session.used = session.used.max(now);

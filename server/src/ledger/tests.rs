@@ -274,6 +274,11 @@ fn refusal_for_space_is_final_behind_a_later_send() {
     }
     driver.check_send(send("s", 4, "bob", "x"), Err(Code::BadRequest));
     driver.check_send(send("s", 7, "bob", "x"), Ok(()));
+    driver.context.is_low_on_space = true;
+    driver.check_send(send("s", u32::MAX, "bob", "x"), Err(Code::NoSpace));
+    driver.context.is_low_on_space = false;
+    driver.check_send(send("s", 8, "bob", "x"), Ok(()));
+    driver.check_send(send("s", u32::MAX, "bob", "x"), Ok(()));
     driver.check_replay();
 }
 
