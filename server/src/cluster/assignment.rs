@@ -10,7 +10,7 @@ use super::{ServerId, ShardId};
 
 /// Returns the shard of a name.
 pub(super) fn shard_of(name: &UserName, shards: u32) -> ShardId {
-    (u128::from(xxh3_64(name.as_str().as_bytes())) * u128::from(shards) >> 64) as ShardId
+    ((u128::from(xxh3_64(name.as_str().as_bytes())) * u128::from(shards)) >> 64) as ShardId
 }
 
 /// Returns the number of servers that are preferred to `server` as the owner of a
