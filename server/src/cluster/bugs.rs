@@ -46,7 +46,7 @@ pub(super) fn is_planted(bug: Bug) -> bool {
 
 /// Runs a test with a mistake planted; returns whether it failed.
 #[cfg(test)]
-pub(super) fn fails_with(bug: Bug, test: impl FnOnce() + std::panic::UnwindSafe) -> bool {
+pub(super) fn fails_with<T>(bug: Bug, test: impl FnOnce() -> T + std::panic::UnwindSafe) -> bool {
     PLANTED.set(Some(bug));
     let result = std::panic::catch_unwind(test);
     PLANTED.set(None);

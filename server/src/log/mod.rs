@@ -15,6 +15,8 @@
 mod contract;
 pub mod disk;
 mod hash;
+#[cfg(all(test, feature = "cluster"))]
+pub(crate) mod jetstream;
 pub mod memory;
 
 use std::fmt;

@@ -42,7 +42,7 @@ mod sends;
 mod setup;
 mod sweeper;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::collections::HashMap;
 use std::net::IpAddr;

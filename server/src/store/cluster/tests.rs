@@ -20,7 +20,7 @@ use crate::store::contract::{self, Home, Limits, WIDE, contract_suite, name, num
 const NODES: usize = 3;
 
 /// The nodes of a cluster, which live as long as the process.
-fn nodes() -> &'static [String] {
+pub(crate) fn nodes() -> &'static [String] {
     static NODES: OnceLock<Vec<String>> = OnceLock::new();
     NODES.get_or_init(|| {
         let (send, started) = mpsc::channel();
@@ -61,7 +61,8 @@ fn start(folder: &Path) -> Vec<String> {
     clients.iter().map(|port| format!("nats://127.0.0.1:{port}")).collect()
 }
 
-fn runtime() -> &'static Runtime {
+/// The runtime of these tests, which lives as long as the process.
+pub(crate) fn runtime() -> &'static Runtime {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
     RUNTIME.get_or_init(|| {
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()

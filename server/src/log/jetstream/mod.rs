@@ -1,0 +1,301 @@
+//! [`JetStream`]: the stream of one shard, on NATS JetStream. It carries out requests of
+//! the cluster one by one, and knows neither claims nor frames: which answers count is
+//! decided in `cluster`.
+//!
+//! Formats: the JetStream API and its headers, as in the NATS documentation and its
+//! decision records ADR-8 (conditions) and ADR-31 (direct get).
+
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+use async_nats::jetstream::stream::{Config, RetentionPolicy, StorageType};
+use async_nats::jetstream;
+use async_nats::{Client, HeaderMap, Message, Request, StatusCode, Subscriber};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use bytes::Bytes;
+use futures::StreamExt as _;
+use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
+
+use crate::cluster::{LogReply, LogRequest, ShardId};
+
+/// How long a request waits for its answer. The cluster repeats it, or resolves what
+/// became of it.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Messages and bytes of one page.
+const PAGE_MESSAGES_MAX: usize = 256;
+const PAGE_BYTES_MAX: usize = 4 << 20;
+
+const WRONG_LAST_SEQUENCE: u64 = 10071;
+const WRONG_LAST_SEQUENCE_UNKNOWN: u64 = 10164;
+
+/// The name of a message's headers for the condition and the sequence.
+const EXPECTED_LAST: &str = "Nats-Expected-Last-Sequence";
+const SEQUENCE: &str = "Nats-Sequence";
+
+/// The stream of one shard.
+#[derive(Debug, Clone)]
+pub(crate) struct JetStream {
+    client: Client,
+    stream: String,
+    subject: String,
+}
+
+/// Why a stream cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OpenError {
+    /// It cannot be created or read.
+    #[error("cannot open stream {stream}: {reason}")]
+    Unavailable {
+        /// Its name.
+        stream: String,
+        /// What went wrong.
+        reason: String,
+    },
+    /// It has other settings than a shard needs: messages could disappear.
+    #[error("cannot use stream {stream}: {field} was changed; set it back, or choose another chat")]
+    Foreign {
+        /// Its name.
+        stream: String,
+        /// The setting.
+        field: &'static str,
+    },
+}
+
+impl JetStream {
+    /// Opens the stream of a shard of a chat. Creates it on so many nodes if it is
+    /// missing, and checks it if it is there.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub(crate) async fn open(
+        client: Client,
+        chat: &str,
+        shard: ShardId,
+        replicas: usize,
+    ) -> Result<Self, OpenError> {
+        let (stream, subject) = (format!("hark-{chat}-{shard}"), format!("hark.{chat}.shard.{shard}"));
+        let mut context = jetstream::new(client.clone());
+        context.set_timeout(REQUEST_TIMEOUT);
+        let config = config(&stream, &subject, replicas);
+        let failed = |reason: String| OpenError::Unavailable { stream: stream.clone(), reason };
+        let opened = context.get_or_create_stream(config.clone()).await;
+        let opened = opened.map_err(|error| failed(error.to_string()))?;
+        if let Some(field) = difference(&opened.cached_info().config, &config) {
+            return Err(OpenError::Foreign { stream, field });
+        }
+        Ok(Self { client, stream, subject })
+    }
+
+    /// Carries out a request. `None` if it has no answer: what became of it is unknown.
+    /// Not cancel-safe in that sense alone.
+    pub(crate) async fn carry_out(&self, request: LogRequest) -> Option<LogReply> {
+        match request {
+            LogRequest::Append { id, bytes, after } => self.append(id, bytes, after).await,
+            LogRequest::Read { id, from } => self.read(id, from).await,
+            LogRequest::Purge { before } => {
+                self.purge(before).await;
+                None
+            }
+        }
+    }
+
+    async fn append(&self, id: u64, bytes: Bytes, after: Option<u64>) -> Option<LogReply> {
+        let mut headers = HeaderMap::new();
+        if let Some(after) = after {
+            headers.insert(EXPECTED_LAST, after.to_string());
+        }
+        let message = self.request(&self.subject, headers, bytes).await?;
+        let Published { seq, error } = parse(&message)?;
+        match error {
+            None => Some(LogReply::Stored { id, sequence: seq? }),
+            Some(ApiError { err_code: WRONG_LAST_SEQUENCE, description }) => {
+                // "wrong last sequence: 7"
+                let last = description.rsplit(' ').next()?.parse().ok()?;
+                Some(LogReply::Refused { id, last })
+            }
+            Some(ApiError { err_code: WRONG_LAST_SEQUENCE_UNKNOWN, .. }) => {
+                Some(LogReply::Refused { id, last: self.state().await?.last_seq })
+            }
+            Some(ApiError { err_code, description }) => {
+                tracing::warn!(stream = self.stream, err_code, description, "append failed");
+                None
+            }
+        }
+    }
+
+    /// Reads consecutive messages, from any replica, and if that has not got there yet,
+    /// from the leader.
+    async fn read(&self, id: u64, from: u64) -> Option<LogReply> {
+        let State { first_seq: first, last_seq: last } = self.state().await?;
+        let mut messages = Vec::new();
+        if (first..=last).contains(&from) {
+            messages = self.page(from).await.unwrap_or_default();
+            if messages.is_empty() {
+                messages.extend(self.message(from).await);
+            }
+        }
+        Some(LogReply::Page { id, first, messages, last })
+    }
+
+    async fn page(&self, from: u64) -> Option<Vec<Bytes>> {
+        #[derive(Serialize)]
+        struct Get {
+            seq: u64,
+            batch: usize,
+            max_bytes: usize,
+        }
+        let request = to_json(&Get { seq: from, batch: PAGE_MESSAGES_MAX, max_bytes: PAGE_BYTES_MAX })?;
+        let inbox = self.client.new_inbox();
+        let mut replies = self.client.subscribe(inbox.clone()).await.ok()?;
+        let subject = format!("$JS.API.DIRECT.GET.{}", self.stream);
+        self.client.publish_with_reply(subject, inbox, request).await.ok()?;
+        timeout(REQUEST_TIMEOUT, collect(&mut replies, from)).await.ok()
+    }
+
+    /// Reads one message from the leader.
+    async fn message(&self, sequence: u64) -> Option<Bytes> {
+        #[derive(Serialize)]
+        struct Get {
+            seq: u64,
+        }
+        #[derive(Deserialize)]
+        struct Got {
+            message: Option<Found>,
+        }
+        #[derive(Deserialize)]
+        struct Found {
+            #[serde(default)]
+            data: String,
+        }
+        let subject = format!("$JS.API.STREAM.MSG.GET.{}", self.stream);
+        let reply = self.request(&subject, HeaderMap::new(), to_json(&Get { seq: sequence })?).await?;
+        let found = parse::<Got>(&reply)?.message?;
+        BASE64_STANDARD.decode(found.data).ok().map(Bytes::from)
+    }
+
+    async fn purge(&self, before: u64) {
+        #[derive(Serialize)]
+        struct Purge {
+            seq: u64,
+        }
+        #[derive(Deserialize)]
+        struct Purged {
+            error: Option<ApiError>,
+        }
+        // 0 would purge everything.
+        let Some(request) = to_json(&Purge { seq: before }).filter(|_| before > 1) else { return };
+        let subject = format!("$JS.API.STREAM.PURGE.{}", self.stream);
+        let reply = self.request(&subject, HeaderMap::new(), request).await;
+        if let Some(error) = reply.and_then(|reply| parse::<Purged>(&reply)).and_then(|purged| purged.error) {
+            tracing::warn!(stream = self.stream, ?error, "purge failed");
+        }
+    }
+
+    /// Returns the state of the stream as its leader knows it.
+    async fn state(&self) -> Option<State> {
+        #[derive(Deserialize)]
+        struct Info {
+            state: Option<State>,
+        }
+        let subject = format!("$JS.API.STREAM.INFO.{}", self.stream);
+        parse::<Info>(&self.request(&subject, HeaderMap::new(), Bytes::new()).await?)?.state
+    }
+
+    async fn request(&self, subject: &str, headers: HeaderMap, payload: Bytes) -> Option<Message> {
+        let request = Request::new().headers(headers).payload(payload).timeout(Some(REQUEST_TIMEOUT));
+        match self.client.send_request(subject.to_owned(), request).await {
+            Ok(reply) => Some(reply),
+            Err(error) => {
+                tracing::debug!(subject, %error, "no answer");
+                None
+            }
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+struct State {
+    first_seq: u64,
+    last_seq: u64,
+}
+
+#[derive(Debug, Deserialize)]
+struct Published {
+    seq: Option<u64>,
+    error: Option<ApiError>,
+}
+
+#[derive(Debug, Deserialize)]
+struct ApiError {
+    #[serde(default)]
+    err_code: u64,
+    #[serde(default)]
+    description: String,
+}
+
+/// Returns the settings of a stream that keeps everything until it is purged.
+fn config(stream: &str, subject: &str, replicas: usize) -> Config {
+    Config {
+        name: stream.to_owned(),
+        subjects: vec![subject.to_owned()],
+        retention: RetentionPolicy::Limits,
+        storage: StorageType::File,
+        num_replicas: replicas,
+        max_messages: -1,
+        max_messages_per_subject: -1,
+        max_bytes: -1,
+        max_age: Duration::ZERO,
+        allow_direct: true,
+        deny_delete: true,
+        ..Config::default()
+    }
+}
+
+/// Returns a setting that differs from what a shard needs.
+fn difference(found: &Config, needed: &Config) -> Option<&'static str> {
+    let fields = [
+        ("subjects", found.subjects == needed.subjects),
+        ("retention", found.retention == needed.retention),
+        ("storage", found.storage == needed.storage),
+        ("max_msgs", found.max_messages == -1),
+        ("max_msgs_per_subject", found.max_messages_per_subject == -1),
+        ("max_bytes", found.max_bytes == -1),
+        ("max_age", found.max_age.is_zero()),
+        ("allow_direct", found.allow_direct),
+        ("deny_purge", !found.deny_purge),
+        ("sealed", !found.sealed),
+        ("mirror", found.mirror.is_none()),
+        ("sources", found.sources.as_ref().is_none_or(Vec::is_empty)),
+    ];
+    fields.into_iter().find(|(_, is_right)| !is_right).map(|(field, _)| field)
+}
+
+/// Collects the messages of a page up to the first that is missing.
+async fn collect(replies: &mut Subscriber, from: u64) -> Vec<Bytes> {
+    let mut messages = Vec::new();
+    while let Some(reply) = replies.next().await {
+        if !matches!(reply.status, None | Some(StatusCode::OK)) {
+            // The end of the page, or nothing was found.
+            break;
+        }
+        let sequence = reply.headers.as_ref().and_then(|headers| headers.get(SEQUENCE)?.as_str().parse().ok());
+        if sequence != Some(from + messages.len() as u64) {
+            break;
+        }
+        messages.push(reply.payload);
+    }
+    messages
+}
+
+fn to_json(value: &impl Serialize) -> Option<Bytes> {
+    serde_json::to_vec(value).ok().map(Bytes::from)
+}
+
+fn parse<'m, T: Deserialize<'m>>(message: &'m Message) -> Option<T> {
+    serde_json::from_slice(&message.payload).ok()
+}
