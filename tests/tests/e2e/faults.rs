@@ -144,7 +144,7 @@ async fn new_store_on_a_full_disk_is_refused_in_one_line() {
 #[tokio::test]
 async fn disk_filled_by_the_store_is_used_again() {
     let disk = SmallDisk::new(DISK_MIB);
-    let server = builder(&disk).arg("--max-frame=16777215").start();
+    let server = builder(&disk).arg("--max-frame=3145728").start();
     let mut wire = Wire::connect(server.address()).await;
     wire.create("bob").await;
     let large = |n: usize| format!("{n}:{}", "x".repeat(1 << 20));
