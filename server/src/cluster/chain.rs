@@ -26,7 +26,7 @@ pub(super) struct Chain {
     checksum: u64,
 }
 
-/// What a message means.
+/// The meaning of a message.
 #[derive(Debug)]
 pub(super) enum Taken {
     /// It is the current claim from here on.
