@@ -25,7 +25,7 @@ pub(super) struct Appender {
     is_unfenced: bool,
 }
 
-/// What became of an append.
+/// The outcome of an append.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Resolution {
     /// It is the message at the next sequence.
@@ -73,7 +73,7 @@ impl Appender {
         Some(self.request())
     }
 
-    /// Takes an answer. Returns what became of the append, or the next request.
+    /// Takes an answer. Returns the resolution, or the next request.
     pub(super) fn handle(
         &mut self,
         reply: &LogReply,

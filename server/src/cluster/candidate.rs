@@ -33,7 +33,7 @@ enum Phase {
     ClaimingAnywhere { request: u64, asked_at: Duration },
 }
 
-/// What came of it.
+/// The outcome of a candidacy.
 #[derive(Debug)]
 pub(super) enum Outcome {
     /// It has the shard, with this state.
@@ -99,7 +99,7 @@ impl Candidate {
         }
     }
 
-    /// Repeats what has had no answer.
+    /// Repeats a request that has had no answer.
     pub(super) fn tick(&mut self, now: Now, out: &mut Vec<LogRequest>) {
         match &mut self.phase {
             Phase::Claiming(appender) => out.extend(appender.repeat(now.running)),

@@ -10,7 +10,7 @@
 use bytes::Bytes;
 
 use super::bugs::{Bug, is_planted};
-use super::entry::{Claim, Content, Entry, checksum};
+use super::entry::{Claim, Content, Entry, NoEntry, checksum};
 use crate::log::Frame;
 
 /// The entries of a stream up to a sequence.
@@ -26,7 +26,7 @@ pub(super) struct Chain {
     checksum: u64,
 }
 
-/// What a message means.
+/// The meaning of a message.
 #[derive(Debug)]
 pub(super) enum Taken {
     /// It is the current claim from here on.
@@ -37,6 +37,8 @@ pub(super) enum Taken {
     Released,
     /// It counts for nothing.
     Skipped,
+    /// A later version wrote it: whether it counts is unknown.
+    Unknown,
 }
 
 impl Chain {
@@ -59,9 +61,13 @@ impl Chain {
     /// Takes the next message of the stream.
     pub(super) fn take(&mut self, bytes: &Bytes) -> Taken {
         self.last += 1;
-        let Ok((entry, checksum)) = Entry::decode(bytes) else {
-            tracing::warn!(sequence = self.last, "malformed message in the stream of a shard");
-            return Taken::Skipped;
+        let (entry, checksum) = match Entry::decode(bytes) {
+            Ok(decoded) => decoded,
+            Err(NoEntry::Unknown) => return Taken::Unknown,
+            Err(NoEntry::Corrupt) => {
+                tracing::warn!(sequence = self.last, "corrupt message in the stream of a shard");
+                return Taken::Skipped;
+            }
         };
         let Entry { claim, commit, sequence, previous, content } = entry;
         let is_in_place = sequence == self.last;
@@ -125,8 +131,10 @@ impl Chain {
 
 #[cfg(test)]
 mod tests {
+    use xxhash_rust::xxh3::xxh3_64;
+
     use super::super::ServerId;
-    use super::super::entry::ClaimId;
+    use super::super::entry::{ClaimId, FORMAT};
     use super::*;
 
     fn claim(server: u64, sequence: u64) -> Bytes {
@@ -170,6 +178,14 @@ mod tests {
         check(&mut chain, &claim(1, 3), false);
         check(&mut chain, &claim(1, 0), true);
         check(&mut chain, &claim(1, 0), false);
+    }
+
+    #[test]
+    fn entry_of_a_later_version_is_not_skipped() {
+        let mut chain = Chain::starting_at(1);
+        let mut later = vec![FORMAT + 1; 60];
+        later.extend_from_slice(&xxh3_64(&later).to_le_bytes());
+        assert!(matches!(chain.take(&later.into()), Taken::Unknown));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The decisions of an [`Owner`], and what the storing of their frame releases:
+//! The decisions of an [`Owner`], and the events that a stored frame releases:
 //! answers, pages, deliveries and ends of receptions.
 
 use std::collections::BTreeMap;
@@ -12,7 +12,7 @@ use crate::ledger::Context;
 use crate::shard::readers::read_page;
 use crate::store::{Account, End, Page, Position, ReadLimit};
 
-/// What waits for a frame to be stored.
+/// The events that wait for a frame to be stored.
 #[derive(Debug, Default)]
 pub(super) struct Released {
     events: Vec<(FlowId, Event)>,
@@ -150,7 +150,7 @@ impl Owner {
         Answer::Resubscribed(Ok(tail.sequence > delivered.sequence))
     }
 
-    /// Sends what a stored frame releases: to each server its answers first, then its
+    /// Sends the events that a stored frame releases: to each server its answers first, then its
     /// messages.
     pub(super) fn publish(&mut self, released: Released, now: Now, out: &mut Vec<Action>) {
         let mut to: BTreeMap<FlowKey, (FlowId, Vec<Event>)> = BTreeMap::new();

@@ -49,6 +49,21 @@ pub(crate) struct Claim {
     pub(crate) id: ClaimId,
 }
 
+/// Why a message is no entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NoEntry {
+    /// No server wrote it.
+    Corrupt,
+    /// A later version wrote it.
+    Unknown,
+}
+
+impl From<Malformed> for NoEntry {
+    fn from(Malformed: Malformed) -> Self {
+        Self::Unknown
+    }
+}
+
 /// One message of a shard's stream.
 #[derive(Debug)]
 pub(super) struct Entry {
@@ -102,12 +117,15 @@ impl Entry {
     }
 
     /// Decodes an entry. Returns it with its checksum.
-    pub(super) fn decode(bytes: &Bytes) -> Result<(Self, u64), Malformed> {
-        let length = bytes.len().checked_sub(CHECKSUM_BYTES).ok_or(Malformed)?;
+    pub(super) fn decode(bytes: &Bytes) -> Result<(Self, u64), NoEntry> {
+        let length = bytes.len().checked_sub(CHECKSUM_BYTES).ok_or(NoEntry::Corrupt)?;
         let checksum = bytes.slice(length..).get_u64_le();
         let mut rest = bytes.slice(..length);
-        if rest.len() < HEAD_BYTES || xxh3_64(&rest) != checksum || rest.get_u8() != FORMAT {
-            return Err(Malformed);
+        if xxh3_64(&rest) != checksum {
+            return Err(NoEntry::Corrupt);
+        }
+        if rest.len() < HEAD_BYTES || rest.get_u8() != FORMAT {
+            return Err(NoEntry::Unknown);
         }
         let kind = rest.get_u8();
         let [server, number, claimed_at, commit, sequence, previous] =
@@ -117,10 +135,10 @@ impl Entry {
             kind::CLAIM => Content::Claim { format: rest.try_get_u8().map_err(|_| Malformed)? },
             kind::FRAME => Content::Frame(take_frame(&mut rest)?),
             kind::RELEASE => Content::Release,
-            _ => return Err(Malformed),
+            _ => return Err(NoEntry::Unknown),
         };
         if rest.has_remaining() {
-            return Err(Malformed);
+            return Err(NoEntry::Unknown);
         }
         let claim = Claim { sequence: claimed_at, id };
         Ok((Self { claim, commit, sequence, previous, content }, checksum))

@@ -1,6 +1,6 @@
 //! [`Identities`]: which servers have connections that act as an account, at the
-//! account's owner. An account is deleted once no server has any: nobody acts as an
-//! account that somebody else may know to be gone.
+//! account's owner. An account is deleted once no server has any, so that no
+//! connection acts as an account whose end another client knows.
 //!
 //! A server acts as an account while it hears the flow in which it registered. If the
 //! owner ends that flow, the server may not know for a while, and one whose clocks stand

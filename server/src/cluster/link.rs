@@ -55,7 +55,7 @@ struct Waiting {
     since: Duration,
 }
 
-/// Where an answer goes.
+/// The destination of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Origin {
     /// To a request of a connection.
@@ -128,7 +128,7 @@ impl Link {
         self.flush(now, out);
     }
 
-    /// Ends what a connection has here that has gone. Its changes go on.
+    /// Ends the receptions and identities of a connection that has gone. Its changes go on.
     pub(super) fn disconnect(&mut self, connection: ConnectionId, now: Now, out: &mut Vec<Action>) {
         self.queue.retain(|waiting| !waiting.is_of(connection) || waiting.command.request.is_change());
         for waiting in self.sent.values_mut().filter(|waiting| waiting.is_of(connection)) {
@@ -201,7 +201,7 @@ impl Link {
         }
     }
 
-    /// Does what is due at this time.
+    /// Performs the actions that are due at this time.
     pub(super) fn tick(&mut self, now: Now, out: &mut Vec<Action>) {
         let is_late = |waiting: &Waiting| now.running.saturating_sub(waiting.since) >= waiting.deadline();
         let is_ended = match &mut self.flow {
@@ -378,7 +378,7 @@ impl Link {
         }
     }
 
-    /// Ends what acts as an account that is about to end, and confirms that.
+    /// Ends the identity of an account that is about to end, and confirms that.
     fn end_identity(&mut self, account: Account, now: Now, out: &mut Vec<Action>) {
         self.drop_identity(account.incarnation, out);
         self.push(Origin::Nowhere, Request::Unregister(account), now);
@@ -410,7 +410,7 @@ impl Link {
         }
         let sent = std::mem::take(&mut self.sent);
         self.fail(sent.into_values(), out);
-        // What was to continue in this flow continues in the next one.
+        // They continue in the next flow.
         self.queue.retain(|waiting| !matches!(waiting.origin, Origin::Reception(_) | Origin::Identity(_)));
     }
 
@@ -440,7 +440,7 @@ impl Link {
         Waiting { origin, command: Command { id: self.next_id, request }, since: now.running }
     }
 
-    /// Sends what waits, as far as there is credit.
+    /// Sends waiting commands, as far as there is credit.
     fn flush(&mut self, now: Now, out: &mut Vec<Action>) {
         let State::Open(flow) = &mut self.flow else { return };
         while flow.has_credit() && !self.queue.is_empty() {

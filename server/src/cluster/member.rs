@@ -90,7 +90,7 @@ impl Member {
         shard.is_some_and(|shard| shard.link.is_registered(account, now))
     }
 
-    /// Does what is due at this time.
+    /// Performs the actions that are due at this time.
     pub(crate) fn tick(&mut self, now: Now, out: &mut Vec<Action>) {
         let before = out.len();
         for Shard { seat, link } in &mut self.shards {

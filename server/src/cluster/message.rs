@@ -1,5 +1,5 @@
-//! Messages between servers: commands for the owner of a shard, and what it answers
-//! and delivers.
+//! Messages between servers: commands for the owner of a shard, and its answers and
+//! deliveries.
 
 use std::fmt;
 use std::sync::Arc;
@@ -57,9 +57,9 @@ pub(crate) enum Down {
 /// The running time of a shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ShardClock {
-    /// As the owner counts it. It begins with each claim where the stream has it.
+    /// The owner's count. With each claim it goes on from the time in the stream.
     pub(crate) running: Duration,
-    /// As it is in the stream: it never goes back.
+    /// The time in the stream: it never goes back.
     pub(crate) durable: Duration,
 }
 

@@ -3,7 +3,7 @@
 //! Everything in here is a state machine without I/O, clock and randomness: messages,
 //! answers of the log and times come in as arguments, and actions go out. The
 //! conditional append is the fence and the safety argument; leases, heartbeats and
-//! flows are liveness, or keep servers from repeating what others have decided.
+//! flows are liveness, or keep servers from repeating commands that others have decided.
 //!
 //! | file | content |
 //! | --- | --- |
@@ -154,7 +154,7 @@ pub(crate) enum LogReply {
     },
 }
 
-/// What a server has to do, in this order.
+/// An action of a server; actions are performed in order.
 #[derive(Debug)]
 pub(crate) enum Action {
     /// Ask the stream of a shard.

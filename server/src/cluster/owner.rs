@@ -1,4 +1,4 @@
-//! [`Owner`]: a server that owns a shard. It takes what waits, decides each command in
+//! [`Owner`]: a server that owns a shard. It takes waiting commands, decides each in
 //! order of arrival, appends one frame, and releases the answers once the frame is
 //! stored: so every answer proves that the shard was owned after its command arrived.
 //!
@@ -64,7 +64,7 @@ struct Pending {
     taken_at: Duration,
 }
 
-/// A frame that is appended, and what its storing releases.
+/// A frame that is appended, and the events that it releases once stored.
 #[derive(Debug)]
 struct InFlight {
     appender: Appender,
@@ -171,7 +171,7 @@ impl Owner {
         }
     }
 
-    /// Does what is due at this time.
+    /// Performs the actions that are due at this time.
     pub(super) fn tick(&mut self, now: Now, out: &mut Vec<Action>) {
         let silent: Vec<_> =
             self.flows.values().filter(|flow| flow.is_silent(now.running)).map(Flow::id).collect();

@@ -83,6 +83,7 @@ impl StreamReplay {
             Taken::Claimed => (self.begun, self.claims) = (None, self.claims + 1),
             Taken::Committed(frame) => self.frame(frame)?,
             Taken::Released | Taken::Skipped => {}
+            Taken::Unknown => return Err(ReplayError::Malformed(self.chain.last())),
         }
         Ok(())
     }

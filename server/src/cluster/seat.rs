@@ -110,7 +110,7 @@ impl Seat {
         }
     }
 
-    /// Does what is due at this time.
+    /// Performs the actions that are due at this time.
     pub(super) fn tick(&mut self, now: Now, out: &mut Vec<Action>) {
         match &mut self.state {
             State::Standby { probe_at } => {

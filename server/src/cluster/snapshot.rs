@@ -1,5 +1,5 @@
-//! [`Snapshots`]: when the owner appends the parts of a snapshot, and which; and from
-//! where on the stream is needed.
+//! [`Snapshots`]: the parts of a snapshot, when each is due, and the first
+//! sequence that a replay needs.
 //!
 //! A snapshot is a run of entries in the shard's own stream, appended like all others:
 //! first the live blocks of older entries, grouped as they lie, then the state in

@@ -1,5 +1,4 @@
-//! Servers of one shard that are told what happens: each rule of ownership and of flows
-//! alone. Messages and answers of the stream arrive at once, unless they are cut.
+//! Tests of single rules of ownership and of flows, on the servers of one shard. Messages and answers of the stream arrive at once, unless they are cut.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, UNIX_EPOCH};
@@ -176,7 +175,7 @@ impl Servers {
         self.act(host, |member, now, out| member.submit(0, (connection, id), request, now, out));
     }
 
-    /// Takes what has happened at a server.
+    /// Takes the events of a server.
     fn events(&mut self, host: usize) -> Vec<String> {
         std::mem::take(&mut self.hosts[host].events)
     }

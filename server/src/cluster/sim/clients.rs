@@ -1,5 +1,5 @@
-//! Clients: senders that repeat what was not answered, readers that drop what they have
-//! seen and change servers, and clients that create, change and delete one account.
+//! Clients: senders that repeat unanswered sends, readers that drop known messages
+//! and change servers, and clients that create, change and delete one account.
 //! They follow the protocol page, and each changes servers whenever it likes.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -48,7 +48,7 @@ pub(super) enum Call {
     Ack(u64),
 }
 
-/// What a server pushes to a client.
+/// A push of a server to a client.
 #[derive(Debug)]
 pub(super) enum Push {
     Answer(u64, Answered),
@@ -65,7 +65,7 @@ pub(super) enum Answered {
     Answer(Answer),
 }
 
-/// What a client does, and what it may know.
+/// The world as a client sees it, and the calls that it makes.
 pub(super) struct Context<'w> {
     pub(super) now: Duration,
     pub(super) random: &'w mut SmallRng,
@@ -80,7 +80,7 @@ pub(super) struct Context<'w> {
 /// A connection to a host.
 pub(super) type Link = (ConnectionId, usize);
 
-/// What a client tells a host.
+/// A request of a client to a host.
 #[derive(Debug)]
 pub(super) enum ToHost {
     Open,
@@ -119,7 +119,7 @@ pub(super) enum Client {
 }
 
 impl Client {
-    /// Does what is due.
+    /// Acts if something is due.
     pub(super) fn wake(&mut self, context: &mut Context<'_>) {
         match self {
             Self::Sender(sender) => sender.wake(context),
@@ -129,7 +129,7 @@ impl Client {
         }
     }
 
-    /// Takes what a server pushes.
+    /// Takes a push of a server.
     pub(super) fn handle(&mut self, connection: ConnectionId, push: Push, context: &mut Context<'_>) {
         if matches!(push, Push::Closed) {
             context.judge.counts.closed += 1;

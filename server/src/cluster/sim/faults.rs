@@ -1,4 +1,4 @@
-//! [`Scenario`]: what goes wrong in a run, and when.
+//! [`Scenario`]: the faults of a run, and their times.
 
 use std::time::Duration;
 
@@ -32,13 +32,13 @@ pub(super) enum Fault {
     Late(u32),
     /// Nothing that others send reaches a host, but for its clients.
     Deaf(usize),
-    /// What the streams answer reaches a deaf host again.
+    /// Answers of the streams reach a deaf host again.
     HearStreams,
     /// The leader of a stream reaches no other node: it applies nothing.
     Stall(usize),
     /// The leader of a stream ends.
     LoseLeader(usize),
-    /// A stream has a leader, which does not count what is proposed and not applied.
+    /// A stream has a leader, which does not count proposals of the former one.
     Elect(usize),
     /// The leader counts everything.
     Settle(usize),
@@ -50,7 +50,7 @@ pub(super) enum Fault {
 #[derive(Debug)]
 pub(super) struct Scenario {
     pub(super) faults: Vec<(Duration, Fault)>,
-    /// When clients rest, but for what they have begun.
+    /// When clients begin nothing new any more.
     pub(super) rest_at: Duration,
     /// When the faults end.
     pub(super) calm_at: Duration,

@@ -20,7 +20,7 @@ const WALL_SECONDS: u64 = 1_800_000_000;
 /// The requests of a window to its server begin here; those of clients are below.
 const READ: u64 = 1 << 32;
 
-/// What comes to a host.
+/// An input of a host.
 #[derive(Debug)]
 pub(super) enum Input {
     Message(Message),
@@ -31,7 +31,7 @@ pub(super) enum Input {
     Tick,
 }
 
-/// What goes from a host.
+/// An output of a host.
 #[derive(Debug)]
 pub(super) enum Output {
     Log(ShardId, LogRequest),
@@ -112,7 +112,7 @@ impl Host {
         self.clock_at = time;
     }
 
-    /// Takes what comes. `last_connection` is the last one that any client has opened.
+    /// Takes an input. `last_connection` is the last one that any client has opened.
     pub(super) fn handle(
         &mut self,
         input: Input,
@@ -171,7 +171,7 @@ impl Host {
         out
     }
 
-    /// Does what the server asks for, in order.
+    /// Performs the actions of the server, in order.
     fn perform(
         &mut self,
         actions: Vec<Action>,
@@ -206,7 +206,7 @@ impl Host {
                     member.disconnect(id, now, &mut more);
                 }
             }
-            // What follows from a closing comes before the next action.
+            // The consequences of a closing come before the next action.
             more.into_iter().rev().for_each(|action| actions.push_front(action));
         }
     }
@@ -301,7 +301,7 @@ impl Host {
         out.push(Output::Push(client, id, Push::Answer(request, answered)));
     }
 
-    /// Does what the windows of the connections have to do.
+    /// Drives the windows of the connections.
     fn drive(&mut self, now: Now, out: &mut Vec<Output>) {
         let instant = self.base + now.running;
         let mut reads = Vec::new();

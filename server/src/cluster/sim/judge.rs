@@ -1,5 +1,5 @@
-//! [`Judge`]: the promise. It hears what clients ask, what they are answered and what
-//! readers process, and knows neither servers nor streams.
+//! [`Judge`]: the promise. It hears the requests of clients, their answers and the
+//! messages that readers process, and knows neither servers nor streams.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
@@ -8,12 +8,12 @@ use hark_protocol::Code;
 
 use crate::store::{Message, Outcome};
 
-/// What was answered and read.
+/// All answers and messages.
 #[derive(Debug, Default)]
 pub(super) struct Judge {
     /// The outcome of each send of a session, with its recipient.
     outcomes: BTreeMap<(usize, u32), (String, Outcome)>,
-    /// What each reader processed, by number.
+    /// The messages that each reader processed, by number.
     read: BTreeMap<String, BTreeMap<u64, String>>,
     texts: HashMap<String, u64>,
     /// The id of the last message of a session to a reader.
@@ -24,11 +24,11 @@ pub(super) struct Judge {
     /// The incarnations of the account that were deleted, and when that was answered.
     deleted: BTreeMap<u64, Duration>,
     claims: BTreeSet<(u32, u64)>,
-    /// What the run consisted of.
+    /// The size of the run.
     pub(super) counts: Counts,
 }
 
-/// What a run consisted of.
+/// The size of a run.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(super) struct Counts {
     pub(super) stored: u64,

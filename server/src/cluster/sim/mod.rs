@@ -4,16 +4,16 @@
 //! Each run goes through a time of faults (pauses, also of machines with their clocks,
 //! partitions, lost and late requests and answers, changes of the streams' leaders,
 //! crashes and restarts) and then a calm one, in which everything has to come to an
-//! end. A [`Judge`](judge::Judge) that is too simple to be wrong compares what clients
-//! were answered and what readers were pushed.
+//! end. A [`Judge`](judge::Judge) that is too simple to be wrong compares the answers
+//! to clients with the messages of readers.
 //!
 //! | file | content |
 //! | --- | --- |
-//! | `world` | virtual time, network, and what happens next |
+//! | `world` | virtual time, network, order of events |
 //! | `host` | one machine: a server, its clocks and its connections |
 //! | `stream` | the stream of a shard, with its leader |
 //! | `clients` | senders, readers, and clients that create and delete an account |
-//! | `faults` | what goes wrong, and when |
+//! | `faults` | faults and their times |
 //! | `judge` | the promise |
 
 mod clients;

@@ -1,6 +1,6 @@
 //! [`Stream`]: the replicated stream of a shard. Its leader checks the condition of an
 //! append when it proposes the message; the message is applied later, perhaps by the
-//! next leader, which for a while does not count what is proposed and not applied.
+//! next leader, which for a while does not count proposals of the former one.
 
 use std::collections::VecDeque;
 
@@ -24,7 +24,7 @@ pub(in crate::cluster) struct Stream {
     pub(super) is_stalled: bool,
     /// There is no leader.
     pub(super) is_electing: bool,
-    /// The leader is new: it checks conditions against what is applied alone.
+    /// The leader is new: it checks conditions against applied messages alone.
     pub(super) is_blind: bool,
     /// The node that answers is behind by so many messages.
     pub(super) stale_by: u64,
@@ -39,7 +39,7 @@ struct Proposal {
     client: Option<(usize, u64)>,
 }
 
-/// What follows from a request.
+/// The outcome of a request.
 #[derive(Debug)]
 pub(in crate::cluster) enum Outcome {
     Reply(LogReply),
@@ -98,8 +98,8 @@ impl Stream {
         Some((client?, LogReply::Stored { id, sequence: self.last() }))
     }
 
-    /// Ends the leader. What it has proposed is applied up to some message, and nobody
-    /// is told; the rest is lost.
+    /// Ends the leader. Its proposals are applied up to some message, without an
+    /// answer; the rest is lost.
     pub(in crate::cluster) fn lose_leader(&mut self, random: &mut SmallRng) {
         let kept = random.random_range(0..=self.proposed.len());
         self.proposed.truncate(kept);

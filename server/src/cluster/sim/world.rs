@@ -1,5 +1,5 @@
-//! [`World`]: hosts, streams and clients, by virtual time. It decides what happens next
-//! and what the network does; the same seed gives the same run.
+//! [`World`]: hosts, streams and clients, by virtual time. It orders the events
+//! and is the network; the same seed gives the same run.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -63,7 +63,7 @@ pub(super) struct World {
     planned: u64,
     hosts: Vec<Host>,
     paused: Vec<Option<bool>>,
-    /// What came to a host that stands still.
+    /// The inputs of a host that stands still.
     backlogs: Vec<Vec<Due>>,
     streams: Vec<Stream>,
     clients: Vec<Client>,
@@ -382,7 +382,7 @@ impl World {
         }
     }
 
-    /// Has the leader of a stream catch up: it applies what is proposed.
+    /// Has the leader of a stream catch up: it applies all proposals.
     fn settle(&mut self, shard: usize) {
         let stream = &mut self.streams[shard];
         (stream.is_stalled, stream.is_electing, stream.is_blind) = (false, false, false);
@@ -391,13 +391,13 @@ impl World {
         }
     }
 
-    /// Has a host go on: what came meanwhile is handled in any order of its sources.
+    /// Resumes a host: its backlog is handled in any order of the sources.
     fn resume(&mut self, host: usize) {
         let Some(stops_clock) = self.paused[host].take() else { return };
         if stops_clock {
             self.hosts[host].skip_clock(self.now);
         }
-        // The server may be slow to read what its clients sent.
+        // The server may be slow to read from its clients.
         let mut at = [self.now, self.now, self.random_ms(0, 1500)];
         for due in std::mem::take(&mut self.backlogs[host]) {
             let source = match &due {
@@ -444,7 +444,7 @@ impl World {
         self.now + Duration::from_micros(self.random.random_range(from * 1000..to * 1000))
     }
 
-    /// Returns when something arrives, behind what was sent before.
+    /// Returns the time of an arrival, behind earlier ones of the same link.
     fn arrival(&mut self, link: (usize, usize), from_ms: u64, to_ms: u64) -> Duration {
         let at = self.random_ms(from_ms, to_ms);
         let last = self.arrivals.entry(link).or_default();

@@ -10,8 +10,8 @@ mod tests;
 
 use std::time::Duration;
 
-use async_nats::jetstream::stream::{Config, RetentionPolicy, StorageType};
 use async_nats::jetstream;
+use async_nats::jetstream::stream::{Config, RetentionPolicy, StorageType};
 use async_nats::{Client, HeaderMap, Message, Request, StatusCode, Subscriber};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -283,7 +283,8 @@ async fn collect(replies: &mut Subscriber, from: u64) -> Vec<Bytes> {
             // The end of the page, or nothing was found.
             break;
         }
-        let sequence = reply.headers.as_ref().and_then(|headers| headers.get(SEQUENCE)?.as_str().parse().ok());
+        let sequence =
+            reply.headers.as_ref().and_then(|headers| headers.get(SEQUENCE)?.as_str().parse().ok());
         if sequence != Some(from + messages.len() as u64) {
             break;
         }

@@ -81,7 +81,9 @@ fn pages_are_consecutive_and_begin_behind_a_purge() {
         }
         let (first, messages, last) = read(&stream, 2).await;
         assert_eq!((first, last), (1, 5));
-        assert!(!messages.is_empty() && messages.len() <= 4 && messages.iter().all(|message| message == "text"));
+        assert!(
+            !messages.is_empty() && messages.len() <= 4 && messages.iter().all(|message| message == "text")
+        );
         assert_eq!(stream.message(5).await, Some(Bytes::from_static(b"text")));
         assert!(stream.carry_out(LogRequest::Purge { before: 4 }).await.is_none());
         let (first, messages, last) = read(&stream, 1).await;
@@ -128,7 +130,16 @@ impl Servers {
         let config = ShardConfig { tail_entries_max: 50, ..ShardConfig::new(limits) };
         let members = ids.iter().map(|id| Some(Member::new(*id, &ids, 1, config))).collect();
         let (mail, answers) = (VecDeque::new(), Vec::new());
-        Self { stream, members, begun: Instant::now(), mail, replies: mpsc::unbounded_channel(), answers, requests: 0, owner: 0 }
+        Self {
+            stream,
+            members,
+            begun: Instant::now(),
+            mail,
+            replies: mpsc::unbounded_channel(),
+            answers,
+            requests: 0,
+            owner: 0,
+        }
     }
 
     fn act(&mut self, host: usize, act: impl FnOnce(&mut Member, Now, &mut Vec<Action>)) {
@@ -199,7 +210,9 @@ fn shard_outlives_its_owner_on_real_nodes() {
         let mut servers = Servers::new(open("owned").await);
         let ann: hark_protocol::UserName = "ann".parse().unwrap();
         assert!(matches!(servers.ask(0, Command::Create(ann.clone(), None)).await, Answer::Created(_)));
-        let Answer::Account(Some(entry)) = servers.ask(1, Command::LookUp(ann.clone())).await else { panic!() };
+        let Answer::Account(Some(entry)) = servers.ask(1, Command::LookUp(ann.clone())).await else {
+            panic!()
+        };
         let mut numbers = Vec::new();
         for n in 0..120 {
             let (to, text) = (ann.clone(), format!("{n}").into());
