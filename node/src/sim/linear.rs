@@ -150,7 +150,10 @@ mod tests {
     fn concurrent_operations_take_any_order() {
         check(true, &[(0, Some(9), Act::Write(1)), (1, Some(2), Act::Read(0)), (3, Some(4), Act::Read(1))]);
         check(false, &[(0, Some(9), Act::Write(1)), (1, Some(2), Act::Read(1)), (3, Some(4), Act::Read(0))]);
-        check(true, &[(0, Some(9), Act::Cas(2, 3)), (0, Some(9), Act::Cas(1, 2)), (0, Some(9), Act::Write(1))]);
+        check(
+            true,
+            &[(0, Some(9), Act::Cas(2, 3)), (0, Some(9), Act::Cas(1, 2)), (0, Some(9), Act::Write(1))],
+        );
     }
 
     #[test]
@@ -164,6 +167,9 @@ mod tests {
     #[test]
     fn lost_updates_are_found() {
         check(false, &[(0, Some(1), Act::Cas(0, 1)), (2, Some(3), Act::Cas(0, 2))]);
-        check(true, &[(0, Some(2), Act::Cas(0, 1)), (1, Some(3), Act::Cas(1, 2)), (4, Some(5), Act::Read(2))]);
+        check(
+            true,
+            &[(0, Some(2), Act::Cas(0, 1)), (1, Some(3), Act::Cas(1, 2)), (4, Some(5), Act::Read(2))],
+        );
     }
 }

@@ -156,7 +156,10 @@ fn storage_outlives_a_crash_and_state_does_not() {
     let client = cluster.client();
     let add = |cluster: &mut Cluster, node: &str| {
         let reply: Json = cluster.call(client, node, "add", &()).unwrap();
-        reply.parse::<serde_json::Value>().map(|reply| (reply["state"].clone(), reply["stored"].clone())).unwrap()
+        reply
+            .parse::<serde_json::Value>()
+            .map(|reply| (reply["state"].clone(), reply["stored"].clone()))
+            .unwrap()
     };
     assert_eq!(add(&mut cluster, "n1"), (json!(1), json!(1)));
     cluster.apply(Event::crash("n1"));

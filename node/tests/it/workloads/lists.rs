@@ -49,7 +49,8 @@ impl Txn {
                 .filter(|earlier| earlier.0 == "append" && earlier.1 == op.1)
                 .map(|earlier| earlier.2.as_i64().unwrap())
                 .collect();
-            let mut list: Vec<i64> = serde_json::from_value::<Option<_>>(op.2.clone()).unwrap().unwrap_or_default();
+            let mut list: Vec<i64> =
+                serde_json::from_value::<Option<_>>(op.2.clone()).unwrap().unwrap_or_default();
             assert!(list.ends_with(&own), "a read lacks the transaction's own appends: {self:?}");
             list.truncate(list.len() - own.len());
             reads.push((op.1, list));
@@ -109,7 +110,8 @@ fn check(history: &[Txn]) {
         .collect();
     let mut graph = Graph::new(history.len());
     for (key, list) in &lists {
-        let owner = |value: &i64| *owners.get(&(*key, *value)).expect("a value that was refused or never sent");
+        let owner =
+            |value: &i64| *owners.get(&(*key, *value)).expect("a value that was refused or never sent");
         list.windows(2).for_each(|pair| graph.add(owner(&pair[0]), owner(&pair[1])));
         let mut unique = list.clone();
         unique.sort_unstable();
@@ -140,7 +142,11 @@ fn check(history: &[Txn]) {
         }
     }
     let cycle = graph.without_order();
-    assert!(cycle.is_empty(), "no order: {:#?}", cycle.iter().map(|place| &history[*place]).collect::<Vec<_>>());
+    assert!(
+        cycle.is_empty(),
+        "no order: {:#?}",
+        cycle.iter().map(|place| &history[*place]).collect::<Vec<_>>()
+    );
 }
 
 /// A transaction from one second to another.

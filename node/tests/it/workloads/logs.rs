@@ -50,7 +50,7 @@ fn asked(number: i64) -> (String, Asked) {
     (below(KEYS, number, 3).to_string(), asked)
 }
 
-/// A span of time with what was known then: an offset.
+/// The span of an operation, and the offset in its reply.
 #[derive(Debug, Clone, Copy)]
 struct Known {
     began: Duration,
@@ -191,5 +191,6 @@ fn offsets_against_time_are_found() {
 #[should_panic(expected = "went back")]
 fn offsets_that_go_back_are_found() {
     let attempted = BTreeSet::from([3, 5]);
-    Log { committed: vec![known(0, 1, 5)], listed: vec![known(2, 3, 3)], attempted, ..Log::default() }.check();
+    Log { committed: vec![known(0, 1, 5)], listed: vec![known(2, 3, 3)], attempted, ..Log::default() }
+        .check();
 }

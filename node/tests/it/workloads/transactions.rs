@@ -107,7 +107,11 @@ fn check(history: &[Txn]) {
         }
     }
     let cycle = graph.without_order();
-    assert!(cycle.is_empty(), "no order: {:#?}", cycle.iter().map(|place| &history[*place]).collect::<Vec<_>>());
+    assert!(
+        cycle.is_empty(),
+        "no order: {:#?}",
+        cycle.iter().map(|place| &history[*place]).collect::<Vec<_>>()
+    );
 }
 
 fn txn(ops: &Value) -> Txn {
