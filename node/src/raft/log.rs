@@ -79,9 +79,7 @@ impl<C: Serialize + DeserializeOwned + Clone> Log<C> {
 
     /// Changes term or vote.
     pub(super) fn set_ballot(&mut self, ballot: Ballot) -> Result<(), Error> {
-        if !is_planted(Bug::ForgetsVotes) {
-            self.storage.put(BALLOT, &ballot)?;
-        }
+        self.storage.put(BALLOT, &ballot)?;
         self.ballot = ballot;
         Ok(())
     }

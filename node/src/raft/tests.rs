@@ -57,11 +57,6 @@ fn two_votes_in_a_term_are_found() {
 }
 
 #[test]
-fn a_forgotten_vote_is_found() {
-    check(Bug::ForgetsVotes, storm);
-}
-
-#[test]
 fn a_read_without_a_quorum_is_found() {
     check(Bug::ReadsWithoutQuorum, storm);
 }
