@@ -92,3 +92,56 @@ impl Woken {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::io::{BufRead as _, BufReader};
+    use std::os::fd::OwnedFd;
+    use std::task::Poll;
+    use std::thread;
+
+    use super::*;
+    use crate::machine::Machine;
+    use crate::node::Node;
+    use crate::request::Request;
+
+    const LINES: &[u8] = br#"{"src":"c0","body":{"type":"init","msg_id":1,"node_id":"n1","node_ids":["n1"]}}
+{"src":"c1","body":{"type":"wait","msg_id":2}}
+"#;
+
+    /// `wait` is answered when another thread wakes its task.
+    fn program(node: &Node<()>) {
+        node.handle("wait", async |_, _: Request<()>| {
+            let mut waker = None;
+            poll_fn(|cx| {
+                if waker.is_some() {
+                    return Poll::Ready(());
+                }
+                let own = cx.waker().clone();
+                waker = Some(thread::spawn(move || {
+                    thread::sleep(Duration::from_millis(10));
+                    own.wake();
+                }));
+                Poll::Pending
+            })
+            .await;
+            Ok(())
+        });
+    }
+
+    #[test]
+    fn another_thread_wakes_a_node_that_waits_for_input() {
+        let ((input, mut keyboard), (screen, output)) = (pipe().unwrap(), pipe().unwrap());
+        let node = thread::spawn(move || {
+            let machine = Machine::new(program, 0);
+            let (input, output) = (OwnedFd::from(input), OwnedFd::from(output));
+            run(Driver::new(machine, output.into()), input.into())
+        });
+        keyboard.write_all(LINES).unwrap();
+        let answers: Vec<String> = BufReader::new(screen).lines().take(2).map(Result::unwrap).collect();
+        assert!(answers[1].contains("wait_ok"), "{answers:?}");
+        drop(keyboard);
+        node.join().unwrap().unwrap();
+    }
+}

@@ -39,7 +39,7 @@ fn ask(cluster: &mut Cluster, count: i64, kind: &str, field: &str) -> BTreeSet<i
 
 #[test]
 fn a_set_on_40_nodes_converges_within_10_s() {
-    sim::check(0..10, |seed| {
+    sim::check(0..3, |seed| {
         let mut cluster = Cluster::builder(g_set::program).nodes(NODES).seed(seed).build();
         let client = cluster.client();
         for (number, node) in (0..80).zip(cluster.node_ids().iter().cycle()) {
@@ -53,7 +53,7 @@ fn a_set_on_40_nodes_converges_within_10_s() {
 
 #[test]
 fn a_counter_on_40_nodes_converges_within_10_s() {
-    sim::check(0..10, |seed| {
+    sim::check(0..3, |seed| {
         let mut cluster = Cluster::builder(pn_counter::program).nodes(NODES).seed(seed).build();
         let client = cluster.client();
         for (number, node) in (0..80).zip(cluster.node_ids().iter().cycle()) {
@@ -67,7 +67,7 @@ fn a_counter_on_40_nodes_converges_within_10_s() {
 
 #[test]
 fn a_broadcast_answers_no_client_that_is_gone() {
-    sim::check(0..10, |seed| {
+    sim::check(0..3, |seed| {
         let mut cluster = Cluster::builder(broadcast::program).nodes(5).seed(seed).build();
         for (from, node) in [(2, "n1"), (20, "n3")] {
             cluster.at(Duration::from_secs(from), Event::isolate(node));
@@ -82,7 +82,7 @@ fn a_broadcast_answers_no_client_that_is_gone() {
 
 #[test]
 fn a_broadcast_finds_a_way_round_a_cut() {
-    sim::check(0..10, |seed| {
+    sim::check(0..3, |seed| {
         let latency = Latency::Constant(Duration::from_millis(100));
         let mut cluster = Cluster::builder(broadcast::program).nodes(25).seed(seed).latency(latency).build();
         // Any two nodes may be neighbours.
