@@ -1,8 +1,8 @@
 //! Maelstrom's `broadcast`: all nodes come to know each message.
 //!
 //! A node stores a message before it answers. It hands its messages to a hub,
-//! which sends them to all nodes: two hops, and one message to each node for
-//! all that has gathered in the linger time. The hub is the first node; a node
+//! which sends them to all nodes: two hops, and one copy to each node for all
+//! messages of the linger time. The hub is the first node; a node
 //! that gets no acknowledgement from it takes the next one, so that a cut is
 //! bypassed. Copies that the hub sends are not acknowledged: now and then each
 //! node compares its messages with those of another, which repairs every loss.
@@ -127,7 +127,7 @@ fn learn(node: &Node<State>, messages: BTreeSet<Message>, linger: Duration) {
     }
 }
 
-/// Passes on what has gathered, until nothing has gathered in the linger time.
+/// Passes new messages on, until none has come in the linger time.
 async fn pass_on(node: &Node<State>, linger: Duration) {
     loop {
         let (messages, hub) = {
@@ -155,7 +155,7 @@ async fn pass_on(node: &Node<State>, linger: Duration) {
     }
 }
 
-/// Exchanges with another node what either lacks.
+/// Exchanges the messages that either of two nodes lacks.
 async fn compare(node: &Node<State>, linger: Duration) -> Result<(), Error> {
     let Some(peer) = node.random_peer() else { return Ok(()) };
     let compared: CompareOk = node.call(peer, "compare", &Digest { digest: digest(node) }).await?;

@@ -1,7 +1,7 @@
 //! Maelstrom's `g-counter`: a counter that only grows, in the service `seq-kv`.
 //!
-//! Each node stores the sum of what was added there, answers, and then writes
-//! the sum under its own name in `seq-kv`; the counter is the sum of all. Two
+//! Each node stores the sum of its own increments, answers, and then writes the
+//! sum under its own name in `seq-kv`; the counter is the sum of all. Two
 //! traps of a sequentially consistent store are avoided:
 //!
 //! - A read may see any state since the node's own last change. So a read
@@ -20,9 +20,9 @@ const LINGER: Duration = Duration::from_millis(100);
 
 #[derive(Default)]
 pub(crate) struct State {
-    /// What was added at this node.
+    /// The increments at this node.
     sum: u64,
-    /// The part of it that is in `seq-kv`.
+    /// The part of the sum that is in `seq-kv`.
     written: u64,
 }
 

@@ -1,10 +1,10 @@
-//! Maelstrom's `g-set`: a set that only grows, on all nodes at once. Available
-//! whatever is cut; the sets converge when links are back.
+//! Maelstrom's `g-set`: a set that only grows, on all nodes at once. Every node
+//! is available during a partition; the sets converge after it.
 //!
 //! A node stores an element before it answers, so that no crash loses it. New
 //! elements go to a few other nodes at once, and from there to others
 //! ("rumor mongering"). Now and then each node compares its set with that of
-//! another, which repairs what a rumor has missed ("anti-entropy").
+//! another, which repairs lost rumors ("anti-entropy").
 
 use std::collections::BTreeSet;
 use std::process::ExitCode;
@@ -94,7 +94,7 @@ fn pass_on(node: &Node<State>) {
     }
 }
 
-/// Exchanges with another node what either lacks.
+/// Exchanges the elements that either of two nodes lacks.
 async fn compare(node: &Node<State>) -> Result<(), Error> {
     let Some(peer) = node.random_peer() else { return Ok(()) };
     let ours = Elements { value: node.state().all.clone() };

@@ -2,7 +2,7 @@
 //! consumers have processed them.
 //!
 //! The logs are a state machine that [`hark_node::raft`] replicates: a message
-//! that was answered keeps its offset, whatever fails. A poll reads the node's
+//! that was answered keeps its offset through all faults. A poll reads the node's
 //! own copy, which may lag but never has a gap, so that consumers go on while a
 //! majority cannot be reached.
 

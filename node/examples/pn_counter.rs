@@ -1,7 +1,8 @@
 //! Maelstrom's `pn-counter`: a counter that goes up and down, on all nodes at
-//! once. Available whatever is cut; the counters converge when links are back.
+//! once. Every node is available during a partition; the counters converge after
+//! it.
 //!
-//! Each node has an account of what was added and subtracted there. Both sums
+//! Each node has an account of its increments and decrements. Both sums
 //! only grow, so that of two versions of an account the greater is the later,
 //! and the counter is the sum of all accounts. A node stores its own account
 //! before it answers. Changed accounts go to a few other nodes at once, and now
@@ -23,7 +24,7 @@ const FANOUT: usize = 3;
 /// The pause between two comparisons with another node.
 const COMPARE: Duration = Duration::from_millis(500);
 
-/// The sums of what was added and subtracted.
+/// The sums of all increments and of all decrements.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Serialize, Deserialize)]
 struct Account {
     plus: u64,

@@ -1,11 +1,11 @@
 //! Maelstrom's `txn-rw-register`: transactions over registers, read committed
 //! and totally available (`--consistency-models read-committed --availability
-//! total`): a node executes a transaction by itself, whatever is cut.
+//! total`): a node executes a transaction by itself, also during a partition.
 //!
 //! The writes of a transaction have one stamp, a Lamport time and the node; of
 //! two writes to a register the later one wins on every node. A transaction
 //! sees the writes of others only when they are done, and gets a later stamp
-//! than all that it sees, so that no cycle of writes and reads arises. A node
+//! than all writes that it sees, so that no cycle of writes and reads arises. A node
 //! stores the writes before it answers. They go to a few other nodes at once,
 //! and now and then each node compares its registers with those of another.
 

@@ -12,8 +12,6 @@ pub(super) enum Bug {
     ReadsWithoutQuorum,
     /// A server writes no entries to its storage.
     ForgetsEntries,
-    /// A server does not write its term and vote to its storage.
-    ForgetsVotes,
     /// A request that arrives twice is applied twice.
     AppliesTwice,
 }

@@ -1,5 +1,5 @@
-//! Elections: who leads a term. A candidate first asks whether it would win (a
-//! trial), and only then begins a term.
+//! Elections. A candidate first asks for trial votes, and begins a term only if
+//! a majority grants them.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

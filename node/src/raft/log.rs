@@ -1,6 +1,6 @@
-//! What a server must not forget: its term, its vote, its entries and the
-//! snapshot that stands for the entries before them. Everything is in the
-//! storage before a method returns. It knows no role and no other server.
+//! The durable part of a server: its term, its vote, its entries and the
+//! snapshot that stands for the entries before them. Every change is in the
+//! storage before a method returns. The log knows no role and no other server.
 
 use std::collections::VecDeque;
 
@@ -29,7 +29,7 @@ pub(super) struct Ballot {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Entry<C> {
     pub(super) term: u64,
-    /// `None` is what a leader begins its term with.
+    /// `None` in the first entry of a term.
     pub(super) request: Option<Request<C>>,
 }
 
@@ -58,7 +58,7 @@ pub(super) struct Log<C> {
 }
 
 impl<C: Serialize + DeserializeOwned + Clone> Log<C> {
-    /// Reads what a former life has stored.
+    /// Reads the log of a former life.
     ///
     /// # Errors
     /// 13, if the storage holds something else under these keys.
@@ -79,9 +79,7 @@ impl<C: Serialize + DeserializeOwned + Clone> Log<C> {
 
     /// Changes term or vote.
     pub(super) fn set_ballot(&mut self, ballot: Ballot) -> Result<(), Error> {
-        if !is_planted(Bug::ForgetsVotes) {
-            self.storage.put(BALLOT, &ballot)?;
-        }
+        self.storage.put(BALLOT, &ballot)?;
         self.ballot = ballot;
         Ok(())
     }

@@ -39,7 +39,7 @@ pub(super) struct Append<C> {
     pub(super) commit: u64,
 }
 
-/// Replaces what the leader has compacted away.
+/// Replaces the entries that the leader has compacted.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Install {
     pub(super) term: u64,

@@ -56,29 +56,29 @@
 //! }
 //! ```
 //!
-//! # What it does
+//! # Features
 //! - **Elections** with randomized timeouts, and a trial vote before each, so
 //!   that a server that was cut off does not depose a leader when it comes
 //!   back. A leader that does not hear from a majority steps down.
-//! - **Replication** with one message in flight for each follower; what has
-//!   gathered meanwhile goes in the next one.
+//! - **Replication** with one message in flight for each follower; entries that
+//!   gather meanwhile go in the next one.
 //! - **Commit** of entries of the leader's own term alone; each term begins
 //!   with an entry of its own.
 //! - **Snapshots**: after [`Settings::snapshot_after`] entries the state takes
 //!   their place, and goes to followers that need entries which are gone.
 //! - **Reads** without an entry: the leader asks a majority whether it still
-//!   leads, and the server that was asked answers once it has applied what was
-//!   committed then.
+//!   leads, and the server that received the read answers once it has applied
+//!   all entries that were committed by then.
 //! - **Requests** at any server: it forwards them to the leader, and again
 //!   until [`Settings::request_timeout`]. Each is applied at most once, however
 //!   often it arrives: the replicated state remembers the outcomes that a
 //!   server may still ask for.
 //!
-//! # What a server stores
+//! # Storage
 //! Term, vote, entries and snapshot are in the node's
 //! [`Storage`](crate::Storage) before any message that depends on them is sent.
-//! What is committed is learned anew after a crash. Membership is fixed: the
-//! nodes that `init` names.
+//! The commit index is learned from the leader after a crash. Membership is
+//! fixed: the nodes that `init` names.
 
 mod bugs;
 mod election;
@@ -171,8 +171,7 @@ struct Shared<S, M: StateMachine> {
 }
 
 impl<S: 'static, M: StateMachine> Raft<S, M> {
-    /// Registers a server with a node. It goes on from what the node's storage
-    /// holds.
+    /// Registers a server with a node. It continues from the node's storage.
     ///
     /// # Panics
     /// If the storage holds something else under Raft's keys.

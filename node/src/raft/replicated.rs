@@ -1,6 +1,6 @@
-//! The replicated state: the program's state machine, and what was answered to
-//! each session, so that a request that arrives twice is applied once. It
-//! knows neither log nor network.
+//! The replicated state: the program's state machine, and the remembered
+//! outcomes of each session, so that a request that arrives twice is applied
+//! once. It knows neither log nor network.
 
 use std::collections::BTreeMap;
 
@@ -43,7 +43,7 @@ impl<R> Session<R> {
         Self { life, floor: 0, outcomes: BTreeMap::new() }
     }
 
-    /// Forgets what the origin does not wait for any more.
+    /// Forgets the outcomes that the origin has received or given up.
     fn raise(&mut self, floor: u64) {
         self.floor = self.floor.max(floor);
         self.outcomes = self.outcomes.split_off(&self.floor);

@@ -1,5 +1,5 @@
-//! Replication: a leader brings its entries to each follower, or a snapshot of
-//! what it has compacted, and commits what a majority has.
+//! Replication: a leader sends its entries to each follower, or a snapshot of
+//! compacted ones, and commits the entries that a majority has.
 
 use std::time::Duration;
 
@@ -99,7 +99,7 @@ impl<S: 'static, M: StateMachine> Raft<S, M> {
         self.advance()
     }
 
-    /// Commits and applies what can be.
+    /// Advances the commit index, and applies the entries up to it.
     pub(super) fn advance(&self) -> Result<(), Error> {
         let mut server = self.shared.server.borrow_mut();
         server.advance_commit(self.shared.node.majority());
@@ -175,7 +175,8 @@ impl<M: StateMachine> Server<M> {
         self.term() != term || progress.next <= self.log.last().index || progress.confirmed < leadership.round
     }
 
-    /// Returns where the leader has to go on if this log has no such entry.
+    /// Returns the next entry that the leader has to send if this log has no
+    /// such entry.
     fn mismatch(&self, index: u64, term: u64) -> Option<u64> {
         // What is committed matches.
         if index <= self.commit {

@@ -34,7 +34,7 @@ impl<S: 'static, M: StateMachine> Raft<S, M> {
             };
             match self.propose_to(&leader, request, deadline).await {
                 Ok(outcome) => return outcome,
-                // Once it is unknown what happened, it stays so.
+                // An outcome that is unknown once stays unknown.
                 Err(error) if failure.code.is_definite() => failure = error,
                 Err(_) => {}
             }

@@ -1,5 +1,5 @@
-//! The state of a server: its log, its role, and what is committed and applied.
-//! It sends nothing and waits for nothing.
+//! The state of a server: its log, its role, and the committed and applied
+//! entries. It sends nothing and waits for nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -64,7 +64,7 @@ pub(super) struct Progress {
 }
 
 impl<M: StateMachine> Server<M> {
-    /// The server with what its storage holds, in a new life.
+    /// Reads the server of a former life, and begins a new life.
     ///
     /// # Errors
     /// 13, if the storage holds something else.
@@ -162,8 +162,9 @@ impl<M: StateMachine> Server<M> {
         self.log.push(Entry { term, request: Some(request) })
     }
 
-    /// Commits what a majority has, if the leader may tell by counting: only an
-    /// entry of its own term shows that all entries before it will stay.
+    /// Commits the entries that a majority has, up to one of the leader's own
+    /// term: an entry of a former term may still be replaced although a majority
+    /// has it.
     pub(super) fn advance_commit(&mut self, quorum: usize) {
         let Role::Leader(leadership) = &self.role else { return };
         let mut matched: Vec<u64> = leadership.followers.values().map(|progress| progress.matched).collect();
@@ -176,7 +177,7 @@ impl<M: StateMachine> Server<M> {
         }
     }
 
-    /// Applies what is committed, and takes a snapshot if it is time.
+    /// Applies the committed entries, and takes a snapshot when it is due.
     ///
     /// # Errors
     /// 13, if the state has no form in JSON.

@@ -50,7 +50,7 @@ fn asked(number: i64) -> (String, Asked) {
     (below(KEYS, number, 3).to_string(), asked)
 }
 
-/// A span of time with what was known then: an offset.
+/// The span of an operation, and the offset in its reply.
 #[derive(Debug, Clone, Copy)]
 struct Known {
     began: Duration,

@@ -192,7 +192,7 @@ fn a_growing_counter_counts_all_and_nothing_twice(seeds: Range<u64>) {
     check_counter(g_counter::program, |number| number, seeds);
 }
 
-/// All nodes agree on a sum of what was answered, and perhaps of what was not.
+/// All nodes agree on a sum of the answered operations, and perhaps of others.
 fn check_counter<S: Default + 'static>(program: fn(&Node<S>), delta: fn(i64) -> i64, seeds: Range<u64>) {
     sim::check(seeds, |seed| {
         let mut storm = Storm::new(program, seed);

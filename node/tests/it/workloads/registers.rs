@@ -36,7 +36,7 @@ pub(crate) const SETTINGS: Settings = Settings {
     batch_max: 3,
 };
 
-/// What a client has asked, and what was replied.
+/// A request with its result.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Act {
     Read(Option<u64>),
@@ -44,7 +44,7 @@ pub(crate) enum Act {
     Cas { from: u64, to: u64, is_done: bool },
 }
 
-/// What a request asks.
+/// A request.
 #[derive(Debug, Clone, Copy)]
 enum Asked {
     Read,
@@ -137,7 +137,7 @@ impl Run {
         self.cluster.run_for(SETTINGS.request_timeout);
     }
 
-    /// The histories of all keys, without what certainly had no effect.
+    /// The histories of all keys, without requests that certainly had no effect.
     fn histories(&self) -> BTreeMap<u64, Vec<Invocation<Act>>> {
         let mut histories = BTreeMap::<u64, Vec<_>>::new();
         for (key, asked, operation) in &self.asked {
@@ -172,8 +172,8 @@ impl Run {
     }
 }
 
-/// What a request has done, and whether that is known; `None` if it has
-/// certainly done nothing.
+/// Returns the effect of a request, and whether it is certain; `None` if the
+/// request certainly had no effect.
 fn act(asked: Asked, end: Result<Json, Error>) -> Option<(Act, bool)> {
     match (asked, end) {
         (Asked::Read, Ok(body)) => Some((Act::Read(Some(body.parse::<Value>().unwrap().value)), true)),
