@@ -235,8 +235,8 @@ fn shard_outlives_its_owner_on_real_nodes() {
             }
         };
         println!("answered {:?} after the owner was gone", begun.elapsed());
-        let read: Vec<_> = page.messages.iter().map(|message| message.position.sequence).collect();
-        assert_eq!(read, numbers);
+        let found: Vec<_> = page.messages.iter().map(|message| message.position.sequence).collect();
+        assert_eq!(found, numbers);
         let (first, _, last) = read(&servers.stream, u64::MAX).await;
         assert!(first > 1, "snapshots have purged nothing of {last}");
     });
