@@ -1,5 +1,5 @@
-//! Servers of one shard that are told what happens: each rule of ownership and of flows
-//! alone. Messages and answers of the stream arrive at once, unless they are cut.
+//! Servers of one shard in scripted scenarios: each rule of ownership and of flows by
+//! itself. Messages and answers of the stream arrive at once, unless they are cut.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, UNIX_EPOCH};
@@ -24,9 +24,9 @@ struct Servers {
     hosts: Vec<Host>,
     stream: Stream,
     mail: VecDeque<(usize, Message)>,
-    /// Nothing passes from one to the other.
+    /// Pairs of servers that cannot communicate, by direction.
     cut: BTreeSet<(usize, usize)>,
-    /// These do not hear the stream.
+    /// Servers that receive nothing from the stream.
     deaf: BTreeSet<usize>,
     requests: u64,
 }
@@ -36,7 +36,7 @@ type Act<'a> = Box<dyn FnOnce(&mut Member, Now, &mut Vec<Action>) + 'a>;
 struct Host {
     member: Member,
     is_paused: bool,
-    /// The time for which it was paused with its clocks.
+    /// The total time for which clocks stood still.
     lost: Duration,
     /// Answers, closings and opened flows, in order.
     events: Vec<String>,
@@ -65,7 +65,7 @@ impl Servers {
         }
     }
 
-    /// Returns servers of which one owns the shard, and which that is.
+    /// Returns servers of which one owns the shard, and the index of that one.
     fn owned(count: u64) -> (Self, usize) {
         let mut servers = Self::new(count, Config::new(LIMITS));
         servers.run(6.0);
@@ -94,7 +94,7 @@ impl Servers {
         }
     }
 
-    /// Lets time pass until something is so. Returns the seconds.
+    /// Lets time pass until a condition holds. Returns the seconds.
     #[track_caller]
     fn run_until(&mut self, is_so: impl Fn(&Self) -> bool) -> f64 {
         let begun = self.time;
@@ -176,7 +176,7 @@ impl Servers {
         self.act(host, |member, now, out| member.submit(0, (connection, id), request, now, out));
     }
 
-    /// Takes what has happened at a server.
+    /// Takes the events at a server.
     fn events(&mut self, host: usize) -> Vec<String> {
         std::mem::take(&mut self.hosts[host].events)
     }
@@ -211,7 +211,7 @@ impl Servers {
         self.submit(host, connection, Request::Send(Box::new(send)));
     }
 
-    /// Takes the texts that a subscription got, and "lagged" and its end.
+    /// Takes the texts delivered to a subscription, "lagged", and its end.
     fn received(&mut self, host: usize, connection: ConnectionId) -> Vec<String> {
         let subscription = self.hosts[host].subscriptions.get_mut(&connection).unwrap();
         let mut received = Vec::new();
@@ -278,7 +278,7 @@ fn deposed_server_waits_longer_each_time() {
     let (mut servers, _) = Servers::owned(2);
     let mut waits = Vec::new();
     for _ in 0..3 {
-        // The owner stands still until the other one has claimed, which then goes away.
+        // The owner stands still until the other one has claimed the shard and left.
         let owner = servers.owner().unwrap();
         servers.hosts[owner].is_paused = true;
         servers.run_until(|servers| servers.owner() != Some(owner));
@@ -326,7 +326,7 @@ fn connections_close_before_the_flow_opens_again() {
     servers.run(1.0);
     servers.cut.clear();
     servers.run(3.0);
-    // Its answer was lost, so the heartbeat of the flow tells that it is broken.
+    // The answer was lost; the heartbeat reveals that the flow is broken.
     let events = servers.events(other);
     assert_eq!(events[..4], ["7 unavailable", "7 closes", "8 unavailable", "open"], "{events:?}");
 }
@@ -454,7 +454,7 @@ fn snapshot_purges_what_it_replaces() {
     let (first, messages) = servers.stream.messages();
     assert!(first > 60 && messages.len() < 60, "{first}, {}", messages.len());
     servers.events(0);
-    // Another owner still has everything.
+    // Another owner still has all messages.
     let stream = std::mem::take(&mut servers.stream);
     let mut servers = Servers::new(1, Config::new(LIMITS));
     servers.stream = stream;

@@ -1,19 +1,19 @@
-//! The cluster in one process: servers, their clients and the streams of their shards,
-//! over a simulated network, by virtual time and a seed.
+//! A simulation of the cluster in one process: servers, their clients and the streams of
+//! their shards, over a simulated network, in virtual time and from a seed.
 //!
-//! Each run goes through a time of faults (pauses, also of machines with their clocks,
-//! partitions, lost and late requests and answers, changes of the streams' leaders,
-//! crashes and restarts) and then a calm one, in which everything has to come to an
-//! end. A [`Judge`](judge::Judge) that is too simple to be wrong compares what clients
-//! were answered and what readers were pushed.
+//! Each run has a phase of faults (pauses, also of machines with their clocks,
+//! partitions, lost and late requests and answers, leader changes of the streams, crashes
+//! and restarts) and then a calm phase in which all operations must finish. A simple
+//! [`Judge`](judge::Judge) compares the answers of clients with the messages pushed to
+//! readers.
 //!
 //! | file | content |
 //! | --- | --- |
-//! | `world` | virtual time, network, and what happens next |
+//! | `world` | virtual time, the network, and the order of events |
 //! | `host` | one machine: a server, its clocks and its connections |
 //! | `stream` | the stream of a shard, with its leader |
 //! | `clients` | senders, readers, and clients that create and delete an account |
-//! | `faults` | what goes wrong, and when |
+//! | `faults` | the faults, and their times |
 //! | `judge` | the promise |
 
 #![expect(
@@ -40,25 +40,26 @@ use self::judge::Counts;
 use self::world::World;
 use super::bugs::{Bug, fails_with};
 
-/// The environment variables with the one seed to run, and with the number of seeds.
+/// Environment variables: the only seed to run, and the number of seeds.
 const SEED_VARIABLE: &str = "HARK_SIM_SEED";
 const SEEDS_VARIABLE: &str = "HARK_SIM_SEEDS";
 
-/// Seeds of the short run, and those of the long run beside them.
+/// Seeds of the short run, and the additional ones of the long run.
 const SEEDS: Range<u64> = 0..1000;
 const SEEDS_LONG: Range<u64> = 1000..20_000;
 
 /// Threads that run seeds.
 const THREADS_MAX: usize = 4;
 
-/// Seeds after which a planted mistake has to be found.
+/// The number of seeds within which a planted bug must be found.
 const SEEDS_OF_A_BUG: u64 = 500;
 
 fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok().map(|value| value.parse().expect("a number"))
 }
 
-/// Runs the scenario of each seed on a few threads; each ends with the first that fails.
+/// Runs the scenario of each seed on several threads. Each thread ends at its first
+/// failure.
 fn run_seeds(seeds: Range<u64>, scenario: impl Fn(u64) -> Scenario + Sync) {
     let count = number(SEEDS_VARIABLE).map_or(seeds.end, |count| seeds.start + count);
     let seeds = number(SEED_VARIABLE).map_or(seeds.start..count, |seed| seed..seed + 1);
@@ -93,7 +94,7 @@ fn run_seeds(seeds: Range<u64>, scenario: impl Fn(u64) -> Scenario + Sync) {
     println!("{sums:?}");
 }
 
-/// Checks that the simulation finds a planted mistake, by a seed that passes without.
+/// Checks that the simulation finds a planted bug, by a seed that passes without it.
 fn check_finds(bug: Bug, scenario: impl Fn(u64) -> Scenario) {
     let run = |seed| World::new(seed).run(scenario(seed));
     let found = (0..SEEDS_OF_A_BUG).find(|seed| fails_with(bug, AssertUnwindSafe(|| drop(run(*seed)))));

@@ -1,6 +1,6 @@
 //! [`Stream`]: the replicated stream of a shard. Its leader checks the condition of an
-//! append when it proposes the message; the message is applied later, perhaps by the
-//! next leader, which for a while does not count what is proposed and not applied.
+//! append when it proposes the message. The message is applied later, possibly by the
+//! next leader, which at first ignores messages that are proposed but not applied.
 
 use std::collections::VecDeque;
 
@@ -10,23 +10,23 @@ use rand::rngs::SmallRng;
 
 use crate::cluster::{LogReply, LogRequest};
 
-/// Messages of one page.
+/// Maximum messages of one page.
 const PAGE_MESSAGES_MAX: usize = 16;
 
 /// The stream of a shard.
 #[derive(Debug, Default)]
 pub(in crate::cluster) struct Stream {
-    /// Messages that were purged.
+    /// The number of purged messages.
     purged: u64,
     applied: Vec<Bytes>,
     proposed: VecDeque<Proposal>,
-    /// The leader reaches no other node.
+    /// The leader is isolated.
     pub(super) is_stalled: bool,
     /// There is no leader.
     pub(super) is_electing: bool,
-    /// The leader is new: it checks conditions against what is applied alone.
+    /// The leader is new: it checks conditions only against applied messages.
     pub(super) is_blind: bool,
-    /// The node that answers is behind by so many messages.
+    /// Reads are served by a node that is this many messages behind.
     pub(super) stale_by: u64,
 }
 
@@ -35,15 +35,15 @@ pub(in crate::cluster) struct Stream {
 struct Proposal {
     bytes: Bytes,
     id: u64,
-    /// Where the answer goes, unless the leader that would give it is gone.
+    /// The receiver of the answer, unless the responsible leader is gone.
     client: Option<(usize, u64)>,
 }
 
-/// What follows from a request.
+/// The result of a request.
 #[derive(Debug)]
 pub(in crate::cluster) enum Outcome {
     Reply(LogReply),
-    /// A message was proposed: it is applied a while later.
+    /// A message was proposed, to be applied later.
     Proposed,
     Nothing,
 }
@@ -53,7 +53,7 @@ impl Stream {
         self.purged + self.applied.len() as u64
     }
 
-    /// Takes a request of a client.
+    /// Handles a request of a client.
     pub(in crate::cluster) fn handle(&mut self, request: LogRequest, client: (usize, u64)) -> Outcome {
         if self.is_electing {
             return Outcome::Nothing;
@@ -91,15 +91,15 @@ impl Stream {
         }
     }
 
-    /// Applies the next message that is proposed. Returns the answer to its client.
+    /// Applies the next proposed message. Returns the answer to its client.
     pub(in crate::cluster) fn apply(&mut self) -> Option<((usize, u64), LogReply)> {
         let Proposal { bytes, id, client } = self.proposed.pop_front()?;
         self.applied.push(bytes);
         Some((client?, LogReply::Stored { id, sequence: self.last() }))
     }
 
-    /// Ends the leader. What it has proposed is applied up to some message, and nobody
-    /// is told; the rest is lost.
+    /// Removes the leader. Its proposals are applied up to some message, without answers;
+    /// the others are lost.
     pub(in crate::cluster) fn lose_leader(&mut self, random: &mut SmallRng) {
         let kept = random.random_range(0..=self.proposed.len());
         self.proposed.truncate(kept);
@@ -112,7 +112,7 @@ impl Stream {
         (self.purged + 1, &self.applied)
     }
 
-    /// Returns whether a message is proposed and not applied.
+    /// Returns whether a proposed message is not applied.
     pub(in crate::cluster) fn has_proposals(&self) -> bool {
         !self.proposed.is_empty()
     }

@@ -1,5 +1,5 @@
-//! [`World`]: hosts, streams and clients, by virtual time. It decides what happens next
-//! and what the network does; the same seed gives the same run.
+//! [`World`]: hosts, streams and clients in virtual time. It orders the events and
+//! simulates the network. A run is determined by its seed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -27,10 +27,10 @@ const TICK: Duration = Duration::from_millis(250);
 const WAKE: Duration = Duration::from_millis(150);
 const IDLE_WAKE: Duration = Duration::from_secs(1);
 
-/// How long the calm time may last.
+/// The longest calm phase.
 const CALM_MAX: Duration = Duration::from_secs(150);
 
-/// How long it lasts after everything has come to an end.
+/// The duration of the calm phase after all operations have finished.
 const AFTER_END: Duration = Duration::from_secs(3);
 
 const CONFIG: Config = Config {
@@ -43,9 +43,9 @@ const CONFIG: Config = Config {
 
 #[derive(Debug)]
 enum Due {
-    /// Something comes to this life of a host.
+    /// Input for this process of a host.
     Host(usize, ServerId, Box<Input>),
-    /// Something comes to a host, whichever life it is in.
+    /// Input for a host, whichever process it runs.
     FromClient(usize, Box<Input>),
     Stream(usize, LogRequest, (usize, ServerId)),
     Apply(usize),
@@ -63,14 +63,14 @@ pub(super) struct World {
     planned: u64,
     hosts: Vec<Host>,
     paused: Vec<Option<bool>>,
-    /// What came to a host that stands still.
+    /// Input for hosts that stand still.
     backlogs: Vec<Vec<Due>>,
     streams: Vec<Stream>,
     clients: Vec<Client>,
     judge: Judge,
     last_connection: ConnectionId,
     lives: u64,
-    /// When the last message of each pair of parties arrives.
+    /// The arrival of the last message, for each pair of endpoints.
     arrivals: BTreeMap<(usize, usize), Duration>,
     cuts: BTreeSet<(usize, usize)>,
     log_cuts: BTreeSet<usize>,
@@ -153,7 +153,7 @@ impl World {
                 if self.check_streams() {
                     break;
                 }
-                // A claim is under way.
+                // A claim is in progress.
                 *ended_at = self.now;
             }
         }
@@ -162,7 +162,7 @@ impl World {
         self.judge.counts
     }
 
-    /// Has a client create the accounts, before anything goes wrong.
+    /// Creates the accounts before the first fault.
     fn create_accounts(&mut self) {
         self.clients.push(Client::Creator(Creator::default()));
         self.plan(Duration::ZERO, Due::Wake(0));
@@ -267,7 +267,7 @@ impl World {
     fn apply(&mut self, shard: usize) {
         let Stream { is_stalled, is_electing, is_blind, .. } = self.streams[shard];
         if is_stalled || is_electing || is_blind {
-            // The next leader applies it once it has caught up.
+            // The next leader applies it when it has caught up.
             return;
         }
         if let Some(((host, life), reply)) = self.streams[shard].apply() {
@@ -382,7 +382,7 @@ impl World {
         }
     }
 
-    /// Has the leader of a stream catch up: it applies what is proposed.
+    /// Lets the leader of a stream catch up: it applies all proposed messages.
     fn settle(&mut self, shard: usize) {
         let stream = &mut self.streams[shard];
         (stream.is_stalled, stream.is_electing, stream.is_blind) = (false, false, false);
@@ -391,13 +391,13 @@ impl World {
         }
     }
 
-    /// Has a host go on: what came meanwhile is handled in any order of its sources.
+    /// Resumes a host. Its backlog is handled in any order of the sources.
     fn resume(&mut self, host: usize) {
         let Some(stops_clock) = self.paused[host].take() else { return };
         if stops_clock {
             self.hosts[host].skip_clock(self.now);
         }
-        // The server may be slow to read what its clients sent.
+        // The server may be slow to read input from its clients.
         let mut at = [self.now, self.now, self.random_ms(0, 1500)];
         for due in std::mem::take(&mut self.backlogs[host]) {
             let source = match &due {
@@ -408,7 +408,7 @@ impl World {
             at[source] += Duration::from_micros(self.random.random_range(0..1000));
             self.plan(at[source], due);
         }
-        // What arrives from now on comes behind it.
+        // Later arrivals come after the backlog.
         for from in 0..200 {
             let source = match from {
                 50..100 => 0,
@@ -444,7 +444,7 @@ impl World {
         self.now + Duration::from_micros(self.random.random_range(from * 1000..to * 1000))
     }
 
-    /// Returns when something arrives, behind what was sent before.
+    /// Returns an arrival time, after all earlier messages of the link.
     fn arrival(&mut self, link: (usize, usize), from_ms: u64, to_ms: u64) -> Duration {
         let at = self.random_ms(from_ms, to_ms);
         let last = self.arrivals.entry(link).or_default();
@@ -457,8 +457,8 @@ impl World {
         self.due.insert((at.max(self.now), self.planned), due);
     }
 
-    /// Checks that the owners agree with their streams, and that exactly the messages
-    /// that are not acknowledged are live. Returns whether each shard has an owner.
+    /// Checks that the owners agree with their streams, and that exactly the
+    /// unacknowledged messages are live. Returns whether each shard has an owner.
     fn check_streams(&self) -> bool {
         let mut receptions = 0;
         for (shard, stream) in self.streams.iter().enumerate() {
