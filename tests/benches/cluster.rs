@@ -1,9 +1,9 @@
-//! What a server on a cluster does a second, beside a bare publisher on the
-//! same cluster in the same run:
-//! `cargo bench -p hark-tests --bench cluster [-- sends|order|two|latency|drain]`.
+//! Throughput and latency of servers on a cluster, compared with a bare publisher on the
+//! same cluster in the same run: `cargo bench -p hark-tests --bench cluster [--
+//! sends|order|two|latency|drain]`.
 //!
-//! All of it runs on one machine: three nodes, the servers, and who measures.
-//! So the ratios count, and not the rates.
+//! Three nodes, the servers and the clients share one machine, so the ratios are
+//! meaningful and the absolute rates are not.
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -32,36 +32,34 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_util::codec::Decoder;
 
-/// Rounds of each comparison, one after the other in turn; the median counts.
+/// Rounds of each comparison, interleaved. The median counts.
 const ROUNDS: usize = 3;
 
-/// How long one measurement of a rate takes, and what before it does not count.
+/// Duration of a measurement, after a warm-up.
 const MEASURED: Duration = Duration::from_secs(3);
 const WARM_UP: Duration = Duration::from_secs(1);
 
-/// The text of a measured message, and what Hark stores beside it, in bytes.
+/// Bytes of a measured text, and of the rest of Hark's record.
 const TEXT_BYTES: usize = 100;
 const BESIDE_BYTES: usize = 26;
 
-/// Streams over which the messages are spread, on both sides.
+/// Streams that the messages are spread over, on both sides.
 const STREAMS: usize = 12;
 
-/// Connections of the senders, at most: each has several pairs where there are
-/// more, so that it is not the sockets that are measured.
+/// Maximum connections of the senders. Further pairs share connections, so that the
+/// sockets are not the bottleneck.
 const CONNECTIONS_MAX: usize = 32;
 
-/// More than the difference of the ids of two sends that are under way on a
-/// connection.
+/// An upper bound of the id range in flight on a connection.
 const IDS_UNDER_WAY_MAX: usize = 1 << 16;
 
-/// How often the publisher beside it may be refused in one measurement, for
-/// each subject.
+/// Maximum refusals of the bare publisher in one measurement, for each subject.
 const REFUSED_MAX: u32 = 100;
 
-/// A server answers sooner than that, if only that it cannot.
+/// The longest time to an answer, including `unavailable`.
 const ANSWER: Duration = Duration::from_secs(60);
 
-/// Users who are drained, what waits for each, and how many come at a time.
+/// Users to drain, messages queued for each, and users drained concurrently.
 const READERS: usize = 2_000;
 const QUEUED: u64 = 100;
 const READERS_AT_ONCE: usize = 64;
@@ -107,7 +105,7 @@ struct Bench {
     servers: [Harkd; 2],
 }
 
-/// A publisher, and streams like those of Hark that nothing is derived from.
+/// Connects a publisher, and creates streams like those of Hark without republishing.
 async fn bare(urls: &str) -> jetstream::Context {
     let urls: Vec<_> = urls.split(',').map(str::to_owned).collect();
     let context = jetstream::new(async_nats::connect(urls).await.unwrap());
@@ -125,7 +123,7 @@ async fn bare(urls: &str) -> jetstream::Context {
 }
 
 impl Bench {
-    /// As many in flight as there are pairs of sender and recipient.
+    /// Measures sends with one in flight for each pair of sender and recipient.
     async fn sends(&self) {
         for pairs in [1, 256, 2_000] {
             println!("\n{pairs} pairs, one send of each under way");
@@ -142,7 +140,7 @@ impl Bench {
         }
     }
 
-    /// One pair alone, with many under way: what their order costs.
+    /// Measures many sends in flight between one pair: the cost of their order.
     async fn order(&self) {
         println!("\none pair, 256 sends under way; the bare publisher keeps no order");
         self.users(1).await;
@@ -157,7 +155,7 @@ impl Bench {
         compare(("bare, one", one), ("hark", hark));
     }
 
-    /// Two servers beside one.
+    /// Measures two servers, compared with one.
     async fn two(&self) {
         let [one, two] = [&self.servers[..1], &self.servers[..]]
             .map(|servers| servers.iter().map(Harkd::address).collect::<Vec<_>>());
@@ -173,7 +171,7 @@ impl Bench {
         }
     }
 
-    /// From the send to the message at its reader, one at a time.
+    /// Measures the time from a send to its delivery, one message at a time.
     async fn latency(&self) {
         const MESSAGES: usize = 300;
         println!("\nfrom send to reader, one at a time, {ROUNDS} rounds of {MESSAGES}");
@@ -205,12 +203,12 @@ impl Bench {
         println!("{:>12}: p50 {:+.2} ms", "added", other - same);
     }
 
-    /// Many users who come for what waits for them.
+    /// Measures many users who fetch their queued messages.
     async fn drain(&self) {
         println!("\n{READERS} users with {QUEUED} queued messages each, {READERS_AT_ONCE} at a time");
         self.users(READERS).await;
         let address = self.servers[0].address();
-        // What other measurements have left.
+        // Removes messages left by other measurements.
         each(READERS, |user| async move { Link::connect(address, None).await.drain(&user).await }).await;
         let text = "x".repeat(TEXT_BYTES);
         let text = &*text;
@@ -237,7 +235,7 @@ impl Bench {
         println!("{:>12.0} users a second, {:.1} s", READERS as f64 / seconds, seconds);
     }
 
-    /// Makes users who are not there yet.
+    /// Creates missing users.
     async fn users(&self, count: usize) {
         let mut link = Link::connect(self.servers[0].address(), None).await;
         for first in (0..count).step_by(256) {
@@ -252,8 +250,8 @@ impl Bench {
         }
     }
 
-    /// Publications a second that are answered, with so many under way on each
-    /// of so many subjects.
+    /// Returns publications answered per second, with `each` in flight on each of
+    /// `subjects`.
     async fn bare_rate(&self, subjects: usize, each: usize) -> f64 {
         let payload = Bytes::from(vec![b'x'; BESIDE_BYTES + TEXT_BYTES]);
         let clock = Clock::start();
@@ -272,8 +270,8 @@ impl Bench {
         clock.rate()
     }
 
-    /// As [`Self::bare_rate`] with one under way on each subject, each known by
-    /// an id of its own and on the condition that it follows the one before.
+    /// Returns the rate like [`Self::bare_rate`], with one publication in flight on each
+    /// subject, each with its own id and conditional on the one before.
     async fn careful_rate(&self, subjects: usize) -> f64 {
         static ROUND: AtomicU64 = AtomicU64::new(0);
         let round = ROUND.fetch_add(1, Ordering::Relaxed);
@@ -292,7 +290,8 @@ impl Bench {
                     let publication = context.publish_with_headers(subject.clone(), headers, payload.clone());
                     match publication.await.unwrap().await {
                         Ok(stored) => last = stored.sequence,
-                        // Rarely the engine still counts the one before as under way.
+                        // In rare cases the engine still counts the previous one as in
+                        // flight.
                         Err(error) if error.kind() == PublishErrorKind::Other && refused < REFUSED_MAX => {
                             refused += 1;
                             continue;
@@ -309,8 +308,8 @@ impl Bench {
     }
 }
 
-/// Sends a second that are answered, with so many under way of each of so many
-/// pairs, over these servers in turn.
+/// Returns sends answered per second, with `each` in flight for each of `pairs`, spread
+/// over these servers.
 async fn hark_rate(servers: &[SocketAddr], pairs: usize, each: usize) -> f64 {
     let connections = pairs.min(CONNECTIONS_MAX);
     let mut links = Vec::new();
@@ -326,12 +325,12 @@ async fn hark_rate(servers: &[SocketAddr], pairs: usize, each: usize) -> f64 {
     clock.rate()
 }
 
-/// Keeps so many sends to each of these users under way.
+/// Keeps `each` sends in flight to each of these users.
 async fn keep_sending(mut link: Link, users: Vec<String>, each: usize, clock: Clock) {
     let text = "x".repeat(TEXT_BYTES);
     let requests: Vec<Request> = users.iter().map(|user| send(user, &text)).collect();
     let window = users.len() * each;
-    // Whom the send of an id is for: fewer are under way.
+    // The recipient of each id modulo the table's size, which exceeds the ids in flight.
     let mut whom = vec![0; IDS_UNDER_WAY_MAX];
     let mut id = 0;
     let mut send_to = |link: &mut Link, whom: &mut [usize], user: usize| {
@@ -359,7 +358,7 @@ async fn keep_sending(mut link: Link, users: Vec<String>, each: usize, clock: Cl
     }
 }
 
-/// Does something for each of so many users, for some of them at a time.
+/// Runs `work` for `count` users, a bounded number of them concurrently.
 async fn each<F: Future>(count: usize, work: impl Fn(String) -> F) {
     futures::stream::iter(0..count)
         .map(|n| work(user(n)))
@@ -372,7 +371,7 @@ fn user(n: usize) -> String {
     format!("user{n}")
 }
 
-/// The time of one measurement, and what was answered in it.
+/// The period of one measurement, and the answers counted in it.
 #[derive(Clone)]
 struct Clock {
     began: Instant,
@@ -399,7 +398,7 @@ impl Clock {
     }
 }
 
-/// A connection that costs the machine as little as possible.
+/// A connection with little overhead.
 struct Link {
     stream: TcpStream,
     codec: ClientCodec,
@@ -408,7 +407,7 @@ struct Link {
 }
 
 impl Link {
-    /// Connects, and takes a session up that nobody else uses at the time.
+    /// Connects, and opens a session that no other connection uses at the time.
     async fn connect(address: SocketAddr, session: Option<&str>) -> Self {
         static IDS: AtomicU64 = AtomicU64::new(1);
         let stream = TcpStream::connect(address).await.unwrap();
@@ -471,7 +470,7 @@ impl Link {
         self.flush().await;
     }
 
-    /// Receives for this user, and takes all that waits; how much it was.
+    /// Receives for this user until all queued messages are read. Returns their number.
     async fn drain(&mut self, user: &str) -> u64 {
         self.write(1, &Request::Connect { user: name(user), password: None });
         self.flush().await;
@@ -480,7 +479,7 @@ impl Link {
         let queued = fields.as_queued().expect("a number of messages");
         for n in 0..queued {
             let sequence = self.message().await;
-            // Once is enough for half a window.
+            // One acknowledgement for half a window suffices.
             if n % 128 == 127 || n + 1 == queued {
                 self.ack(sequence).await;
             }

@@ -1,7 +1,6 @@
-//! What the server does a second and what that costs, measured on the real one
-//! over the loopback, beside the limit of this machine in the same run:
-//! `cargo bench -p hark-tests --bench figures [-- sends|grpc|list]`.
-//! `hark-bench` measures the rest.
+//! Throughput and cost of a real server over the loopback, compared with the limit of
+//! this machine in the same run: `cargo bench -p hark-tests --bench figures [--
+//! sends|grpc|list]`. `hark-bench` measures the rest.
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -31,10 +30,10 @@ use tonic::transport::Endpoint;
 /// Rounds of each comparison; the median is printed.
 const ROUNDS: usize = 5;
 
-/// How long one measurement of a rate takes.
+/// Duration of a measurement.
 const MEASURED: Duration = Duration::from_secs(2);
 
-/// The text of a measured message, in bytes.
+/// Bytes of a measured text.
 const TEXT_BYTES: usize = 100;
 
 fn main() {
@@ -53,7 +52,7 @@ fn main() {
     }
 }
 
-/// Durable sends a second beside a plain file that is synced once a group.
+/// Measures durable sends per second, compared with a plain file that is synced once per group.
 fn sends() {
     println!("\ndurable sends a second, beside a plain file with one fdatasync per group of the same size");
     println!(
@@ -82,8 +81,8 @@ fn sends() {
     }
 }
 
-/// Sends a second over one `BiDiChat` beside those over the wire: with what a
-/// disk costs, and without.
+/// Measures sends per second over one `BiDiChat`, compared with the wire protocol: with the cost
+/// of a disk, and without.
 fn grpc() {
     println!("\nsends a second over one stream of gRPC, beside those in the native framing");
     println!(
@@ -118,7 +117,7 @@ fn grpc() {
     }
 }
 
-/// As [`rate`], over one `BiDiChat`.
+/// Returns the rate like [`rate`], over one `BiDiChat`.
 async fn grpc_rate(address: SocketAddr, requests: &[Request], in_flight: usize) -> f64 {
     let channel = Endpoint::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
     let (ask, mut asked) = tokio::sync::mpsc::channel(in_flight);
@@ -140,7 +139,7 @@ async fn grpc_rate(address: SocketAddr, requests: &[Request], in_flight: usize) 
     f64::from(answered) / start.elapsed().as_secs_f64()
 }
 
-/// Requests a second that are answered with so many of them under way.
+/// Returns requests answered per second, with `in_flight` of them in flight.
 fn rate(link: &mut Link, requests: &[Request], in_flight: usize) -> f64 {
     let (start, mut answered) = (Instant::now(), 0);
     let mut next = requests.iter().cycle();
@@ -163,11 +162,11 @@ fn plain_rate(folder: &std::path::Path, group: usize) -> f64 {
     written as f64 / start.elapsed().as_secs_f64()
 }
 
-/// What a pattern over a million accounts does to the sends of others.
+/// Measures the effect of a pattern over a million accounts on the sends of other users.
 fn list() {
     const ACCOUNTS: u64 = 1_000_000;
     println!("\nsends, one at a time, while others list {ACCOUNTS} accounts by a pattern");
-    // Without syncs: what a slow disk does would hide what the lists do.
+    // Without syncs: variations of a slow disk would hide the effect of the lists.
     let server = Harkd::builder().arg("--sync=os").arg("--max-queued-messages=100000000").start();
     let mut link = Link::connect(server.address());
     let start = Instant::now();
@@ -234,7 +233,7 @@ fn latencies(what: &str, link: &mut Link) {
     );
 }
 
-/// A connection that costs the machine as little as possible.
+/// A connection with little overhead.
 struct Link {
     stream: TcpStream,
     codec: ClientCodec,
@@ -276,7 +275,7 @@ impl Link {
         self.codec.decode(&mut self.input).unwrap().map(|frame| frame.message.unwrap())
     }
 
-    /// Asks, and waits for `ok`.
+    /// Sends a request, and waits for `ok`.
     fn ok(&mut self, request: Request) -> OkFields {
         self.last_id = self.last_id % 1_000_000 + 1;
         self.write(self.last_id, &request);
@@ -293,8 +292,8 @@ impl Link {
         }
     }
 
-    /// Keeps so many requests under way until `next` has no more; it is told
-    /// how many were answered.
+    /// Keeps `in_flight` requests in flight until `next` returns `None`. Its argument is
+    /// the number of answered requests.
     fn keep_in_flight(&mut self, in_flight: usize, mut next: impl FnMut(u64) -> Option<Request>) {
         let (mut under_way, mut answered, mut over) = (0, 0, false);
         loop {

@@ -39,5 +39,5 @@ async fn server_without_grpc_is_reported_and_retried() {
 #[tokio::test]
 async fn log_requires_grpc() {
     let watched = Logs::watch(&Config::tcp(server(b"").await), Query::default()).await.unwrap_err();
-    assert!(matches!(&watched, WatchError::Link(why) if why.contains("over gRPC")), "{watched}");
+    assert!(matches!(&watched, WatchError::Link(why) if why.contains("requires gRPC")), "{watched}");
 }

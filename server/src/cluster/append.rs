@@ -1,9 +1,9 @@
-//! [`Appender`]: the one append in flight of a candidate or an owner, until it is
-//! known whether it is stored.
+//! [`Appender`]: the one append in flight of a candidate or an owner, until its outcome
+//! is known.
 //!
 //! An append without an answer is repeated with the same bytes and the same condition.
-//! The message at the next sequence decides: it is this one, or the append will never
-//! count.
+//! The message at the next sequence decides: either it is this one, or the append will
+//! never count.
 
 use std::time::Duration;
 
@@ -12,38 +12,38 @@ use bytes::Bytes;
 use super::bugs::{Bug, is_planted};
 use super::{LogReply, LogRequest, timing};
 
-/// An append that is not resolved.
+/// A pending append.
 #[derive(Debug)]
 pub(super) struct Appender {
     id: u64,
     bytes: Bytes,
-    /// The sequence that the message has to come behind.
+    /// The sequence that the message must directly follow.
     after: u64,
     begun: Duration,
     asked_at: Duration,
-    /// The planted mistake: it has no condition, and counts in any place.
+    /// The planted bug: no condition, and any sequence counts.
     is_unfenced: bool,
 }
 
 /// The outcome of an append.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Resolution {
-    /// It is the message at the next sequence.
+    /// The message at the next sequence is this one.
     Stored,
-    /// Another message is there: this one will never count.
+    /// Another message has that sequence: this append will never count.
     NotStored,
     /// The stream has lost messages.
     DataLost,
 }
 
 impl Appender {
-    /// Returns an append of a message behind the one at `after`. [`Self::request`] is
-    /// due. The `id` names it and the reads that resolve it.
+    /// Returns an append of a message after the one at `after`. The caller must send
+    /// [`Self::request`]. `id` identifies the append and the reads that resolve it.
     pub(super) const fn new(id: u64, bytes: Bytes, after: u64, now: Duration) -> Self {
         Self { id, bytes, after, begun: now, asked_at: now, is_unfenced: false }
     }
 
-    /// Plants a mistake.
+    /// Plants a bug.
     pub(super) fn unfenced(self, is_unfenced: bool) -> Self {
         Self { is_unfenced, ..self }
     }
@@ -64,7 +64,7 @@ impl Appender {
         LogRequest::Append { id: self.id, bytes: self.bytes.clone(), after }
     }
 
-    /// Returns the request again if it has had no answer for a while.
+    /// Returns the request again if it was not answered for a while.
     pub(super) fn repeat(&mut self, now: Duration) -> Option<LogRequest> {
         if now.saturating_sub(self.asked_at) < timing::LOG_RETRY {
             return None;
@@ -89,14 +89,14 @@ impl Appender {
             LogReply::Refused { id, last } if *id == self.id => match last.cmp(&self.after) {
                 std::cmp::Ordering::Greater => Err(Some(self.read(now))),
                 std::cmp::Ordering::Less => Ok(Resolution::DataLost),
-                // The message was proposed behind another one that was given up.
+                // The message was proposed after another one that was then lost.
                 std::cmp::Ordering::Equal => Err(None),
             },
             LogReply::Page { id, first, messages, .. } if *id == self.id => match messages.first() {
                 _ if *first > self.after + 1 => Ok(Resolution::NotStored),
                 Some(message) if *message == self.bytes => Ok(Resolution::Stored),
                 Some(_) => Ok(Resolution::NotStored),
-                // The node that answered has not got there yet.
+                // The node that answered is behind.
                 None => Err(None),
             },
             _ => Err(None),

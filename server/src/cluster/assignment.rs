@@ -1,5 +1,5 @@
-//! Assignment: the shard of a name, and the order in which servers are preferred as
-//! owners of a shard. Both depend on hashes alone, so that all servers agree.
+//! Assignment: the shard of a name, and the preference order of servers as owners of a
+//! shard. Both depend only on hashes, so all servers agree.
 
 use std::cmp::Reverse;
 
@@ -13,8 +13,8 @@ pub(super) fn shard_of(name: &UserName, shards: u32) -> ShardId {
     ((u128::from(xxh3_64(name.as_str().as_bytes())) * u128::from(shards)) >> 64) as ShardId
 }
 
-/// Returns the number of servers that are preferred to `server` as the owner of a
-/// shard, by rendezvous hashing: a server that comes or goes moves only its own shards.
+/// Returns the number of servers preferred over `server` as the owner of a shard, by
+/// rendezvous hashing: a server that joins or leaves moves only its own shards.
 pub(super) fn rank(shard: ShardId, server: ServerId, servers: impl Iterator<Item = ServerId>) -> u32 {
     let weight = |server: ServerId| (xxh3_64_with_seed(&server.0.to_le_bytes(), shard.into()), server);
     servers.filter(|other| Reverse(weight(*other)) < Reverse(weight(server))).count() as u32

@@ -1,5 +1,5 @@
-//! [`Blocks`]: the live blocks of a shard, and the entries of the stream that hold
-//! them. It knows neither cursors nor records.
+//! [`Blocks`]: the live blocks of a shard, and the stream entries that hold them. It
+//! knows neither cursors nor records.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::{Bound, ControlFlow};
@@ -10,7 +10,7 @@ use crate::log::{Block, InboxId, ReadError, Reader};
 #[derive(Debug, Default)]
 pub(super) struct Blocks {
     by_inbox: HashMap<InboxId, BTreeMap<u64, Kept>>,
-    /// The same blocks by the sequence of their entry.
+    /// The same blocks, by the sequence of their entry.
     by_sequence: BTreeSet<(u64, InboxId, u64)>,
     live_bytes: u64,
 }
@@ -22,7 +22,7 @@ struct Kept {
 }
 
 impl Blocks {
-    /// Adds a block of the entry at `sequence`. A copy of a block replaces it.
+    /// Adds a block of the entry at `sequence`, replacing the block that it is a copy of.
     pub(super) fn insert(&mut self, sequence: u64, block: Block) {
         let (inbox, first) = (block.inbox, block.first);
         self.live_bytes += block.payload.len() as u64;
@@ -34,7 +34,7 @@ impl Blocks {
         self.by_sequence.insert((sequence, inbox, first));
     }
 
-    /// Drops the blocks of `inbox` whose last number is at most `through`.
+    /// Removes the blocks of `inbox` whose last number is at most `through`.
     pub(super) fn release(&mut self, inbox: InboxId, through: u64) {
         let Some(blocks) = self.by_inbox.get_mut(&inbox) else { return };
         while let Some(entry) = blocks.first_entry().filter(|entry| entry.get().block.last <= through) {
@@ -47,8 +47,7 @@ impl Blocks {
         }
     }
 
-    /// Releases the blocks of each inbox up to its cursor; `None` for an inbox that
-    /// does not exist.
+    /// Releases the blocks of each inbox up to its cursor; `None` for an unknown inbox.
     pub(super) fn retain(&mut self, mut cursor: impl FnMut(InboxId) -> Option<u64>) {
         let inboxes: Vec<_> = self.by_inbox.keys().copied().collect();
         for inbox in inboxes {
@@ -56,8 +55,8 @@ impl Blocks {
         }
     }
 
-    /// Returns the oldest blocks of entries before `sequence`, of about `bytes_max`,
-    /// but at least one if there is one.
+    /// Returns the oldest blocks of entries before `sequence`: about `bytes_max`, but at
+    /// least one if there is any.
     pub(super) fn oldest_before(&self, sequence: u64, bytes_max: usize) -> Vec<Block> {
         let mut bytes = 0;
         let places = self.by_sequence.iter().take_while(|(at, ..)| *at < sequence);

@@ -1,33 +1,33 @@
-//! Mistakes that a test plants in the cluster, to show that the simulation finds
-//! them. Outside of tests there are none.
+//! Bugs that a test plants in the cluster, to show that the simulation finds them. There
+//! are none outside of tests.
 
-/// A mistake.
+/// A planted bug.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Bug {
-    /// A request is decided at once and answered by an append that was already in flight.
+    /// A request is decided at once and answered by an append already in flight.
     AnswerByEarlierAppend,
-    /// An append has no condition.
+    /// An append is unconditional.
     NoFence,
-    /// An append that is stored at another sequence than the next one counts.
+    /// An append counts although it is stored at another sequence than the next.
     AnySequenceCounts,
-    /// A heartbeat of a flow does not tell the last number.
+    /// The heartbeat of a flow lacks the last number.
     LostLastDelivery,
-    /// A flow opens again although connections from before are open.
+    /// A flow opens again while earlier connections are still open.
     FlowBeforeClose,
-    /// Parts of a snapshot are appended without a condition, and count in any place.
+    /// Parts of a snapshot are appended unconditionally, and count at any sequence.
     SnapshotOutsideFence,
-    /// A purge goes up to the end of a snapshot, and not to its beginning: it frees
+    /// A purge extends to the end of a snapshot instead of its beginning: it deletes
     /// cursors before the blocks that they cover.
     CursorBeforeBlock,
     /// A snapshot is complete without the copies of older blocks.
     NoCopies,
-    /// The last subscription to arrive wins, whatever its generation.
+    /// The last subscription to arrive wins, regardless of its generation.
     NoGenerations,
     /// An account is deleted before other servers have ended its connections.
     DeleteBeforeConfirmed,
 }
 
-/// Returns whether the test of this thread has planted the mistake.
+/// Returns whether the test on this thread has planted the bug.
 #[cfg(not(test))]
 pub(super) const fn is_planted(_: Bug) -> bool {
     false
@@ -38,13 +38,13 @@ thread_local! {
     static PLANTED: std::cell::Cell<Option<Bug>> = const { std::cell::Cell::new(None) };
 }
 
-/// Returns whether the test of this thread has planted the mistake.
+/// Returns whether the test on this thread has planted the bug.
 #[cfg(test)]
 pub(super) fn is_planted(bug: Bug) -> bool {
     PLANTED.get() == Some(bug)
 }
 
-/// Runs a test with a mistake planted; returns whether it failed.
+/// Runs a test with a planted bug. Returns whether it failed.
 #[cfg(test)]
 pub(super) fn fails_with<T>(bug: Bug, test: impl FnOnce() -> T + std::panic::UnwindSafe) -> bool {
     PLANTED.set(Some(bug));

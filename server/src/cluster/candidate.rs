@@ -1,6 +1,6 @@
 //! [`Candidate`]: a server that claims a shard. It replays the stream, and appends a
-//! claim on the condition that the last message which it read is the last one; after
-//! some refusals without a condition, and then it replays up to its claim.
+//! claim on the condition that no message follows the last one that it read. After some
+//! refusals it claims unconditionally, and then replays up to its claim.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ pub(super) struct Candidate {
     id: ClaimId,
     config: Config,
     replay: StreamReplay,
-    /// The claim that was in force when this began.
+    /// The claim in force when the candidate started.
     former: Option<Claim>,
     phase: Phase,
     refusals: u32,
@@ -25,30 +25,31 @@ pub(super) struct Candidate {
 
 #[derive(Debug)]
 enum Phase {
-    /// It reads; a page was asked for.
+    /// Reads the stream, with a request for a page in flight.
     Reading { request: u64, asked_at: Duration },
-    /// It appends its claim behind the last message.
+    /// Appends its claim after the last message.
     Claiming(Appender),
-    /// It appends its claim without a condition.
+    /// Appends its claim unconditionally.
     ClaimingAnywhere { request: u64, asked_at: Duration },
 }
 
 /// The outcome of a candidacy.
 #[derive(Debug)]
 pub(super) enum Outcome {
-    /// It has the shard, with this state.
+    /// The candidate owns the shard, with this state.
     Won(Claim, Box<Replayed>),
-    /// Another server has claimed the shard meanwhile.
+    /// Another server has claimed the shard.
     Lost(Claim),
-    /// It cannot own the shard.
+    /// The server cannot own the shard.
     Failed,
 }
 
 impl Candidate {
-    /// Returns a candidate, and its first request. `former` is the newest claim that it
-    /// has heard of.
+    /// Returns a candidate and its first request. `former` is the newest claim known to
+    /// this server.
     pub(super) fn new(id: ClaimId, config: Config, former: Option<Claim>, now: Now) -> (Self, LogRequest) {
-        // Ids are not used twice by a process: each claim has its own.
+        // Request ids are unique within a process: they begin with the number of the
+        // claim.
         let request = id.number << 32;
         let candidate = Self {
             id,
@@ -62,7 +63,7 @@ impl Candidate {
         (candidate, LogRequest::Read { id: request, from: 1 })
     }
 
-    /// Takes an answer of the log. Adds the next requests.
+    /// Handles an answer of the log. Adds the next requests.
     pub(super) fn handle(&mut self, reply: LogReply, now: Now, out: &mut Vec<LogRequest>) -> Option<Outcome> {
         match (&mut self.phase, reply) {
             (Phase::Reading { request, .. }, LogReply::Page { id, first, messages, last })
@@ -103,7 +104,7 @@ impl Candidate {
     pub(super) fn tick(&mut self, now: Now, out: &mut Vec<LogRequest>) {
         match &mut self.phase {
             Phase::Claiming(appender) => out.extend(appender.repeat(now.running)),
-            // A claim without a condition may be in the stream by now.
+            // An unconditional claim may be in the stream by now.
             Phase::Reading { asked_at, .. } | Phase::ClaimingAnywhere { asked_at, .. } => {
                 if now.running.saturating_sub(*asked_at) >= timing::LOG_RETRY {
                     out.push(self.read(now));
@@ -112,8 +113,7 @@ impl Candidate {
         }
     }
 
-    /// Replays messages, up to the last one of the stream, as far as the node that
-    /// answered knows.
+    /// Replays messages up to the end of the stream known to the node that answered.
     fn page(
         &mut self,
         messages: &[bytes::Bytes],
@@ -169,7 +169,7 @@ impl Candidate {
     fn win(&mut self, claim: Claim, now: Now) -> Option<Outcome> {
         let counter = match ledger::counter_at(now.wall) {
             Ok(counter) if self.replay.has_counter() => counter,
-            // A stream that was here before may have numbered messages in this second.
+            // A former stream of this name may have used numbers of this second.
             Ok(counter) => counter + (1 << ledger::NUMBERS_PER_SECOND_BITS),
             Err(error) => {
                 tracing::error!(%error, "cannot own a shard");

@@ -1,11 +1,10 @@
-//! [`Chain`]: which messages of a stream count. Owners and candidates alike read a
-//! stream through it, so that all of them agree.
+//! [`Chain`]: the rule that decides which messages of a stream count. Owners and
+//! candidates read a stream through it, so that all of them agree.
 //!
-//! An entry counts if it is the next one of the current claim and lies at the very
-//! sequence that it names. A replicated stream checks the condition of an append when
-//! it proposes the message, not when it applies it; so a message may come to lie
-//! behind others than its sender knew. Such a message counts for no reader, whatever
-//! the stream answered.
+//! An entry counts if it is the next one of the current claim and has exactly the
+//! sequence that it names. A replicated stream checks the condition of an append when it
+//! proposes the message, and not when it applies it; so other messages may precede it
+//! unexpectedly. Such a message counts for no reader, whatever the stream answered.
 
 use bytes::Bytes;
 
@@ -16,34 +15,34 @@ use crate::log::Frame;
 /// The entries of a stream up to a sequence.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Chain {
-    /// The sequence of the last message that was read, counting or not.
+    /// The sequence of the last message read, whether it counts or not.
     last: u64,
-    /// The current claim; `None` before the first one and after a release.
+    /// The current claim; `None` before the first claim and after a release.
     claim: Option<Claim>,
-    /// The number of the last entry of this claim that counts.
+    /// The number of the last counting entry of this claim.
     commit: u64,
-    /// The checksum of the last entry that counts.
+    /// The checksum of the last counting entry.
     checksum: u64,
 }
 
 /// The meaning of a message.
 #[derive(Debug)]
 pub(super) enum Taken {
-    /// It is the current claim from here on.
+    /// A claim, current from here on.
     Claimed,
-    /// It is the next commit of the current claim.
+    /// The next commit of the current claim.
     Committed(Frame),
-    /// The owner gave the shard up.
+    /// The owner has released the shard.
     Released,
-    /// It counts for nothing.
+    /// The message does not count.
     Skipped,
     /// A later version wrote it: whether it counts is unknown.
     Unknown,
 }
 
 impl Chain {
-    /// Returns a chain that begins with the message at `first`: the first message of
-    /// the stream, or the first part of a snapshot.
+    /// Returns a chain that begins with the message at `first`: the first message of the
+    /// stream, or the first part of a snapshot.
     pub(super) const fn starting_at(first: u64) -> Self {
         Self { last: first.saturating_sub(1), claim: None, commit: 0, checksum: 0 }
     }
@@ -58,7 +57,7 @@ impl Chain {
         self.claim
     }
 
-    /// Takes the next message of the stream.
+    /// Handles the next message of the stream.
     pub(super) fn take(&mut self, bytes: &Bytes) -> Taken {
         self.last += 1;
         let (entry, checksum) = match Entry::decode(bytes) {
@@ -73,7 +72,7 @@ impl Chain {
         let is_in_place = sequence == self.last;
         match content {
             Content::Claim { .. } if is_in_place || sequence == 0 => {
-                // An append without a condition may be stored twice.
+                // An unconditional append may be stored twice.
                 if self.claim.is_some_and(|current| current.id == claim.id) {
                     return Taken::Skipped;
                 }
@@ -114,12 +113,12 @@ impl Chain {
         Some(Entry { claim, commit: self.commit + 1, sequence, previous: self.checksum, content })
     }
 
-    /// Advances over the entry that [`Self::next`] returned, which is stored.
+    /// Advances past the entry returned by [`Self::next`], which is now stored.
     pub(super) fn advance(&mut self, encoded: &Bytes) {
         (self.last, self.commit, self.checksum) = (self.last + 1, self.commit + 1, checksum(encoded));
     }
 
-    /// Returns whether the message that is taken is the first one of a purged stream.
+    /// Returns whether the message is the first one of a purged stream.
     const fn is_beginning(&self) -> bool {
         self.last > 1 && self.claim.is_none() && self.commit == 0 && self.checksum == 0
     }

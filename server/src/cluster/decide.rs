@@ -29,14 +29,14 @@ struct Read {
 }
 
 impl Released {
-    /// Returns whether nothing waits.
+    /// Returns whether there are no results.
     pub(super) const fn is_empty(&self) -> bool {
         self.events.is_empty() && self.reads.is_empty()
     }
 }
 
 impl Owner {
-    /// Decides a command in the frame that is built.
+    /// Decides a command in the frame under construction.
     pub(super) fn decide(
         &mut self,
         flow: FlowId,
@@ -86,7 +86,7 @@ impl Owner {
         released.events.push((flow, Event::Answer(id, answer)));
     }
 
-    /// Deletes an account, or has it wait until no connection acts as the account.
+    /// Deletes an account, or parks the deletion until no connection acts as the account.
     fn delete(&mut self, flow: FlowId, id: u64, account: Account, now: Now, released: &mut Released) {
         let is_alive = self.ledger.positions(&account).is_some();
         if is_alive && !self.identities.is_free(&account, now.running) {
@@ -176,7 +176,7 @@ impl Owner {
         }
     }
 
-    /// Reads messages. Everything that the ledger has decided is stored.
+    /// Reads a page of messages. All decisions of the ledger are stored at this point.
     fn page(&self, account: &Account, after: Position, limit: ReadLimit) -> Answer {
         let Some((cursor, _)) = self.ledger.positions(account) else {
             return Answer::Page(Page { complete: true, ..Page::default() });
@@ -198,7 +198,7 @@ impl Owner {
     }
 }
 
-/// Orders the servers of a commit.
+/// The sort key of servers within a commit.
 type FlowKey = (u64, u64);
 
 impl Released {

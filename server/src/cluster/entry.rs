@@ -1,7 +1,7 @@
-//! [`Entry`]: one message of a shard's stream, and its bytes.
+//! [`Entry`]: one message of a shard's stream, and its encoding.
 //!
-//! Numbers are little endian; the last eight bytes are the XXH3 of all before.
-//! Decoding never panics and never trusts a length.
+//! Numbers are little endian; the last eight bytes are the XXH3 of all previous ones.
+//! Decoding never panics and trusts no length.
 //!
 //! | bytes | content |
 //! | --- | --- |
@@ -21,7 +21,7 @@ use crate::log::{Block, CheckpointPart, Frame};
 /// The format of the entries that this version writes, and the newest that it reads.
 pub(super) const FORMAT: u8 = 1;
 
-/// Bytes of an entry besides its content.
+/// Bytes of an entry before its content.
 const HEAD_BYTES: usize = 2 + 6 * 8;
 const CHECKSUM_BYTES: usize = 8;
 
@@ -31,21 +31,21 @@ mod kind {
     pub(super) const RELEASE: u8 = 2;
 }
 
-/// The name of a claim, chosen by the server that claims; never used twice.
+/// The unique id of a claim, chosen by the claiming server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct ClaimId {
-    /// The life of a process.
+    /// The process.
     pub(crate) server: ServerId,
-    /// Counts the claims of that process.
+    /// The number of the claim within that process.
     pub(crate) number: u64,
 }
 
-/// A claim that is in the stream. Of two claims the one with the higher sequence counts.
+/// A claim in the stream. The claim with the higher sequence wins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Claim {
     /// Its sequence in the stream.
     pub(crate) sequence: u64,
-    /// Its name.
+    /// Its id.
     pub(crate) id: ClaimId,
 }
 
@@ -67,29 +67,29 @@ impl From<Malformed> for NoEntry {
 /// One message of a shard's stream.
 #[derive(Debug)]
 pub(super) struct Entry {
-    /// The claim that it belongs to; of a claim itself the sequence is 0.
+    /// The claim that the entry belongs to. Its sequence is 0 in the claim's own entry.
     pub(super) claim: Claim,
-    /// Its number among the entries of its claim, whose own number is 0.
+    /// The entry's number within its claim; 0 for the claim's own entry.
     pub(super) commit: u64,
-    /// The only sequence that it counts at; 0 for a claim that counts at any.
+    /// The only sequence at which the entry counts; 0 for an unconditional claim.
     pub(super) sequence: u64,
-    /// The checksum of the entry before it that counts.
+    /// The checksum of the previous counting entry.
     pub(super) previous: u64,
-    /// What it says.
+    /// The content.
     pub(super) content: Content,
 }
 
 /// The content of an entry.
 #[derive(Debug)]
 pub(super) enum Content {
-    /// A server claims the shard, which reads entries up to this format.
+    /// A claim by a server that reads entries up to this format.
     Claim {
-        /// The newest format that it reads.
+        /// The newest format that the server reads.
         format: u8,
     },
     /// A commit, or a part of a snapshot.
     Frame(Frame),
-    /// The owner gives the shard up.
+    /// The owner releases the shard.
     Release,
 }
 

@@ -1,12 +1,12 @@
-//! [`Flow`]: one end of a numbered flow between a server and a claim of a shard. It
-//! knows neither commands nor deliveries.
+//! [`Flow`]: one end of a numbered flow between a server and a claim of a shard. It knows
+//! neither commands nor deliveries.
 //!
-//! A flow carries packets over a network that loses some. Each end takes only the
-//! next number; a missing one ends the flow, and a heartbeat with the last number
-//! makes the loss of the last packet known too. Nothing is sent twice.
+//! A flow carries packets over a lossy network. Each end accepts only the next number; a
+//! missing packet ends the flow. Heartbeats carry the last number, so that the loss of
+//! the last packet is detected as well. Packets are never retransmitted.
 //!
-//! Credit is given in bytes, as the sum of all bytes that may have been sent since the
-//! flow began, so that it does not matter which of the packets that give it arrive.
+//! Credit is the total number of bytes that may be sent since the flow began, so that
+//! lost grants do no harm.
 
 use std::time::Duration;
 
@@ -14,27 +14,27 @@ use super::bugs::{Bug, is_planted};
 use super::entry::Claim;
 use super::{ServerId, timing};
 
-/// The name of a flow.
+/// The id of a flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct FlowId {
-    /// The server at the one end.
+    /// The server at one end.
     pub(crate) server: ServerId,
     /// The claim at the other end.
     pub(crate) claim: Claim,
-    /// Counts the flows of that server.
+    /// The number of the flow within that server.
     pub(crate) number: u64,
 }
 
 /// One packet of a flow.
 #[derive(Debug, Clone)]
 pub(crate) struct Packet<T> {
-    /// The number of this packet if it has items, else of the last one that had.
+    /// The number of this packet, or of the last packet with items if it has none.
     pub(crate) number: u64,
-    /// The bytes that the other end may have sent in all.
+    /// The total bytes that the other end may send.
     pub(crate) credit: u64,
-    /// None in a heartbeat.
+    /// The items; none in a heartbeat.
     pub(crate) items: Vec<T>,
-    /// Their bytes.
+    /// Bytes of the items.
     pub(crate) bytes: u64,
 }
 
@@ -42,14 +42,14 @@ pub(crate) struct Packet<T> {
 #[derive(Debug)]
 pub(super) struct Flow {
     id: FlowId,
-    /// The number of the last packet that was sent.
+    /// The number of the last packet sent.
     sent: u64,
     sent_bytes: u64,
-    /// The bytes that may have been sent in all.
+    /// The total bytes that may be sent.
     credit: u64,
-    /// The number of the last packet that was taken.
+    /// The number of the last packet received.
     taken: u64,
-    /// The bytes of packets that were taken and processed.
+    /// The bytes of received packets that have been processed.
     processed_bytes: u64,
     heard_at: Duration,
     sent_at: Duration,
@@ -61,7 +61,7 @@ pub(super) struct Flow {
 pub(super) struct Broken;
 
 impl Flow {
-    /// Returns an end of a flow, each of whose ends may have `window_bytes` under way.
+    /// Returns an end of a flow, with at most `window_bytes` in flight in each direction.
     pub(super) const fn new(id: FlowId, window_bytes: u64, now: Duration) -> Self {
         Self {
             id,
@@ -76,17 +76,17 @@ impl Flow {
         }
     }
 
-    /// Returns the name of the flow.
+    /// Returns the id of the flow.
     pub(super) const fn id(&self) -> FlowId {
         self.id
     }
 
-    /// Returns whether there is credit left. The last packet may exceed it.
+    /// Returns whether any credit is left. The last packet may exceed it.
     pub(super) const fn has_credit(&self) -> bool {
         self.sent_bytes < self.credit
     }
 
-    /// Returns the packet that carries these items.
+    /// Returns a packet with these items.
     pub(super) fn send<T>(&mut self, items: Vec<T>, bytes: u64, now: Duration) -> Packet<T> {
         self.sent += 1;
         self.sent_bytes += bytes;
@@ -105,10 +105,10 @@ impl Flow {
         Some(Packet { number, credit, items: Vec::new(), bytes: 0 })
     }
 
-    /// Takes a packet. Returns its items.
+    /// Handles a packet. Returns its items.
     ///
     /// # Errors
-    /// [`Broken`] if it, or one before it, is missing.
+    /// [`Broken`] if this packet or an earlier one is missing.
     pub(super) fn take<T>(&mut self, packet: Packet<T>, now: Duration) -> Result<Vec<T>, Broken> {
         let Packet { number, credit, items, .. } = packet;
         let last = if items.is_empty() { number } else { number.checked_sub(1).ok_or(Broken)? };
@@ -124,13 +124,12 @@ impl Flow {
         Ok(items)
     }
 
-    /// Gives credit for items that were taken and are done with.
+    /// Grants credit for items that have been processed.
     pub(super) const fn processed(&mut self, bytes: u64) {
         self.processed_bytes += bytes;
     }
 
-    /// Returns whether nothing has been heard from the other end for the longest time
-    /// that a flow may be silent.
+    /// Returns whether the other end has exceeded the longest silence of a flow.
     pub(super) fn is_silent(&self, now: Duration) -> bool {
         now.saturating_sub(self.heard_at) >= timing::FLOW_SILENCE
     }

@@ -2,10 +2,10 @@
 //! account's owner. An account is deleted once no server has any, so that no
 //! connection acts as an account whose end another client knows.
 //!
-//! A server acts as an account while it hears the flow in which it registered. If the
-//! owner ends that flow, the server may not know for a while, and one whose clocks stand
-//! still never will: it counts as registered until its flows to all other shards have
-//! ended, too. For the same reason an owner waits for so long after it took over.
+//! A server may act as an account while it receives the flow in which it registered. If
+//! the owner ends that flow, the server may learn of it late, or never if its clocks
+//! stand still. So it counts as registered until its flows to all other shards have ended
+//! as well. For the same reason, a new owner waits this long after a takeover.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -19,14 +19,15 @@ use crate::store::Account;
 /// The registered servers of each account, and the deletions that wait for them.
 #[derive(Debug)]
 pub(super) struct Identities {
-    /// By incarnation: when the flow of each server was lost, if it was.
+    /// Registered servers by incarnation, with the time when the server's flow was lost,
+    /// if it was.
     servers: HashMap<u64, BTreeMap<ServerId, Option<Duration>>>,
-    /// Until then servers may be registered with a former owner.
+    /// Until this time, servers may be registered with a former owner.
     former_until: Duration,
     parked: Vec<Parked>,
 }
 
-/// A deletion that waits.
+/// A parked deletion.
 #[derive(Debug)]
 pub(super) struct Parked {
     pub(super) account: Account,
@@ -35,14 +36,14 @@ pub(super) struct Parked {
 }
 
 impl Identities {
-    /// Returns identities that are not registered. `took_over_at` is when the owner
-    /// took over, if there was another owner before.
+    /// Returns identities without registrations. `took_over_at` is the time of the
+    /// takeover, if there was another owner before.
     pub(super) fn new(took_over_at: Option<Duration>) -> Self {
         let former_until = took_over_at.map_or(Duration::ZERO, |at| at + timing::IDENTITY_LINGER);
         Self { servers: HashMap::new(), former_until, parked: Vec::new() }
     }
 
-    /// Registers a server. Returns false if the account is about to end.
+    /// Registers a server. Returns false if a deletion of the account is pending.
     pub(super) fn register(&mut self, account: &Account, server: ServerId) -> bool {
         if self.parked.iter().any(|parked| parked.account == *account) {
             return false;
@@ -61,7 +62,7 @@ impl Identities {
         }
     }
 
-    /// Removes a server, which knows that its flow has ended.
+    /// Removes a server that knows that its flow has ended.
     pub(super) fn server_left(&mut self, server: ServerId) {
         self.servers.retain(|_, servers| {
             servers.remove(&server);
@@ -69,7 +70,7 @@ impl Identities {
         });
     }
 
-    /// Takes note that the flow of a server has ended, which may not know.
+    /// Records the end of a server's flow of which the server may not know.
     pub(super) fn server_lost(&mut self, server: ServerId, now: Duration) {
         for lost_at in self.servers.values_mut().filter_map(|servers| servers.get_mut(&server)) {
             lost_at.get_or_insert(now);
@@ -86,18 +87,18 @@ impl Identities {
         is_free || is_planted(Bug::DeleteBeforeConfirmed)
     }
 
-    /// Returns the servers of an account that can be told of its end.
+    /// Returns the reachable servers with connections that act as an account.
     pub(super) fn servers(&self, account: &Account) -> impl Iterator<Item = ServerId> {
         let servers = self.servers.get(&account.incarnation).into_iter().flatten();
         servers.filter(|(_, lost_at)| lost_at.is_none()).map(|(server, _)| *server)
     }
 
-    /// Has a deletion wait.
+    /// Parks a deletion.
     pub(super) fn park(&mut self, parked: Parked) {
         self.parked.push(parked);
     }
 
-    /// Takes the deletions that have nothing to wait for any more.
+    /// Takes the parked deletions that can proceed.
     pub(super) fn take_ready(&mut self, now: Duration) -> Vec<Parked> {
         let parked = std::mem::take(&mut self.parked);
         let (ready, parked) = parked.into_iter().partition(|parked| self.is_free(&parked.account, now));
@@ -105,7 +106,7 @@ impl Identities {
         ready
     }
 
-    /// Drops the deletions of a flow that has ended.
+    /// Drops the parked deletions of an ended flow.
     pub(super) fn drop_parked(&mut self, flow: FlowId) {
         self.parked.retain(|parked| parked.flow != flow);
     }

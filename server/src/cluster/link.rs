@@ -1,10 +1,11 @@
 //! [`Link`]: a server's end of its flows to one shard: the commands of its connections,
-//! their answers, and the receptions and identities that it has there.
+//! their answers, and its receptions and identities in that shard.
 //!
 //! If a flow ends, commands that the owner may have taken become unavailable, and their
-//! connections close, before anything else is sent to the shard. A flow that opens after
-//! the shard has gone on for long without this server closes every connection first:
-//! they may hold commands that were repeated elsewhere and are not remembered any more.
+//! connections close, before anything else is sent to the shard. If the shard has
+//! continued for long without this server, every connection is closed before a new flow
+//! opens: it may hold commands that were repeated elsewhere and whose outcomes are
+//! already forgotten.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -24,17 +25,17 @@ pub(super) struct Link {
     shard: ShardId,
     server: ServerId,
     config: Config,
-    /// The newest claim that it has heard of.
+    /// The newest claim known to this server.
     claim: Option<Claim>,
     flow: State,
     flows: u64,
-    /// The clock of the shard when it was last heard in a flow, and the claim.
+    /// The claim and the clock of the shard at the last packet of a flow.
     heard: Option<(Claim, ShardClock)>,
-    /// Commands that were not sent.
+    /// Commands that are not sent yet.
     queue: VecDeque<Waiting>,
-    /// Commands that were sent and are not answered, by id.
+    /// Unanswered commands, by id.
     sent: BTreeMap<u64, Waiting>,
-    /// By inbox.
+    /// Receptions by inbox.
     receptions: BTreeMap<u64, Reception>,
     identities: BTreeMap<u64, Identity>,
     next_id: u64,
@@ -47,7 +48,7 @@ enum State {
     Open(Box<Flow>),
 }
 
-/// A command that is not answered.
+/// An unanswered command.
 #[derive(Debug)]
 struct Waiting {
     origin: Origin,
@@ -58,13 +59,13 @@ struct Waiting {
 /// The destination of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Origin {
-    /// To a request of a connection.
+    /// A request of a connection.
     Connection(ConnectionId, u64),
-    /// To the reception of this inbox, which continues.
+    /// The reception of this inbox, to continue it.
     Reception(u64),
-    /// To the identity of this incarnation, which continues.
+    /// The identity of this incarnation, to continue it.
     Identity(u64),
-    /// There is none.
+    /// None: the answer is dropped.
     Nowhere,
 }
 
@@ -83,7 +84,7 @@ struct Reception {
 struct Identity {
     account: Account,
     connections: BTreeSet<ConnectionId>,
-    /// The flow in which it is registered, by number.
+    /// The number of the flow in which the account is registered.
     flow: u64,
 }
 
@@ -106,7 +107,7 @@ impl Link {
         }
     }
 
-    /// Sends a request of a connection, once there is a flow and credit.
+    /// Queues a request of a connection, to be sent when there is a flow and credit.
     pub(super) fn submit(
         &mut self,
         connection: ConnectionId,
@@ -149,25 +150,24 @@ impl Link {
         self.flush(now, out);
     }
 
-    /// Returns whether connections may act as an account at this time.
+    /// Returns whether connections may currently act as an account.
     pub(super) fn is_registered(&self, account: &Account, now: Now) -> bool {
         let State::Open(flow) = &self.flow else { return false };
         let identity = self.identities.get(&account.incarnation);
         identity.is_some_and(|identity| identity.flow == self.flows) && !flow.is_silent(now.running)
     }
 
-    /// Drops the commands of a connection that are not sent, since an earlier one of it
-    /// is unavailable.
+    /// Drops the unsent commands of a connection, because an earlier one is unavailable.
     pub(super) fn drop_commands(&mut self, connection: ConnectionId) {
         self.queue.retain(|waiting| !waiting.is_of(connection));
     }
 
-    /// Drops the commands of all connections that are not sent.
+    /// Drops the unsent commands of all connections.
     pub(super) fn drop_all_commands(&mut self) {
         self.queue.retain(|waiting| !matches!(waiting.origin, Origin::Connection(..)));
     }
 
-    /// Takes a heartbeat of an owner.
+    /// Handles a heartbeat of an owner.
     pub(super) fn handle_heartbeat(&mut self, claim: Claim, now: Now, out: &mut Vec<Action>) {
         if self.claim.is_some_and(|known| claim.sequence <= known.sequence) {
             return;
@@ -177,7 +177,7 @@ impl Link {
         self.open(now, out);
     }
 
-    /// Takes a message of a flow.
+    /// Handles a message of a flow.
     pub(super) fn handle_down(&mut self, id: FlowId, down: Down, now: Now, out: &mut Vec<Action>) {
         match (&mut self.flow, down) {
             (State::Opening { id: opening, .. }, Down::Opened(clock)) if *opening == id => {
@@ -241,9 +241,9 @@ impl Link {
         self.flush(now, out);
     }
 
-    /// Returns whether little time of the shard has passed since it was last heard in a
-    /// flow. The owner's clock may be compared with its own alone; the clock in the
-    /// stream goes on from claim to claim.
+    /// Returns whether little running time of the shard has passed since the last packet.
+    /// Clocks of one owner are comparable only with each other; the durable clock
+    /// continues across claims.
     fn is_fresh(&self, claim: Claim, clock: ShardClock) -> bool {
         self.heard.is_some_and(|(of, heard)| {
             let since = if of == claim { heard.running } else { heard.durable };
@@ -251,8 +251,8 @@ impl Link {
         })
     }
 
-    /// Continues receptions and identities in the flow that has opened, before anything
-    /// else.
+    /// Continues receptions and identities in the newly opened flow, before any other
+    /// command.
     fn resume(&mut self, now: Now) {
         let mut resumed = Vec::new();
         for (incarnation, identity) in &self.identities {
@@ -341,7 +341,7 @@ impl Link {
                 };
                 out.push(Action::Answer { connection, request, reply });
             }
-            // The connection has gone meanwhile.
+            // The connection has closed meanwhile.
             (Origin::Nowhere, Request::Subscribe { account, .. }, Answer::Subscribed(Some(subscribed))) => {
                 self.push(Origin::Nowhere, Request::Unsubscribe(account, subscribed.generation), now);
             }
@@ -390,7 +390,7 @@ impl Link {
         }
     }
 
-    /// Ends the flow and begins another one.
+    /// Ends the flow and opens a new one.
     fn reopen(&mut self, now: Now, out: &mut Vec<Action>) {
         self.end_flow(out);
         self.open(now, out);
@@ -414,8 +414,8 @@ impl Link {
         self.queue.retain(|waiting| !matches!(waiting.origin, Origin::Reception(_) | Origin::Identity(_)));
     }
 
-    /// Answers that it is unknown whether these commands were carried out. Connections
-    /// that wanted to change something close, and nothing more of them is sent.
+    /// Answers these commands with `unavailable`. Connections with changes among them
+    /// close, and their unsent commands are dropped.
     fn fail(&mut self, commands: impl IntoIterator<Item = Waiting>, out: &mut Vec<Action>) {
         let mut closing = BTreeSet::new();
         for waiting in commands {

@@ -1,4 +1,4 @@
-//! [`Member`]: one server of the cluster, with its seat in and its link to each shard.
+//! [`Member`]: one server of the cluster, with a seat in and a link to each shard.
 
 use hark_protocol::UserName;
 
@@ -22,7 +22,7 @@ struct Shard {
 }
 
 impl Member {
-    /// Returns a server that owns nothing. `servers` are all that there are.
+    /// Returns a server that owns no shard. `servers` are all servers of the cluster.
     pub(crate) fn new(server: ServerId, servers: &[ServerId], shards: u32, config: Config) -> Self {
         let shard = |shard| {
             let rank = assignment::rank(shard, server, servers.iter().copied());
@@ -36,7 +36,7 @@ impl Member {
         assignment::shard_of(name, self.shards.len() as u32)
     }
 
-    /// Takes a message of another server, or of this one.
+    /// Handles a message from any server, including this one.
     pub(crate) fn handle_message(&mut self, message: Message, now: Now, out: &mut Vec<Action>) {
         let (Message::Heartbeat(shard, _)
         | Message::Released(shard, _)
@@ -56,15 +56,15 @@ impl Member {
         self.obey(before, out);
     }
 
-    /// Takes an answer of the stream of a shard.
+    /// Handles an answer of the stream of a shard.
     pub(crate) fn handle_log(&mut self, shard: ShardId, reply: LogReply, now: Now, out: &mut Vec<Action>) {
         if let Some(shard) = self.shards.get_mut(shard as usize) {
             shard.seat.handle_log(reply, now, out);
         }
     }
 
-    /// Takes a request of a connection for a shard. The answer is an
-    /// [`Action::Answer`], unless the request has none.
+    /// Submits a request of a connection to a shard. The answer is an [`Action::Answer`],
+    /// unless the request has none.
     pub(crate) fn submit(
         &mut self,
         shard: ShardId,
@@ -78,13 +78,13 @@ impl Member {
         }
     }
 
-    /// Takes note that a connection has gone.
+    /// Handles the end of a connection.
     pub(crate) fn disconnect(&mut self, connection: ConnectionId, now: Now, out: &mut Vec<Action>) {
         self.shards.iter_mut().for_each(|shard| shard.link.disconnect(connection, now, out));
     }
 
-    /// Returns whether connections of this server may act as an account at this time:
-    /// it is registered, by [`Request::Register`], and the flow is alive.
+    /// Returns whether connections of this server may currently act as an account: it is
+    /// registered by [`Request::Register`], and the flow is alive.
     pub(crate) fn is_registered(&self, account: &Account, now: Now) -> bool {
         let shard = self.shards.get(self.shard_of(&account.name) as usize);
         shard.is_some_and(|shard| shard.link.is_registered(account, now))
@@ -100,19 +100,19 @@ impl Member {
         self.obey(before, out);
     }
 
-    /// Gives up every shard that it owns.
+    /// Releases all shards that it owns.
     pub(crate) fn leave(&mut self, now: Now, out: &mut Vec<Action>) {
         self.shards.iter_mut().for_each(|shard| shard.seat.leave(now, out));
     }
 
-    /// Returns the seats of the shards, in their order.
+    /// Returns the seats in the order of the shards.
     #[cfg(test)]
     pub(super) fn seats(&self) -> impl Iterator<Item = &Seat> {
         self.shards.iter().map(|shard| &shard.seat)
     }
 
-    /// Drops the commands of connections that close, at every link, before the caller
-    /// closes them.
+    /// Drops the commands of closing connections at every link, before the caller closes
+    /// them.
     fn obey(&mut self, before: usize, out: &[Action]) {
         for action in out.get(before..).unwrap_or_default() {
             match action {

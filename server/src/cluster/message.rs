@@ -16,15 +16,15 @@ use crate::store::{
     Position, ReadLimit, SendId, Subscription,
 };
 
-/// Bytes of an item of a packet besides its text, about.
+/// Approximate bytes of an item besides its text.
 const ITEM_BYTES: u64 = 96;
 
 /// A message from one server to another.
 #[derive(Debug, Clone)]
 pub(crate) enum Message {
-    /// The claim is in force. Its owner sends this.
+    /// The owner's claim is in force.
     Heartbeat(ShardId, Claim),
-    /// The owner gave the shard up.
+    /// The owner has released the shard.
     Released(ShardId, Claim),
     /// From a server to the owner of a shard.
     Up(ShardId, FlowId, Up),
@@ -32,25 +32,25 @@ pub(crate) enum Message {
     Down(ShardId, FlowId, Down),
 }
 
-/// From a server to an owner, in a flow.
+/// A message of a flow, from a server to an owner.
 #[derive(Debug, Clone)]
 pub(crate) enum Up {
-    /// The server begins the flow.
+    /// Opens the flow.
     Open,
     /// Commands, or a heartbeat.
     Packet(Packet<Command>),
-    /// The server has ended the flow.
+    /// Ends the flow at the server.
     End,
 }
 
-/// From an owner to a server, in a flow.
+/// A message of a flow, from an owner to a server.
 #[derive(Debug, Clone)]
 pub(crate) enum Down {
-    /// The flow has begun.
+    /// The flow is open.
     Opened(ShardClock),
     /// Events, or a heartbeat.
     Packet(Packet<Event>, ShardClock),
-    /// The flow has ended, or never was.
+    /// The flow has ended or is unknown.
     End,
 }
 
@@ -63,8 +63,8 @@ pub(crate) struct ShardClock {
     pub(crate) durable: Duration,
 }
 
-/// Orders the receptions of an inbox: the sequence of the frame that admitted one, and
-/// its place in that frame.
+/// The order of the receptions of an inbox: the sequence of the frame that admitted the
+/// reception, and its index in that frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Generation {
     pub(crate) sequence: u64,
@@ -74,13 +74,13 @@ pub(crate) struct Generation {
 /// A command for the owner of a shard.
 #[derive(Debug, Clone)]
 pub(crate) struct Command {
-    /// Comes back with the answer; never used twice by a server.
+    /// A unique id, returned with the answer.
     pub(crate) id: u64,
     /// The command.
     pub(crate) request: Request,
 }
 
-/// What a server asks of the owner of a shard.
+/// The content of a command.
 #[derive(Debug, Clone)]
 pub(crate) enum Request {
     /// Create an account.
@@ -91,25 +91,25 @@ pub(crate) enum Request {
     Delete(Account),
     /// Look an account up.
     LookUp(UserName),
-    /// Register that a connection of this server acts as an account.
+    /// Register a connection of this server that acts as an account.
     Register(Account),
     /// No connection of this server acts as the account any more. Has no answer.
     Unregister(Account),
     /// Store a message.
     Send(Box<Send>),
-    /// Begin a reception.
+    /// Start a reception.
     Subscribe { account: Account, takes_over: bool },
     /// Continue a reception in this flow.
     Resubscribe {
         account: Account,
         generation: Generation,
-        /// The last message that was delivered in this reception.
+        /// The last message delivered in this reception.
         delivered: Position,
         acknowledged: Position,
     },
     /// End a reception. Has no answer.
     Unsubscribe(Account, Generation),
-    /// Read messages after a place.
+    /// Read messages after a position.
     Read { account: Account, after: Position, limit: ReadLimit },
     /// Forget every message up to a position. Has no answer.
     Acknowledge(Account, Position),
@@ -128,19 +128,19 @@ pub(crate) struct Send {
     pub(crate) refusal: Option<Code>,
 }
 
-/// What an owner tells a server.
+/// An item that an owner sends to a server.
 #[derive(Debug, Clone)]
 pub(crate) enum Event {
     /// The answer to a command.
     Answer(u64, Answer),
-    /// Messages that were stored, by the incarnation of their account.
+    /// Stored messages, by the incarnation of their account.
     Delivery(u64, Vec<Arc<Text>>),
-    /// Messages were stored that were not delivered.
+    /// Stored messages were not delivered.
     Lagged(u64),
     /// A reception has ended.
     Ended(u64, Generation, End),
-    /// An account is about to end: the server ends whatever acts as it, and then
-    /// [`Request::Unregister`]s it.
+    /// A deletion of the account is pending: the server must close the connections that
+    /// act as it, and then send [`Request::Unregister`].
     AccountEnding(Account),
 }
 
@@ -152,15 +152,15 @@ pub(crate) enum Answer {
     Account(Option<AccountEntry>),
     Sent(Outcome),
     Subscribed(Option<Subscribed>),
-    /// Whether the reception goes on, and if so, whether messages were stored that were
-    /// not delivered; or why it has ended.
+    /// Whether messages were missed, if the reception continues; or the reason why it has
+    /// ended.
     Resubscribed(Result<bool, End>),
     Page(Page),
-    /// It cannot be answered at the moment.
+    /// No answer is possible at the moment.
     Unavailable,
 }
 
-/// A reception that has begun.
+/// A newly started reception.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Subscribed {
     pub(crate) generation: Generation,
@@ -171,7 +171,7 @@ pub(crate) struct Subscribed {
 /// The answer to a request of a connection.
 #[derive(Debug)]
 pub(crate) enum Reply {
-    /// Whether it was carried out is unknown.
+    /// The outcome is unknown.
     Unavailable,
     /// The answer to [`Request::Subscribe`].
     Subscribed(Option<Subscription>),
@@ -179,9 +179,9 @@ pub(crate) enum Reply {
     Answer(Answer),
 }
 
-/// The bytes of an item, about.
+/// An item of a packet, with a size.
 pub(super) trait Item {
-    /// Returns them.
+    /// Returns its approximate bytes.
     fn bytes(&self) -> u64;
 }
 
@@ -209,13 +209,13 @@ fn texts(messages: &[Arc<Text>]) -> u64 {
 }
 
 impl Request {
-    /// Returns whether it has an answer.
+    /// Returns whether the request has an answer.
     pub(super) const fn has_answer(&self) -> bool {
         !matches!(self, Self::Acknowledge(..) | Self::Unsubscribe(..) | Self::Unregister(_))
     }
 
-    /// Returns whether it may change something and has an answer: if that is lost, its
-    /// connection closes.
+    /// Returns whether the request may change state and has an answer: if the answer is
+    /// lost, its connection closes.
     pub(super) const fn is_change(&self) -> bool {
         matches!(self, Self::Create(..) | Self::SetPassword { .. } | Self::Delete(_) | Self::Send(_))
     }

@@ -7,13 +7,13 @@
 //!
 //! | file | content |
 //! | --- | --- |
-//! | `entry`, `chain` | messages of a stream; which of them count |
-//! | `append` | the one append in flight, until it is resolved |
+//! | `entry`, `chain` | messages of a stream, and the rule which of them count |
+//! | `append` | the one append in flight, until its outcome is known |
 //! | `blocks` | live blocks, and the entries that hold them |
 //! | `replay`, `candidate` | reading a stream, and claiming the shard |
 //! | `owner`, `decide`, `snapshot` | the owner: frames, answers, snapshots and purges |
 //! | `reception`, `identity` | subscriptions and logged-in accounts, at the owner |
-//! | `seat` | the part of one server in one shard: standby, candidate or owner |
+//! | `seat` | one server's role in one shard: standby, candidate or owner |
 //! | `flow`, `message` | numbered flows between servers and owners |
 //! | `link` | a server's end of its flows to one shard |
 //! | `member` | a server: its seats and links |
@@ -50,42 +50,42 @@ use bytes::Bytes;
 use self::message::{Message, Reply};
 use crate::ledger::Limits;
 
-/// The life of a server's process.
+/// The id of a server process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct ServerId(pub(crate) u64);
 
 /// The number of a shard.
 pub(crate) type ShardId = u32;
 
-/// A connection of a client to this server. Never used twice.
+/// The unique id of a client connection to this server.
 pub(crate) type ConnectionId = u64;
 
 /// The clocks of a server.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Now {
-    /// The time since the process began. It never decreases.
+    /// The time since the process started. It never decreases.
     pub(crate) running: Duration,
     /// The wall clock.
     pub(crate) wall: SystemTime,
 }
 
-/// The bounds of a shard.
+/// The limits of a shard.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Config {
-    /// Those of its ledger.
+    /// The limits of its ledger.
     pub(crate) limits: Limits,
-    /// Bytes that either end of a flow may have under way.
+    /// Maximum bytes in flight in each direction of a flow.
     pub(crate) window_bytes: u64,
-    /// Bytes of texts and records of a frame from which on it takes no more commands.
+    /// Bytes of texts and records at which a frame takes no more commands.
     pub(crate) frame_bytes_max: usize,
-    /// Entries of the stream since its snapshot began from which on the next one is due.
+    /// Entries since the beginning of the last snapshot at which the next one is due.
     pub(crate) tail_entries_max: u64,
     /// Bytes of these entries, likewise.
     pub(crate) tail_bytes_max: u64,
 }
 
 impl Config {
-    /// The defaults of an operator, for these limits of the ledger.
+    /// Returns the defaults with these limits of the ledger.
     pub(crate) const fn new(limits: Limits) -> Self {
         Self {
             limits,
@@ -97,13 +97,13 @@ impl Config {
     }
 }
 
-/// A request to the stream of a shard. Each may be lost, or be carried out late, or
-/// its answer may be lost.
+/// A request to the stream of a shard. A request may be lost or executed late, and its
+/// answer may be lost.
 #[derive(Debug, Clone)]
 pub(crate) enum LogRequest {
-    /// Append a message if the last sequence is this one, or in any case.
+    /// Append a message if the last sequence equals the condition, or unconditionally.
     Append {
-        /// Comes back in the answer.
+        /// Returned with the answer.
         id: u64,
         /// The message.
         bytes: Bytes,
@@ -112,14 +112,14 @@ pub(crate) enum LogRequest {
     },
     /// Read messages from a sequence on.
     Read {
-        /// Comes back in the answer.
+        /// Returned with the answer.
         id: u64,
         /// The first sequence.
         from: u64,
     },
     /// Delete the messages before a sequence, which is at most the last one.
     Purge {
-        /// The first sequence that stays.
+        /// The first sequence that is kept.
         before: u64,
     },
 }
@@ -147,7 +147,8 @@ pub(crate) enum LogReply {
         id: u64,
         /// The first sequence of the stream.
         first: u64,
-        /// The messages, from the one that was asked for, unless that is purged.
+        /// Messages from the requested sequence on, or from the first one that is not
+        /// purged.
         messages: Vec<Bytes>,
         /// The last sequence of the stream.
         last: u64,
@@ -157,13 +158,13 @@ pub(crate) enum LogReply {
 /// An action of a server; actions are performed in order.
 #[derive(Debug)]
 pub(crate) enum Action {
-    /// Ask the stream of a shard.
+    /// Send a request to the stream of a shard.
     Log(ShardId, LogRequest),
-    /// Send a message to a server, which may be this one.
+    /// Send a message to a server, possibly this one.
     Send(ServerId, Message),
-    /// Send a message to every server, this one included.
+    /// Send a message to every server, including this one.
     Broadcast(Message),
-    /// Answer a request of a connection, if it is still there.
+    /// Answer a request of a connection, if it is still open.
     Answer {
         /// The connection.
         connection: ConnectionId,
@@ -172,11 +173,11 @@ pub(crate) enum Action {
         /// The answer.
         reply: Reply,
     },
-    /// A connection acts as no account any more.
+    /// End the identity of a connection.
     EndIdentity(ConnectionId),
-    /// Close a connection, and read nothing more from it.
+    /// Close a connection without reading more from it.
     Close(ConnectionId),
-    /// Close every connection that there is, accepted or not, and read nothing more
-    /// from them, before the next action.
+    /// Close every connection, including unaccepted ones, without reading more from them,
+    /// before the next action.
     CloseAll,
 }

@@ -2,8 +2,8 @@
 //! order of arrival, appends one frame, and releases the answers once the frame is
 //! stored: so every answer proves that the shard was owned after its command arrived.
 //!
-//! It never goes back: if its frame is not the next one, it is deposed, and drops all
-//! that it had decided.
+//! There is no undo: if its frame is not the next entry, the owner is deposed and drops
+//! all its decisions.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -35,8 +35,7 @@ pub(super) struct Owner {
     pub(super) changes: Changes,
     pub(super) blocks: Blocks,
     in_flight: Option<InFlight>,
-    /// Commands that are not decided, in order of arrival. The credit of the flows
-    /// bounds them.
+    /// Undecided commands in order of arrival, bounded by the credit of the flows.
     pending: VecDeque<Pending>,
     pub(super) flows: BTreeMap<ServerId, Flow>,
     pub(super) receptions: Receptions,
@@ -68,27 +67,27 @@ struct Pending {
 #[derive(Debug)]
 struct InFlight {
     appender: Appender,
-    /// `None` if the owner gives the shard up.
+    /// `None` if the owner releases the shard.
     frame: Option<Frame>,
     running: Duration,
     released: Released,
-    /// When the oldest of its commands was taken.
+    /// The arrival of its oldest command.
     taken_at: Option<Duration>,
 }
 
 /// Whether a server still owns the shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Tenure {
-    /// It does.
+    /// The server still owns the shard.
     Continues,
-    /// Another server does, or it cannot be known.
+    /// Another server owns the shard, or may own it.
     Deposed,
-    /// It has given the shard up.
+    /// The server has released the shard.
     Released,
 }
 
 impl Owner {
-    /// Returns the owner by this claim, with the state up to it.
+    /// Returns the owner by this claim, with the replayed state up to it.
     pub(super) fn new(shard: ShardId, claim: Claim, config: Config, replayed: Replayed, now: Now) -> Self {
         let Replayed { chain, ledger, blocks, tail_first, has_former } = replayed;
         let before = ledger.running();
@@ -109,13 +108,13 @@ impl Owner {
             clock: Clock { claimed_at: now.running, before, durable: before },
             committed_at: now.running,
             heartbeat_at: Duration::ZERO,
-            // Ids of requests are not used twice by a process: see `Candidate`.
+            // Request ids are unique within a process: see `Candidate`.
             next_request: (claim.id.number << 32) + (1 << 31),
             is_releasing: false,
         }
     }
 
-    /// Takes a message of a flow.
+    /// Handles a message of a flow.
     pub(super) fn handle_up(&mut self, id: FlowId, up: Up, now: Now, out: &mut Vec<Action>) {
         match up {
             Up::Open if id.claim == self.claim && self.is_newest(id) && !self.is_releasing => {
@@ -154,7 +153,7 @@ impl Owner {
         self.pump(now, out);
     }
 
-    /// Takes an answer of the log.
+    /// Handles an answer of the log.
     pub(super) fn handle_log(&mut self, reply: &LogReply, now: Now, out: &mut Vec<Action>) -> Tenure {
         let Some(in_flight) = &mut self.in_flight else { return Tenure::Continues };
         match in_flight.appender.handle(reply, now.running) {
@@ -196,14 +195,14 @@ impl Owner {
         self.pump(now, out);
     }
 
-    /// Gives the shard up, once what was decided is stored.
+    /// Releases the shard when all decisions are stored.
     pub(super) fn release(&mut self, now: Now, out: &mut Vec<Action>) {
         self.is_releasing = true;
         self.end_all_flows(now, out);
         self.pump(now, out);
     }
 
-    /// Ends every flow: this server owns the shard no more.
+    /// Ends every flow, after the shard was lost.
     pub(super) fn end_all_flows(&mut self, now: Now, out: &mut Vec<Action>) {
         let ids: Vec<_> = self.flows.values().map(Flow::id).collect();
         for id in ids {
@@ -224,7 +223,7 @@ impl Owner {
         self.in_flight.is_some()
     }
 
-    /// Appends the next frame, if none is in flight and something is to be done.
+    /// Appends the next frame, if none is in flight and there is work.
     fn pump(&mut self, now: Now, out: &mut Vec<Action>) {
         if self.in_flight.is_some() {
             return;
@@ -289,7 +288,7 @@ impl Owner {
         self.in_flight = Some(InFlight { appender, frame, running, released, taken_at });
     }
 
-    /// Makes the frame that is stored take effect.
+    /// Applies the stored frame.
     fn commit(&mut self, now: Now, out: &mut Vec<Action>) -> Tenure {
         let Some(InFlight { appender, frame, running, released, .. }) = self.in_flight.take() else {
             return Tenure::Continues;
@@ -317,7 +316,7 @@ impl Owner {
         Tenure::Continues
     }
 
-    /// Ends a flow at this end. What it had under way is unavailable at the other.
+    /// Ends a flow at this end. Its pending commands are unavailable at the other end.
     fn end_flow(&mut self, server: ServerId, now: Now) {
         let Some(flow) = self.flows.remove(&server) else { return };
         self.pending.retain(|pending| pending.flow != flow.id());
@@ -326,7 +325,7 @@ impl Owner {
         self.identities.server_lost(server, now.running);
     }
 
-    /// Returns whether a command has waited for too long.
+    /// Returns whether a command has exceeded its deadline.
     fn is_overdue(&self, now: Now) -> bool {
         let in_flight = self.in_flight.as_ref().filter(|in_flight| !in_flight.released.is_empty());
         let oldest = in_flight.and_then(|in_flight| in_flight.taken_at);
@@ -359,7 +358,7 @@ impl Owner {
         }
     }
 
-    /// Sends events to the server of a flow that has not ended.
+    /// Sends events to the server of a flow, if the flow is open.
     pub(super) fn send(&mut self, id: FlowId, events: Vec<Event>, now: Now, out: &mut Vec<Action>) {
         let clock = self.clock(now);
         let Some(flow) = self.flows.get_mut(&id.server).filter(|flow| flow.id() == id) else { return };
@@ -394,7 +393,7 @@ impl Owner {
         ShardClock { running: self.running(now), durable: self.clock.durable }
     }
 
-    /// The planted mistake: decides what arrives at once, and has it released by the
+    /// The planted bug: decides commands on arrival, and releases the results with the
     /// append in flight.
     fn answer_early(&mut self, now: Now, _: &mut Vec<Action>) {
         if !is_planted(Bug::AnswerByEarlierAppend) {

@@ -1,5 +1,5 @@
-//! [`Receptions`]: the receptions of a shard, at its owner. Each belongs to a flow; it
-//! has a generation, and the highest one wins, whatever order they arrive in.
+//! [`Receptions`]: the receptions of a shard, at its owner. Each belongs to a flow and
+//! has a generation. The highest generation wins, in any order of arrival.
 
 use std::collections::HashMap;
 
@@ -9,7 +9,7 @@ use super::message::Generation;
 use crate::log::InboxId;
 use crate::store::Subscription;
 
-/// The receptions, by inbox. One that has ended leaves its generation behind.
+/// The receptions by inbox. An ended one leaves its generation behind.
 #[derive(Debug, Default)]
 pub(super) struct Receptions {
     by_inbox: HashMap<InboxId, Reception>,
@@ -24,9 +24,9 @@ struct Reception {
 #[derive(Debug)]
 struct Holder {
     flow: FlowId,
-    /// Messages were stored that were not delivered.
+    /// Stored messages were not delivered.
     is_lagging: bool,
-    /// Has the ledger collect deliveries for the inbox. Its buffer stays empty.
+    /// Makes the ledger collect deliveries for the inbox. Its buffer stays empty.
     _subscription: Subscription,
 }
 
@@ -42,7 +42,8 @@ impl Receptions {
             || self.by_inbox.get(&inbox).is_none_or(|reception| reception.generation <= generation)
     }
 
-    /// Admits a reception. Returns the flow and the generation of the one that it ends.
+    /// Admits a reception. Returns the flow and the generation of the one that it
+    /// replaces.
     pub(super) fn admit(
         &mut self,
         inbox: InboxId,
@@ -72,14 +73,14 @@ impl Receptions {
         holder.map(|holder| (holder.flow, generation))
     }
 
-    /// Ends the receptions of a flow. They may continue in another one.
+    /// Ends the receptions of a flow. They may continue in another flow.
     pub(super) fn end_flow(&mut self, flow: FlowId) {
         for reception in self.by_inbox.values_mut() {
             reception.holder.take_if(|holder| holder.flow == flow);
         }
     }
 
-    /// Returns the number of receptions that have not ended.
+    /// Returns the number of active receptions.
     #[cfg(test)]
     pub(super) fn count(&self) -> usize {
         self.by_inbox.values().filter(|reception| reception.holder.is_some()).count()
@@ -90,7 +91,7 @@ impl Receptions {
         self.by_inbox.get(&inbox)?.holder.as_ref().map(|holder| holder.flow)
     }
 
-    /// Notes that messages were not delivered.
+    /// Records that messages were not delivered.
     pub(super) fn note_lagging(&mut self, inbox: InboxId) {
         if let Some(holder) = self.by_inbox.get_mut(&inbox).and_then(|reception| reception.holder.as_mut()) {
             holder.is_lagging = true;

@@ -1,4 +1,4 @@
-//! [`StreamReplay`]: the state of a shard from its stream, message by message.
+//! [`StreamReplay`]: the state of a shard, built from its stream message by message.
 
 use bytes::Bytes;
 
@@ -9,8 +9,8 @@ use super::entry::Claim;
 use crate::ledger::{Ledger, Limits, Replay};
 use crate::log::Frame;
 
-/// A replay. It begins with the first message of the stream, which is the first claim
-/// or the first part of a complete snapshot: a purge leaves nothing else.
+/// A replay. It begins with the first message of the stream, which is the first claim or,
+/// after a purge, the first part of a complete snapshot.
 #[derive(Debug)]
 pub(super) struct StreamReplay {
     chain: Chain,
@@ -18,7 +18,7 @@ pub(super) struct StreamReplay {
     blocks: Blocks,
     first: u64,
     claims: u64,
-    /// The first part of the snapshot that is under way.
+    /// The first part of the incomplete snapshot.
     begun: Option<u64>,
     /// The first part of the newest complete snapshot.
     snapshot: Option<u64>,
@@ -39,7 +39,7 @@ pub(super) struct Replayed {
     pub(super) has_former: bool,
 }
 
-/// Why a stream cannot be replayed.
+/// The reason why a stream cannot be replayed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum ReplayError {
     /// A record is malformed or of a later version.
@@ -103,7 +103,7 @@ impl StreamReplay {
         Ok(())
     }
 
-    /// Returns the state. `counter` is the least number that the next ones come after.
+    /// Returns the state. New numbers come after `counter` and the persisted counter.
     ///
     /// # Errors
     /// [`ReplayError::NoSnapshot`]

@@ -1,5 +1,5 @@
-//! [`Seat`]: the part of one server in one shard: on standby, candidate, or owner.
-//! Which of them it is decides about liveness alone.
+//! [`Seat`]: one server's role in one shard: standby, candidate or owner. The choice
+//! affects only liveness.
 
 use std::time::Duration;
 
@@ -10,20 +10,20 @@ use super::message::{Down, Message, Up};
 use super::owner::{Owner, Tenure};
 use super::{Action, Config, LogReply, LogRequest, Now, ServerId, ShardId, timing};
 
-/// One server's part in one shard.
+/// One server's role in one shard.
 #[derive(Debug)]
 pub(super) struct Seat {
     shard: ShardId,
     server: ServerId,
     config: Config,
-    /// Servers that are preferred to this one.
+    /// The number of servers preferred over this one.
     rank: u32,
     state: State,
-    /// The newest claim that it has heard of.
+    /// The newest known claim.
     known: Option<Claim>,
     heard_at: Duration,
-    /// The last sequence of the stream that it has seen since the last heartbeat, and
-    /// when that was a new one.
+    /// The last sequence of the stream seen since the last heartbeat, and when it last
+    /// increased.
     seen: Option<u64>,
     seen_at: Duration,
     claims: u64,
@@ -39,12 +39,12 @@ enum State {
     },
     Candidate(Box<Candidate>),
     Owner(Box<Owner>),
-    /// It gave the shard up, and claims no more.
+    /// The shard is released, and the server makes no more claims.
     Leaving,
 }
 
 impl Seat {
-    /// Returns a seat on standby. `rank` servers are preferred to this one.
+    /// Returns a standby seat. `rank` servers are preferred over this one.
     pub(super) const fn new(shard: ShardId, server: ServerId, config: Config, rank: u32) -> Self {
         Self {
             shard,
@@ -63,7 +63,7 @@ impl Seat {
         }
     }
 
-    /// Takes a heartbeat of an owner.
+    /// Handles a heartbeat of an owner.
     pub(super) fn handle_heartbeat(&mut self, claim: Claim, now: Now) {
         if self.known.is_some_and(|known| claim.sequence < known.sequence) {
             return;
@@ -74,14 +74,14 @@ impl Seat {
         }
     }
 
-    /// Takes note that an owner gave the shard up.
+    /// Handles the release of the shard by its owner.
     pub(super) fn handle_released(&mut self, claim: Claim) {
         if self.known == Some(claim) {
             (self.heard_at, self.seen_at) = (Duration::ZERO, Duration::ZERO);
         }
     }
 
-    /// Takes a message of a flow to the owner.
+    /// Passes a message of a flow to the owner.
     pub(super) fn handle_up(&mut self, id: FlowId, up: Up, now: Now, out: &mut Vec<Action>) {
         match &mut self.state {
             State::Owner(owner) if owner.claim == id.claim => owner.handle_up(id, up, now, out),
@@ -90,7 +90,7 @@ impl Seat {
         }
     }
 
-    /// Takes an answer of the log.
+    /// Handles an answer of the log.
     pub(super) fn handle_log(&mut self, reply: LogReply, now: Now, out: &mut Vec<Action>) {
         match &mut self.state {
             State::Standby { .. } => self.look(&reply, now),
@@ -123,7 +123,7 @@ impl Seat {
                     self.claim(now, out);
                 } else if silence >= timing::PROBE_INTERVAL * 2 && now.running >= *probe_at {
                     *probe_at = now.running + timing::PROBE_INTERVAL;
-                    // No message has this sequence; the answer tells the last one.
+                    // No message has this sequence; the answer contains the last one.
                     out.push(Action::Log(self.shard, LogRequest::Read { id: 0, from: u64::MAX }));
                 }
             }
@@ -137,7 +137,7 @@ impl Seat {
         }
     }
 
-    /// Gives the shard up if it has it, and claims no more.
+    /// Releases the shard if this server owns it, and makes no more claims.
     pub(super) fn leave(&mut self, now: Now, out: &mut Vec<Action>) {
         match &mut self.state {
             State::Owner(owner) => owner.release(now, out),
@@ -145,7 +145,7 @@ impl Seat {
         }
     }
 
-    /// Returns whether it owns the shard, as far as it knows.
+    /// Returns the owner if this server believes to own the shard.
     pub(super) const fn owner(&self) -> Option<&Owner> {
         match &self.state {
             State::Owner(owner) => Some(owner),
@@ -202,7 +202,7 @@ impl Seat {
                     self.backoff = timing::BACKOFF_MIN;
                 }
                 self.back_off(now);
-                // The new owner may not have been heard of yet.
+                // The new owner's heartbeat may not have arrived yet.
                 self.heard_at = now.running;
                 self.stand_by(now);
             }

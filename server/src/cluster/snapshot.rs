@@ -1,9 +1,9 @@
 //! [`Snapshots`]: the parts of a snapshot, when each is due, and the first
 //! sequence that a replay needs.
 //!
-//! A snapshot is a run of entries in the shard's own stream, appended like all others:
-//! first the live blocks of older entries, grouped as they lie, then the state in
-//! pieces. Once its last part is stored, everything before its first is purged.
+//! A snapshot is a series of entries in the shard's own stream, appended like all others:
+//! first the live blocks of older entries, grouped by entry, then the state in pieces.
+//! When its last part is stored, everything before its first part is purged.
 
 use super::blocks::Blocks;
 use super::bugs::{Bug, is_planted};
@@ -18,7 +18,7 @@ pub(super) struct Snapshots {
     bytes_max: u64,
     /// The first sequence that a replay needs.
     tail_first: u64,
-    /// Bytes of the entries from there on.
+    /// Bytes of the entries from that sequence on.
     tail_bytes: u64,
     under_way: Option<UnderWay>,
     /// Frames with commands since the last part.
@@ -35,7 +35,7 @@ struct UnderWay {
 }
 
 impl Snapshots {
-    /// Returns the snapshots of a stream that is needed from `tail_first` on.
+    /// Returns the snapshots of a stream whose replay needs `tail_first` and later.
     pub(super) const fn new(config: &Config, tail_first: u64) -> Self {
         Self {
             entries_max: config.tail_entries_max,
@@ -47,19 +47,20 @@ impl Snapshots {
         }
     }
 
-    /// Returns whether the next entry, at `sequence`, is to be a part, rather than a
-    /// frame with commands if some wait.
+    /// Returns whether the next entry, at `sequence`, should be a part instead of a frame
+    /// with commands.
     pub(super) fn is_part_due(&self, sequence: u64, blocks: &Blocks, do_commands_wait: bool) -> bool {
         let entries = sequence.saturating_sub(self.tail_first);
-        // Live blocks are copied with each snapshot, so it waits until half are dead.
+        // Live blocks are copied with each snapshot, so it waits until half of the bytes
+        // are dead.
         let bytes_max = self.bytes_max.max(2 * blocks.live_bytes());
         let is_due = self.under_way.is_some() || entries >= self.entries_max || self.tail_bytes >= bytes_max;
         let is_overdue = entries >= 2 * self.entries_max || self.tail_bytes >= 2 * bytes_max;
         is_due && (is_overdue || !do_commands_wait || self.frames >= timing::FRAMES_PER_PART)
     }
 
-    /// Builds the next part, which is appended at `sequence`. Everything that `ledger`
-    /// has decided was appended before.
+    /// Builds the next part, to be appended at `sequence`. All decisions of `ledger` must
+    /// have been appended before.
     pub(super) fn next_part(
         &mut self,
         sequence: u64,
@@ -85,8 +86,8 @@ impl Snapshots {
         Frame { checkpoint: Some(part), ..piece }
     }
 
-    /// Notes that an entry is stored. Returns the sequence before which the stream is
-    /// not needed any more, if that is a new one.
+    /// Records a stored entry. Returns a new first sequence that a replay needs, if it
+    /// has changed.
     pub(super) fn stored(&mut self, sequence: u64, bytes: u64, part: Option<CheckpointPart>) -> Option<u64> {
         self.frames += u32::from(part.is_none());
         self.tail_bytes += bytes;

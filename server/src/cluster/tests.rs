@@ -23,9 +23,9 @@ struct Servers {
     hosts: Vec<Host>,
     stream: Stream,
     mail: VecDeque<(usize, Message)>,
-    /// Nothing passes from one to the other.
+    /// Pairs of servers that cannot communicate, by direction.
     cut: BTreeSet<(usize, usize)>,
-    /// These do not hear the stream.
+    /// Servers that receive nothing from the stream.
     deaf: BTreeSet<usize>,
     requests: u64,
 }
@@ -35,7 +35,7 @@ type Act<'a> = Box<dyn FnOnce(&mut Member, Now, &mut Vec<Action>) + 'a>;
 struct Host {
     member: Member,
     is_paused: bool,
-    /// The time for which it was paused with its clocks.
+    /// The total time for which clocks stood still.
     lost: Duration,
     /// Answers, closings and opened flows, in order.
     events: Vec<String>,
@@ -64,7 +64,7 @@ impl Servers {
         }
     }
 
-    /// Returns servers of which one owns the shard, and which that is.
+    /// Returns servers of which one owns the shard, and the index of that one.
     fn owned(count: u64) -> (Self, usize) {
         let mut servers = Self::new(count, Config::new(LIMITS));
         servers.run(6.0);
@@ -93,7 +93,7 @@ impl Servers {
         }
     }
 
-    /// Lets time pass until something is so. Returns the seconds.
+    /// Lets time pass until a condition holds. Returns the seconds.
     #[track_caller]
     fn run_until(&mut self, is_so: impl Fn(&Self) -> bool) -> f64 {
         let begun = self.time;
@@ -210,7 +210,7 @@ impl Servers {
         self.submit(host, connection, Request::Send(Box::new(send)));
     }
 
-    /// Takes the texts that a subscription got, and "lagged" and its end.
+    /// Takes the texts delivered to a subscription, "lagged", and its end.
     fn received(&mut self, host: usize, connection: ConnectionId) -> Vec<String> {
         let subscription = self.hosts[host].subscriptions.get_mut(&connection).unwrap();
         let mut received = Vec::new();
@@ -277,7 +277,7 @@ fn deposed_server_waits_longer_each_time() {
     let (mut servers, _) = Servers::owned(2);
     let mut waits = Vec::new();
     for _ in 0..3 {
-        // The owner stands still until the other one has claimed, which then goes away.
+        // The owner stands still until the other one has claimed the shard and left.
         let owner = servers.owner().unwrap();
         servers.hosts[owner].is_paused = true;
         servers.run_until(|servers| servers.owner() != Some(owner));
@@ -325,7 +325,7 @@ fn connections_close_before_the_flow_opens_again() {
     servers.run(1.0);
     servers.cut.clear();
     servers.run(3.0);
-    // Its answer was lost, so the heartbeat of the flow tells that it is broken.
+    // The answer was lost; the heartbeat reveals that the flow is broken.
     let events = servers.events(other);
     assert_eq!(events[..4], ["7 unavailable", "7 closes", "8 unavailable", "open"], "{events:?}");
 }
@@ -453,7 +453,7 @@ fn snapshot_purges_what_it_replaces() {
     let (first, messages) = servers.stream.messages();
     assert!(first > 60 && messages.len() < 60, "{first}, {}", messages.len());
     servers.events(0);
-    // Another owner still has everything.
+    // Another owner still has all messages.
     let stream = std::mem::take(&mut servers.stream);
     let mut servers = Servers::new(1, Config::new(LIMITS));
     servers.stream = stream;

@@ -1,12 +1,12 @@
-//! The payload of a block: messages of one inbox, or a gap in their place.
+//! The payload of a block: messages of one inbox, or a gap that replaces them.
 //!
-//! Decoding never panics and never trusts; the block's checksum is the log's
-//! business. Numbers are LEB128 (seven bits a byte, the lowest first).
+//! Decoding never panics and trusts no length; the log checks the block's checksum.
+//! Numbers are LEB128 (seven bits per byte, lowest first).
 //!
 //! | payload | bytes |
 //! | --- | --- |
 //! | messages | 0; messages and bytes that the inbox had before; then for each message: its number less that of the one before (the first: less the block's first number, plus 1), its time in ms less that of the one before (the first: less 0), the sender's length as a byte (0: no sender, 255: the sender of the message before), the sender, the text's length, the text |
-//! | gap | 1; messages and bytes that the inbox had before; messages and bytes that are missing |
+//! | gap | 1; messages and bytes that the inbox had before; missing messages and bytes |
 
 use std::sync::Arc;
 
@@ -18,18 +18,17 @@ use super::bytes::{Malformed, name, put_number, take_byte, take_number, take_sli
 use crate::log::Block;
 use crate::store::{Message, Position};
 
-/// Bytes of a payload from which on it takes no more messages, unless it has one
-/// alone. A read holds a whole payload in memory, and damage loses all of one.
+/// Size at which a payload takes no more messages, unless it has a single one. A read
+/// holds a whole payload in memory, and damage loses all of it.
 pub(super) const PAYLOAD_BYTES_MAX: usize = 64 * 1024;
 
-/// Bytes that a payload has room for at first.
+/// Initial capacity of a payload.
 const PAYLOAD_BYTES_FIRST: usize = 256;
 
 const MESSAGES: u8 = 0;
 const GAP: u8 = 1;
 
-/// The sender's length if it is the sender of the message before. A name has at
-/// most 64 bytes.
+/// The length byte for the sender of the previous message. A name has at most 64 bytes.
 const SAME_SENDER: u8 = u8::MAX;
 
 /// A block of messages while a frame is built.
@@ -101,12 +100,12 @@ impl BlockBuilder {
     }
 }
 
-/// Messages that are missing knowingly.
+/// Messages that are known to be missing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Gap {
     /// The number of the first message that may be missing.
     pub(crate) first: u64,
-    /// The position of the last message that is missing.
+    /// The position of the last missing message.
     pub(crate) end: Position,
     /// The number of missing messages.
     pub(crate) messages: u64,
@@ -115,7 +114,7 @@ pub(crate) struct Gap {
 }
 
 impl Gap {
-    /// Returns the block that stands for the missing messages.
+    /// Returns the block that replaces the missing messages.
     pub(crate) fn block(self, inbox: u64) -> Block {
         let mut payload = vec![GAP];
         put_number(&mut payload, self.end.messages.saturating_sub(self.messages));
@@ -126,12 +125,12 @@ impl Gap {
     }
 }
 
-/// What a block holds.
+/// The content of a block.
 #[derive(Debug)]
 pub(crate) enum Content<'b> {
     /// Messages, in the order of their numbers.
     Messages(Messages<'b>),
-    /// A gap in their place.
+    /// A gap that replaces them.
     Gap(Gap),
 }
 
@@ -189,7 +188,7 @@ pub(crate) fn measure(block: &Block) -> Result<(Position, Position), Malformed> 
 pub(crate) struct Messages<'b> {
     block: &'b Block,
     rest: &'b [u8],
-    /// Of the message before.
+    /// The position of the previous message.
     position: Position,
     time_ms: u64,
     sender: &'b [u8],
@@ -198,7 +197,7 @@ pub(crate) struct Messages<'b> {
 /// A message, borrowed from its block.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Stored<'b> {
-    /// Its place in the inbox.
+    /// Its position in the inbox.
     pub(crate) position: Position,
     time_ms: u64,
     sender: &'b [u8],
@@ -240,7 +239,7 @@ impl<'b> Messages<'b> {
             messages: messages.checked_add(1).ok_or(Malformed)?,
             bytes: bytes.checked_add(text_bytes).ok_or(Malformed)?,
         };
-        // The block says which message is the last.
+        // The block's head names the last message.
         if step == 0 || rest.is_empty() != (sequence == self.block.last) {
             return Err(Malformed);
         }
@@ -250,8 +249,8 @@ impl<'b> Messages<'b> {
 }
 
 impl Stored<'_> {
-    /// Returns the message, whose text is a slice of the block. `former` is the message
-    /// before; its sender is shared if it is the same.
+    /// Returns the message. Its text is a slice of the block. If the sender of the
+    /// previous message `former` is the same, the name is shared.
     pub(crate) fn message(&self, former: Option<&Arc<Message>>) -> Result<Message, Malformed> {
         let text = ByteString::try_from(self.payload.slice_ref(self.text)).map_err(|_| Malformed)?;
         let former = former.and_then(|message| message.sender.as_ref());
@@ -264,11 +263,11 @@ impl Stored<'_> {
     }
 }
 
-/// Reads any bytes as the payload of a block. Messages that are read are written
-/// as they are read.
+/// Decodes arbitrary bytes as the payload of a block, and checks that encoding reproduces
+/// them.
 ///
 /// # Panics
-/// If they are not.
+/// If it does not.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(super) fn check_any(first: u64, last: u64, payload: &[u8]) {
     let block = Block { inbox: 7, first, last, payload: Bytes::copy_from_slice(payload) };

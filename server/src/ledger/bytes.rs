@@ -1,14 +1,14 @@
-//! Numbers and slices as bytes: what records and blocks are made of. Decoding
-//! never panics and never trusts a length.
+//! Encoding of numbers and slices, for records and blocks. Decoding never panics and
+//! trusts no length.
 //!
-//! Numbers are LEB128 (seven bits a byte, the lowest first). A number that is
-//! near another one is the zigzag code of the difference.
+//! Numbers are LEB128 (seven bits per byte, lowest first). A number near another one is
+//! stored as the zigzag code of the difference.
 
 use hark_protocol::{Sequence, UserName};
 
 use crate::store::Position;
 
-/// Bytes are not what this program writes.
+/// Bytes that the encoder never produces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("malformed bytes")]
 pub(crate) struct Malformed;
@@ -21,7 +21,7 @@ pub(super) fn put_number(to: &mut Vec<u8>, mut number: u64) {
     to.push(number as u8);
 }
 
-/// Writes `number`, which is short if it is near `base`.
+/// Writes `number`, in few bytes if it is near `base`.
 pub(super) fn put_near(to: &mut Vec<u8>, base: u64, number: u64) {
     let difference = number.wrapping_sub(base).cast_signed();
     put_number(to, ((difference << 1) ^ (difference >> 63)).cast_unsigned());
@@ -64,7 +64,7 @@ pub(super) fn take_u32(rest: &mut &[u8]) -> Result<u32, Malformed> {
     u32::try_from(take_number(rest)?).map_err(|_| Malformed)
 }
 
-/// Takes eight bytes, the lowest first.
+/// Reads eight bytes, lowest first.
 pub(super) fn take_fixed(rest: &mut &[u8]) -> Result<u64, Malformed> {
     let (bytes, left) = rest.split_first_chunk().ok_or(Malformed)?;
     *rest = left;

@@ -1,5 +1,5 @@
-//! [`Changes`]: what decisions lead to. The frame is appended to the log; what
-//! others hear of it waits until that is done.
+//! [`Changes`]: the results of decisions. The frame is appended to the log; its effects
+//! are published when it is durable.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,29 +15,28 @@ use crate::store::{Account, AccountEntry, End, Message, Outcome, Position, Publi
 /// The longest run of outcomes in one record.
 const RUN_LENGTH_MAX: u32 = 1024;
 
-/// The changes of one frame. One value serves all frames of a shard, so that its
-/// memory stays.
+/// The changes of one frame. One value serves all frames of a shard, to reuse its memory.
 #[derive(Debug, Default)]
 pub(crate) struct Changes {
     records: Vec<u8>,
     clock: Clock,
-    /// One for each inbox that gets messages.
+    /// One for each inbox with new messages.
     blocks: Vec<BlockBuilder>,
-    /// Outcomes that may be continued, by the session's slot.
+    /// The session's slot, and its outcomes that later ones may continue.
     outcomes: Option<(u32, Run)>,
-    /// A block takes no more messages.
+    /// A block is full.
     is_full: bool,
-    /// What the caller makes known once the frame is durable.
+    /// The effects to publish when the frame is durable.
     pub(crate) effects: Effects,
 }
 
-/// What follows from the changes of a frame once it is appended.
+/// The effects of a frame after it is appended.
 #[derive(Debug, Default)]
 pub(crate) struct Effects {
     /// An answer waits until the frame is on stable storage.
     pub(crate) is_awaited: bool,
-    /// Numbers were reserved: unless that is on stable storage, they could be
-    /// given out again after a crash of the machine.
+    /// Numbers were reserved: without a sync, they could be assigned again after a power
+    /// loss.
     pub(crate) is_reserving: bool,
     /// Incarnations of accounts that ended.
     pub(crate) ended: Vec<u64>,
@@ -54,7 +53,7 @@ pub(crate) struct Effects {
 /// A change of the directory.
 #[derive(Debug)]
 pub(crate) enum AccountChange {
-    /// The account is as it says.
+    /// The current state of the account.
     Present(AccountEntry),
     /// The account has ended.
     Ended(UserName),
@@ -79,12 +78,12 @@ pub(crate) struct SubscriptionEnd {
     pub(crate) account: Account,
     /// The subscription.
     pub(crate) publisher: Publisher,
-    /// Why it ended.
+    /// The reason.
     pub(crate) end: End,
 }
 
 impl Changes {
-    /// Begins a frame. `counter` is the number that was given out last.
+    /// Begins a frame. `counter` is the last assigned number.
     pub(super) fn begin(&mut self, time_ms: u64, running: Duration, counter: u64) {
         self.clock = Clock { time_ms, running, counter };
         self.records.clear();
@@ -120,18 +119,18 @@ impl Changes {
         }
     }
 
-    /// Returns the block at `at` if it is of this inbox.
+    /// Returns the block at `at` if it belongs to this inbox.
     pub(super) fn block_of(&mut self, inbox: u64, at: u32) -> Option<&mut BlockBuilder> {
         self.blocks.get_mut(at as usize).filter(|block| block.inbox() == inbox)
     }
 
-    /// Adds a block and returns its place.
+    /// Adds a block and returns its index.
     pub(super) fn add_block(&mut self, block: BlockBuilder) -> u32 {
         self.blocks.push(block);
         (self.blocks.len() - 1) as u32
     }
 
-    /// Notes that a block takes no more messages.
+    /// Notes that a block is full.
     pub(super) const fn note_full(&mut self) {
         self.is_full = true;
     }
@@ -146,8 +145,8 @@ impl Changes {
         self.records.len()
     }
 
-    /// Completes the frame and takes it; `None` if nothing has to be appended.
-    /// `time_ms` is the time of the last message.
+    /// Completes and takes the frame; `None` if there is nothing to append. `time_ms` is
+    /// the time of the last message.
     pub(super) fn take_frame(&mut self, time_ms: u64) -> Option<Frame> {
         self.flush_outcomes();
         for block in &self.blocks {
@@ -169,13 +168,13 @@ impl Changes {
 }
 
 impl Effects {
-    /// Ends a subscription once the frame is durable.
+    /// Ends a subscription when the frame is durable.
     pub(super) fn end(&mut self, account: &Account, publisher: Publisher, end: End) {
         self.ends.push(SubscriptionEnd { account: account.clone(), publisher, end });
     }
 
-    /// Publishes messages and ends of subscriptions. An end drops everything that
-    /// is published before and after it, so their order does not matter.
+    /// Publishes messages and ends of subscriptions, in any order: an end drops all
+    /// messages of its subscription.
     pub(crate) fn publish(&mut self) {
         for Delivery { publisher, messages, .. } in self.deliveries.drain(..) {
             publisher.appended(messages);
@@ -185,7 +184,7 @@ impl Effects {
         }
     }
 
-    /// Empties everything; the memory stays.
+    /// Clears all changes but keeps the memory.
     pub(crate) fn clear(&mut self) {
         let Self { is_awaited, is_reserving, ended, cursors, accounts, deliveries, ends } = self;
         (*is_awaited, *is_reserving) = (false, false);

@@ -1,24 +1,23 @@
-//! [`Checkpoint`]: the state as records, in pieces that are appended beside
-//! traffic.
+//! [`Checkpoint`]: the state as records, in pieces that are appended between commits.
 //!
-//! Changes between pieces are safe. A record holds absolute values, and what
-//! changes after the first piece has a record behind that; so it does not matter
-//! whether a piece has the state before a change or after it. Inboxes and
-//! sessions keep their places; one that comes meanwhile may be passed over.
+//! Changes between pieces are safe. Records hold absolute values, and each change after
+//! the first piece has a later record; so a piece may hold the state before or after a
+//! change. Inboxes and sessions keep their slots; a new one may be skipped, because it
+//! has a record of its own.
 
 use super::Ledger;
 use super::changes::Changes;
 use super::record::Record;
 use crate::log::{CheckpointPart, Frame};
 
-/// Bytes of a piece from which on it takes no more records.
+/// Size at which a piece takes no more records.
 const PIECE_BYTES_MAX: usize = 256 * 1024;
 
 /// A checkpoint that is under way.
 #[derive(Debug, Default)]
 pub(crate) struct Checkpoint {
     stage: Stage,
-    /// The next place.
+    /// The next slot.
     slot: u32,
 }
 
@@ -37,13 +36,13 @@ impl Checkpoint {
         matches!(self.stage, Stage::Complete)
     }
 
-    /// Builds the next piece, a frame of its own. Everything that `ledger` has
-    /// decided was appended before.
+    /// Builds the next piece as a separate frame. All decisions of `ledger` must have
+    /// been appended before.
     pub(crate) fn next_piece(&mut self, ledger: &Ledger, changes: &mut Changes) -> Frame {
         self.next_piece_of(PIECE_BYTES_MAX, ledger, changes)
     }
 
-    /// Builds the next piece, of about this size.
+    /// Builds the next piece, of about `bytes_max`.
     pub(super) fn next_piece_of(
         &mut self,
         bytes_max: usize,

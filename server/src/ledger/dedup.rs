@@ -1,5 +1,5 @@
-//! [`DedupTable`]: the outcomes of the last 1,024 sends of a session, exactly.
-//! Without I/O and without a clock.
+//! [`DedupTable`]: the outcomes of the last 1,024 sends of a session. It has no I/O and
+//! no clock.
 
 use hark_protocol::limits::OUTCOMES_REMEMBERED;
 use hark_protocol::{Code, Sequence};
@@ -52,17 +52,16 @@ impl Run {
         Some(Self { first, length, outcome: self.outcome_of(first) })
     }
 
-    /// Returns whether `id` and its outcome come right behind this run.
+    /// Returns whether `id` with this outcome directly continues the run.
     pub(crate) fn is_continued_by(self, id: u32, outcome: Outcome) -> bool {
         self.end() == u64::from(id) && self.outcome_of(id) == outcome
     }
 }
 
-/// The outcomes of the last 1,024 sends of a session: an id that was skipped is
-/// not among them.
+/// The outcomes of the last 1,024 sends of a session. Skipped ids have no entry.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct DedupTable {
-    /// The highest id that was decided, 0 if none was.
+    /// The highest id with an outcome, 0 for none.
     highest: u32,
     /// The number of ids in all runs.
     remembered: u32,
@@ -75,19 +74,19 @@ pub(crate) struct DedupTable {
 /// What a table knows about an id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Known {
-    /// It is above every id that was decided.
+    /// It is above every id with an outcome.
     New,
-    /// It was decided.
+    /// It has an outcome.
     Decided(Outcome),
-    /// It was skipped: it is above every id that is forgotten.
+    /// It was skipped: it is above every forgotten id.
     Skipped,
     /// It may be too old to be remembered.
     Expired,
 }
 
 impl DedupTable {
-    /// Restores a table from its runs, or returns `None` if no table has these:
-    /// they are out of order or too many.
+    /// Restores a table from its runs. Returns `None` if they are out of order or too
+    /// many.
     pub(crate) fn from_runs(highest: u32, runs: Vec<Run>) -> Option<Self> {
         let mut previous_end = 1;
         let mut remembered = 0_usize;
@@ -108,7 +107,7 @@ impl DedupTable {
         table
     }
 
-    /// Returns the highest id that was decided, 0 if none was.
+    /// Returns the highest id with an outcome, 0 for none.
     pub(crate) const fn highest(&self) -> u32 {
         self.highest
     }
@@ -118,18 +117,18 @@ impl DedupTable {
         self.packed.iter().chain(self.last)
     }
 
-    /// Returns the memory that it takes beside itself.
+    /// Returns its heap size in bytes.
     pub(crate) const fn heap_bytes(&self) -> usize {
         self.packed.bytes.capacity()
     }
 
-    /// Returns the number of outcomes that are remembered.
+    /// Returns the number of remembered outcomes.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) const fn remembered(&self) -> usize {
         self.remembered as usize
     }
 
-    /// Looks an id up.
+    /// Looks up an id.
     pub(crate) fn look_up(&self, id: u32) -> Known {
         if id > self.highest {
             return Known::New;
@@ -141,11 +140,10 @@ impl DedupTable {
         }
     }
 
-    /// Remembers the outcome of an id. An id that was decided before keeps its
-    /// outcome.
+    /// Records the outcome of an id. An earlier outcome of the same id stays.
     pub(crate) fn record(&mut self, id: u32, outcome: Outcome) {
         if id > self.highest {
-            // Nearly always.
+            // The usual case.
             match &mut self.last {
                 Some(last) if last.is_continued_by(id, outcome) => last.length += 1,
                 _ => self.push(Run::of(id, outcome)),
@@ -162,14 +160,14 @@ impl DedupTable {
         }
     }
 
-    /// Adds a run behind all others.
+    /// Appends a run.
     fn push(&mut self, run: Run) {
         if let Some(last) = self.last.replace(run) {
             self.packed.push(last);
         }
     }
 
-    /// Adds a run among the others.
+    /// Inserts a run among the others.
     fn insert(&mut self, run: Run) {
         let mut runs: Vec<_> = self.runs().collect();
         let at = runs.partition_point(|other| other.first < run.first);
@@ -202,19 +200,19 @@ impl Eq for DedupTable {}
 
 /// Runs in a few bytes each, oldest first.
 ///
-/// A run is a byte: 0 for messages that were stored, or 1 + the place of the code, and
-/// [`IS_NEXT`] if it is one id right behind the run before. Otherwise the number of
-/// ids that were skipped follows, and the length. If messages were stored, their first
-/// number follows, by its distance.
+/// A run is a byte: 0 for stored messages, or 1 + the index of the code, and [`IS_NEXT`]
+/// if it is one id directly after the run before. Otherwise the number of skipped ids
+/// follows, and the length. For stored messages their first number follows, as the
+/// difference to the run before.
 #[derive(Debug, Clone, Default)]
 struct PackedRuns {
     bytes: Vec<u8>,
-    /// The place of the first run.
+    /// The offset of the first run.
     start: usize,
-    /// The end of the run before the first, and that of the last.
+    /// The end of the run before the first, and that of the last one.
     before: RunEnd,
     end: RunEnd,
-    /// Ids of the first run that are forgotten.
+    /// Forgotten ids of the first run.
     forgotten: u32,
 }
 
@@ -223,15 +221,15 @@ const IS_NEXT: u8 = 0x80;
 /// The longest packed run.
 const PACKED_BYTES_MAX: usize = 32;
 
-/// Bytes by which the memory grows at least.
+/// The least growth of the memory.
 const GROWTH_MIN: usize = 64;
 
 /// The end of a run, relative to which the next one is written.
 #[derive(Debug, Clone, Copy, Default)]
 struct RunEnd {
-    /// The id behind the last one.
+    /// The id after the last one.
     id: u64,
-    /// The number behind the last one that was given.
+    /// The number after the last assigned one.
     number: u64,
 }
 
@@ -246,7 +244,7 @@ impl PackedRuns {
         if self.bytes.capacity() - self.bytes.len() < PACKED_BYTES_MAX {
             self.bytes.drain(..self.start);
             self.start = 0;
-            // By less than a half, since there are many tables.
+            // Less than the usual doubling, because there are many tables.
             let more = GROWTH_MIN.max(self.bytes.len() / 8);
             if self.bytes.capacity() - self.bytes.len() < more {
                 self.bytes.reserve_exact(more);
@@ -311,7 +309,7 @@ impl RunEnd {
     }
 }
 
-/// Returns 1 + the place of a code. There are few, and new ones are added at the end.
+/// Returns 1 + the index of a code. New codes are added at the end.
 fn place_of(code: Code) -> u8 {
     1 + Code::ALL.iter().position(|known| *known == code).unwrap_or(0) as u8
 }

@@ -1,5 +1,4 @@
-//! What the fuzz target `records` runs on the ledger: any bytes as records and as
-//! messages.
+//! The fuzz target `records`: arbitrary bytes as records and as messages.
 
 #![expect(clippy::panic, reason = "a target fails by panicking")]
 
@@ -8,11 +7,10 @@ use super::{Limits, Replay, block, record};
 const LIMITS: Limits =
     Limits { accounts_max: 100, sessions_max: 100, queued_messages_max: 100, queued_bytes_max: 100 };
 
-/// Reads the bytes as the records of a frame, or as the messages of a block.
+/// Decodes the bytes as the records of a frame, or as the messages of a block.
 ///
 /// # Panics
-/// If something is read that is not written as it is read, or a replay of it
-/// differs from a second one.
+/// If encoding does not reproduce the decoded bytes, or two replays differ.
 pub fn records(data: &[u8]) {
     let [what, first, last, bytes @ ..] = data else { return };
     if what % 2 == 0 {
@@ -21,7 +19,7 @@ pub fn records(data: &[u8]) {
     }
     record::check_any(bytes);
     let mut replay = Replay::new(LIMITS);
-    // What can be read of them counts.
+    // A second replay must agree on the validity of the bytes.
     if replay.frame(bytes).is_err() && replay.frame(bytes).is_ok() {
         panic!("bytes are malformed once");
     }

@@ -1,4 +1,4 @@
-//! Accounts and messages that come from elsewhere, with numbers of their own.
+//! Imported accounts and messages, which keep their numbers.
 
 use hark_protocol::{Sequence, UserName};
 
@@ -6,15 +6,15 @@ use super::changes::Changes;
 use super::{Ledger, reserve};
 use crate::store::{Created, Message, PasswordHash, Position};
 
-/// What became of a message that was imported.
+/// The result of an import of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Imported {
     /// It is in the inbox.
     Stored,
-    /// The inbox has this number, or its cursor has passed it.
+    /// The inbox already has this number, or its cursor has passed it.
     Known,
-    /// The inbox of this account has a later number already. The ledger does not know
-    /// whether it has this one, too.
+    /// The inbox of this account already has a later number. The ledger cannot tell
+    /// whether it has this one as well.
     Behind(u64),
     /// There is no such account.
     NoSuchUser,
@@ -39,8 +39,8 @@ impl Ledger {
         self.insert(name, password, Position { sequence: cursor, messages: 0, bytes: 0 }, changes)
     }
 
-    /// Stores a message under its own number; its place in the inbox follows from
-    /// the messages before. No quota refuses it.
+    /// Stores a message under its own number. Its counts continue those of the inbox. No
+    /// quota applies.
     pub(crate) fn import_message(
         &mut self,
         to: &UserName,

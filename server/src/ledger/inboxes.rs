@@ -16,7 +16,7 @@ use crate::store::{Account, AccountEntry, Message, PasswordHash, Position, Publi
 #[derive(Debug, Default)]
 pub(super) struct Inboxes {
     inboxes: Slots<Inbox>,
-    /// The place of each inbox, by its name.
+    /// The slot of each inbox, by its name.
     by_name: HashTable<u32>,
     hasher: RandomState,
 }
@@ -26,15 +26,15 @@ pub(super) struct Inboxes {
 pub(super) struct Inbox {
     pub(super) account: Account,
     pub(super) password: Option<PasswordHash>,
-    /// The last message that is forgotten.
+    /// The position of the last forgotten message.
     pub(super) cursor: Position,
-    /// The last message.
+    /// The position of the last message.
     pub(super) tail: Position,
     pub(super) publisher: Option<Publisher>,
-    /// The place of its block in the frame that is built. It counts only if the
-    /// block there is of this inbox.
+    /// The index of its block in the frame under construction, valid only if that block
+    /// belongs to this inbox.
     block_at: u32,
-    /// The place of its delivery. It counts only if that is to its subscription.
+    /// The index of its delivery, valid only if that belongs to its subscription.
     delivery_at: u32,
 }
 
@@ -74,8 +74,7 @@ impl Inboxes {
         self.get(&account.name).is_some_and(|inbox| inbox.account.incarnation == account.incarnation)
     }
 
-    /// Adds an inbox, of a new name. Returns its place, or `None` if there are 2³²
-    /// of them.
+    /// Adds an inbox with a new name. Returns its slot, or `None` if all 2³² are in use.
     pub(super) fn insert(&mut self, inbox: Inbox) -> Option<u32> {
         let Self { inboxes, by_name, hasher } = self;
         let hash = hasher.hash_one(&inbox.account.name);
@@ -93,29 +92,29 @@ impl Inboxes {
         inboxes.remove(slot)
     }
 
-    /// Returns the inbox in a place.
+    /// Returns the inbox in a slot.
     pub(super) fn at(&mut self, slot: u32) -> Option<&mut Inbox> {
         self.inboxes.get_mut(slot)
     }
 
-    /// Returns the inboxes from this place on, with their places.
+    /// Returns the inboxes from this slot on, with their slots.
     pub(super) fn iter_from(&self, slot: u32) -> impl Iterator<Item = (u32, &Inbox)> {
         self.inboxes.iter_from(slot)
     }
 
-    /// Takes all inboxes out.
+    /// Returns all inboxes by value.
     pub(super) fn into_inboxes(self) -> impl Iterator<Item = Inbox> {
         self.inboxes.into_items()
     }
 }
 
-/// Returns whether the inbox in a place has this name.
+/// Returns whether the inbox in a slot has this name.
 fn is_of(inboxes: &Slots<Inbox>, slot: u32, name: &UserName) -> bool {
     inboxes.get(slot).is_some_and(|inbox| inbox.account.name == *name)
 }
 
 impl Inbox {
-    /// Returns an inbox as a record has it.
+    /// Creates an inbox from its record.
     pub(super) fn new(record: AccountRecord) -> Self {
         let AccountRecord { name, incarnation, password, cursor, tail } = record;
         let account = Account { name, incarnation };
@@ -186,12 +185,12 @@ impl Inbox {
         }
     }
 
-    /// Messages that are stored and not acknowledged.
+    /// Returns the number of unacknowledged messages.
     pub(super) const fn queued_messages(&self) -> u64 {
         self.tail.messages.saturating_sub(self.cursor.messages)
     }
 
-    /// Bytes of their texts.
+    /// Returns the bytes of their texts.
     pub(super) const fn queued_bytes(&self) -> u64 {
         self.tail.bytes.saturating_sub(self.cursor.bytes)
     }

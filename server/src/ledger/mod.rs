@@ -1,21 +1,20 @@
-//! The ledger: the rules of accounts, inboxes, cursors, remembered outcomes,
-//! quotas and numbers, as a state machine without I/O, clock and randomness.
+//! The ledger: the rules of accounts, inboxes, cursors, remembered outcomes, quotas and
+//! numbers, as a state machine without I/O, clock or randomness.
 //!
-//! An operation decides, changes the state at once, and adds to [`Changes`] the
-//! records to append and what follows from them. If the append fails, the ledger
-//! is dropped and replayed from the log: there is no undo. Replaying the records
-//! gives the same state.
+//! An operation decides, changes the state at once, and adds the resulting records and
+//! effects to [`Changes`]. There is no undo: if the append fails, the ledger is dropped
+//! and replayed from the log. Replaying the records gives the same state.
 //!
 //! | file | content |
 //! | --- | --- |
-//! | `changes` | what decisions lead to: one frame, and its effects |
+//! | `changes` | the results of decisions: one frame, and its effects |
 //! | `inboxes` | accounts and their inboxes |
 //! | `sessions`, `dedup` | send sessions and the outcomes of their sends |
 //! | `numbers` | the counter |
-//! | `record`, `block`, `bytes` | records and messages as bytes |
+//! | `record`, `block`, `bytes` | encoding of records and messages |
 //! | `replay`, `checkpoint` | the state from records, and as records |
-//! | `import` | accounts and messages with numbers of their own |
-//! | `slots` | places that stay while a checkpoint is written |
+//! | `import` | accounts and messages with existing numbers |
+//! | `slots` | slots that stay fixed during a checkpoint |
 
 mod block;
 mod bytes;
@@ -64,20 +63,20 @@ pub use self::numbers::{COUNTER_MAX, WrongClock};
 pub(crate) use self::numbers::{counter_at, until_next_second};
 pub(crate) use self::replay::Replay;
 
-/// The bounds of a ledger.
+/// The limits of a ledger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Limits {
-    /// Accounts.
+    /// Maximum number of accounts.
     pub(crate) accounts_max: usize,
-    /// Sessions that are open or remembered.
+    /// Maximum number of open or remembered sessions.
     pub(crate) sessions_max: usize,
-    /// Unacknowledged messages in an inbox.
+    /// Maximum number of unacknowledged messages in an inbox.
     pub(crate) queued_messages_max: u64,
-    /// Bytes of their texts.
+    /// Maximum bytes of their texts.
     pub(crate) queued_bytes_max: u64,
 }
 
-/// What the ledger is told about the world when it decides.
+/// The environment of a decision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Context {
     /// The running time of the store. It never decreases, not even over a restart.
@@ -86,8 +85,8 @@ pub(crate) struct Context {
     pub(crate) is_low_on_space: bool,
 }
 
-/// Accounts, inboxes, sessions and the counter, as they are after everything
-/// that was decided.
+/// Accounts, inboxes, sessions and the counter, including all decisions of the frame
+/// under construction.
 #[derive(Debug)]
 pub(crate) struct Ledger {
     limits: Limits,
@@ -97,7 +96,8 @@ pub(crate) struct Ledger {
     /// The time of the last message, in milliseconds since 1970.
     time_ms: u64,
     running: Duration,
-    /// Senders that are named have been checked: their accounts may be elsewhere.
+    /// Named senders have been checked by the caller: their accounts may be in other
+    /// shards.
     are_senders_vouched_for: bool,
 }
 
@@ -115,24 +115,24 @@ impl Ledger {
         }
     }
 
-    /// From now on takes every sender that is named for alive: its account may be in
-    /// another shard, whose owner has been asked.
+    /// From now on trusts the named senders: their accounts may be in another shard,
+    /// whose owner has checked them.
     #[cfg(test)]
     pub(crate) const fn vouch_for_senders(&mut self) {
         self.are_senders_vouched_for = true;
     }
 
-    /// Returns the running time that the last frame was written at.
+    /// Returns the running time of the last frame.
     pub(crate) const fn running(&self) -> Duration {
         self.running
     }
 
-    /// Returns the number that was given out last.
+    /// Returns the last assigned number.
     pub(crate) const fn counter(&self) -> u64 {
         self.numbers.last()
     }
 
-    /// Begins a frame, and forgets the sessions whose time has come.
+    /// Begins a frame, and forgets expired sessions.
     pub(crate) fn begin(&mut self, context: Context, changes: &mut Changes) {
         self.running = self.running.max(context.running);
         changes.begin(self.time_ms, self.running, self.numbers.last());
@@ -143,17 +143,17 @@ impl Ledger {
         });
     }
 
-    /// Completes the frame; `None` if nothing has to be appended.
+    /// Completes the frame; `None` if there is nothing to append.
     pub(crate) fn finish(&self, changes: &mut Changes) -> Option<Frame> {
         changes.take_frame(self.time_ms)
     }
 
-    /// Completes a frame that changes nothing.
+    /// Completes a frame without changes.
     pub(crate) fn finish_empty(&self, changes: &mut Changes) -> Frame {
         changes.take_whole_frame(self.time_ms)
     }
 
-    /// Returns a frame that changes nothing, and begins none.
+    /// Returns a frame without changes, outside of any other frame.
     #[cfg(test)]
     pub(crate) fn empty_frame(&self, changes: &mut Changes) -> Frame {
         changes.begin(self.time_ms, self.running, self.numbers.last());
@@ -206,7 +206,7 @@ impl Ledger {
         true
     }
 
-    /// Ends an account, and its messages with it. Returns whether it was there.
+    /// Ends an account and its messages. Returns whether it existed.
     pub(crate) fn delete(&mut self, account: &Account, changes: &mut Changes) -> bool {
         if !self.inboxes.is_alive(account) {
             return false;
@@ -223,9 +223,9 @@ impl Ledger {
         true
     }
 
-    /// Stores a message, or refuses it, or returns the outcome that was decided
-    /// before. A refusal for lack of space is not remembered until a later send of the
-    /// session is decided: from then on a repeat would be out of order.
+    /// Stores or refuses a message, or returns its remembered outcome. A refusal for lack
+    /// of space is remembered only when a later send of the session gets an outcome: from
+    /// then on, a repeat would be out of order.
     pub(crate) fn append(
         &mut self,
         append: &mut Append,
@@ -271,7 +271,7 @@ impl Ledger {
         self.store(append, context, changes).map_or_else(Outcome::Refused, Outcome::Stored)
     }
 
-    /// Stores a message, whose text it takes, unless a rule forbids it.
+    /// Stores a message and takes its text, unless a rule forbids it.
     fn store(
         &mut self,
         append: &mut Append,
@@ -313,7 +313,7 @@ impl Ledger {
             .is_some_and(|inbox| inbox.publisher.as_ref().is_none_or(Publisher::is_ended))
     }
 
-    /// Subscribes to an inbox; the subscription that there was ends. `None` if the
+    /// Subscribes to an inbox, and ends its former subscription. Returns `None` if the
     /// account has ended.
     pub(crate) fn subscribe(&mut self, account: &Account, changes: &mut Changes) -> Option<Subscription> {
         let inbox = self.inboxes.get_mut(account)?;
@@ -325,10 +325,10 @@ impl Ledger {
         Some(subscription)
     }
 
-    /// Forgets every message up to `position`.
+    /// Forgets all messages up to `position`.
     pub(crate) fn acknowledge(&mut self, account: &Account, position: Position, changes: &mut Changes) {
         let Some(inbox) = self.inboxes.get_mut(account) else { return };
-        // A position from elsewhere must not lead beyond the inbox.
+        // A position from outside must not exceed the end of the inbox.
         let position = if position.sequence < inbox.tail.sequence { position } else { inbox.tail };
         if position.sequence <= inbox.cursor.sequence {
             return;
@@ -338,7 +338,7 @@ impl Ledger {
         changes.effects.cursors.push((account.incarnation, position));
     }
 
-    /// Counts a connection of a session. Returns whether there is room for it.
+    /// Adds a connection to a session. Returns whether there is room for the session.
     pub(crate) fn open_session(
         &mut self,
         session: &SessionToken,
@@ -348,15 +348,14 @@ impl Ledger {
         self.sessions.open(session, from, now)
     }
 
-    /// Counts a connection of a session less.
+    /// Removes a connection from a session.
     pub(crate) fn close_session(&mut self, session: &SessionToken, now: Duration) {
         self.sessions.close(session, now);
     }
 
-    /// Inherits what outlives a failure of the log: subscriptions and open
-    /// sessions. `lost` are the ends of subscriptions that were never published,
-    /// since their changes may not have been made. Returns the acknowledgements
-    /// that are to be made again.
+    /// Inherits subscriptions and open sessions from the ledger before a failure of the
+    /// log. `lost` are unpublished ends of subscriptions, whose changes may be lost.
+    /// Returns the acknowledgements to repeat.
     pub(crate) fn inherit_from(
         &mut self,
         former: Self,
@@ -376,7 +375,7 @@ impl Ledger {
                 subscriptions.insert(account, publisher);
             }
         }
-        // The first that was replaced or ended was the one that subscribed.
+        // The subscription that was replaced or ended first is the committed one.
         for end in lost.into_iter().rev() {
             subscriptions.insert(end.account, end.publisher);
         }
@@ -389,7 +388,7 @@ impl Ledger {
         acks
     }
 
-    /// Looks an account up.
+    /// Looks up an account.
     #[cfg(test)]
     pub(crate) fn account(&self, name: &UserName) -> Option<AccountEntry> {
         self.inboxes.get(name).map(Inbox::entry)
@@ -404,7 +403,7 @@ impl Ledger {
         Some((inbox.cursor, inbox.tail))
     }
 
-    /// Returns the accounts, in no order.
+    /// Returns the accounts in any order.
     pub(crate) fn accounts(&self) -> impl Iterator<Item = AccountEntry> {
         self.inboxes.iter_from(0).map(|(_, inbox)| inbox.entry())
     }

@@ -1,31 +1,30 @@
-//! The one counter of a store, for the numbers of messages and of accounts, and
-//! where it begins.
+//! The counter of a store, for the numbers of messages and accounts, and its initial
+//! value.
 //!
-//! At every open the counter becomes the larger of the persisted counter and Unix
-//! seconds × 2²¹, so that a copy that is put back, and a new store at the same
-//! address, repeat no number as long as the clock is right.
+//! At every open, the counter becomes the larger of the persisted counter and Unix
+//! seconds × 2²¹. So neither a restored copy nor a new store at the same address repeats
+//! a number, as long as the clock is right.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Numbers that are reserved at a time. Those that are left are lost when the
-/// store ends.
+/// Numbers reserved at a time. Unused ones are lost when the store closes.
 const RESERVED: u64 = 65_536;
 
 /// Numbers for each second since 1970, as bits.
 pub(crate) const NUMBERS_PER_SECOND_BITS: u32 = 21;
 
-/// The largest counter that a store may begin with. Numbers stay below 2⁵³, so
-/// that JSON can carry them, and 2⁴⁰ of them are left above this.
+/// The largest initial counter of a store. Numbers stay below 2⁵³, so that JSON can carry
+/// them; 2⁴⁰ of them are left above this.
 pub const COUNTER_MAX: u64 = (1 << 53) - (1 << 40);
 
 /// The release of this version, 2026-11-01, in Unix seconds: a clock before it is
 /// wrong.
 const RELEASED: u64 = 1_793_491_200;
 
-/// A clock that is later than the release by more than this is wrong: 20 years.
+/// The clock is wrong if it is later than the release by more than this: 20 years.
 const CLOCK_AHEAD_MAX: u64 = 20 * 365 * 86_400 + 5 * 86_400;
 
-/// The clock of the machine cannot be right, so that numbers cannot begin with it.
+/// The clock of the machine is wrong, so that numbers cannot depend on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
     "cannot number messages: the clock of this machine says {unix_seconds} s since 1970, which cannot be right; set the clock, or give a number above all that were ever used with --numbers-after"
@@ -35,12 +34,12 @@ pub struct WrongClock {
     pub unix_seconds: u64,
 }
 
-/// Returns the counter at `time`: Unix seconds × 2²¹, and the fraction of the second,
-/// so that a copy that is put back within a second repeats no number either.
+/// Returns the counter at `time`: Unix seconds × 2²¹ plus the fraction of the second, so
+/// that a copy restored within a second repeats no number either.
 ///
 /// # Errors
-/// [`WrongClock`] if the time is before the release of this version or over 20
-/// years after it.
+/// [`WrongClock`] if the time is before the release of this version or over 20 years
+/// after it.
 pub(crate) fn counter_at(time: SystemTime) -> Result<u64, WrongClock> {
     let unix_seconds = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     if !(RELEASED..=RELEASED + CLOCK_AHEAD_MAX).contains(&unix_seconds) {
@@ -60,7 +59,7 @@ pub(crate) fn until_next_second(time: SystemTime) -> Duration {
 /// The counter.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Numbers {
-    /// The number that was given out last.
+    /// The last assigned number.
     last: u64,
     /// Numbers up to this one are reserved durably, or will be with this frame.
     reserved: u64,
@@ -72,18 +71,18 @@ impl Numbers {
         Self { last, reserved: last }
     }
 
-    /// Returns the number that was given out last.
+    /// Returns the last assigned number.
     pub(super) const fn last(self) -> u64 {
         self.last
     }
 
-    /// Returns the bound up to which numbers may have been given out.
+    /// Returns the bound of all numbers that may have been assigned.
     pub(super) const fn reserved(self) -> u64 {
         self.reserved
     }
 
-    /// Gives out the next number. Returns the new bound as well if numbers had to
-    /// be reserved: it is to be written in this frame.
+    /// Assigns the next number. Also returns a new bound if numbers were reserved, which
+    /// must be recorded in this frame.
     pub(super) const fn next(&mut self) -> (u64, Option<u64>) {
         let mut bound = None;
         if self.last >= self.reserved {
@@ -94,8 +93,7 @@ impl Numbers {
         (self.last, bound)
     }
 
-    /// Skips the numbers up to `number`. Returns the new bound if it had
-    /// to be raised.
+    /// Skips the numbers up to `number`. Returns the new bound if it was raised.
     pub(super) const fn skip(&mut self, number: u64) -> Option<u64> {
         if number <= self.last {
             return None;

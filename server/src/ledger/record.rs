@@ -1,14 +1,14 @@
-//! The records of the ledger, and how they are written as bytes.
+//! The records of the ledger, and their encoding.
 //!
-//! The records of a frame begin with a [`Record::Clock`]. Every record is a byte
-//! for its kind and the fields of that kind; it holds absolute values, so that
-//! to replay it twice is the same as to replay it once. An unknown kind is an
-//! error. The frame's checksum is the log's business.
+//! The records of a frame begin with a [`Record::Clock`]. Each record is a byte for its
+//! kind and the fields of that kind. It holds absolute values, so that replaying it twice
+//! equals replaying it once. An unknown kind is an error. The log checks the frame's
+//! checksum.
 //!
 //! | kind | fields (`~`: near the counter of the frame's clock) |
 //! | --- | --- |
 //! | 1 clock | time of the last message in ms, running time in ms, counter: u64 each, little endian |
-//! | 2 counter | bound up to which numbers may have been given out |
+//! | 2 counter | bound of all numbers that may have been assigned |
 //! | 3 account | incarnation, name, password hash (empty: none), cursor, last position |
 //! | 4 end of an account | incarnation |
 //! | 5 cursor | incarnation, position~ |
@@ -17,9 +17,8 @@
 //! | 8 outcomes | slot, run |
 //! | 9 end of a session | slot |
 //!
-//! A position is number~, messages, bytes. A run is first id, length, and a byte:
-//! 0 and number~ for messages that were stored, else 1 + the place of the code in
-//! [`Code::ALL`].
+//! A position is number~, messages, bytes. A run is first id, length, and a byte: 0 and
+//! number~ for stored messages, else 1 + the index of the code in [`Code::ALL`].
 
 use std::time::Duration;
 
@@ -33,12 +32,12 @@ use super::bytes::{
 use super::dedup::{DedupTable, Run};
 use crate::store::{Outcome, PasswordHash, Position};
 
-/// Bytes of a [`Record::Clock`]. They do not depend on its values, so that it can
-/// be completed when the frame is.
+/// Bytes of a [`Record::Clock`]. They are fixed, so that the record can be filled in when
+/// the frame is complete.
 pub(super) const CLOCK_BYTES: usize = 1 + 3 * 8;
 
-/// The highest place of a session that a record may name. It bounds the memory
-/// that a malformed record takes.
+/// The highest slot of a session in a record. It bounds the memory that a malformed
+/// record can take.
 pub(super) const SESSION_SLOT_MAX: u32 = (1 << 24) - 1;
 
 mod kind {
@@ -58,21 +57,21 @@ mod kind {
 pub(super) enum Record {
     /// The clocks when the frame was written; the first record of each frame.
     Clock(Clock),
-    /// Numbers up to this one may have been given out.
+    /// The bound of all numbers that may have been assigned.
     Counter(u64),
     /// An account and its inbox.
     Account(AccountRecord),
     /// The account of this incarnation has ended.
     AccountEnd(u64),
-    /// The last message that is forgotten, by incarnation.
+    /// The last forgotten position, by incarnation.
     Cursor(u64, Position),
-    /// The last message, by incarnation.
+    /// The last position, by incarnation.
     Tail(u64, Position),
-    /// A session with everything that is remembered of it.
+    /// A session with all its remembered outcomes.
     Session(SessionRecord),
-    /// Outcomes of the session in this place.
+    /// Outcomes of the session in this slot.
     Outcomes(u32, Run),
-    /// The session in this place is forgotten.
+    /// The session in this slot is forgotten.
     SessionEnd(u32),
 }
 
@@ -83,12 +82,12 @@ pub(super) struct Clock {
     pub(super) time_ms: u64,
     /// The running time of the store.
     pub(super) running: Duration,
-    /// The number that was given out last when the frame began. Numbers in the
-    /// frame are written by their distance to it.
+    /// The last assigned number when the frame began. Numbers in the frame are encoded
+    /// relative to it.
     pub(super) counter: u64,
 }
 
-/// An account and its inbox, as they are.
+/// The full state of an account and its inbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct AccountRecord {
     pub(super) name: UserName,
@@ -98,7 +97,7 @@ pub(super) struct AccountRecord {
     pub(super) tail: Position,
 }
 
-/// A session, as it is.
+/// The full state of a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct SessionRecord {
     pub(super) slot: u32,
@@ -269,7 +268,7 @@ fn put_run(to: &mut Vec<u8>, counter: u64, run: Run) {
             to.push(0);
             put_near(to, counter, number);
         }
-        // There are few codes, and new ones are added at the end.
+        // New codes are added at the end.
         Outcome::Refused(code) => {
             to.push(1 + Code::ALL.iter().position(|known| *known == code).unwrap_or(0) as u8);
         }
@@ -290,10 +289,10 @@ fn take_run(rest: &mut &[u8], counter: u64) -> Result<Run, Malformed> {
     }
 }
 
-/// Reads any bytes as records. Those that are read are written as they are read.
+/// Decodes arbitrary bytes as records, and checks that encoding reproduces them.
 ///
 /// # Panics
-/// If they are not.
+/// If it does not.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(super) fn check_any(bytes: &[u8]) {
     let read: Vec<_> = Records::new(bytes).map_while(Result::ok).collect();

@@ -1,4 +1,4 @@
-//! The state from the records of a log.
+//! Replay of the records of a log into a ledger.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -9,24 +9,23 @@ use super::numbers::Numbers;
 use super::record::{AccountRecord, Record, Records};
 use super::{Ledger, Limits};
 
-/// A replay: it takes the records of frame after frame, from the beginning of a
-/// checkpoint on.
+/// A replay of consecutive frames, from the beginning of a checkpoint on.
 ///
-/// Records name accounts and sessions that a later part of the checkpoint
-/// brings: those are ignored, since the later part holds what they say.
+/// Records may name accounts and sessions that only a later part of the checkpoint
+/// defines. They are ignored, because that part includes them.
 #[derive(Debug)]
 pub(crate) struct Replay {
     ledger: Ledger,
-    /// The places of the inboxes by incarnation.
+    /// The slots of the inboxes by incarnation.
     by_incarnation: HashMap<u64, u32>,
     /// The persisted counter.
     reserved: Option<u64>,
-    /// The clock of the frame.
+    /// The running time of the frame.
     running: Duration,
 }
 
 impl Replay {
-    /// Returns a replay of nothing yet.
+    /// Returns an empty replay.
     pub(crate) fn new(limits: Limits) -> Self {
         Self {
             ledger: Ledger::new(limits, 0),
@@ -39,7 +38,7 @@ impl Replay {
     /// Replays the records of a frame.
     ///
     /// # Errors
-    /// [`Malformed`] at the first record that this version does not know.
+    /// [`Malformed`] at the first record that is unknown to this version.
     pub(crate) fn frame(&mut self, records: &[u8]) -> Result<(), Malformed> {
         Records::new(records).try_for_each(|record| {
             self.record(record?);
@@ -102,8 +101,7 @@ impl Replay {
         self.ledger.inboxes.at(*self.by_incarnation.get(&incarnation)?)
     }
 
-    /// Returns the cursor of an inbox, as far as it was replayed; `None` if there is no
-    /// such account.
+    /// Returns the replayed cursor of an inbox; `None` if there is no such account.
     pub(crate) fn cursor(&mut self, incarnation: u64) -> Option<u64> {
         self.inbox(incarnation).map(|inbox| inbox.cursor.sequence.0)
     }
@@ -113,8 +111,8 @@ impl Replay {
         self.reserved
     }
 
-    /// Returns the ledger after everything that was replayed. Its numbers come after the
-    /// persisted counter and after `counter`.
+    /// Returns the replayed ledger. Its numbers come after the persisted counter and
+    /// after `counter`.
     pub(crate) fn finish(mut self, counter: u64) -> Ledger {
         self.ledger.sessions.finish_replay();
         self.ledger.numbers = Numbers::after(counter.max(self.reserved.unwrap_or(0)));

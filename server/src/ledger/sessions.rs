@@ -1,5 +1,5 @@
-//! The send sessions: their outcomes, and how long these are remembered. A state
-//! machine without I/O; the running time is an argument.
+//! The send sessions: their outcomes, and how long these are remembered. A state machine
+//! without I/O; the running time is an argument.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
@@ -14,34 +14,33 @@ use super::slots::Slots;
 use crate::store::Outcome;
 use crate::store::quota::PerNetworkQuota;
 
-/// How long an outcome is remembered at least.
+/// The least time for which an outcome is remembered.
 const REMEMBERED_FOR: Duration = Duration::from_secs(OUTCOME_SECONDS_MIN);
 
-/// Memory of all sessions from which on no new one is admitted. No outcome is
-/// forgotten early: those that are admitted may still take [`Session::bytes`] of a full
-/// table each.
+/// Memory of all sessions at which new ones are refused. No outcome is forgotten early:
+/// each admitted session may still grow to [`Session::bytes`] of a full table.
 const BYTES_MAX: usize = 256 << 20;
 
-/// Memory of a session without outcomes, about.
+/// Approximate memory of a session without outcomes.
 const SESSION_BYTES: usize = 320;
 
-/// Sessions that one frame forgets: its records are bounded.
+/// Maximum sessions forgotten by one frame, which bounds its records.
 const FORGOTTEN_MAX: usize = 4096;
 
 /// All sessions, a bounded number of them.
 #[derive(Debug)]
 pub(super) struct Sessions {
     max: usize,
-    /// Memory of all sessions from which on no new one is admitted.
+    /// Memory of all sessions at which new ones are refused.
     bytes_max: usize,
     bytes: usize,
-    // Boxed, since a record may name a place far behind the others.
+    // Boxed, because a record may name a slot far beyond the others.
     sessions: Slots<Box<Session>>,
     by_token: HashMap<SessionToken, u32>,
     /// The number of sessions that began from each network.
     quota: PerNetworkQuota,
-    /// Sessions that may have to be forgotten, about in the order of their last
-    /// use. A session that is not open is in here once.
+    /// Sessions that may have expired, about in the order of their last use. Each session
+    /// that is not open is in here once.
     idle: VecDeque<(Duration, SessionToken)>,
 }
 
@@ -49,21 +48,21 @@ pub(super) struct Sessions {
 struct Session {
     token: SessionToken,
     table: DedupTable,
-    /// Outcomes above all others that are not remembered unless a later one is.
+    /// Outcomes above all others that are remembered only if a later one is.
     deferred: Option<Box<DedupTable>>,
-    /// Connections that have it open.
+    /// The number of its connections.
     open: usize,
     used: Duration,
-    /// It is among the idle ones.
+    /// It is in the idle queue.
     is_idle: bool,
     /// It has a record.
     is_recorded: bool,
-    /// The network that it began from, if that counts.
+    /// The network that it counts against, if any.
     origin: Option<IpAddr>,
 }
 
 impl Session {
-    /// Returns the memory that it takes, about.
+    /// Returns its approximate memory.
     fn bytes(&self) -> usize {
         let deferred =
             self.deferred.as_ref().map_or(0, |deferred| size_of::<DedupTable>() + deferred.heap_bytes());
@@ -71,10 +70,10 @@ impl Session {
     }
 }
 
-/// A session that is forgotten.
+/// A forgotten session.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Forgotten {
-    /// Its place.
+    /// Its slot.
     pub(super) slot: u32,
     /// It has a record.
     pub(super) is_recorded: bool,
@@ -86,8 +85,8 @@ impl Sessions {
         Self::within(max, BYTES_MAX)
     }
 
-    /// Returns an empty table with room for `max` sessions, new ones as long as all take
-    /// less than `bytes_max`.
+    /// Returns an empty table with room for `max` sessions. New ones are admitted while
+    /// all take less than `bytes_max`.
     fn within(max: usize, bytes_max: usize) -> Self {
         let max = max.min(SESSION_SLOT_MAX as usize);
         Self {
@@ -101,16 +100,15 @@ impl Sessions {
         }
     }
 
-    /// Counts one more connection of a session. Returns whether there is room for
-    /// the session, in all and from this network.
+    /// Adds a connection to a session. Returns whether there is room for the session, in
+    /// total and from this network.
     pub(super) fn open(&mut self, token: &SessionToken, from: Option<IpAddr>, now: Duration) -> bool {
         let Some((_, session)) = self.admit(token, from, now) else { return false };
         session.open += 1;
         true
     }
 
-    /// Counts one connection of a session less. A session that is open no more
-    /// and has sent nothing is forgotten.
+    /// Removes a connection from a session. A closed session without sends is forgotten.
     pub(super) fn close(&mut self, token: &SessionToken, now: Duration) {
         let Some(&slot) = self.by_token.get(token) else { return };
         let Some(session) = self.sessions.get_mut(slot) else { return };
@@ -123,9 +121,8 @@ impl Sessions {
         }
     }
 
-    /// Looks an id up. Returns the session's place, too, or `None` if the session
-    /// is new and there is no room for it. A session that was never opened is
-    /// admitted.
+    /// Looks up an id, and admits its session if that is unknown. Also returns the
+    /// session's slot, or `None` if there is no room for it.
     pub(super) fn look_up(
         &mut self,
         token: &SessionToken,
@@ -141,8 +138,8 @@ impl Sessions {
         Some((slot, Known::New))
     }
 
-    /// Remembers the outcome of an id that was looked up. Returns the session's
-    /// first record, which is due before that of the outcome.
+    /// Records the outcome of an id after its lookup. Returns the session's first record,
+    /// which must precede that of the outcome.
     pub(super) fn record(
         &mut self,
         slot: u32,
@@ -165,8 +162,8 @@ impl Sessions {
         first
     }
 
-    /// Notes the outcome of an id that may be decided again, as long as no later one is
-    /// remembered.
+    /// Records a preliminary outcome: the id may be decided again as long as no later one
+    /// is remembered.
     pub(super) fn defer(&mut self, slot: u32, id: u32, outcome: Outcome) {
         if let Some(session) = self.sessions.get_mut(slot) {
             let before = session.bytes();
@@ -175,8 +172,8 @@ impl Sessions {
         }
     }
 
-    /// Takes the outcomes that were deferred for ids below this one: they are to be
-    /// remembered before it.
+    /// Takes the deferred outcomes of ids below this one, which must be remembered before
+    /// it.
     pub(super) fn take_deferred(&mut self, slot: u32, id: u32) -> Vec<Run> {
         let Some(session) = self.sessions.get_mut(slot) else { return Vec::new() };
         let before = session.bytes();
@@ -196,8 +193,8 @@ impl Sessions {
         due
     }
 
-    /// Forgets sessions that are not open and were not used for ten minutes, a bounded
-    /// number of them. Calls `forgotten` for each.
+    /// Forgets a bounded number of sessions that are closed and were unused for ten
+    /// minutes. Calls `forgotten` for each.
     pub(super) fn forget_idle(&mut self, now: Duration, mut forgotten: impl FnMut(Forgotten)) {
         for _ in 0..FORGOTTEN_MAX {
             let is_due = |(since, _): &mut (Duration, _)| now.saturating_sub(*since) >= REMEMBERED_FOR;
@@ -214,14 +211,14 @@ impl Sessions {
         }
     }
 
-    /// Returns the sessions that are open, and by how many connections.
+    /// Returns the open sessions with their numbers of connections.
     pub(super) fn open_counts(&self) -> impl Iterator<Item = (&SessionToken, usize)> {
         let sessions = self.sessions.iter_from(0).map(|(_, session)| session);
         sessions.filter(|session| session.open > 0).map(|session| (&session.token, session.open))
     }
 
-    /// Counts the connections of a session that is open already, beyond any
-    /// limit: they were admitted before.
+    /// Restores the connections of an open session regardless of limits: they were
+    /// admitted before.
     pub(super) fn reopen(&mut self, token: &SessionToken, open: usize, now: Duration) {
         let slot = match self.by_token.get(token) {
             Some(slot) => Some(*slot),
@@ -237,7 +234,7 @@ impl Sessions {
     pub(super) fn restore(&mut self, record: SessionRecord) {
         let SessionRecord { slot, token, used, table } = record;
         self.replay_end(slot);
-        // A place of its own for each token: the record that comes last counts.
+        // A token has one slot: the last record wins.
         if let Some(former) = self.by_token.get(&token).copied() {
             self.replay_end(former);
         }
@@ -256,8 +253,8 @@ impl Sessions {
         self.sessions.place(slot, Box::new(session));
     }
 
-    /// Replays outcomes. Those of a session that a later part of a checkpoint
-    /// brings are in there.
+    /// Replays outcomes. They are ignored for a session that only a later part of the
+    /// checkpoint defines, because that part includes them.
     pub(super) fn replay_outcomes(&mut self, slot: u32, run: Run, now: Duration) {
         let Some(session) = self.sessions.get_mut(slot) else { return };
         let before = session.bytes();
@@ -285,7 +282,7 @@ impl Sessions {
         used.into_iter().for_each(|(_, slot)| self.mark_idle(slot));
     }
 
-    /// Returns the records of the sessions from this place on.
+    /// Returns the records of the sessions from this slot on.
     pub(super) fn records_from(&self, slot: u32) -> impl Iterator<Item = SessionRecord> {
         let sessions = self.sessions.iter_from(slot).filter(|(_, session)| session.is_recorded);
         sessions.map(|(slot, session)| SessionRecord {
@@ -337,8 +334,8 @@ impl Sessions {
         }
     }
 
-    /// Puts a session that is not open among the idle ones: it is looked at ten minutes
-    /// after its use.
+    /// Adds a closed session to the idle queue, to be checked ten minutes after its last
+    /// use.
     fn mark_idle(&mut self, slot: u32) {
         if let Some(session) = self.sessions.get_mut(slot)
             && session.open == 0

@@ -1,7 +1,7 @@
-//! [`Slots`]: items in numbered places that stay while the items live, so that
-//! a checkpoint can walk over them in pieces beside changes.
+//! [`Slots`]: items in numbered slots, which stay fixed while the items live, so that a
+//! checkpoint can traverse them in pieces between changes.
 
-/// Items by the number of their place. A place that is given back is used again.
+/// Items by slot number. Free slots are reused.
 #[derive(Debug)]
 pub(super) struct Slots<T> {
     items: Vec<Option<T>>,
@@ -15,8 +15,8 @@ impl<T> Default for Slots<T> {
 }
 
 impl<T> Slots<T> {
-    /// Puts an item into a free place and returns its number, or the item if
-    /// there are 2³² of them.
+    /// Inserts an item into a free slot and returns its number, or returns the item if
+    /// all 2³² are in use.
     pub(super) fn insert(&mut self, item: T) -> Result<u32, T> {
         if let Some(slot) = self.free.pop()
             && let Some(place) = self.items.get_mut(slot as usize)
@@ -29,8 +29,8 @@ impl<T> Slots<T> {
         Ok(slot)
     }
 
-    /// Puts an item into a certain place and returns the one that was there.
-    /// [`Self::collect_free`] is due before the next [`Self::insert`].
+    /// Inserts an item into a given slot and returns its former item.
+    /// [`Self::collect_free`] must be called before the next [`Self::insert`].
     pub(super) fn place(&mut self, slot: u32, item: T) -> Option<T> {
         let slot = slot as usize;
         if slot >= self.items.len() {
@@ -39,7 +39,7 @@ impl<T> Slots<T> {
         self.items.get_mut(slot).and_then(|place| place.replace(item))
     }
 
-    /// Finds the free places after items were put into certain ones.
+    /// Collects the free slots after calls of [`Self::place`].
     pub(super) fn collect_free(&mut self) {
         let free = self.items.iter().zip(0..).filter(|(item, _)| item.is_none());
         self.free = free.map(|(_, slot)| slot).collect();
@@ -56,23 +56,23 @@ impl<T> Slots<T> {
         item
     }
 
-    /// Returns the item in a place.
+    /// Returns the item in a slot.
     pub(super) fn get(&self, slot: u32) -> Option<&T> {
         self.items.get(slot as usize)?.as_ref()
     }
 
-    /// Returns the item in a place.
+    /// Returns the item in a slot.
     pub(super) fn get_mut(&mut self, slot: u32) -> Option<&mut T> {
         self.items.get_mut(slot as usize)?.as_mut()
     }
 
-    /// Returns the places in use, from `from` on, and their items.
+    /// Returns the used slots from `from` on, and their items.
     pub(super) fn iter_from(&self, from: u32) -> impl Iterator<Item = (u32, &T)> {
         let items = self.items.get(from as usize..).unwrap_or_default();
         items.iter().zip(from..).filter_map(|(item, slot)| item.as_ref().map(|item| (slot, item)))
     }
 
-    /// Takes all items out.
+    /// Returns all items by value.
     pub(super) fn into_items(self) -> impl Iterator<Item = T> {
         self.items.into_iter().flatten()
     }

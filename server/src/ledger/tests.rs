@@ -1,4 +1,4 @@
-//! The rules on the pure ledger, and the property that a replay gives its state.
+//! The rules on the pure ledger, and the property that a replay reproduces its state.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ struct Driver {
     frames: Vec<Frame>,
 }
 
-/// Everything that a replay has to give.
+/// The state that a replay must reproduce.
 #[derive(Debug, PartialEq)]
 struct State {
     accounts: BTreeMap<String, AccountRecord>,
@@ -56,7 +56,7 @@ fn token(text: &str) -> SessionToken {
     text.parse().unwrap()
 }
 
-/// Returns a message without a sender and a session.
+/// Returns a message without a sender or a session.
 fn text(to: &str, text: &str) -> Append {
     Append {
         to: name(to),
@@ -125,7 +125,7 @@ impl Driver {
         is_appended
     }
 
-    /// Appends a piece of a checkpoint, a small one.
+    /// Appends a small piece of a checkpoint.
     fn checkpoint(&mut self) {
         self.end_frame();
         let checkpoint = self.checkpoint.get_or_insert_default();
@@ -158,7 +158,7 @@ impl Driver {
 
     #[track_caller]
     fn check_replay(&mut self) {
-        // The begin of a frame may forget sessions.
+        // Beginning a frame may forget sessions.
         self.next_frame();
         while self.next_frame() {}
         let expected = state(&self.ledger);

@@ -1,7 +1,7 @@
 //! The contract of a log: one suite, run on every log.
 //!
-//! A log instantiates it with [`contract!`], and one that outlives its process
-//! with [`durable_contract!`] besides.
+//! Every log instantiates [`contract!`]. Logs that outlive their process also instantiate
+//! [`durable_contract!`].
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -11,8 +11,8 @@ use bytes::Bytes;
 
 use super::{Block, CheckpointPart, Durability, Frame, InboxId, Log, Opener, ReadError, Reader};
 
-/// Runs the suite of every log: `contract!(opener)`, with an expression that
-/// makes the opener of an empty log.
+/// Runs the suite of every log: `contract!(opener)`, with an expression that creates the
+/// opener of an empty log.
 macro_rules! contract {
     ($opener:expr) => {
         $crate::log::contract::cases!($opener =>
@@ -32,7 +32,7 @@ macro_rules! contract {
     };
 }
 
-/// Runs the suite of the logs that can be opened again.
+/// Runs the suite of logs that can be reopened.
 macro_rules! durable_contract {
     ($opener:expr) => {
         $crate::log::contract::cases!($opener =>
@@ -58,7 +58,7 @@ macro_rules! cases {
 
 pub(crate) use {cases, contract, durable_contract};
 
-/// Opens a log whose replay is not looked at, and retains every block.
+/// Opens a log, ignores its replay, and retains every block.
 pub(crate) fn open(opener: &dyn Opener) -> Box<dyn Log> {
     open_with(opener, &mut |_| Some(0)).0
 }
@@ -79,7 +79,7 @@ pub(crate) fn open_with(
     (log, records)
 }
 
-/// Returns a block whose payload tells it from every other.
+/// Returns a block with a unique payload.
 pub(crate) fn block(inbox: InboxId, first: u64, last: u64) -> Block {
     let payload = format!("{inbox}:{first}-{last};").repeat(3);
     Block { inbox, first, last, payload: Bytes::from(payload) }
@@ -107,7 +107,7 @@ pub(crate) fn append(log: &mut dyn Log, frame: Frame) {
     log.append(frame, Durability::Machine).unwrap();
 }
 
-/// Reads every live block above a number.
+/// Reads all live blocks above a number.
 pub(crate) fn read(reader: &dyn Reader, inbox: InboxId, after: u64) -> Result<Vec<Block>, ReadError> {
     let mut blocks = Vec::new();
     reader.read(inbox, after, &mut |block| {
@@ -247,8 +247,8 @@ pub(crate) fn reader_of_dropped_log_is_closed(opener: &dyn Opener) {
     assert!(matches!(read(&*reader, 1, 0), Err(ReadError::Closed)));
 }
 
-/// Reads until every block was released; asserts that a read misses released blocks
-/// alone, and sees the last block that the read before saw.
+/// Reads until every block is released. Asserts that a read misses only released blocks,
+/// and includes the last block of the previous read.
 fn watch(reader: &dyn Reader, inbox: InboxId, released: &AtomicU64) {
     let mut seen = 0;
     loop {
@@ -419,7 +419,7 @@ pub(crate) fn error_of_the_replay_is_returned(opener: &dyn Opener) {
     assert_eq!(replayed, [b"unknown"]);
 }
 
-/// Appends many times what the log may hold, releasing it as it goes.
+/// Appends many times the capacity of the log, and releases blocks along the way.
 pub(crate) fn space_of_released_blocks_is_used_again(opener: &dyn Opener) {
     let mut log = open(opener);
     let mut largest = 0;

@@ -1,7 +1,5 @@
-//! A log in memory: blocks until they are released, and nothing else.
-//!
-//! It keeps no records, so an open replays nothing, and every open begins with an
-//! empty log.
+//! A log in memory. It holds blocks until they are released, and no records: each open
+//! begins with an empty log.
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::ControlFlow;
@@ -17,7 +15,7 @@ use super::{
 /// Blocks that a reader copies under one lock.
 const PAGE_BLOCKS: usize = 256;
 
-/// A frame is bounded as on a disk.
+/// Bounds a frame as on disk.
 const SEGMENT_BYTES: u64 = 64 << 20;
 
 /// Opens logs in memory.

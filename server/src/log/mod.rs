@@ -1,15 +1,14 @@
 //! The log under the ledger: an ordered sequence of frames on storage.
 //!
-//! A log knows neither rules nor records: the bytes of a frame's records are
-//! opaque to it, and so are the payloads of its blocks. It owns where blocks
-//! lie, which of them are live, and how their space is reclaimed.
+//! A log knows neither rules nor records: the records of a frame are opaque bytes to it,
+//! and so are the payloads of its blocks. It owns the locations of blocks, their
+//! liveness, and the reclamation of their space.
 //!
-//! A shard uses a log as follows. It opens the log through an [`Opener`], which
-//! replays the records of the newest complete checkpoint and of every frame
-//! after it. It calls [`Log::retain`] once with the cursors that the replayed
-//! ledger holds. From then on it appends one frame at a time, and calls
-//! [`Log::release`] for the cursors that moved, after the frame that moved them
-//! is durable.
+//! A shard uses a log as follows. It opens the log through an [`Opener`], which replays
+//! the records of the newest complete checkpoint and of every frame after it. It calls
+//! [`Log::retain`] once with the cursors of the replayed ledger. From then on it appends
+//! one frame at a time. When a frame that moved cursors is durable, it calls
+//! [`Log::release`] for them.
 
 #[cfg(test)]
 mod contract;
@@ -26,22 +25,22 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-/// Bytes of the records of a frame, about. A frame without messages may use the reserve
-/// of free space, and is to fit into what is left.
+/// Approximate maximum bytes of the records of a frame. A frame without messages may use
+/// the reserve of free space, and must fit into the rest of it.
 pub const RECORD_BYTES_MAX: usize = 512 * 1024;
 
-/// An inbox, named by the number of its account's creation. Never reused.
+/// An inbox, identified by the number of its account's creation. Never reused.
 pub type InboxId = u64;
 
-/// One commit: it becomes durable as a whole or not at all.
+/// One commit, durable as a whole or not at all.
 #[derive(Debug, Default)]
 pub struct Frame {
-    /// Records of the ledger, in order. They hold absolute values: to replay a
-    /// record twice is the same as to replay it once.
+    /// Records of the ledger, in order. They hold absolute values, so that replaying a
+    /// record twice equals replaying it once.
     pub records: Vec<u8>,
     /// Messages, at most one block for each inbox.
     pub blocks: Vec<Block>,
-    /// The part of a checkpoint that `records` holds, if it does.
+    /// The part of a checkpoint in `records`, if any.
     pub checkpoint: Option<CheckpointPart>,
 }
 
@@ -58,71 +57,69 @@ pub struct Block {
     pub payload: Bytes,
 }
 
-/// Marks the frames of a checkpoint. The parts of a checkpoint lie beside
-/// ordinary frames, in order; the state at the end is that of replaying
-/// everything from the first part on.
+/// Marks the frames of a checkpoint. Its parts are interleaved with ordinary frames, in
+/// order. Replaying everything from the first part on gives the state at the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CheckpointPart {
-    /// This frame begins a checkpoint; one that was begun before and is
-    /// incomplete is abandoned.
+    /// This frame begins a checkpoint, and abandons an incomplete one.
     pub is_first: bool,
     /// This frame completes the checkpoint.
     pub is_last: bool,
 }
 
-/// How durable an append is when it returns.
+/// The durability of an append when it returns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Durability {
-    /// The operating system has it: it survives the end of the process.
+    /// The operating system has the data: it survives a crash of the process.
     Process,
-    /// It is on stable storage.
+    /// The data is on stable storage.
     Machine,
 }
 
-/// A log that is open, used by one thread. Dropping it releases every resource
-/// and makes nothing durable.
+/// An open log, used by one thread. Dropping it releases every resource and makes nothing
+/// durable.
 pub trait Log: Send + fmt::Debug {
-    /// Appends a frame and returns once it is as durable as asked for. Its blocks
-    /// are visible to readers when this returns.
+    /// Appends a frame with the given durability. Its blocks are visible to readers when
+    /// this returns.
     ///
     /// # Errors
     /// See [`AppendError`].
     fn append(&mut self, frame: Frame, durability: Durability) -> Result<(), AppendError>;
 
-    /// Declares every block of `inbox` whose last number is at most `through`
-    /// dead; `u64::MAX` for an account that has ended. Readers no longer see it,
-    /// and its space is reclaimed. The caller has made durable what says so.
+    /// Releases every block of `inbox` whose last number is at most `through`; `u64::MAX`
+    /// for an account that has ended. Readers no longer see these blocks, and their space
+    /// is reclaimed. The records that justify the release must be durable.
     fn release(&mut self, inbox: InboxId, through: u64);
 
     /// Releases blocks by the cursor of their inbox, `None` for an inbox that
     /// does not exist. Called once, after the replay and before the first append.
     fn retain(&mut self, cursor: &mut dyn FnMut(InboxId) -> Option<u64>);
 
-    /// Reads blocks beside the appends, from any thread.
+    /// Returns a reader, for any thread, concurrent with appends.
     fn reader(&self) -> Arc<dyn Reader>;
 
-    /// Whether enough has been appended since the last complete checkpoint that
-    /// the caller should append the parts of a new one.
+    /// Returns whether enough was appended since the last complete checkpoint that the
+    /// caller should append the parts of a new one.
     fn is_checkpoint_due(&self) -> bool;
 
-    /// The size of a segment. A frame that is longer than half of it may need more space
+    /// Returns the size of a segment. A frame longer than half of it may need more space
     /// than is reserved.
     fn segment_bytes(&self) -> u64;
 
-    /// Whether free space is below the reserve, so that no new messages should be
-    /// appended. Frames without messages still are accepted. Never blocks.
+    /// Returns whether free space is below the reserve, so that no new messages should be
+    /// appended. Frames without messages are still accepted. Never blocks.
     fn is_low_on_space(&self) -> bool;
 
-    /// Whether even a frame without messages may find no space, if it is longer than a
-    /// few bytes. Never blocks.
+    /// Returns whether even a frame without messages may find no space, if it is longer
+    /// than a few bytes. Never blocks.
     fn is_full(&self) -> bool;
 
-    /// Whether an append, even of a frame without messages, would reclaim space, or would
-    /// tell that the log has failed: the caller appends one soon if no other is due.
-    /// Never blocks.
+    /// Returns whether any append, even of a frame without messages, would reclaim space
+    /// or report a failure of the log: the caller should append one soon if no other is
+    /// due. Never blocks.
     fn has_pending_work(&self) -> bool;
 
-    /// The space that the log takes.
+    /// Returns the space that the log takes.
     fn usage(&self) -> Usage;
 
     /// Makes everything durable and ends the log in order.
@@ -134,9 +131,9 @@ pub trait Log: Send + fmt::Debug {
 
 /// Reads the blocks of a log.
 pub trait Reader: Send + Sync + fmt::Debug {
-    /// Visits the live blocks of `inbox` that hold a number above `after`, in
-    /// order of their numbers, until `visit` breaks. It sees every append that
-    /// returned before this call. It blocks while the disk does.
+    /// Visits the live blocks of `inbox` with a number above `after`, in order of their
+    /// numbers, until `visit` breaks. Includes every append that returned before this
+    /// call. Blocks on the disk.
     ///
     /// # Errors
     /// See [`ReadError`]. The blocks before the failing one have been visited.
@@ -148,19 +145,19 @@ pub trait Reader: Send + Sync + fmt::Debug {
     ) -> Result<(), ReadError>;
 }
 
-/// Opens a log, as often as it takes: at the start, and after a failure.
+/// Opens a log repeatedly: at the start, and after each failure.
 pub trait Opener: Send + Sync + fmt::Debug {
-    /// Opens the log. Calls `replay` with the records of each frame, in order,
-    /// from the beginning of the newest complete checkpoint to the end. Everything
-    /// that is replayed is on stable storage when this returns. The log that was
-    /// opened before has been dropped.
+    /// Opens the log. Calls `replay` with the records of each frame, in order, from the
+    /// beginning of the newest complete checkpoint to the end. All replayed frames are on
+    /// stable storage when this returns. The previously opened log must have been
+    /// dropped.
     ///
     /// # Errors
-    /// See [`OpenError`]; an error of `replay` is returned as it is.
+    /// See [`OpenError`]. An error of `replay` is returned unchanged.
     fn open(&self, replay: &mut dyn FnMut(&[u8]) -> Result<(), OpenError>)
     -> Result<Box<dyn Log>, OpenError>;
 
-    /// The folder of the log, for messages about it; empty for one in memory.
+    /// Returns the folder of the log, for messages; empty for a log in memory.
     fn path(&self) -> &Path;
 }
 
@@ -173,14 +170,14 @@ pub struct Usage {
     pub file_bytes: u64,
 }
 
-/// Why a frame was not appended.
+/// The reason why a frame was not appended.
 #[derive(Debug, thiserror::Error)]
 pub enum AppendError {
     /// There is no space for the frame. Nothing was written; the log stays usable.
     #[error("no space left for the log")]
     NoSpace,
-    /// The storage failed. Whether the frame is durable is unknown: the log is to
-    /// be dropped and opened again.
+    /// The storage failed. Whether the frame is durable is unknown: the log must be
+    /// dropped and reopened.
     #[error(transparent)]
     Failed(#[from] LogError),
 }
@@ -195,10 +192,10 @@ pub struct LogError {
     pub source: std::io::Error,
 }
 
-/// Why blocks cannot be read.
+/// The reason why blocks cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// A block is not as it was written.
+    /// A block is damaged.
     #[error("damaged block: inbox {inbox}, first number {first}, {}", path.display())]
     Damaged {
         /// The inbox.
@@ -216,8 +213,7 @@ pub enum ReadError {
     Closed,
 }
 
-/// Why a log cannot be opened. Each is one line that says what is wrong and how
-/// to remedy it.
+/// The reason why a log cannot be opened. Each is one line with the cause and the remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// Another process has it open.
@@ -228,7 +224,7 @@ pub enum OpenError {
         /// The process, if it is known.
         pid: Option<u32>,
     },
-    /// There are files in the folder, and they are no store.
+    /// The folder contains files but no store.
     #[error("cannot open store {}: the folder is not empty and holds no store; choose an empty or a new folder", .0.display())]
     NotAStore(PathBuf),
     /// There is no store.
@@ -244,7 +240,7 @@ pub enum OpenError {
         /// The version that this program reads.
         expected: u32,
     },
-    /// Something that was on stable storage is missing or is not as it was written.
+    /// Data that was on stable storage is missing or damaged.
     #[error("cannot open store {}: damaged: {what}; restore it from a backup, or salvage the rest with 'harkd check --drop-damaged'", path.display())]
     Damaged {
         /// The folder.
@@ -263,7 +259,7 @@ pub enum OpenError {
 }
 
 impl OpenError {
-    /// Names the folder of the store in which the damage is.
+    /// Sets the folder of the damaged store in the error.
     fn of_store(self, path: &Path) -> Self {
         match self {
             Self::Damaged { what, .. } => Self::Damaged { path: path.to_owned(), what },

@@ -1,6 +1,5 @@
-//! Checking a store that is not served, and dropping what is damaged: gaps take the
-//! place of blocks that are damaged or missing, so that the running counts of an inbox
-//! go on.
+//! Checks of a store that is not being served, and removal of its damage: gaps replace
+//! damaged and missing blocks, so that the running counts of an inbox stay contiguous.
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -16,27 +15,27 @@ use crate::log::disk::check::{DamagedBlock, Repair, RepairError};
 use crate::log::{Block, OpenError, ReadError};
 use crate::store::Position;
 
-/// What a check has found.
+/// The result of a check.
 #[derive(Debug)]
 pub(crate) struct Findings {
-    /// Accounts.
+    /// The number of accounts.
     pub(crate) accounts: usize,
-    /// Messages that are not acknowledged, lost ones included.
+    /// The number of unacknowledged messages, including lost ones.
     pub(crate) messages: u64,
-    /// Messages that cannot be read, by their accounts.
+    /// Unreadable messages, by account.
     pub(crate) losses: Vec<(UserName, Loss)>,
 }
 
-/// Messages of one inbox that cannot be read.
+/// Unreadable messages of one inbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Loss {
-    /// What takes their place.
+    /// The gap that replaces them.
     pub(crate) gap: Gap,
-    /// There is no block: it is not damaged, but missing.
+    /// Their block is missing, as opposed to damaged.
     pub(crate) is_missing: bool,
 }
 
-/// Why a store cannot be checked, or damage in it cannot be dropped.
+/// The reason why a store cannot be checked or repaired.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CheckError {
     /// The store cannot be opened.
@@ -50,7 +49,7 @@ pub(crate) enum CheckError {
     Repair(#[from] RepairError),
 }
 
-/// Reads everything in the store of a folder, and changes nothing.
+/// Reads everything in the store of a folder, without changes.
 pub(crate) fn check(folder: &Path) -> Result<Findings, CheckError> {
     let store = Snapshot::open(folder)?;
     let inboxes = store.inboxes();
@@ -69,7 +68,7 @@ pub(crate) fn check(folder: &Path) -> Result<Findings, CheckError> {
     Ok(findings)
 }
 
-/// Puts gaps in the place of the messages that cannot be read, and returns them.
+/// Replaces unreadable messages by gaps, and returns them.
 pub(crate) fn drop_damaged(folder: &Path) -> Result<Vec<(UserName, Loss)>, CheckError> {
     let mut replay = Replay::new(ShardConfig::UNBOUNDED.limits());
     let mut repair = Repair::open(folder, &mut |records| replay_frame(&mut replay, folder, records))?;
@@ -101,12 +100,12 @@ fn losses_of(repair: &Repair, inbox: &Inbox) -> Result<Vec<Loss>, ReadError> {
     Ok(losses(&pieces, inbox.cursor, inbox.tail))
 }
 
-/// A block as it is found.
+/// A block, and whether it is readable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Piece {
-    /// It can be read: the positions before and behind it.
+    /// A readable block: the positions before its first message and of its last.
     Whole { before: Position, end: Position },
-    /// It cannot be read.
+    /// An unreadable block.
     Damaged { first: u64, last: u64 },
 }
 
@@ -122,7 +121,7 @@ impl From<Result<Block, DamagedBlock>> for Piece {
     }
 }
 
-/// Returns what is lost between the cursor and the last position of an inbox, from its
+/// Returns the losses between the cursor and the last position of an inbox, given its
 /// blocks in order.
 pub(super) fn losses(pieces: &[Piece], cursor: Position, tail: Position) -> Vec<Loss> {
     let (mut losses, mut damaged) = (Vec::new(), Vec::new());
@@ -140,9 +139,9 @@ pub(super) fn losses(pieces: &[Piece], cursor: Position, tail: Position) -> Vec<
     losses
 }
 
-/// Fills the place between two known positions: one gap for each damaged block, of
-/// which the first counts all messages that are missing. Without a damaged block, there
-/// is one gap if messages are missing.
+/// Fills the space between two known positions: one gap for each damaged block, of which
+/// the first counts all missing messages. Without a damaged block, there is one gap if
+/// messages are missing.
 fn fill(losses: &mut Vec<Loss>, damaged: &mut Vec<(u64, u64)>, from: Position, to: Position) {
     let mut messages = to.messages.saturating_sub(from.messages);
     let mut bytes = to.bytes.saturating_sub(from.bytes);
@@ -214,7 +213,8 @@ mod tests {
         assert!(losses(&[], at(4, 2), at(9, 4))[0].is_missing);
     }
 
-    /// Changes the bytes of every file of the log that `change` finds.
+    /// Changes the bytes of every file of the log, and checks that `change` changed one
+    /// of them.
     fn change_files(folder: &Path, mut change: impl FnMut(&str, &mut Vec<u8>) -> bool) {
         let mut changed = 0;
         for entry in fs::read_dir(folder.join("log")).unwrap() {
@@ -230,9 +230,9 @@ mod tests {
 
     const SEGMENT_BYTES: u64 = 256 << 10;
 
-    /// A store with messages 1 to 9 to amy, each in a commit of its own.
+    /// Creates a store with messages 1 to 9 to amy, each in its own commit.
     fn filled(folder: &Path) {
-        // Its segments stay small.
+        // Opening the store without a size keeps its small segments.
         let config = DiskConfig { segment_bytes: Some(SEGMENT_BYTES), ..DiskConfig::default() };
         drop(DiskOpener::with_config(folder, config).open(&mut |_| Ok(())).unwrap());
         let amy: UserName = "amy".parse().unwrap();
@@ -247,7 +247,7 @@ mod tests {
         store.close().unwrap();
     }
 
-    /// Flips a bit in every place of the log that holds this text.
+    /// Flips a bit wherever this text occurs in the log.
     fn damage(folder: &Path, text: &str) {
         change_files(folder, |_, bytes| {
             let parts = bytes.windows(text.len()).enumerate();
@@ -270,7 +270,7 @@ mod tests {
         });
     }
 
-    /// Reads everything: the texts, and the counts at which pages begin later.
+    /// Reads all messages. Returns the texts, and the counts at which pages start late.
     fn read(folder: &Path) -> (Vec<String>, Vec<u64>) {
         let store = Snapshot::open(folder).unwrap();
         let account = store.inboxes().pop().unwrap().entry.account;
@@ -338,7 +338,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path();
         filled(folder);
-        // Half of the messages lie in a second segment.
+        // Half of the messages are in a second segment.
         drop(OfflineStore::open(folder).unwrap());
         let mut store = OfflineStore::open(folder).unwrap();
         let bob: UserName = "bob".parse().unwrap();

@@ -1,6 +1,6 @@
-//! The commit thread: it takes everything that waits, decides each command in the
-//! order of arrival, appends one frame, waits until it is durable, and then
-//! completes and notifies. No other thread decides or appends anything.
+//! The commit thread: it takes all waiting commands, decides them in order of arrival,
+//! appends one frame, waits until it is durable, and then completes and notifies. No
+//! other thread decides or appends.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -18,31 +18,31 @@ use crate::ledger::{Changes, Checkpoint, Context, Ledger, SubscriptionEnd};
 use crate::log::{AppendError, Durability, Frame, Log, Opener, RECORD_BYTES_MAX};
 use crate::store::{Append, Completer, Created, Fence, Outcome, Position, Subscription, Unavailable};
 
-/// Commands that are decided in one commit.
+/// Maximum commands in one commit.
 const COMMANDS_MAX: usize = 4096;
 
-/// Bytes of text that are appended in one commit, unless it is one text alone.
+/// Maximum bytes of text in one commit, unless it has a single text.
 const TEXT_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// The parts of a segment that the texts of a frame take at most, and its other
-/// records: so it fits into one.
+/// The texts of a frame, and its other records, each take at most this fraction of a
+/// segment, so that the frame fits into one.
 const TEXT_DIVISOR: u64 = 4;
 const RECORDS_DIVISOR: u64 = 8;
 
-/// How long acknowledgements may be without a sync, which nothing else asks for:
-/// until then their messages keep their space.
+/// How long acknowledgements may stay unsynced if no other record forces a sync. Until
+/// then, their messages keep their space.
 const ACKS_SYNC_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How long the commit thread waits for work before it looks whether the log has some
-/// to do, and how long if it has.
+/// How long the commit thread waits for commands before it checks whether the log needs
+/// maintenance, and the interval during maintenance.
 const IDLE_INTERVAL: Duration = Duration::from_secs(1);
 const MAINTENANCE_INTERVAL: Duration = Duration::from_millis(50);
 
-/// How long after a checkpoint that found no space the next one is tried.
+/// The pause after a checkpoint that ran out of space.
 const CHECKPOINT_RETRY: Duration = Duration::from_secs(30);
 
-/// An append that fails so soon after another is no exception: the log is opened again
-/// with a delay.
+/// If an append fails within this time after another failure, the log is reopened with a
+/// delay.
 const REPEATED_FAILURE: Duration = Duration::from_secs(60);
 
 /// The state of the commit thread.
@@ -51,24 +51,24 @@ pub(super) struct Committer {
     config: ShardConfig,
     shared: Arc<Shared>,
     opener: Arc<dyn Opener>,
-    /// `None` after a failure, until it is open again.
+    /// `None` after a failure, until the log is open again.
     log: Option<Box<dyn Log>>,
     recovery: Option<Recovery>,
     ledger: Ledger,
-    /// Ends of subscriptions of the commit that failed.
+    /// Subscriptions ended by the commit that failed.
     lost: Vec<SubscriptionEnd>,
-    /// Empty between two commits.
+    /// Empty between commits.
     changes: Changes,
     checkpoint: Option<Checkpoint>,
     checkpoint_after: Instant,
-    /// Completions of this commit, empty between two: of sends, and of the rest.
+    /// Completions of this commit, of sends and of other commands. Empty between commits.
     sent: Vec<Sent>,
     completions: Vec<Completion>,
-    /// The permits of its messages; empty between two.
+    /// The permits of the commit's messages. Empty between commits.
     permits: Vec<OwnedSemaphorePermit>,
     /// Commands that were taken and are not decided.
     backlog: VecDeque<Command>,
-    /// Cursors that were appended, and that no sync has covered.
+    /// Cursors that were appended without a sync since.
     unsynced: HashMap<u64, Position>,
     /// The size of a segment of the log.
     segment_bytes: u64,
@@ -77,21 +77,21 @@ pub(super) struct Committer {
     acks_committed: Instant,
     synced: Instant,
     started: Instant,
-    /// The running time when this process began.
+    /// The running time of the store when this process started.
     running_before: Duration,
 }
 
-/// The space that the log has.
+/// The free space of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Space {
     Ample,
     /// Sends are refused.
     Low,
-    /// Nothing can be appended but what reclaims space.
+    /// Only appends that reclaim space are possible.
     None,
 }
 
-/// The completion of a send, which waits for its commit.
+/// The completion of a send that waits for its commit.
 #[derive(Debug)]
 pub(super) struct Sent {
     completer: Completer<Outcome>,
@@ -104,7 +104,8 @@ impl Sent {
         self.completer.complete(self.outcome);
     }
 
-    /// Completes it as unknown, and lets no later send of its connection through.
+    /// Completes the send as unavailable, and closes the fence against later sends of its
+    /// connection.
     pub(super) fn fail(self) {
         if let Some(fence) = self.fence {
             fence.close();
@@ -113,7 +114,7 @@ impl Sent {
     }
 }
 
-/// Any other completion that waits for its commit.
+/// Another completion that waits for its commit.
 #[derive(Debug)]
 pub(super) enum Completion {
     Created(Completer<Created>, Created),
@@ -131,7 +132,7 @@ impl Completion {
         }
     }
 
-    /// Completes it as unknown. Returns the session that was opened and is not in use.
+    /// Completes it as unavailable. Returns a session that was opened and is unused.
     pub(super) fn fail(self) -> Option<SessionToken> {
         match self {
             Self::Created(completer, _) => completer.complete(Err(Unavailable)),
@@ -146,21 +147,21 @@ impl Completion {
     }
 }
 
-/// A shard that was asked to close, and has.
+/// A closed shard, and the request to close it.
 pub(super) struct Closed {
     completer: Completer<()>,
     outcome: Result<(), Unavailable>,
 }
 
 impl Closed {
-    /// Answers.
+    /// Completes the request to close.
     pub(super) fn complete(self) {
         self.completer.complete(self.outcome);
     }
 }
 
 impl Committer {
-    /// Returns a committer for a log that was just opened.
+    /// Returns a committer for a newly opened log.
     pub(super) fn new(
         config: ShardConfig,
         shared: Arc<Shared>,
@@ -197,8 +198,8 @@ impl Committer {
         committer
     }
 
-    /// Decides and commits until it is asked to close. By then everything is
-    /// released. `None` if it was stopped.
+    /// Runs commits until the shard is asked to close, and releases all handles of the log.
+    /// Returns `None` if it was stopped instead.
     pub(super) fn run(mut self) -> Option<Closed> {
         let mut taken = Vec::new();
         loop {
@@ -231,7 +232,7 @@ impl Committer {
         }
     }
 
-    /// Decides what waits and commits it. Returns a request to close.
+    /// Decides and commits all waiting commands. Returns a request to close.
     fn commit(&mut self, acks: Acks) -> Option<Completer<()>> {
         let context = Context { running: self.now(), is_low_on_space: self.space != Space::Ample };
         self.ledger.begin(context, &mut self.changes);
@@ -240,14 +241,14 @@ impl Committer {
         }
         self.acknowledge(acks);
         let closing = self.decide_backlog(context);
-        // The watchdog finds it there, if this commit takes too long.
+        // If this commit stalls, the watchdog refuses these as well.
         self.shared.queue.put_back(self.backlog.drain(..));
         self.finish();
         self.continue_checkpoint();
         closing
     }
 
-    /// Moves cursors, as many as fit beside other records. The rest has to wait.
+    /// Moves as many cursors as fit beside other records, and queues the rest.
     fn acknowledge(&mut self, acks: Acks) {
         let bytes_max = self.record_bytes_max() / 2;
         let mut acks = acks.into_iter();
@@ -294,7 +295,7 @@ impl Committer {
             && !self.changes.is_full()
     }
 
-    /// Returns whether another text fits beside those of the frame.
+    /// Returns whether the frame has room for another text.
     fn has_room_for_text(&self, text_bytes: usize, next: usize) -> bool {
         let bytes_max = TEXT_BYTES_MAX.min((self.segment_bytes / TEXT_DIVISOR) as usize);
         text_bytes == 0 || text_bytes + next <= bytes_max
@@ -327,7 +328,8 @@ impl Committer {
             }
             Command::Subscribe { account, takes_over, completer } => {
                 let may_subscribe = takes_over || ledger.is_free(&account);
-                // The former subscription may have acknowledged after this was taken.
+                // The former subscription may have acknowledged after this command was
+                // taken.
                 if let Some(position) = self.shared.queue.take_ack(&account) {
                     ledger.acknowledge(&account, position, changes);
                 }
@@ -349,11 +351,12 @@ impl Committer {
         })
     }
 
-    /// Appends the frame, and then completes and notifies. In this order: a client
-    /// that hears of a change finds it, and the one that made it hears of it first.
+    /// Appends the frame, updates the directory, completes the commands, and then notifies.
+    /// In this order, a client that learns of a change also finds it, and the client that
+    /// made the change is answered before others are notified.
     ///
-    /// Of the sends the last is completed first: a connection waits for its first
-    /// one, and so wakes when all are completed.
+    /// Sends are completed in reverse order: a connection waits for its first send, and
+    /// so wakes when all of them are complete.
     fn finish(&mut self) {
         let frame = self.ledger.finish(&mut self.changes);
         let is_maintenance = frame.is_none() && self.is_maintenance_due();
@@ -379,15 +382,15 @@ impl Committer {
         self.changes.effects.clear();
     }
 
-    /// Returns whether a frame is to be appended although nothing was decided: space
-    /// is reclaimed without traffic, too.
+    /// Returns whether a frame is due although no command was decided: space is also
+    /// reclaimed without traffic.
     fn is_maintenance_due(&self) -> bool {
         let is_unsynced = !self.unsynced.is_empty()
             && (self.space != Space::Ample || self.synced.elapsed() >= ACKS_SYNC_INTERVAL);
         is_unsynced || self.log.as_ref().is_some_and(|log| log.has_pending_work())
     }
 
-    /// Looks up the space that the log has, and reports a change.
+    /// Updates the state of free space, and logs a change.
     fn note_space(&mut self) {
         let Some(log) = &self.log else { return };
         self.segment_bytes = log.segment_bytes();
@@ -406,8 +409,8 @@ impl Committer {
         self.shared.is_open.store(space != Space::None, Ordering::Release);
     }
 
-    /// Answers while nothing can be appended. Acknowledgements wait. Returns a request
-    /// to close.
+    /// Answers commands while no append is possible. Acknowledgements wait. Returns a
+    /// request to close.
     fn wait_for_space(&mut self, acks: Acks) -> Option<Completer<()>> {
         acks.into_iter().for_each(|(account, position)| self.shared.queue.acknowledge(&account, position));
         let closing = self.refuse();
@@ -442,8 +445,8 @@ impl Committer {
         Ok(())
     }
 
-    /// Hides acknowledged messages from readers, and releases them, and those of
-    /// accounts that ended, once the frame that says so is as durable as the rest.
+    /// Hides acknowledged messages from readers. Once their records are durable, releases
+    /// these messages and those of deleted accounts.
     fn release(&mut self, durability: Durability) {
         let effects = &mut self.changes.effects;
         self.shared.readers.cursors.advance(&effects.cursors, &effects.ended);
@@ -460,7 +463,7 @@ impl Committer {
         }
     }
 
-    /// Appends the next piece of a checkpoint, if one is due or under way.
+    /// Appends the next part of a checkpoint, if one is due or under way.
     fn continue_checkpoint(&mut self) {
         let Some(log) = &self.log else { return };
         if self.checkpoint.is_none() && !(log.is_checkpoint_due() && Instant::now() >= self.checkpoint_after)
@@ -486,10 +489,10 @@ impl Committer {
         }
     }
 
-    /// Handles a failed append: the ledger is ahead of the log, so both are dropped
-    /// and opened again.
+    /// Handles a failed append: the ledger is ahead of the log, so both are dropped and
+    /// rebuilt.
     fn fail(&mut self, error: &AppendError) {
-        tracing::error!(%error, "append failed: opening the store again");
+        tracing::error!(%error, "append failed: reopening the store");
         let now = self.now();
         self.sent.drain(..).for_each(Sent::fail);
         for completion in self.completions.drain(..) {
@@ -512,7 +515,7 @@ impl Committer {
         self.recovery = Some(Recovery::start(opener, failed, limits, queue));
     }
 
-    /// Answers while there is no log. Returns a request to close.
+    /// Refuses commands while there is no log. Returns a request to close.
     fn refuse(&mut self) -> Option<Completer<()>> {
         let now = self.now();
         while let Some(command) = self.backlog.pop_front() {
@@ -542,7 +545,7 @@ impl Committer {
         self.serve(opened.log);
     }
 
-    /// Serves from an open log, whose ledger is in place.
+    /// Resumes service from an open log, whose ledger is in place.
     fn serve(&mut self, log: Box<dyn Log>) {
         self.shared.directory.replace(self.ledger.accounts());
         let cursors = self.ledger.inboxes();
@@ -557,7 +560,7 @@ impl Committer {
         self.shared.readers.set(None);
         let Some(log) = self.log.take() else { return Err(Unavailable) };
         log.close().map_err(|error| {
-            tracing::error!(%error, "cannot close the store in order: it recovers at the next start");
+            tracing::error!(%error, "unclean close of the store: the next start recovers it");
             Unavailable
         })
     }
@@ -568,8 +571,8 @@ impl Committer {
     }
 }
 
-/// Adds a permit to the others of its kind: to release many at once costs as much
-/// as to release one.
+/// Adds a permit, merged into the last one if both belong to one semaphore: releasing many
+/// permits at once costs as much as releasing one.
 fn hold(permits: &mut Vec<OwnedSemaphorePermit>, permit: OwnedSemaphorePermit) {
     match permits.last_mut() {
         Some(last) if Arc::ptr_eq(last.semaphore(), permit.semaphore()) => last.merge(permit),
@@ -578,7 +581,7 @@ fn hold(permits: &mut Vec<OwnedSemaphorePermit>, permit: OwnedSemaphorePermit) {
 }
 
 impl Drop for Committer {
-    /// Answers every command, however the thread ends.
+    /// Answers all pending commands, even after a panic.
     fn drop(&mut self) {
         self.recovery = None;
         self.shared.readers.set(None);

@@ -1,19 +1,18 @@
-//! [`Cursors`]: up to where the inboxes are acknowledged, for readers.
+//! [`Cursors`]: the acknowledged positions of the inboxes, for readers.
 
 use std::collections::HashMap;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::store::Position;
 
-/// The cursors of the inboxes that have one, by incarnation.
+/// The cursors by incarnation, without those at the start of an inbox.
 ///
-/// A cursor moves here before its blocks are released in the log. So whatever a
-/// reader misses, since it was released, lies below the cursor that it finds here
-/// afterwards.
+/// A cursor moves here before its blocks are released in the log. So if a reader misses a
+/// released block, the cursor that it reads afterwards covers the block.
 #[derive(Debug, Default)]
 pub(super) struct Cursors {
-    // A lock, since readers have threads of their own. It is held for one look-up
-    // or for the cursors of one commit.
+    // A lock, because readers run on other threads. It is held for one lookup, or for the
+    // cursors of one commit.
     cursors: RwLock<HashMap<u64, Position>>,
 }
 
@@ -23,14 +22,14 @@ impl Cursors {
         self.read().get(&incarnation).copied().unwrap_or_default()
     }
 
-    /// Begins anew with these.
+    /// Replaces all cursors.
     pub(super) fn replace(&self, cursors: impl Iterator<Item = (u64, Position)>) {
-        // Outside of the lock, since it takes a while.
+        // Collected without the lock, because it takes a while.
         let cursors = cursors.filter(|(_, cursor)| *cursor != Position::default()).collect();
         *self.write() = cursors;
     }
 
-    /// Notes cursors that moved, and accounts that ended.
+    /// Records moved cursors and ended accounts.
     pub(super) fn advance(&self, moved: &[(u64, Position)], ended: &[u64]) {
         if moved.is_empty() && ended.is_empty() {
             return;
@@ -43,7 +42,7 @@ impl Cursors {
     }
 
     fn read(&self) -> RwLockReadGuard<'_, HashMap<u64, Position>> {
-        // Nothing panics while the lock is held.
+        // No code panics while it holds the lock.
         self.cursors.read().unwrap_or_else(PoisonError::into_inner)
     }
 

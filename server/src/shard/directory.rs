@@ -1,5 +1,4 @@
-//! The accounts as other threads may know them: those whose creation was
-//! committed, and whose end was not.
+//! The accounts as visible to other threads: those that exist by committed records.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -13,12 +12,12 @@ use crate::store::{Account, AccountEntry, PasswordHash, Unavailable};
 /// The directory. Only the commit thread changes it.
 #[derive(Debug, Default)]
 pub(super) struct Directory {
-    // A lock, since every connection looks names up. It is held for one look-up,
-    // one page of names, or the changes of one commit.
+    // A lock, because every connection looks up names. It is held for one lookup, one
+    // page of names, or the changes of one commit.
     entries: RwLock<Entries>,
 }
 
-/// `None` if the store has closed.
+/// `None` after the store has closed.
 type Entries = Option<BTreeMap<UserName, Entry>>;
 
 #[derive(Debug)]
@@ -28,18 +27,18 @@ struct Entry {
 }
 
 impl Directory {
-    /// Looks an account up.
+    /// Looks up an account.
     pub(super) fn account(&self, name: &UserName) -> Result<Option<AccountEntry>, Unavailable> {
         let entries = self.read();
         let found = entries.as_ref().ok_or(Unavailable)?.get_key_value(name);
         Ok(found.map(|(name, entry)| {
-            // Of the names that are equal, the one that lasts.
+            // The directory's copy of the name lives longer than the caller's.
             let account = Account { name: name.clone(), incarnation: entry.incarnation };
             AccountEntry { account, password: entry.password.clone() }
         }))
     }
 
-    /// Returns the names after `after`, at most `limit`.
+    /// Returns at most `limit` names after `after`.
     pub(super) fn names(&self, after: Option<&UserName>, limit: usize) -> Result<Vec<UserName>, Unavailable> {
         let after = after.map_or(Bound::Unbounded, Bound::Excluded);
         let entries = self.read();
@@ -47,7 +46,7 @@ impl Directory {
         Ok(range.take(limit).map(|(name, _)| name.clone()).collect())
     }
 
-    /// Makes changes, in order, and takes them out.
+    /// Applies the changes in order, and drains them.
     pub(super) fn change(&self, changes: &mut Vec<AccountChange>) {
         if changes.is_empty() {
             return;
@@ -65,20 +64,20 @@ impl Directory {
         }
     }
 
-    /// Begins anew with these.
+    /// Replaces all accounts.
     pub(super) fn replace(&self, accounts: impl Iterator<Item = AccountEntry>) {
-        // Outside of the lock, since it takes a while.
+        // Collected without the lock, because it takes a while.
         let entries = Some(accounts.map(split).collect());
         *self.write() = entries;
     }
 
-    /// Closes the directory: from now on it knows nothing.
+    /// Closes the directory. Later lookups fail.
     pub(super) fn close(&self) {
         *self.write() = None;
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Entries> {
-        // Nothing panics while the lock is held.
+        // No code panics while it holds the lock.
         self.entries.read().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -1,5 +1,5 @@
-//! The answers that wait for the append in flight, so that another thread can give them
-//! if it takes too long.
+//! The answers that wait for the append in flight. The watchdog can take and fail them if
+//! the append takes too long.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -7,11 +7,11 @@ use hark_protocol::SessionToken;
 
 use super::commit::{Completion, Sent};
 
-/// The answers. They are the commit thread's, but for the time of an append.
+/// The answers, moved here by the commit thread for the duration of an append.
 #[derive(Debug, Default)]
 pub(super) struct InFlight {
-    // A lock, since the watchdog takes what the commit thread waits with. It is held
-    // for a swap, and while answers are given that come too late.
+    // A lock, because the watchdog shares the answers with the commit thread. It is held
+    // for a swap, and while overdue answers are completed.
     answers: Mutex<Answers>,
 }
 
@@ -19,7 +19,7 @@ pub(super) struct InFlight {
 struct Answers {
     sent: Vec<Sent>,
     completions: Vec<Completion>,
-    /// Sessions that were opened and not answered.
+    /// Sessions opened by the append whose openers were answered `unavailable`.
     abandoned: Vec<SessionToken>,
 }
 
@@ -31,8 +31,8 @@ impl InFlight {
         std::mem::swap(&mut answers.completions, completions);
     }
 
-    /// Gives back those that were not given after an append. Returns the sessions that
-    /// were opened and whose openers have been told nothing.
+    /// Returns the remaining answers after an append, and the sessions opened by it whose
+    /// openers were answered `unavailable`.
     pub(super) fn take(&self, sent: &mut Vec<Sent>, completions: &mut Vec<Completion>) -> Vec<SessionToken> {
         let mut answers = self.lock();
         std::mem::swap(&mut answers.sent, sent);
@@ -40,7 +40,7 @@ impl InFlight {
         std::mem::take(&mut answers.abandoned)
     }
 
-    /// Answers that the outcome is unknown, if the append still takes too long.
+    /// Completes the answers as unavailable, if the append is still stalled.
     pub(super) fn fail_if(&self, is_stalled: impl FnOnce() -> bool) {
         let mut answers = self.lock();
         if is_stalled() {
@@ -51,7 +51,7 @@ impl InFlight {
     }
 
     fn lock(&self) -> MutexGuard<'_, Answers> {
-        // Nothing panics while the lock is held.
+        // No code panics while it holds the lock.
         self.answers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

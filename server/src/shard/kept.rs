@@ -1,5 +1,5 @@
-//! A log for tests and fuzz targets: it keeps frames over opens, and has faults.
-//! It holds appends back, or fails them, or has no space.
+//! A log for tests and fuzz targets, with faults. Its frames persist over opens. It can
+//! hold back appends, fail them, and run out of space.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![cfg_attr(not(test), expect(dead_code, reason = "the fuzz targets need a part of it"))]
@@ -13,14 +13,13 @@ use crate::log::{
     Usage,
 };
 
-/// Frames after which a checkpoint is due. Few, so that there are checkpoints in
-/// every test.
+/// Frames after which a checkpoint is due: few, so that every test has checkpoints.
 const FRAMES_MAX: usize = 8;
 
-/// How an append fails.
+/// The kind of a failed append.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Failure {
-    /// Nothing of the frame was written.
+    /// None of the frame was written.
     Before,
     /// All of the frame was written, but its sync failed.
     After,
@@ -28,7 +27,7 @@ pub(crate) enum Failure {
     NoSpace,
 }
 
-/// The frames that are kept, and the faults, shared by all logs of an opener.
+/// The persistent frames and the faults, shared by all logs of an opener.
 #[derive(Debug, Default)]
 pub(crate) struct Kept {
     state: Mutex<State>,
@@ -41,7 +40,7 @@ struct State {
     blocks: Vec<Block>,
     is_holding: bool,
     is_held: bool,
-    /// How the next append fails.
+    /// The failure of the next append.
     failure: Option<Failure>,
     is_low_on_space: bool,
     is_full: bool,
@@ -59,18 +58,18 @@ impl Kept {
         self.lock().is_holding = true;
     }
 
-    /// Waits until an append waits.
+    /// Waits until an append is held.
     pub(crate) fn wait_until_held(&self) {
         drop(self.changed.wait_while(self.lock(), |state| !state.is_held).unwrap());
     }
 
-    /// Lets appends through.
+    /// Releases a held append.
     pub(crate) fn release(&self) {
         self.lock().is_holding = false;
         self.changed.notify_all();
     }
 
-    /// Makes the next append fail. One that waits already does not.
+    /// Makes the next append fail. An append that is already held succeeds.
     pub(crate) fn fail_next(&self, failure: Failure) {
         self.lock().failure = Some(failure);
     }
@@ -80,7 +79,7 @@ impl Kept {
         self.lock().is_low_on_space = is_low;
     }
 
-    /// Sets whether there is no space for anything.
+    /// Sets whether all space is used.
     pub(crate) fn set_full(&self, is_full: bool) {
         self.lock().is_full = is_full;
     }
@@ -100,12 +99,12 @@ impl Kept {
         self.lock().opens_fail = fail;
     }
 
-    /// Waits until so many attempts to open it have failed.
+    /// Waits until `count` opens have failed.
     pub(crate) fn wait_for_failed_opens(&self, count: usize) {
         drop(self.changed.wait_while(self.lock(), |state| state.failed_opens < count).unwrap());
     }
 
-    /// Returns how durable the appends were asked to be, but for those of checkpoints.
+    /// Returns the durability that each append asked for, except those of checkpoints.
     pub(crate) fn appends(&self) -> Vec<Durability> {
         self.lock().appends.clone()
     }
@@ -115,7 +114,7 @@ impl Kept {
         self.lock().checkpoints
     }
 
-    /// Puts another block in the place of the one with this first number.
+    /// Replaces the block with this first number.
     pub(crate) fn replace_block(&self, replacement: &Block) {
         for block in &mut self.lock().blocks {
             if (block.inbox, block.first) == (replacement.inbox, replacement.first) {
@@ -124,7 +123,7 @@ impl Kept {
         }
     }
 
-    /// Returns the blocks that are live.
+    /// Returns the live blocks.
     pub(crate) fn blocks(&self) -> Vec<Block> {
         self.lock().blocks.clone()
     }
@@ -150,7 +149,7 @@ impl State {
     }
 }
 
-/// Opens the log that is kept.
+/// Opens the persistent log.
 #[derive(Debug, Default)]
 pub(crate) struct KeptOpener {
     pub(crate) kept: Arc<Kept>,

@@ -4,12 +4,12 @@
 //! | file | content |
 //! | --- | --- |
 //! | `queue` | commands and acknowledgements that wait for the commit thread |
-//! | `commit` | the commit thread: one frame for everything that waits |
-//! | `open`, `recovery` | the start, and opening the log again after a failure |
-//! | `watchdog`, `in_flight` | commits that take too long, and their answers |
-//! | `offline`, `snapshot` | a store that is open without being served |
-//! | `check`, `salvage` | the damage of a store, and what is left |
-//! | `directory`, `readers`, `cursors` | what other threads may see: what is committed |
+//! | `commit` | the commit thread: one frame for all waiting commands |
+//! | `open`, `recovery` | the start, and reopening the log after a failure |
+//! | `watchdog`, `in_flight` | slow commits, and their answers |
+//! | `offline`, `snapshot` | stores that are open without being served |
+//! | `check`, `salvage` | damage of a store, and recovery from it |
+//! | `directory`, `readers`, `cursors` | committed state, for other threads |
 
 pub(crate) mod check;
 mod commit;
@@ -59,37 +59,37 @@ use crate::store::{
 pub use self::open::StartError;
 pub use crate::ledger::{COUNTER_MAX, WrongClock};
 
-/// The bounds of a shard, and how durable it is.
+/// The limits and the durability of a shard.
 #[derive(Debug, Clone)]
 pub struct ShardConfig {
-    /// Accounts.
+    /// Maximum number of accounts.
     pub accounts_max: usize,
-    /// Sessions that are open or remembered.
+    /// Maximum number of open or remembered sessions.
     pub sessions_max: usize,
-    /// Unacknowledged messages in an inbox.
+    /// Maximum number of unacknowledged messages in an inbox.
     pub queued_messages_max: u64,
-    /// Bytes of their texts.
+    /// Maximum bytes of their texts.
     pub queued_bytes_max: u64,
-    /// What an answer waits for.
+    /// The durability that an answer waits for.
     pub sync: Sync,
-    /// A number above all that were ever used. With it, numbers do not depend on
-    /// the clock, and a new store does not wait for the next second.
+    /// A number above all that were ever used. With it, numbers do not depend on the
+    /// clock, and a new store does not wait for the next second.
     pub numbers_after: Option<u64>,
-    /// The size of a file of the log on disk; `None` for the one that the store has.
+    /// The size of a file of the log on disk; `None` for the store's current size.
     pub segment_bytes: Option<u64>,
 }
 
-/// What an answer waits for.
+/// The durability that an answer waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sync {
-    /// Stable storage: it survives the loss of power.
+    /// Stable storage: data survives a power loss.
     Always,
-    /// The operating system: it survives the end of the process, and no more.
+    /// The operating system: data survives a crash of the process only.
     Os,
 }
 
 impl ShardConfig {
-    /// The defaults of an operator.
+    /// The defaults of the flags.
     pub const DEFAULT: Self = Self {
         accounts_max: 1_000_000,
         sessions_max: 250_000,
@@ -100,7 +100,7 @@ impl ShardConfig {
         segment_bytes: None,
     };
 
-    /// For tools, which refuse nothing.
+    /// For tools, which refuse no account.
     const UNBOUNDED: Self = Self { accounts_max: usize::MAX, ..Self::DEFAULT };
 
     const fn limits(&self) -> Limits {
@@ -125,21 +125,21 @@ impl Default for ShardConfig {
 
 /// A store of one shard.
 ///
-/// If it is dropped without [`Store::close`], what is in flight ends as
-/// [`super::store::Unavailable`], and the next start recovers. Dropping it waits
-/// for a commit in flight.
+/// If it is dropped without [`Store::close`], operations in flight end as
+/// [`super::store::Unavailable`], and the next start recovers. Dropping it waits for a
+/// commit in flight.
 ///
-/// [`Store::account`] and [`Store::names`] answer at once, from what was
-/// committed: they do not see what was asked for and is not decided yet.
+/// [`Store::account`] and [`Store::names`] answer at once from committed state, without
+/// pending commands.
 #[derive(Debug)]
 pub struct ShardStore {
     shared: Arc<Shared>,
     _watchdog: Watchdog,
-    // A lock only because a drop may come from any thread.
+    // A lock only because the store may be dropped on any thread.
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// What the commit thread shares with all others.
+/// State that the commit thread shares with other threads.
 #[derive(Debug, Default)]
 struct Shared {
     queue: Arc<Queue>,
@@ -160,7 +160,7 @@ impl ShardStore {
         Self::start(opener, config, Deadlines::DEFAULT)
     }
 
-    /// Opens the store in a folder, which is made if there is none.
+    /// Opens the store in a folder, and creates it if there is none.
     ///
     /// # Errors
     /// See [`StartError`].
@@ -169,7 +169,7 @@ impl ShardStore {
         Self::open(Arc::new(DiskOpener::with_config(folder, layout)), config)
     }
 
-    /// Returns a store in memory, which is gone when it is dropped.
+    /// Returns a store in memory. Its data is lost when it is dropped.
     ///
     /// # Errors
     /// [`StartError::Clock`] and [`StartError::Thread`].
@@ -188,13 +188,13 @@ impl ShardStore {
         let watchdog = Watchdog::start(watched, deadlines).map_err(StartError::Thread)?;
         let committer = Committer::new(config, Arc::clone(&shared), opener, opened);
         let commit = move || {
-            // After a bug in here nothing is decided any more. What was answered outlives
-            // the process, and the next one serves.
+            // After a panic the ledger cannot be trusted. Answered operations survive the
+            // process, and the next one recovers them.
             let Ok(closed) = panic::catch_unwind(AssertUnwindSafe(|| committer.run())) else {
                 tracing::error!("commit thread panicked: aborting");
                 std::process::abort();
             };
-            // It answers when it has released everything.
+            // Answered after all handles of the log are released.
             if let Some(closed) = closed {
                 Closed::complete(closed);
             }
@@ -244,15 +244,15 @@ impl Store for ShardStore {
         self.ask(|completer| Command::Subscribe { account: account.clone(), takes_over: false, completer })
     }
 
-    /// Reads on a thread of the runtime that may block; without a runtime on
-    /// the caller's.
+    /// Reads on a blocking thread of the runtime, or on the calling thread if there is no
+    /// runtime.
     fn read(&self, account: &Account, after: Position, limit: ReadLimit) -> Pending<Page> {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
             return Pending::ready(self.shared.readers.read(account, after, limit));
         };
         let (completer, pending) = Pending::new();
         let (shared, account) = (Arc::clone(&self.shared), account.clone());
-        // The caller waits for the outcome, not for the thread.
+        // The caller awaits the outcome instead of the thread.
         drop(runtime.spawn_blocking(move || completer.complete(shared.readers.read(&account, after, limit))));
         pending
     }

@@ -1,4 +1,4 @@
-//! A store that is open without being served: for `harkd import`.
+//! A writable store that is not served, for `harkd import`.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ use crate::log::disk::DiskOpener;
 use crate::log::{AppendError, Durability, LogError};
 use crate::store::{Created, Message, PasswordHash, ReadLimit};
 
-/// Bytes of text that are imported in one frame.
+/// Bytes of text imported in one frame.
 const TEXT_BYTES_MAX: usize = 1024 * 1024;
 
 /// A store that is open on this thread.
@@ -24,7 +24,7 @@ pub(crate) struct OfflineStore {
 }
 
 impl OfflineStore {
-    /// Opens the store in a folder. It is made if there is none.
+    /// Opens the store in a folder, and creates it if there is none.
     pub(crate) fn open(folder: &Path) -> Result<Self, StartError> {
         let opener = DiskOpener::new(folder);
         let opened = open::open(&opener, ShardConfig::UNBOUNDED.limits(), CounterFloor::After(0))?;
@@ -45,8 +45,8 @@ impl OfflineStore {
         Ok(created)
     }
 
-    /// Stores a message under its own number. [`Imported::Behind`] says that the number
-    /// is not in the inbox and can no longer be put there.
+    /// Stores a message under its own number. Returns [`Imported::Behind`] if the number
+    /// is missing from the inbox and can no longer be added.
     pub(crate) fn import_message(
         &mut self,
         to: &UserName,
@@ -63,7 +63,7 @@ impl OfflineStore {
         Ok(imported)
     }
 
-    /// Returns whether a message is in an inbox. One that cannot be read is not.
+    /// Returns whether a message is in an inbox and readable.
     fn has(&self, incarnation: u64, sequence: Sequence) -> bool {
         let limit = ReadLimit { messages: 1, bytes: 0 };
         let after = Sequence(sequence.0.saturating_sub(1));
@@ -76,7 +76,7 @@ impl OfflineStore {
         if self.text_bytes >= TEXT_BYTES_MAX || self.changes.is_full() { self.commit() } else { Ok(()) }
     }
 
-    /// Makes durable what was imported.
+    /// Makes the imported records durable.
     pub(crate) fn commit(&mut self) -> Result<(), AppendError> {
         if let Some(frame) = self.opened.ledger.finish(&mut self.changes) {
             self.opened.log.append(frame, Durability::Machine)?;

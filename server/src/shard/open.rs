@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use crate::ledger::{self, Ledger, Limits, Replay, WrongClock};
 use crate::log::{Log, OpenError, Opener};
 
-/// A log that is open, and its ledger.
+/// An open log and its ledger.
 #[derive(Debug)]
 pub(crate) struct Opened {
     /// The log.
@@ -17,17 +17,17 @@ pub(crate) struct Opened {
     pub(crate) ledger: Ledger,
 }
 
-/// The number that a store's numbers come after, besides the persisted counter.
+/// A lower bound of new message numbers, besides the persisted counter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum CounterFloor {
-    /// The clock of the machine decides.
+    /// The clock of the machine.
     Clock,
     /// This number.
     After(u64),
 }
 
-/// Why a store cannot be opened. Each is one line that says what is wrong and how
-/// to remedy it.
+/// The reason why a store cannot be opened. Each is one line with the cause and the
+/// remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The log cannot be opened.
@@ -36,13 +36,13 @@ pub enum StartError {
     /// The clock is wrong.
     #[error(transparent)]
     Clock(#[from] WrongClock),
-    /// There can be no thread for the store.
+    /// A thread cannot be started.
     #[error("cannot start a thread for the store: {0}; raise the limit of threads (ulimit -u)")]
     Thread(io::Error),
 }
 
-/// Opens a log and replays it. A store that has no persisted counter waits for
-/// the next full second of the clock.
+/// Opens a log and replays it. A store without a persisted counter waits for the next
+/// full second of the clock.
 pub(crate) fn open(opener: &dyn Opener, limits: Limits, floor: CounterFloor) -> Result<Opened, StartError> {
     let mut replay = Replay::new(limits);
     let mut log = opener.open(&mut |records| replay_frame(&mut replay, opener.path(), records))?;
@@ -68,7 +68,7 @@ fn counter(is_new: bool) -> Result<u64, WrongClock> {
     if !is_new {
         return Ok(counter);
     }
-    // A store that was here before may have numbered messages in this second.
+    // A former store at this address may have used numbers of this second.
     let seconds = |time: SystemTime| time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     while seconds(SystemTime::now()) == seconds(begun) {
         thread::sleep(ledger::until_next_second(SystemTime::now()));

@@ -1,5 +1,5 @@
-//! The queue of the commit thread: commands in the order of their arrival, and
-//! acknowledgements, of which only the last of each inbox counts.
+//! The queue of the commit thread: commands in order of arrival, and the latest
+//! acknowledgement of each inbox.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -14,16 +14,16 @@ use crate::store::{
     Account, Append, Completer, Created, Outcome, PasswordHash, Position, Subscription, Unavailable,
 };
 
-/// How long acknowledgements linger before they are committed alone.
+/// The linger of acknowledgements before they are committed alone.
 const ACKS_LINGER: Duration = Duration::from_millis(20);
 
-/// A burst of appends of one caller that are not decided yet.
+/// Undecided appends of one burst of a caller.
 pub(super) type Appends = std::vec::IntoIter<(Append, Completer<Outcome>)>;
 
 /// A command for the commit thread.
 #[derive(Debug)]
 pub(super) enum Command {
-    /// In this order, with nothing between them.
+    /// Appends in this order, with no command between them.
     Appends(Appends),
     Create(UserName, Option<PasswordHash>, Completer<Created>),
     SetPassword {
@@ -46,8 +46,8 @@ pub(super) enum Command {
 }
 
 impl Command {
-    /// Answers that the outcome is unknown. If it is a send of a session, no later
-    /// send with its fence gets through.
+    /// Completes the command as unavailable. If it is a send of a session, closes its
+    /// fence against later sends.
     pub(super) fn refuse(self) {
         match self {
             Self::Appends(appends) => appends.for_each(|(append, completer)| {
@@ -68,22 +68,22 @@ impl Command {
         }
     }
 
-    /// Returns whether it waits even if commits make no progress: it has no answer.
+    /// Returns whether the command stays queued while commits are stalled: it has no
+    /// answer.
     const fn is_patient(&self) -> bool {
         matches!(self, Self::CloseSession(_) | Self::Recovered(_))
     }
 }
 
-/// The pending acknowledgements: the last one of each inbox.
+/// Pending acknowledgements: the latest one of each inbox.
 pub(super) type Acks = HashMap<Account, Position>;
 
-/// The queue. It is bounded by its callers: each append holds a permit, each
-/// connection has few other commands in flight, and each inbox has one
-/// acknowledgement.
+/// The queue. It is bounded by its callers: each append holds a permit, each connection
+/// has few other commands in flight, and each inbox has one acknowledgement.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    // A lock, since any thread may add and the commit thread takes. It is held
-    // for one push, or for taking everything.
+    // A lock, because any thread may push. It is held for one push, or for taking
+    // everything.
     state: Mutex<State>,
     arrived: Condvar,
 }
@@ -92,30 +92,30 @@ pub(super) struct Queue {
 struct State {
     commands: Vec<Command>,
     acks: Acks,
-    /// The commit thread waits to be woken.
+    /// The commit thread is asleep and must be woken.
     is_waiting: bool,
     /// The commit thread makes no progress: commands are refused at once.
     is_stalled: bool,
-    /// The commit thread is to end without a close.
+    /// The commit thread must end without a close.
     is_stopped: bool,
     /// The commit thread has ended.
     is_closed: bool,
 }
 
-/// What the commit thread waits for.
+/// The events that the commit thread waits for.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Wait {
-    /// Nothing: it has work left.
+    /// None: it has work left.
     Nothing,
-    /// A command, or acknowledgements that have lingered since the instant, or the end
-    /// of the duration.
+    /// A command, acknowledgements that have lingered since the instant, or the end of
+    /// the duration.
     AcksSince(Instant, Duration),
-    /// A command, or the end of the duration; acknowledgements stay where they are.
+    /// A command, or the end of the duration. Acknowledgements stay queued.
     Commands(Option<Duration>),
 }
 
 impl Queue {
-    /// Adds a command. If the thread has ended or is stalled, it is refused.
+    /// Adds a command, or refuses it if the thread has ended or is stalled.
     pub(super) fn push(&self, command: Command) {
         let mut state = self.lock();
         if state.is_closed || (state.is_stalled && !command.is_patient()) {
@@ -126,7 +126,7 @@ impl Queue {
         self.wake(state);
     }
 
-    /// Puts commands back that were taken and not decided, before all others.
+    /// Returns undecided commands to the front of the queue.
     pub(super) fn put_back(&self, commands: impl Iterator<Item = Command>) {
         let mut commands: Vec<_> = commands.collect();
         if commands.is_empty() {
@@ -163,7 +163,7 @@ impl Queue {
         self.lock().acks.remove(account)
     }
 
-    /// Refuses what waits for an answer, and what comes, until [`Self::resume`].
+    /// Refuses queued and later commands that have an answer, until [`Self::resume`].
     pub(super) fn stall(&self) {
         let mut state = self.lock();
         state.is_stalled = true;
@@ -175,12 +175,12 @@ impl Queue {
         refused.into_iter().for_each(Command::refuse);
     }
 
-    /// Takes commands again.
+    /// Accepts commands again.
     pub(super) fn resume(&self) {
         self.lock().is_stalled = false;
     }
 
-    /// Returns whether commands are refused since the thread makes no progress.
+    /// Returns whether commands are refused because the thread makes no progress.
     pub(super) fn is_stalled(&self) -> bool {
         self.lock().is_stalled
     }
@@ -192,7 +192,7 @@ impl Queue {
         self.wake(state);
     }
 
-    /// Ends the queue: everything in it is refused, and so is what comes.
+    /// Closes the queue: refuses queued and later commands.
     pub(super) fn close(&self) {
         let mut state = self.lock();
         state.is_closed = true;
@@ -202,8 +202,8 @@ impl Queue {
         commands.into_iter().for_each(Command::refuse);
     }
 
-    /// Takes everything that is there, once something is. `commands` is empty and
-    /// lends its memory. `None` if the thread is to end.
+    /// Waits for an event, and takes everything queued. `commands` must be empty and
+    /// lends its memory. Returns `None` if the thread must end.
     pub(super) fn take(&self, wait: Wait, commands: &mut Vec<Command>) -> Option<Acks> {
         let begun = Instant::now();
         let mut state = self.lock();
@@ -251,7 +251,7 @@ impl Queue {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing panics while the lock is held.
+        // No code panics while it holds the lock.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

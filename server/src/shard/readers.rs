@@ -1,4 +1,4 @@
-//! Reading messages, beside the commit thread.
+//! Reads of messages, concurrent with the commit thread.
 
 use std::ops::ControlFlow;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -10,22 +10,21 @@ use crate::ledger::{self, Content, Malformed};
 use crate::log::{Block, ReadError, Reader};
 use crate::store::{Account, Page, Position, ReadLimit, Unavailable};
 
-/// The reader of the log, while it is open.
+/// The reader of the log, while the log is open.
 #[derive(Debug, Default)]
 pub(super) struct Readers {
-    // A lock, since the log may be replaced while others read. It is held for one
-    // clone.
+    // A lock, because the log may be replaced during reads. It is held for one clone.
     reader: RwLock<Option<Arc<dyn Reader>>>,
     pub(super) cursors: Cursors,
 }
 
 impl Readers {
-    /// Replaces the reader. Reads that are under way end by the former one.
+    /// Replaces the reader. Reads under way finish with the former one.
     pub(super) fn set(&self, reader: Option<Arc<dyn Reader>>) {
         *self.reader.write().unwrap_or_else(PoisonError::into_inner) = reader;
     }
 
-    /// Reads a page. Blocks while the disk does.
+    /// Reads a page. Blocks on the disk.
     pub(super) fn read(
         &self,
         account: &Account,
@@ -40,7 +39,7 @@ impl Readers {
             tracing::error!(%error, account = %account.name, "messages cannot be read");
             Unavailable
         })?;
-        // After the read: see there.
+        // Must follow the read: see [`Cursors`].
         let cursor = self.cursors.get(account.incarnation);
         if cursor.sequence > after.sequence {
             page.messages.retain(|message| message.position.sequence > cursor.sequence);
@@ -51,13 +50,13 @@ impl Readers {
     }
 }
 
-/// Why a page cannot be read.
+/// The reason why a page cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PageError {
     /// The log cannot be read.
     #[error(transparent)]
     Log(#[from] ReadError),
-    /// A block is not what the ledger writes.
+    /// A block is malformed.
     #[error("malformed block: first number {first}")]
     Malformed {
         /// The number of its first message.
@@ -65,8 +64,8 @@ pub(crate) enum PageError {
     },
 }
 
-/// Reads messages of an inbox after `after`. A page does not reach over a gap: it
-/// begins with one, or ends before it.
+/// Reads messages of an inbox after `after`. A page does not extend over a gap: it starts
+/// with one, or ends before it.
 pub(crate) fn read_page(
     reader: &dyn Reader,
     inbox: u64,
@@ -84,13 +83,13 @@ pub(crate) fn read_page(
     let read = read.map_err(PageError::from).and_then(|()| malformed.map_or(Ok(()), Err));
     match read {
         Ok(()) => Ok(scan.page),
-        // The messages before the damage can be had; the next read begins with it.
+        // The messages before the damage are returned; the next read starts with it.
         Err(_) if !scan.page.messages.is_empty() => Ok(Page { complete: false, ..scan.page }),
         Err(error) => Err(error),
     }
 }
 
-/// One page, while it is being read.
+/// A page that is being read.
 struct Scan {
     after: Sequence,
     limit: ReadLimit,

@@ -1,5 +1,5 @@
-//! Opening the log again after it failed, on a thread of its own: the commit
-//! thread goes on answering meanwhile.
+//! Reopening a failed log, on a separate thread: the commit thread answers commands
+//! meanwhile.
 
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
@@ -12,16 +12,16 @@ use super::queue::{Command, Queue};
 use crate::ledger::Limits;
 use crate::log::{Log, Opener};
 
-/// The first wait after an attempt that failed; it doubles with each attempt.
+/// The first pause after a failed attempt; it doubles with each attempt.
 const BACKOFF_MIN: Duration = Duration::from_millis(500);
 
-/// The longest wait: an attempt may read much of the store.
+/// The longest pause. It is long because an attempt may read much of the store.
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
 
-/// The attempts. Dropping it ends them.
+/// The running attempts. Dropping it ends them.
 #[derive(Debug)]
 pub(super) struct Recovery {
-    /// Dropped in order to wake the thread and to end it.
+    /// Dropped to wake the thread and end it.
     stop: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -30,15 +30,15 @@ pub(super) struct Recovery {
 #[derive(Debug)]
 pub(super) struct Failed {
     pub(super) log: Option<Box<dyn Log>>,
-    /// The number that was given out last.
+    /// The last number that was assigned.
     pub(super) counter: u64,
-    /// It has failed shortly before, too.
+    /// It also failed shortly before.
     pub(super) is_repeated: bool,
 }
 
 impl Recovery {
-    /// Drops the log that failed, and opens it until that succeeds: then the queue
-    /// gets [`Command::Recovered`].
+    /// Drops the failed log, and retries to open it until it succeeds. The queue then
+    /// receives [`Command::Recovered`].
     pub(super) fn start(opener: Arc<dyn Opener>, failed: Failed, limits: Limits, queue: Arc<Queue>) -> Self {
         let Failed { log, counter, is_repeated } = failed;
         let (stop, stopped) = mpsc::channel();
@@ -79,8 +79,8 @@ impl Drop for Recovery {
     }
 }
 
-/// Aborts. Without a recovery the store would be unavailable for good. The next process
-/// recovers it; nothing that was answered is lost.
+/// Aborts. Without a recovery, the store would be unavailable for good. The next process
+/// recovers it without loss of answered operations.
 fn give_up<E: std::fmt::Debug, T>(error: E) -> T {
     tracing::error!(?error, "store cannot be recovered: aborting");
     std::process::abort();

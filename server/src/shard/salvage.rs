@@ -1,5 +1,5 @@
-//! Salvage: what can be read of a store whose log cannot be opened, with gaps in the
-//! place of the messages that cannot.
+//! Salvage: the readable part of a store whose log cannot be opened, with gaps for the
+//! unreadable messages.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
@@ -14,23 +14,23 @@ use crate::log::disk::check::RepairError;
 use crate::log::disk::salvage::{Lost, Rebuild, Salvage};
 use crate::log::{AppendError, Block, Frame, InboxId, OpenError, ReadError};
 
-/// Bytes of blocks that are written in one frame.
+/// Bytes of blocks written in one frame.
 const FRAME_BYTES: usize = 1024 * 1024;
 
 /// Opens the log of a folder, and replays its records.
 type Open = fn(&Path, &mut dyn FnMut(&[u8]) -> Result<(), OpenError>) -> Result<Salvage, OpenError>;
 
-/// What can be read of a store.
+/// The readable part of a store.
 #[derive(Debug)]
 pub(crate) struct SalvagedStore {
     log: Salvage,
     ledger: Ledger,
     inboxes: Vec<SalvagedInbox>,
-    /// Inboxes that have messages and whose accounts are lost, and the number of blocks.
+    /// Inboxes with messages whose accounts are lost, and their numbers of blocks.
     pub(crate) unknown: Vec<(InboxId, usize)>,
 }
 
-/// An inbox of which something can be read.
+/// An inbox that is at least partly readable.
 #[derive(Debug, Clone)]
 pub(crate) struct SalvagedInbox {
     pub(crate) inbox: Inbox,
@@ -38,7 +38,7 @@ pub(crate) struct SalvagedInbox {
 }
 
 impl SalvagedStore {
-    /// Reads what can be read of the store in a folder, and changes nothing.
+    /// Reads the store in a folder as far as possible, without changes.
     pub(crate) fn open(folder: &Path) -> Result<Self, CheckError> {
         Self::read(folder, Salvage::open)
     }
@@ -62,13 +62,12 @@ impl SalvagedStore {
         &self.inboxes
     }
 
-    /// What is lost besides messages.
+    /// Returns the losses besides messages.
     pub(crate) const fn lost(&self) -> &Lost {
         self.log.lost()
     }
 
-    /// Visits the blocks of an inbox in order, with gaps in the place of those that cannot
-    /// be read.
+    /// Visits the blocks of an inbox in order, with gaps for unreadable ones.
     pub(crate) fn visit(
         &self,
         inbox: &SalvagedInbox,
@@ -95,7 +94,7 @@ impl SalvagedStore {
         Ok(())
     }
 
-    /// Finds what is lost of an inbox, and its end.
+    /// Determines the losses of an inbox, and its end.
     fn measure(&self, mut inbox: Inbox) -> Result<SalvagedInbox, ReadError> {
         let mut pieces = Vec::new();
         let id = inbox.entry.account.incarnation;
@@ -119,7 +118,7 @@ impl SalvagedStore {
         let known: HashSet<_> =
             self.inboxes.iter().map(|inbox| inbox.inbox.entry.account.incarnation).collect();
         let mut unknown = HashMap::new();
-        // Accounts that have ended leave blocks behind, which are no loss.
+        // Blocks left by deleted accounts are no loss.
         let is_certain = self.lost().commits.is_empty() && !self.lost().has_no_checkpoint;
         for inbox in self.log.inboxes().filter(|inbox| !is_certain && !known.contains(inbox)) {
             self.log.visit(inbox, 0, &mut |_| {
@@ -133,8 +132,8 @@ impl SalvagedStore {
     }
 }
 
-/// Writes what can be read of the store in a folder as its new log, and keeps the damaged
-/// one beside it. Returns what was read, and the folder of the damaged log.
+/// Writes the readable part of the store in a folder as its new log, and keeps the
+/// damaged log beside it. Returns the salvaged store, and the folder of the damaged log.
 pub(crate) fn rebuild(folder: &Path) -> Result<(SalvagedStore, PathBuf), CheckError> {
     let store = SalvagedStore::read(folder, Salvage::open_for_rebuild)?;
     let mut rebuild = store.log.rebuild()?;

@@ -1,5 +1,4 @@
-//! A store that is open for reading alone: for `harkd check` and `export`. Nothing in
-//! its folder is changed.
+//! A read-only store, for `harkd check` and `export`. Its folder is not changed.
 
 use std::path::Path;
 
@@ -16,7 +15,7 @@ use crate::store::{Account, AccountEntry, Page, Position, ReadLimit};
 /// A page of an export.
 const PAGE: ReadLimit = ReadLimit { messages: 1024, bytes: 1024 * 1024 };
 
-/// A store that is open for reading alone.
+/// A store that is open for reading only.
 #[derive(Debug)]
 pub(crate) struct Snapshot {
     ledger: Ledger,
@@ -27,14 +26,14 @@ pub(crate) struct Snapshot {
 #[derive(Debug, Clone)]
 pub(crate) struct Inbox {
     pub(crate) entry: AccountEntry,
-    /// The last message that was acknowledged.
+    /// The position of the last acknowledged message.
     pub(crate) cursor: Position,
-    /// The last message.
+    /// The position of the last message.
     pub(crate) tail: Position,
 }
 
 impl Snapshot {
-    /// Opens the store in a folder, which exists.
+    /// Opens the store in an existing folder.
     pub(crate) fn open(folder: &Path) -> Result<Self, OpenError> {
         let mut replay = Replay::new(ShardConfig::UNBOUNDED.limits());
         let log =

@@ -1,6 +1,5 @@
-//! The watchdog: a commit that takes too long is logged and makes the store
-//! unhealthy; if it takes much too long, the commands in it and those that wait for it
-//! are answered that their outcome is unknown, instead of waiting for ever.
+//! The watchdog. A slow commit is logged and makes the store unhealthy. If it stalls, its
+//! commands and waiting ones are answered `unavailable`, so that no wait is endless.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,14 +10,14 @@ use std::time::{Duration, Instant};
 use super::in_flight::InFlight;
 use super::queue::Queue;
 
-/// How long a commit may take.
+/// Deadlines of a commit.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Deadlines {
-    /// From then on it is logged, and the store is unhealthy.
+    /// After this time, the commit is logged and the store is unhealthy.
     pub(super) slow: Duration,
-    /// From then on the commands in it and the waiting ones are answered.
+    /// After this time, the commands in the commit and waiting ones are answered.
     pub(super) stalled: Duration,
-    /// How often the commit is looked at.
+    /// The interval between checks.
     pub(super) interval: Duration,
 }
 
@@ -34,8 +33,7 @@ impl Deadlines {
 #[derive(Debug)]
 pub(super) struct Progress {
     base: Instant,
-    /// When the commit in flight began, in ms since `base` and 1 more; 0 if there
-    /// is none.
+    /// Start of the commit in flight, in ms since `base` plus 1; 0 if there is none.
     since: AtomicU64,
     is_slow: AtomicBool,
 }
@@ -47,12 +45,12 @@ impl Default for Progress {
 }
 
 impl Progress {
-    /// Notes that a commit begins.
+    /// Records the start of a commit.
     pub(super) fn begin(&self) {
         self.since.store(1 + self.now_ms(), Ordering::Release);
     }
 
-    /// Notes that the commit has ended.
+    /// Records the end of the commit.
     pub(super) fn end(&self, queue: &Queue) {
         let since = self.since.swap(0, Ordering::AcqRel);
         if self.is_slow.load(Ordering::Acquire) {
@@ -63,7 +61,7 @@ impl Progress {
         }
     }
 
-    /// Returns whether a commit takes too long.
+    /// Returns whether a commit is slow.
     pub(super) fn is_slow(&self) -> bool {
         self.is_slow.load(Ordering::Acquire)
     }
@@ -80,7 +78,7 @@ impl Progress {
     }
 }
 
-/// What the watchdog looks at, and what it answers.
+/// The state that the watchdog checks, and the answers that it may fail.
 #[derive(Debug)]
 pub(super) struct Watched {
     pub(super) progress: Arc<Progress>,
@@ -96,10 +94,10 @@ pub(super) struct Watchdog {
 }
 
 impl Watchdog {
-    /// Watches the commits.
+    /// Starts to watch the commits.
     ///
     /// # Errors
-    /// If there can be no thread.
+    /// Fails if the thread cannot be started.
     pub(super) fn start(watched: Watched, deadlines: Deadlines) -> std::io::Result<Self> {
         let (stop, stopped) = mpsc::channel();
         let watch = move || {
@@ -128,7 +126,7 @@ fn look(Watched { progress, queue, in_flight }: &Watched, deadlines: Deadlines) 
     if age >= deadlines.stalled {
         in_flight.fail_if(|| progress.age() >= deadlines.stalled);
     }
-    // It may have ended meanwhile, and not have seen this.
+    // The commit may have ended concurrently and missed the flag.
     if progress.age() < deadlines.slow {
         progress.is_slow.store(false, Ordering::Release);
         queue.resume();

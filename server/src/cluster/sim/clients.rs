@@ -16,10 +16,10 @@ use crate::cluster::ConnectionId;
 use crate::cluster::message::Answer;
 use crate::store::{Account, Created, End, Message, Outcome, PasswordHash, SendId};
 
-/// How long a client waits for an answer before it takes another connection.
+/// How long a client waits for an answer before it reconnects.
 const PATIENCE: Duration = Duration::from_secs(6);
 
-/// Sends of one sender that are unanswered.
+/// Maximum unanswered sends of one sender.
 const IN_FLIGHT: usize = 4;
 
 /// The readers, and the account that is deleted and created again.
@@ -39,7 +39,7 @@ pub(super) enum Call {
     Delete(Account),
     Login(Account),
     Receive(Account),
-    /// Without an id as the account of the connection.
+    /// Without an id, the sender is the account of the connection.
     Send {
         to: UserName,
         text: ByteString,
@@ -71,7 +71,7 @@ pub(super) struct Context<'w> {
     pub(super) random: &'w mut SmallRng,
     pub(super) judge: &'w mut Judge,
     pub(super) hosts: usize,
-    /// Everything has to come to an end.
+    /// The run is ending, and clients must finish.
     pub(super) is_calm: bool,
     pub(super) last_connection: &'w mut ConnectionId,
     pub(super) calls: Vec<(Link, ToHost)>,
@@ -145,7 +145,7 @@ impl Client {
         }
     }
 
-    /// Returns whether it has nothing left to do.
+    /// Returns whether the client has finished.
     pub(super) fn is_done(&self) -> bool {
         match self {
             Self::Sender(sender) => sender.left == 0 && sender.unanswered.is_empty(),
@@ -162,7 +162,7 @@ pub(super) struct Sender {
     session: usize,
     link: Option<Link>,
     reconnect_at: Duration,
-    /// By id: the recipient, and when it was sent over this connection.
+    /// Recipient and time of sending on this connection, by id.
     unanswered: BTreeMap<u32, (&'static str, Duration)>,
     last_id: u32,
     left: u32,
@@ -230,7 +230,7 @@ impl Sender {
         match push {
             Push::Answer(request, Answered::Answer(Answer::Sent(outcome))) => {
                 let id = request as u32;
-                // An answer over a former connection is right as well.
+                // An answer over a former connection counts as well.
                 if let Some((to, _)) = self.unanswered.remove(&id) {
                     context.judge.answered((self.session, id), to, outcome);
                 }
@@ -255,7 +255,7 @@ pub(super) struct Reader {
     reconnect_at: Duration,
     is_receiving: bool,
     hop_at: Duration,
-    /// The connection that it takes over from, and hangs up later.
+    /// The connection that it takes over from and closes later.
     former: Option<Link>,
     processed: u64,
     unacknowledged: u32,
@@ -511,7 +511,7 @@ impl Creator {
     }
 }
 
-/// The passwords of an account count up.
+/// The passwords of an account are increasing versions.
 fn version(password: &PasswordHash) -> u64 {
     password.as_str().parse().unwrap()
 }

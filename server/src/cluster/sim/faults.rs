@@ -10,7 +10,7 @@ use super::world::{HOSTS, SHARDS};
 /// A fault, or its end.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Fault {
-    /// A host stands still, perhaps with its clocks.
+    /// A host stands still, possibly with its clocks.
     Pause {
         host: usize,
         stops_clock: bool,
@@ -20,29 +20,29 @@ pub(super) enum Fault {
     /// An orderly stop: the server gives up its shards.
     Leave(usize),
     Start(usize),
-    /// Nothing passes between two hosts.
+    /// Two hosts cannot communicate.
     Cut(usize, usize),
-    /// Nothing passes between a host and the streams.
+    /// A host and the streams cannot communicate.
     CutLog(usize),
-    /// Nothing is cut any more.
+    /// All connections are restored.
     Heal,
-    /// Of so many messages between hosts, in 1,000, and answers of streams, one is lost.
+    /// The loss rate of messages between hosts and answers of streams, per 1,000.
     Loss(u32),
-    /// Of so many requests to append, in 1,000, one arrives seconds late.
+    /// The rate of append requests that arrive seconds late, per 1,000.
     Late(u32),
-    /// Nothing that others send reaches a host, but for its clients.
+    /// A host receives nothing, except from its clients.
     Deaf(usize),
     /// Answers of the streams reach a deaf host again.
     HearStreams,
-    /// The leader of a stream reaches no other node: it applies nothing.
+    /// The leader of a stream is isolated and applies nothing.
     Stall(usize),
-    /// The leader of a stream ends.
+    /// The leader of a stream is lost.
     LoseLeader(usize),
     /// A stream has a leader, which does not count proposals of the former one.
     Elect(usize),
-    /// The leader counts everything.
+    /// The leader has caught up.
     Settle(usize),
-    /// The node that answers is behind by so many messages.
+    /// Reads of a stream are served by a node that is this many messages behind.
     Stale(usize, u64),
 }
 
@@ -52,28 +52,28 @@ pub(super) struct Scenario {
     pub(super) faults: Vec<(Duration, Fault)>,
     /// When clients begin nothing new any more.
     pub(super) rest_at: Duration,
-    /// When the faults end.
+    /// The time at which the faults end.
     pub(super) calm_at: Duration,
-    /// The sends of each sender.
+    /// Sends of each sender.
     pub(super) sends: u32,
-    /// Entries of a stream after which a snapshot is due.
+    /// Entries of a stream at which a snapshot is due.
     pub(super) tail_entries_max: u64,
 }
 
-/// The kinds of scenarios at random, by their place among so many seeds; all others
-/// are of no kind.
+/// The number of kinds of random scenarios. The seed modulo this selects the kind; the
+/// kinds without a name add no special fault.
 pub(super) const KINDS: u64 = 8;
 pub(super) const DEAF_OWNER: u64 = 3;
 pub(super) const LOSSY_END: u64 = 5;
 pub(super) const CLAIM_IN_DOUBT: u64 = 7;
 
 impl Scenario {
-    /// Returns a scenario of this kind at random.
+    /// Returns a random scenario of this kind.
     pub(super) fn of_kind(kind: u64) -> impl Fn(u64) -> Self {
         move |seed| Self::of(KINDS * seed + kind)
     }
 
-    /// Returns a scenario at random.
+    /// Returns a random scenario.
     pub(super) fn of(seed: u64) -> Self {
         let mut random = SmallRng::seed_from_u64(seed ^ 0x5eed);
         let calm_at = Duration::from_millis(random.random_range(5_000..12_000));
@@ -92,7 +92,7 @@ impl Scenario {
         scenario
     }
 
-    /// Returns a scenario in which a host stands still with its clocks for longer than
+    /// Returns a scenario in which a host and its clocks stand still for longer than
     /// outcomes are remembered.
     pub(super) fn long_pause(seed: u64) -> Self {
         let mut random = SmallRng::seed_from_u64(seed ^ 0x9a05e);
@@ -115,7 +115,7 @@ impl Scenario {
         }
     }
 
-    /// Adds a host that hears nothing, and after a while of its own stale state again.
+    /// Adds a host that receives nothing, and later reads its own stale state.
     fn add_deaf_owner(&mut self, random: &mut SmallRng) {
         let [begins, lasts] =
             [1000..2000, 8000..14_000].map(|ms| Duration::from_millis(random.random_range(ms)));
@@ -125,19 +125,19 @@ impl Scenario {
         self.faults.push((heals, Fault::Heal));
         self.calm_at = self.calm_at.max(heals + Duration::from_millis(500));
         self.rest_at = self.calm_at;
-        // A purge would tell the owner that it is none any more.
+        // A purge would reveal to the owner that it is deposed.
         self.tail_entries_max = 1000;
     }
 
-    /// Adds losses while the last commands are carried out.
+    /// Adds losses during the last commands.
     fn add_lossy_end(&mut self, random: &mut SmallRng) {
         self.rest_at -= Duration::from_millis(random.random_range(500..3000));
         let begins = self.rest_at - Duration::from_millis(random.random_range(0..2000));
         self.faults.push((begins, Fault::Loss(random.random_range(50..500))));
     }
 
-    /// Adds a claim that is proposed by a leader which ends, while the former owner,
-    /// which stood still, goes on.
+    /// Adds a claim that was proposed by a lost leader, while the former owner resumes
+    /// after standing still.
     fn add_claim_in_doubt(&mut self, random: &mut SmallRng) {
         let mut at = Duration::from_millis(random.random_range(1000..2500));
         let (host, shard) = (random.random_range(0..HOSTS), random.random_range(0..SHARDS));

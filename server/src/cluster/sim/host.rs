@@ -1,5 +1,5 @@
-//! [`Host`]: one machine with its clocks, a server of the cluster, and the connections
-//! of clients to it, each with the window of the real chat.
+//! [`Host`]: one machine with its clocks, a server of the cluster, and client
+//! connections, each with the delivery window of the real chat.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, UNIX_EPOCH};
@@ -14,10 +14,10 @@ use crate::cluster::message::{Answer, Message, Reply, Request, Send};
 use crate::cluster::{Action, ConnectionId, LogReply, LogRequest, Now, ServerId, ShardId};
 use crate::store::{Account, Event, Subscription, Unavailable};
 
-/// The wall clock when a run begins, in seconds.
+/// The wall clock at the start of a run, in seconds.
 const WALL_SECONDS: u64 = 1_800_000_000;
 
-/// The requests of a window to its server begin here; those of clients are below.
+/// Request ids of delivery windows start here; those of clients are below.
 const READ: u64 = 1 << 32;
 
 /// An input of a host.
@@ -43,16 +43,16 @@ pub(super) enum Output {
 /// A machine with a server.
 #[derive(Debug)]
 pub(super) struct Host {
-    /// The life of the process.
+    /// The id of the process.
     pub(super) life: ServerId,
     member: Option<Member>,
     /// The clock of the process.
     running: Duration,
-    /// The true time when `running` was right.
+    /// The true time when `running` was updated.
     clock_at: Duration,
     skew: Duration,
     connections: BTreeMap<ConnectionId, Connection>,
-    /// Connections up to this one are refused.
+    /// Connections up to this id are refused.
     refused_up_to: ConnectionId,
     base: Instant,
 }
@@ -61,14 +61,14 @@ pub(super) struct Host {
 struct Connection {
     client: usize,
     identity: Option<Account>,
-    /// It waits for the answer to its registration.
+    /// A registration in flight: its request, and the account.
     registering: Option<(u64, Account)>,
     reception: Option<(Subscription, DeliveryWindow)>,
     reads: u64,
 }
 
 impl Host {
-    /// Returns a machine without a server, whose wall clock is ahead by `skew`.
+    /// Returns a machine without a server. Its wall clock is ahead by `skew`.
     pub(super) fn new(skew: Duration) -> Self {
         Self {
             life: ServerId(0),
@@ -82,13 +82,13 @@ impl Host {
         }
     }
 
-    /// Begins a process.
+    /// Starts a process.
     pub(super) fn start(&mut self, life: ServerId, member: Member, time: Duration) {
         (self.life, self.member) = (life, Some(member));
         (self.running, self.clock_at) = (Duration::ZERO, time);
     }
 
-    /// Ends the process. Returns the connections that it had.
+    /// Ends the process. Returns its connections.
     pub(super) fn crash(&mut self) -> Vec<(usize, ConnectionId)> {
         self.member = None;
         std::mem::take(&mut self.connections)
@@ -97,17 +97,17 @@ impl Host {
             .collect()
     }
 
-    /// Returns the server, if there is one.
+    /// Returns the server, if it is running.
     pub(super) const fn member(&self) -> Option<&Member> {
         self.member.as_ref()
     }
 
-    /// Gives up its shards.
+    /// Releases its shards.
     pub(super) fn leave(&mut self, time: Duration) -> Vec<Output> {
         self.act(time, |member, now, actions| member.leave(now, actions))
     }
 
-    /// Lets the clocks stand still until this time.
+    /// Stops the clocks until this time.
     pub(super) const fn skip_clock(&mut self, time: Duration) {
         self.clock_at = time;
     }

@@ -21,7 +21,7 @@ pub(super) struct Judge {
     account: Register,
     /// The versions of the password, by incarnation.
     passwords: BTreeMap<u64, Register>,
-    /// The incarnations of the account that were deleted, and when that was answered.
+    /// Deleted incarnations of the account, and the times of the answers.
     deleted: BTreeMap<u64, Duration>,
     claims: BTreeSet<(u32, u64)>,
     /// The size of the run.
@@ -47,7 +47,7 @@ pub(super) struct Counts {
 }
 
 impl Counts {
-    /// Adds those of another run.
+    /// Adds the statistics of another run.
     pub(super) fn add(&mut self, other: &Self) {
         let Self { stored, refused, read, repeats, unavailable, closed, .. } = other;
         self.stored += stored;
@@ -67,19 +67,19 @@ impl Counts {
     }
 }
 
-/// A value that only grows, and when it was known.
+/// An increasing value, and the times at which it was known.
 #[derive(Debug, Default)]
 struct Register {
     known: Vec<(Duration, u64)>,
 }
 
 impl Register {
-    /// At this time a client knows that the value is at least this.
+    /// Records that a client knows the value to be at least this.
     fn known(&mut self, now: Duration, value: u64) {
         self.known.push((now, value));
     }
 
-    /// Checks a value that was asked for at `asked_at`.
+    /// Checks a value that was requested at `asked_at`.
     fn check(&self, asked_at: Duration, value: u64, what: &str) {
         let least = self.known.iter().filter(|(at, _)| *at <= asked_at).map(|(_, value)| *value).max();
         assert!(
@@ -90,7 +90,7 @@ impl Register {
 }
 
 impl Judge {
-    /// A send is answered, for the first time or again.
+    /// Records an answer to a send, which may be repeated.
     pub(super) fn answered(&mut self, (session, id): (usize, u32), to: &str, outcome: Outcome) {
         let former = self.outcomes.insert((session, id), (to.to_owned(), outcome));
         if let Some((_, former)) = former {
@@ -106,7 +106,7 @@ impl Judge {
         }
     }
 
-    /// A reader processes a message: its number is above that of the last one.
+    /// Records that a reader processes a message, and checks that numbers increase.
     pub(super) fn read(&mut self, reader: &str, message: &Message) {
         let (number, text) = (message.position.sequence.0, message.text.to_string());
         self.counts.read += 1;
@@ -123,7 +123,7 @@ impl Judge {
         assert_eq!(former, None, "the number {number} is used twice");
     }
 
-    /// A reader gets a message whose number is not above that of the last one.
+    /// Checks that a message with an old number duplicates a processed one.
     pub(super) fn repeated(&mut self, reader: &str, message: &Message) {
         self.counts.repeats += 1;
         let text = self.read.get(reader).and_then(|read| read.get(&message.position.sequence.0));
@@ -131,13 +131,13 @@ impl Judge {
         assert!(is_known, "{message:?} comes to {reader} late or under a number that was used: {text:?}");
     }
 
-    /// The password of an incarnation was set to this version.
+    /// Records that the password of an incarnation was set to this version.
     pub(super) fn password_set(&mut self, now: Duration, incarnation: u64, version: u64) {
         self.counts.passwords += 1;
         self.passwords.entry(incarnation).or_default().known(now, version);
     }
 
-    /// A look-up found this version of the password and this incarnation.
+    /// Checks the result of a lookup: an incarnation and a version of its password.
     pub(super) fn found(&mut self, asked_at: Duration, now: Duration, incarnation: u64, version: u64) {
         self.account.check(asked_at, incarnation, "incarnation");
         self.account.known(now, incarnation);
@@ -146,14 +146,14 @@ impl Judge {
         password.known(now, version);
     }
 
-    /// The deletion of an incarnation is answered.
+    /// Records that the deletion of an incarnation was answered.
     pub(super) fn deleted(&mut self, now: Duration, incarnation: u64) {
         self.counts.deletions += 1;
         self.deleted.entry(incarnation).or_insert(now);
         self.account.known(now, incarnation + 1);
     }
 
-    /// A message of an account that was sent at `asked_at` is stored.
+    /// Checks a stored message that an account sent at `asked_at`.
     pub(super) fn sent_as(&self, asked_at: Duration, incarnation: u64) {
         let deleted_at = self.deleted.get(&incarnation);
         assert!(
@@ -162,12 +162,12 @@ impl Judge {
         );
     }
 
-    /// The owner of a shard announces its claim.
+    /// Records that the owner of a shard has announced its claim.
     pub(super) fn claimed(&mut self, shard: u32, sequence: u64) {
         self.counts.claims += u64::from(self.claims.insert((shard, sequence)));
     }
 
-    /// Returns whether readers have processed all that was answered.
+    /// Returns whether readers have processed all stored messages.
     pub(super) fn is_complete(&self) -> bool {
         self.missing().next().is_none()
     }
@@ -180,7 +180,7 @@ impl Judge {
         })
     }
 
-    /// Checks that everything that was answered was read, and nothing that was refused.
+    /// Checks that all messages answered `ok` were read, and no refused ones.
     pub(super) fn check(&self) {
         let missing: Vec<_> = self.missing().collect();
         assert!(missing.is_empty(), "answered and not read: {missing:?}");

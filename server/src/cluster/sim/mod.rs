@@ -1,5 +1,5 @@
-//! The cluster in one process: servers, their clients and the streams of their shards,
-//! over a simulated network, by virtual time and a seed.
+//! A simulation of the cluster in one process: servers, their clients and the streams of
+//! their shards, over a simulated network, in virtual time and from a seed.
 //!
 //! Each run goes through a time of faults (pauses, also of machines with their clocks,
 //! partitions, lost and late requests and answers, changes of the streams' leaders,
@@ -32,25 +32,26 @@ use self::judge::Counts;
 use self::world::World;
 use super::bugs::{Bug, fails_with};
 
-/// The environment variables with the one seed to run, and with the number of seeds.
+/// Environment variables: the only seed to run, and the number of seeds.
 const SEED_VARIABLE: &str = "HARK_SIM_SEED";
 const SEEDS_VARIABLE: &str = "HARK_SIM_SEEDS";
 
-/// Seeds of the short run, and those of the long run beside them.
+/// Seeds of the short run, and the additional ones of the long run.
 const SEEDS: Range<u64> = 0..1000;
 const SEEDS_LONG: Range<u64> = 1000..20_000;
 
 /// Threads that run seeds.
 const THREADS_MAX: usize = 4;
 
-/// Seeds after which a planted mistake has to be found.
+/// The number of seeds within which a planted bug must be found.
 const SEEDS_OF_A_BUG: u64 = 500;
 
 fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok().map(|value| value.parse().expect("a number"))
 }
 
-/// Runs the scenario of each seed on a few threads; each ends with the first that fails.
+/// Runs the scenario of each seed on several threads. Each thread ends at its first
+/// failure.
 fn run_seeds(seeds: Range<u64>, scenario: impl Fn(u64) -> Scenario + Sync) {
     let count = number(SEEDS_VARIABLE).map_or(seeds.end, |count| seeds.start + count);
     let seeds = number(SEED_VARIABLE).map_or(seeds.start..count, |seed| seed..seed + 1);
@@ -85,7 +86,7 @@ fn run_seeds(seeds: Range<u64>, scenario: impl Fn(u64) -> Scenario + Sync) {
     println!("{sums:?}");
 }
 
-/// Checks that the simulation finds a planted mistake, by a seed that passes without.
+/// Checks that the simulation finds a planted bug, by a seed that passes without it.
 fn check_finds(bug: Bug, scenario: impl Fn(u64) -> Scenario) {
     let run = |seed| World::new(seed).run(scenario(seed));
     let found = (0..SEEDS_OF_A_BUG).find(|seed| fails_with(bug, AssertUnwindSafe(|| run(*seed))));

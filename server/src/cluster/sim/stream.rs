@@ -10,23 +10,23 @@ use rand::rngs::SmallRng;
 
 use crate::cluster::{LogReply, LogRequest};
 
-/// Messages of one page.
+/// Maximum messages of one page.
 const PAGE_MESSAGES_MAX: usize = 16;
 
 /// The stream of a shard.
 #[derive(Debug, Default)]
 pub(in crate::cluster) struct Stream {
-    /// Messages that were purged.
+    /// The number of purged messages.
     purged: u64,
     applied: Vec<Bytes>,
     proposed: VecDeque<Proposal>,
-    /// The leader reaches no other node.
+    /// The leader is isolated.
     pub(super) is_stalled: bool,
     /// There is no leader.
     pub(super) is_electing: bool,
     /// The leader is new: it checks conditions against applied messages alone.
     pub(super) is_blind: bool,
-    /// The node that answers is behind by so many messages.
+    /// Reads are served by a node that is this many messages behind.
     pub(super) stale_by: u64,
 }
 
@@ -35,7 +35,7 @@ pub(in crate::cluster) struct Stream {
 struct Proposal {
     bytes: Bytes,
     id: u64,
-    /// Where the answer goes, unless the leader that would give it is gone.
+    /// The receiver of the answer, unless the responsible leader is gone.
     client: Option<(usize, u64)>,
 }
 
@@ -43,7 +43,7 @@ struct Proposal {
 #[derive(Debug)]
 pub(in crate::cluster) enum Outcome {
     Reply(LogReply),
-    /// A message was proposed: it is applied a while later.
+    /// A message was proposed, to be applied later.
     Proposed,
     Nothing,
 }
@@ -53,7 +53,7 @@ impl Stream {
         self.purged + self.applied.len() as u64
     }
 
-    /// Takes a request of a client.
+    /// Handles a request of a client.
     pub(in crate::cluster) fn handle(&mut self, request: LogRequest, client: (usize, u64)) -> Outcome {
         if self.is_electing {
             return Outcome::Nothing;
@@ -91,7 +91,7 @@ impl Stream {
         }
     }
 
-    /// Applies the next message that is proposed. Returns the answer to its client.
+    /// Applies the next proposed message. Returns the answer to its client.
     pub(in crate::cluster) fn apply(&mut self) -> Option<((usize, u64), LogReply)> {
         let Proposal { bytes, id, client } = self.proposed.pop_front()?;
         self.applied.push(bytes);
@@ -112,7 +112,7 @@ impl Stream {
         (self.purged + 1, &self.applied)
     }
 
-    /// Returns whether a message is proposed and not applied.
+    /// Returns whether a proposed message is not applied.
     pub(in crate::cluster) fn has_proposals(&self) -> bool {
         !self.proposed.is_empty()
     }

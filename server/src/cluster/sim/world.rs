@@ -27,10 +27,10 @@ const TICK: Duration = Duration::from_millis(250);
 const WAKE: Duration = Duration::from_millis(150);
 const IDLE_WAKE: Duration = Duration::from_secs(1);
 
-/// How long the calm time may last.
+/// The longest calm phase.
 const CALM_MAX: Duration = Duration::from_secs(150);
 
-/// How long it lasts after everything has come to an end.
+/// The duration of the calm phase after all operations have finished.
 const AFTER_END: Duration = Duration::from_secs(3);
 
 const CONFIG: Config = Config {
@@ -43,9 +43,9 @@ const CONFIG: Config = Config {
 
 #[derive(Debug)]
 enum Due {
-    /// Something comes to this life of a host.
+    /// Input for this process of a host.
     Host(usize, ServerId, Box<Input>),
-    /// Something comes to a host, whichever life it is in.
+    /// Input for a host, whichever process it runs.
     FromClient(usize, Box<Input>),
     Stream(usize, LogRequest, (usize, ServerId)),
     Apply(usize),
@@ -70,7 +70,7 @@ pub(super) struct World {
     judge: Judge,
     last_connection: ConnectionId,
     lives: u64,
-    /// When the last message of each pair of parties arrives.
+    /// The arrival of the last message, for each pair of endpoints.
     arrivals: BTreeMap<(usize, usize), Duration>,
     cuts: BTreeSet<(usize, usize)>,
     log_cuts: BTreeSet<usize>,
@@ -153,7 +153,7 @@ impl World {
                 if self.check_streams() {
                     break;
                 }
-                // A claim is under way.
+                // A claim is in progress.
                 *ended_at = self.now;
             }
         }
@@ -162,7 +162,7 @@ impl World {
         self.judge.counts
     }
 
-    /// Has a client create the accounts, before anything goes wrong.
+    /// Creates the accounts before the first fault.
     fn create_accounts(&mut self) {
         self.clients.push(Client::Creator(Creator::default()));
         self.plan(Duration::ZERO, Due::Wake(0));
@@ -267,7 +267,7 @@ impl World {
     fn apply(&mut self, shard: usize) {
         let Stream { is_stalled, is_electing, is_blind, .. } = self.streams[shard];
         if is_stalled || is_electing || is_blind {
-            // The next leader applies it once it has caught up.
+            // The next leader applies it when it has caught up.
             return;
         }
         if let Some(((host, life), reply)) = self.streams[shard].apply() {
@@ -408,7 +408,7 @@ impl World {
             at[source] += Duration::from_micros(self.random.random_range(0..1000));
             self.plan(at[source], due);
         }
-        // What arrives from now on comes behind it.
+        // Later arrivals come after the backlog.
         for from in 0..200 {
             let source = match from {
                 50..100 => 0,
@@ -457,8 +457,8 @@ impl World {
         self.due.insert((at.max(self.now), self.planned), due);
     }
 
-    /// Checks that the owners agree with their streams, and that exactly the messages
-    /// that are not acknowledged are live. Returns whether each shard has an owner.
+    /// Checks that the owners agree with their streams, and that exactly the
+    /// unacknowledged messages are live. Returns whether each shard has an owner.
     fn check_streams(&self) -> bool {
         let mut receptions = 0;
         for (shard, stream) in self.streams.iter().enumerate() {

@@ -1,22 +1,22 @@
-//! Mistakes that a test plants in the log, to show that the suite finds them.
-//! Outside of tests there are none.
+//! Bugs that a test plants in the log, to show that the suite finds them. There are none
+//! outside of tests.
 
-/// A mistake.
+/// A planted bug.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Bug {
     /// Every use of a segment has the same salt.
     NoSalt,
-    /// A copy of a block is appended although the block was released meanwhile.
+    /// A copy of a block is appended although the block has been released.
     RevivedCopy,
-    /// A segment is recycled although a reader holds it.
+    /// A segment is recycled while a reader holds it.
     RecycledUnderReader,
-    /// An open trusts frames that may be in the cache alone.
+    /// An open trusts frames that may exist only in the page cache.
     TrustedCache,
     /// A segment is recycled before the frame that frees it is on stable storage.
     RecycledEarly,
 }
 
-/// Whether the test of this thread has planted the mistake.
+/// Returns whether the test on this thread has planted the bug.
 #[cfg(not(test))]
 pub(super) const fn is_planted(_: Bug) -> bool {
     false
@@ -27,13 +27,13 @@ thread_local! {
     static PLANTED: std::cell::Cell<Option<Bug>> = const { std::cell::Cell::new(None) };
 }
 
-/// Whether the test of this thread has planted the mistake.
+/// Returns whether the test on this thread has planted the bug.
 #[cfg(test)]
 pub(super) fn is_planted(bug: Bug) -> bool {
     PLANTED.get() == Some(bug)
 }
 
-/// Runs a test with a mistake planted, or without; returns whether it failed.
+/// Runs a test with or without a planted bug. Returns whether it failed.
 #[cfg(test)]
 pub(super) fn fails_with(bug: Option<Bug>, test: impl FnOnce() + std::panic::UnwindSafe) -> bool {
     PLANTED.set(bug);

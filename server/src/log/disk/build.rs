@@ -1,7 +1,7 @@
-//! Builds the index of a log that is opened, from index frames and frames.
+//! Builds the index of a log at its open, from index frames and frames.
 //!
-//! The index frames are sorted, so they are merged a bounded piece at a time, and
-//! never lie in memory as a whole.
+//! The index frames are sorted, so they are merged in bounded pieces, and never loaded as
+//! a whole.
 
 use std::cmp::Reverse;
 use std::io;
@@ -17,7 +17,7 @@ use super::table::{Entry, Table, TableReader};
 use super::writer::Opened;
 use crate::log::InboxId;
 
-/// Pages of index frames that are merged at once; few in a test, whose logs are small.
+/// Pages of index frames merged at a time; one in tests, whose logs are small.
 const PIECE_PAGES: usize = if cfg!(test) { 1 } else { 64 };
 
 /// The segments of a log and the blocks in them.
@@ -83,8 +83,8 @@ impl IndexBuilder {
         self.add_recent(&opened.places);
     }
 
-    /// Builds the index. Of several blocks with the same number, of which all but
-    /// one were copied forward, it takes the newest.
+    /// Builds the index. If a number has several blocks, because all but one were copied
+    /// forward, the newest wins.
     pub(super) fn build(mut self) -> io::Result<(Arc<Segments>, Index)> {
         let segments = Arc::new(std::mem::take(&mut self.segments));
         let index = Index::new(Arc::clone(&segments));
@@ -94,7 +94,7 @@ impl IndexBuilder {
         let mut bounds: Vec<_> = tables.flat_map(Table::fences).copied().collect();
         bounds.sort_unstable();
         let bounds: Vec<_> = bounds.into_iter().skip(PIECE_PAGES).step_by(PIECE_PAGES).collect();
-        // Two halves of the inboxes, side by side.
+        // Two halves of the inboxes, in parallel.
         let middle = bounds.get(bounds.len() / 2).map(|&(inbox, _)| (inbox, 0));
         let below = bounds.partition_point(|&bound| middle.is_none_or(|middle| bound < middle));
         let (low, high) = bounds.split_at(below);
@@ -161,8 +161,8 @@ struct Piece {
 
 impl Piece {
     /// Visits the blocks in order of inboxes and numbers: of several with the same
-    /// number, the newest. Calls `drop_copied` with those of the others that an index
-    /// frame names.
+    /// number, only the newest. Calls `drop_copied` with those of the others that an
+    /// index frame names.
     fn visit(&mut self, visit: &mut dyn FnMut(&Found), drop_copied: &mut dyn FnMut(&Found)) {
         let Self { found, order, group } = self;
         order.clear();
@@ -188,7 +188,7 @@ impl Piece {
     }
 }
 
-/// Returns the places of the blocks in frames of a segment.
+/// Returns the locations of the blocks in frames of a segment.
 pub(super) fn places(segment: SegmentId, placed: &[Placed<'_>]) -> Vec<(InboxId, BlockRef)> {
     let mut places = Vec::new();
     for Placed { offset, frame, .. } in placed {

@@ -1,4 +1,4 @@
-//! Replaces the damaged blocks of a store that is not served.
+//! Replaces damaged blocks of a store that is not being served.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use super::reader::visit_all;
 use super::recovery::Replay;
 use crate::log::{AppendError, Block, Durability, Frame, InboxId, Log as _, LogError, OpenError, ReadError};
 
-/// Bytes that are written at once when blocks are replaced.
+/// Bytes written at a time when blocks are replaced.
 const REPAIR_BYTES: usize = 1 << 20;
 
 /// A block that cannot be read.
@@ -27,7 +27,7 @@ pub struct DamagedBlock {
     pub path: PathBuf,
 }
 
-/// Why blocks cannot be replaced.
+/// The reason why blocks cannot be replaced.
 #[derive(Debug, thiserror::Error)]
 pub enum RepairError {
     /// The store cannot be read.
@@ -41,7 +41,7 @@ pub enum RepairError {
     Close(#[from] LogError),
 }
 
-/// A store whose damaged blocks are replaced.
+/// A store under repair.
 #[derive(Debug)]
 pub struct Repair {
     log: Box<DiskLog>,
@@ -51,7 +51,7 @@ pub struct Repair {
 pub type Visit<'a> = dyn FnMut(Result<Block, DamagedBlock>) -> ControlFlow<()> + 'a;
 
 impl Repair {
-    /// Opens the log of a store that exists.
+    /// Opens the log of an existing store.
     ///
     /// # Errors
     /// See [`OpenError`].
@@ -78,12 +78,12 @@ impl Repair {
         visit_all(&self.log.shared, inbox, after, visit)
     }
 
-    /// Puts blocks, which are in order, in the place of the damaged ones with the same
-    /// first number, and where there is none. All live blocks of the inbox are written
-    /// anew.
+    /// Replaces damaged blocks by the given ones with the same first numbers, and adds
+    /// those whose numbers have no block. `blocks` must be in order. All live blocks of
+    /// the inbox are rewritten.
     ///
     /// # Errors
-    /// See [`RepairError`]. The blocks that were replaced before stay so.
+    /// See [`RepairError`]. Blocks replaced before the error stay replaced.
     pub fn replace(&mut self, inbox: InboxId, blocks: Vec<Block>) -> Result<(), RepairError> {
         let mut blocks = blocks.into_iter().peekable();
         let mut after = 0;

@@ -1,10 +1,8 @@
-//! Copies the live blocks of segments that are mostly dead, so that their space
-//! can be used again.
+//! Copies the live blocks of segments that are mostly dead, to reclaim their space.
 //!
-//! The maintenance thread reads blocks ahead, sorted by inbox, into a bounded
-//! queue; the thread of the log takes a piece of it with each append. Copied blocks
-//! stay separate and lie side by side, so that the blocks of an inbox are read at
-//! once.
+//! The maintenance thread reads blocks ahead, sorted by inbox, into a bounded queue; the
+//! thread of the log takes a piece of it with each append. Copied blocks stay separate
+//! but adjacent, so that the blocks of an inbox can be read at once.
 
 use std::collections::VecDeque;
 use std::io;
@@ -20,27 +18,28 @@ use super::segment::{Segment, unit_bytes};
 use super::table::Entry;
 use crate::log::InboxId;
 
-/// Bytes that are read ahead.
+/// Maximum bytes read ahead.
 const QUEUE_BYTES: usize = 1 << 20;
-/// Bytes that an append copies beside its own: as many as its own, between these.
+/// Bounds of the bytes that an append copies. Within them, it copies as many bytes as it
+/// writes itself.
 const PIECE_MIN: usize = 16 << 10;
 const PIECE_MAX: usize = 256 << 10;
-/// Bytes that an append copies at most if copies are urgent, also as a part of a
+/// Maximum bytes copied by an append if copies are urgent, also as a fraction of a
 /// segment.
 const URGENT_MAX: u64 = 1 << 20;
 const URGENT_DIVISOR: u64 = 16;
 
-/// The next thing to copy.
+/// The next item to copy.
 #[derive(Debug)]
 pub(super) enum Piece {
     /// A block.
     Block { source: SegmentId, entry: Entry, payload: Bytes },
-    /// The end of an inbox: all its blocks of the segment came before.
+    /// The end of an inbox: all its blocks in the segment come before.
     Done { source: SegmentId, inbox: InboxId },
 }
 
 impl Piece {
-    /// The block to append, if it is one.
+    /// Returns the block to append, if the piece is one.
     pub(super) fn record(&self) -> Option<BlockRecord<'_>> {
         match self {
             Self::Block { entry, payload, .. } => {
@@ -61,10 +60,10 @@ impl Piece {
 /// Blocks that were read ahead.
 #[derive(Debug)]
 pub(super) struct CopyQueue {
-    /// Filled by the maintenance thread, emptied by the thread of the log.
+    /// Filled by the maintenance thread, drained by the thread of the log.
     state: Mutex<State>,
     is_urgent: AtomicBool,
-    /// Bytes that an append copies at least if copies are urgent.
+    /// Minimum bytes copied by an append if copies are urgent.
     urgent_bytes: usize,
 }
 
@@ -85,8 +84,8 @@ impl CopyQueue {
         self.is_urgent.store(is_urgent, Ordering::Relaxed);
     }
 
-    /// Takes what an append of `bytes` copies beside its own: the blocks that are
-    /// still live where they were read.
+    /// Takes the pieces to copy with an append of `bytes`, without blocks that have been
+    /// released or moved.
     pub(super) fn take(&self, bytes: usize, is_live: impl Fn(&Entry, SegmentId) -> bool) -> Vec<Piece> {
         let mut state = self.state();
         let least = if self.is_urgent.load(Ordering::Relaxed) { self.urgent_bytes } else { 0 };
@@ -107,7 +106,7 @@ impl CopyQueue {
         taken
     }
 
-    /// Puts back what could not be appended.
+    /// Returns pieces that could not be appended.
     pub(super) fn put_back(&self, pieces: Vec<Piece>) {
         let mut state = self.state();
         for piece in pieces.into_iter().rev() {
@@ -116,7 +115,7 @@ impl CopyQueue {
         }
     }
 
-    /// Whether there is room for more.
+    /// Returns whether there is room for more.
     pub(super) fn has_room(&self) -> bool {
         self.state().bytes < QUEUE_BYTES
     }
@@ -136,7 +135,7 @@ impl CopyQueue {
     }
 }
 
-/// Whether a segment is to be copied forward: less than half of it is alive.
+/// Returns whether a segment should be copied forward: less than half of it is live.
 pub(super) fn is_mostly_dead(segment: &Segment) -> bool {
     let live = unit_bytes(segment.live());
     live > 0 && live < segment.slot.size / 2 && segment.table().is_some() && segment.is_movable()
@@ -148,8 +147,8 @@ pub(super) struct CopyJob {
     source: Arc<Segment>,
     page: usize,
     inbox: Option<InboxId>,
-    /// The inbox whose blocks stay from a damaged one on: the copies of an inbox are the
-    /// first of its live blocks.
+    /// The inbox whose blocks stay, from a damaged one on: the copies of an inbox must be
+    /// a prefix of its live blocks.
     stopped: Option<InboxId>,
 }
 
@@ -196,7 +195,7 @@ impl CopyJob {
         Ok(false)
     }
 
-    /// Gives the segment up: it cannot be read.
+    /// Abandons the segment, which cannot be read.
     pub(super) fn abandon(self, error: &io::Error) {
         self.source.set_unmovable();
         let path = self.source.slot.path.display();

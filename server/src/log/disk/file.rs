@@ -13,40 +13,40 @@ use std::sync::Arc;
 
 /// A folder with files.
 pub(super) trait Storage: Send + Sync + fmt::Debug {
-    /// Names of the files.
+    /// Returns the names of the files.
     fn list(&self) -> io::Result<Vec<String>>;
 
-    /// Opens a file that exists.
+    /// Opens an existing file.
     fn open(&self, name: &str) -> io::Result<Arc<dyn StorageFile>>;
 
-    /// Opens a file that exists for writes of whole, aligned pages. They bypass the
-    /// cache if the file system can do that.
+    /// Opens an existing file for writes of whole, aligned pages. They bypass the page
+    /// cache if the file system supports it.
     fn open_uncached(&self, name: &str) -> io::Result<Arc<dyn StorageFile>> {
         self.open(name)
     }
 
-    /// Makes a file, empty; whatever had the name is gone.
+    /// Creates an empty file, replacing a file of that name.
     fn create(&self, name: &str) -> io::Result<Arc<dyn StorageFile>>;
 
-    /// Renames a file; whatever had the new name is gone.
+    /// Renames a file, replacing a file of the new name.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
 
-    /// Removes a file. Whoever has it open keeps it.
+    /// Removes a file. Open handles stay valid.
     fn remove(&self, name: &str) -> io::Result<()>;
 
-    /// Makes durable which files there are.
+    /// Makes the names of the files durable.
     fn sync_names(&self) -> io::Result<()>;
 
-    /// Free space in bytes.
+    /// Returns the free space in bytes.
     fn free_bytes(&self) -> io::Result<u64>;
 
-    /// The path of a file, for messages about it.
+    /// Returns the path of a file, for messages.
     fn path(&self, name: &str) -> PathBuf;
 }
 
 /// A file that is open for reading and writing, from any thread.
 pub(super) trait StorageFile: Send + Sync + fmt::Debug {
-    /// The length in bytes.
+    /// Returns the length in bytes.
     fn len(&self) -> io::Result<u64>;
 
     /// Reads up to the length of the buffer; less only at the end of the file.
@@ -58,7 +58,7 @@ pub(super) trait StorageFile: Send + Sync + fmt::Debug {
     /// Makes the file at least this long and reserves the space for it.
     fn allocate(&self, length: u64) -> io::Result<()>;
 
-    /// Makes everything durable that was written before.
+    /// Makes all earlier writes durable.
     fn sync(&self) -> io::Result<()>;
 }
 
@@ -83,7 +83,7 @@ impl OsStorage {
         Self { path: path.to_owned(), is_read_only: false }
     }
 
-    /// A folder in which nothing can be changed.
+    /// Returns a folder whose files cannot be changed.
     pub(super) fn read_only(path: &Path) -> Self {
         Self { path: path.to_owned(), is_read_only: true }
     }
@@ -97,7 +97,7 @@ impl Storage for OsStorage {
     fn list(&self) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
         for entry in fs::read_dir(&self.path)? {
-            // A name that is not UTF-8 is none of the log's.
+            // The log uses no name that is not UTF-8.
             names.extend(entry?.file_name().into_string());
         }
         names.sort_unstable();
@@ -113,7 +113,7 @@ impl Storage for OsStorage {
         let flags = rustix::fs::OFlags::DIRECT.bits() as i32;
         match OpenOptions::new().write(true).custom_flags(flags).open(self.path(name)) {
             Ok(file) => Ok(Arc::new(OsFile(file))),
-            // The file system has no such access.
+            // The file system does not support it.
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => self.open(name),
             Err(error) => Err(error),
         }
@@ -121,7 +121,7 @@ impl Storage for OsStorage {
 
     fn create(&self, name: &str) -> io::Result<Arc<dyn StorageFile>> {
         self.check_writable()?;
-        // What is left of an interrupted run, or a link to another file.
+        // A remnant of an interrupted run, or a link to another file.
         match fs::remove_file(self.path(name)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -185,7 +185,7 @@ impl StorageFile for OsFile {
         use rustix::io::Errno;
         match rustix::fs::fallocate(&self.0, FallocateFlags::empty(), 0, length) {
             Ok(()) => Ok(()),
-            // The file system cannot reserve space: a write may then fail for lack of it.
+            // The file system cannot reserve space: a later write may run out of space.
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => self.0.set_len(length.max(self.0.metadata()?.len())),
             Err(error) => Err(error.into()),
         }

@@ -25,22 +25,22 @@ const FORMAT_VERSION: u32 = 3;
 const LOCK: &str = "LOCK";
 const LOG: &str = "log";
 
-/// A log that is written to take the place of a damaged one, and the damaged ones, which
-/// a number follows.
+/// A log that is written to replace a damaged one, and the prefix of the damaged ones,
+/// which is followed by a number.
 const NEW_LOG: &str = "log.new";
 const DAMAGED_LOG: &str = "log.damaged-";
 
 /// Permissions of others in the mode of a folder.
 const MODE_OTHERS: u32 = 0o077;
 
-/// How long an open waits for the lock: a large process that was killed holds it
-/// until its memory has been freed.
+/// How long an open waits for the lock: a large process that was killed holds it until
+/// its memory is freed.
 pub(super) const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(50);
 /// The longest pid with its line break.
 const PID_LINE_BYTES_MAX: usize = 16;
 
-/// What a folder is locked for.
+/// The purpose of a lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Access {
     Read,
@@ -55,12 +55,12 @@ pub(super) struct Folder {
 }
 
 impl Folder {
-    /// Locks the folder, waiting up to `timeout` for another process. Makes it if
-    /// there is none.
+    /// Locks the folder, waiting up to `timeout` for another process. Creates the folder
+    /// if there is none.
     pub(super) fn open(path: &Path, timeout: Duration) -> Result<Self, OpenError> {
         let io = |source| OpenError::Io { path: path.to_owned(), source };
         create_folder(path).map_err(io)?;
-        // Nothing is written into a folder that may belong to something else.
+        // Never write into a folder that may belong to another program.
         if !has_format(path)? && !is_free(path).map_err(io)? {
             return Err(missing_format(path).unwrap_or_else(|| OpenError::NotAStore(path.to_owned())));
         }
@@ -78,14 +78,14 @@ impl Folder {
         Ok(folder)
     }
 
-    /// Locks the folder of a store that exists.
+    /// Locks the folder of an existing store.
     pub(super) fn open_existing(path: &Path, timeout: Duration) -> Result<Self, OpenError> {
         check_existing(path)?;
         Self::open(path, timeout)
     }
 
-    /// Locks the folder of a store that exists against changes by others, and changes
-    /// nothing in it.
+    /// Locks the folder of an existing store against changes by other processes, without
+    /// changes to it.
     pub(super) fn open_read_only(path: &Path, timeout: Duration) -> Result<Self, OpenError> {
         check_existing(path)?;
         let folder = Self { path: path.to_owned(), _lock: lock_shared(path, timeout)? };
@@ -93,7 +93,7 @@ impl Folder {
         Ok(folder)
     }
 
-    /// Checks that the folder is what it was.
+    /// Checks that the folder still holds a store with a log.
     pub(super) fn verify(&self) -> Result<(), OpenError> {
         check_existing(&self.path)?;
         if self.log().is_dir() {
@@ -112,13 +112,14 @@ impl Folder {
         Ok(Self { path: path.to_owned(), _lock: lock })
     }
 
-    /// The log to salvage: a salvage may have been interrupted after it was put aside.
+    /// Returns the log to salvage: an interrupted salvage may already have moved it
+    /// aside.
     pub(super) fn readable_log(&self) -> PathBuf {
         let log = self.log();
         if log.is_dir() { log } else { self.damaged_logs().last().cloned().unwrap_or(log) }
     }
 
-    /// Makes the folder of a log that is to take the place of the damaged one.
+    /// Creates the folder of a log that will replace the damaged one.
     pub(super) fn begin_log(&self) -> Result<PathBuf, OpenError> {
         let path = self.path.join(NEW_LOG);
         let made = match fs::remove_dir_all(&path) {
@@ -129,7 +130,7 @@ impl Folder {
         Ok(path)
     }
 
-    /// Puts the new log in the place of the damaged one. Returns where that is kept.
+    /// Replaces the damaged log by the new one. Returns the new path of the damaged log.
     pub(super) fn replace_log(&self) -> Result<PathBuf, LogError> {
         let log = self.log();
         let replace = || {
@@ -146,19 +147,19 @@ impl Folder {
         replace().map_err(|source| LogError { path: log.clone(), source })
     }
 
-    /// The damaged logs that are kept, the newest last.
+    /// Returns the damaged logs, the newest last.
     fn damaged_logs(&self) -> Vec<PathBuf> {
         let paths = (1_u32..).map(|number| self.path.join(format!("{DAMAGED_LOG}{number}")));
         paths.take_while(|path| path.is_dir()).collect()
     }
 
-    /// The folder of the log.
+    /// Returns the folder of the log.
     pub(super) fn log(&self) -> PathBuf {
         self.path.join(LOG)
     }
 }
 
-/// Makes a folder and the missing ones above it, each of them durable.
+/// Creates a folder and its missing parents durably.
 fn create_folder(path: &Path) -> io::Result<()> {
     if path.is_dir() {
         return Ok(());
@@ -172,7 +173,7 @@ fn create_folder(path: &Path) -> io::Result<()> {
     sync_folder(parent)
 }
 
-/// Whether there is a store of the known format.
+/// Returns whether the folder holds a store of the known format.
 fn has_format(path: &Path) -> Result<bool, OpenError> {
     let file = path.join(FORMAT);
     let line = match fs::read(&file) {
@@ -205,15 +206,15 @@ pub(super) fn check_existing(path: &Path) -> Result<(), OpenError> {
     Err(damage.unwrap_or_else(|| OpenError::NoStore(path.to_owned())))
 }
 
-/// The damage of a store without `FORMAT`, if the folder is one.
+/// Returns the damage of a store without `FORMAT`, if the folder is a store.
 fn missing_format(path: &Path) -> Option<OpenError> {
     let what = format!("{FORMAT} is missing");
     (path.join(LOG).is_dir() && path.join(LOCK).exists())
         .then(|| OpenError::Damaged { path: path.to_owned(), what })
 }
 
-/// Whether a folder holds at most what a start leaves behind that was interrupted
-/// before `FORMAT` was written.
+/// Returns whether a folder is empty except for remnants of a start that was interrupted
+/// before it wrote `FORMAT`.
 fn is_free(path: &Path) -> io::Result<bool> {
     for entry in fs::read_dir(path)? {
         let entry = entry?;
@@ -226,7 +227,7 @@ fn is_free(path: &Path) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Whether the folder of a log holds at most a `HEAD`.
+/// Returns whether the folder of a log holds at most a `HEAD`.
 fn is_empty_log(path: &Path) -> bool {
     let is_head = |entry: io::Result<fs::DirEntry>| entry.is_ok_and(|entry| entry.file_name() == head::NAME);
     fs::read_dir(path).is_ok_and(|mut files| files.all(is_head))
@@ -239,18 +240,18 @@ fn lock(path: &Path, timeout: Duration) -> Result<File, OpenError> {
     let file = options.open(&lock).map_err(|source| OpenError::Io { path: lock, source })?;
     let file = wait_for_lock(path, file, timeout, File::try_lock)?;
     if let Err(error) = write_pid(&file) {
-        // Only the error message of another process misses it.
+        // The pid is only used in the error message of another process.
         tracing::debug!(%error, "cannot write the pid into the lock file");
     }
     Ok(file)
 }
 
-/// Locks a folder against changes by others, without a change to it.
+/// Locks a folder against changes by other processes, without a change to it.
 fn lock_shared(path: &Path, timeout: Duration) -> Result<Option<File>, OpenError> {
     let lock = path.join(LOCK);
     match File::open(&lock) {
         Ok(file) => wait_for_lock(path, file, timeout, File::try_lock_shared).map(Some),
-        // A copy without it is open nowhere.
+        // A copy without a lock file is not open anywhere.
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(OpenError::Io { path: lock, source }),
     }
@@ -297,7 +298,7 @@ fn read_pid(file: &File) -> Option<u32> {
     std::str::from_utf8(line.get(..length)?).ok()?.strip_suffix('\n')?.parse().ok()
 }
 
-/// Warns about a folder that an operator has left open to others.
+/// Warns about a folder that other users can access.
 fn warn_if_open_to_others(path: &Path) -> io::Result<()> {
     let mode = fs::metadata(path)?.permissions().mode() & 0o777;
     if mode & MODE_OTHERS != 0 {
@@ -307,7 +308,7 @@ fn warn_if_open_to_others(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Writes a small file that appears as a whole or not at all.
+/// Writes a small file atomically.
 fn write_synced(folder: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
     let unfinished = folder.join(temporary(name));
     // A remnant of an interrupted start, or a link to another file.

@@ -1,4 +1,4 @@
-//! The fuzz target of segments: any bytes are opened, read, and opened again.
+//! The fuzz target `segments`: arbitrary bytes are opened, read, and opened again.
 
 #![expect(
     clippy::unwrap_used,
@@ -23,13 +23,12 @@ use crate::log::{Durability, Frame, Log as _, OpenError};
 const SEGMENT_BYTES: u64 = 24 << 10;
 const NAME: &str = "00000000.segment";
 
-/// Reads the bytes as what may stand in a segment. The first of them says where:
-/// in the meta section of a frame, in the place of its frames, or over a segment
-/// with a few valid frames.
+/// Reads the bytes as a part of a segment. The first byte selects the part: the meta
+/// section of a frame, its records, or patches of a segment with a few valid frames.
 ///
 /// # Panics
-/// If they are read as something that is not written as it is read, or if an open
-/// neither refuses them nor goes on.
+/// If encoding does not reproduce the decoded bytes, or if an open neither refuses the
+/// bytes nor yields a usable log.
 pub fn segments(data: &[u8]) {
     let Some((&kind, data)) = data.split_first() else { return };
     match kind % 3 {
@@ -45,14 +44,15 @@ fn check_meta(data: &[u8]) {
     }
 }
 
-/// Gives the bytes valid checksums, as no attacker can who does not know the salt.
+/// Checks the bytes as records with valid checksums, which an attacker without the salt
+/// cannot compute.
 fn check_frames(data: &[u8]) {
     let salt = Salt::random();
     let content =
         FrameContent { commit: 1, synced: 0, previous: 0, part: None, meta: &[], records: data, blocks: &[] };
     let mut bytes = vec![0; FRAMES_START as usize];
     content.encode(salt, &mut bytes, &mut Vec::new());
-    // Behind the frame, and shifted over it, they are no frame.
+    // After the frame, or shifted over it, the bytes are not a frame.
     bytes.extend_from_slice(data);
     let mut frames = Frames::new(&bytes, salt, Default::default());
     let placed = scan_tail(&mut frames, 0).unwrap();
@@ -62,8 +62,8 @@ fn check_frames(data: &[u8]) {
     let _ = Header::decode(data);
 }
 
-/// Puts pieces of the bytes over a log: each with its place in two bytes, and its
-/// length in one.
+/// Patches a log with pieces of the bytes: each has a position of two bytes and a length
+/// of one.
 fn check_open(mut data: &[u8]) {
     let memory = Memory::default();
     HeadFile::create(&memory).unwrap();
@@ -110,7 +110,7 @@ impl Memory {
         files.iter().find(|(of, _)| of == name).map(|(_, file)| Arc::clone(file))
     }
 
-    /// Writes over the first segment.
+    /// Overwrites a part of the first segment.
     fn patch(&self, offset: usize, piece: &[u8]) {
         let file = self.find(NAME).unwrap();
         let mut bytes = file.0.lock().unwrap();

@@ -1,6 +1,6 @@
-//! The file `HEAD`: the newest use of a segment that has frames, and the usual size of
-//! a segment. It shows when the newest segment is missing, which no other segment
-//! names, and is made before the store is one: a store without it is damaged.
+//! The file `HEAD`: the newest use of a segment with frames, and the usual size of a
+//! segment. It reveals the loss of the newest segment, which no other segment names. It
+//! is created before the store; a store without it is damaged.
 
 use std::io;
 use std::sync::Arc;
@@ -15,10 +15,10 @@ pub(super) const NAME: &str = "HEAD";
 const SPAN: usize = 4096;
 const BYTES: usize = 20;
 
-/// What the file says.
+/// The content of the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Head {
-    /// The newest use of a segment; 0 if there was none yet.
+    /// The newest use of a segment; 0 before the first.
     pub(super) id: SegmentId,
     /// The usual size of a segment; 0 before the first.
     pub(super) segment_bytes: u64,
@@ -29,7 +29,7 @@ pub(super) struct Head {
 pub(super) struct HeadFile(Arc<dyn StorageFile>);
 
 impl HeadFile {
-    /// Makes the file of a new log durable.
+    /// Creates the file of a new log durably.
     pub(super) fn create(storage: &dyn Storage) -> io::Result<Self> {
         let head = Self(storage.create(NAME)?);
         head.0.write_at(&[0; 2 * SPAN], 0)?;
@@ -43,7 +43,7 @@ impl HeadFile {
         Ok(Self(storage.open(NAME)?))
     }
 
-    /// Returns the newer copy, of those that are intact.
+    /// Returns the newer intact copy.
     pub(super) fn read(&self) -> io::Result<Option<Head>> {
         let mut bytes = [0; 2 * SPAN];
         let length = self.0.read_at(&mut bytes, 0)?;
@@ -51,7 +51,7 @@ impl HeadFile {
         Ok(copies.filter_map(decode).max())
     }
 
-    /// Notes a use. It is on stable storage when this returns.
+    /// Records a use durably.
     pub(super) fn write(&self, head: Head) -> io::Result<()> {
         let mut bytes = head.id.to_le_bytes().to_vec();
         bytes.extend(head.segment_bytes.to_le_bytes());

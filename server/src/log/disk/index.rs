@@ -1,10 +1,10 @@
-//! The index in memory: where the live blocks of each inbox lie.
+//! The index in memory: the locations of the live blocks of each inbox.
 //!
-//! Blocks of segments without an index frame are indexed one by one ("recent");
-//! of a sealed segment, one run stands for all its blocks of an inbox, and the
-//! index frame has their places. A block that was copied forward is recent while
-//! its old place may still be in a run: the recent one wins. The copies of a run
-//! are always a prefix of its live blocks, so that a run needs no holes.
+//! Blocks of segments without an index frame are indexed one by one ("recent"). In a
+//! sealed segment, one run represents all blocks of an inbox, and the index frame has
+//! their locations. A block that was copied forward is recent while its old location may
+//! still be in a run: the recent one wins. The copies of a run are always a prefix of its
+//! live blocks, so that a run needs no holes.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -17,13 +17,13 @@ use super::segment::{Segment, Segments, units};
 use super::table::Entry;
 use crate::log::InboxId;
 
-/// Parts of the index, each with a lock of its own.
+/// Parts of the index, each with its own lock.
 const SHARDS: usize = 256;
-/// Runs and recent blocks of one [`Plan`].
+/// Maximum runs and recent blocks of one [`Plan`].
 const PLAN_RUNS: usize = 16;
 const PLAN_BLOCKS: usize = 256;
 
-/// Where to read the next blocks of an inbox.
+/// The locations of the next blocks of an inbox.
 #[derive(Debug, Default)]
 pub(super) struct Plan {
     /// Segments in order, each with the range of last numbers to read there: above
@@ -57,7 +57,7 @@ impl Index {
         Self { shards: (0..SHARDS).map(|_| RwLock::default()).collect(), segments }
     }
 
-    /// Adds a block. One with the same first number that is no run's is replaced.
+    /// Adds a block. It replaces a recent block with the same first number.
     pub(super) fn insert(&self, inbox: InboxId, block: BlockRef) {
         let mut shard = self.write(inbox);
         self.segments.add_live(block.segment, units(block.extent));
@@ -89,8 +89,8 @@ impl Index {
         sealed.set(inbox, buffer);
     }
 
-    /// Removes the blocks of `inbox` up to a number. Adds the segments that have no
-    /// live block any more to `emptied`.
+    /// Removes the blocks of `inbox` up to a number. Adds the segments that lost their
+    /// last live block to `emptied`.
     pub(super) fn release(&self, inbox: InboxId, through: u64, emptied: &mut Vec<SegmentId>) {
         self.release_in(&mut self.write(inbox), inbox, through, emptied);
     }
@@ -205,9 +205,9 @@ impl Index {
         entries
     }
 
-    /// Turns the recent blocks of a segment, which now has an index frame, into
-    /// runs. Adds the segments that lost their last live block, since all of them
-    /// had been copied, to `emptied`.
+    /// Converts the recent blocks of a segment, which now has an index frame, into runs.
+    /// Adds the segments that lost their last live block to `emptied`: all of their
+    /// blocks had been copied.
     pub(super) fn seal(&self, segment: SegmentId, emptied: &mut Vec<SegmentId>) {
         for shard in &self.shards {
             let mut guard = shard.write().unwrap_or_else(PoisonError::into_inner);
@@ -219,7 +219,7 @@ impl Index {
                 let Some(lowest) = blocks.front().filter(|_| !sealing.is_empty()) else { continue };
                 let before = match sealed.get(inbox) {
                     Some(packed) => RunList::unpack(packed),
-                    // The index frame may name blocks that were released before.
+                    // The index frame may name blocks that were already released.
                     None => RunList { start: lowest.first.saturating_sub(1), runs: Vec::new() },
                 };
                 let list = merge(before, &sealing, |run| self.remove_live(run.segment, run.units, emptied));
@@ -230,8 +230,7 @@ impl Index {
         }
     }
 
-    /// Whether a block is live at a place in a sealed segment: neither released nor
-    /// copied.
+    /// Returns whether a block in a sealed segment is live: neither released nor copied.
     pub(super) fn is_live_in(&self, entry: &Entry, segment: SegmentId) -> bool {
         let shard = read(self.shard(entry.inbox));
         let Some(packed) = shard.sealed.get(entry.inbox) else { return false };
@@ -240,8 +239,7 @@ impl Index {
         is_in_run && !has(&shard.recent.get(entry.inbox), entry.first)
     }
 
-    /// Forgets the runs of an inbox in a segment from which every live block was
-    /// copied.
+    /// Removes the run of an inbox in a segment from which every live block was copied.
     pub(super) fn finish_copy(&self, inbox: InboxId, segment: SegmentId, emptied: &mut Vec<SegmentId>) {
         let mut guard = self.write(inbox);
         let Shard { sealed, buffer, .. } = &mut *guard;
@@ -257,7 +255,7 @@ impl Index {
     }
 
     fn shard(&self, inbox: InboxId) -> &RwLock<Shard> {
-        // The hash table of a shard takes other bits of the same product.
+        // The hash table of a shard uses other bits of the same product.
         let number = (inbox.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as usize % SHARDS;
         #[expect(clippy::indexing_slicing, reason = "there are so many shards")]
         &self.shards[number]
@@ -293,8 +291,8 @@ fn has(recent: &VecDeque<BlockRef>, first: u64) -> bool {
     recent.binary_search_by_key(&first, |block| block.first).is_ok()
 }
 
-/// The blocks of one segment, and whether each follows the one before it without a
-/// block of another segment between them.
+/// Returns the blocks of one segment, and whether each directly follows the previous one,
+/// without a block of another segment between them.
 fn blocks_of(recent: &VecDeque<BlockRef>, segment: SegmentId) -> Vec<(BlockRef, bool)> {
     let mut blocks = Vec::new();
     let mut is_adjacent = false;
@@ -307,8 +305,8 @@ fn blocks_of(recent: &VecDeque<BlockRef>, segment: SegmentId) -> Vec<(BlockRef, 
     blocks
 }
 
-/// Merges blocks of a newer segment into the runs. A run whose last block was
-/// copied there goes away by `drop_run`.
+/// Merges blocks of a newer segment into the runs. Calls `drop_run` for a run whose last
+/// block was copied there.
 fn merge(before: RunList, blocks: &[(BlockRef, bool)], mut drop_run: impl FnMut(Run)) -> RunList {
     let mut list = RunList { start: before.start, runs: Vec::with_capacity(before.runs.len() + 1) };
     let mut runs = before.runs.into_iter().peekable();

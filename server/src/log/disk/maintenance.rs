@@ -1,5 +1,5 @@
-//! Work beside the appends: index frames, files made ahead of use, freed files,
-//! copies, and the free space.
+//! Maintenance beside the appends: index frames, spare files, freed files, copies, and
+//! the free space.
 
 use std::io;
 use std::panic::{self, AssertUnwindSafe};
@@ -14,29 +14,30 @@ use super::segment::{Segment, unit_bytes};
 use super::slots::{Cleaned, Unfinished};
 use super::table::{FOOTER_BYTES, PAGE_BYTES, Table};
 
-/// Blank files that are made ahead of use.
+/// Blank files created ahead of use.
 const SPARES: usize = 2;
-/// Zeros that are written and synced at once; few in a test, whose segments are small.
+/// Zeros written and synced at a time; few in tests, whose segments are small.
 const ZERO_PIECE: usize = if cfg!(test) { 16 << 10 } else { 1 << 20 };
-/// Pause after each piece, unless there is no blank file at all.
+/// The pause after each piece, unless there is no blank file.
 const ZERO_PAUSE: Duration = Duration::from_millis(15);
-/// Free segments below which blank files are made without delay.
+/// The number of free segments below which blank files are created without delay.
 const SCARCE_SEGMENTS: u64 = 4;
-/// How often the free space is looked up.
+/// The interval of free-space checks.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
-/// Delay before blank files are made again after an error; it doubles with each.
+/// The delay before blank files are created again after an error; it doubles with each
+/// error.
 const RETRY_MIN: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(30);
-/// Copies come before blank files if the segments that are mostly dead exceed this
-/// many segments, and the live bytes.
+/// Copies precede blank files if the mostly dead segments exceed both this number of
+/// segments and the live bytes.
 const DEBT_SEGMENTS: u64 = 4;
 
 /// Runs the maintenance of a log.
 #[derive(Debug)]
 pub(super) enum Runner {
-    /// On a thread of its own.
+    /// On a separate thread.
     Thread(Option<JoinHandle<()>>),
-    /// One step after each append, so that a test sees the same order every time.
+    /// One step after each append, for a deterministic order in tests.
     #[cfg(test)]
     Inline(Box<Maintenance>),
 }
@@ -48,8 +49,8 @@ impl Runner {
         Self::spawn(shared, move || maintenance.run())
     }
 
-    /// Starts a thread that runs the maintenance. If it panics, the log has failed: it is
-    /// opened again, and with it the maintenance.
+    /// Starts a thread that runs the maintenance. If it panics, the log has failed: the
+    /// log is reopened, together with its maintenance.
     pub(super) fn spawn(shared: &Arc<Shared>, run: impl FnOnce() + Send + 'static) -> io::Result<Self> {
         let shared = Arc::clone(shared);
         let run = move || {
@@ -62,7 +63,7 @@ impl Runner {
         Ok(Self::Thread(Some(thread.spawn(run)?)))
     }
 
-    /// Called after each append.
+    /// Runs a step after each append, if there is no thread.
     pub(super) fn step(&mut self) {
         #[cfg(test)]
         if let Self::Inline(maintenance) = self {
@@ -92,17 +93,17 @@ pub(super) struct Maintenance {
     has_copied: bool,
     zeros: Vec<u8>,
     polled_at: Option<Instant>,
-    /// When blank files are made again after an error, and the delay until then.
+    /// The time to create blank files again after an error, and the delay until then.
     retry: Option<(Instant, Duration)>,
 }
 
-/// What a step did.
+/// The result of a step.
 enum Step {
-    /// Something; there may be more.
+    /// Work was done, and there may be more.
     Worked,
-    /// A piece of work whose rate is limited.
+    /// A rate-limited piece of work was done.
     Pause(Duration),
-    /// Nothing.
+    /// There was no work.
     Idle,
 }
 
@@ -135,7 +136,7 @@ impl Maintenance {
         if self.seal() {
             return Step::Worked;
         }
-        // Without debt, copies and blank files take turns.
+        // Without debt, copies and blank files alternate.
         let is_copy_first = self.note_debt() || !self.has_copied;
         self.has_copied = is_copy_first && self.copy();
         if self.has_copied {
@@ -147,7 +148,7 @@ impl Maintenance {
         }
     }
 
-    /// Cleans freed files and makes blank ones, with a delay after an error.
+    /// Cleans freed files and creates blank ones, with a delay after an error.
     fn prepare_space(&mut self) -> Step {
         if self.retry.is_some_and(|(at, _)| Instant::now() < at) {
             return Step::Idle;
@@ -170,8 +171,8 @@ impl Maintenance {
         }
     }
 
-    /// Looks up whether the space that copies would free exceeds its bound, and lets
-    /// the appends copy more if so.
+    /// Checks whether the space that copies would free exceeds its bound, and makes
+    /// appends copy more if so.
     fn note_debt(&self) -> bool {
         let tail_start = self.shared.tail_start.load(Ordering::Relaxed);
         let is_debt = |segment: &Segment| segment.id < tail_start && is_mostly_dead(segment);
@@ -190,7 +191,7 @@ impl Maintenance {
         self.shared.files.poll();
     }
 
-    /// Writes the index frame of the oldest segment that waits for it.
+    /// Writes the index frame of the oldest segment without one.
     fn seal(&self) -> bool {
         let unsealed = self.shared.segments.select(Segment::is_unsealed);
         let Some(segment) = unsealed.first() else { return false };
@@ -237,19 +238,20 @@ impl Maintenance {
         Ok(Step::Worked)
     }
 
-    /// Writes the next piece of a file that is made ahead of use.
+    /// Writes the next piece of a spare file.
     fn make_spare(&mut self) -> io::Result<Step> {
         let files = &self.shared.files;
         let (storage, spares) = (&*files.storage, &files.spares);
         let is_enough = spares.blank_count() >= SPARES;
-        // An idle log has its reserve; blank files are for one that fills.
+        // An idle log has its reserve; spare files are for a log that fills up.
         let is_due = self.shared.is_filling.load(Ordering::Relaxed)
             || files.free_bytes() < SCARCE_SEGMENTS * files.segment_bytes;
         if is_enough {
             files.note_room();
         }
         let Some(unfinished) = &mut self.unfinished else {
-            // The first comes first: it is for records if others fill the disk.
+            // The first spare file is created earlier: it holds records if other programs
+            // fill the disk.
             let least = if spares.blank_count() == 0 { 1 } else { 2 };
             let has_space = files.free_bytes() > least * files.segment_bytes;
             let is_wanted = is_due || spares.blank_count() == 0;
@@ -299,7 +301,7 @@ impl Maintenance {
         Ok(if spares.blank_count() > 0 { Step::Pause(ZERO_PAUSE) } else { Step::Worked })
     }
 
-    /// Reads blocks ahead that are to be copied.
+    /// Reads ahead blocks to copy.
     fn copy(&mut self) -> bool {
         let queue = &self.shared.copies;
         if !queue.has_room() {
@@ -310,7 +312,7 @@ impl Maintenance {
             let sources =
                 self.shared.segments.select(|segment| segment.id < tail_start && is_mostly_dead(segment));
             let source = sources.into_iter().min_by_key(|segment| segment.live());
-            // The blocks of the job before are to be copied first.
+            // The blocks of the previous job are copied first.
             self.job = source.filter(|_| queue.is_empty()).map(CopyJob::new);
             return self.job.is_some();
         };

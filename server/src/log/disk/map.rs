@@ -1,5 +1,5 @@
-//! A map from inboxes to short byte strings in two allocations, whatever their
-//! number. It does not know what the strings mean.
+//! A map from inboxes to short byte strings in two allocations, regardless of their
+//! number. It does not know the meaning of the strings.
 
 use std::hash::BuildHasher;
 use std::ops::Range;
@@ -10,15 +10,15 @@ use super::varint;
 use crate::log::InboxId;
 use crate::log::hash::IdHasher;
 
-/// Unused bytes that a map keeps without a reason.
+/// Unused bytes that a map always keeps.
 const SPARE_BYTES: usize = 4 << 10;
-/// The part of the arena that may be unused, and by which it grows.
+/// The fraction of the arena that may be unused, and by which it grows.
 const SPARE_DIVISOR: usize = 8;
 
 /// A map from inboxes to byte strings. It holds less than 4 GiB.
 #[derive(Debug, Default)]
 pub(super) struct ByteMap {
-    /// Where the entry of each inbox begins in the arena.
+    /// The offset of each inbox's entry in the arena.
     offsets: HashTable<u32>,
     /// Entries, and unused bytes between them: the inbox, the length of the string,
     /// and the string.
@@ -66,7 +66,7 @@ impl ByteMap {
         self.reclaim();
     }
 
-    /// Returns every inbox, in no order.
+    /// Returns every inbox, in any order.
     pub(super) fn inboxes(&self) -> impl Iterator<Item = InboxId> {
         self.offsets.iter().map(|&offset| inbox_at(&self.arena, offset))
     }

@@ -1,5 +1,5 @@
-//! The log's own section of a frame: which segments were freed, and what a
-//! checkpoint relies on.
+//! The log's own section of a frame: freed segments, and the segments that a checkpoint
+//! relies on.
 
 use super::format::SegmentId;
 use super::varint;
@@ -7,27 +7,26 @@ use super::varint;
 /// The log's own part of a frame.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(super) struct Meta {
-    /// Segments without a live block, which may be used again once this frame is
-    /// on stable storage.
+    /// Segments without a live block, reusable when this frame is on stable storage.
     pub(super) freed: Vec<SegmentId>,
     /// In the last part of a checkpoint.
     pub(super) checkpoint: Option<CheckpointEnd>,
 }
 
-/// What the last part of a checkpoint says.
+/// The end of a checkpoint, in its last part.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(super) struct CheckpointEnd {
     /// The commit of the first part.
     pub(super) first: u64,
     /// The records of all parts, in bytes.
     pub(super) bytes: u64,
-    /// Segments before that of the first part which hold live blocks, and where
-    /// their frames end.
+    /// Earlier segments than that of the first part which hold live blocks, with the ends
+    /// of their frames.
     pub(super) live: Vec<(SegmentId, u64)>,
 }
 
 impl Meta {
-    /// Returns the bytes; none if there is nothing to say.
+    /// Returns the encoded section, empty without content.
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
         if self.freed.is_empty() && self.checkpoint.is_none() {

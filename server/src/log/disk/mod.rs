@@ -1,17 +1,17 @@
-//! A log on disk: segments of frames that are written once, in order, and used
-//! again when nothing in them is needed any more.
+//! A log on disk: segments of frames that are written once, in order, and recycled when
+//! none of their content is needed.
 //!
 //! | file | content |
 //! | --- | --- |
 //! | `folder.rs` | the folder of a store: format, lock, permissions |
-//! | `file.rs` | the operations on files that the log needs |
-//! | `format.rs`, `meta.rs`, `table.rs`, `head.rs` | the bytes of the files |
+//! | `file.rs` | the file operations that the log needs |
+//! | `format.rs`, `meta.rs`, `table.rs`, `head.rs` | the formats of the files |
 //! | `slots.rs`, `segment.rs` | files, and the segments that they hold |
-//! | `index.rs`, `runs.rs`, `recent.rs`, `map.rs`, `build.rs` | where the live blocks of each inbox lie |
+//! | `index.rs`, `runs.rs`, `recent.rs`, `map.rs`, `build.rs` | the locations of the live blocks of each inbox |
 //! | `scan.rs`, `recovery.rs` | an open: a torn end or damage, the replay |
 //! | `writer.rs` | appends, and the change of segments |
 //! | `reader.rs` | reads beside the appends |
-//! | `snapshot.rs`, `check.rs` | reading without a change, and replacing damaged blocks |
+//! | `snapshot.rs`, `check.rs` | read-only access, and replacing damaged blocks |
 //! | `salvage.rs` | reading a log that cannot be opened |
 //! | `maintenance.rs`, `copies.rs` | index frames, spare files, copies |
 
@@ -67,16 +67,17 @@ use super::{
 
 /// The usual size of a segment.
 const SEGMENT_BYTES: u64 = 64 << 20;
-/// A checkpoint is due if the log behind the last one is longer than this many
-/// segments, and than this many times the checkpoint.
+/// A checkpoint is due if the log after the last one is longer than this many segments,
+/// and than this many times the checkpoint.
 const DUE_SEGMENTS: u64 = 2;
 const DUE_CHECKPOINTS: u64 = 3;
 /// The reserve of free space, in segments and in checkpoints: one segment for a frame
-/// with messages, and two for what may use the reserve.
+/// with messages, and two for appends that may use the reserve.
 const RESERVE_SEGMENTS: u64 = 3;
 const RESERVE_CHECKPOINTS: u64 = 2;
-/// While the log is not full, a frame without messages fits that is no longer than so
-/// many bytes, or than this part of a segment. The rest is for what reclaims space.
+/// While the log is not full, there is room for a frame without messages of this many
+/// bytes, or of this fraction of a segment. The rest is kept for appends that reclaim
+/// space.
 const RECORDS_ROOM: u64 = 2 * RECORD_BYTES_MAX as u64;
 const RECORDS_DIVISOR: u64 = 4;
 
@@ -85,18 +86,18 @@ const RECORDS_DIVISOR: u64 = 4;
 pub struct DiskOpener {
     path: PathBuf,
     config: DiskConfig,
-    /// Keeps the folder locked from the first open on, so that no other process takes
-    /// it between a failure and the next open. Held for a look-up.
+    /// Keeps the folder locked from the first open on, so that no other process takes it
+    /// between a failure and the next open. Held for a lookup.
     folder: Mutex<Option<Arc<Folder>>>,
 }
 
-/// How a log is laid out.
+/// The layout of a log.
 #[derive(Debug, Clone)]
 pub struct DiskConfig {
-    /// The size of a segment in bytes; `None` for the one that the store has. Segments
-    /// of another size that exist are used up.
+    /// The size of a segment in bytes; `None` for the store's current size. Existing
+    /// segments of another size are still used.
     pub segment_bytes: Option<u64>,
-    /// How long an open waits for another process to end.
+    /// How long an open waits for another process to release the store.
     pub lock_timeout: Duration,
 }
 
@@ -107,7 +108,7 @@ impl Default for DiskConfig {
 }
 
 impl DiskOpener {
-    /// Opens the log in `path`, which it makes if it does not exist.
+    /// Opens the log in `path`, and creates it if there is none.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self::with_config(path, DiskConfig::default())
     }
@@ -159,7 +160,7 @@ struct Shared {
     segments: Arc<Segments>,
     index: Index,
     copies: CopyQueue,
-    /// Segments whose last live block went away when another was sealed.
+    /// Segments that lost their last live block when another segment was sealed.
     emptied: Mutex<Vec<SegmentId>>,
     /// The oldest segment that a replay needs.
     tail_start: AtomicU32,
@@ -168,7 +169,7 @@ struct Shared {
     is_closed: AtomicBool,
     /// The maintenance has panicked.
     has_panicked: AtomicBool,
-    /// Whether the maintenance was woken, and what wakes it.
+    /// Whether the maintenance was woken since its last wait.
     woken: Mutex<bool>,
     wake: Condvar,
 }
@@ -200,7 +201,7 @@ impl Shared {
         self.wake.notify_all();
     }
 
-    /// Waits until the maintenance is woken, or for a time.
+    /// Waits until the maintenance is woken, or until the timeout.
     fn wait(&self, timeout: Duration) {
         let woken = self.woken.lock().unwrap_or_else(PoisonError::into_inner);
         let waited = self.wake.wait_timeout_while(woken, timeout, |woken| !*woken);
@@ -315,8 +316,8 @@ impl DiskLog {
         Ok(())
     }
 
-    /// Returns the state of the checkpoint behind a frame with a part of it, and the
-    /// end of it if this is the last.
+    /// Returns the state of the checkpoint after a frame with a part of it, and the end
+    /// of the checkpoint if this is the last part.
     fn next_part(&self, part: Option<CheckpointPart>, bytes: u64) -> (Option<Begun>, Option<CheckpointEnd>) {
         let Some(part) = part else { return (self.begun, None) };
         let new = Begun { first: self.writer.next_commit(), segment: self.writer.active(), bytes: 0 };
@@ -335,7 +336,7 @@ impl DiskLog {
         if part.is_some_and(|part| part.is_last) { self.shared.segments.select(|_| true).len() } else { 0 }
     }
 
-    /// The segments that the next frame frees.
+    /// Takes the segments that the next frame frees.
     fn take_freed(&mut self) -> Vec<SegmentId> {
         let mut sealed = self.shared.emptied.lock().unwrap_or_else(PoisonError::into_inner);
         self.emptied.extend(sealed.drain(..));
@@ -344,7 +345,7 @@ impl DiskLog {
         self.emptied.range(..tail_start).copied().collect()
     }
 
-    /// Notes that no frame is appended to a segment any more.
+    /// Notes that a segment takes no more frames.
     fn note_ended(&mut self, id: SegmentId) {
         if self.shared.segments.get(id).is_some_and(|segment| segment.live() == 0) {
             self.emptied.insert(id);
@@ -412,7 +413,7 @@ impl DiskLog {
         self.shared.wake();
     }
 
-    /// Whether the maintenance has panicked: the next append fails.
+    /// Returns whether the maintenance has panicked: the next append fails.
     fn has_panicked(&self) -> bool {
         self.shared.has_panicked.load(Ordering::Acquire)
     }
@@ -436,7 +437,7 @@ impl Log for DiskLog {
             .take(bytes, |entry, source| index.is_live_in(entry, source) || is_planted(Bug::RevivedCopy));
         let mut result = self.try_append(&frame, &copies, durability);
         if matches!(result, Err(AppendError::NoSpace)) && !copies.is_empty() {
-            // There may be room for the frame alone.
+            // The frame may fit without copies.
             self.shared.copies.put_back(std::mem::take(&mut copies));
             result = self.try_append(&frame, &copies, durability);
         }
@@ -474,7 +475,7 @@ impl Log for DiskLog {
     fn is_checkpoint_due(&self) -> bool {
         let due =
             (DUE_SEGMENTS * self.shared.files.segment_bytes).max(DUE_CHECKPOINTS * self.checkpoint.bytes);
-        // A checkpoint lets the segments before it go.
+        // A checkpoint allows the segments before it to be freed.
         let is_held_up = self.is_low_on_space() && self.tail_bytes > 0 && !self.emptied.is_empty();
         is_held_up || self.tail_bytes + self.writer.offset() > due
     }

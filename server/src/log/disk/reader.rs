@@ -15,7 +15,7 @@ use super::segment::Segment;
 use super::table::{Entry, Table};
 use crate::log::{Block, InboxId, LogError, ReadError, Reader};
 
-/// Adjacent blocks that are read at once, in bytes; a longer one is read alone.
+/// Maximum bytes of adjacent blocks read at once; a longer block is read alone.
 const READ_BYTES: usize = 64 << 10;
 
 impl Reader for Shared {
@@ -35,15 +35,15 @@ impl Reader for Shared {
         })?;
         match damage {
             None => Ok(()),
-            // A log that was opened after this one may have taken the segment for itself.
+            // A log opened later may have reused the segment.
             Some(_) if self.is_closed() => Err(ReadError::Closed),
             Some(DamagedBlock { inbox, first, path, .. }) => Err(ReadError::Damaged { inbox, first, path }),
         }
     }
 }
 
-/// Visits the live blocks of an inbox that hold a number above `after`, in order,
-/// until `visit` breaks; damaged ones, too.
+/// Visits the live blocks of an inbox with a number above `after`, in order, until
+/// `visit` breaks. Includes damaged blocks.
 pub(super) fn visit_all(
     shared: &Shared,
     inbox: InboxId,
@@ -68,7 +68,7 @@ struct Visitor<'a> {
     shared: &'a Shared,
     inbox: InboxId,
     visit: &'a mut Visit<'a>,
-    /// Blocks to visit next, which lie side by side in one segment.
+    /// The next blocks to visit, adjacent in one segment.
     adjacent: Vec<(Arc<Segment>, BlockRef)>,
 }
 
@@ -123,7 +123,7 @@ impl Visitor<'_> {
         Ok(page)
     }
 
-    /// Visits a block, or keeps it to be read with the ones after it.
+    /// Visits a block, or defers it to be read together with later ones.
     fn push(&mut self, segment: &Arc<Segment>, block: BlockRef) -> Result<ControlFlow<()>, ReadError> {
         let length = |extent: Extent| extent.length as usize;
         let kept: usize = self.adjacent.iter().map(|(_, block)| length(block.extent)).sum();
@@ -137,14 +137,14 @@ impl Visitor<'_> {
         Ok(ControlFlow::Continue(()))
     }
 
-    /// Reads and visits the blocks that were kept.
+    /// Reads and visits the deferred blocks.
     fn flush(&mut self) -> Result<ControlFlow<()>, ReadError> {
         let adjacent = std::mem::take(&mut self.adjacent);
         let Some((segment, first)) = adjacent.first() else { return Ok(ControlFlow::Continue(())) };
         let offset = u64::from(first.extent.offset);
         let length = adjacent.iter().map(|(_, block)| block.extent.length as usize).sum();
         let bytes = match read_exact(&*segment.slot.file, offset, length) {
-            // The file is shorter than it was.
+            // The file has been truncated.
             Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Bytes::new(),
             bytes => bytes.map_err(|source| self.failed(segment, first.first, source))?.into(),
         };
@@ -174,7 +174,7 @@ impl Visitor<'_> {
     }
 
     fn damaged(&self, segment: &Segment, first: u64) -> ReadError {
-        // A log that was opened after this one may have taken the segment for itself.
+        // A log opened later may have reused the segment.
         if self.shared.is_closed() {
             return ReadError::Closed;
         }
@@ -182,7 +182,7 @@ impl Visitor<'_> {
     }
 
     fn failed(&self, segment: &Segment, first: u64, source: std::io::Error) -> ReadError {
-        // The file is shorter than it was.
+        // The file has been truncated.
         if source.kind() == std::io::ErrorKind::UnexpectedEof {
             return self.damaged(segment, first);
         }

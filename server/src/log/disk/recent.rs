@@ -1,5 +1,5 @@
-//! The places of blocks in segments without an index frame: one by one, in a few
-//! bytes each for the many inboxes that have few of them.
+//! The locations of blocks in segments without an index frame: one by one, in a few bytes
+//! each for the many inboxes with few blocks.
 
 use std::borrow::Cow;
 use std::collections::{HashMap, VecDeque};
@@ -10,7 +10,7 @@ use super::varint;
 use crate::log::InboxId;
 use crate::log::hash::IdHasher;
 
-/// Blocks of an inbox that are packed at most.
+/// The maximum blocks of an inbox that are packed.
 const FEW: usize = 4;
 
 /// The place of a block.
@@ -81,7 +81,7 @@ impl RecentBlocks {
         }
     }
 
-    /// Returns every inbox that has a block, in no order.
+    /// Returns every inbox with a block, in any order.
     pub(super) fn inboxes(&self) -> impl Iterator<Item = InboxId> {
         self.few.inboxes().chain(self.many.keys().copied())
     }
@@ -92,7 +92,7 @@ impl RecentBlocks {
         self.few.allocated_bytes()
     }
 
-    /// Gives back memory after most blocks were removed.
+    /// Releases memory after most blocks were removed.
     pub(super) fn shrink(&mut self) {
         if self.many.len() < self.many.capacity() / 4 {
             self.many.shrink_to(2 * self.many.len());

@@ -1,8 +1,8 @@
-//! Opens a log: finds the newest segment and the newest complete checkpoint,
-//! replays from there, and begins a new segment.
+//! Opens a log: finds the newest segment and the newest complete checkpoint, replays from
+//! there, and begins a new segment.
 //!
-//! Everything is decided from the bytes on the disk before the first write, so
-//! that an open that fails or is killed leaves the same log behind.
+//! All decisions precede the first write, so that an open that fails or is killed leaves
+//! the same log behind.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -19,24 +19,24 @@ use super::slots::{self, Survey};
 use super::table::max_entry_bytes;
 use crate::log::{InboxId, OpenError};
 
-/// A segment that is filled to less than this part of it is carried whole: a row of
-/// short runs does not take a segment each.
+/// A segment that is filled to less than this fraction is carried over as a whole: a
+/// series of short runs shares one segment.
 const CARRIED_WHOLE_DIVISOR: u64 = 8;
 
 /// The replay of a shard.
 pub(super) type Replay<'a> = dyn FnMut(&[u8]) -> Result<(), OpenError> + 'a;
 
-/// A log as it was found, from which a new segment goes on.
+/// The state of a log as found on disk, from which a new segment continues.
 #[derive(Debug)]
 pub(super) struct Recovered {
     pub(super) head: HeadFile,
-    /// The usual size of a segment before; 0 if there is none.
+    /// The former usual size of a segment; 0 if unknown.
     pub(super) segment_bytes: u64,
     /// The use of the new segment.
     pub(super) next_id: SegmentId,
-    /// What the new segment follows.
+    /// The predecessor of the new segment.
     pub(super) previous: Previous,
-    /// Frames that may be in the cache alone: to be written again, in order.
+    /// Frames that may exist only in the page cache, to be rewritten in order.
     pub(super) carried: Vec<CarriedFrame>,
     pub(super) checkpoint: Checkpoint,
     /// The oldest segment that a replay needs; the new one if `None`.
@@ -53,8 +53,8 @@ pub(super) struct Recovered {
     pub(super) resume: Option<Resume>,
 }
 
-/// The newest segment as an open goes on in it, if there is no space for a new one:
-/// all of it is written over with the same bytes.
+/// The newest segment, continued by an open if there is no space for a new one: all of it
+/// is overwritten with the same bytes.
 #[derive(Debug)]
 pub(super) struct Resume {
     pub(super) id: SegmentId,
@@ -74,7 +74,7 @@ pub(super) struct Resume {
     pub(super) tail_start: SegmentId,
 }
 
-/// A frame to be written again, with its content.
+/// A frame to be rewritten, with its content.
 #[derive(Debug)]
 pub(super) struct CarriedFrame {
     pub(super) commit: u64,
@@ -85,7 +85,7 @@ pub(super) struct CarriedFrame {
     pub(super) blocks: Vec<crate::log::Block>,
 }
 
-/// A segment of the log, and where its frames end.
+/// A segment of the log, and the end of its frames.
 #[derive(Debug, Clone)]
 struct Use {
     header: Header,
@@ -99,7 +99,7 @@ struct Needed {
     last: Link,
 }
 
-/// The newest segment: its bytes and where its frames end.
+/// The newest segment: its bytes and the end of its frames.
 struct Newest {
     segment: Use,
     bytes: Vec<u8>,
@@ -129,7 +129,7 @@ pub(super) fn recover(storage: &dyn Storage, replay: &mut Replay<'_>) -> Result<
     let placed =
         scan_tail(&mut frames, newest.durable).map_err(|damage| recovery.damage(&newest.segment, damage))?;
     if placed.last().map_or(0, |last| last.frame.head.commit) < header.carried {
-        // It was on stable storage before anything else was appended.
+        // It was on stable storage before any later append.
         return Err(recovery.damage(&newest.segment, Damage { offset: frames.offset }));
     }
     recovery.checkpoint = header.checkpoint;
@@ -171,8 +171,9 @@ fn index_bytes(placed: &[Placed<'_>]) -> usize {
     blocks.map(|block| max_entry_bytes(block.record.inbox)).sum()
 }
 
-/// Returns the first frame of the newest segment that is to be written again: the
-/// frames that may not be on stable storage, or all of them if it is carried whole.
+/// Returns the index of the first frame of the newest segment to be rewritten: frames
+/// that may not be on stable storage, or all of them if the segment is carried over as a
+/// whole.
 fn carried_from(newest: &Newest, is_whole: bool, placed: &[Placed<'_>]) -> usize {
     if is_whole && placed.iter().all(|one| one.frame.is_intact()) {
         return 0;
@@ -239,8 +240,8 @@ impl<'a> Recovery<'a> {
         }
     }
 
-    /// Takes the newest segment. An open that was killed before its segment was
-    /// complete has left a void one, whose place is free.
+    /// Finds the newest segment. An open that was killed early leaves an incomplete
+    /// segment, whose file is free.
     fn newest(&mut self) -> Result<Option<Newest>, OpenError> {
         while let Some((id, newest)) = self.uses.pop_last() {
             if id < self.head_id {
@@ -249,8 +250,8 @@ impl<'a> Recovery<'a> {
             let header = newest.header;
             let bytes = self.read(&newest, header.size)?;
             let mut frames = Frames::new(&bytes, header.salt, header.previous.link);
-            // `HEAD` names a segment once it is complete: a text in it may have been
-            // damaged since.
+            // `HEAD` names a segment when it is complete: a text in it may have been
+            // damaged later.
             let is_complete = id <= self.head_id;
             let is_whole = std::iter::from_fn(|| frames.next())
                 .take_while(|placed| is_complete || placed.frame.is_intact())
@@ -376,9 +377,10 @@ impl<'a> Recovery<'a> {
         Ok(())
     }
 
-    /// Whether a file that is not needed may be written over at once.
+    /// Returns whether an unneeded file may be overwritten at once.
     fn is_free(&self, id: SegmentId) -> bool {
-        // If the end of the checkpoint is lost, the one before it may need any of them.
+        // If the end of the checkpoint is lost, the previous checkpoint may need any of
+        // them.
         self.checkpoint.last <= self.synced && !self.kept.contains(&id)
     }
 

@@ -1,8 +1,8 @@
-//! Reads what can be read of a log that cannot be opened.
+//! Reads a log that cannot be opened, as far as possible.
 //!
-//! A file whose headers are both damaged is lost: its salt is in no other place. In
-//! all others every frame is found by its own checksum, wherever it lies, and behind
-//! a damaged frame head every block by that of its own.
+//! A file whose headers are both damaged is lost: its salt is stored only there. In all
+//! others, every frame is found by its own checksum at any position, and after a damaged
+//! frame head every block by the block's checksum.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -25,19 +25,19 @@ use super::segment::Slot;
 use super::slots::{self, Survey};
 use crate::log::{AppendError, Block, Durability, Frame, InboxId, Log as _, LogError, OpenError, ReadError};
 
-/// What was found missing, besides messages.
+/// The losses besides messages.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Lost {
-    /// Files that cannot be read, as their names, and segments that are missing.
+    /// Names of unreadable files, and missing segments.
     pub files: Vec<String>,
-    /// Commits whose records are lost, as ranges: what they said of accounts, of
-    /// acknowledgements and of remembered sends.
+    /// Ranges of commits whose records are lost: changes of accounts, acknowledgements
+    /// and remembered sends.
     pub commits: Vec<(u64, u64)>,
-    /// No checkpoint is whole: accounts may be missing, and ended ones be there again.
+    /// No checkpoint is complete: accounts may be missing, and deleted ones may reappear.
     pub has_no_checkpoint: bool,
 }
 
-/// A log of which what can be read is read. Nothing in it is changed.
+/// A log that is read as far as possible, without changes.
 #[derive(Debug)]
 pub struct Salvage {
     folder: Folder,
@@ -48,12 +48,12 @@ pub struct Salvage {
     lost: Lost,
 }
 
-/// A segment, and what its frames say.
+/// A segment, and the content of its frames.
 #[derive(Debug)]
 struct Part {
     header: Header,
     slot: Slot,
-    /// Behind it there is no frame of the log.
+    /// No frame of the log lies after this offset.
     end: u64,
     /// Commits of frames that can be read, as ranges.
     commits: Vec<(u64, u64)>,
@@ -73,24 +73,24 @@ struct Place {
 
 impl Salvage {
     /// Reads the log in the folder of a store. Calls `replay` with the records of each
-    /// frame that can be read, from the newest complete checkpoint on.
+    /// readable frame, from the newest complete checkpoint on.
     ///
     /// # Errors
-    /// [`OpenError::Io`] if a file cannot be read; an error of `replay` is returned as
-    /// it is.
+    /// [`OpenError::Io`] if a file cannot be read. An error of `replay` is returned
+    /// unchanged.
     pub fn open(path: &Path, replay: &mut Replay<'_>) -> Result<Self, OpenError> {
         Self::of_folder(Folder::salvage(path, LOCK_TIMEOUT, Access::Read)?, replay)
     }
 
-    /// Reads it like [`Self::open`], so that a new log can take its place.
+    /// Reads the log like [`Self::open`], with a lock that allows its replacement.
     ///
     /// # Errors
-    /// See there.
+    /// See [`Self::open`].
     pub fn open_for_rebuild(path: &Path, replay: &mut Replay<'_>) -> Result<Self, OpenError> {
         Self::of_folder(Folder::salvage(path, LOCK_TIMEOUT, Access::Write)?, replay)
     }
 
-    /// Begins the new log, which takes the place of the one that was read.
+    /// Begins the new log, which will replace the one that was read.
     ///
     /// # Errors
     /// See [`OpenError`].
@@ -130,7 +130,7 @@ impl Salvage {
         Ok(salvage)
     }
 
-    /// What was found missing, besides messages.
+    /// Returns the losses besides messages.
     #[must_use]
     pub const fn lost(&self) -> &Lost {
         &self.lost
@@ -155,7 +155,7 @@ impl Salvage {
     pub fn visit(&self, inbox: InboxId, after: u64, visit: &mut Visit<'_>) -> Result<(), ReadError> {
         let mut covered = 0;
         for (&first, place) in self.blocks.get(&inbox).into_iter().flatten() {
-            // A block that others had replaced may still lie in their place.
+            // A stale copy of a replaced block may remain in a segment.
             if place.last <= after || first <= covered {
                 continue;
             }
@@ -187,7 +187,7 @@ impl Salvage {
         Ok(payload.map(|payload| Block { inbox, first, last: place.last, payload }).ok_or_else(damaged))
     }
 
-    /// Looks at every frame: its commit, its checkpoint and its blocks.
+    /// Surveys every frame: its commit, its checkpoint and its blocks.
     fn survey_frames(&mut self) -> Result<(), OpenError> {
         for (&id, part) in &mut self.segments {
             let bytes = read_frames(part)?;
@@ -211,7 +211,7 @@ impl Salvage {
                         last,
                         is_intact: view.is_intact,
                     };
-                    // The newest one counts, unless it is damaged.
+                    // The newest one wins, unless it is damaged.
                     let known = blocks.entry(view.record.inbox).or_default().entry(first).or_insert(place);
                     if place.is_intact || !known.is_intact {
                         *known = place;
@@ -296,7 +296,7 @@ fn parts(used: Vec<(Header, Slot)>) -> BTreeMap<SegmentId, Part> {
     used.into_iter().map(part).collect()
 }
 
-/// Whether a file without a header was never used, or its use has ended.
+/// Returns whether a file without a header was never used, or was freed.
 fn is_blank(slot: &Slot) -> io::Result<bool> {
     let mut head = vec![0; 2 * HEADER_SPAN];
     let length = slot.file.read_at(&mut head, 0)?;
@@ -312,14 +312,14 @@ fn read_frames(part: &Part) -> Result<Vec<u8>, OpenError> {
     Ok(bytes)
 }
 
-/// What is found in a segment, at an offset.
+/// A readable piece of a segment, at an offset.
 enum Found<'a> {
     Frame(u64, FrameView<'a>, Meta),
     /// Blocks of a frame that cannot be read as a whole.
     Blocks(u64, Vec<BlockView<'a>>),
 }
 
-/// Visits everything in a segment that can be read.
+/// Visits all readable pieces of a segment.
 fn scan<'a>(bytes: &'a [u8], part: &Part, visit: &mut dyn FnMut(Found<'a>)) {
     let salt = part.header.salt;
     let mut offset = FRAMES_START as usize;
@@ -348,7 +348,7 @@ fn note(ranges: &mut Vec<(u64, u64)>, commit: u64) {
     }
 }
 
-/// A log that is written to take the place of a damaged one.
+/// A log that is written to replace a damaged one.
 #[derive(Debug)]
 pub struct Rebuild<'a> {
     folder: &'a Folder,
@@ -364,7 +364,7 @@ impl Rebuild<'_> {
         self.log.append(frame, Durability::Process)
     }
 
-    /// Puts the log in the place of the damaged one. Returns where that is kept.
+    /// Replaces the damaged log by this one. Returns the new path of the damaged log.
     ///
     /// # Errors
     /// [`LogError`] if the disk fails.

@@ -1,10 +1,10 @@
-//! Reads the frames of a segment from its bytes, and decides at their end between
-//! a torn write and damage.
+//! Reads the frames of a segment, and distinguishes a torn write from damage at their
+//! end.
 
 use super::format::{FRAME_ALIGNMENT, FRAMES_START, FrameHead, FrameView, Link, Salt};
 use super::meta::Meta;
 
-/// A frame at its place.
+/// A frame and its offset.
 #[derive(Debug)]
 pub(super) struct Placed<'a> {
     /// From the beginning of the segment.
@@ -13,10 +13,10 @@ pub(super) struct Placed<'a> {
     pub(super) meta: Meta,
 }
 
-/// Something that was on stable storage is not as it was written.
+/// Damage of data that was on stable storage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Damage {
-    /// The place in the segment.
+    /// The offset in the segment.
     pub(super) offset: u64,
 }
 
@@ -25,9 +25,9 @@ pub(super) struct Damage {
 pub(super) struct Frames<'a> {
     bytes: &'a [u8],
     salt: Salt,
-    /// Where the next frame begins.
+    /// The offset of the next frame.
     pub(super) offset: u64,
-    /// The frame before.
+    /// The previous frame.
     pub(super) link: Link,
 }
 
@@ -37,8 +37,8 @@ impl<'a> Frames<'a> {
         Self { bytes, salt, offset: FRAMES_START, link }
     }
 
-    /// Returns the next frame if it is valid and in its place of the chain. Its
-    /// blocks may be damaged. Stays where it is if there is none.
+    /// Returns the next frame if it is valid and follows in the chain. Its blocks may be
+    /// damaged. Does not advance otherwise.
     pub(super) fn next(&mut self) -> Option<Placed<'a>> {
         let rest = self.bytes.get(usize::try_from(self.offset).ok()?..)?;
         let frame = FrameView::decode(rest, self.salt)?;
@@ -52,8 +52,8 @@ impl<'a> Frames<'a> {
         Some(Placed { offset, frame, meta })
     }
 
-    /// Whether a frame behind this place proves that the frame at this place was on
-    /// stable storage.
+    /// Returns whether a later frame proves that the frame at this offset was on stable
+    /// storage.
     fn is_followed(&self) -> bool {
         let expected = self.link.commit.wrapping_add(1);
         let mut offset = self.offset as usize;

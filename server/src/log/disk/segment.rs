@@ -33,7 +33,7 @@ pub(super) struct Slot {
 }
 
 impl Slot {
-    /// Makes sure that no segment is found in the file.
+    /// Ensures that no segment is found in the file.
     pub(super) fn blank(&self) -> io::Result<()> {
         self.file.write_at(&[0; 2 * HEADER_SPAN], 0)?;
         self.file.sync()
@@ -73,7 +73,7 @@ impl Segment {
         }
     }
 
-    /// The end of its frames, once no frame is appended any more.
+    /// Returns the end of its frames, if it takes no more frames.
     pub(super) fn end(&self) -> Option<u64> {
         Some(self.end.load(Ordering::Acquire)).filter(|&end| end > 0)
     }
@@ -83,7 +83,7 @@ impl Segment {
         self.end.store(end, Ordering::Release);
     }
 
-    /// The index frame, once there is one.
+    /// Returns the index frame, if it exists.
     pub(super) fn table(&self) -> Option<&Table> {
         self.table.get()
     }
@@ -98,7 +98,7 @@ impl Segment {
         self.is_unindexed.store(true, Ordering::Relaxed);
     }
 
-    /// Whether the segment waits for its index frame.
+    /// Returns whether the segment still needs its index frame.
     pub(super) fn is_unsealed(&self) -> bool {
         self.end().is_some() && self.table().is_none() && !self.is_unindexed.load(Ordering::Relaxed)
     }
@@ -108,12 +108,12 @@ impl Segment {
         self.is_unmovable.store(true, Ordering::Relaxed);
     }
 
-    /// Whether the segment can be copied forward.
+    /// Returns whether the segment can be copied forward.
     pub(super) fn is_movable(&self) -> bool {
         !self.is_unmovable.load(Ordering::Relaxed)
     }
 
-    /// Units of live blocks.
+    /// Returns the units of live blocks.
     pub(super) fn live(&self) -> u64 {
         self.live.load(Ordering::Relaxed)
     }
@@ -133,7 +133,7 @@ impl Segment {
 /// The segments of an open log.
 #[derive(Debug, Default)]
 pub(super) struct Segments {
-    /// Changed by the thread of the log; held for a look-up.
+    /// Changed by the thread of the log; held for a lookup.
     by_id: RwLock<BTreeMap<SegmentId, Arc<Segment>>>,
 }
 
@@ -156,7 +156,7 @@ impl Segments {
         by_id.values().filter(|segment| is_wanted(segment)).cloned().collect()
     }
 
-    /// Adds up a figure of every segment.
+    /// Sums a figure over all segments.
     pub(super) fn sum(&self, figure: impl Fn(&Segment) -> u64) -> u64 {
         let by_id = self.by_id.read().unwrap_or_else(PoisonError::into_inner);
         by_id.values().map(|segment| figure(segment)).sum()

@@ -1,7 +1,7 @@
-//! The files of a log: found at an open, made ahead of use, and blanked after it.
+//! The files of a log: found at an open, created ahead of use, and blanked after use.
 //!
-//! A file keeps its name; its header says which segment it holds, if any. So to
-//! use it again changes no name.
+//! A file keeps its name; its header identifies its segment, if any. So reuse changes no
+//! name.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,14 +13,14 @@ use super::segment::Slot;
 use super::table::max_bytes;
 use super::writer::is_full;
 
-/// Blank files that are kept; further ones are removed.
+/// Maximum number of blank files; further ones are removed.
 pub(super) const SPARES_MAX: usize = 4;
 
 /// The largest segment: offsets in it have 32 bits.
 pub(super) const SIZE_MAX: u64 = u32::MAX as u64;
 
-/// Size of a segment that begins before a blank file is ready: small enough to be
-/// written with zeros at once.
+/// Size of a segment that begins before a blank file is ready: small enough to be zeroed
+/// at once.
 const STOPGAP_BYTES: u64 = 4 << 20;
 
 const EXTENSION: &str = ".segment";
@@ -59,7 +59,7 @@ pub(super) fn survey(storage: &dyn Storage) -> io::Result<Survey> {
             bytes => Header::decode(&bytes?),
         };
         match header {
-            // A file that has become shorter is left alone: if the log needs it, it is
+            // A truncated file is left alone: if the log needs it, it is reported as
             // missing.
             Some(header) if !(FRAMES_START..=size.min(SIZE_MAX)).contains(&header.size) => {}
             Some(header) => {
@@ -80,8 +80,8 @@ pub(super) struct Files {
     pub(super) segment_bytes: u64,
     /// Free space when it was last looked up.
     free_bytes: AtomicU64,
-    /// The last file could not be made for lack of space, whatever the system says of
-    /// the free space: there may be a quota.
+    /// The last file could not be created for lack of space, regardless of the reported
+    /// free space: there may be a quota.
     is_exhausted: AtomicBool,
 }
 
@@ -93,7 +93,7 @@ impl Files {
         files
     }
 
-    /// Looks up the free space.
+    /// Updates the free space.
     pub(super) fn poll(&self) {
         match self.storage.free_bytes() {
             Ok(bytes) => self.free_bytes.store(bytes, Ordering::Relaxed),
@@ -101,17 +101,18 @@ impl Files {
         }
     }
 
-    /// The free space, without the files that hold no segment.
+    /// Returns the free space, without the files that hold no segment.
     pub(super) fn free_bytes(&self) -> u64 {
         self.free_bytes.load(Ordering::Relaxed)
     }
 
-    /// The space for new segments: the free space, and the files that hold no segment.
+    /// Returns the space for new segments: the free space, and the files that hold no
+    /// segment.
     pub(super) fn available_bytes(&self) -> u64 {
         self.usable_bytes().saturating_add(self.spares.bytes())
     }
 
-    /// Whether a segment of the usual size can be begun.
+    /// Returns whether a segment of the usual size can be created.
     pub(super) fn has_segment(&self) -> bool {
         self.spares.has_usual() || self.usable_bytes() >= self.segment_bytes
     }
@@ -120,7 +121,7 @@ impl Files {
         if self.is_exhausted.load(Ordering::Relaxed) { 0 } else { self.free_bytes() }
     }
 
-    /// Notes whether a file of the usual size could be made.
+    /// Records whether a file of the usual size could be created.
     pub(super) fn note_made<T>(&self, made: &io::Result<T>) {
         match made {
             Ok(_) => self.note_room(),
@@ -129,7 +130,7 @@ impl Files {
         }
     }
 
-    /// Notes that there may be room for another file.
+    /// Records that there may be room for another file.
     pub(super) fn note_room(&self) {
         self.is_exhausted.store(false, Ordering::Relaxed);
     }
@@ -140,8 +141,8 @@ impl Files {
         self.take_or_create(length, index_bytes, || self.spares.take())
     }
 
-    /// Takes a file like [`Self::take`], and none that an open may still need if it
-    /// does not succeed.
+    /// Takes a file like [`Self::take`], but none that a later open may need if this one
+    /// fails.
     pub(super) fn take_blank(&self, length: usize, index_bytes: usize) -> io::Result<Slot> {
         self.take_or_create(length, index_bytes, || self.spares.take_blank())
     }
@@ -164,7 +165,7 @@ impl Files {
         }
         let size = needed.max(self.segment_bytes.min(STOPGAP_BYTES));
         let created = self.spares.create(&*self.storage, size);
-        // A small file says nothing about the room for a usual one.
+        // A small file proves no room for a usual one.
         if size == self.segment_bytes || (size < self.segment_bytes && created.is_err()) {
             self.note_made(&created);
         }
@@ -176,7 +177,7 @@ impl Files {
 /// The files that hold no segment.
 #[derive(Debug)]
 pub(super) struct Spares {
-    /// Held for a look-up, by the thread of the log and the maintenance thread.
+    /// Held for a lookup, by the thread of the log and the maintenance thread.
     state: Mutex<State>,
     /// Bytes of all files that hold no segment.
     bytes: AtomicU64,
@@ -193,8 +194,8 @@ struct State {
 }
 
 impl Spares {
-    /// From blank files and those whose segment was freed, which says whether one of
-    /// them may be written over at once.
+    /// Creates the set from blank files, and from freed ones with a flag that allows
+    /// overwriting at once.
     pub(super) fn new(
         mut blank: Vec<Slot>,
         mut freed: Vec<(Slot, bool)>,
@@ -220,7 +221,7 @@ impl Spares {
         Some(slot)
     }
 
-    /// Takes a blank file of the usual size, or one whose segment was freed.
+    /// Takes a blank file of the usual size, or a freed one.
     fn take(&self) -> Option<Slot> {
         let mut state = self.state();
         let slot = match state.blank.pop() {
@@ -234,13 +235,13 @@ impl Spares {
         Some(slot)
     }
 
-    /// Whether there is a file of the usual size.
+    /// Returns whether there is a file of the usual size.
     fn has_usual(&self) -> bool {
         let state = self.state();
         !state.blank.is_empty() || state.dirty.iter().any(|slot| slot.size == self.segment_bytes)
     }
 
-    /// Takes a file out that is in use after all.
+    /// Removes a file that turned out to be in use.
     pub(super) fn remove(&self, name: &str) {
         let mut state = self.state();
         if let Some(at) = state.dirty.iter().position(|slot| slot.name == name) {
@@ -249,24 +250,23 @@ impl Spares {
         }
     }
 
-    /// Gives a file back whose segment was freed.
+    /// Adds a freed file.
     pub(super) fn give(&self, slot: Slot) {
         self.bytes.fetch_add(slot.size, Ordering::Relaxed);
         self.state().dirty.push(slot);
     }
 
-    /// Bytes of all files that hold no segment.
+    /// Returns the bytes of all files that hold no segment.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// The number of blank files.
+    /// Returns the number of blank files.
     pub(super) fn blank_count(&self) -> usize {
         self.state().blank.len()
     }
 
-    /// Makes a file at once: written with zeros if it is small, otherwise with space
-    /// that is reserved.
+    /// Creates a file at once: zeroed if it is small, otherwise with reserved space.
     fn create(&self, storage: &dyn Storage, size: u64) -> io::Result<Slot> {
         let name = self.next_name();
         let file = storage.create(&name)?;
@@ -275,15 +275,15 @@ impl Spares {
             _ => file.allocate(size),
         };
         if let Err(error) = fill().and_then(|()| file.sync()).and_then(|()| storage.sync_names()) {
-            // It would take the space that is lacking.
+            // It would use up the scarce space.
             let _ = storage.remove(&name);
             return Err(error);
         }
         Ok(Slot { path: storage.path(&name), name, file, size })
     }
 
-    /// Cleans one file whose segment was freed: blanks or removes it. After an error,
-    /// the other files come first.
+    /// Cleans one freed file: blanks or removes it. After an error, the other files come
+    /// first.
     pub(super) fn clean(&self, storage: &dyn Storage) -> io::Result<Cleaned> {
         let (slot, is_kept) = {
             let mut state = self.state();
@@ -306,8 +306,7 @@ impl Spares {
         Ok(if is_kept { Cleaned::Blanked } else { Cleaned::Removed })
     }
 
-    /// Begins to make a file that is written with zeros ahead of use, and reserves its
-    /// space.
+    /// Begins a file that is zeroed ahead of use, and reserves its space.
     pub(super) fn begin(&self, storage: &dyn Storage) -> io::Result<Unfinished> {
         let name = self.next_name();
         let unfinished = format!("{name}{UNFINISHED}");
@@ -317,7 +316,7 @@ impl Spares {
             Err(error) => Err(error),
         };
         let uncached = uncached.inspect_err(|_| {
-            // It would take the space that is lacking.
+            // It would use up the scarce space.
             let _ = storage.remove(&unfinished);
         })?;
         let slot = Slot { path: storage.path(&name), name, file, size: self.segment_bytes };
@@ -336,7 +335,7 @@ impl Spares {
         Ok(())
     }
 
-    /// Removes a file that was begun.
+    /// Removes an unfinished file.
     pub(super) fn abandon(&self, storage: &dyn Storage, unfinished: &Unfinished) -> io::Result<()> {
         storage.remove(&unfinished.name)?;
         self.bytes.fetch_sub(unfinished.slot.size, Ordering::Relaxed);
@@ -355,30 +354,30 @@ impl Spares {
     }
 }
 
-/// What became of a file whose segment was freed.
+/// The result of cleaning a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Cleaned {
-    /// There was none.
+    /// There was no file to clean.
     Nothing,
     Blanked,
     Removed,
 }
 
-/// A file that is being written with zeros.
+/// A file that is being zeroed.
 #[derive(Debug)]
 pub(super) struct Unfinished {
     slot: Slot,
-    /// The name that the file has now.
+    /// The current name of the file.
     name: String,
-    /// The file for writes that bypass the cache; `None` if it does not take them.
+    /// A handle that bypasses the page cache; `None` if the file does not support it.
     uncached: Option<Arc<dyn StorageFile>>,
     written: u64,
-    /// The content is uncertain: the file is only removed.
+    /// The content is uncertain: the file must be removed.
     pub(super) has_failed: bool,
 }
 
 impl Unfinished {
-    /// Returns whether it has zeros in it.
+    /// Returns whether any zeros were written.
     pub(super) fn is_begun(&self) -> bool {
         self.written > 0
     }
@@ -390,14 +389,14 @@ impl Unfinished {
         let piece = zeros.get(..length as usize).unwrap_or(zeros);
         let uncached = self.uncached.as_ref().map(|file| file.write_at(piece, self.written));
         match uncached {
-            // One sync at the end: each would commit the file system's journal, and the
-            // log's own syncs would wait for that.
+            // One sync at the end: each sync would commit the file system's journal, and
+            // the log's own syncs would wait for that.
             Some(Ok(())) => {}
             Some(Err(error)) if error.kind() != io::ErrorKind::InvalidInput => return Err(error),
             _ => {
                 self.uncached = None;
                 self.slot.file.write_at(piece, self.written)?;
-                // In small steps, so that no commit waits long behind them.
+                // In small steps, so that commits do not wait long.
                 self.slot.file.sync()?;
             }
         }

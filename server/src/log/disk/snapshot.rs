@@ -1,4 +1,4 @@
-//! A log that is open for reading alone: nothing in its folder is changed.
+//! A read-only log: its folder is not changed.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use super::writer::Opened;
 use super::{SEGMENT_BYTES, Shared};
 use crate::log::{InboxId, OpenError, ReadError, Reader};
 
-/// A log that is open for reading alone. Its folder is locked against changes.
+/// A log that is open for reading only. Its folder is locked against changes.
 #[derive(Debug)]
 pub struct Snapshot {
     shared: Arc<Shared>,
@@ -29,8 +29,8 @@ pub fn find(path: &Path) -> Result<(), OpenError> {
 }
 
 impl Snapshot {
-    /// Reads the log of a store that exists, as a start does: damage that would keep
-    /// it from starting is an error. Calls `replay` with the records of each frame.
+    /// Reads the log of an existing store like a start does: damage that would prevent a
+    /// start is an error. Calls `replay` with the records of each frame.
     ///
     /// # Errors
     /// See [`OpenError`].
@@ -48,7 +48,7 @@ impl Snapshot {
         Ok(Self { shared: Arc::new(shared), _folder: folder })
     }
 
-    /// Reads blocks.
+    /// Returns the reader of its blocks.
     #[must_use]
     pub fn reader(&self) -> Arc<dyn Reader> {
         Arc::clone(&self.shared) as Arc<dyn Reader>

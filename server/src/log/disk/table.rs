@@ -1,8 +1,8 @@
-//! The index frame of a sealed segment: the places of its blocks, sorted by
-//! inbox and number, in pages that are read one at a time.
+//! The index frame of a sealed segment: the locations of its blocks, sorted by inbox and
+//! number, in pages that are read one at a time.
 //!
-//! It is derived from the frames: without it, or if a page of it is damaged, an
-//! open reads the frames instead.
+//! It is derived from the frames: if it is missing or a page is damaged, an open reads
+//! the frames instead.
 
 use std::io;
 
@@ -30,29 +30,29 @@ pub(super) struct Entry {
     pub(super) extent: Extent,
 }
 
-/// Returns the space that an index frame of some entries takes at most, each of
-/// them by [`max_entry_bytes`].
+/// Returns the maximum size of an index frame, given the sum of [`max_entry_bytes`] of
+/// its entries.
 pub(super) fn max_bytes(entries: usize) -> usize {
     let pages = entries.div_ceil(PAGE_BYTES - PAGE_HEAD - ENTRY_MAX);
     // One page for the alignment of the first.
     (pages + 1) * PAGE_BYTES + FOOTER_BYTES
 }
 
-/// Returns the space that an entry takes at most, with some to spare.
+/// Returns the maximum size of an entry, with some margin.
 pub(super) fn max_entry_bytes(inbox: InboxId) -> usize {
     let inbox = (71 - (inbox | 1).leading_zeros() as usize) / 7;
     // First, last - first, offset, and length.
     inbox + varint::MAX_BYTES + 3 + 6 + 5
 }
 
-/// An index frame in memory: where its pages lie and with what they begin.
+/// An index frame in memory: the location and the first key of each page.
 #[derive(Debug)]
 pub(super) struct Table {
     offset: u64,
     fences: Vec<(InboxId, u64)>,
 }
 
-/// An index frame as it is written.
+/// An encoded index frame.
 #[derive(Debug)]
 pub(super) struct EncodedTable {
     pub(super) table: Table,
@@ -105,18 +105,18 @@ impl Table {
         bytes
     }
 
-    /// Where the pages begin.
+    /// Returns the offset of the pages.
     pub(super) fn offset(&self) -> u64 {
         self.offset
     }
 
-    /// The number of pages.
+    /// Returns the number of pages.
     pub(super) fn page_count(&self) -> usize {
         self.fences.len()
     }
 
-    /// Loads the index frame of a segment of `size` bytes whose frames end at `end`,
-    /// and verifies all of it; `None` if there is none that is intact.
+    /// Loads and verifies the index frame of a segment of `size` bytes whose frames end
+    /// at `end`. Returns `None` if there is no intact one.
     pub(super) fn load(file: &dyn StorageFile, salt: Salt, size: u64, end: u64) -> io::Result<Option<Self>> {
         let Some(footer) = size.checked_sub(FOOTER_BYTES as u64) else { return Ok(None) };
         let bytes = match read_exact(file, footer, FOOTER_BYTES) {
@@ -138,7 +138,7 @@ impl Table {
         Ok(Some(table))
     }
 
-    /// Inbox and first number of the first entry of each page.
+    /// Returns the inbox and the first number of the first entry of each page.
     pub(super) fn fences(&self) -> &[(InboxId, u64)] {
         &self.fences
     }
@@ -155,21 +155,20 @@ impl Table {
         Ok(decode_page(&page, salt, number, &mut entries).map(|()| entries))
     }
 
-    /// The page that holds the first entry of `inbox` with a number above `after`,
-    /// if there is one.
+    /// Returns the page with the first entry of `inbox` above `after`, if there is one.
     pub(super) fn find(&self, inbox: InboxId, after: u64) -> usize {
         let key = (inbox, after.saturating_add(1));
         self.fences.partition_point(|fence| *fence <= key).saturating_sub(1)
     }
 
-    /// Whether a page may hold an entry of `inbox`.
+    /// Returns whether a page may hold an entry of `inbox`.
     pub(super) fn may_hold(&self, number: usize, inbox: InboxId) -> bool {
         self.fences.get(number).is_some_and(|fence| fence.0 <= inbox)
     }
 }
 
-/// Pages that are read at once when an index frame is read as a whole; and of all
-/// index frames together, if many are read side by side.
+/// Pages read at once from an index frame that is read as a whole; and from all index
+/// frames together, if many are read in parallel.
 const CHUNK_PAGES: usize = 32;
 const CHUNK_PAGES_OF_ALL: usize = 1024;
 
@@ -189,7 +188,7 @@ pub(super) struct TableReader<'a> {
 }
 
 impl<'a> TableReader<'a> {
-    /// Returns a reader that is one of `readers` which read side by side.
+    /// Returns one of `readers` readers that work in parallel.
     pub(super) fn new(
         table: Option<&'a Table>,
         file: &'a dyn StorageFile,
@@ -200,7 +199,7 @@ impl<'a> TableReader<'a> {
         Self { table, file, salt, chunk_pages, page: 0, entries: Vec::new(), entry: 0 }
     }
 
-    /// Goes on with the first entry that is not below a key.
+    /// Continues with the first entry that is not below a key.
     pub(super) fn skip_below(&mut self, key: (InboxId, u64)) -> io::Result<()> {
         let page = |table: &Table| table.fences.partition_point(|fence| *fence <= key).saturating_sub(1);
         self.page = self.table.map_or(0, page);
@@ -237,7 +236,7 @@ impl<'a> TableReader<'a> {
         let offset = table.offset + (self.page * PAGE_BYTES) as u64;
         let chunk = read_exact(self.file, offset, count * PAGE_BYTES)?;
         for (page, number) in chunk.chunks(PAGE_BYTES).zip(self.page..) {
-            // It was intact when it was loaded.
+            // The page was intact when it was loaded.
             decode_page(page, self.salt, number, &mut self.entries).ok_or(io::ErrorKind::InvalidData)?;
         }
         self.page += count;
@@ -246,7 +245,7 @@ impl<'a> TableReader<'a> {
 }
 
 impl Entry {
-    /// The place of the block in a segment.
+    /// Returns the location of the block in a segment.
     pub(super) fn place(self, segment: SegmentId) -> BlockRef {
         BlockRef { first: self.first, last: self.last, segment, extent: self.extent }
     }
@@ -272,7 +271,7 @@ impl Entry {
 }
 
 impl Extent {
-    /// The end in the segment.
+    /// Returns the end of the block in the segment.
     pub(super) fn end(self) -> u64 {
         u64::from(self.offset) + u64::from(self.length)
     }

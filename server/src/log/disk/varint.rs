@@ -19,7 +19,7 @@ pub(super) fn put_difference(bytes: &mut Vec<u8>, value: u64, base: u64) {
     put(bytes, ((difference << 1) ^ (difference >> 63)) as u64);
 }
 
-/// Takes an integer off the front; `None` if there is none.
+/// Decodes an integer and advances; `None` if there is none.
 pub(super) fn take(bytes: &mut &[u8]) -> Option<u64> {
     let (&first, rest) = bytes.split_first()?;
     if first < 0x80 {
@@ -64,14 +64,14 @@ fn decode_word(word: u64) -> Option<(u64, usize)> {
     Some((value, bits as usize / 8))
 }
 
-/// Takes the other side of [`put_difference`] off the front.
+/// Decodes a difference written by [`put_difference`], and advances.
 pub(super) fn take_difference(bytes: &mut &[u8], base: u64) -> Option<u64> {
     let coded = take(bytes)?;
     let difference = (coded >> 1) as i64 ^ -((coded & 1) as i64);
     Some(base.wrapping_add(difference as u64))
 }
 
-/// Takes an integer that must fit 32 bits.
+/// Decodes an integer of at most 32 bits, and advances.
 pub(super) fn take_u32(bytes: &mut &[u8]) -> Option<u32> {
     take(bytes)?.try_into().ok()
 }

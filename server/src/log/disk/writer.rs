@@ -17,7 +17,7 @@ use super::slots::Files;
 use super::table::{PAGE_BYTES, max_bytes, max_entry_bytes};
 use crate::log::{AppendError, Durability, InboxId, LogError, OpenError};
 
-/// Whether an error says that there is no space.
+/// Returns whether an error means that there is no space.
 pub(super) fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
@@ -35,8 +35,7 @@ pub(super) struct Writer {
     frame_start: u64,
     /// The use of the next segment.
     next_id: SegmentId,
-    /// Space that the index frame of the active segment takes at most, without its
-    /// fixed part.
+    /// Maximum size of the index frame of the active segment, without its fixed part.
     index_bytes: usize,
     /// The last frame.
     link: Link,
@@ -57,13 +56,13 @@ pub(super) struct Opened {
     link: Link,
     /// The oldest segment that a replay needs.
     pub(super) tail_start: SegmentId,
-    /// The blocks that were not indexed before.
+    /// The blocks to be indexed.
     pub(super) places: Vec<(InboxId, BlockRef)>,
 }
 
 impl Opened {
-    /// Begins the segment behind the log that was recovered, or goes on in the newest one
-    /// if there is no space for another.
+    /// Begins a segment after the recovered log, or continues the newest one if there is
+    /// no space for another.
     pub(super) fn begin(files: &Files, recovered: &mut Recovered) -> Result<Self, OpenError> {
         let carried = Carried::encode(recovered);
         let length = carried.bytes.len() - FRAMES_START as usize;
@@ -99,12 +98,12 @@ impl Opened {
         Ok(Self { active, offset, next_id, index_bytes, link, tail_start: tail_start.unwrap_or(id), places })
     }
 
-    /// Writes the newest segment again, in its place: what may be in the cache alone is
-    /// on stable storage then.
+    /// Rewrites the newest segment in place, so that data that may exist only in the page
+    /// cache reaches stable storage.
     fn resume(files: &Files, recovered: &Recovered, resume: Resume) -> Result<Self, OpenError> {
         let Resume { id, is_named, slot, mut bytes, end, .. } = resume;
         let head = Head { id, segment_bytes: files.segment_bytes };
-        // Frames behind the end that were never whole.
+        // Incomplete frames after the end.
         bytes.get_mut(end as usize..).unwrap_or_default().fill(0);
         slot.file
             .write_at(&bytes, 0)
@@ -123,13 +122,13 @@ impl Opened {
         Self { active, offset, next_id, index_bytes, link, tail_start, places }
     }
 
-    /// The segment.
+    /// Returns the segment.
     pub(super) fn segment(&self) -> Arc<Segment> {
         Arc::clone(&self.active)
     }
 }
 
-/// The frames that are carried into a new segment, behind room for its header.
+/// The frames carried into a new segment, after room for its header.
 struct Carried {
     salt: Salt,
     bytes: Vec<u8>,
@@ -143,7 +142,7 @@ impl Carried {
         let Recovered { next_id, previous, carried, .. } = recovered;
         let mut encoded = Self {
             salt: Salt::random(),
-            // The frames of a whole segment fit into a file of its size, to the byte.
+            // The frames of a whole segment fit exactly into a file of its size.
             bytes: vec![0; FRAMES_START as usize],
             index_bytes: 0,
             link: previous.link,
@@ -163,7 +162,7 @@ impl Carried {
 }
 
 impl Writer {
-    /// Goes on behind the segment of an open.
+    /// Continues after the segment of an open.
     pub(super) fn new(shared: Arc<Shared>, head: HeadFile, checkpoint: Checkpoint, opened: Opened) -> Self {
         let Opened { active, offset, next_id, index_bytes, link, .. } = opened;
         Self {
@@ -183,7 +182,7 @@ impl Writer {
         }
     }
 
-    /// The active segment.
+    /// Returns the active segment.
     pub(super) fn active(&self) -> SegmentId {
         self.active.id
     }
@@ -192,7 +191,7 @@ impl Writer {
         self.offset
     }
 
-    /// Where the last frame begins.
+    /// Returns the offset of the last frame.
     #[cfg(test)]
     pub(super) fn last_frame_start(&self) -> u64 {
         self.frame_start
@@ -215,7 +214,7 @@ impl Writer {
         self.checkpoint = checkpoint;
     }
 
-    /// Makes sure that a frame fits the active segment, beginning a new one if
+    /// Ensures that a frame fits into the active segment, and begins a new segment if
     /// necessary.
     pub(super) fn make_room(
         &mut self,
@@ -231,23 +230,25 @@ impl Writer {
         if self.has_room(length, entries) { Ok(()) } else { self.begin(length, entries) }
     }
 
-    /// Whether a frame fits the active segment, with the index of its blocks.
+    /// Returns whether a frame fits into the active segment, with the index of its
+    /// blocks.
     pub(super) fn has_room(&self, length: usize, entries: usize) -> bool {
         let end = self.offset + (length + max_bytes(self.index_bytes + entries)) as u64;
         end <= self.active.slot.size
     }
 
-    /// Begins a new segment, in which a frame of `length` bytes fits.
+    /// Begins a new segment that fits a frame of `length` bytes.
     fn begin(&mut self, length: usize, entries: usize) -> Result<(), AppendError> {
         let slot =
             self.shared.files.take(length, entries).map_err(|error| {
                 if is_full(&error) { AppendError::NoSpace } else { self.error(error).into() }
             })?;
-        // The header says where the segment before ends, so that is durable first.
+        // The header names the end of the previous segment, so that must be durable
+        // first.
         self.sync()?;
         let previous = Previous { id: self.active.id, end: self.offset, link: self.link };
-        // A segment without frames is left out of the chain by no one, but costs
-        // nothing: it is freed at once.
+        // A segment without frames stays in the chain, but costs nothing: it is freed at
+        // once.
         let id = self.next_id;
         let next_id = id.checked_add(1).ok_or_else(|| self.error(io::Error::other("no segment number")))?;
         let header = Header {
@@ -275,8 +276,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Appends a frame for which there is room. Its blocks are indexed when this
-    /// returns.
+    /// Appends a frame for which there is room, and indexes its blocks.
     pub(super) fn append(
         &mut self,
         content: &FrameContent<'_>,
@@ -286,12 +286,12 @@ impl Writer {
         self.extents.clear();
         let check = content.encode(self.active.salt, &mut self.buffer, &mut self.extents);
         let end = self.offset + self.buffer.len() as u64;
-        // Whole pages at the end: the system would read the rest of the last one first.
+        // Whole pages at the end: the system would first read the rest of the last page.
         let padded = end.next_multiple_of(PAGE_BYTES as u64).min(self.active.slot.size).max(end);
         self.buffer.resize((padded - self.offset) as usize, 0);
         let file = &*self.active.slot.file;
         if let Err(error) = file.write_at(&self.buffer, self.offset) {
-            // Part of a frame is no frame: the next one is written over it.
+            // A partial frame is invalid, and the next one overwrites it.
             return Err(if is_full(&error) { AppendError::NoSpace } else { self.error(error).into() });
         }
         if durability == Durability::Machine {
@@ -339,7 +339,7 @@ impl CarriedFrame {
 }
 
 impl FrameContent<'_> {
-    /// The places of the blocks in a segment in which the frame lies at `offset`.
+    /// Returns the locations of the blocks in a segment, given the offset of the frame.
     fn places(
         &self,
         segment: SegmentId,
@@ -353,7 +353,7 @@ impl FrameContent<'_> {
     }
 }
 
-/// A segment fills from this part of it on.
+/// A segment counts as filling from this fraction of it on.
 const FILLING_DIVISOR: u64 = 4;
 
 /// The buffer that is kept from one frame to the next.

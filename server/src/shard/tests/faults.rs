@@ -1,4 +1,4 @@
-//! What happens while a commit is under way, and after one has failed.
+//! Behavior during a commit, and after a failed one.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -128,8 +128,8 @@ async fn all_unavailable(sends: Vec<Pending<Outcome>>) {
     }
 }
 
-/// A failing commit, with everything in one batch: a send of a session, one
-/// without, a repeat of what is in the batch.
+/// Fails a commit with everything in one batch: a send of a session, one without a
+/// session, and a repeat of one in the batch.
 async fn check_a_failing_commit(failure: Failure) {
     let (store, faults) = faulty(config(WIDE));
     let bob = create(&store, "bob").await;
@@ -144,7 +144,7 @@ async fn check_a_failing_commit(failure: Failure) {
         store.append(fenced(2, "2")),
         store.append(text("bob", "from no session")),
     ];
-    // A repeat of what was decided long ago still gets through before it.
+    // A repeat with a known outcome is still answered before it.
     let repeat = store.append(send("s", 1, "bob", "1"));
     faults.fail_next(failure);
     faults.release();
@@ -152,7 +152,7 @@ async fn check_a_failing_commit(failure: Failure) {
     all_unavailable(lost).await;
     assert_eq!(repeat.await, Err(Unavailable));
     assert!(fence.is_closed());
-    // A later send of that connection must not overtake the one to repeat.
+    // A later send of that connection must not overtake the failed one.
     all_unavailable(vec![store.append(fenced(3, "3"))]).await;
     recovered(&store).await;
     all_unavailable(vec![store.append(fenced(3, "3"))]).await;
@@ -386,7 +386,7 @@ async fn full_log_is_unavailable_and_stays_open() {
     assert_eq!(queued(&store, &bob).await, 1);
 }
 
-/// A store whose watchdog barks early.
+/// Returns a store whose watchdog has short deadlines.
 fn watched() -> (ShardStore, Arc<super::Kept>) {
     let opener = KeptOpener::default();
     let kept = Arc::clone(&opener.kept);
@@ -442,7 +442,7 @@ async fn stalled_commit_is_answered_as_unknown() {
     assert!(fence.is_closed());
     faults.release();
     recovered(&store).await;
-    // It was stored, and the repeat finds it.
+    // The send was stored, and its repeat finds it.
     stored(&store, send("s", 2, "bob", "2")).await;
     let bob = store.account(&name("bob")).await.unwrap().unwrap().account;
     assert_eq!(texts(&store, &bob).await, ["0", "held", "1", "2"]);

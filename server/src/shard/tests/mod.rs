@@ -1,5 +1,4 @@
-//! Tests of the shard: the store's contract on every log, faults, reading, and a
-//! model.
+//! Tests of the shard: the store's contract on every log, faults, reads, and a model.
 
 mod faults;
 mod model;
@@ -38,7 +37,7 @@ impl Home for Memory {
     }
 }
 
-/// A folder.
+/// A folder on disk.
 struct Folder(TempDir);
 
 impl Folder {
@@ -53,13 +52,13 @@ impl Folder {
 
 impl Home for Folder {
     fn open(&self, limits: Limits) -> Arc<dyn Store> {
-        // Small segments, so that there are some.
+        // Small segments, so that there are several.
         let config = ShardConfig { segment_bytes: Some(1 << 20), ..config(limits) };
         Arc::new(ShardStore::on_disk(self.path(), config).unwrap())
     }
 }
 
-/// A store over memory with its faults.
+/// Returns a store over the log with faults.
 fn faulty(config: ShardConfig) -> (ShardStore, Arc<Kept>) {
     let opener = KeptOpener::default();
     let kept = Arc::clone(&opener.kept);

@@ -1,5 +1,4 @@
-//! A store against a model of it that is too simple to be wrong, over random
-//! operations, reopening included.
+//! Compares a store with a simple model of it, over random operations and reopens.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -28,7 +27,7 @@ enum Op {
         to: usize,
         bytes: usize,
     },
-    /// Several at once, without waiting.
+    /// Concurrent sends.
     Burst {
         to: usize,
         count: usize,
@@ -61,7 +60,7 @@ struct Model {
     inboxes: BTreeMap<String, Inbox>,
     sessions: HashMap<(usize, u32), Outcome>,
     highest: HashMap<usize, u32>,
-    /// The last number that was seen of each name, ended ones included.
+    /// The last number seen of each name, including ended accounts.
     numbers: HashMap<String, u64>,
     contents: usize,
 }
@@ -76,14 +75,14 @@ fn user(n: usize) -> String {
 }
 
 impl Model {
-    /// A text that is never used again, of about so many bytes.
+    /// Returns a unique text of about `bytes` bytes.
     fn content(&mut self, bytes: usize) -> String {
         self.contents += 1;
         format!("{:0>bytes$}", self.contents)
     }
 
-    /// Returns the answer that the store owes. The number of a message that is
-    /// stored is taken from `answer`, since the store alone gives it.
+    /// Returns the expected answer. The number of a stored message comes from `answer`,
+    /// because only the store assigns it.
     fn append(&mut self, to: usize, content: &str, answer: Outcome) -> Outcome {
         let Some(inbox) = self.inboxes.get_mut(&user(to)) else {
             return Outcome::Refused(Code::NoSuchUser);
@@ -168,7 +167,7 @@ async fn step(home: &dyn Home, store: Arc<dyn Store>, model: &mut Model, op: Op)
             if closed {
                 store.close().await.unwrap();
             } else {
-                // An acknowledgement that nothing has followed may be lost.
+                // The last acknowledgement may be lost if no record followed it.
                 for inbox in model.inboxes.values() {
                     queued(&*store, &inbox.account).await;
                 }
@@ -180,14 +179,14 @@ async fn step(home: &dyn Home, store: Arc<dyn Store>, model: &mut Model, op: Op)
     store
 }
 
-/// Everything that can be seen is as the model says.
+/// Compares all visible state with the model.
 async fn compare(store: &dyn Store, model: &mut Model) {
     let names: Vec<_> = model.inboxes.keys().map(|n| name(n)).collect();
     assert_eq!(store.names(None, 99).await.unwrap(), names);
     for (user, inbox) in &model.inboxes {
         assert_eq!(queued(store, &inbox.account).await, inbox.unread.len() as u64, "{user}");
         let messages = read(store, &inbox.account).await;
-        // What was acknowledged may still be there until the next sync.
+        // Acknowledged messages may remain until the next sync.
         let unread = &messages[messages.len() - inbox.unread.len()..];
         let found: Vec<_> = unread.iter().map(|m| (m.position.sequence, m.text.to_string())).collect();
         assert_eq!(found, inbox.unread, "{user}");

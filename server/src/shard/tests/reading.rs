@@ -1,4 +1,4 @@
-//! Pages, and messages that are missing from them.
+//! Pages, and messages missing from them.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::log::Block;
 use crate::store::contract::{ALL, WIDE, create, read, stored, text, texts};
 use crate::store::{Account, Message, Position, ReadLimit, Store, Unavailable};
 
-/// A store with five messages for bob, each in a block of its own.
+/// Returns a store with five messages for bob, each in its own block.
 async fn five_messages() -> (ShardStore, Arc<Kept>, Account, Vec<Arc<Message>>) {
     let (store, kept) = faulty(ShardConfig { numbers_after: Some(1 << 52), ..config(WIDE) });
     let bob = create(&store, "bob").await;
@@ -21,7 +21,7 @@ async fn five_messages() -> (ShardStore, Arc<Kept>, Account, Vec<Arc<Message>>) 
     (store, kept, bob, messages)
 }
 
-/// Puts a gap in the place of the nth message.
+/// Replaces the nth message by a gap.
 async fn drop_message(
     store: ShardStore,
     kept: &Arc<Kept>,
@@ -86,7 +86,7 @@ async fn malformed_block_is_unavailable_behind_the_messages_before() {
 async fn acknowledged_messages_are_skipped_knowingly() {
     let (store, kept, bob, messages) = five_messages().await;
     store.acknowledge(&bob, messages[3].position);
-    // Something that is synced follows.
+    // A synced record follows.
     stored(&store, text("bob", "6")).await;
     assert_eq!(kept.blocks().len(), 2);
     let page = store.read(&bob, messages[0].position, ALL).await.unwrap();

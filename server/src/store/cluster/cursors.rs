@@ -1,4 +1,4 @@
-//! What was acknowledged at this server, before and after it is written.
+//! Acknowledgements that this server has received, before and after they are persisted.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -10,8 +10,8 @@ use crate::store::{Account, Position};
 /// The last acknowledgement of each inbox that has a lane.
 #[derive(Debug, Default)]
 pub(super) struct Cursors {
-    // A lock, since sessions write what lanes read. It is held for one operation,
-    // and while a lane is told or ends, so that neither falls into the other.
+    // A lock, because sessions write and lanes read. It is held for one operation,
+    // including the notification or the end of a lane, so that the two cannot interleave.
     known: Mutex<HashMap<UserName, Cursor>>,
 }
 
@@ -19,13 +19,13 @@ pub(super) struct Cursors {
 struct Cursor {
     incarnation: u64,
     position: Position,
-    /// The lane has been told of it and has not begun to write it.
+    /// The lane is notified and has not begun to persist the position.
     told: bool,
 }
 
 impl Cursors {
-    /// Everything up to `position` is acknowledged; `tell` tells the lane, which
-    /// is done once for all that comes before it begins to write.
+    /// Acknowledges all messages up to `position`. Calls `tell` to notify the lane, once
+    /// until the lane begins to persist.
     pub(super) fn advance(&self, account: &Account, position: Position, tell: impl FnOnce()) {
         let mut known = self.lock();
         let incarnation = account.incarnation;
@@ -45,14 +45,15 @@ impl Cursors {
         }
     }
 
-    /// What is acknowledged, as far as it is known here.
+    /// Returns the highest acknowledged position known to this server.
     pub(super) fn of(&self, account: &Account) -> Position {
         let known = self.lock();
         let cursor = known.get(&account.name).filter(|cursor| cursor.incarnation == account.incarnation);
         cursor.map_or_else(Position::default, |cursor| cursor.position)
     }
 
-    /// As [`Self::of`]; the lane is told again of what comes from now on.
+    /// Returns the position as [`Self::of`] does. Later acknowledgements notify the lane
+    /// again.
     pub(super) fn begin_to_write(&self, account: &Account) -> Position {
         let mut known = self.lock();
         match known.get_mut(&account.name) {
@@ -64,7 +65,7 @@ impl Cursors {
         }
     }
 
-    /// The account has ended.
+    /// Removes the cursor of a deleted account.
     pub(super) fn forget(&self, account: &Account) {
         let mut known = self.lock();
         if known.get(&account.name).is_some_and(|cursor| cursor.incarnation == account.incarnation) {
@@ -72,7 +73,7 @@ impl Cursors {
         }
     }
 
-    /// Forgets what belongs to a name if `end` ends its lane.
+    /// Removes the cursor of a name if `end` reports that its lane has ended.
     pub(super) fn end_with(&self, name: &UserName, end: impl FnOnce() -> bool) -> bool {
         let mut known = self.lock();
         let has_ended = end();
@@ -83,7 +84,7 @@ impl Cursors {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<UserName, Cursor>> {
-        // Nothing panics while the lock is held.
+        // No code panics while it holds the lock.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

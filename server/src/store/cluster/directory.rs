@@ -1,12 +1,11 @@
-//! The accounts as this server knows them: a copy in memory of what the
-//! cluster has, brought up to date before it is relied upon.
+//! The accounts as this server knows them: a copy in memory, updated before each use.
 //!
-//! The leader of the stream of accounts says what came after the last change
-//! that is known here. When it says that there is nothing, this was the truth
-//! at a moment after it was asked; so whoever asks for an account, or sends to
-//! it, waits for one such answer, which serves all who wait at that time. A send
-//! to an account that was there a moment ago does not wait: where the account has
-//! ended meanwhile, its inbox says so.
+//! The leader of the account stream returns the changes after the last one known here. An
+//! empty answer proves that the copy was current at some moment after the request. A
+//! lookup, and a send to an unknown account, therefore wait for one such answer, which
+//! all concurrent requests share. A send to an account that existed moments ago does not
+//! wait: if the account was deleted meanwhile, the end marker in its inbox refuses the
+//! append.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -22,42 +21,42 @@ use super::record::{AccountRecord, Existence, Names};
 use super::setup::ENDED_KEPT;
 use crate::store::{Account, AccountEntry, PasswordHash};
 
-/// Accounts that are read at once when there are many.
+/// Limits of one page when many accounts are read.
 const PAGE_MESSAGES: usize = 1000;
 const PAGE_BYTES: usize = 1024 * 1024;
 
-/// How old what is known may be for a send not to wait. Then it is brought up to
-/// date more seldom than it should be, and sends wait as everything does.
+/// The maximum age of the copy for a send that does not wait. An older copy means that
+/// updates are late; sends then wait like every other request.
 const FRESH: Duration = Duration::from_secs(5);
 
 /// The accounts.
 #[derive(Debug)]
 pub(super) struct Directory {
-    /// One reads at a time: of two, the slower one would bring back what the
-    /// other has seen end.
+    /// One reader at a time: a slower second reader could restore an account that the
+    /// first one has removed.
     turn: Semaphore,
-    // A lock, since it is read from many tasks. It is held for a look-up, or for
-    // one page of names or changes.
+    // A lock, because many tasks read it. It is held for one lookup, or one page of names
+    // or changes.
     state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
 struct State {
     known: BTreeMap<UserName, Known>,
-    /// How many of them are there.
+    /// The number of existing accounts.
     alive: usize,
-    /// Everything up to this number has been read.
+    /// The sequence up to which all changes are read.
     read_up_to: u64,
-    /// Accounts that have ended by a change that was not read yet: an older
-    /// one must not bring them back.
+    /// Accounts deleted by a change beyond `read_up_to`: they stay in `known`, so that an
+    /// older change cannot restore them.
     ended: Vec<UserName>,
-    /// It is what the cluster had at some moment after this.
+    /// The copy reflects the cluster at some moment after this.
     known_at: Option<Instant>,
 }
 
 #[derive(Debug)]
 struct Known {
-    /// The number of the last change.
+    /// The sequence of the last change.
     revision: u64,
     alive: Option<Alive>,
 }
@@ -75,7 +74,7 @@ impl Default for Directory {
 }
 
 impl Directory {
-    /// The account of this name.
+    /// Returns the account of this name.
     pub(super) fn account(&self, name: &UserName) -> Option<AccountEntry> {
         let state = self.lock();
         let alive = state.known.get(name)?.alive.as_ref()?;
@@ -83,15 +82,15 @@ impl Directory {
         Some(AccountEntry { account, password: alive.password.clone() })
     }
 
-    /// Whether this very account is there.
+    /// Returns whether this incarnation of the account exists.
     pub(super) fn is_alive(&self, account: &Account) -> bool {
         let state = self.lock();
         let alive = state.known.get(&account.name).and_then(|known| known.alive.as_ref());
         alive.is_some_and(|alive| alive.incarnation == account.incarnation)
     }
 
-    /// Whether it was known a moment ago that the recipient is there, and the
-    /// sender where there is one.
+    /// Returns whether the recipient and the sender, if any, existed within the last
+    /// [`FRESH`].
     pub(super) fn knows(&self, to: &UserName, sender: Option<&Account>) -> bool {
         let state = self.lock();
         let alive = |name| state.known.get(name).and_then(|known| known.alive.as_ref());
@@ -102,12 +101,12 @@ impl Directory {
             })
     }
 
-    /// How many accounts there are.
+    /// Returns the number of accounts.
     pub(super) fn len(&self) -> usize {
         self.lock().alive
     }
 
-    /// The names after `after`, in byte order, at most `limit`.
+    /// Returns at most `limit` names after `after`, in byte order.
     pub(super) fn names(&self, after: Option<&UserName>, limit: usize) -> Vec<UserName> {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let state = self.lock();
@@ -115,8 +114,8 @@ impl Directory {
         names.filter(|(_, known)| known.alive.is_some()).map(|(name, _)| name.clone()).take(limit).collect()
     }
 
-    /// Takes a change in. Older ones than what is known change nothing. Yields
-    /// the account that it has ended, if it has.
+    /// Applies a change, unless a later one is known. Returns the account that it ended,
+    /// if any.
     pub(super) fn apply(&self, name: UserName, revision: u64, record: AccountRecord) -> Option<Account> {
         let alive = match record.is {
             Existence::Alive(alive) => {
@@ -127,8 +126,8 @@ impl Directory {
         self.lock().apply(name, Known { revision, alive })
     }
 
-    /// Brings it up to date with what the cluster had at some moment after
-    /// `since`. Yields the accounts that have ended.
+    /// Updates the copy to a state of the cluster later than `since`. Returns the
+    /// accounts that have ended.
     pub(super) async fn refresh(
         &self,
         engine: &Engine,
@@ -149,8 +148,8 @@ impl Directory {
                 return Ok(ended);
             };
             ended.extend(self.read(names, first));
-            // Where there is much, it comes in pages; a replica that lacks the
-            // latest yields less, and the leader is asked for the rest.
+            // The rest comes in pages. A replica may lack the latest changes; the loop
+            // then asks the leader for them.
             let from = self.lock().read_up_to + 1;
             let page = engine.page(&stream, &subjects, from, PAGE_MESSAGES, PAGE_BYTES).await?;
             ended.extend(page.found.into_iter().filter_map(|found| self.read(names, found)));
@@ -164,7 +163,7 @@ impl Directory {
         let ended = match decoded {
             Ok((name, record)) => self.apply(name, found.sequence, record),
             Err(error) => {
-                tracing::error!(%error, subject = found.subject, "an account cannot be read");
+                tracing::error!(%error, subject = found.subject, "unreadable account record");
                 None
             }
         };
@@ -173,14 +172,15 @@ impl Directory {
         ended
     }
 
-    /// The cluster forgets who has ended. Whoever was cut off for long has to
-    /// read all again: what is not there then has ended.
+    /// Clears the copy if it is too old. The cluster drops the records of deleted
+    /// accounts after [`ENDED_KEPT`], so a server that was disconnected for long must
+    /// read everything again; an account absent from the result was deleted.
     fn forget_if_too_old(&self) -> Vec<Account> {
         let mut state = self.lock();
         if state.known_at.is_none_or(|at| at.elapsed() <= ENDED_KEPT / 2) {
             return Vec::new();
         }
-        tracing::warn!("nothing was heard of the accounts for long: reading them all again");
+        tracing::warn!("account cache expired; reading all accounts");
         let former = std::mem::take(&mut *state);
         let account = |(name, known): (UserName, Known)| {
             known.alive.map(|alive| Account { name, incarnation: alive.incarnation })
@@ -189,7 +189,7 @@ impl Directory {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing panics while the lock is held.
+        // No code panics while it holds the lock.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -279,7 +279,7 @@ mod tests {
         assert_eq!(directory.apply(name("bob"), 8, protected), None);
         let entry = directory.account(&name("bob")).unwrap();
         assert_eq!((entry.account.incarnation, entry.password), (5, Some(hash)));
-        // Its end was overwritten before it was read.
+        // A new account replaced the record of the deletion before it was read.
         assert_eq!(directory.apply(name("bob"), 12, alive(None, None)), Some(entry.account));
         assert_eq!(directory.account(&name("bob")).unwrap().account.incarnation, 12);
         assert_eq!(directory.len(), 1);

@@ -1,13 +1,12 @@
-//! NATS as this store uses it: publishing on a condition, atomic batches,
-//! reading by subject, purging. It knows streams and subjects, and nothing of
-//! what they are for.
+//! NATS JetStream as this store uses it: conditional publishing, atomic batches, reads by
+//! subject, purges. It knows streams and subjects, and not their contents.
 //!
-//! Every call makes one try of bounded length. [`Lost`] says that no answer
-//! came: whether it happened is unknown, and the caller knows how to ask again.
+//! Every call makes one attempt of bounded length. [`Lost`] means that no answer came and
+//! the outcome is unknown. The caller knows how to retry.
 //!
-//! Formats: the JetStream API and its headers, as in the NATS documentation
-//! and its decision records ADR-8 (conditions), ADR-31 (direct get) and ADR-50
-//! (atomic batches).
+//! Formats: the JetStream API and its headers, as described by the NATS documentation and
+//! its decision records ADR-8 (conditions), ADR-31 (direct get) and ADR-50 (atomic
+//! batches).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,20 +23,20 @@ use tokio::time::{Instant, timeout};
 
 use super::replies::Replies;
 
-/// How long one try waits for its answer.
+/// The timeout of one attempt.
 pub(super) const ATTEMPT: Duration = Duration::from_secs(2);
 
-/// How long a question waits for its answer before it is asked again within one
-/// try: a stream without a leader answers nothing, and has one the next moment.
+/// The interval at which one attempt repeats a read: a stream without a leader does not
+/// answer, and may have a leader a moment later.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
 
-/// Requests whose answers are awaited at the same time, at most. Others wait.
+/// Maximum concurrent requests. Others wait.
 const REQUESTS_MAX: usize = 4096;
 
-/// Messages that wait for the connection, at most. Who has more waits itself.
+/// Maximum messages queued for the connection. When the queue is full, callers wait.
 const OUTBOX_MAX: usize = 4096;
 
-/// Messages in one atomic batch, at most; the engine takes 1,000.
+/// Maximum messages in one atomic batch. The engine accepts 1,000.
 pub(super) const BATCH_MESSAGES_MAX: usize = 500;
 
 const WRONG_LAST_SEQUENCE: [u64; 2] = [10071, 10164];
@@ -50,30 +49,29 @@ const BATCH_HOLDS_DUPLICATE: u64 = 10201;
 #[error("the cluster does not answer")]
 pub(super) struct Lost;
 
-/// Why a publication was not stored as it was asked for.
+/// The reason why a publication was not stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum NotStored {
-    /// The last message of the subject is another one than was said.
+    /// The last message of the subject is not the expected one.
     Moved,
-    /// A message of the batch is stored already.
+    /// A message of the batch is already stored.
     HoldsRepeat,
-    /// The engine cannot take it now.
+    /// The engine cannot store it now.
     Busy,
-    /// It is unknown whether it is stored.
+    /// The outcome is unknown.
     Lost,
 }
 
-/// What identifies a message for as long as the engine remembers.
+/// The id by which the engine deduplicates a message.
 pub(super) type MessageId = String;
 
-/// One that nothing else has.
+/// Returns a unique id.
 pub(super) fn random_id() -> MessageId {
     format!("r.{:032x}", rand::random::<u128>())
 }
 
-/// Messages that follow each other under one subject, where the last one is
-/// `expected` (0 for none). There is one at least, at most
-/// [`BATCH_MESSAGES_MAX`].
+/// Consecutive messages under one subject, conditional on `expected` as the sequence of
+/// its last message (0 for none). A group has 1 to [`BATCH_MESSAGES_MAX`] messages.
 #[derive(Debug)]
 pub(super) struct Group {
     pub(super) subject: String,
@@ -87,11 +85,11 @@ impl Group {
     }
 }
 
-/// A message is in its stream.
+/// The acknowledgement of a stored message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Stored {
     pub(super) sequence: u64,
-    /// It was there before.
+    /// The message was already stored.
     pub(super) duplicate: bool,
 }
 
@@ -103,7 +101,7 @@ pub(super) struct Found {
     pub(super) payload: Bytes,
 }
 
-/// Messages of a stream, and whether there are more on this replica.
+/// Messages of a stream, and whether this replica has more.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
     pub(super) found: Vec<Found>,
@@ -120,15 +118,15 @@ pub(super) struct Engine {
 }
 
 impl Engine {
-    /// Takes a connection over.
+    /// Wraps a connection.
     ///
     /// # Errors
-    /// Where there can be no subscription.
+    /// Fails if the client cannot subscribe to replies.
     pub(super) async fn new(client: Client) -> Result<Self, async_nats::Error> {
         let replies = Arc::new(Replies::new(format!("{}.", client.new_inbox())));
         let mut subscriber = client.subscribe(replies.subjects()).await?;
         let task = Arc::downgrade(&replies);
-        // It ends with the client, which ends the subscription.
+        // Ends with the client, which ends the subscription.
         tokio::spawn(async move {
             while let Some(message) = subscriber.next().await {
                 let Some(replies) = task.upgrade() else { return };
@@ -136,19 +134,19 @@ impl Engine {
             }
         });
         let (outbox, posted) = mpsc::channel(OUTBOX_MAX);
-        // It ends with the engine.
+        // Ends with the engine.
         tokio::spawn(post(client.clone(), posted));
         Ok(Self { client, outbox, replies, requests: Semaphore::new(REQUESTS_MAX) })
     }
 
-    /// The connection itself, for subscriptions.
+    /// Returns the underlying client, for subscriptions.
     pub(super) const fn client(&self) -> &Client {
         &self.client
     }
 
-    /// Stores a message if the last one of its subject is `expected` (0 for
-    /// none). One whose `id` is stored already is not stored again; of an engine
-    /// with one replica that is only said where `expected` is right.
+    /// Stores a message if the last sequence of its subject is `expected` (0 for none). A
+    /// message whose `id` is already stored is reported as a duplicate; an engine with
+    /// one replica does so only if `expected` matches.
     pub(super) async fn publish(
         &self,
         subject: &str,
@@ -159,8 +157,8 @@ impl Engine {
         self.publish_with(subject, condition(Some(id), Some(expected)), payload).await
     }
 
-    /// As [`Self::publish`], and the engine drops the message after `kept`;
-    /// without a condition where nothing is `expected`.
+    /// Stores a message as [`Self::publish`] does, for the duration `kept`. Without
+    /// `expected`, the write is unconditional.
     pub(super) async fn publish_for(
         &self,
         kept: Duration,
@@ -184,8 +182,8 @@ impl Engine {
         PublishReply::parse(&reply.payload)
     }
 
-    /// Stores the messages of a group one after the other, or none. Whether they
-    /// were there before is only said of one that is alone.
+    /// Stores the messages of a group in order, or none of them. `duplicate` is set only
+    /// for a group of one message.
     pub(super) async fn publish_group(&self, group: &Group) -> Result<Stored, NotStored> {
         match group.messages.as_slice() {
             [(id, payload)] => self.publish(&group.subject, id, group.expected, payload.clone()).await,
@@ -193,14 +191,14 @@ impl Engine {
         }
     }
 
-    /// As [`Self::publish_group`] with each of them, or none at all. They are of
-    /// one stream, and of different subjects; at most [`BATCH_MESSAGES_MAX`]
-    /// messages together. Yields what is stored of each.
+    /// Stores all groups as [`Self::publish_group`] does, or none of them. They must
+    /// belong to one stream, have different subjects, and contain at most
+    /// [`BATCH_MESSAGES_MAX`] messages in total.
     pub(super) async fn publish_groups(&self, groups: &[Group]) -> Result<Vec<Stored>, NotStored> {
         if let [group] = groups {
             return self.publish_group(group).await.map(|stored| vec![stored]);
         }
-        // A batch has numbers that follow each other.
+        // The sequences of a batch are consecutive.
         let mut sequence = self.publish_batch(groups).await?.sequence;
         let mut stored = Vec::with_capacity(groups.len());
         for group in groups.iter().rev() {
@@ -211,7 +209,7 @@ impl Engine {
         Ok(stored)
     }
 
-    /// Yields the last one.
+    /// Returns the acknowledgement of the last message.
     async fn publish_batch(&self, groups: &[Group]) -> Result<Stored, NotStored> {
         let batch = format!("{:032x}", rand::random::<u128>());
         let _permit = self.requests.acquire().await.map_err(|_| NotStored::Lost)?;
@@ -239,34 +237,34 @@ impl Engine {
                 PublishReply::parse(&reply.payload)
             }
             Ok(_) => {
-                tracing::debug!(count, "nobody takes a batch");
+                tracing::debug!(count, "no responders for batch");
                 Err(NotStored::Lost)
             }
             Err(_) => {
-                tracing::debug!(count, "no answer to a batch");
+                tracing::debug!(count, "batch timed out");
                 Err(NotStored::Lost)
             }
         }
     }
 
-    /// The message of this number, as the leader of the stream knows it.
+    /// Returns the message with this sequence, read from the leader of the stream.
     pub(super) async fn message(&self, stream: &str, sequence: u64) -> Result<Option<Found>, Lost> {
         self.fetch(stream, &Fetch { seq: Some(sequence), ..Fetch::default() }).await
     }
 
-    /// The last message of a subject, as the leader of the stream knows it.
+    /// Returns the last message of a subject, read from the leader of the stream.
     pub(super) async fn last(&self, stream: &str, subject: &str) -> Result<Option<Found>, Lost> {
         self.fetch(stream, &Fetch { last_by_subj: Some(subject), ..Fetch::default() }).await
     }
 
-    /// The first message from `from` on whose subject matches, as the leader of
-    /// the stream knows it.
+    /// Returns the first message from `from` on with a matching subject, read from the
+    /// leader of the stream.
     pub(super) async fn next(&self, stream: &str, subject: &str, from: u64) -> Result<Option<Found>, Lost> {
         self.fetch(stream, &Fetch { seq: Some(from), next_by_subj: Some(subject), ..Fetch::default() }).await
     }
 
-    /// Messages from `from` on whose subject matches, from any replica, which
-    /// may not have the latest: at most `messages`, and about `bytes`.
+    /// Returns messages from `from` on with a matching subject, at most `messages` and
+    /// about `bytes`, from any replica. A replica may lack the latest messages.
     pub(super) async fn page(
         &self,
         stream: &str,
@@ -293,14 +291,14 @@ impl Engine {
                 let reply = waiting.reply.recv().await.ok_or(Lost)?;
                 match reply.status {
                     None | Some(StatusCode::OK) => batch.found.push(Found::of_direct(reply)?),
-                    // The end of the batch, and nothing found.
+                    // 204 ends a batch; 404 means that no message was found.
                     Some(status) if status.as_u16() == 204 => {
                         batch.more = number(&reply, "Nats-Num-Pending").unwrap_or(0) > 0;
                         return Ok(batch);
                     }
                     Some(status) if status.as_u16() == 404 => return Ok(batch),
                     Some(status) => {
-                        tracing::debug!(%status, "a page cannot be read");
+                        tracing::debug!(%status, "page request failed");
                         return Err(Lost);
                     }
                 }
@@ -309,7 +307,7 @@ impl Engine {
         timeout(ATTEMPT, read).await.unwrap_or(Err(Lost))
     }
 
-    /// Drops the messages of a subject that are below `below`.
+    /// Deletes the messages of a subject with a sequence below `below`.
     pub(super) async fn purge(&self, stream: &str, subject: &str, below: u64) -> Result<(), Lost> {
         #[derive(Serialize)]
         struct Purge<'a> {
@@ -327,7 +325,7 @@ impl Engine {
         if purged.success { Ok(()) } else { Err(Lost) }
     }
 
-    /// Asks whoever subscribes to this subject. `None` where nobody does.
+    /// Sends a request to the subscribers of a subject. Returns `None` if there are none.
     pub(super) async fn ask(&self, subject: &str, payload: Bytes) -> Result<Option<Message>, Lost> {
         let reply = self.try_request(subject, None, payload).await?;
         Ok((reply.status != Some(StatusCode::NO_RESPONDERS)).then_some(reply))
@@ -337,8 +335,7 @@ impl Engine {
         let request = Bytes::from(serde_json::to_vec(fetch).map_err(|_| Lost)?);
         let subject = format!("$JS.API.STREAM.MSG.GET.{stream}");
         let _permit = self.requests.acquire().await.map_err(|_| Lost)?;
-        // Any of the answers will do: each is what the leader knew after the
-        // first question.
+        // Any answer will do: each reflects the leader's state after the first request.
         let mut waiting = self.replies.wait_for_first();
         let deadline = Instant::now() + ATTEMPT;
         while Instant::now() < deadline {
@@ -348,7 +345,7 @@ impl Engine {
             };
             match timeout(ASK_AGAIN, asked).await {
                 Ok(reply) => return Fetched::parse(&reply?),
-                Err(_) => tracing::debug!(stream, "no answer from the leader of the stream"),
+                Err(_) => tracing::debug!(stream, "stream leader did not answer"),
             }
         }
         Err(Lost)
@@ -362,8 +359,8 @@ impl Engine {
     ) -> Result<Message, Lost> {
         let reply = self.try_request(subject, headers, payload).await?;
         if reply.status == Some(StatusCode::NO_RESPONDERS) {
-            tracing::debug!(subject, "nobody answers");
-            // There is no leader at the moment. Whoever tries again must not spin.
+            tracing::debug!(subject, "no responders");
+            // The stream has no leader at the moment. Retrying callers must pause.
             return Err(Lost);
         }
         Ok(reply)
@@ -383,7 +380,7 @@ impl Engine {
         };
         let begun = Instant::now();
         timeout(ATTEMPT, asked).await.unwrap_or_else(|_| {
-            tracing::debug!(subject, waited = ?begun.elapsed(), "no answer");
+            tracing::debug!(subject, waited = ?begun.elapsed(), "request timed out");
             Err(Lost)
         })
     }
@@ -401,17 +398,17 @@ impl Engine {
     }
 }
 
-/// Passes on to the connection what is published. Whoever is about to publish
-/// as well does so first: what reaches the connection at once goes in one piece,
-/// and what comes to the engine in one piece it stores in one step.
+/// Forwards queued messages to the connection. It yields first, so that tasks that are
+/// about to publish do so as well: the connection then writes the messages together, and
+/// the engine stores them in one step.
 async fn post(mut client: Client, mut posted: mpsc::Receiver<OutboundMessage>) {
     while let Some(first) = posted.recv().await {
         tokio::task::yield_now().await;
         let mut next = Some(first);
         while let Some(message) = next {
             if let Err(error) = client.feed(message).await {
-                // As if it had been lost on its way.
-                tracing::debug!(%error, "a message cannot be published");
+                // The caller treats it like a message lost on the network.
+                tracing::debug!(%error, "publish failed");
             }
             next = posted.try_recv().ok();
         }
@@ -427,7 +424,7 @@ impl Found {
     }
 }
 
-/// A number in a header of a message.
+/// Returns a number in a header of a message.
 pub(super) fn number(message: &Message, header: &str) -> Option<u64> {
     message.headers.as_ref()?.get(header)?.as_str().parse().ok()
 }
@@ -443,7 +440,7 @@ fn condition(id: Option<&MessageId>, expected: Option<u64>) -> HeaderMap {
     headers
 }
 
-/// What is asked for, by `MSG.GET` and `DIRECT.GET`.
+/// The request of `MSG.GET` and `DIRECT.GET`.
 #[derive(Debug, Default, Serialize)]
 struct Fetch<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -488,7 +485,7 @@ impl Fetched {
             }
             Ok(Self { error: Some(error), .. }) if error.err_code == Some(NO_MESSAGE_FOUND) => Ok(None),
             other => {
-                tracing::debug!(?other, "a message could not be fetched");
+                tracing::debug!(?other, "fetch failed");
                 Err(Lost)
             }
         }
@@ -509,7 +506,7 @@ impl PublishReply {
             Ok(Self { error: Some(error), .. }) => Err(Self::classify(&error)),
             Ok(Self { seq: Some(sequence), duplicate, error: None }) => Ok(Stored { sequence, duplicate }),
             other => {
-                tracing::debug!(?other, "an answer that is none");
+                tracing::debug!(?other, "malformed answer");
                 Err(NotStored::Lost)
             }
         }
@@ -519,11 +516,11 @@ impl PublishReply {
         match error.err_code {
             Some(code) if WRONG_LAST_SEQUENCE.contains(&code) => NotStored::Moved,
             Some(BATCH_HOLDS_DUPLICATE) => NotStored::HoldsRepeat,
-            // The first one is on its way: whether it arrives is not known yet.
+            // The first copy is in flight, and its outcome is unknown.
             Some(DUPLICATE_IN_PROCESS) => NotStored::Lost,
             _ => {
                 let ApiError { err_code, description } = error;
-                tracing::debug!(err_code, description, "the engine has not stored a message");
+                tracing::debug!(err_code, description, "publish refused");
                 NotStored::Busy
             }
         }

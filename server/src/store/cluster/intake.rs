@@ -1,5 +1,5 @@
-//! What is asked of the store, in the order of the calls: the accounts are
-//! brought up to date once for all that waits, then each goes its way.
+//! Requests to the store, in order of arrival. The accounts are updated once for all
+//! waiting requests, which are then routed.
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -18,41 +18,41 @@ use super::engine::{ATTEMPT, Lost};
 use super::lane::{Command, Job, PATIENCE};
 use crate::store::{AccountEntry, Append, Completer, Outcome, Unavailable};
 
-/// How often the accounts are brought up to date while nothing waits for it.
+/// The interval of account updates while no request is waiting.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(2);
 
-/// How long after a failure it is tried again.
+/// The pause after a failed update.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
 
-/// Something asked of the store.
+/// A request to the store.
 #[derive(Debug)]
 pub(super) enum Asked {
     Account(UserName, Completer<Option<AccountEntry>>),
     Names(Option<UserName>, usize, Completer<Vec<UserName>>),
     Append(Append, Completer<Outcome>),
     OpenSession(SessionToken, Option<IpAddr>, Completer<bool>),
-    /// What belongs to the lane of a name.
+    /// A command for the lane of a name.
     Lane(UserName, Command),
     Close(Completer<()>),
 }
 
 impl Asked {
-    /// Decides that it is unknown what becomes of it.
+    /// Answers that the outcome is unknown.
     pub(super) fn refuse(self) {
         match self {
             Self::Append(append, completer) => Command::Append(append, completer).refuse(),
             Self::Lane(_, command) => command.refuse(),
-            // What is dropped is unavailable.
+            // Dropping a completer answers with `Unavailable`.
             Self::Account(..) | Self::Names(..) | Self::OpenSession(..) | Self::Close(_) => {}
         }
     }
 }
 
-/// How much is asked that has not gone its way.
+/// The number of requests that are not routed yet.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Count(Arc<AtomicUsize>);
 
-/// One of them, as long as this is there.
+/// A guard that counts one request until it is dropped.
 #[derive(Debug)]
 pub(super) struct Counted(Count);
 
@@ -73,24 +73,24 @@ impl Drop for Counted {
     }
 }
 
-/// What waits until the accounts are up to date.
+/// A request that waits for current accounts.
 #[derive(Debug)]
 struct Waiting {
-    /// Until when it may be tried.
+    /// The deadline of the request.
     until: Instant,
     asked: Asked,
-    /// Last, so that it has gone its way when this is dropped.
+    /// Declared last, so that the request is routed before the guard is dropped.
     _counted: Counted,
 }
 
-/// The task that takes in what is asked. What waits is bounded by those who
-/// ask: each send holds a permit, each connection has few other requests.
+/// The task that routes requests. Its queue is bounded by the callers: each send holds a
+/// permit, and each connection has few other requests.
 #[derive(Debug)]
 pub(super) struct Intake {
     shared: Arc<Shared>,
     asked: mpsc::UnboundedReceiver<(Asked, Counted)>,
     waiting: VecDeque<Waiting>,
-    /// What servers tell when an account has ended.
+    /// Notifications from other servers that an account has ended.
     ends: Subscriber,
 }
 
@@ -103,7 +103,7 @@ impl Intake {
         (sender, Self { shared, asked, waiting: VecDeque::new(), ends })
     }
 
-    /// Works until the store closes.
+    /// Runs until the store closes.
     pub(super) async fn run(mut self) {
         loop {
             if self.waiting.is_empty() {
@@ -112,8 +112,8 @@ impl Intake {
                         Some(asked) => self.wait(asked),
                         None => return,
                     },
-                    // Nothing is lost to a server that is not told of it; but there
-                    // may be a connection that was this account.
+                    // A missed notification costs no message, but a connection of the
+                    // deleted account would stay open until the next update.
                     Some(_) = self.ends.next() => {}
                     () = sleep(REFRESH_INTERVAL) => {}
                 }
@@ -122,7 +122,8 @@ impl Intake {
                 self.wait(asked);
             }
             while let Some(Some(_)) = self.ends.next().now_or_never() {}
-            // What is asked from here on may know more than what is read now.
+            // Requests that arrive from here on may need later accounts than this update
+            // reads.
             match self.shared.refresh(Instant::now()).await {
                 Ok(()) => {
                     while let Some(Waiting { until, asked, _counted }) = self.waiting.pop_front() {
@@ -160,8 +161,8 @@ impl Intake {
         }
     }
 
-    /// Refuses what has waited for too long. Whoever wants to close waits no
-    /// longer for a cluster that does not answer.
+    /// Refuses requests past their deadline. Returns a request to close, which does not
+    /// wait for an unresponsive cluster.
     fn give_up(&mut self) -> Option<Completer<()>> {
         let now = Instant::now();
         while self.waiting.front().is_some_and(|first| first.until <= now) {
@@ -176,7 +177,7 @@ impl Intake {
         }
     }
 
-    /// Everything that was asked is decided, and nothing else.
+    /// Finishes all routed requests and refuses the others.
     async fn close(mut self, completer: Completer<()>) {
         self.asked.close();
         self.waiting.drain(..).for_each(|late| late.asked.refuse());

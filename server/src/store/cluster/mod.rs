@@ -1,30 +1,28 @@
-//! The store of many servers: NATS JetStream. A server keeps nothing of its
-//! own, so any number of them serve the same chat, and any user is served by
-//! any of them.
+//! The store of a cluster, on NATS JetStream. A server keeps no state of its own, so any
+//! number of servers serve the same chat, and a user can connect to any of them.
 //!
-//! | file | what it owns |
+//! | file | responsibility |
 //! | --- | --- |
 //! | `nodes` | the address of a cluster |
-//! | `setup` | the connection, and the streams |
-//! | `monitor` | whether the nodes sync before they acknowledge |
-//! | `record` | subjects, and what is written under them |
-//! | `engine` | one request and its answer |
-//! | `replies` | which reply belongs to which request |
-//! | `publisher` | what is published to a stream together |
-//! | `directory` | the accounts, as they are known here |
-//! | `intake` | what is asked for, in the order of the calls |
-//! | `sends` | which sends of a session are under way, and how others ended |
-//! | `lane` | what is done with one name, in order |
-//! | `cursors` | what was acknowledged here |
-//! | `reception` | what a user who is connected here is told |
-//! | `reading` | reading an inbox |
-//! | `sweeper` | giving space back |
+//! | `setup` | the connection and the streams |
+//! | `monitor` | a check that the nodes sync before they acknowledge |
+//! | `record` | subjects and record formats |
+//! | `engine` | single requests to JetStream |
+//! | `replies` | correlation of replies with requests |
+//! | `publisher` | batching of publications to one stream |
+//! | `directory` | the cached accounts |
+//! | `intake` | requests, in order of arrival |
+//! | `sends` | in-flight sends and remembered outcomes of each session |
+//! | `lane` | operations on one name, in order |
+//! | `cursors` | acknowledgements received by this server |
+//! | `reception` | notifications for a connected receiver |
+//! | `reading` | pages of an inbox |
+//! | `sweeper` | deletion of acknowledged messages |
 //!
-//! Three things hold it together. Whatever is written is written on the
-//! condition that nothing else was written to its subject meanwhile, so that
-//! servers race and none overwrites another. Whatever is relied upon comes from
-//! the leader of its stream. And a send is known by its session and id to the
-//! engine itself, for as long as it may be repeated.
+//! Three properties make it safe. Every write is conditional on the last sequence of its
+//! subject, so servers may race and none overwrites another. Every decision relies on an
+//! answer from the leader of a stream. And the engine itself deduplicates sends by
+//! session and id, for as long as a send may be repeated.
 
 mod cursors;
 mod directory;
@@ -78,17 +76,17 @@ pub use self::setup::{CLIENT_LOG, ClusterConfig, Credentials, OpenError};
 
 /// A store on a cluster.
 ///
-/// Where it is dropped without [`Store::close`], what is under way ends as
+/// If it is dropped without [`Store::close`], pending operations end as
 /// [`super::Unavailable`].
 #[derive(Debug)]
 pub struct ClusterStore {
     shared: Arc<Shared>,
     asked: mpsc::UnboundedSender<(Asked, Counted)>,
-    /// What was asked for and is with the intake.
+    /// Requests that the intake has not routed yet.
     waiting: Count,
 }
 
-/// What the tasks of a store share.
+/// State shared by the tasks of a store.
 #[derive(Debug)]
 struct Shared {
     config: ClusterConfig,
@@ -96,26 +94,26 @@ struct Shared {
     names: Names,
     link: watch::Receiver<Link>,
     directory: Directory,
-    /// To the streams of messages, and to that of states.
+    /// Publishers to the message streams, and one to the state stream.
     inbox_publishers: Vec<Publisher>,
     state_publisher: Publisher,
     sends: Sends,
     cursors: Cursors,
     sweeper: Sweeper,
-    // A lock, since commands come from many tasks, and a lane ends by itself. It
-    // is held for one operation. `None` once nothing is taken any more.
+    // A lock, because commands come from many tasks and a lane removes itself. It is held
+    // for one operation. `None` after the store has closed.
     lanes: Mutex<Option<HashMap<UserName, mpsc::UnboundedSender<Job>>>>,
-    /// Where its tasks run, since it may be asked from elsewhere.
+    /// The runtime of the store's tasks: callers may be on another one.
     runtime: Handle,
-    /// What is waited for when the store closes.
+    /// Tasks that `close` waits for.
     tasks: TaskTracker,
-    /// It ends: everything does, wherever it is.
+    /// Cancels all tasks of the store.
     stop: CancellationToken,
 }
 
 impl ClusterStore {
-    /// Connects to the cluster, makes the streams that are missing, and reads
-    /// the accounts. To be called on the runtime that is to work for it.
+    /// Connects to the cluster, creates missing streams, and reads the accounts. Must be
+    /// called on the runtime that will run the store's tasks.
     ///
     /// # Errors
     /// See [`OpenError`].
@@ -130,7 +128,7 @@ impl ClusterStore {
         setup::first(|| directory.refresh(&engine, &names, Instant::now()))
             .await
             .map_err(|error| failed(error.to_string()))?;
-        tracing::info!(accounts = directory.len(), "the accounts are read");
+        tracing::info!(accounts = directory.len(), "accounts read");
         monitor::check(&config.monitors).await;
         let publisher = || Publisher::new(Arc::clone(&engine));
         let (inbox_publishers, publishing): (Vec<_>, Vec<_>) =
@@ -153,7 +151,7 @@ impl ClusterStore {
             stop: CancellationToken::new(),
         });
         let (asked, intake) = Intake::new(Arc::clone(&shared), ends);
-        // These end with the store; `tasks` are waited for when it closes.
+        // These are cancelled with the store. `close` waits only for `tasks`.
         let works =
             [intake.run().boxed(), Sweeper::run(Arc::clone(&shared)).boxed(), publishing_states.boxed()];
         for work in works.into_iter().chain(publishing.into_iter().map(FutureExt::boxed)) {
@@ -170,7 +168,7 @@ impl ClusterStore {
     }
 
     fn push(&self, asked: Asked) {
-        // Where nothing is taken any more it is dropped, and so unavailable.
+        // If the intake has stopped, dropping the completer answers with `Unavailable`.
         if let Err(late) = self.asked.send((asked, self.waiting.one_more())) {
             late.0.0.refuse();
         }
@@ -205,7 +203,7 @@ impl Store for ClusterStore {
 
     fn append_all(&self, appends: &mut Vec<(Append, Completer<Outcome>)>) {
         for (append, completer) in appends.drain(..) {
-            // It overtakes nothing that was asked for before.
+            // A direct append overtakes no earlier request.
             if self.waiting.is_zero() && self.shared.directory.knows(&append.to, append.sender.as_ref()) {
                 self.shared.append(append, completer, Instant::now() + PATIENCE);
             } else {
@@ -246,7 +244,7 @@ impl Store for ClusterStore {
                 completer.complete(page);
             }
         };
-        // Whoever reads waits for the outcome, and close for the task.
+        // The caller awaits the outcome, and `close` awaits the task.
         drop(self.shared.tasks.spawn_on(read, &self.shared.runtime));
         pending
     }
@@ -279,7 +277,8 @@ impl Drop for ClusterStore {
 }
 
 impl ClusterConfig {
-    /// Whether what lies between the two is within the limits of an inbox.
+    /// Returns whether an inbox with this cursor and this last position is within its
+    /// limits.
     fn holds(&self, cursor: Position, last: Position) -> bool {
         last.messages.saturating_sub(cursor.messages) <= self.queued_messages_max
             && last.bytes.saturating_sub(cursor.bytes) <= self.queued_bytes_max
@@ -287,8 +286,8 @@ impl ClusterConfig {
 }
 
 impl Shared {
-    /// Brings the accounts up to date with what the cluster had at some moment
-    /// after `since`, and tells the lanes of those that have ended.
+    /// Updates the accounts to a state of the cluster later than `since`, and notifies
+    /// the lanes of deleted accounts.
     async fn refresh(self: &Arc<Self>, since: Instant) -> Result<(), Lost> {
         for account in self.directory.refresh(&self.engine, &self.names, since).await? {
             self.push_if_there(&account.name, Command::Ended(account.clone()));
@@ -296,7 +295,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Has a message stored or refused, unless its send was decided before.
+    /// Stores or refuses a message, unless its send already has an outcome.
     fn append(self: &Arc<Self>, append: Append, completer: Completer<Outcome>, until: Instant) {
         let name = append.to.clone();
         let completer = match &append.send_id {
@@ -309,7 +308,7 @@ impl Shared {
         }
     }
 
-    /// Publishes to the inbox of a name.
+    /// Publishes a group to the inbox of a name.
     async fn publish_to_inbox(&self, name: &UserName, group: Group) -> Result<Stored, NotStored> {
         let shard = usize::try_from(self.names.shard(name)).ok();
         match shard.and_then(|shard| self.inbox_publishers.get(shard)) {
@@ -318,7 +317,7 @@ impl Shared {
         }
     }
 
-    /// Gives a job to the lane of this name, which begins where there is none.
+    /// Queues a job for the lane of this name, and starts the lane if there is none.
     fn push(self: &Arc<Self>, name: &UserName, job: Job) {
         let mut lanes = self.lock_lanes();
         let Some(lanes) = &mut *lanes else {
@@ -327,13 +326,13 @@ impl Shared {
         };
         let lane = lanes.entry(name.clone()).or_insert_with(|| self.begin_lane(name));
         if let Err(unsent) = lane.send(job) {
-            // It has panicked, and what it had under way is unavailable.
+            // The lane has panicked; its pending operations end as unavailable.
             *lane = self.begin_lane(name);
             drop(lane.send(unsent.0));
         }
     }
 
-    /// As [`Self::push`], and drops the command where there is no lane.
+    /// Queues a command as [`Self::push`] does, but drops it if there is no lane.
     fn push_if_there(&self, name: &UserName, command: Command) {
         if let Some(lane) = self.lock_lanes().as_ref().and_then(|lanes| lanes.get(name)) {
             drop(lane.send(Job::new(command)));
@@ -347,8 +346,8 @@ impl Shared {
         sender
     }
 
-    /// Takes the lane of this name out, unless something is to be done; whether
-    /// it did.
+    /// Removes the lane of this name if it has no pending jobs. Returns whether it was
+    /// removed.
     fn end_lane(&self, name: &UserName, jobs: &mpsc::UnboundedReceiver<Job>) -> bool {
         self.cursors.end_with(name, || {
             let mut lanes = self.lock_lanes();
@@ -360,7 +359,7 @@ impl Shared {
         })
     }
 
-    /// Takes nothing more: the lanes end once they have done what they have.
+    /// Accepts no more jobs. Each lane ends after its pending jobs.
     fn close_lanes(&self) {
         *self.lock_lanes() = None;
     }
@@ -371,25 +370,23 @@ impl Shared {
         });
     }
 
-    /// The state of an inbox as it is written, and the number of that message.
+    /// Reads the state record of an inbox and its sequence.
     async fn state(&self, account: &Account) -> Result<(u64, State), Lost> {
         match self.engine.last(&self.names.state_stream(), &self.names.state(account)).await? {
             None => Ok((0, State::default())),
             Some(found) => match State::decode(&found.payload) {
                 Ok(state) => Ok((found.sequence, state)),
                 Err(error) => {
-                    tracing::error!(%error, name = %account.name, "what is acknowledged cannot be read");
+                    tracing::error!(%error, name = %account.name, "unreadable state record");
                     Err(Lost)
                 }
             },
         }
     }
 
-    /// Writes into the inbox of an account that has ended that it has, unless
-    /// that is written, and yields the number of that message. From then on
-    /// nothing is appended: whoever tries meets it. It is written on a condition
-    /// like everything there, since a message that is on its way must not come
-    /// to lie behind it.
+    /// Appends the end marker to the inbox of a deleted account, unless it is already
+    /// there, and returns its sequence. Later appends fail on it. The write is
+    /// conditional, so that a message in flight cannot be stored behind the marker.
     async fn end_inbox(&self, account: &Account) -> Result<u64, NotStored> {
         let (stream, subject) = (self.names.inbox_stream_of(&account.name), self.names.inbox(account));
         let last = self.engine.last(&stream, &subject).await.map_err(|Lost| NotStored::Lost)?;
@@ -401,24 +398,24 @@ impl Shared {
         Ok(stored.sequence)
     }
 
-    /// Everything that a server which receives for an account is told.
+    /// Subscribes to the notifications for the receiver of an account.
     async fn subscribe(&self, account: &Account) -> Result<Subscriber, Lost> {
         self.engine.client().subscribe(self.names.told(account)).await.map_err(|_| Lost)
     }
 
-    /// Tells whichever server receives for an account. It may not arrive.
+    /// Notifies the server that receives for an account, with no delivery guarantee.
     async fn tell(&self, account: &Account, told: Told) {
         self.publish(self.names.tell(account, told)).await;
     }
 
     async fn publish(&self, subject: String) {
         if let Err(error) = self.engine.client().publish(subject, Bytes::new()).await {
-            tracing::debug!(%error, "another server could not be told");
+            tracing::debug!(%error, "notification failed");
         }
     }
 
     fn lock_lanes(&self) -> MutexGuard<'_, Option<HashMap<UserName, mpsc::UnboundedSender<Job>>>> {
-        // Nothing panics while the lock is held.
+        // No code panics while it holds the lock.
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,5 +1,5 @@
-//! Asks the nodes, where they are monitored, whether they sync before they
-//! acknowledge: no client is told otherwise.
+//! Asks the monitored nodes whether they sync before they acknowledge. Clients cannot
+//! learn this over their connection.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use tokio::time::timeout;
 const TIMEOUT: Duration = Duration::from_secs(5);
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 
-/// What `/jsz?config=true` says, as far as it matters.
+/// The relevant part of the answer to `/jsz?config=true`.
 #[derive(Deserialize)]
 struct JetStream {
     #[serde(default)]
@@ -31,7 +31,7 @@ struct Config {
     sync_always: bool,
 }
 
-/// Warns of each node that does not sync, or does not say.
+/// Warns about each node that does not sync or does not answer.
 pub(super) async fn check(monitors: &[String]) {
     if monitors.is_empty() {
         tracing::info!(
@@ -45,7 +45,7 @@ pub(super) async fn check(monitors: &[String]) {
             Ok(true) => tracing::info!(monitor, "the node syncs before it acknowledges"),
             Ok(false) => tracing::warn!(
                 monitor,
-                "the node does NOT sync before it acknowledges: what was answered ok is lost where most \
+                "the node does NOT sync before it acknowledges: messages answered ok are lost if most \
                  nodes lose power together; set `sync_interval: always` in its `jetstream` block"
             ),
             Err(error) => {
@@ -69,7 +69,7 @@ async fn syncs(monitor: &str) -> anyhow::Result<bool> {
         let said: JetStream = serde_json::from_slice(&body).context("it is not a NATS monitor")?;
         Ok(said.config.sync_always)
     };
-    // The connection is driven as long as something is awaited from it.
+    // The connection makes progress only while it is polled beside the request.
     tokio::select! {
         said = asked => said,
         ended = connection => Err(ended.map_or_else(Into::into, |()| anyhow::anyhow!("it hung up"))),

@@ -1,51 +1,53 @@
-//! Which cluster, and which chat on it: `nats://HOST:PORT,HOST:PORT/NAME`.
+//! The address of a cluster and of a chat on it: `nats://HOST:PORT,HOST:PORT/NAME`.
 
 use std::fmt;
 use std::str::FromStr;
 
 use async_nats::ServerAddr;
 
-/// The chat, where none is named.
+/// The chat if the address names none.
 const CHAT_DEFAULT: &str = "hark";
 
-/// Letters of the name of a chat, at most.
+/// Maximum length of a chat's name.
 const CHAT_LETTERS_MAX: usize = 32;
 
-/// Addresses, at most.
+/// Maximum number of addresses.
 const NODES_MAX: usize = 64;
 
-/// Some nodes of a cluster, and the name of a chat on it.
+/// Addresses of some nodes of a cluster, and the name of a chat on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Nodes {
     urls: Vec<String>,
     chat: String,
 }
 
-/// What is wrong with the address of a cluster.
+/// The reason why the address of a cluster is invalid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadNodes {
-    /// One part of it is no address.
+    /// A part of it is not an address.
     #[error("{0:?} is not the address of a NATS server; write nats://HOST:PORT,HOST:PORT")]
     Address(String),
-    /// It holds a secret, which everybody on the machine could read.
-    #[error("no user and no secret in the address; use --nats-user, --nats-token-file or --nats-creds")]
+    /// It contains a secret, which every user of the machine could read.
+    #[error(
+        "the address must not contain a user or a secret; use --nats-user, --nats-token-file or --nats-creds"
+    )]
     Secret,
-    /// The name of the chat has other letters, or too many.
-    #[error("{0:?} cannot be the name of a chat; it is made of 1 to 32 of A-Z a-z 0-9 _ -")]
+    /// The name of the chat is too long or has invalid characters.
+    #[error("{0:?} is not a valid name of a chat; use 1 to 32 of A-Z a-z 0-9 _ -")]
     Chat(String),
-    /// There are too many of them.
-    #[error("at most 64 NATS servers; a few of them are enough, each knows the others")]
+    /// It has too many addresses.
+    #[error("too many NATS servers; list at most 64, a few are enough to find the others")]
     TooMany,
 }
 
 impl Nodes {
-    /// The addresses, each with its scheme.
+    /// Returns the addresses, each with its scheme.
     #[must_use]
     pub fn urls(&self) -> &[String] {
         &self.urls
     }
 
-    /// The name of the chat.
+    /// Returns the name of the chat.
     #[must_use]
     pub fn chat(&self) -> &str {
         &self.chat
@@ -57,7 +59,7 @@ impl FromStr for Nodes {
 
     fn from_str(text: &str) -> Result<Self, BadNodes> {
         let (scheme, rest) = text.split_once("://").ok_or_else(|| BadNodes::Address(text.to_owned()))?;
-        // The scheme may stand before each address as well.
+        // The scheme may also precede each address.
         let rest = rest.replace(&format!("{scheme}://"), "");
         if rest.contains('@') {
             return Err(BadNodes::Secret);

@@ -1,7 +1,6 @@
-//! Publications to one stream that go together. The engine stores what comes as
-//! one atomic batch in one step, on all its nodes and synced; what comes one by
-//! one costs it a step each. So while a batch is under way to a stream, what
-//! comes meanwhile waits and is the next, whatever inboxes it is for.
+//! Batching of publications to one stream. The engine stores an atomic batch in one
+//! synced step on all its nodes, and single messages in a step each. While a batch is in
+//! flight, publications to all inboxes of the stream collect in the next one.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,17 +11,17 @@ use tokio::time::sleep;
 
 use super::engine::{BATCH_MESSAGES_MAX, Engine, Group, NotStored, Stored};
 
-/// Bytes in one batch, at most, but at least one group.
+/// Maximum bytes in one batch, which has at least one group.
 const BATCH_BYTES_MAX: usize = 1024 * 1024;
 
-/// How long a batch waits for company, where the last one had some: whoever is
-/// answered has often more.
+/// The linger of a batch, applied only if the one before had several groups: a sender
+/// that was just answered often sends again.
 const GATHERING: Duration = Duration::from_millis(1);
 
-/// The way to one stream.
+/// A handle to publish to one stream.
 #[derive(Debug)]
 pub(super) struct Publisher {
-    // Unbounded: each task that publishes has one group under way.
+    // Unbounded, but each publishing task has at most one group in flight.
     groups: mpsc::UnboundedSender<Waiting>,
 }
 
@@ -33,19 +32,18 @@ struct Waiting {
 }
 
 impl Publisher {
-    /// The way to a stream, and the work to be done for it, which ends with the
-    /// publisher.
+    /// Returns a publisher and the future that does its work. The future ends when the
+    /// publisher is dropped.
     pub(super) fn new(engine: Arc<Engine>) -> (Self, impl Future<Output = ()>) {
         let (groups, waiting) = mpsc::unbounded_channel();
         (Self { groups }, work(engine, waiting))
     }
 
-    /// Stores the messages of a group one after the other, or none. Yields the
-    /// number of the last, and whether it was there before, which is only said
-    /// of a message that is alone in its group.
+    /// Stores the messages of a group in order, or none of them. Returns the sequence of
+    /// the last one. `duplicate` is set only for a group of one message.
     pub(super) async fn publish(&self, group: Group) -> Result<Stored, NotStored> {
         let (completer, decided) = oneshot::channel();
-        // Where the work has ended the store has, too.
+        // If the worker has ended, so has the store, and `decided` fails.
         drop(self.groups.send(Waiting { group, completer }));
         decided.await.unwrap_or(Err(NotStored::Lost))
     }
@@ -77,7 +75,7 @@ async fn work(engine: Arc<Engine>, mut waiting: mpsc::UnboundedReceiver<Waiting>
     }
 }
 
-/// Groups that go together.
+/// Groups published as one atomic batch.
 #[derive(Debug)]
 struct Batch {
     groups: Vec<Group>,
@@ -109,15 +107,15 @@ impl Batch {
         let Self { groups, decides, .. } = self;
         let stored = match engine.publish_groups(&groups).await {
             Ok(stored) => stored.into_iter().map(Ok).collect(),
-            // It is unknown of all of them.
+            // The outcome of all groups is unknown.
             Err(NotStored::Lost) => vec![Err(NotStored::Lost); groups.len()],
             Err(error) if groups.len() == 1 => vec![Err(error)],
-            // One of them has kept it from all: each alone tells which.
+            // One group made the batch fail; publishing each alone finds it.
             Err(_) => join_all(groups.iter().map(|group| engine.publish_group(group))).await,
         };
         for (completer, stored) in decides.into_iter().zip(stored) {
             if completer.send(stored).is_err() {
-                tracing::trace!("whoever has published this has ended");
+                tracing::trace!("publisher cancelled");
             }
         }
     }

@@ -1,5 +1,5 @@
-//! Reading an inbox: from any replica as long as there is something, and from
-//! the leader of the stream in the end, since a replica may lack the latest.
+//! Pages of an inbox, read from any replica, and finally from the leader of the stream,
+//! because a replica may lack the latest messages.
 
 use std::time::Duration;
 
@@ -11,19 +11,19 @@ use super::lane::{PATIENCE, latest};
 use super::record::{END, decode_message};
 use crate::store::{Account, Page, Position, ReadLimit, Unavailable};
 
-/// Messages that are asked for at once, at most.
+/// Maximum messages in one request.
 const BATCH_MESSAGES: usize = 1000;
 
-/// Bytes that are asked for at once, headers and all.
+/// Maximum bytes in one request, including headers.
 const BATCH_BYTES: usize = 1024 * 1024;
 
-/// What headers and subject of a message take, about.
+/// Approximate size of a message's headers and subject.
 const MESSAGE_BYTES: usize = 512;
 
-/// The pause before a page that has not come is asked for again.
+/// The pause before a failed page is requested again.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Reads a page of what is not acknowledged, after `after`.
+/// Reads a page of unacknowledged messages after `after`.
 pub(super) async fn read(
     shared: &Shared,
     account: &Account,
@@ -35,7 +35,7 @@ pub(super) async fn read(
     loop {
         match scan.run(shared, account).await {
             Ok(()) => return Ok(scan.finish(shared, account, after).await),
-            // What was read before it failed can be had.
+            // The messages read before the failure are returned.
             Err(_) if !scan.page.messages.is_empty() => {
                 scan.page.complete = false;
                 return Ok(scan.finish(shared, account, after).await);
@@ -46,10 +46,10 @@ pub(super) async fn read(
     }
 }
 
-/// Why a page could not be read.
+/// The reason why a page cannot be read.
 enum NoPage {
     Lost,
-    /// A message in it is damaged, and will be the next time.
+    /// One of its messages is damaged. Retrying does not help.
     Unreadable,
 }
 
@@ -62,9 +62,9 @@ impl From<Lost> for NoPage {
 struct Scan {
     limit: ReadLimit,
     bytes: usize,
-    /// The place after which the page starts.
+    /// The position after which the page starts.
     start: Position,
-    /// The last message that was taken, or that of `start`.
+    /// The sequence of the last message taken, or that of `start`.
     last: u64,
     page: Page,
 }
@@ -106,9 +106,9 @@ impl Scan {
         }
     }
 
-    /// Returns the page. If its first message does not follow, the messages before
-    /// it may have been acknowledged at another server and dropped, which the
-    /// state of the account tells.
+    /// Returns the page. If its first message does not follow `start`, earlier messages
+    /// may have been acknowledged at another server and deleted. The state record then
+    /// has the new start.
     async fn finish(mut self, shared: &Shared, account: &Account, after: Position) -> Page {
         let has_gap = self.page.messages.first().is_some_and(|first| !first.position.follows(self.start));
         if has_gap && let Ok((_, state)) = shared.state(account).await {
@@ -121,8 +121,8 @@ impl Scan {
         self.page
     }
 
-    /// How much is to be asked for: one more than there is room for, which
-    /// tells whether that is all.
+    /// Returns the messages and bytes to request: one message more than fits, to detect
+    /// the end.
     fn room(&self) -> (usize, usize) {
         let messages = self.limit.messages.saturating_sub(self.page.messages.len()).saturating_add(1);
         let messages = messages.min(BATCH_MESSAGES);
@@ -130,14 +130,15 @@ impl Scan {
         (messages, bytes.min(BATCH_BYTES))
     }
 
-    /// False where there is no room for it, or the account has ended there.
+    /// Adds a message to the page. Returns false if it does not fit, or if it is the end
+    /// marker.
     fn take(&mut self, account: &Account, found: Found) -> Result<bool, NoPage> {
         if found.payload == END {
             self.page.complete = true;
             return Ok(false);
         }
         let message = decode_message(found.sequence, found.payload).map_err(|error| {
-            tracing::error!(%error, name = %account.name, sequence = found.sequence, "a message cannot be read");
+            tracing::error!(%error, name = %account.name, sequence = found.sequence, "unreadable message");
             NoPage::Unreadable
         })?;
         let bytes = self.bytes.saturating_add(message.text.len());

@@ -1,9 +1,9 @@
-//! What a user who is connected here is told by the cluster: the messages as
-//! they are stored, and that somebody else receives now.
+//! Notifications for a receiver that is connected to this server: stored messages, and a
+//! takeover by another connection.
 //!
-//! What is told can be lost. Each message names the one before it in its inbox,
-//! so that a loss is seen with the next one; a connection that was lost, and a
-//! long silence, make the session read the stream; so nothing waits for ever.
+//! A notification may be lost. Each message names its predecessor in the inbox, so that
+//! the next message reveals a loss. After a reconnection or a long silence, the session
+//! reads the stream. So no message waits forever.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,18 +22,18 @@ use super::record::{END, State, Told, decode_message};
 use super::setup::Link;
 use crate::store::{Account, End, Publisher};
 
-/// After so long without a message it is seen whether there is one.
+/// The silence after which the stream is checked for missed messages.
 const SILENCE: Duration = Duration::from_secs(30);
 
-/// So long after the beginning it is seen whether something was missed: that
-/// somebody subscribes goes from node to node on another way than what is asked
-/// of a leader, and may come later.
+/// Delays of the first checks after a subscription. Subscriptions and requests to a
+/// leader spread over the nodes independently, so a message may be stored before the
+/// subscription is active.
 const FIRST_LOOKS: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(2)];
 
-/// How long after a failure it is tried again.
+/// The pause after a failed check.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
-/// The reception of an account at this server.
+/// The receiver of an account at this server.
 #[derive(Debug)]
 pub(super) struct Reception {
     account: Account,
@@ -42,13 +42,13 @@ pub(super) struct Reception {
     task: JoinHandle<()>,
 }
 
-/// The right to receive, until a later claim is written.
+/// The right to receive, valid until a later claim is written.
 #[derive(Debug, Clone)]
 pub(super) struct Claim {
     pub(super) account: Account,
-    /// What is written in the state.
+    /// The id of this claim in the state record.
     pub(super) reception: u64,
-    /// The number of that message.
+    /// The sequence of that record.
     pub(super) revision: u64,
 }
 
@@ -58,13 +58,13 @@ struct Task {
     feed: Publisher,
     subscription: Subscriber,
     link: watch::Receiver<Link>,
-    /// The last message of the inbox that is known of.
+    /// The sequence of the last known message of the inbox.
     last: u64,
 }
 
 impl Reception {
-    /// Begins to tell `feed`, from after the message `last`, until it is stopped
-    /// or `released` is cancelled.
+    /// Starts to notify `feed` of the messages after `last`, until it is stopped or
+    /// `released` is cancelled.
     pub(super) fn begin(
         shared: &Arc<Shared>,
         claim: Claim,
@@ -86,22 +86,22 @@ impl Reception {
         &self.account
     }
 
-    /// Whether nobody is told any more.
+    /// Returns whether the receiver has ended.
     pub(super) fn is_ended(&self) -> bool {
         self.feed.is_ended()
     }
 
-    /// Tells the session that it receives no more.
+    /// Ends the receiver's subscription.
     pub(super) fn end(&self, end: End) {
         self.feed.end(end);
     }
 
-    /// Stops, and resolves once nothing that is asked from then on comes here.
-    /// Yields who was told, who hears nothing more but its end.
+    /// Stops the task, and returns the publisher when no later notification can reach it.
+    /// The caller still has to end it.
     pub(super) async fn stop(self) -> Publisher {
         self.stop.cancel();
         if let Err(error) = self.task.await {
-            tracing::error!(%error, "a reception has failed");
+            tracing::error!(%error, "receiver task failed");
         }
         self.feed
     }
@@ -132,20 +132,20 @@ impl Task {
                     if changed.is_err() {
                         break;
                     }
-                    // Something may have been missed.
+                    // The connection was interrupted, so messages may have been missed.
                     self.feed.lagged();
                     first_looks = looks_from_now();
                 }
                 () = sleep_until(look_at) => {
                     first_looks.next();
                     let pause = if self.look().await { SILENCE } else { LOOK_AGAIN };
-                    // Not all at the same time.
+                    // Jitter spreads the checks of many receivers.
                     silent_until = Instant::now() + pause.mul_f64(rand::random_range(0.8..1.2));
                 }
             }
         }
         if let Err(error) = self.subscription.unsubscribe().await {
-            tracing::debug!(%error, "a subscription was over already");
+            tracing::debug!(%error, "unsubscribe failed");
         }
     }
 
@@ -183,7 +183,7 @@ impl Task {
         self.last = sequence;
         match decode_message(sequence, told.payload.clone()) {
             Ok(message) if follows => self.feed.appended([Arc::new(message)]),
-            // Something is missing before it, or it cannot be read: reading tells.
+            // A message before it is missing, or it is damaged. A read reports which.
             _ => self.feed.lagged(),
         }
     }
@@ -197,11 +197,11 @@ impl Task {
         }
     }
 
-    /// Looks whether something was missed; whether it could.
+    /// Checks for missed messages. Returns whether the check succeeded.
     async fn look(&mut self) -> bool {
         let looked = self.try_to_look().await;
         if let Err(Lost) = looked {
-            tracing::debug!(name = %self.claim.account.name, "could not look whether a message was missed");
+            tracing::debug!(name = %self.claim.account.name, "check for missed messages failed");
         }
         looked.is_ok()
     }

@@ -1,17 +1,16 @@
-//! What is written into the streams, and under which subjects.
+//! Formats of the records in the streams, and their subjects.
 //!
-//! | subject | stream | what |
+//! | subject | stream | content |
 //! | --- | --- | --- |
-//! | `CHAT.account.NAME` | `CHAT-accounts` | an account, or which one has ended |
-//! | `CHAT.inbox.SHARD.NAME.INCARNATION` | `CHAT-inbox-SHARD` | the messages to it, and its end |
-//! | `CHAT.inbox.SHARD.NAME.0` | `CHAT-inbox-SHARD` | which sends to it were refused |
-//! | `CHAT.state.NAME.INCARNATION` | `CHAT-state` | what is acknowledged, and who receives |
-//! | `CHAT.user.NAME.INCARNATION.EVENT` | none | what a server that receives for it is told |
+//! | `CHAT.account.NAME` | `CHAT-accounts` | an account, or the end of one |
+//! | `CHAT.inbox.SHARD.NAME.INCARNATION` | `CHAT-inbox-SHARD` | messages, and the end marker |
+//! | `CHAT.inbox.SHARD.NAME.0` | `CHAT-inbox-SHARD` | refused sends |
+//! | `CHAT.state.NAME.INCARNATION` | `CHAT-state` | the cursor, and the current receiver |
+//! | `CHAT.user.NAME.INCARNATION.EVENT` | none | notifications for the receiver |
 //!
-//! NAME is the name in base64 with the alphabet for URLs and no padding, since
-//! a subject takes few characters; INCARNATION is the number of the message
-//! that made the account. All integers are big endian, and each record begins
-//! with its version.
+//! NAME is the name in unpadded base64 with the alphabet for URLs, because subjects allow
+//! few characters. INCARNATION is the sequence of the message that created the account.
+//! Integers are big endian, and each record begins with its version.
 
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
@@ -23,10 +22,10 @@ use crate::store::{Account, Message, PasswordHash, Position};
 
 const VERSION: u8 = 1;
 
-/// The number of no message, and so of no account.
+/// The incarnation of no account: sequences begin at 1.
 const NO_ACCOUNT: u64 = 0;
 
-/// A record that no version of this store has written.
+/// A record that no known version of this store has written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a record of the cluster is damaged, or of a newer version of Hark")]
 pub(super) struct Damaged;
@@ -38,25 +37,25 @@ pub(super) struct Names {
     shards: u64,
 }
 
-/// Something that a server which receives for an account is told.
+/// A notification for the receiver of an account.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Told {
-    /// A message was stored: it comes with this.
+    /// A message was stored. The notification carries it.
     Message,
-    /// The account's state has changed: it comes with this.
+    /// The state of the account has changed. The notification carries the record.
     State,
-    /// Something may have been stored that was not told of.
+    /// A message may have been stored without a notification.
     Stored,
     /// The account has ended.
     Ended,
-    /// Another server wants to receive.
+    /// Another server asks the receiver to yield.
     Yield,
-    /// Another server asks whether somebody receives.
+    /// Another server asks whether there is a receiver.
     Probe,
 }
 
 impl Names {
-    /// The names of the chat `chat`, with so many streams of messages.
+    /// Returns the names of the chat `chat` with `shards` message streams.
     pub(super) fn new(chat: &str, shards: u64) -> Self {
         Self { chat: chat.to_owned(), shards: shards.max(1) }
     }
@@ -77,7 +76,7 @@ impl Names {
         format!("{}.account.{}", self.chat, token(name))
     }
 
-    /// Whose account a subject is for.
+    /// Returns the account name in a subject of the account stream.
     pub(super) fn parse_account(&self, subject: &str) -> Result<UserName, Damaged> {
         let token = subject.strip_prefix(&self.chat).and_then(|rest| rest.strip_prefix(".account."));
         parse_token(token.ok_or(Damaged)?)
@@ -111,13 +110,13 @@ impl Names {
         format!("{}.inbox.{}.{}", self.chat, self.shard(&account.name), key(account))
     }
 
-    /// Where it is written which sends to a name were refused: in the stream of
-    /// its inboxes, since there an id is known only once.
+    /// Returns the subject of refused sends to a name. It is in the stream of the
+    /// inboxes, because the engine deduplicates ids within a stream.
     pub(super) fn refusals(&self, name: &UserName) -> String {
         self.inbox(&Account { name: name.clone(), incarnation: NO_ACCOUNT })
     }
 
-    /// Whose inbox a subject is. That of refusals is nobody's.
+    /// Returns the account of an inbox subject. The subject of refusals has no account.
     pub(super) fn parse_inbox(&self, subject: &str) -> Result<Account, Damaged> {
         let rest = subject.strip_prefix(&self.chat).and_then(|rest| rest.strip_prefix(".inbox."));
         let mut tokens = rest.ok_or(Damaged)?.split('.').skip(1);
@@ -126,12 +125,12 @@ impl Names {
         if incarnation == NO_ACCOUNT { Err(Damaged) } else { Ok(Account { name, incarnation }) }
     }
 
-    /// All that is told to a server which receives for an account.
+    /// Returns a subject pattern for all notifications for the receiver of an account.
     pub(super) fn told(&self, account: &Account) -> String {
         format!("{}.user.{}.*", self.chat, key(account))
     }
 
-    /// That any account has ended.
+    /// Returns a subject pattern for the ends of all accounts.
     pub(super) fn ends(&self) -> String {
         format!("{}.user.*.*.{}", self.chat, Told::Ended.as_str())
     }
@@ -140,13 +139,13 @@ impl Names {
         format!("{}.user.{}.{}", self.chat, key(account), told.as_str())
     }
 
-    /// Where the engine tells of what it has stored, as a template of it.
+    /// Returns the subject template under which the engine republishes stored messages.
     pub(super) fn republished(&self, told: Told) -> String {
         format!("{}.user.{{{{wildcard(1)}}}}.{{{{wildcard(2)}}}}.{}", self.chat, told.as_str())
     }
 
-    /// FNV-1a, since it has to be the same in every version and on every
-    /// machine.
+    /// Hashes with FNV-1a, because the result must be the same in every version and on
+    /// every machine.
     pub(super) fn shard(&self, name: &UserName) -> u64 {
         const OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
         const PRIME: u64 = 0x0100_0000_01b3;
@@ -170,7 +169,7 @@ impl Told {
         }
     }
 
-    /// What the last part of a subject says.
+    /// Parses the last part of a subject.
     pub(super) fn of_subject(subject: &str) -> Option<Self> {
         let (_, last) = subject.rsplit_once('.')?;
         Self::ALL.into_iter().find(|told| told.as_str() == last)
@@ -190,40 +189,41 @@ fn key(account: &Account) -> String {
     format!("{}.{}", token(&account.name), account.incarnation)
 }
 
-/// An account as it is written.
+/// The record of an account.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct AccountRecord {
-    /// Made up for each change, so that whoever made it knows it again.
+    /// A random number for each change, by which its writer recognizes it after a lost
+    /// answer.
     pub(super) mark: u64,
     pub(super) is: Existence,
 }
 
-/// Whether an account is there.
+/// Whether an account exists.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Existence {
     Alive(AliveRecord),
-    /// The account of this number was.
+    /// The account has ended. It had this incarnation.
     Ended(u64),
 }
 
-/// An account that is there.
+/// An existing account.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct AliveRecord {
-    /// The number of the message that has made it; `None` where it is the one
-    /// that this is written in.
+    /// The sequence of the record that created the account; `None` in that record itself.
     pub(super) made_by: Option<u64>,
     pub(super) password: Option<PasswordHash>,
 }
 
 impl AliveRecord {
-    /// Which account it is, where this stands in the message `sequence`.
+    /// Returns the incarnation, given the sequence of this record.
     pub(super) fn incarnation(&self, sequence: u64) -> u64 {
         self.made_by.unwrap_or(sequence)
     }
 }
 
 impl AccountRecord {
-    /// Which account is there, where this stands in the message `sequence`.
+    /// Returns the incarnation of the existing account, given the sequence of this
+    /// record.
     pub(super) fn incarnation(&self, sequence: u64) -> Option<u64> {
         match &self.is {
             Existence::Alive(alive) => Some(alive.incarnation(sequence)),
@@ -273,11 +273,11 @@ impl AccountRecord {
     }
 }
 
-/// What is acknowledged in an inbox, and which reception is the latest.
+/// The cursor of an inbox, and its latest receiver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct State {
     pub(super) cursor: Position,
-    /// Made up by the server that receives; 0 for none.
+    /// A random id chosen by the receiving server; 0 for none.
     pub(super) reception: u64,
 }
 
@@ -302,28 +302,28 @@ impl State {
     }
 }
 
-/// That a send was refused, and why.
+/// Encodes the refusal of a send.
 pub(super) fn encode_refusal(code: Code) -> Bytes {
     [&[VERSION], code.as_str().as_bytes()].concat().into()
 }
 
-/// Why a send was refused.
+/// Decodes the code of a refusal.
 pub(super) fn decode_refusal(bytes: &[u8]) -> Result<Code, Damaged> {
     let (version, code) = bytes.split_first().ok_or(Damaged)?;
     let code = std::str::from_utf8(code).ok().and_then(Code::parse);
     code.filter(|_| *version == VERSION).ok_or(Damaged)
 }
 
-/// The last message of the inbox of an account that has ended: whoever has not
-/// heard of that, and appends after what was the last message, meets it.
+/// The end marker, the last message in the inbox of a deleted account. An append by a
+/// server that has not learned of the deletion fails on it.
 pub(super) const END: &[u8] = &[VERSION];
 
-/// A message to an inbox, before it has its number.
+/// A message to an inbox, before it has a sequence.
 #[derive(Debug)]
 pub(super) struct Letter<'a> {
-    /// Messages of this inbox up to this one.
+    /// Count of all messages of this inbox, including this one.
     pub(super) messages: u64,
-    /// Bytes of this inbox up to this one.
+    /// Sum of all bytes of this inbox, including this one.
     pub(super) bytes: u64,
     pub(super) time_ms: u64,
     pub(super) sender: Option<&'a UserName>,
@@ -338,7 +338,7 @@ impl Letter<'_> {
         bytes.put_u64(self.messages);
         bytes.put_u64(self.bytes);
         bytes.put_u64(self.time_ms);
-        // A name has 64 bytes at most.
+        // A name has at most 64 bytes.
         bytes.put_u8(u8::try_from(sender.len()).unwrap_or(u8::MAX));
         bytes.put_slice(sender.as_bytes());
         bytes.put_slice(self.text.as_bytes());
@@ -346,7 +346,7 @@ impl Letter<'_> {
     }
 }
 
-/// Reads a message that the engine has given the number `sequence`.
+/// Decodes a message with the sequence `sequence`.
 pub(super) fn decode_message(sequence: u64, mut bytes: Bytes) -> Result<Message, Damaged> {
     if bytes.try_get_u8() != Ok(VERSION) {
         return Err(Damaged);
@@ -397,7 +397,7 @@ mod tests {
     #[test]
     fn a_name_is_always_in_the_same_stream() {
         let names = Names::new("hark", 32);
-        // Where this changes, every message of an old store is out of reach.
+        // A change here would make all messages of existing stores unreachable.
         assert_eq!(names.inbox(&account("bob", 7)), "hark.inbox.20.Ym9i.7");
     }
 
@@ -461,7 +461,7 @@ mod tests {
 
         #[test]
         fn no_bytes_panic(bytes: Vec<u8>) {
-            // What is read is written alike.
+            // Decoding and encoding are inverse.
             if let Ok(record) = AccountRecord::decode(&bytes) {
                 prop_assert_eq!(record.encode(), bytes.clone());
             }

@@ -1,5 +1,5 @@
-//! Which reply of the engine belongs to which request. It knows subjects and
-//! numbers, and nothing of what is asked.
+//! Correlation of the engine's replies with requests. It knows subjects and ids, and no
+//! contents.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,28 +8,29 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use async_nats::Message;
 use tokio::sync::{mpsc, oneshot};
 
-/// Who waits for which reply. Every wait has an owner, which takes its entry
-/// away when it ends, whether or not a reply has come.
+/// The pending requests. Each has an owner that removes its entry when it is dropped,
+/// with or without a reply.
 #[derive(Debug)]
 pub(super) struct Replies {
-    /// The subject of replies is this and a number.
+    /// Reply subjects are this prefix and an id.
     prefix: String,
     next: AtomicU64,
-    // A lock, since replies come on one task and are awaited on many. It is held
-    // for one operation on the map.
+    // A lock, because one task receives replies and many await them. It is held for one
+    // operation on the map.
     waiting: Mutex<HashMap<u64, Waiter>>,
 }
 
 #[derive(Debug)]
 enum Waiter {
-    /// For the first reply.
+    /// Takes the first reply.
     First(oneshot::Sender<Message>),
-    /// For all of them.
-    // Unbounded: a page has as many replies as messages were asked for, and one.
+    /// Takes every reply.
+    // Unbounded, but a page has at most one reply for each requested message, and a last
+    // one.
     Each(mpsc::UnboundedSender<Message>),
 }
 
-/// The wait of one, and where replies come.
+/// A pending request: its id, and the channel of its replies.
 pub(super) struct Waiting<'a, R> {
     replies: &'a Replies,
     number: u64,
@@ -37,23 +38,23 @@ pub(super) struct Waiting<'a, R> {
 }
 
 impl Replies {
-    /// Of replies whose subjects begin with this.
+    /// Creates an empty table for reply subjects with this prefix.
     pub(super) fn new(prefix: String) -> Self {
         Self { prefix, next: AtomicU64::new(1), waiting: Mutex::default() }
     }
 
-    /// All the subjects of replies.
+    /// Returns a subject pattern for all replies.
     pub(super) fn subjects(&self) -> String {
         format!("{}*", self.prefix)
     }
 
-    /// A wait for the first reply.
+    /// Registers a request that takes the first reply.
     pub(super) fn wait_for_first(&self) -> Waiting<'_, oneshot::Receiver<Message>> {
         let (sender, reply) = oneshot::channel();
         self.wait(Waiter::First(sender), reply)
     }
 
-    /// A wait for all replies.
+    /// Registers a request that takes every reply.
     pub(super) fn wait_for_each(&self) -> Waiting<'_, mpsc::UnboundedReceiver<Message>> {
         let (sender, reply) = mpsc::unbounded_channel();
         self.wait(Waiter::Each(sender), reply)
@@ -65,11 +66,11 @@ impl Replies {
         Waiting { replies: self, number, reply }
     }
 
-    /// Gives a message to whoever waits for it.
+    /// Passes a reply to its request.
     pub(super) fn pass(&self, message: Message) {
         let number = message.subject.strip_prefix(&self.prefix).and_then(|number| number.parse().ok());
         let Some(number) = number else { return };
-        // Where nobody waits any more it has come too late.
+        // A reply without an entry is too late.
         let mut waiting = self.lock();
         if let Some(Waiter::Each(sender)) = waiting.get(&number) {
             drop(sender.send(message));
@@ -79,13 +80,13 @@ impl Replies {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<u64, Waiter>> {
-        // Nothing panics while the lock is held.
+        // No code panics while it holds the lock.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl<R> Waiting<'_, R> {
-    /// Where its replies are to go.
+    /// Returns the subject for the replies.
     pub(super) fn subject(&self) -> String {
         format!("{}{}", self.replies.prefix, self.number)
     }

@@ -1,6 +1,6 @@
-//! The sends of sessions, as this server remembers them: which are under way,
-//! and how those before were decided. What it does not know, the engine may:
-//! it knows each message that it has stored for ten minutes.
+//! Sends of each session as this server remembers them: those in flight, and the outcomes
+//! of earlier ones. The engine deduplicates the others: it remembers each stored message
+//! id for ten minutes.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -17,14 +17,13 @@ use crate::store::{Completer, Outcome, SendId, Unavailable};
 
 const KEPT: Duration = Duration::from_secs(OUTCOME_SECONDS_MIN);
 
-/// How often the sessions are looked through for those that are to be forgotten.
+/// How often idle sessions are removed.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The sessions of this server.
 #[derive(Debug)]
 pub(super) struct Sends {
-    // A lock, since sends are taken and decided by many tasks. It is held for one
-    // operation.
+    // A lock, because many tasks begin and complete sends. It is held for one operation.
     state: Mutex<State>,
 }
 
@@ -32,7 +31,7 @@ pub(super) struct Sends {
 struct State {
     max: usize,
     sessions: HashMap<SessionToken, Session>,
-    /// How many of them began from each network.
+    /// Sessions in use by each network.
     shares: PerNetworkQuota,
     swept_at: Instant,
 }
@@ -40,29 +39,29 @@ struct State {
 #[derive(Debug)]
 struct Session {
     open: usize,
-    /// From which network it began, where that counts.
+    /// The network that the session counts against, if any.
     origin: Option<IpAddr>,
     used_at: Instant,
     outcomes: DedupTable,
-    /// The highest id that was taken on.
+    /// The highest id that was accepted.
     taken: u32,
-    /// With those who have repeated it meanwhile.
+    /// Sends in flight, with the completers of their repeats.
     under_way: HashMap<u32, Vec<Completer<Outcome>>>,
-    /// Ids below `taken` of which it is unknown what became.
+    /// Ids below `taken` with an unknown outcome.
     undecided: BTreeSet<u32>,
-    /// Who waits until nothing is under way.
+    /// Connections that wait until no send is in flight.
     openers: Vec<Completer<bool>>,
 }
 
 impl Sends {
-    /// None yet, and room for `max`.
+    /// Creates a table with room for `max` sessions.
     pub(super) fn new(max: usize) -> Self {
         let (sessions, shares) = (HashMap::new(), PerNetworkQuota::of(max));
         Self { state: Mutex::new(State { max, sessions, shares, swept_at: Instant::now() }) }
     }
 
-    /// Counts one more connection of a session. It is open once everything of
-    /// it that is under way has been decided.
+    /// Adds a connection to a session. Completes when all sends of the session in flight
+    /// have an outcome.
     pub(super) fn open(&self, token: &SessionToken, from: Option<IpAddr>, completer: Completer<bool>) {
         let mut state = self.lock();
         let Some(session) = state.admit(token, from) else {
@@ -78,7 +77,7 @@ impl Sends {
         }
     }
 
-    /// Counts one connection less.
+    /// Removes a connection from a session.
     pub(super) fn close(&self, token: &SessionToken) {
         let mut state = self.lock();
         let Some(session) = state.sessions.get_mut(token) else { return };
@@ -91,9 +90,9 @@ impl Sends {
         }
     }
 
-    /// Takes a send on: yields its `decide` where it is to be carried out, and
-    /// [`Self::decided`] is to be called. Otherwise it was decided before, or it
-    /// waits for the one under way, or it is refused.
+    /// Accepts a send. Returns the completer if the caller must execute the send and call
+    /// [`Self::decided`]. Otherwise the completer is answered with the known outcome or a
+    /// refusal, or waits for the same send in flight.
     pub(super) fn take(&self, id: &SendId, completer: Completer<Outcome>) -> Option<Completer<Outcome>> {
         let number = id.id.value();
         let refuse = |completer: Completer<Outcome>, code| {
@@ -126,7 +125,7 @@ impl Sends {
         Some(completer)
     }
 
-    /// Remembers how a send was decided, and tells those who have repeated it.
+    /// Records the outcome of a send, and completes its repeats.
     pub(super) fn decided(&self, id: &SendId, outcome: Result<Outcome, Unavailable>) {
         let number = id.id.value();
         let mut state = self.lock();
@@ -147,13 +146,13 @@ impl Sends {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing panics while the lock is held.
+        // No code panics while it holds the lock.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl State {
-    /// The session, which is taken in where there is room.
+    /// Returns the session, and creates it if there is room.
     fn admit(&mut self, token: &SessionToken, from: Option<IpAddr>) -> Option<&mut Session> {
         self.forget_idle();
         if !self.sessions.contains_key(token) {
@@ -182,7 +181,8 @@ impl State {
 }
 
 impl Session {
-    /// Its repeat will be welcome, unless it is too old to be one.
+    /// Lets a repeat of this send be executed again. Remembers a bounded number of such
+    /// ids.
     fn leave_undecided(&mut self, number: u32) {
         self.undecided.insert(number);
         if self.undecided.len() > OUTCOMES_REMEMBERED {
@@ -226,7 +226,7 @@ mod tests {
         let (completer, pending) = Pending::new();
         let taken = sends.take(&id(number), completer);
         let is_taken = taken.is_some();
-        // What is taken on is decided by the test.
+        // The test reports the outcome itself.
         std::mem::forget(taken);
         (is_taken, pending)
     }

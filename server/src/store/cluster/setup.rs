@@ -1,5 +1,4 @@
-//! The way into a cluster: the connection, and the streams, which are made
-//! where they are missing and checked where they are there.
+//! Setup of a cluster store: connects, creates missing streams, and checks existing ones.
 
 use std::collections::{HashMap, HashSet};
 use std::error::Error as _;
@@ -21,98 +20,97 @@ use super::engine::{ATTEMPT, Lost};
 use super::nodes::Nodes;
 use super::record::{Names, Told};
 
-/// The oldest version of the engine that was tested. Older ones lose what they
-/// have acknowledged, or cannot say that a batch holds a repeat.
+/// The oldest tested version of the engine. Older ones lose acknowledged messages, or
+/// cannot report a duplicate in a batch.
 const VERSION_MIN: [u64; 3] = [2, 15, 1];
 
-/// The filter for what the engine's client logs: the store says what matters of
-/// it.
+/// A filter for the log of the engine's client: the store reports the relevant events.
 pub const CLIENT_LOG: &str = "async_nats=off";
 
-/// How long the engine knows a message that it has stored, by its own clock.
+/// How long the engine deduplicates a stored message, by its own clock.
 const REMEMBERED: Duration = Duration::from_secs(OUTCOME_SECONDS_MIN);
 
-/// How long what tells of a send is kept: longer than a repeat may take.
+/// How long the record of a send is kept: longer than a repeat may take.
 pub(super) const KEPT: Duration = REMEMBERED.saturating_add(Duration::from_secs(60));
 
-/// How long the mark of an ended account is kept. A server that has heard
-/// nothing for half of it reads all accounts again.
+/// How long the record of a deleted account is kept. A server that was disconnected for
+/// half of it reads all accounts again.
 pub(super) const ENDED_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// How long it may take to connect to one node. One that is cut off does not
-/// answer at all, and another may.
+/// The timeout of a connection to one node. An unreachable node never answers, and
+/// another one may.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The longest pause between two tries to connect.
+/// The longest pause between attempts to connect.
 const CONNECT_PAUSE_MAX: Duration = Duration::from_secs(1);
 
-/// How often it is seen whether the connection still works. It is given up when
-/// three in a row are not answered.
+/// The interval of keepalive probes. After three without an answer, the connection is
+/// closed.
 const PING_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Messages that wait for one subscription, at most. More are lost, which
-/// makes whoever waits for them read the streams instead.
+/// Maximum queued messages of one subscription. The client drops further ones, and
+/// receivers then read the streams instead.
 const SUBSCRIPTION_MAX: usize = 16_384;
 
-/// The longest time that the streams take to get their first leaders.
+/// The longest time that new streams may take to elect their first leaders.
 const STREAMS_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The pause between two tries of the first request.
+/// The pause between attempts of the first request.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
-/// What a message has beside its text, headers included, at most.
+/// Maximum size of a message beside its text, including headers.
 const MESSAGE_OVERHEAD: usize = 1024;
 
-/// Streams that are looked at, or made, at the same time.
+/// Maximum streams that are checked or created concurrently.
 const STREAMS_AT_ONCE: usize = 8;
 
 const SHARDS: &str = "hark-shards";
 const LAYOUT: &str = "hark-layout";
 const LAYOUT_VERSION: &str = "1";
-/// Too few nodes for the replicas, or none but one.
+/// Error code: too few nodes are online for the replicas, or clustering is disabled.
 const PEER_OFFLINE: ErrorCode = ErrorCode(10005);
 const PEERS_MISSING: [ErrorCode; 2] = [PEER_OFFLINE, ErrorCode(10074)];
 
-/// Where a cluster is and how to enter it.
+/// The address of a cluster, credentials and limits.
 #[derive(Debug, Clone)]
 pub struct ClusterConfig {
-    /// The addresses of some nodes, and which chat.
+    /// Addresses of some nodes, and the name of the chat.
     pub nodes: Nodes,
-    /// What is shown to the engine.
+    /// Credentials for the engine.
     pub credentials: Credentials,
-    /// Certificates of authorities beside those of the system, in PEM.
+    /// A PEM file with certificate authorities in addition to the system's.
     pub ca: Option<PathBuf>,
-    /// Where nodes are monitored, as `HOST:PORT`: there they say whether they
-    /// sync before they acknowledge.
+    /// Monitoring addresses of the nodes, as `HOST:PORT`. They report whether a node
+    /// syncs before it acknowledges.
     pub monitors: Vec<String>,
-    /// On how many nodes each message is, where the streams are made; `None`
-    /// for three where there are three nodes.
+    /// Replicas of each new stream; `None` for three if the cluster has at least three
+    /// nodes.
     pub replicas: Option<usize>,
-    /// Over how many streams the inboxes are spread, where they are made.
+    /// The number of message streams of a new chat.
     pub shards: u64,
-    /// Bytes of a text, at most.
+    /// Maximum bytes of a text.
     pub text_bytes_max: usize,
-    /// Accounts, at most.
+    /// Maximum number of accounts.
     pub accounts_max: usize,
-    /// Sessions that are open here or remembered, at most.
+    /// Maximum number of sessions that are open or remembered at this server.
     pub sessions_max: usize,
-    /// Messages in an inbox that are not acknowledged, at most.
+    /// Maximum number of unacknowledged messages in an inbox.
     pub queued_messages_max: u64,
-    /// Bytes of their texts, at most.
+    /// Maximum bytes of their texts.
     pub queued_bytes_max: u64,
 }
 
-/// What is shown to the engine.
+/// Credentials for the engine.
 #[derive(Clone, Default)]
 pub enum Credentials {
-    /// Nothing.
+    /// No credentials.
     #[default]
     None,
     /// A user and a password.
     Password(String, Zeroizing<String>),
     /// A token.
     Token(Zeroizing<String>),
-    /// A file with a JWT and its seed, as `nsc` makes it.
+    /// A file with a JWT and its seed, as created by `nsc`.
     File(PathBuf),
 }
 
@@ -122,15 +120,15 @@ impl std::fmt::Debug for Credentials {
     }
 }
 
-/// Why a cluster cannot be used.
+/// The reason why a cluster cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// It is not reached, or does not let us in.
+    /// No node is reachable, or it refuses the client.
     #[error("cannot connect to the cluster at {nodes}: {error}; {}", remedy(error))]
     Connect {
-        /// Which was tried.
+        /// The addresses.
         nodes: String,
-        /// What went wrong.
+        /// The cause.
         error: async_nats::ConnectError,
     },
     /// A file of credentials cannot be read.
@@ -138,10 +136,10 @@ pub enum OpenError {
     Credentials {
         /// The file.
         path: PathBuf,
-        /// What went wrong.
+        /// The cause.
         error: io::Error,
     },
-    /// It is of a version that is known to lose messages, or was never tried.
+    /// A node has a version that loses messages or is untested.
     #[error("the NATS server {node} has version {found}; upgrade it to 2.15.1 or later")]
     Version {
         /// Its name.
@@ -149,7 +147,7 @@ pub enum OpenError {
         /// Its version.
         found: String,
     },
-    /// It stores nothing.
+    /// JetStream is disabled.
     #[error(
         "the NATS server {node} has no JetStream; add `jetstream {{ store_dir: … }}` to its configuration"
     )]
@@ -157,7 +155,7 @@ pub enum OpenError {
         /// Its name.
         node: String,
     },
-    /// It takes smaller messages than the chat.
+    /// A node's limit of messages is too small for the chat's texts.
     #[error(
         "the NATS server {node} takes at most {payload} bytes, and a text may have {texts}; \
              raise its max_payload or lower --max-frame"
@@ -165,41 +163,41 @@ pub enum OpenError {
     Payload {
         /// Its name.
         node: String,
-        /// Bytes of a text.
+        /// Maximum bytes of a text.
         texts: usize,
-        /// Bytes of one of its messages.
+        /// Maximum bytes of a NATS message.
         payload: usize,
     },
-    /// A stream cannot be made, or not be read.
-    #[error("the stream {stream} cannot be had: {reason}")]
+    /// A stream cannot be created or read.
+    #[error("the stream {stream} is unavailable: {reason}")]
     Stream {
         /// Its name.
         stream: String,
-        /// What went wrong, and what to do.
+        /// The cause and the remedy.
         reason: String,
     },
-    /// A stream is there and is not as this version needs it.
+    /// A stream exists with a configuration that this version cannot use.
     #[error(
         "the stream {stream} is not Hark's, or was changed: {field}; choose another chat with --store nats://…/NAME, or set it back"
     )]
     Foreign {
         /// Its name.
         stream: String,
-        /// What differs.
+        /// The field that differs.
         field: String,
     },
 }
 
-/// What a connection is up to: it counts how often it was made.
+/// The state of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Link {
-    /// It works, as far as is known.
+    /// The connection is up.
     pub(super) is_up: bool,
-    /// Goes up whenever something may have been missed.
+    /// The number of interruptions in which messages may have been missed.
     pub(super) gaps: u64,
 }
 
-/// Connects. The link tells from then on how the connection is.
+/// Connects. The returned receiver follows the state of the connection.
 pub(super) async fn connect(config: &ClusterConfig) -> Result<(Client, watch::Receiver<Link>), OpenError> {
     let (link, seen) = watch::channel(Link { is_up: true, gaps: 0 });
     let options = authenticated(&config.credentials)?
@@ -229,16 +227,16 @@ pub(super) async fn connect(config: &ClusterConfig) -> Result<(Client, watch::Re
     Ok((client, seen))
 }
 
-/// None before the first try, then each twice as long as the last.
+/// Returns zero before the first attempt, and then doubles the pause.
 fn connect_pause(tries: usize) -> Duration {
     let doublings = u32::try_from(tries.saturating_sub(1)).unwrap_or(u32::MAX);
     let pause = Duration::from_millis(2_u64.saturating_pow(doublings));
     if doublings == 0 { Duration::ZERO } else { pause.min(CONNECT_PAUSE_MAX) }
 }
 
-/// What to do where the connection fails.
+/// Returns the remedy for a failed connection.
 fn remedy(error: &async_nats::ConnectError) -> &'static str {
-    // What TLS says comes as an error of the socket.
+    // The client reports TLS failures as I/O errors.
     let io = error.source().and_then(|source| source.downcast_ref::<io::Error>());
     let is_tls = io.and_then(io::Error::get_ref).is_some_and(|inner| inner.is::<rustls::Error>());
     match error.kind() {
@@ -270,8 +268,8 @@ fn authenticated(credentials: &Credentials) -> Result<ConnectOptions, OpenError>
 fn note(link: &watch::Sender<Link>, event: &Event) {
     match event {
         Event::Connected => tracing::info!("connected to the cluster"),
-        Event::Disconnected => tracing::warn!("the connection to the cluster is lost; trying again"),
-        Event::SlowConsumer(_) => tracing::warn!("the cluster tells more than can be taken; reading instead"),
+        Event::Disconnected => tracing::warn!("connection to the cluster lost; reconnecting"),
+        Event::SlowConsumer(_) => tracing::warn!("slow consumer of the cluster; reading streams instead"),
         other => tracing::debug!(%other, "the cluster"),
     }
     link.send_modify(|link| match event {
@@ -293,15 +291,14 @@ fn check_node(info: &ServerInfo) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// The numbers of a version; what comes after a hyphen does not count.
+/// Parses the numbers of a version, without a suffix after a hyphen.
 fn version(text: &str) -> [u64; 3] {
     let mut numbers = text.split('-').next().unwrap_or("").split('.').map(|part| part.parse().unwrap_or(0));
     std::array::from_fn(|_| numbers.next().unwrap_or(0))
 }
 
-/// Makes the streams that are missing and checks those that are there. What a
-/// chat was made with holds for good: over how many streams it is spread is
-/// written beside the accounts.
+/// Creates missing streams and checks existing ones. The number of message streams is
+/// fixed when a chat is created; it is stored in the metadata of the account stream.
 pub(super) async fn streams(client: &Client, config: &ClusterConfig) -> Result<Names, OpenError> {
     let mut context = jetstream::new(client.clone());
     context.set_timeout(ATTEMPT);
@@ -321,15 +318,15 @@ pub(super) async fn streams(client: &Client, config: &ClusterConfig) -> Result<N
         chat = config.nodes.chat(),
         replicas = found.num_replicas,
         streams = shards + 2,
-        "the streams are there"
+        "streams ready"
     );
     if found.num_replicas == 1 {
-        tracing::warn!("each message is on one node alone (--replicas 1): it is lost with that node's disk");
+        tracing::warn!("streams have a single replica (--replicas 1): a lost disk loses messages");
     }
     Ok(names)
 }
 
-/// Each node tells its clients of the others.
+/// Each node knows the other nodes of its cluster.
 fn default_replicas(info: &ServerInfo) -> usize {
     let nodes: HashSet<_> = info.connect_urls.iter().collect();
     if info.cluster.is_some() && nodes.len() >= 3 { 3 } else { 1 }
@@ -350,7 +347,7 @@ fn base(name: String, subjects: String, replicas: usize) -> Config {
     }
 }
 
-/// The last message of each subject is all that counts.
+/// Returns the configuration of a stream that keeps the last message of each subject.
 fn table(name: String, subjects: String, replicas: usize) -> Config {
     Config { max_messages_per_subject: 1, discard: DiscardPolicy::Old, ..base(name, subjects, replicas) }
 }
@@ -381,9 +378,8 @@ fn inbox(names: &Names, shard: u64, replicas: usize) -> Config {
     Config { republish, allow_atomic_publish: true, allow_message_ttl: true, ..config }
 }
 
-/// Makes a stream where it is missing, and yields how it is. Tries until it
-/// succeeds, as long as a cluster may take to agree on its leaders: a request
-/// that meets none is never answered.
+/// Creates a stream if it is missing, and returns its configuration. Retries for as long
+/// as a cluster may take to elect leaders: a request without a leader is never answered.
 async fn ensure(context: &Context, wanted: Config) -> Result<Config, OpenError> {
     let stream = wanted.name.clone();
     let deadline = Instant::now() + STREAMS_TIMEOUT;
@@ -391,7 +387,7 @@ async fn ensure(context: &Context, wanted: Config) -> Result<Config, OpenError> 
         match find_or_make(context, &wanted).await {
             Ok(found) => break found,
             Err(NotHad::Lost(reason)) if Instant::now() < deadline => {
-                tracing::debug!(stream, reason, "the stream cannot be had yet");
+                tracing::debug!(stream, reason, "stream not ready");
                 sleep(FIRST_PAUSE).await;
             }
             Err(NotHad::Lost(reason) | NotHad::Refused(reason)) => {
@@ -405,7 +401,7 @@ async fn ensure(context: &Context, wanted: Config) -> Result<Config, OpenError> 
     }
 }
 
-/// Why there is no stream: whether another try may help.
+/// A failed attempt to get a stream, and whether a retry may help.
 enum NotHad {
     Lost(String),
     Refused(String),
@@ -422,15 +418,16 @@ async fn find_or_make(context: &Context, wanted: &Config) -> Result<Config, NotH
             _ => return Err(NotHad::Lost(format!("{error}; is a majority of the nodes up?"))),
         },
     }
-    tracing::debug!(stream = wanted.name, replicas = wanted.num_replicas, "making a stream");
-    // Another server may be doing the same: who comes second gets it as it is.
+    tracing::debug!(stream = wanted.name, replicas = wanted.num_replicas, "creating stream");
+    // Another server may create it concurrently. The second request returns the existing
+    // stream.
     match context.get_or_create_stream(wanted.clone()).await {
         Ok(made) => Ok(made.cached_info().config.clone()),
         Err(error) => Err(match error.kind() {
             CreateStreamErrorKind::TimedOut | CreateStreamErrorKind::Response => {
                 NotHad::Lost(format!("{error}; is a majority of the nodes up?"))
             }
-            // A node that is slow counts as gone for a while.
+            // A slow node counts as offline for a while.
             CreateStreamErrorKind::JetStream(said)
                 if is_passing(&said) || said.error_code() == PEER_OFFLINE =>
             {
@@ -441,7 +438,7 @@ async fn find_or_make(context: &Context, wanted: &Config) -> Result<Config, NotH
     }
 }
 
-/// Whether the cluster only has no leader at the moment.
+/// Returns whether the cluster lacks a leader only temporarily.
 fn is_passing(error: &jetstream::Error) -> bool {
     [ErrorCode::CLUSTER_NOT_AVAILABLE, ErrorCode::CLUSTER_NOT_LEADER].contains(&error.error_code())
 }
@@ -455,8 +452,8 @@ fn advise(error: &CreateStreamError, replicas: usize) -> String {
     }
 }
 
-/// What makes a stream unfit. The number of replicas and limits of the
-/// operator's own are not among it.
+/// Returns the first field that makes a stream unusable. The number of replicas and
+/// additional limits are the operator's choice.
 fn difference(found: &Config, wanted: &Config) -> Option<String> {
     let differs = |is: bool, what: &str| is.then(|| what.to_owned());
     differs(found.subjects != wanted.subjects, "its subjects")
@@ -484,7 +481,7 @@ fn difference(found: &Config, wanted: &Config) -> Option<String> {
         .or_else(|| differs(wanted.allow_message_ttl && !found.allow_message_ttl, "its messages have no TTL"))
 }
 
-/// Tries until it succeeds, as long as new streams may take to be ready.
+/// Retries until the first success, for as long as new streams may take to become ready.
 pub(super) async fn first<T>(attempt: impl AsyncFn() -> Result<T, Lost>) -> Result<T, Lost> {
     let deadline = Instant::now() + STREAMS_TIMEOUT;
     loop {

@@ -1,9 +1,8 @@
-//! Gives space back. A message is dropped once it is acknowledged, and so old
-//! that nobody repeats its send any more: the engine knows a send by its
-//! message, and forgets the one with the other when it starts again.
+//! Deletes acknowledged messages once no client may repeat their sends: after a restart,
+//! the engine deduplicates only by messages that it still stores.
 //!
-//! What is acknowledged here is noted and dropped in time. What was noted at a
-//! server that has ended is found by going through all inboxes now and then.
+//! Acknowledgements at this server are noted and processed in time. An hourly scan of all
+//! inboxes finds those noted at servers that have stopped.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,25 +17,25 @@ use super::engine::Lost;
 use super::setup::KEPT;
 use crate::store::Account;
 
-/// How often it is seen what is due.
+/// The interval at which due notes are processed.
 const ROUND_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How often all inboxes are gone through.
+/// The interval between scans of all inboxes.
 const SEARCH_INTERVAL: Duration = Duration::from_secs(60 * 60);
 
-/// The pause between two inboxes in a search, so that it stays unnoticed.
+/// The pause between two inboxes of a scan, which limits its load.
 const SEARCH_PAUSE: Duration = Duration::from_millis(2);
 
-/// What is to be dropped, and when.
+/// Pending deletions and their times.
 #[derive(Debug, Default)]
 pub(super) struct Sweeper {
-    // A lock, since many tasks note what is acknowledged. It is held for one
-    // note, or for going once through all of them.
+    // A lock, because many tasks add notes. It is held for one note, or for one pass over
+    // all of them.
     notes: Mutex<HashMap<Account, Note>>,
 }
 
-/// What is due for one inbox: what was noted first, and all that came after it,
-/// which is due once the first has been dropped.
+/// The pending deletions of one inbox: the first note, and the latest, which covers all
+/// in between and stays pending after the first has been processed.
 #[derive(Debug)]
 struct Note {
     first: Due,
@@ -46,9 +45,9 @@ struct Note {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Due {
     pub(super) at: Instant,
-    /// All messages below this number.
+    /// Deletes all messages below this sequence.
     pub(super) below: u64,
-    /// With all that is written about the account, which has ended.
+    /// The account has ended: deletes all its records.
     pub(super) whole: bool,
 }
 
@@ -59,14 +58,14 @@ impl Note {
 }
 
 impl Sweeper {
-    /// Everything up to `sequence` is acknowledged.
+    /// Notes that all messages up to `sequence` are acknowledged.
     pub(super) fn acknowledged(&self, account: &Account, sequence: Sequence) {
         if sequence.0 > 0 {
             self.note(account, sequence.0.saturating_add(1), false);
         }
     }
 
-    /// The account has ended.
+    /// Notes that the account has ended.
     pub(super) fn ended(&self, account: &Account) {
         self.note(account, u64::MAX, true);
     }
@@ -81,7 +80,7 @@ impl Sweeper {
         }
     }
 
-    /// Drops what is due, until the store ends.
+    /// Processes due notes until the store closes.
     pub(super) async fn run(shared: Arc<Shared>) {
         let mut search_at = Instant::now() + SEARCH_INTERVAL.mul_f64(rand::random_range(0.1..0.3));
         loop {
@@ -93,8 +92,8 @@ impl Sweeper {
             }
             if Instant::now() >= search_at {
                 match search(&shared).await {
-                    Ok(found) => tracing::debug!(found, "looked for what may be dropped"),
-                    Err(error) => tracing::debug!(%error, "what may be dropped could not be looked for"),
+                    Ok(found) => tracing::debug!(found, "scanned inboxes"),
+                    Err(error) => tracing::debug!(%error, "inbox scan failed"),
                 }
                 search_at = Instant::now() + SEARCH_INTERVAL.mul_f64(rand::random_range(0.8..1.2));
             }
@@ -117,29 +116,29 @@ impl Sweeper {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Account, Note>> {
-        // Nothing panics while the lock is held.
+        // No code panics while it holds the lock.
         self.notes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Drops what is due of one inbox.
+/// Deletes the due messages of one inbox.
 pub(super) async fn drop_messages(shared: &Arc<Shared>, account: &Account, due: Due) -> Result<(), Lost> {
     let (names, engine) = (&shared.names, &shared.engine);
     let mut below = due.below;
     if due.whole {
-        // It may have been made after what is known here.
+        // The account may have been created after the last update.
         shared.refresh(Instant::now()).await?;
         if shared.directory.is_alive(account) {
             return Ok(());
         }
-        // Whoever has not heard of the end still meets it.
+        // The end marker stays for servers that have not learned of the deletion.
         below = shared.end_inbox(account).await.map_err(|_| Lost)?;
         engine.purge(&names.state_stream(), &names.state(account), u64::MAX).await?;
     }
     engine.purge(&names.inbox_stream_of(&account.name), &names.inbox(account), below).await
 }
 
-/// Notes what may be dropped of any inbox.
+/// Notes the deletable messages of all inboxes.
 async fn search(shared: &Shared) -> Result<usize, async_nats::Error> {
     let context = async_nats::jetstream::new(shared.engine.client().clone());
     let mut found = 0;
@@ -160,7 +159,8 @@ async fn search(shared: &Shared) -> Result<usize, async_nats::Error> {
     Ok(found)
 }
 
-/// Notes what is acknowledged in an inbox and still there.
+/// Notes acknowledged messages of an inbox that are still stored. Returns whether there
+/// are any.
 async fn has_acknowledged(shared: &Shared, account: &Account) -> Result<bool, Lost> {
     let (_, state) = shared.state(account).await?;
     let stream = shared.names.inbox_stream_of(&account.name);
@@ -186,7 +186,7 @@ mod tests {
             dropped.extend(sweeper.take_due().into_iter().map(|(_, due)| (minute, due.below)));
             tokio::time::advance(Duration::from_secs(60)).await;
         }
-        // Nothing before its eleven minutes, and everything within twice that.
+        // Nothing is due before 11 minutes, and everything within twice that.
         assert_eq!(dropped, [(12, 2), (23, 13)]);
     }
 

@@ -1,5 +1,5 @@
-//! The contract on a real cluster of three nodes, with each message on one of
-//! them and on all. What kills nodes and cuts links stands in `tests/`.
+//! The store contract on a real cluster of three nodes, with one replica and with three.
+//! Tests that kill nodes or partition the network are in `tests/`.
 
 use std::fs;
 use std::net::TcpListener;
@@ -24,7 +24,7 @@ pub(crate) fn nodes() -> &'static [String] {
     static NODES: OnceLock<Vec<String>> = OnceLock::new();
     NODES.get_or_init(|| {
         let (send, started) = mpsc::channel();
-        // The nodes end with the thread that has started them.
+        // The nodes end with the thread that started them.
         thread::spawn(move || {
             let folder = tempfile::tempdir().unwrap();
             send.send(start(folder.path())).unwrap();
@@ -69,7 +69,7 @@ pub(crate) fn runtime() -> &'static Runtime {
     })
 }
 
-/// A chat of its own on the cluster.
+/// A separate chat on the cluster.
 struct Chat {
     name: String,
     replicas: usize,
@@ -102,7 +102,7 @@ impl Chat {
         loop {
             match self.try_open(limits) {
                 Ok(store) => return store,
-                // The nodes have to find each other first.
+                // The nodes need time to find each other.
                 Err(error @ (OpenError::Connect { .. } | OpenError::Stream { .. }))
                     if Instant::now() < patient_until =>
                 {
@@ -116,7 +116,7 @@ impl Chat {
 
     fn try_open(&self, limits: Limits) -> Result<ClusterStore, OpenError> {
         let config = self.config(limits);
-        // The test's own runtime must not be blocked in.
+        // Blocking is not allowed on the test's own runtime.
         thread::spawn(move || runtime().block_on(ClusterStore::open(config))).join().unwrap()
     }
 }
@@ -137,8 +137,7 @@ mod on_three_nodes {
     contract_suite!(Chat::new(3));
 }
 
-/// What a server owes that has not heard of the end of an account, which another
-/// one was asked for.
+/// Behavior of a server that has not learned of an account's deletion at another server.
 mod ends {
     use std::future::Future;
 
@@ -150,11 +149,10 @@ mod ends {
 
     const NO_SUCH_USER: Result<Outcome, Unavailable> = Ok(Outcome::Refused(Code::NoSuchUser));
 
-    /// How often it is tried to be quicker than what brings the accounts up to
-    /// date every few seconds.
+    /// Attempts to act before the periodic update of the accounts.
     const TRIES: usize = 10;
 
-    /// Two servers of a chat, which both know bob, and have sent to it.
+    /// Two servers of a chat. Both know bob and have sent to him.
     struct Pair {
         one: Arc<ClusterStore>,
         two: Arc<ClusterStore>,
@@ -172,7 +170,7 @@ mod ends {
             Self { one, two, bob }
         }
 
-        /// Who works on bob at the first server.
+        /// Returns a lane for bob at the first server.
         fn lane(&self) -> Lane {
             let (_, jobs) = tokio::sync::mpsc::unbounded_channel();
             Lane::new(Arc::clone(&self.one.shared), name("bob"), jobs)
@@ -187,8 +185,8 @@ mod ends {
         tokio::time::Instant::now() + PATIENCE
     }
 
-    /// Runs a test on pairs until the second server has heard nothing before
-    /// `act` ends; then `check` is what counts.
+    /// Repeats a test on new pairs until the second server learns of nothing before `act`
+    /// returns; then runs `check`.
     fn unheard<A, C>(act: impl Fn(Arc<Pair>) -> A, check: impl Fn(Arc<Pair>) -> C)
     where
         A: Future<Output = ()>,
@@ -262,8 +260,8 @@ mod ends {
         );
     }
 
-    /// It passed while the former account was known to be there, and was taken on
-    /// when that was known to have ended, and not that there is a new one.
+    /// The send skipped the update while the former account was known to exist, and the
+    /// lane took it when the end was known but the new account was not.
     #[test]
     fn that_there_is_no_such_user_is_not_said_by_what_was_known_before_the_send() {
         runtime().block_on(async {
@@ -333,13 +331,13 @@ mod ends {
                 bob = contract::create(&*one, "bob").await;
                 contract::stored(&*two, text("bob", "it is known there")).await;
             }
-            // By itself it looks every two seconds.
+            // The periodic update takes two seconds.
             assert!(began.elapsed() < Duration::from_secs(5), "it took {:?}", began.elapsed());
         });
     }
 }
 
-/// What is published to one stream at the same time.
+/// Concurrent publications to one stream.
 mod together {
     use std::future::Future;
 
@@ -349,7 +347,7 @@ mod together {
     use super::super::engine::{Found, MessageId, random_id};
     use super::*;
 
-    /// A store, and inboxes in one stream of it.
+    /// A store, and inboxes in one of its streams.
     struct Inboxes {
         store: ClusterStore,
         accounts: Vec<Account>,
@@ -364,7 +362,7 @@ mod together {
             Self { store, accounts }
         }
 
-        /// Publishes these, of which the first goes alone, and the others meanwhile.
+        /// Publishes the groups: the first goes alone, and the others meanwhile.
         async fn publish(&self, groups: [(u64, Vec<MessageId>); 4]) -> Vec<Result<Stored, NotStored>> {
             join_all(groups.into_iter().zip(&self.accounts).map(|(group, account)| self.one(account, group)))
                 .await
@@ -380,7 +378,7 @@ mod together {
             self.store.shared.publish_to_inbox(&account.name, group)
         }
 
-        /// The number of the last message of each.
+        /// Returns the sequence of the last message of each inbox.
         async fn lasts(&self) -> Vec<u64> {
             let shared = &self.store.shared;
             let last = |account: &Account| {
@@ -416,7 +414,7 @@ mod together {
             assert_eq!(stored, [new(1), new(2), new(5), new(7)]);
             assert_eq!(inboxes.lasts().await, [1, 2, 5, 7]);
 
-            // One is wrong about what is there: the others are stored.
+            // One group has a wrong condition: the others are stored.
             let [a, b, c, d] = fresh([1, 2, 1, 1]);
             let stored = inboxes.publish([(1, a), (2, b), (4, c), (7, d)]).await;
             assert_eq!(stored[2], Err(NotStored::Moved));
@@ -426,7 +424,7 @@ mod together {
             assert_eq!(lasts, numbers);
             assert!(lasts.iter().all(|last| *last <= 11), "{lasts:?}");
 
-            // One is a repeat.
+            // One group is a duplicate.
             let [a, _, c, d] = fresh([1, 0, 1, 1]);
             let groups = [(lasts[0], a), (lasts[1], repeated), (lasts[2], c), (lasts[3], d)];
             let stored = inboxes.publish(groups).await;

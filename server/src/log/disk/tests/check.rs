@@ -11,7 +11,7 @@ use super::{Home, open};
 use crate::log::contract::{append, block, blocks, read};
 use crate::log::{Block, OpenError, Opener, ReadError};
 
-/// A store with several segments, in which the bytes of some blocks are changed.
+/// Creates a store with several segments, and changes the bytes of some blocks.
 fn damaged_store() -> (Home, Vec<u64>) {
     let mut home = Home::new();
     let mut log = open(&home);
@@ -30,7 +30,7 @@ fn damaged_store() -> (Home, Vec<u64>) {
     (home, changed)
 }
 
-/// Changes a byte of a text wherever it lies.
+/// Changes a byte of a text wherever it occurs.
 fn change(folder: &Path, text: &[u8]) {
     let mut count = 0;
     for entry in fs::read_dir(folder).unwrap() {
@@ -74,7 +74,7 @@ fn check_reports_damaged_blocks_and_changes_nothing() {
     let (count, damaged) = check_store(&home);
     assert_eq!(files(&home.folder.path().join("store/log")), before);
     let damaged: Vec<_> = damaged.iter().map(|damaged| damaged.first).collect();
-    // The last of them lies in inbox 4, the others are in 3, 1, and 3.
+    // The last of them is in inbox 4, the others in 3, 1, and 3.
     let mut expected = changed.clone();
     expected.sort_by_key(|number| (number % 5, *number));
     assert_eq!(damaged, expected);
@@ -95,14 +95,14 @@ fn repair_replaces_damaged_blocks() {
         let numbers = changed.iter().filter(|number| *number % 5 == inbox);
         let mut gaps: Vec<_> = numbers.map(|number| gap(*number)).collect();
         if inbox == 2 {
-            // There is nothing in its place.
+            // The gap replaces no block.
             gaps.push(Block { inbox, ..gap(2500) });
         }
         repair.replace(inbox, gaps).unwrap();
     }
     repair.close().unwrap();
     assert_eq!(check_store(&home).1, []);
-    // Twice, so that what was written anew is sealed, too.
+    // Twice, so that rewritten blocks are sealed as well.
     for _ in 0..2 {
         let log = open(&home);
         for inbox in 0..5 {

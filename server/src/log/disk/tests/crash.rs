@@ -9,7 +9,7 @@ use crate::log::OpenError;
 
 const SEGMENT_BYTES: u64 = 20 << 10;
 
-/// What had returned when so many operations had been done.
+/// The frames that had returned after a number of operations.
 #[derive(Debug, Clone, Copy)]
 struct Mark {
     operations: usize,
@@ -39,7 +39,7 @@ fn record(seed: u64, steps: usize) -> (Run, SimOpener, Vec<Mark>) {
     (run, opener, marks)
 }
 
-/// Opens what a crash left; then kills that open, too, and opens again.
+/// Opens the remains of a crash; then kills that open, too, and opens again.
 fn check_crash(
     run: &Run,
     opener: &SimOpener,
@@ -56,7 +56,7 @@ fn check_crash(
     let at = below(random, left.storage.operation_count() as u64 + 1) as usize;
     let again = left.on(left.storage.crash(at, unsynced, random));
     run.reopen(&again, least).unwrap();
-    // All that was served once is there again.
+    // All data that was served once is there again.
     let at = left.storage.operation_count();
     let again = left.on(left.storage.crash(at, Unsynced::Lost, random));
     run.reopen(&again, frame).unwrap();

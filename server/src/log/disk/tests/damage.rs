@@ -9,7 +9,7 @@ use crate::log::{OpenError, Opener as _, ReadError};
 
 const SEGMENT_BYTES: u64 = 20 << 10;
 
-/// What a damaged log says.
+/// The result of opening a damaged log.
 #[derive(Debug, PartialEq, Eq)]
 enum Outcome {
     /// It holds everything.
@@ -18,7 +18,7 @@ enum Outcome {
     Torn,
     /// It cannot be opened.
     Refused,
-    /// A block cannot be read, and everything else can.
+    /// A block cannot be read, but all others can.
     Unreadable,
 }
 
@@ -60,11 +60,11 @@ fn outcome(run: &Run, opener: &SimOpener) -> Outcome {
     }
 }
 
-/// Makes a log with several segments. Returns where its last frame lies.
+/// Creates a log with several segments. Returns the location of its last frame.
 fn make(seed: u64) -> (Run, SimOpener, String, std::ops::Range<usize>) {
     let mut random = random(seed);
     let opener = SimOpener::new(SEGMENT_BYTES);
-    // A frame that was not synced by itself may be torn, too.
+    // A frame without a sync of its own may be torn as well.
     let mut run = Run::new();
     run.is_mixed = false;
     let mut log = run.reopen(&opener, 0).unwrap().0;
@@ -87,7 +87,7 @@ fn make(seed: u64) -> (Run, SimOpener, String, std::ops::Range<usize>) {
     (run, opener, segment.slot.name.clone(), last)
 }
 
-/// Opens a copy that was changed.
+/// Opens a modified copy.
 fn check_change(run: &Run, opener: &SimOpener, change: impl FnOnce(&SimStorage)) -> Outcome {
     let changed = opener.on(opener.storage.copy());
     change(&changed.storage);

@@ -1,4 +1,4 @@
-//! Operations that fail, and a full disk.
+//! Failing operations, and a full disk.
 
 use super::super::maintenance::Runner;
 use super::model::{Run, SimOpener};
@@ -10,8 +10,8 @@ const SEGMENT_BYTES: u64 = 20 << 10;
 const LARGER_BYTES: u64 = 64 << 10;
 const STEPS: usize = 60;
 
-/// Runs on with a fault at one operation; what was durable is there after it, and
-/// after a crash that loses everything that was not synced.
+/// Runs with a fault at one operation. Durable data must survive it, and a crash that
+/// loses all unsynced data.
 ///
 /// Returns whether the fault was reached.
 fn fail_at(attempt: usize, fault: Fault, seed: u64) -> bool {

@@ -1,4 +1,4 @@
-//! A small ledger over the log, and the model that says what the log has to hold.
+//! A small ledger over the log, and a model of the log's content.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -91,7 +91,7 @@ impl Ledger {
     }
 }
 
-/// A run of a ledger over a log: what was appended, and what each frame meant.
+/// A run of a ledger over a log: the appended frames, and the state after each.
 #[derive(Debug, Default)]
 pub(super) struct Run {
     /// The state behind each frame, from none on.
@@ -109,7 +109,7 @@ pub(super) struct Run {
     pub(super) is_mixed: bool,
 }
 
-/// A step that has not been taken.
+/// The reason why a step failed.
 type Failure = AppendError;
 
 impl Run {
@@ -127,7 +127,7 @@ impl Run {
         self.states.last().unwrap()
     }
 
-    /// Forgets the frames behind a number: they were lost, as they may be.
+    /// Forgets the frames after a number, which were legitimately lost.
     pub(super) fn truncate(&mut self, frame: u64) {
         self.states.truncate(frame as usize + 1);
         self.blocks.retain(|(of, _)| *of <= frame);
@@ -240,8 +240,8 @@ impl Run {
         blocks.map(|(_, block)| block.clone()).collect()
     }
 
-    /// Opens the log and compares it with the model. Returns it with the number of
-    /// its last frame, which is between `least` and the last that was attempted.
+    /// Opens the log and compares it with the model. Returns it with the number of its
+    /// last frame, between `least` and the last attempted one.
     pub(super) fn reopen(&self, opener: &SimOpener, least: u64) -> Result<(Box<DiskLog>, u64), OpenError> {
         let mut ledger = Ledger::default();
         let mut log = opener.open_disk(&mut |records| {
@@ -264,7 +264,7 @@ impl Run {
             assert_eq!(read(&*reader, inbox, 0)?, expected, "inbox {inbox} behind frame {frame}");
             live += expected.iter().map(|block| block.payload.len() as u64).sum::<u64>();
         }
-        // Runs that are released in part count whole.
+        // Partly released runs count in full.
         assert!(log.usage().live_bytes >= live);
         Ok(())
     }

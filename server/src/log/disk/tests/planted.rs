@@ -1,4 +1,4 @@
-//! Planted mistakes, each of which a test of the suite finds.
+//! Planted bugs, each found by a test of the suite.
 
 use std::ops::ControlFlow;
 
@@ -14,7 +14,7 @@ use crate::log::{Block, Durability, Log};
 
 const SEGMENT_BYTES: u64 = 20 << 10;
 
-/// Checks that a test passes, and that it fails with a mistake.
+/// Checks that a test passes, and that it fails with a planted bug.
 #[track_caller]
 fn check_finds(bug: Bug, test: impl Fn() + std::panic::RefUnwindSafe) {
     assert!(!fails_with(None, &test), "the test fails without {bug:?}");
@@ -40,7 +40,8 @@ fn forged(salt: Salt) -> Bytes {
     shifted.collect::<Vec<_>>().into()
 }
 
-/// A torn frame with a forged one in it is a torn end, and no damage.
+/// Checks that a torn frame with a forged one inside counts as a torn end and not as
+/// damage.
 fn torn_frame_with_forged_text() {
     let opener = SimOpener::new(SEGMENT_BYTES);
     let mut log = open(&opener);
@@ -98,7 +99,7 @@ fn slow_reader() {
         })
         .unwrap();
     assert_eq!(numbers, (0..10).map(|half| 2 * half + 1).collect::<Vec<_>>());
-    // Once the reader is gone, the segment is used again.
+    // When the reader is gone, the segment is reused.
     drive(&mut *log);
     assert!(log.usage().file_bytes < 12 * SEGMENT_BYTES);
 }
@@ -115,8 +116,8 @@ fn drive(log: &mut dyn Log) {
     }
 }
 
-/// A frame whose sync failed is in the cache and not on the disk; once it was served,
-/// a crash does not lose it.
+/// Checks that a frame that was served after a failed sync, and so existed only in the
+/// page cache, survives a crash.
 fn failed_sync() {
     let opener = SimOpener::new(SEGMENT_BYTES);
     let mut log = open(&opener);
@@ -156,7 +157,7 @@ fn trusted_cache_is_found() {
 #[test]
 fn segment_recycled_early_is_found_by_kills() {
     let kill = |seed| move || crash::kill_everywhere(seed, 250, 9);
-    // The first one has found it so far; a change of the log may need another run.
+    // The first seed finds it so far; a change of the log may need another.
     let finds = |seed: &u64| fails_with(Some(Bug::RecycledEarly), kill(*seed));
     let seed = [4, 1, 2, 3, 5].into_iter().find(finds).expect("no run finds it");
     assert!(!fails_with(None, kill(seed)), "run {seed} fails without the mistake");

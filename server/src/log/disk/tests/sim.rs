@@ -1,5 +1,5 @@
-//! A storage in memory that records every operation, fails chosen ones, and gives
-//! back what a crash at any of them could have left.
+//! A storage in memory that records every operation, fails chosen ones, and returns the
+//! possible results of a crash at any of them.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -11,7 +11,7 @@ use rand::{Rng as _, RngExt as _};
 
 use super::super::file::{Storage, StorageFile};
 
-/// What a disk writes as a whole.
+/// The unit of atomic disk writes.
 const SECTOR: usize = 512;
 
 type Inode = usize;
@@ -26,11 +26,11 @@ pub(super) enum Operation {
     Write(Inode, u64, Vec<u8>),
     Allocate(Inode, u64),
     Sync(Inode),
-    /// The system has marked the pages clean without having written them.
+    /// The system has marked the pages clean without writing them.
     FailedSync(Inode),
 }
 
-/// How an operation fails.
+/// The kind of a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fault {
     /// Nothing happens, and an error is returned.
@@ -41,14 +41,14 @@ pub(super) enum Fault {
     Full,
 }
 
-/// What a crash leaves of the operations that were not synced.
+/// The part of the unsynced operations that survives a crash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Unsynced {
-    /// All of them: the process was killed, the machine was not.
+    /// All of them: only the process was killed.
     Kept,
     /// None.
     Lost,
-    /// Each sector is kept or not, in no order.
+    /// A random subset of the sectors.
     Torn,
 }
 

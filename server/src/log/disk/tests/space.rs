@@ -1,4 +1,4 @@
-//! The space that a log takes: copies under load, and files that fail.
+//! The space of a log: copies under load, and files that fail.
 
 use super::super::file::Storage as _;
 use super::super::segment::Slot;
@@ -10,7 +10,7 @@ use crate::log::{AppendError, Block, Durability, Log, ReadError};
 
 const SEGMENT_BYTES: u64 = 128 << 10;
 
-/// Appends a large block that is read at once and a small one that stays, and a
+/// Appends a large block that is released at once and a small one that stays, and a
 /// checkpoint when one is due.
 fn load(log: &mut dyn Log, number: u64) {
     let mut large = block(1, number, number);
@@ -205,7 +205,7 @@ fn records_take_the_last_blank_files() {
     let opener = SimOpener::new(SEGMENT_BYTES);
     let mut log = open(&opener);
     (1..60).for_each(|number| append(&mut *log, frame(1, number)));
-    // Others fill the disk.
+    // Other programs fill the disk.
     opener.storage.set_capacity(Some(0));
     let mut bytes = 0;
     while !log.is_full() {
@@ -215,7 +215,7 @@ fn records_take_the_last_blank_files() {
     // One file, since the log was not filling before.
     assert!(bytes > SEGMENT_BYTES, "{bytes}");
     log.release(1, u64::MAX);
-    // What reclaims space fits still.
+    // An append that reclaims space still fits.
     append(&mut *log, part("state", true, true));
     append(&mut *log, records(""));
     assert!(!log.is_full());

@@ -1,5 +1,5 @@
-//! Making, changing and ending the account of a name. Each change carries a
-//! mark, by which a try whose answer was lost is known again.
+//! Creation, changes and deletion of the account of a name. Each change carries a mark
+//! that identifies it if its answer is lost.
 
 use tokio::time::Instant;
 
@@ -29,7 +29,8 @@ impl Lane {
                         (false, true) => Err(Unavailable),
                     };
                 }
-                // Who has ended it may have failed before it ended the inbox.
+                // The server that deleted it may have failed before it wrote the end
+                // marker.
                 Some(AccountRecord { is: Existence::Ended(incarnation), .. }) => {
                     let former = Account { name: self.name.clone(), incarnation };
                     self.end_inbox(&former, deadline).await?;
@@ -95,27 +96,27 @@ impl Lane {
         if has_ended {
             self.shared.tell(account, Told::Ended).await;
         }
-        // Whoever deletes itself gets the answer before the end.
+        // A client that deletes its own account is answered before its connection ends.
         completer.complete(deleted);
         if has_ended {
             self.ended(account).await;
         }
     }
 
-    /// All of it but the telling.
+    /// Deletes the account without notifying its connections.
     pub(in super::super) async fn try_delete(
         &mut self,
         account: &Account,
         deadline: Instant,
     ) -> Result<bool, Unavailable> {
         let deleted = self.end_account(account, deadline).await?;
-        // Before it is answered: from then on a server that has not heard of it
-        // must meet it.
+        // The marker is written before the answer: from then on, it refuses the sends of
+        // servers that have not learned of the deletion.
         self.end_inbox(account, deadline).await?;
         Ok(deleted)
     }
 
-    /// The first half of it. Whether the account was there.
+    /// Writes the record of the deletion. Returns whether the account existed.
     pub(in super::super) async fn end_account(
         &mut self,
         account: &Account,
@@ -145,7 +146,7 @@ impl Lane {
         }
     }
 
-    /// See [`Shared::end_inbox`](super::super::Shared::end_inbox).
+    /// Retries [`Shared::end_inbox`](super::super::Shared::end_inbox) until the deadline.
     async fn end_inbox(&mut self, account: &Account, deadline: Instant) -> Result<(), Unavailable> {
         while self.shared.end_inbox(account).await.is_err() {
             self.pause(deadline).await?;
@@ -153,7 +154,7 @@ impl Lane {
         Ok(())
     }
 
-    /// What the cluster has about this name, and the number of that message.
+    /// Reads the account record of this name and its sequence.
     async fn account_record(
         &mut self,
         deadline: Instant,
@@ -164,7 +165,7 @@ impl Lane {
                 Ok(None) => return Ok((0, None)),
                 Ok(Some(found)) => {
                     let record = AccountRecord::decode(&found.payload).map_err(|error| {
-                        tracing::error!(%error, name = %self.name, "the account cannot be read");
+                        tracing::error!(%error, name = %self.name, "unreadable account record");
                         Unavailable
                     })?;
                     return Ok((found.sequence, Some(record)));
@@ -185,7 +186,7 @@ impl Lane {
         stored.map(|stored| stored.sequence)
     }
 
-    /// Another try, or none where the time is over.
+    /// Pauses before a retry, and fails after the deadline.
     async fn tried(
         &mut self,
         error: NotStored,
@@ -196,8 +197,8 @@ impl Lane {
         self.pause(deadline).await
     }
 }
-/// What a change comes to that was refused, where an earlier try may have been
-/// carried out.
+/// Returns the result of a refused change: unknown if an earlier attempt may have
+/// succeeded.
 fn undecided_if<T>(tried: bool, refused: T) -> Result<T, Unavailable> {
     if tried { Err(Unavailable) } else { Ok(refused) }
 }

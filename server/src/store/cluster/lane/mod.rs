@@ -1,18 +1,17 @@
-//! What is done with one name, in order: a task that owns what this server
-//! knows of the account and its inbox, as long as there is something to do.
+//! A lane: a task that executes the operations on one name in order. It owns the cached
+//! state of the account and its inbox, and ends after an idle time.
 //!
-//! At most one publication of a name is under way, so nothing overtakes: what
-//! comes meanwhile waits and goes as one atomic batch. Each publication is on
-//! the condition that the last message of the inbox is the one that is known
-//! here; whoever loses a race against another server looks again. So the sums
-//! in each message are exact, and with them the quota and the count of what is
-//! queued, and a publication that was given up can do no harm later.
+//! At most one publication of a name is in flight, so messages keep their order; later
+//! ones collect in the next atomic batch. Each publication is conditional on the last
+//! message known here. A lane that loses a race against another server reads the inbox
+//! again. So the sums in each message are exact, and with them quotas and queue counts,
+//! and an abandoned publication can do no harm later.
 //!
-//! The same condition lets a send begin before it is known whether the account
-//! has ended at another server: an end is written into the inbox before a delete
-//! is answered, so whoever has not heard of it loses the race against it, and
-//! looks again. That there is no such account is only said when this is known of
-//! a moment after the send was asked for.
+//! The condition also lets a send start before it is known whether another server has
+//! deleted the account. The end marker is in the inbox before a delete is answered, so a
+//! server that has not learned of the deletion loses the race and reads again. A send is
+//! refused with `no-such-user` only after an update of the accounts that began after the
+//! request.
 
 mod accounts;
 mod receiving;
@@ -34,20 +33,20 @@ use crate::store::{
     Unavailable,
 };
 
-/// How long something is tried before it ends as unavailable.
+/// The deadline of an operation, after which it ends as unavailable.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
-/// How long an idle lane stays, for what it knows.
+/// How long an idle lane keeps its cache.
 const IDLE: Duration = Duration::from_secs(10);
 
-/// How long acknowledgements wait for company before they are written.
+/// The linger of acknowledgements before they are persisted.
 const ACKS_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The pauses between two tries.
+/// The bounds of the backoff between attempts.
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_millis(500);
 
-/// Something to do for a name.
+/// An operation on a name.
 #[derive(Debug)]
 pub(super) enum Command {
     Create(Option<PasswordHash>, Completer<Created>),
@@ -64,20 +63,20 @@ pub(super) enum Command {
         takes_over: bool,
         completer: Completer<Option<Subscription>>,
     },
-    /// Something was acknowledged: see [`super::Cursors`].
+    /// A new acknowledgement: see [`super::Cursors`].
     Acknowledged(Account),
-    /// Whoever received has gone.
+    /// The receiver has disconnected.
     Released(Account),
-    /// Another server wants to receive, and waits for a reply at this subject.
+    /// Another server asks to receive, and awaits a reply at this subject.
     Yield(Account, String),
     /// The account has ended.
     Ended(Account),
 }
 
 impl Command {
-    /// Decides that it is unknown what becomes of it.
+    /// Answers that the outcome is unknown.
     pub(super) fn refuse(self) {
-        // What else is dropped is unavailable by that.
+        // Dropping any other command answers with `Unavailable`.
         if let Self::Append(append, completer) = self {
             if append.send_id.is_some() {
                 append.fence.close();
@@ -87,8 +86,7 @@ impl Command {
     }
 }
 
-/// A command, and until when it may be tried: [`PATIENCE`] from when it was
-/// asked for.
+/// A command and its deadline, [`PATIENCE`] after the request.
 #[derive(Debug)]
 pub(super) struct Job {
     pub(super) command: Command,
@@ -110,12 +108,12 @@ impl Job {
 #[derive(Debug, Clone, Copy)]
 struct Tail {
     incarnation: u64,
-    /// Its number, 0 for none, and the sums up to there.
+    /// Its sequence, 0 for none. `position` has the sums up to it.
     last: u64,
     position: Position,
 }
 
-/// The state of an inbox as it is written, and the number of that message.
+/// The state record of an inbox and its sequence.
 #[derive(Debug, Clone, Copy)]
 struct Written {
     incarnation: u64,
@@ -127,14 +125,14 @@ pub(super) struct Lane {
     shared: Arc<Shared>,
     name: UserName,
     jobs: mpsc::UnboundedReceiver<Job>,
-    /// A job that was taken and not begun.
+    /// A job taken from the queue but not started.
     next: Option<Job>,
     tail: Option<Tail>,
     written: Option<Written>,
     reception: Option<Reception>,
-    /// Who received here until now, and has not been told that it does no more.
+    /// The previous receiver here, which has yet to learn of its takeover.
     former: Option<Publisher>,
-    /// When acknowledgements are to be written, for the account of this number.
+    /// When to persist the acknowledgements of this account.
     save: Option<(Instant, Account)>,
     pause: Duration,
 }
@@ -155,8 +153,7 @@ impl Lane {
         }
     }
 
-    /// Works until there has been nothing to do for a while, or the store
-    /// closes.
+    /// Runs until the lane has been idle for a while, or the store closes.
     pub(super) async fn run(mut self) {
         while let Some(job) = self.next_job().await {
             self.carry_out(job).await;
@@ -172,7 +169,7 @@ impl Lane {
             return Some(job);
         }
         loop {
-            // Where there is no such account nothing is known, and nothing stays.
+            // A lane without a cache, for example of an unknown name, ends at once.
             let stays = if self.tail.is_some() || self.written.is_some() { IDLE } else { Duration::ZERO };
             let idle_at = Instant::now() + stays;
             let wake_at = self.save.as_ref().map_or(idle_at, |(at, _)| *at);
@@ -200,8 +197,8 @@ impl Lane {
             Command::Delete(account, completer) => self.delete(&account, completer, deadline).await,
             Command::Receive { account, takes_over, completer } => {
                 completer.complete(self.receive(&account, takes_over, deadline).await);
-                // Not before, since the connection may be the same: by now it
-                // has replaced what has ended.
+                // The order matters if both belong to one connection: it has installed
+                // the new subscription before the old one ends.
                 if let Some(former) = self.former.take() {
                     former.end(End::TakenOver);
                 }
@@ -222,7 +219,7 @@ impl Lane {
         }
     }
 
-    /// Writes what is acknowledged, or tries again later.
+    /// Persists the acknowledgements, or schedules a retry.
     async fn save(&mut self, account: &Account) {
         self.save.take_if(|(_, of)| of == account);
         if self.try_save(account).await.is_err() {
@@ -233,7 +230,7 @@ impl Lane {
     async fn save_until(&mut self, account: &Account, deadline: Instant) {
         while self.try_save(account).await.is_err() {
             if self.pause(deadline).await.is_err() {
-                tracing::warn!(name = %self.name, "what was acknowledged lately may come again");
+                tracing::warn!(name = %self.name, "acknowledgements not persisted; messages may be delivered again");
                 return;
             }
         }
@@ -253,7 +250,7 @@ impl Lane {
         Ok(())
     }
 
-    /// The state as it is written, from the leader where it is not known.
+    /// Returns the state record, read from the leader unless it is cached.
     async fn written(&mut self, account: &Account) -> Result<Written, NotStored> {
         if let Some(written) = self.written.filter(|written| written.incarnation == account.incarnation) {
             return Ok(written);
@@ -276,7 +273,7 @@ impl Lane {
     }
 }
 
-/// Waiting.
+/// Backoff.
 impl Lane {
     async fn pause(&mut self, deadline: Instant) -> Result<(), Unavailable> {
         if Instant::now() >= deadline {
@@ -286,14 +283,14 @@ impl Lane {
         Ok(())
     }
 
-    /// Each pause is longer than the last, until something succeeds.
+    /// Doubles the pause until an operation succeeds.
     async fn pause_once(&mut self) {
         sleep(self.pause).await;
         self.pause = (self.pause * 2).min(PAUSE_MAX);
     }
 }
 
-/// Returns the later of two places in an inbox.
+/// Returns the later of two positions in an inbox.
 pub(super) fn latest(one: Position, other: Position) -> Position {
     if one.sequence >= other.sequence { one } else { other }
 }

@@ -1,4 +1,4 @@
-//! Who receives for a name at this server, and how that begins and ends.
+//! The receiver of a name at this server: takeover, release and end.
 
 use std::sync::Arc;
 
@@ -49,16 +49,15 @@ impl Lane {
         if !is_here && self.is_elsewhere(account, takes_over).await? {
             return Ok(None);
         }
-        // Whoever received at another server has written what was acknowledged. Where
-        // that is not what is known here, the claim is not written.
+        // A former receiver at another server has persisted its acknowledgements. If the
+        // cached record is stale, the conditional write of the claim fails.
         let written = self.written(account).await?;
         let cursor = latest(self.shared.cursors.of(account), written.state.cursor);
         let claim = State { cursor, reception: rand::random() };
         self.write_state(account, written, claim).await?;
         let claimed = self.written(account).await?.revision;
         let subscription = self.shared.subscribe(account).await.map_err(|Lost| NotStored::Lost)?;
-        // What is read from here on comes after the subscription, which no event
-        // from then on passes by.
+        // A read from here on comes after the subscription, which misses no later event.
         self.tail = None;
         let shared = Arc::clone(&self.shared);
         let state = async { shared.state(account).await.map_err(|Lost| NotStored::Lost) };
@@ -77,14 +76,15 @@ impl Lane {
         Ok(Some(receiver))
     }
 
-    /// Whether somebody receives at another server, and goes on to.
+    /// Returns whether another server keeps its receiver. If `takes_over`, asks that
+    /// server to yield.
     async fn is_elsewhere(&self, account: &Account, takes_over: bool) -> Result<bool, NotStored> {
         let told = if takes_over { Told::Yield } else { Told::Probe };
         let subject = self.shared.names.tell(account, told);
         match self.shared.engine.ask(&subject, Bytes::new()).await {
             Ok(None) => Ok(false),
             Ok(Some(_)) => Ok(!takes_over),
-            // It will see the claim once it can.
+            // An unreachable receiver sees the claim when it reconnects.
             Err(Lost) if takes_over => Ok(false),
             Err(Lost) => Err(NotStored::Lost),
         }
@@ -123,8 +123,7 @@ impl Lane {
         self.reception.as_ref().is_some_and(|reception| reception.account() == account)
     }
 
-    /// Ends the reception here, if there is one, and waits until the cluster
-    /// has been told.
+    /// Ends the receiver here, if any, and waits until its task has unsubscribed.
     pub(super) async fn let_go(&mut self, end: Option<End>) {
         if let Some(reception) = self.reception.take() {
             if let Some(end) = end {

@@ -1,4 +1,4 @@
-//! Storing and refusing the messages to a name.
+//! Stores and refuses messages to a name.
 
 use bytes::Bytes;
 use hark_protocol::{Code, Sequence};
@@ -12,16 +12,16 @@ use crate::store::cluster::record::{END, Letter, Told, decode_message, decode_re
 use crate::store::cluster::setup::KEPT;
 use crate::store::{Account, AccountEntry, Append, Completer, Outcome, Position, SendId, Unavailable};
 
-/// Bytes of text in one batch, at most, but at least one message.
+/// Maximum bytes of text in one batch, which has at least one message.
 const BATCH_BYTES_MAX: usize = 512 * 1024;
 
-/// A message that is to be stored.
+/// A message to be stored.
 struct Item {
     append: Append,
     completer: Completer<Outcome>,
     deadline: Instant,
     id: MessageId,
-    /// It was published, and may be stored.
+    /// It was published with an unknown outcome.
     tried: bool,
 }
 
@@ -38,7 +38,8 @@ impl Lane {
             }
             match self.store(&mut items, one_by_one).await {
                 Ok(()) if was_lost => {
-                    // The one who told of it may have failed before it did.
+                    // The notification of a message with a lost answer may be lost as
+                    // well.
                     if let Some(entry) = self.shared.directory.account(&self.name) {
                         self.shared.tell(&entry.account, Told::Stored).await;
                     }
@@ -49,7 +50,7 @@ impl Lane {
                 Err(error) => {
                     self.tail = None;
                     was_lost |= error == NotStored::Lost;
-                    // What a full engine does not take as a batch it may take alone.
+                    // A busy engine may accept single messages.
                     one_by_one |= error == NotStored::Busy;
                     self.pause_once().await;
                 }
@@ -57,7 +58,7 @@ impl Lane {
         }
     }
 
-    /// Takes along what waits behind it, as far as it fits into one batch.
+    /// Adds waiting appends as far as they fit into one batch.
     fn gather(&mut self, items: &mut Vec<Item>) {
         let mut bytes: usize = items.iter().map(|item| item.append.text.len()).sum();
         while items.len() < BATCH_MESSAGES_MAX && bytes < BATCH_BYTES_MAX && self.next.is_none() {
@@ -72,8 +73,8 @@ impl Lane {
         }
     }
 
-    /// Decides those that were tried for too long, and those whose connection
-    /// stores nothing more.
+    /// Completes items past their deadline, and those of fenced connections, as
+    /// unavailable.
     fn without_hopeless(&self, items: Vec<Item>) -> Vec<Item> {
         let now = Instant::now();
         let (hopeless, rest): (Vec<_>, Vec<_>) =
@@ -84,8 +85,8 @@ impl Lane {
         rest
     }
 
-    /// Decides as many of the items as it can: those to be refused, and either
-    /// all the others or the first of them.
+    /// Completes as many items as it can: refusals, and either all other items or the
+    /// first of them.
     async fn store(&mut self, items: &mut Vec<Item>, one_by_one: bool) -> Result<(), NotStored> {
         let Some(entry) = self.recipient(items).await? else {
             return self.refuse_all(items, Code::NoSuchUser).await;
@@ -116,8 +117,8 @@ impl Lane {
         self.publish(items, &account, expected, messages, position).await
     }
 
-    /// The account of this name: that there is none only by what the cluster had
-    /// after the last of the items was asked for.
+    /// Returns the account of this name. Returns `None` only after an update of the
+    /// accounts that began after the last item was requested.
     async fn recipient(&self, items: &[Item]) -> Result<Option<AccountEntry>, NotStored> {
         let found = self.shared.directory.account(&self.name);
         let asked_at = items.iter().map(|item| item.deadline - PATIENCE).max();
@@ -151,12 +152,12 @@ impl Lane {
         self.pause = PAUSE_MIN;
         self.tail = (!duplicate).then_some(Tail { incarnation: account.incarnation, last, position });
         if duplicate {
-            // Only said of one that is alone.
+            // A duplicate is reported only for a single message.
             let outcome = self.outcome_at(last).await?;
             items.drain(..count).for_each(|item| self.decide(item, Ok(outcome)));
             return Ok(());
         }
-        // The messages of a group have numbers that follow each other.
+        // The sequences of a group are consecutive.
         let first = (last + 1).saturating_sub(count as u64);
         for (sequence, item) in (first..).zip(items.drain(..count)) {
             self.decide(item, Ok(Outcome::Stored(Sequence(sequence))));
@@ -176,7 +177,7 @@ impl Lane {
         .encode()
     }
 
-    /// What speaks against it, unless it was decided before.
+    /// Returns the code with which the item must be refused, if any.
     fn objection(&self, item: &Item, cursor: Position, after: Position) -> Option<Code> {
         let append = &item.append;
         if append.refusal.is_some() {
@@ -197,9 +198,9 @@ impl Lane {
         Ok(())
     }
 
-    /// Refuses the item at this place, unless it was decided before. The refusal
-    /// is stored where another try, at whatever server, would have to be: under
-    /// its id. So none of them is stored any more, behind what was sent later.
+    /// Refuses the item at this index, unless it already has an outcome. The refusal is
+    /// stored under the send's id, so that a later attempt at any server finds it, and
+    /// cannot store the message behind later ones.
     async fn refuse(&mut self, items: &mut Vec<Item>, at: usize, code: Code) -> Result<(), NotStored> {
         let Some(item) = items.get(at) else { return Ok(()) };
         let mut outcome = Outcome::Refused(code);
@@ -215,7 +216,7 @@ impl Lane {
         Ok(())
     }
 
-    /// How the send was decided that the message of this number tells of.
+    /// Returns the outcome recorded by the message with this sequence.
     async fn outcome_at(&self, sequence: u64) -> Result<Outcome, NotStored> {
         let stream = self.shared.names.inbox_stream_of(&self.name);
         let found = self.shared.engine.message(&stream, sequence).await.map_err(|Lost| NotStored::Lost)?;
@@ -224,7 +225,7 @@ impl Lane {
             return Ok(Outcome::Stored(Sequence(sequence)));
         }
         decode_refusal(&found.payload).map(Outcome::Refused).map_err(|error| {
-            tracing::error!(%error, name = %self.name, sequence, "a refusal cannot be read");
+            tracing::error!(%error, name = %self.name, sequence, "unreadable refusal record");
             NotStored::Busy
         })
     }
@@ -234,14 +235,14 @@ impl Lane {
         if outcome.is_err() && append.send_id.is_some() {
             append.fence.close();
         }
-        // First whoever sent it, then whoever waits for it.
+        // The sender is answered before its repeats.
         completer.complete(outcome);
         if let Some(id) = &append.send_id {
             self.shared.sends.decided(id, outcome);
         }
     }
 
-    /// The last message of the inbox, from the leader where it is not known.
+    /// Returns the last message of the inbox, read from the leader unless it is cached.
     pub(super) async fn tail(&mut self, account: &Account) -> Result<Tail, NotStored> {
         if let Some(tail) = self.tail.filter(|tail| tail.incarnation == account.incarnation) {
             return Ok(tail);
@@ -254,13 +255,14 @@ impl Lane {
             Some(Found { payload, .. }) if payload == END => return Err(self.learn_of_end(account).await),
             Some(Found { sequence, payload, .. }) => {
                 let message = decode_message(sequence, payload).map_err(|error| {
-                    tracing::error!(%error, name = %self.name, sequence, "a message cannot be read");
+                    tracing::error!(%error, name = %self.name, sequence, "unreadable message");
                     NotStored::Busy
                 })?;
                 Tail { incarnation, last: sequence, position: message.position }
             }
             None => {
-                // All that there was is acknowledged and gone: the sums go on from there.
+                // All messages were acknowledged and deleted: the sums continue from the
+                // cursor.
                 self.written = None;
                 Tail { incarnation, last: 0, position: self.written(account).await?.state.cursor }
             }
@@ -269,8 +271,8 @@ impl Lane {
         Ok(tail)
     }
 
-    /// The account has ended, which is written before its end is written into
-    /// the inbox: so it is known from here on.
+    /// Updates the accounts after an end marker was found. The account's record is
+    /// written before the marker, so the update includes it.
     async fn learn_of_end(&self, account: &Account) -> NotStored {
         match self.shared.refresh(Instant::now()).await {
             Ok(()) if !self.shared.directory.is_alive(account) => NotStored::Moved,
@@ -279,7 +281,8 @@ impl Lane {
         }
     }
 
-    /// What is acknowledged, as exactly as it matters for these items.
+    /// Returns the cursor, read again if the cached one would exceed the limits for these
+    /// items.
     async fn cursor_for(
         &mut self,
         account: &Account,
@@ -298,7 +301,7 @@ impl Lane {
         if self.shared.config.holds(known, after) {
             return Ok(known);
         }
-        // The reader may be at another server.
+        // The receiver may be at another server.
         self.written = None;
         Ok(latest(here, self.written(account).await?.state.cursor))
     }
@@ -315,7 +318,7 @@ impl Item {
     }
 }
 
-/// The same for every try of a send, at every server.
+/// Returns the id of a send, the same for every attempt at every server.
 fn session_id(id: &SendId) -> MessageId {
     format!("s.{}.{}", id.session.as_str(), id.id.value())
 }
