@@ -162,7 +162,7 @@ fn prompt_and_outcomes_are_shown() {
     screen.enter("sned", "unknown command \"sned\"; try help");
     screen.enter("disconnect", "you are logged out");
     screen.enter("delete user2", "user2 was deleted");
-    screen.enter("help", "leave a message for a user");
+    screen.enter("help", "send a message to a user");
     screen.at_prompt("quit\r");
     assert_eq!(screen.end(), 0);
 }
@@ -468,6 +468,8 @@ fn chat_does_not_reconnect_after_takeover() {
     screen.enter("connect amy", "you are connected as amy");
     server.chat.leave(None, "amy", "1");
     screen.wait_for("(anonymous): 1");
+    // The message comes again at the takeover unless it is acknowledged.
+    screen.wait_until("the acknowledgement", |_| server.chat.queued("amy") == 0);
     let listening = other.hark(["listen", "amy", "--count", "1"]).spawn().unwrap();
     screen.wait_for("* another connection now receives the messages of amy");
     server.chat.leave(None, "amy", "2");
