@@ -30,7 +30,7 @@ pub(super) struct Chain {
 #[derive(Debug)]
 pub(super) enum Taken {
     /// It is the current claim from here on.
-    Claimed(Claim),
+    Claimed,
     /// It is the next commit of the current claim.
     Committed(Frame),
     /// The owner gave the shard up.
@@ -79,7 +79,7 @@ impl Chain {
                 }
                 let claim = Claim { sequence: self.last, id: claim.id };
                 *self = Self { last: self.last, claim: Some(claim), commit: 0, checksum };
-                Taken::Claimed(claim)
+                Taken::Claimed
             }
             Content::Frame(frame)
                 if self.is_beginning() && frame.checkpoint.is_some_and(|part| part.is_first) =>
@@ -117,11 +117,6 @@ impl Chain {
     /// Advances over the entry that [`Self::next`] returned, which is stored.
     pub(super) fn advance(&mut self, encoded: &Bytes) {
         (self.last, self.commit, self.checksum) = (self.last + 1, self.commit + 1, checksum(encoded));
-    }
-
-    /// Returns the checksum of the last entry that counts.
-    pub(super) const fn checksum(&self) -> u64 {
-        self.checksum
     }
 
     /// Returns whether the message that is taken is the first one of a purged stream.

@@ -80,7 +80,7 @@ impl StreamReplay {
     /// [`ReplayError::Malformed`]
     pub(super) fn take(&mut self, message: &Bytes) -> Result<(), ReplayError> {
         match self.chain.take(message) {
-            Taken::Claimed(_) => (self.begun, self.claims) = (None, self.claims + 1),
+            Taken::Claimed => (self.begun, self.claims) = (None, self.claims + 1),
             Taken::Committed(frame) => self.frame(frame)?,
             Taken::Released | Taken::Skipped => {}
             Taken::Unknown => return Err(ReplayError::Malformed(self.chain.last())),

@@ -14,7 +14,7 @@ use rand::rngs::SmallRng;
 use super::judge::Judge;
 use crate::cluster::ConnectionId;
 use crate::cluster::message::Answer;
-use crate::store::{Account, End, Message, Outcome, PasswordHash, SendId};
+use crate::store::{Account, Created, End, Message, Outcome, PasswordHash, SendId};
 
 /// How long a client waits for an answer before it takes another connection.
 const PATIENCE: Duration = Duration::from_secs(6);
@@ -502,7 +502,7 @@ impl Creator {
 
     fn handle(&mut self, push: Push) {
         match push {
-            Push::Answer(request, Answered::Answer(Answer::Created(_))) => {
+            Push::Answer(request, Answered::Answer(Answer::Created(Created::Created | Created::Exists))) => {
                 self.created.insert(request);
             }
             Push::Closed => self.link = None,
