@@ -263,7 +263,7 @@ fn tls_nodes_are_trusted_by_named_authority() {
 
 #[test]
 fn secret_in_the_address_is_refused() {
-    check_refused(at("hark:secret@127.0.0.1"), &["no secret in the address", "--nats-user"]);
+    check_refused(at("hark:secret@127.0.0.1"), &["must not contain a user or a secret", "--nats-user"]);
 }
 
 #[test]

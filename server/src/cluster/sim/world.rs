@@ -458,7 +458,8 @@ impl World {
     }
 
     /// Checks that the owners agree with their streams, and that exactly the
-    /// unacknowledged messages are live. Returns whether each shard has an owner.
+    /// unacknowledged messages are live. Returns whether each shard has an owner that
+    /// knows all receptions.
     fn check_streams(&self) -> bool {
         let mut receptions = 0;
         for (shard, stream) in self.streams.iter().enumerate() {
@@ -484,7 +485,7 @@ impl World {
                 assert_eq!(replayed.chain, owner.chain);
             }
         }
-        assert_eq!(receptions, READERS.len(), "receptions");
-        true
+        // Receptions may be on their way to a new owner.
+        receptions == READERS.len()
     }
 }
