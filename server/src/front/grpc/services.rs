@@ -72,7 +72,6 @@ fn service_of(path: &str) -> Option<&str> {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use std::task::{Context, Poll};
 
