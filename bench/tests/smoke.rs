@@ -46,8 +46,7 @@ fn check_all(figures: &[Value], round: &str, check: impl Fn(&Value) -> bool) {
 
 #[test]
 fn online_compares_messages_and_writes_a_report() {
-    let arguments =
-        ["online", "--seconds=1", "--warm-up=0.05", "--rounds=1", "--shape=2x3x16", "--rate=200"];
+    let arguments = ["online", "--seconds=1", "--warm-up=0.05", "--rounds=1", "--shape=2x3x16", "--rate=200"];
     let (figures, page) = measured(&arguments);
     let is_whole = |figures: &Value| {
         figures["compared"].as_f64() > Some(0.0) && figures["lost"] == 0.0 && figures["repeated"] == 0.0
