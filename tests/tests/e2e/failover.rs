@@ -121,10 +121,17 @@ fn moving_store_is_read_once_in_order(transport: Transport) {
     // order of servers.
     let mut other_order = addresses;
     other_order.reverse();
-    let mut last =
-        command(transport, &list(&other_order), folder.path()).stdin(Stdio::piped()).spawn().unwrap();
-    last.stdin.take().unwrap().write_all(b"connect bob\n").unwrap();
-    assert_eq!(fine(&ended(last)), "ok 0\n");
+    let connect = || {
+        let command = &mut command(transport, &list(&other_order), folder.path());
+        let mut hark = command.stdin(Stdio::piped()).spawn().unwrap();
+        hark.stdin.take().unwrap().write_all(b"connect bob\n").unwrap();
+        fine(&ended(hark))
+    };
+    // Acknowledgements that are lost with their connection cost a redelivery, which
+    // is dropped by number and acknowledged.
+    if connect() != "ok 0\n" {
+        assert_eq!(connect(), "ok 0\n");
+    }
     assert_eq!(folder.path().join("hark/taken").read_dir().unwrap().count(), 1);
 }
 
@@ -193,7 +200,8 @@ fn chat_shows_the_current_server(transport: Transport) {
     chat.enter("create bob", "bob was created");
     chat.enter("connect bob", "no messages are waiting");
     present.kill();
-    chat.wait_for(&format!("* no connection to {first}: "));
+    // The next server may have refused before the loss of the first is shown.
+    chat.wait_for("* no connection to ");
     chat.wait_for_prompt(&format!("bob@{:width$}> ", "(offline)", width = first.to_string().len()));
     let _present = server(second, &store);
     chat.wait_for(&format!("* connected to {second}"));
