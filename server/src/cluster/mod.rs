@@ -17,6 +17,9 @@
 //! | `flow`, `message` | numbered flows between servers and owners |
 //! | `link` | a server's end of its flows to one shard |
 //! | `member` | a server: its seats and links |
+//! | `listing` | names: the sorted ones of a shard, and the merged pages of all shards |
+//! | `send_order` | sends of a session, in order over all shards |
+//! | `sessions` | announcements of opened sessions |
 //! | `assignment` | shards of names, and servers of shards |
 
 mod append;
@@ -30,12 +33,15 @@ mod entry;
 mod flow;
 mod identity;
 mod link;
+mod listing;
 mod member;
 mod message;
 mod owner;
 mod reception;
 mod replay;
 mod seat;
+mod send_order;
+mod sessions;
 #[cfg(test)]
 mod sim;
 mod snapshot;
@@ -46,6 +52,7 @@ mod timing;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use hark_protocol::SessionToken;
 
 use self::message::{Message, Reply};
 use crate::ledger::Limits;
@@ -155,6 +162,26 @@ pub(crate) enum LogReply {
     },
 }
 
+/// The storage of a replica of a stream, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Storage {
+    /// The free part.
+    pub(crate) free: u64,
+    /// All of it.
+    pub(crate) total: u64,
+}
+
+impl Storage {
+    /// Returns whether it has too little free space for messages.
+    const fn is_low(self) -> bool {
+        self.free < STORAGE_FREE_MIN || self.free < self.total / STORAGE_FREE_DIVISOR
+    }
+}
+
+/// The free space, in bytes and as a fraction of the total, below which sends are refused.
+const STORAGE_FREE_MIN: u64 = 1 << 30;
+const STORAGE_FREE_DIVISOR: u64 = 10;
+
 /// An action of a server; actions are performed in order.
 #[derive(Debug)]
 pub(crate) enum Action {
@@ -177,6 +204,9 @@ pub(crate) enum Action {
     EndIdentity(ConnectionId),
     /// Close a connection without reading more from it.
     Close(ConnectionId),
+    /// Close the connection that holds a session, if there is one: the session was opened
+    /// at another server.
+    CloseSession(SessionToken),
     /// Close every connection, including unaccepted ones, without reading more from them,
     /// before the next action.
     CloseAll,

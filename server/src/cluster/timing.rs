@@ -52,12 +52,22 @@ pub(super) const OPEN_RETRY: Duration = Duration::from_secs(1);
 /// shard remembers.
 pub(super) const FRESH_MAX: Duration = Duration::from_secs(30);
 
+/// The wait before the opening of a session is announced again; it doubles each time, until
+/// it exceeds twice the longest silence of a flow.
+pub(super) const ANNOUNCE_AGAIN_AFTER: Duration = Duration::from_secs(2);
+
+/// Maximum sessions in one announcement.
+pub(super) const ANNOUNCED_MAX: usize = 2048;
+
 /// The number of refusals after which a claim is made unconditionally.
 pub(super) const CLAIM_REFUSALS_MAX: u32 = 3;
 
 /// Maximum bytes of a packet with several items. A longer item is sent alone: like its
 /// frame, it fits into a message of the network.
 pub(super) const PACKET_BYTES_MAX: u64 = 400 << 10;
+
+/// Maximum names in one answer of a shard.
+pub(super) const NAMES_MAX: u32 = 1024;
 
 /// Bytes of block copies in one frame; the last block may exceed it.
 pub(super) const COPY_BYTES_MAX: usize = 256 << 10;
