@@ -55,16 +55,16 @@ impl Blocks {
         }
     }
 
-    /// Returns the oldest blocks of entries before `sequence`: about `bytes_max`, but at
+    /// Returns the oldest blocks of entries before `sequence`: at most `bytes_max`, but at
     /// least one if there is any.
     pub(super) fn oldest_before(&self, sequence: u64, bytes_max: usize) -> Vec<Block> {
         let mut bytes = 0;
         let places = self.by_sequence.iter().take_while(|(at, ..)| *at < sequence);
         let blocks = places.filter_map(|(_, inbox, first)| self.by_inbox.get(inbox)?.get(first));
         let taken = blocks.take_while(|kept| {
-            let is_taken = bytes < bytes_max;
+            let is_first = bytes == 0;
             bytes += kept.block.payload.len();
-            is_taken
+            is_first || bytes <= bytes_max
         });
         taken.map(|kept| kept.block.clone()).collect()
     }

@@ -7,7 +7,7 @@ use super::flow::{Flow, FlowId};
 use super::identity::Parked;
 use super::message::{Answer, Command, Event, Generation, Request, Subscribed};
 use super::owner::Owner;
-use super::{Action, Now};
+use super::{Action, Now, timing};
 use crate::ledger::Context;
 use crate::shard::readers::read_page;
 use crate::store::{Account, End, Page, Position, ReadLimit};
@@ -66,7 +66,9 @@ impl Owner {
                 Err(_) => return,
             },
             Request::Subscribe { account, takes_over } => {
-                self.subscribe(flow, &account, takes_over, released)
+                let (answer, former) = self.subscribe(flow, &account, takes_over, released);
+                released.events.push((flow, Event::Answer(id, answer)));
+                return released.take_over(account.incarnation, former);
             }
             Request::Resubscribe { account, generation, delivered, acknowledged } => {
                 ledger.acknowledge(&account, acknowledged, changes);
@@ -99,10 +101,11 @@ impl Owner {
             return self.identities.park(Parked { account, flow, command });
         }
         let existed = self.ledger.delete(&account, &mut self.changes);
+        // A server is answered before it is notified.
+        released.events.push((flow, Event::Answer(id, Answer::Flag(existed))));
         if let Some((flow, generation)) = self.receptions.remove(account.incarnation) {
             released.events.push((flow, Event::Ended(account.incarnation, generation, End::Deleted)));
         }
-        released.events.push((flow, Event::Answer(id, Answer::Flag(existed))));
     }
 
     fn subscribe(
@@ -110,21 +113,20 @@ impl Owner {
         flow: FlowId,
         account: &Account,
         takes_over: bool,
-        released: &mut Released,
-    ) -> Answer {
+        released: &Released,
+    ) -> (Answer, Option<(FlowId, Generation)>) {
         let inbox = account.incarnation;
         if !takes_over && !self.receptions.is_free(inbox) {
-            return Answer::Subscribed(None);
+            return (Answer::Subscribed(None), None);
         }
         let place = released.events.len() as u32;
         let generation = Generation { sequence: self.chain.last() + 1, place };
         let Some(subscription) = self.ledger.subscribe(account, &mut self.changes) else {
-            return Answer::Subscribed(None);
+            return (Answer::Subscribed(None), None);
         };
         let (queued, cursor) = (subscription.queued(), subscription.cursor());
         let former = self.receptions.admit(inbox, generation, flow, subscription);
-        released.take_over(inbox, former);
-        Answer::Subscribed(Some(Subscribed { generation, queued, cursor }))
+        (Answer::Subscribed(Some(Subscribed { generation, queued, cursor })), former)
     }
 
     fn resubscribe(
@@ -182,6 +184,10 @@ impl Owner {
             return Answer::Page(Page { complete: true, ..Page::default() });
         };
         let from = after.sequence.max(cursor.sequence);
+        let limit = ReadLimit {
+            messages: limit.messages.min(timing::PAGE_MESSAGES_MAX),
+            bytes: limit.bytes.min(timing::PAGE_BYTES_MAX),
+        };
         match read_page(&self.blocks, account.incarnation, from, limit) {
             Ok(mut page) => {
                 if cursor.sequence > after.sequence {

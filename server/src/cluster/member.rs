@@ -63,19 +63,49 @@ impl Member {
         }
     }
 
-    /// Submits a request of a connection to a shard. The answer is an [`Action::Answer`],
-    /// unless the request has none.
+    /// Submits a request of a connection to a shard, to be sent by [`Self::flush`]. The
+    /// answer is an [`Action::Answer`], unless the request has none.
     pub(crate) fn submit(
         &mut self,
         shard: ShardId,
         (connection, request): (ConnectionId, u64),
         content: Request,
         now: Now,
-        out: &mut Vec<Action>,
     ) {
         if let Some(shard) = self.shards.get_mut(shard as usize) {
-            shard.link.submit(connection, request, content, now, out);
+            shard.link.submit(connection, request, content, now);
         }
+    }
+
+    /// Sends the submitted requests.
+    pub(crate) fn flush(&mut self, now: Now, out: &mut Vec<Action>) {
+        self.shards.iter_mut().for_each(|shard| shard.link.flush(now, out));
+    }
+
+    /// Ends a reception of a connection, at the next [`Self::flush`].
+    pub(crate) fn unsubscribe(&mut self, account: &Account, connection: ConnectionId, now: Now) {
+        let shard = self.shard_of(&account.name) as usize;
+        if let Some(shard) = self.shards.get_mut(shard) {
+            shard.link.unsubscribe(account.incarnation, connection, now);
+        }
+    }
+
+    /// Ends the registration of an account, at the next [`Self::flush`].
+    pub(crate) fn unregister(&mut self, account: &Account, now: Now) {
+        let shard = self.shard_of(&account.name) as usize;
+        if let Some(shard) = self.shards.get_mut(shard) {
+            shard.link.unregister(account.incarnation, now);
+        }
+    }
+
+    /// Returns whether there is a flow to the owner of each shard.
+    pub(crate) fn is_in_touch(&self, now: Now) -> bool {
+        self.shards.iter().all(|shard| shard.link.is_open(now))
+    }
+
+    /// Returns whether this server owns no shard.
+    pub(crate) fn owns_nothing(&self) -> bool {
+        self.shards.iter().all(|shard| shard.seat.owner().is_none())
     }
 
     /// Handles the end of a connection.

@@ -151,6 +151,7 @@ impl Servers {
                 Reply::Unavailable => format!("{connection} unavailable"),
                 Reply::Subscribed(_) => format!("{connection} not subscribed"),
             },
+            Action::Publish(publisher, event) => return publisher.publish(event),
             Action::EndIdentity(connection) => format!("{connection} ends"),
             Action::Close(connection) => format!("{connection} closes"),
             Action::CloseAll => "all close".to_owned(),
@@ -172,7 +173,10 @@ impl Servers {
     fn submit(&mut self, host: usize, connection: ConnectionId, request: Request) {
         self.requests += 1;
         let id = self.requests;
-        self.act(host, |member, now, out| member.submit(0, (connection, id), request, now, out));
+        self.act(host, |member, now, out| {
+            member.submit(0, (connection, id), request, now);
+            member.flush(now, out);
+        });
     }
 
     /// Takes the events of a server.

@@ -187,6 +187,7 @@ impl Host {
                 Action::Send(server, message) => out.push(Output::Send(server, message)),
                 Action::Broadcast(message) => out.push(Output::Broadcast(message)),
                 Action::Answer { connection, request, reply } => self.answer(connection, request, reply, out),
+                Action::Publish(publisher, event) => publisher.publish(event),
                 Action::EndIdentity(connection) => {
                     if let Some(connection) = self.connections.get_mut(&connection) {
                         connection.identity = None;
@@ -260,7 +261,8 @@ impl Host {
         }
         let mut actions = Vec::new();
         if let Some((shard, content)) = submitted {
-            member.submit(shard, (id, request), content, now, &mut actions);
+            member.submit(shard, (id, request), content, now);
+            member.flush(now, &mut actions);
         }
         self.perform(actions, now, 0, &mut out);
         self.drive(now, &mut out);
@@ -338,8 +340,9 @@ impl Host {
         for (id, request, content) in reads {
             let Request::Read { account, .. } = &content else { continue };
             let shard = member.shard_of(&account.name);
-            member.submit(shard, (id, request), content, now, &mut actions);
+            member.submit(shard, (id, request), content, now);
         }
+        member.flush(now, &mut actions);
         self.perform(actions, now, 0, out);
     }
 }
