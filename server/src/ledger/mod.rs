@@ -53,8 +53,6 @@ pub(crate) use self::block::{Content, Gap, decode, measure};
 pub(crate) use self::bytes::Malformed;
 pub(crate) use self::changes::{AccountChange, Changes, SubscriptionEnd};
 pub(crate) use self::checkpoint::Checkpoint;
-#[cfg(feature = "cluster")]
-pub(crate) use self::dedup::DedupTable;
 pub(crate) use self::dedup::Known;
 pub(crate) use self::import::Imported;
 #[cfg(any(test, feature = "cluster"))]

@@ -65,7 +65,7 @@ pub struct Events {
 }
 
 /// Calls a function when it is dropped.
-pub struct OnDrop(Box<dyn Fn() + Send + Sync>);
+struct OnDrop(Box<dyn Fn() + Send + Sync>);
 
 /// The store's side. Clones publish to the same subscription.
 #[derive(Debug, Clone)]

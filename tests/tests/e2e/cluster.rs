@@ -357,7 +357,7 @@ async fn pipelined_sends_keep_order_across_leader_changes() {
     const COUNT: u32 = 1000;
     let mut nats = Nats::start();
     let location = StoreLocation::on(&nats);
-    let stream = format!("{}-inbox-0", location.chat());
+    let stream = format!("{}-shard-0", location.chat());
     let [one, two] = [(); 2].map(|()| Harkd::builder().store(location.clone()).start());
     Wire::connect(one.address()).await.create("bob").await;
     for round in rounds(1) {

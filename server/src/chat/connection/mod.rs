@@ -402,12 +402,18 @@ impl ClientConnection {
         Poll::Ready((id, reply))
     }
 
+    /// Returns its fence, which is open at first.
+    fn fence(&mut self) -> &Fence {
+        let epoch = self.shutdown.epoch();
+        self.fence.get_or_insert_with(|| Fence::new(epoch))
+    }
+
     /// Closes the fence after an undecided send of a session, so that no later send
     /// overtakes its repeat.
     fn fence_off(&mut self) {
         if self.send_session.is_some() {
             self.is_undecided = true;
-            self.fence.get_or_insert_default().close();
+            self.fence().close();
             self.end();
         }
     }

@@ -52,6 +52,9 @@ pub(super) struct Channels {
     pub(super) received: mpsc::UnboundedReceiver<Operation>,
     pub(super) shared: Arc<Shared>,
     pub(super) epochs: watch::Sender<u64>,
+    /// There has been a flow to the owner of each shard. Until then there are no client
+    /// connections.
+    pub(super) is_ready: watch::Sender<bool>,
     /// The connection to the cluster is up.
     pub(super) is_up: watch::Receiver<bool>,
 }
@@ -135,16 +138,18 @@ impl Driver {
         }
     }
 
-    /// Runs until the store is closed. `is_ready` becomes true when each shard has an owner.
-    pub(super) async fn run(mut self, is_ready: watch::Sender<bool>) {
+    /// Runs until the store is closed or dropped.
+    pub(super) async fn run(mut self) {
         let mut operations = Vec::new();
         let mut tick_at = self.begun;
         loop {
             let wake_at = self.acks_since.map_or(tick_at, |since| tick_at.min(since + ACKS_LINGER));
             tokio::select! {
                 count = self.channels.received.recv_many(&mut operations, BATCH_MAX) => {
-                    // The driver is cancelled with its store, so the channel is open.
-                    debug_assert!(count > 0);
+                    if count == 0 {
+                        // The store was dropped.
+                        return;
+                    }
                 }
                 message = self.network.next() => self.local.push_back(message),
                 Some((shard, reply)) = self.log.next(), if !self.log.is_empty() => {
@@ -160,7 +165,6 @@ impl Driver {
             if Instant::now() >= tick_at {
                 tick_at = Instant::now() + TICK;
                 self.tick(now);
-                is_ready.send_if_modified(|is_ready| !std::mem::replace(is_ready, *is_ready || self.is_in_touch()));
             }
             if self.acks_since.is_some_and(|since| since.elapsed() >= ACKS_LINGER) {
                 self.flush_acks(now);
@@ -176,10 +180,6 @@ impl Driver {
         Now { running: self.begun.elapsed(), wall: SystemTime::now() }
     }
 
-    fn is_in_touch(&self) -> bool {
-        self.channels.shared.is_in_touch.load(Ordering::Acquire)
-    }
-
     fn tick(&mut self, now: Now) {
         self.member.tick(now, &mut self.actions);
         for quiet in self.senders.sweep(now.running) {
@@ -188,6 +188,7 @@ impl Driver {
         self.sessions.sweep(now.running);
         let is_in_touch = *self.channels.is_up.borrow() && self.member.is_in_touch(now);
         self.channels.shared.is_in_touch.store(is_in_touch, Ordering::Release);
+        self.channels.is_ready.send_if_modified(|is_ready| is_in_touch && !std::mem::replace(is_ready, true));
     }
 
     /// Passes an operation to the state machine.
@@ -488,7 +489,9 @@ impl Driver {
 
     /// Fails all requests, and begins an epoch: the server closes all client connections.
     fn close_all(&mut self, now: Now) {
-        self.channels.epochs.send_modify(|epoch| *epoch += 1);
+        if *self.channels.is_ready.borrow() {
+            self.channels.epochs.send_modify(|epoch| *epoch += 1);
+        }
         let failed = std::mem::take(&mut self.requests);
         failed.into_values().for_each(|(_, completion)| self.fail(completion, now));
         let held = self.senders.take_held();

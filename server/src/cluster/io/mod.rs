@@ -85,17 +85,18 @@ impl ClusterStore {
         let (epochs, epoch) = watch::channel(0);
         let stop = CancellationToken::new();
         let shard_config = Config::new(config.limits(streams.len()));
+        let (is_ready, ready) = watch::channel(false);
         let channels = driver::Channels {
             operations: operations.downgrade(),
             received,
             shared: Arc::clone(&shared),
             epochs,
+            is_ready,
             is_up,
         };
         let driver = Driver::new(shard_config, config.sessions_max, streams, network, channels);
-        let (is_ready, ready) = watch::channel(false);
         // Ends with the store.
-        tokio::spawn(stop.clone().run_until_cancelled_owned(driver.run(is_ready)));
+        tokio::spawn(stop.clone().run_until_cancelled_owned(driver.run()));
         let store = Self { operations, shared, epoch, _stop: stop.drop_guard() };
         setup::until_ready(ready).await?;
         Ok(store)

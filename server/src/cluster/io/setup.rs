@@ -337,7 +337,7 @@ pub(super) async fn streams(client: &Client, config: &ClusterConfig) -> Result<V
 async fn refuse_former_layout(context: &Context, chat: &str) -> Result<(), OpenError> {
     let stream = format!("{chat}-accounts");
     let found = once_ready(&stream, async || match context.get_stream(&stream).await {
-        Ok(_) => Ok(true),
+        Ok(found) => Ok(found.cached_info().config.metadata.contains_key(LAYOUT)),
         Err(error) => absent(&error).map(|()| false),
     });
     if found.await? { Err(OpenError::FormerLayout { stream }) } else { Ok(()) }
