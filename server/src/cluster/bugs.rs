@@ -25,6 +25,12 @@ pub(super) enum Bug {
     NoGenerations,
     /// An account is deleted before other servers have ended its connections.
     DeleteBeforeConfirmed,
+    /// A merged page of names extends beyond the incomplete page of a shard.
+    ListPastIncomplete,
+    /// The sends of a session to several shards are in flight at the same time.
+    SendsOvertake,
+    /// The opening of a session is announced once.
+    AnnouncedOnce,
 }
 
 /// Returns whether the test on this thread has planted the bug.

@@ -103,7 +103,8 @@ variants! {
         1 => Heartbeat(shard, claim),
         2 => Released(shard, claim),
         3 => Up(shard, flow, up),
-        4 => Down(shard, flow, down)
+        4 => Down(shard, flow, down),
+        5 => Sessions(server, sessions)
     }
     Up { 1 => Open, 2 => Packet(packet), 3 => End }
     Down { 1 => Opened(clock), 2 => Packet(packet, clock), 3 => End }
@@ -119,7 +120,8 @@ variants! {
         9 => Resubscribe { account, generation, delivered, acknowledged },
         10 => Unsubscribe(account, generation),
         11 => Read { account, after, limit },
-        12 => Acknowledge(account, position)
+        12 => Acknowledge(account, position),
+        13 => Names { after, limit }
     }
     Event {
         1 => Answer(id, answer),
@@ -136,7 +138,8 @@ variants! {
         5 => Subscribed(subscribed),
         6 => Resubscribed(outcome),
         7 => Page(page),
-        8 => Unavailable
+        8 => Unavailable,
+        9 => Names { names, is_complete }
     }
     Created { 1 => Created, 2 => Exists, 3 => TooMany }
     End { 1 => TakenOver, 2 => Deleted }
@@ -466,6 +469,8 @@ mod tests {
                 limit: ReadLimit { messages: usize::MAX, bytes: 3 },
             },
             Request::Acknowledge(account(), position(8)),
+            Request::Names { after: Some(name), limit: 7 },
+            Request::Names { after: None, limit: 7 },
         ]
     }
 
@@ -487,6 +492,7 @@ mod tests {
             Answer::Resubscribed(Ok(true)),
             Answer::Resubscribed(Err(End::Deleted)),
             Answer::Page(page),
+            Answer::Names { names: vec!["x".parse().unwrap(), "y".parse().unwrap()], is_complete: true },
             Answer::Unavailable,
         ];
         let others = [
@@ -516,6 +522,7 @@ mod tests {
             Message::Down(3, flow, Down::Opened(clock)),
             Message::Down(3, flow, Down::End),
             Message::Down(3, flow, Down::Packet(down, clock)),
+            Message::Sessions(ServerId(4), vec!["s".parse().unwrap()]),
         ]
     }
 
@@ -540,7 +547,7 @@ mod tests {
     proptest! {
         #[test]
         fn changed_bytes_never_panic(
-            which in 0..8_usize,
+            which in 0..9_usize,
             changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
         ) {
             let mut bytes = encode(&messages()[which]).to_vec();

@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use hark_protocol::UserName;
+
 use super::flow::{Flow, FlowId};
 use super::identity::Parked;
 use super::message::{Answer, Command, Event, Generation, Request, Subscribed};
@@ -17,6 +19,7 @@ use crate::store::{Account, End, Page, Position, ReadLimit};
 pub(super) struct Released {
     events: Vec<(FlowId, Event)>,
     reads: Vec<Read>,
+    lists: Vec<List>,
 }
 
 #[derive(Debug)]
@@ -28,10 +31,18 @@ struct Read {
     limit: ReadLimit,
 }
 
+#[derive(Debug)]
+struct List {
+    flow: FlowId,
+    id: u64,
+    after: Option<UserName>,
+    limit: u32,
+}
+
 impl Released {
     /// Returns whether there are no results.
     pub(super) const fn is_empty(&self) -> bool {
-        self.events.is_empty() && self.reads.is_empty()
+        self.events.is_empty() && self.reads.is_empty() && self.lists.is_empty()
     }
 }
 
@@ -52,6 +63,7 @@ impl Owner {
             }
             Request::Delete(account) => return self.delete(flow, id, account, now, released),
             Request::LookUp(name) => Answer::Account(ledger.account(&name)),
+            Request::Names { after, limit } => return released.lists.push(List { flow, id, after, limit }),
             Request::Register(account) => {
                 let is_alive = ledger.positions(&account).is_some();
                 if !is_alive || self.identities.register(&account, flow.server) {
@@ -159,10 +171,14 @@ impl Owner {
         let mut push = |flow: FlowId, event| {
             to.entry((flow.server.0, flow.number)).or_insert_with(|| (flow, Vec::new())).1.push(event);
         };
-        let Released { events, reads } = released;
+        let Released { events, reads, lists } = released;
         events.into_iter().for_each(|(flow, event)| push(flow, event));
         for Read { flow, id, account, after, limit } in reads {
             push(flow, Event::Answer(id, self.page(&account, after, limit)));
+        }
+        self.names.change(self.changes.effects.accounts.drain(..));
+        for List { flow, id, after, limit } in lists {
+            push(flow, Event::Answer(id, self.names.page(after.as_ref(), limit)));
         }
         for delivery in self.changes.effects.deliveries.drain(..) {
             let Some(flow) = self.receptions.flow(delivery.inbox) else { continue };

@@ -1,18 +1,25 @@
 //! [`Member`]: one server of the cluster, with a seat in and a link to each shard.
 
-use hark_protocol::UserName;
+use hark_protocol::{SessionToken, UserName};
 
 use super::assignment;
 use super::link::Link;
-use super::message::{Message, Request};
+use super::listing::Listings;
+use super::message::{Answer, Message, Reply, Request};
 use super::seat::Seat;
-use super::{Action, Config, ConnectionId, LogReply, Now, ServerId, ShardId};
+use super::send_order::{SendOrder, SendTo};
+use super::sessions::Sessions;
+use super::{Action, Config, ConnectionId, LogReply, Now, ServerId, ShardId, Storage, timing};
 use crate::store::Account;
 
 /// One server of the cluster.
 #[derive(Debug)]
 pub(crate) struct Member {
+    server: ServerId,
     shards: Vec<Shard>,
+    send_order: SendOrder,
+    listings: Listings,
+    sessions: Sessions,
 }
 
 #[derive(Debug)]
@@ -28,7 +35,13 @@ impl Member {
             let rank = assignment::rank(shard, server, servers.iter().copied());
             Shard { seat: Seat::new(shard, server, config, rank), link: Link::new(shard, server, config) }
         };
-        Self { shards: (0..shards).map(shard).collect() }
+        Self {
+            server,
+            shards: (0..shards).map(shard).collect(),
+            send_order: SendOrder::default(),
+            listings: Listings::default(),
+            sessions: Sessions::default(),
+        }
     }
 
     /// Returns the shard of a name.
@@ -41,7 +54,10 @@ impl Member {
         let (Message::Heartbeat(shard, _)
         | Message::Released(shard, _)
         | Message::Up(shard, ..)
-        | Message::Down(shard, ..)) = message;
+        | Message::Down(shard, ..)) = message
+        else {
+            return self.handle_announcement(message, out);
+        };
         let Some(Shard { seat, link }) = self.shards.get_mut(shard as usize) else { return };
         let before = out.len();
         match message {
@@ -52,8 +68,17 @@ impl Member {
             Message::Released(_, claim) => seat.handle_released(claim),
             Message::Up(_, id, up) => seat.handle_up(id, up, now, out),
             Message::Down(_, id, down) => link.handle_down(id, down, now, out),
+            Message::Sessions(..) => {}
         }
-        self.obey(before, out);
+        self.obey(before, now, out);
+    }
+
+    fn handle_announcement(&self, message: Message, out: &mut Vec<Action>) {
+        if let Message::Sessions(server, sessions) = message
+            && server != self.server
+        {
+            out.extend(sessions.into_iter().map(Action::CloseSession));
+        }
     }
 
     /// Handles an answer of the stream of a shard.
@@ -63,8 +88,17 @@ impl Member {
         }
     }
 
+    /// Takes the storage of all replicas of a shard's stream. Messages are refused while one
+    /// of them has too little free space.
+    pub(crate) fn handle_storage(&mut self, shard: ShardId, replicas: &[Storage]) {
+        if let Some(shard) = self.shards.get_mut(shard as usize) {
+            shard.seat.handle_storage(replicas.iter().any(|storage| storage.is_low()));
+        }
+    }
+
     /// Submits a request of a connection to a shard, to be sent by [`Self::flush`]. The
-    /// answer is an [`Action::Answer`], unless the request has none.
+    /// answer is an [`Action::Answer`], unless the request has none. Names are requested by
+    /// [`Self::list`].
     pub(crate) fn submit(
         &mut self,
         shard: ShardId,
@@ -72,6 +106,14 @@ impl Member {
         content: Request,
         now: Now,
     ) {
+        let send = SendTo { shard, request, content };
+        if let Some(send) = self.send_order.submit(connection, send, now.running) {
+            self.pass_on(connection, send, now);
+        }
+    }
+
+    fn pass_on(&mut self, connection: ConnectionId, send: SendTo, now: Now) {
+        let SendTo { shard, request, content } = send;
         if let Some(shard) = self.shards.get_mut(shard as usize) {
             shard.link.submit(connection, request, content, now);
         }
@@ -108,8 +150,39 @@ impl Member {
         self.shards.iter().all(|shard| shard.seat.owner().is_none())
     }
 
-    /// Handles the end of a connection.
+    /// Requests the first names after `after`, in byte order: at most `limit`. The answer is
+    /// [`Answer::Names`], possibly with fewer names than exist, or [`Reply::Unavailable`] if
+    /// a shard has no owner until the deadline.
+    pub(crate) fn list(
+        &mut self,
+        (connection, request): (ConnectionId, u64),
+        after: Option<&UserName>,
+        limit: u32,
+        now: Now,
+    ) {
+        let limit = self.listings.begin((connection, request), limit, self.shards.len() as u32);
+        for shard in &mut self.shards {
+            let content = Request::Names { after: after.cloned(), limit };
+            shard.link.submit(connection, request, content, now);
+        }
+    }
+
+    /// Announces a session that was opened at this server. A connection of this server that
+    /// held it is closed already.
+    pub(crate) fn open_session(&mut self, session: SessionToken, now: Now, out: &mut Vec<Action>) {
+        self.sessions.open(session.clone(), now.running);
+        out.push(Action::Broadcast(Message::Sessions(self.server, vec![session])));
+    }
+
+    /// Ends the announcements of a session that is closed at this server.
+    pub(crate) fn close_session(&mut self, session: &SessionToken) {
+        self.sessions.close(session);
+    }
+
+    /// Handles the end of a connection. Its changes that are on their way to an owner go on.
     pub(crate) fn disconnect(&mut self, connection: ConnectionId, now: Now, out: &mut Vec<Action>) {
+        self.listings.disconnect(connection);
+        self.send_order.drop_sends(connection);
         self.shards.iter_mut().for_each(|shard| shard.link.disconnect(connection, now, out));
     }
 
@@ -123,11 +196,18 @@ impl Member {
     /// Performs the actions that are due at this time.
     pub(crate) fn tick(&mut self, now: Now, out: &mut Vec<Action>) {
         let before = out.len();
+        for (connection, request) in self.send_order.late(now.running) {
+            out.push(Action::Answer { connection, request, reply: Reply::Unavailable });
+            out.push(Action::Close(connection));
+        }
         for Shard { seat, link } in &mut self.shards {
             seat.tick(now, out);
             link.tick(now, out);
         }
-        self.obey(before, out);
+        for sessions in self.sessions.due(now.running).chunks(timing::ANNOUNCED_MAX) {
+            out.push(Action::Broadcast(Message::Sessions(self.server, sessions.into())));
+        }
+        self.obey(before, now, out);
     }
 
     /// Releases all shards that it owns.
@@ -141,17 +221,33 @@ impl Member {
         self.shards.iter().map(|shard| &shard.seat)
     }
 
-    /// Drops the commands of closing connections at every link, before the caller closes
-    /// them.
-    fn obey(&mut self, before: usize, out: &[Action]) {
+    /// Handles the consequences of the actions from `before` on: drops the commands of
+    /// closing connections at every link, before the caller closes them, sends the sends that
+    /// waited for answers, and merges the pages of a list.
+    fn obey(&mut self, before: usize, now: Now, out: &mut Vec<Action>) {
+        let mut answered = Vec::new();
         for action in out.get(before..).unwrap_or_default() {
             match action {
                 Action::Close(connection) => {
+                    self.send_order.drop_sends(*connection);
                     self.shards.iter_mut().for_each(|shard| shard.link.drop_commands(*connection));
                 }
-                Action::CloseAll => self.shards.iter_mut().for_each(|shard| shard.link.drop_all_commands()),
+                Action::CloseAll => {
+                    self.send_order.drop_all_sends();
+                    self.shards.iter_mut().for_each(|shard| shard.link.drop_all_commands());
+                }
+                Action::Answer { connection, request, reply: Reply::Answer(Answer::Sent(_)) } => {
+                    answered.push((*connection, *request));
+                }
                 _ => {}
             }
         }
+        for (connection, request) in answered {
+            self.send_order.answered(connection, request);
+            while let Some(send) = self.send_order.next(connection) {
+                self.pass_on(connection, send, now);
+            }
+        }
+        self.listings.merge(before, out);
     }
 }

@@ -18,6 +18,9 @@
 //! | `link` | a server's end of its flows to one shard |
 //! | `member` | a server: its seats and links |
 //! | `io` | the store: a server's I/O around its state machine |
+//! | `listing` | names: the sorted ones of a shard, and the merged pages of all shards |
+//! | `send_order` | sends of a session, in order over all shards |
+//! | `sessions` | announcements of opened sessions |
 //! | `assignment` | shards of names, and servers of shards |
 
 mod append;
@@ -33,12 +36,15 @@ mod flow;
 mod identity;
 pub(crate) mod io;
 mod link;
+mod listing;
 mod member;
 mod message;
 mod owner;
 mod reception;
 mod replay;
 mod seat;
+mod send_order;
+mod sessions;
 #[cfg(test)]
 mod sim;
 mod snapshot;
@@ -49,6 +55,7 @@ mod timing;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use hark_protocol::SessionToken;
 
 pub use self::io::{BadNodes, CLIENT_LOG, ClusterConfig, ClusterStore, Credentials, Nodes, OpenError};
 use self::message::{Message, Reply};
@@ -160,6 +167,26 @@ pub(crate) enum LogReply {
     },
 }
 
+/// The storage of a replica of a stream, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Storage {
+    /// The free part.
+    pub(crate) free: u64,
+    /// All of it.
+    pub(crate) total: u64,
+}
+
+impl Storage {
+    /// Returns whether it has too little free space for messages.
+    const fn is_low(self) -> bool {
+        self.free < STORAGE_FREE_MIN || self.free < self.total / STORAGE_FREE_DIVISOR
+    }
+}
+
+/// The free space, in bytes and as a fraction of the total, below which sends are refused.
+const STORAGE_FREE_MIN: u64 = 1 << 30;
+const STORAGE_FREE_DIVISOR: u64 = 10;
+
 /// An action of a server; actions are performed in order.
 #[derive(Debug)]
 pub(crate) enum Action {
@@ -184,6 +211,9 @@ pub(crate) enum Action {
     EndIdentity(ConnectionId),
     /// Close a connection without reading more from it.
     Close(ConnectionId),
+    /// Close the connection that holds a session, if there is one: the session was opened
+    /// at another server.
+    CloseSession(SessionToken),
     /// Close every connection, including unaccepted ones, without reading more from them,
     /// before the next action.
     CloseAll,

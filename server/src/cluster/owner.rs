@@ -16,7 +16,8 @@ use super::decide::Released;
 use super::entry::{Claim, Content};
 use super::flow::{Flow, FlowId};
 use super::identity::{Identities, Parked};
-use super::message::{Command, Down, Event, Item, Message, ShardClock, Up};
+use super::listing::Names;
+use super::message::{Command, Down, Event, Item, Message, Request, ShardClock, Up};
 use super::reception::Receptions;
 use super::replay::Replayed;
 use super::snapshot::Snapshots;
@@ -40,12 +41,15 @@ pub(super) struct Owner {
     pub(super) flows: BTreeMap<ServerId, Flow>,
     pub(super) receptions: Receptions,
     pub(super) identities: Identities,
+    pub(super) names: Names,
     snapshots: Snapshots,
     clock: Clock,
     committed_at: Duration,
     heartbeat_at: Duration,
     next_request: u64,
     is_releasing: bool,
+    /// No message is stored.
+    pub(super) is_low_on_space: bool,
 }
 
 /// The running time of the shard.
@@ -91,6 +95,7 @@ impl Owner {
     pub(super) fn new(shard: ShardId, claim: Claim, config: Config, replayed: Replayed, now: Now) -> Self {
         let Replayed { chain, ledger, blocks, tail_first, has_former } = replayed;
         let before = ledger.running();
+        let names = Names::new(ledger.accounts().map(|entry| entry.account.name));
         Self {
             shard,
             claim,
@@ -104,6 +109,7 @@ impl Owner {
             flows: BTreeMap::new(),
             receptions: Receptions::default(),
             identities: Identities::new(has_former.then_some(now.running)),
+            names,
             snapshots: Snapshots::new(&config, tail_first),
             clock: Clock { claimed_at: now.running, before, durable: before },
             committed_at: now.running,
@@ -111,6 +117,7 @@ impl Owner {
             // Request ids are unique within a process: see `Candidate`.
             next_request: (claim.id.number << 32) + (1 << 31),
             is_releasing: false,
+            is_low_on_space: false,
         }
     }
 
@@ -250,7 +257,7 @@ impl Owner {
     }
 
     fn append_commands(&mut self, now: Now, out: &mut Vec<Action>) {
-        let context = Context { running: self.running(now), is_low_on_space: false };
+        let context = self.context(now);
         self.ledger.begin(context, &mut self.changes);
         let taken_at = self.pending.front().map(|pending| pending.taken_at);
         let (mut released, mut bytes) = (Released::default(), 0);
@@ -392,6 +399,10 @@ impl Owner {
         self.clock.before + now.running.saturating_sub(self.clock.claimed_at)
     }
 
+    fn context(&self, now: Now) -> Context {
+        Context { running: self.running(now), is_low_on_space: self.is_low_on_space }
+    }
+
     fn clock(&self, now: Now) -> ShardClock {
         ShardClock { running: self.running(now), durable: self.clock.durable }
     }
@@ -404,10 +415,10 @@ impl Owner {
         }
         let Some(mut in_flight) = self.in_flight.take() else { return };
         let is_read =
-            |pending: &Pending| matches!(pending.command.request, super::message::Request::LookUp(_));
+            |pending: &Pending| matches!(pending.command.request, Request::LookUp(_) | Request::Names { .. });
         let (early, rest): (Vec<_>, Vec<_>) = self.pending.drain(..).partition(is_read);
         self.pending = rest.into();
-        let context = Context { running: self.running(now), is_low_on_space: false };
+        let context = self.context(now);
         for Pending { flow, command, .. } in early {
             self.decide(flow, command, (context, now), &mut in_flight.released);
         }

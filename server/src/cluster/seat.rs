@@ -30,6 +30,7 @@ pub(super) struct Seat {
     claim_not_before: Duration,
     backoff: Duration,
     owned_since: Duration,
+    is_low_on_space: bool,
 }
 
 #[derive(Debug)]
@@ -60,6 +61,7 @@ impl Seat {
             claim_not_before: Duration::ZERO,
             backoff: timing::BACKOFF_MIN,
             owned_since: Duration::ZERO,
+            is_low_on_space: false,
         }
     }
 
@@ -87,6 +89,17 @@ impl Seat {
             State::Owner(owner) if owner.claim == id.claim => owner.handle_up(id, up, now, out),
             _ if matches!(up, Up::End) => {}
             _ => out.push(Action::Send(id.server, Message::Down(self.shard, id, Down::End))),
+        }
+    }
+
+    /// Records whether the storage of the stream has too little free space.
+    pub(super) fn handle_storage(&mut self, is_low: bool) {
+        if is_low != self.is_low_on_space {
+            tracing::warn!(shard = self.shard, is_low, "free storage of the stream");
+        }
+        self.is_low_on_space = is_low;
+        if let State::Owner(owner) = &mut self.state {
+            owner.is_low_on_space = is_low;
         }
     }
 
@@ -176,6 +189,7 @@ impl Seat {
                 self.known = Some(claim);
                 self.owned_since = now.running;
                 let mut owner = Owner::new(self.shard, claim, self.config, *replayed, now);
+                owner.is_low_on_space = self.is_low_on_space;
                 owner.tick(now, out);
                 self.state = State::Owner(Box::new(owner));
             }

@@ -154,6 +154,7 @@ impl Servers {
             Action::Publish(publisher, event) => return publisher.publish(event),
             Action::EndIdentity(connection) => format!("{connection} ends"),
             Action::Close(connection) => format!("{connection} closes"),
+            Action::CloseSession(session) => format!("session {} closes", session.as_str()),
             Action::CloseAll => "all close".to_owned(),
         };
         self.hosts[host].events.push(event);

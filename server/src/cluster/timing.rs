@@ -52,6 +52,13 @@ pub(super) const OPEN_RETRY: Duration = Duration::from_secs(1);
 /// shard remembers.
 pub(super) const FRESH_MAX: Duration = Duration::from_secs(30);
 
+/// The wait before the opening of a session is announced again; it doubles each time, until
+/// it exceeds twice the longest silence of a flow.
+pub(super) const ANNOUNCE_AGAIN_AFTER: Duration = Duration::from_secs(2);
+
+/// Maximum sessions in one announcement.
+pub(super) const ANNOUNCED_MAX: usize = 2048;
+
 /// The number of refusals after which a claim is made unconditionally.
 pub(super) const CLAIM_REFUSALS_MAX: u32 = 3;
 
@@ -62,6 +69,9 @@ pub(super) const PACKET_BYTES_MAX: u64 = 400 << 10;
 /// Maximum messages and bytes of texts of one page. One longer text is sent alone.
 pub(super) const PAGE_MESSAGES_MAX: usize = 2048;
 pub(super) const PAGE_BYTES_MAX: usize = 200 << 10;
+
+/// Maximum names in one answer of a shard.
+pub(super) const NAMES_MAX: u32 = 1024;
 
 /// Bytes of block copies in one frame; the last block may exceed it.
 pub(super) const COPY_BYTES_MAX: usize = 256 << 10;

@@ -34,8 +34,9 @@ pub const LIBRARY_LOGS: &[&str] = &[
 ///
 /// An implementation guarantees:
 ///
-/// - **Order.** Operations of one caller take effect in the order of the calls. No method
-///   blocks; [`Pending`] resolves later.
+/// - **Order.** Operations of one caller take effect in the order of the calls; but before
+///   another operation, the caller awaits its appends with a sender. No method blocks;
+///   [`Pending`] resolves later.
 /// - **Durability.** A change resolves when it is on stable storage. Every result is based
 ///   on durable state only.
 /// - **Failure.** [`Unavailable`] means that the outcome is unknown. The store stays usable
@@ -101,6 +102,13 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// Closes a session at the end of its connection. Its outcomes stay remembered for at
     /// least ten minutes of running time.
     fn close_session(&self, session: &SessionToken);
+
+    /// Calls `end` when an open session is opened at another server, until it is closed here.
+    /// Called after [`Self::open_session`] has succeeded.
+    fn on_takeover(&self, session: &SessionToken, end: Box<dyn Fn() + Send>) {
+        // A session of one server is taken over in the chat.
+        drop((session, end));
+    }
 
     /// Returns whether the store is healthy, as far as it knows. An unhealthy store answers
     /// [`Unavailable`].

@@ -222,7 +222,10 @@ impl ClientConnection {
             Ok(Request::Ack { sequence }) => self.handle_ack(sequence),
             Ok(Request::Ping) => self.answer(id, Answer::Reply(Reply::Ok(OkFields::none()))),
             Ok(Request::Send { user, text }) => self.send(id, user, text),
-            Ok(Request::Create { user, password: None }) if self.chat.is_creation_open(&user) => {
+            // The store may delay sends of an account.
+            Ok(Request::Create { user, password: None })
+                if self.chat.is_creation_open(&user) && (self.user.is_none() || self.answers.is_empty()) =>
+            {
                 self.create_open(id, user);
             }
             Ok(Request::Hello { .. }) if !is_fresh => {

@@ -20,12 +20,12 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::Shared;
 use super::network::Network;
-use super::operation::{Completion, Operation, Reading, Sent};
+use super::operation::{Completion, Listing, Operation, Reading, Sent};
 use super::senders::{self, Next, Senders};
 use super::sessions::Sessions;
 use crate::cluster::member::Member;
 use crate::cluster::message::{Answer, Message, Reply, Request, Send};
-use crate::cluster::{Action, Config, ConnectionId, LogReply, LogRequest, Now, ServerId, ShardId};
+use crate::cluster::{Action, Config, ConnectionId, LogReply, LogRequest, Now, ServerId, ShardId, Storage};
 use crate::log::jetstream::JetStream;
 use crate::store::{Account, Append, Completer, Fence, Outcome, Position, Unavailable};
 
@@ -57,6 +57,8 @@ pub(super) struct Channels {
     pub(super) is_ready: watch::Sender<bool>,
     /// The connection to the cluster is up.
     pub(super) is_up: watch::Receiver<bool>,
+    /// The storage of the monitored nodes.
+    pub(super) storage: watch::Receiver<Vec<Storage>>,
 }
 
 /// The task of a server.
@@ -186,6 +188,10 @@ impl Driver {
             self.member.unregister(&quiet, now);
         }
         self.sessions.sweep(now.running);
+        if self.channels.storage.has_changed().unwrap_or(false) {
+            let storage = self.channels.storage.borrow_and_update();
+            (0..self.streams.len()).for_each(|shard| self.member.handle_storage(shard as ShardId, &storage));
+        }
         let is_in_touch = *self.channels.is_up.borrow() && self.member.is_in_touch(now);
         self.channels.shared.is_in_touch.store(is_in_touch, Ordering::Release);
         self.channels.is_ready.send_if_modified(|is_ready| is_in_touch && !std::mem::replace(is_ready, true));
@@ -195,10 +201,13 @@ impl Driver {
     fn operate(&mut self, operation: Operation, now: Now) {
         match operation {
             Operation::Unsubscribe(account, subscription) => {
-                self.flush_ack(&account, now);
+                self.flush_acks_of(self.member.shard_of(&account.name), now);
                 self.member.unsubscribe(&account, of_request(subscription), now);
             }
-            Operation::CloseSession(token) => self.sessions.close(&token, now.running),
+            Operation::CloseSession(token) => {
+                self.sessions.close(&token, now.running);
+                self.member.close_session(&token);
+            }
             Operation::Close(completer) => {
                 self.closing = Some(Closing { completer, stage: Stage::Deciding, outcome: Ok(()) });
             }
@@ -220,12 +229,13 @@ impl Driver {
                 let shard = self.member.shard_of(&account.name);
                 self.submit(shard, Request::Delete(account), Completion::Flag(completer), now);
             }
-            Operation::Names(_, _, completer) => drop(completer),
+            Operation::Names(after, limit, completer) => {
+                self.list(Box::new(Listing::new(after, limit, completer)), now);
+            }
             Operation::Appends(appends) => {
                 appends.into_iter().for_each(|(append, completer)| self.append(append, completer, now));
             }
             Operation::Subscribe { account, takes_over, completer } => {
-                self.flush_ack(&account, now);
                 let shard = self.member.shard_of(&account.name);
                 let completion = Completion::Subscribed(account.clone(), completer);
                 self.submit(shard, Request::Subscribe { account, takes_over }, completion, now);
@@ -236,6 +246,10 @@ impl Driver {
             Operation::Acknowledge(account, position) => self.acknowledge(account, position),
             Operation::OpenSession(token, from, completer) => {
                 self.sessions.open(&token, from, completer, now.running);
+            }
+            Operation::OnTakeover(token, on_takeover) => {
+                self.sessions.on_takeover(&token, on_takeover);
+                self.member.open_session(token, now, &mut self.actions);
             }
         }
     }
@@ -298,6 +312,14 @@ impl Driver {
         self.submit(shard, Request::Read { account, after, limit }, Completion::Page(reading), now);
     }
 
+    fn list(&mut self, listing: Box<Listing>, now: Now) {
+        let (after, limit) = listing.next();
+        self.next_request += 1;
+        let (connection, id) = (of_request(self.next_request), self.next_request);
+        self.requests.insert(id, (connection, Completion::Names(listing)));
+        self.member.list((connection, id), after.as_ref(), limit, now);
+    }
+
     fn acknowledge(&mut self, account: Account, position: Position) {
         let shard = self.member.shard_of(&account.name) as usize;
         let Some(acks) = self.acks.get_mut(shard) else { return };
@@ -308,23 +330,16 @@ impl Driver {
         self.acks_since.get_or_insert_with(Instant::now);
     }
 
-    /// Submits the acknowledgement of an inbox.
-    fn flush_ack(&mut self, account: &Account, now: Now) {
-        let shard = self.member.shard_of(&account.name);
-        let ack = self.acks.get_mut(shard as usize).and_then(|acks| acks.remove(&account.incarnation));
-        if let Some((account, position)) = ack {
-            self.submit_ack(shard, account, position, now);
-        }
-    }
-
     /// Submits all acknowledgements.
     fn flush_acks(&mut self, now: Now) {
         self.acks_since = None;
-        for shard in 0..self.acks.len() {
-            let acks = self.acks.get_mut(shard).map(std::mem::take).unwrap_or_default();
-            for (account, position) in acks.into_values() {
-                self.submit_ack(shard as ShardId, account, position, now);
-            }
+        (0..self.acks.len()).for_each(|shard| self.flush_acks_of(shard as ShardId, now));
+    }
+
+    fn flush_acks_of(&mut self, shard: ShardId, now: Now) {
+        let acks = self.acks.get_mut(shard as usize).map(std::mem::take).unwrap_or_default();
+        for (account, position) in acks.into_values() {
+            self.submit_ack(shard, account, position, now);
         }
     }
 
@@ -348,6 +363,10 @@ impl Driver {
         now: Now,
     ) {
         self.next_request += 1;
+        // Acknowledgements take effect before later requests.
+        if self.acks.get(shard as usize).is_some_and(|acks| !acks.is_empty()) {
+            self.flush_acks_of(shard, now);
+        }
         self.requests.insert(self.next_request, (connection, completion));
         self.member.submit(shard, (connection, self.next_request), request, now);
     }
@@ -391,6 +410,7 @@ impl Driver {
                         self.senders.end(incarnation, now.running);
                     }
                 }
+                Action::CloseSession(token) => self.sessions.taken_over(&token),
                 // Closed above.
                 Action::Close(_) => {}
                 Action::CloseAll => self.close_all(now),
@@ -442,6 +462,11 @@ impl Driver {
                     self.read(reading, now);
                 }
             }
+            (Completion::Names(listing), Reply::Answer(Answer::Names { names, is_complete })) => {
+                if let Some(listing) = listing.add(names, is_complete) {
+                    self.list(listing, now);
+                }
+            }
             (Completion::Registered(account), Reply::Answer(Answer::Flag(is_alive))) => {
                 self.senders.registered(&account, Some(is_alive), now.running);
             }
@@ -476,7 +501,8 @@ impl Driver {
             | Completion::Flag(_)
             | Completion::Account(_)
             | Completion::Subscribed(..)
-            | Completion::Page(_) => {}
+            | Completion::Page(_)
+            | Completion::Names(_) => {}
         }
     }
 

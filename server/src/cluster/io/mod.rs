@@ -33,7 +33,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use self::driver::Driver;
-use self::operation::Operation;
+use self::operation::{OnTakeover, Operation};
 use super::Config;
 use crate::ledger::Limits;
 use crate::store::{
@@ -83,7 +83,7 @@ impl ClusterStore {
         let shared = Arc::<Shared>::default();
         let (operations, received) = mpsc::unbounded_channel();
         let (epochs, epoch) = watch::channel(0);
-        let stop = CancellationToken::new();
+        let (storages, storage) = watch::channel(Vec::new());
         let shard_config = Config::new(config.limits(streams.len()));
         let (is_ready, ready) = watch::channel(false);
         let channels = driver::Channels {
@@ -93,7 +93,12 @@ impl ClusterStore {
             epochs,
             is_ready,
             is_up,
+            storage,
         };
+        let stop = CancellationToken::new();
+        let polling = monitor::poll_storage(config.monitors.clone(), storages);
+        // Ends with the store.
+        tokio::spawn(stop.clone().run_until_cancelled_owned(polling));
         let driver = Driver::new(shard_config, config.sessions_max, streams, network, channels);
         // Ends with the store.
         tokio::spawn(stop.clone().run_until_cancelled_owned(driver.run()));
@@ -177,6 +182,10 @@ impl Store for ClusterStore {
 
     fn close_session(&self, session: &SessionToken) {
         self.push(Operation::CloseSession(session.clone()));
+    }
+
+    fn on_takeover(&self, session: &SessionToken, end: Box<dyn Fn() + Send>) {
+        self.push(Operation::OnTakeover(session.clone(), OnTakeover(end)));
     }
 
     fn epoch(&self) -> Option<watch::Receiver<u64>> {

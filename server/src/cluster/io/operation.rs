@@ -42,7 +42,18 @@ pub(super) enum Operation {
     Acknowledge(Account, Position),
     OpenSession(SessionToken, Option<IpAddr>, Completer<bool>),
     CloseSession(SessionToken),
+    /// Call a function when the session is opened at another server.
+    OnTakeover(SessionToken, OnTakeover),
     Close(Completer<()>),
+}
+
+/// A function that ends a connection.
+pub(super) struct OnTakeover(pub(super) Box<dyn Fn() + Send>);
+
+impl std::fmt::Debug for OnTakeover {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("OnTakeover(..)")
+    }
 }
 
 impl Operation {
@@ -64,6 +75,7 @@ pub(super) enum Completion {
     Sent(Sent),
     Subscribed(Account, Completer<Option<Subscription>>),
     Page(Box<Reading>),
+    Names(Box<Listing>),
     /// A registration of a sender.
     Registered(Account),
     /// A request that is answered after earlier acknowledgements are durable.
@@ -162,6 +174,42 @@ impl Reading {
             self.page.messages.len() >= self.limit.messages || self.bytes >= self.limit.bytes || !fits;
         if is_over || is_full {
             self.completer.complete(Ok(self.page));
+            return None;
+        }
+        Some(self)
+    }
+}
+
+/// A listing of several pages.
+#[derive(Debug)]
+pub(super) struct Listing {
+    after: Option<UserName>,
+    limit: usize,
+    completer: Completer<Vec<UserName>>,
+    names: Vec<UserName>,
+}
+
+impl Listing {
+    /// Returns a listing that has not begun.
+    pub(super) const fn new(
+        after: Option<UserName>,
+        limit: usize,
+        completer: Completer<Vec<UserName>>,
+    ) -> Self {
+        Self { after, limit, completer, names: Vec::new() }
+    }
+
+    /// Returns the name before the next page, and its limit.
+    pub(super) fn next(&self) -> (Option<UserName>, u32) {
+        let limit = self.limit - self.names.len();
+        (self.names.last().or(self.after.as_ref()).cloned(), u32::try_from(limit).unwrap_or(u32::MAX))
+    }
+
+    /// Adds a page. Returns the listing if it needs another one, and otherwise completes it.
+    pub(super) fn add(mut self: Box<Self>, names: Vec<UserName>, is_complete: bool) -> Option<Box<Self>> {
+        self.names.extend(names);
+        if is_complete || self.names.len() >= self.limit {
+            self.completer.complete(Ok(self.names));
             return None;
         }
         Some(self)

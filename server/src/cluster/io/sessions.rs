@@ -8,6 +8,7 @@ use std::time::Duration;
 use hark_protocol::SessionToken;
 use hark_protocol::limits::OUTCOME_SECONDS_MIN;
 
+use super::operation::OnTakeover;
 use crate::store::Completer;
 use crate::store::quota::PerNetworkQuota;
 
@@ -39,6 +40,8 @@ struct Session {
     in_flight: BTreeSet<u64>,
     /// Connections that wait for the sends up to this one.
     waiting: Vec<(u64, Completer<bool>)>,
+    /// Ends the connection that holds it.
+    on_takeover: Option<OnTakeover>,
 }
 
 impl Sessions {
@@ -71,8 +74,25 @@ impl Sessions {
         let Some(session) = self.sessions.get_mut(token) else { return };
         session.open = session.open.saturating_sub(1);
         session.used_at = now;
+        if session.open == 0 {
+            session.on_takeover = None;
+        }
         if session.open == 0 && session.sends == 0 {
             self.remove(token);
+        }
+    }
+
+    /// Sets the function that ends the connection that holds an open session.
+    pub(super) fn on_takeover(&mut self, token: &SessionToken, on_takeover: OnTakeover) {
+        if let Some(session) = self.sessions.get_mut(token).filter(|session| session.open > 0) {
+            session.on_takeover = Some(on_takeover);
+        }
+    }
+
+    /// Ends the connection that holds a session: it was opened at another server.
+    pub(super) fn taken_over(&mut self, token: &SessionToken) {
+        if let Some(OnTakeover(end)) = self.sessions.get_mut(token).and_then(|open| open.on_takeover.take()) {
+            end();
         }
     }
 
@@ -124,7 +144,8 @@ impl Sessions {
                 return None;
             }
             let (in_flight, waiting) = (BTreeSet::new(), Vec::new());
-            let session = Session { open: 0, origin: from, used_at: now, sends: 0, in_flight, waiting };
+            let (open, origin, used_at, sends, on_takeover) = (0, from, now, 0, None);
+            let session = Session { open, origin, used_at, sends, in_flight, waiting, on_takeover };
             self.sessions.insert(token.clone(), session);
         }
         self.sessions.get_mut(token)

@@ -4,21 +4,25 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use hark_protocol::Code;
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 
-use super::clients::{Changer, Client, Context, Creator, Push, READERS, Reader, Sender, ToHost};
+use super::clients::{Answered, Changer, Client, Context, Creator, Push, READERS, Reader, Sender, ToHost};
 use super::faults::{Fault, Scenario};
 use super::host::{Host, Input, Output};
 use super::judge::{Counts, Judge};
+use super::lister::Lister;
 use super::stream::{Outcome, Stream};
+use crate::cluster::chain::{Chain, Taken};
 use crate::cluster::member::Member;
-use crate::cluster::message::Message;
+use crate::cluster::message::{Answer, Message};
 use crate::cluster::replay::StreamReplay;
 use crate::cluster::{Config, ConnectionId, LogReply, LogRequest, ServerId, ShardId};
 use crate::ledger::Limits;
+use crate::log::Frame;
 use crate::shard::readers::read_page;
-use crate::store::ReadLimit;
+use crate::store::{Outcome as StoreOutcome, ReadLimit};
 
 pub(super) const HOSTS: usize = 3;
 pub(super) const SHARDS: usize = 2;
@@ -34,7 +38,7 @@ const CALM_MAX: Duration = Duration::from_secs(150);
 const AFTER_END: Duration = Duration::from_secs(3);
 
 const CONFIG: Config = Config {
-    limits: Limits { accounts_max: 10, sessions_max: 20, queued_messages_max: 6, queued_bytes_max: 1 << 20 },
+    limits: Limits { accounts_max: 40, sessions_max: 20, queued_messages_max: 6, queued_bytes_max: 1 << 20 },
     window_bytes: 1500,
     frame_bytes_max: 600,
     tail_entries_max: 12,
@@ -66,6 +70,8 @@ pub(super) struct World {
     /// The inputs of a host that stands still.
     backlogs: Vec<Vec<Due>>,
     streams: Vec<Stream>,
+    /// The counting messages of the streams, for the judge.
+    chains: Vec<Chain>,
     clients: Vec<Client>,
     judge: Judge,
     last_connection: ConnectionId,
@@ -76,6 +82,8 @@ pub(super) struct World {
     log_cuts: BTreeSet<usize>,
     deaf: BTreeSet<usize>,
     hear_streams: bool,
+    /// Streams whose storage has too little free space.
+    low_space: [bool; SHARDS],
     loss: u32,
     late: u32,
     rest_at: Duration,
@@ -97,6 +105,7 @@ impl World {
             paused: vec![None; HOSTS],
             backlogs: (0..HOSTS).map(|_| Vec::new()).collect(),
             streams: (0..SHARDS).map(|_| Stream::default()).collect(),
+            chains: vec![Chain::starting_at(1); SHARDS],
             clients: Vec::new(),
             judge: Judge::default(),
             last_connection: 0,
@@ -106,6 +115,7 @@ impl World {
             log_cuts: BTreeSet::new(),
             deaf: BTreeSet::new(),
             hear_streams: false,
+            low_space: [false; SHARDS],
             loss: 0,
             late: 0,
             rest_at: Duration::MAX,
@@ -125,6 +135,7 @@ impl World {
         self.clients.extend((0..2).map(|n| Client::Sender(Sender::new(n, scenario.sends))));
         self.clients.extend(READERS.map(|user| Client::Reader(Reader::new(user))));
         self.clients.extend((0..3).map(|n| Client::Changer(Changer::new(n))));
+        self.clients.push(Client::Lister(Lister::default()));
         for client in 1..self.clients.len() {
             let at = self.random_ms(0, 150);
             self.plan(at, Due::Wake(client));
@@ -145,7 +156,9 @@ impl World {
                 self.calm();
             }
             assert!(self.now < self.calm_at + CALM_MAX, "it does not come to an end: {:#?}", self.clients);
-            let is_done = self.clients.iter().all(Client::is_done) && self.judge.is_complete();
+            let is_done = self.clients.iter().all(Client::is_done)
+                && self.judge.is_complete()
+                && !self.is_a_session_open_twice();
             let ended_at = ended_at.get_or_insert(self.now);
             if !is_done {
                 *ended_at = self.now;
@@ -160,6 +173,12 @@ impl World {
         self.judge.check();
         self.judge.counts.ended_at = self.now;
         self.judge.counts
+    }
+
+    /// Returns whether two connections hold the same session.
+    fn is_a_session_open_twice(&self) -> bool {
+        let mut sessions = BTreeSet::new();
+        !self.hosts.iter().flat_map(Host::holders).all(|session| sessions.insert(session))
     }
 
     /// Creates the accounts before the first fault.
@@ -187,6 +206,9 @@ impl World {
                     return;
                 }
                 let is_tick = matches!(*input, Input::Tick);
+                if is_tick {
+                    self.hosts[host].poll_storage(self.low_space);
+                }
                 self.handle(host, *input);
                 if is_tick {
                     self.plan(self.now + TICK, Due::Host(host, life, Box::new(Input::Tick)));
@@ -234,6 +256,12 @@ impl World {
                     }
                 }
                 Output::Push(client, connection, push) => {
+                    if let Push::Answer(id, Answered::Answer(Answer::Sent(outcome))) = &push
+                        && *outcome == StoreOutcome::Refused(Code::NoSpace)
+                        && let Client::Sender(sender) = &self.clients[client]
+                    {
+                        self.judge.refused_for_space(sender.session(), *id as u32);
+                    }
                     let at = self.arrival((host, 100 + client), 1, 5);
                     self.plan(at, Due::Client(client, connection, push));
                 }
@@ -266,11 +294,17 @@ impl World {
 
     fn apply(&mut self, shard: usize) {
         let Stream { is_stalled, is_electing, is_blind, .. } = self.streams[shard];
-        if is_stalled || is_electing || is_blind {
-            // The next leader applies it when it has caught up.
+        if is_stalled || is_electing || is_blind || !self.streams[shard].has_proposals() {
+            // The next leader applies it when it has caught up, unless it is lost.
             return;
         }
-        if let Some(((host, life), reply)) = self.streams[shard].apply() {
+        let reply = self.streams[shard].apply();
+        if let Some(message) = self.streams[shard].messages().1.last()
+            && let Taken::Committed(Frame { blocks, checkpoint: None, .. }) = self.chains[shard].take(message)
+        {
+            self.judge.stored(&blocks);
+        }
+        if let Some(((host, life), reply)) = reply {
             self.reply(shard, host, ServerId(life), reply);
         }
     }
@@ -372,6 +406,7 @@ impl World {
             Fault::Elect(shard) => self.elect(shard),
             Fault::Settle(shard) => self.settle(shard),
             Fault::Stale(shard, by) => self.streams[shard].stale_by = by,
+            Fault::LowSpace(shard, is_low) => self.low_space[shard] = is_low,
         }
     }
 
@@ -432,6 +467,7 @@ impl World {
         }
         for shard in 0..SHARDS {
             self.streams[shard].stale_by = 0;
+            self.low_space[shard] = false;
             self.settle(shard);
         }
     }
