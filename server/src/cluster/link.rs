@@ -1,8 +1,9 @@
 //! [`Link`]: a server's end of its flows to one shard: the commands of its connections,
 //! their answers, and its receptions and identities in that shard.
 //!
-//! If a flow ends, commands that the owner may have taken become unavailable, and their
-//! connections close, before anything else is sent to the shard. If the shard has
+//! If a flow ends, changes that the owner may have taken become unavailable, and their
+//! connections close, before anything else is sent to the shard. Other commands are sent
+//! again. If the shard has
 //! continued for long without this server, every connection is closed before a new flow
 //! opens: it may hold commands that were repeated elsewhere and whose outcomes are
 //! already forgotten.
@@ -151,6 +152,7 @@ impl Link {
     }
 
     /// Ends the receptions and identities of a connection that has gone. Its changes go on.
+    #[cfg(test)]
     pub(super) fn disconnect(&mut self, connection: ConnectionId, now: Now, out: &mut Vec<Action>) {
         self.queue.retain(|waiting| !waiting.is_of(connection) || waiting.command.request.is_change());
         for waiting in self.sent.values_mut().filter(|waiting| waiting.is_of(connection)) {
@@ -430,10 +432,14 @@ impl Link {
         if let State::Open(flow) = std::mem::replace(&mut self.flow, State::Closed) {
             out.push(Action::Send(flow.id().claim.id.server, Message::Up(self.shard, flow.id(), Up::End)));
         }
-        let sent = std::mem::take(&mut self.sent);
-        self.fail(sent.into_values(), out);
-        // They continue in the next flow.
+        let sent = std::mem::take(&mut self.sent).into_values();
+        let (changes, others): (Vec<_>, Vec<_>) = sent.partition(|waiting| waiting.command.request.is_change());
+        self.fail(changes, out);
+        // Receptions and identities continue in the next flow.
         self.queue.retain(|waiting| !matches!(waiting.origin, Origin::Reception(_) | Origin::Identity(_)));
+        // What changes nothing is asked again.
+        let again = others.into_iter().filter(|waiting| matches!(waiting.origin, Origin::Connection(..)));
+        again.rev().for_each(|waiting| self.queue.push_front(waiting));
     }
 
     /// Answers these commands with `unavailable`. Connections with changes among them
