@@ -21,11 +21,6 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::Layer;
 use tracing_subscriber::prelude::*;
 
-/// The listen backlog; the system caps it at `net.core.somaxconn`. It is large
-/// because all clients reconnect at once after a restart, and the kernel of a
-/// client that finds it full retries its SYN only after 1 s, 3 s, 7 s and so on.
-const BACKLOG: u32 = 65_535;
-
 /// Messages are allocated on one thread and freed on another, which makes the
 /// system's allocator take a lock for each. Jemalloc returns memory to the system
 /// on a background thread.
@@ -100,7 +95,7 @@ async fn run(arguments: &ServeArgs, watchers: &Watchers) -> anyhow::Result<()> {
     let chat = Arc::new(Chat::new(Arc::clone(&store), rules));
     let (shutdown, reloads) = (shutdown_signal()?, certificate_reloads(tls.clone())?);
     // After the store is open, so that a connection is refused rather than left waiting.
-    let listener = socket.listen(BACKLOG).with_context(cannot_listen)?;
+    let listener = socket.listen(server::BACKLOG_MAX).with_context(cannot_listen)?;
     let settings = arguments.settings(watchers, tls);
     let (tls, plaintext) = (settings.tls.is_some(), !settings.tls_only);
     tracing::info!(tls, plaintext, address = %listener.local_addr()?, "listening");

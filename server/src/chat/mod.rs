@@ -40,7 +40,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hark_protocol::limits::text_bytes_max;
 use hark_protocol::{Code, Failure, Refusal, Reply, UserName};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 use crate::store::{Store, Unavailable};
 use fair_semaphore::FairSemaphore;
@@ -145,6 +145,12 @@ impl Chat {
     #[must_use]
     pub fn rate_limiter(&self, address: IpAddr) -> Option<Arc<RateLimiter>> {
         (!self.rules.rates.is_exempt(address)).then(|| Arc::new(RateLimiter::new(&self.rules.rates)))
+    }
+
+    /// Returns the epoch of new connections, if the store has epochs.
+    #[must_use]
+    pub fn epoch(&self) -> Option<watch::Receiver<u64>> {
+        self.store.epoch()
     }
 
     /// Returns whether the store is healthy, as far as it knows.

@@ -11,7 +11,7 @@ use super::flow::{Flow, FlowId};
 use super::identity::Parked;
 use super::message::{Answer, Command, Event, Generation, Request, Subscribed};
 use super::owner::Owner;
-use super::{Action, Now};
+use super::{Action, Now, timing};
 use crate::ledger::Context;
 use crate::log::{Block, ReadError};
 use crate::shard::readers::{PageError, read_page};
@@ -84,7 +84,9 @@ impl Owner {
                 Err(_) => return,
             },
             Request::Subscribe { account, takes_over } => {
-                self.subscribe(flow, &account, takes_over, released)
+                let (answer, former) = self.subscribe(flow, &account, takes_over, released);
+                released.events.push((flow, Event::Answer(id, answer)));
+                return released.take_over(account.incarnation, former);
             }
             Request::Resubscribe { account, generation, delivered, acknowledged } => {
                 ledger.acknowledge(&account, acknowledged, changes);
@@ -118,10 +120,11 @@ impl Owner {
             return self.identities.park(Parked { account, flow, command });
         }
         let existed = self.ledger.delete(&account, &mut self.changes);
+        // A server is answered before it is notified.
+        released.events.push((flow, Event::Answer(id, Answer::Flag(existed))));
         if let Some((flow, generation)) = self.receptions.remove(account.incarnation) {
             released.events.push((flow, Event::Ended(account.incarnation, generation, End::Deleted)));
         }
-        released.events.push((flow, Event::Answer(id, Answer::Flag(existed))));
     }
 
     fn subscribe(
@@ -129,21 +132,20 @@ impl Owner {
         flow: FlowId,
         account: &Account,
         takes_over: bool,
-        released: &mut Released,
-    ) -> Answer {
+        released: &Released,
+    ) -> (Answer, Option<(FlowId, Generation)>) {
         let inbox = account.incarnation;
         if !takes_over && !self.receptions.is_free(inbox) {
-            return Answer::Subscribed(None);
+            return (Answer::Subscribed(None), None);
         }
         let place = released.events.len() as u32;
         let generation = Generation { sequence: self.chain.last() + 1, place };
         let Some(subscription) = self.ledger.subscribe(account, &mut self.changes) else {
-            return Answer::Subscribed(None);
+            return (Answer::Subscribed(None), None);
         };
         let (queued, cursor) = (subscription.queued(), subscription.cursor());
         let former = self.receptions.admit(inbox, generation, flow, subscription);
-        released.take_over(inbox, former);
-        Answer::Subscribed(Some(Subscribed { generation, queued, cursor }))
+        (Answer::Subscribed(Some(Subscribed { generation, queued, cursor })), former)
     }
 
     fn resubscribe(
@@ -212,6 +214,10 @@ impl Owner {
             return answer(Answer::Page(Page { complete: true, ..Page::default() }));
         };
         let from = after.sequence.max(cursor.sequence);
+        let limit = ReadLimit {
+            messages: limit.messages.min(timing::PAGE_MESSAGES_MAX),
+            bytes: limit.bytes.min(timing::PAGE_BYTES_MAX),
+        };
         let reader = WithRead { blocks: &self.blocks, read: blocks };
         match read_page(&reader, account.incarnation, from, limit) {
             Ok(mut page) => {

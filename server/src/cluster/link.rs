@@ -1,8 +1,9 @@
 //! [`Link`]: a server's end of its flows to one shard: the commands of its connections,
 //! their answers, and its receptions and identities in that shard.
 //!
-//! If a flow ends, commands that the owner may have taken become unavailable, and their
-//! connections close, before anything else is sent to the shard. If the shard has
+//! If a flow ends, changes that the owner may have taken become unavailable, and their
+//! connections close, before anything else is sent to the shard. Other commands are sent
+//! again. If the shard has
 //! continued for long without this server, every connection is closed before a new flow
 //! opens: it may hold commands that were repeated elsewhere and whose outcomes are
 //! already forgotten.
@@ -17,7 +18,7 @@ use super::message::{
     Answer, Command, Down, Event, Generation, Item as _, Message, Reply, Request, ShardClock, Subscribed, Up,
 };
 use super::{Action, Config, ConnectionId, Now, ServerId, ShardId, timing};
-use crate::store::{Account, End, Position, Publisher, Subscription};
+use crate::store::{Account, End, Event as Published, Position, Publisher, Subscription};
 
 /// A server's end of its flows to one shard.
 #[derive(Debug)]
@@ -107,14 +108,14 @@ impl Link {
         }
     }
 
-    /// Queues a request of a connection, to be sent when there is a flow and credit.
+    /// Queues a request of a connection, to be sent by [`Self::flush`] when there is a flow
+    /// and credit.
     pub(super) fn submit(
         &mut self,
         connection: ConnectionId,
         request: u64,
         content: Request,
         now: Now,
-        out: &mut Vec<Action>,
     ) {
         if let Request::Acknowledge(account, position) = &content
             && let Some(reception) = self.receptions.get_mut(&account.incarnation)
@@ -126,10 +127,32 @@ impl Link {
             false => Origin::Nowhere,
         };
         self.push(origin, content, now);
-        self.flush(now, out);
+    }
+
+    /// Returns whether the flow to the owner is open.
+    pub(super) fn is_open(&self, now: Now) -> bool {
+        matches!(&self.flow, State::Open(flow) if !flow.is_silent(now.running))
+    }
+
+    /// Ends the reception of an inbox if it belongs to this connection.
+    pub(super) fn unsubscribe(&mut self, inbox: u64, connection: ConnectionId, now: Now) {
+        if self.receptions.get(&inbox).is_none_or(|reception| reception.connection != connection) {
+            return;
+        }
+        if let Some(Reception { account, generation, .. }) = self.receptions.remove(&inbox) {
+            self.push(Origin::Nowhere, Request::Unsubscribe(account, generation), now);
+        }
+    }
+
+    /// Ends the identity of an account.
+    pub(super) fn unregister(&mut self, incarnation: u64, now: Now) {
+        if let Some(Identity { account, .. }) = self.identities.remove(&incarnation) {
+            self.push(Origin::Nowhere, Request::Unregister(account), now);
+        }
     }
 
     /// Ends the receptions and identities of a connection that has gone. Its changes go on.
+    #[cfg(test)]
     pub(super) fn disconnect(&mut self, connection: ConnectionId, now: Now, out: &mut Vec<Action>) {
         self.queue.retain(|waiting| !waiting.is_of(connection) || waiting.command.request.is_change());
         for waiting in self.sent.values_mut().filter(|waiting| waiting.is_of(connection)) {
@@ -230,9 +253,11 @@ impl Link {
 
     fn opened(&mut self, id: FlowId, clock: ShardClock, now: Now, out: &mut Vec<Action>) {
         let is_fresh = self.is_fresh(id.claim, clock) || is_planted(Bug::FlowBeforeClose);
-        self.heard = Some((id.claim, clock));
+        let has_been_open = self.heard.replace((id.claim, clock)).is_some();
         if !is_fresh {
-            tracing::warn!(shard = self.shard, "out of touch with a shard: closing all connections");
+            if has_been_open {
+                tracing::warn!(shard = self.shard, "out of touch with a shard: closing all connections");
+            }
             out.push(Action::CloseAll);
             return self.reopen(now, out);
         }
@@ -283,17 +308,13 @@ impl Link {
                     if let Some(last) = messages.last() {
                         reception.delivered = last.position;
                     }
-                    reception.publisher.appended(messages);
+                    out.push(Action::Publish(reception.publisher.clone(), Published::Appended(messages)));
                 }
             }
-            Event::Lagged(inbox) => {
-                if let Some(reception) = self.receptions.get(&inbox) {
-                    reception.publisher.lagged();
-                }
-            }
+            Event::Lagged(inbox) => self.lag(inbox, out),
             Event::Ended(inbox, generation, end) => {
                 if self.receptions.get(&inbox).is_some_and(|reception| reception.generation == generation) {
-                    self.end_reception(inbox, end);
+                    self.end_reception(inbox, end, out);
                 }
             }
             Event::AccountEnding(account) => self.end_identity(account, now, out),
@@ -304,12 +325,8 @@ impl Link {
         match (waiting.origin, waiting.command.request, answer) {
             (Origin::Reception(inbox), _, Answer::Resubscribed(outcome)) => match outcome {
                 Ok(false) => {}
-                Ok(true) => {
-                    if let Some(reception) = self.receptions.get(&inbox) {
-                        reception.publisher.lagged();
-                    }
-                }
-                Err(end) => self.end_reception(inbox, end),
+                Ok(true) => self.lag(inbox, out),
+                Err(end) => self.end_reception(inbox, end, out),
             },
             (Origin::Identity(incarnation), _, Answer::Flag(true)) => {
                 if let Some(identity) = self.identities.get_mut(&incarnation) {
@@ -318,13 +335,16 @@ impl Link {
             }
             (Origin::Identity(incarnation), ..) => self.drop_identity(incarnation, out),
             (Origin::Connection(connection, request), Request::Subscribe { account, .. }, answer) => {
-                let subscription = match answer {
+                let (subscription, former) = match answer {
                     Answer::Subscribed(Some(subscribed)) => {
-                        Some(self.subscribed(connection, account, subscribed))
+                        let (subscription, former) = self.subscribed(connection, account, subscribed);
+                        (Some(subscription), former)
                     }
-                    _ => None,
+                    _ => (None, None),
                 };
                 out.push(Action::Answer { connection, request, reply: Reply::Subscribed(subscription) });
+                // The subscriber learns of its own takeover first.
+                out.extend(former.map(|former| Action::Publish(former, Published::Ended(End::TakenOver))));
             }
             (Origin::Connection(connection, request), content, answer) => {
                 if let (Request::Register(account), Answer::Flag(true)) = (content, &answer) {
@@ -360,21 +380,25 @@ impl Link {
         connection: ConnectionId,
         account: Account,
         subscribed: Subscribed,
-    ) -> Subscription {
+    ) -> (Subscription, Option<Publisher>) {
         let Subscribed { generation, queued, cursor } = subscribed;
         let (publisher, subscription) = Subscription::new(account.clone(), queued, cursor);
         let inbox = account.incarnation;
         let (delivered, acknowledged) = (cursor, cursor);
         let reception = Reception { account, generation, connection, publisher, delivered, acknowledged };
-        if let Some(former) = self.receptions.insert(inbox, reception) {
-            former.publisher.end(End::TakenOver);
-        }
-        subscription
+        let former = self.receptions.insert(inbox, reception);
+        (subscription, former.map(|former| former.publisher))
     }
 
-    fn end_reception(&mut self, inbox: u64, end: End) {
+    fn lag(&self, inbox: u64, out: &mut Vec<Action>) {
+        if let Some(reception) = self.receptions.get(&inbox) {
+            out.push(Action::Publish(reception.publisher.clone(), Published::Lagged));
+        }
+    }
+
+    fn end_reception(&mut self, inbox: u64, end: End, out: &mut Vec<Action>) {
         if let Some(reception) = self.receptions.remove(&inbox) {
-            reception.publisher.end(end);
+            out.push(Action::Publish(reception.publisher, Published::Ended(end)));
         }
     }
 
@@ -408,10 +432,14 @@ impl Link {
         if let State::Open(flow) = std::mem::replace(&mut self.flow, State::Closed) {
             out.push(Action::Send(flow.id().claim.id.server, Message::Up(self.shard, flow.id(), Up::End)));
         }
-        let sent = std::mem::take(&mut self.sent);
-        self.fail(sent.into_values(), out);
-        // They continue in the next flow.
+        let sent = std::mem::take(&mut self.sent).into_values();
+        let (changes, others): (Vec<_>, Vec<_>) = sent.partition(|waiting| waiting.command.request.is_change());
+        self.fail(changes, out);
+        // Receptions and identities continue in the next flow.
         self.queue.retain(|waiting| !matches!(waiting.origin, Origin::Reception(_) | Origin::Identity(_)));
+        // What changes nothing is asked again.
+        let again = others.into_iter().filter(|waiting| matches!(waiting.origin, Origin::Connection(..)));
+        again.rev().for_each(|waiting| self.queue.push_front(waiting));
     }
 
     /// Answers these commands with `unavailable`. Connections with changes among them
@@ -441,7 +469,7 @@ impl Link {
     }
 
     /// Sends waiting commands, as far as there is credit.
-    fn flush(&mut self, now: Now, out: &mut Vec<Action>) {
+    pub(super) fn flush(&mut self, now: Now, out: &mut Vec<Action>) {
         let State::Open(flow) = &mut self.flow else { return };
         while flow.has_credit() && !self.queue.is_empty() {
             let (mut items, mut bytes) = (Vec::new(), 0);

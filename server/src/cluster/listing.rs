@@ -72,6 +72,7 @@ impl Listings {
     }
 
     /// Forgets the listings of a connection.
+    #[cfg(test)]
     pub(super) fn disconnect(&mut self, connection: ConnectionId) {
         self.0.retain(|(of, _), _| *of != connection);
     }

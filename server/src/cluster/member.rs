@@ -96,27 +96,58 @@ impl Member {
         }
     }
 
-    /// Submits a request of a connection to a shard. The answer is an [`Action::Answer`],
-    /// unless the request has none. Names are requested by [`Self::list`].
+    /// Submits a request of a connection to a shard, to be sent by [`Self::flush`]. The
+    /// answer is an [`Action::Answer`], unless the request has none. Names are requested by
+    /// [`Self::list`].
     pub(crate) fn submit(
         &mut self,
         shard: ShardId,
         (connection, request): (ConnectionId, u64),
         content: Request,
         now: Now,
-        out: &mut Vec<Action>,
     ) {
         let send = SendTo { shard, request, content };
         if let Some(send) = self.send_order.submit(connection, send, now.running) {
-            self.pass_on(connection, send, now, out);
+            self.pass_on(connection, send, now);
         }
     }
 
-    fn pass_on(&mut self, connection: ConnectionId, send: SendTo, now: Now, out: &mut Vec<Action>) {
+    fn pass_on(&mut self, connection: ConnectionId, send: SendTo, now: Now) {
         let SendTo { shard, request, content } = send;
         if let Some(shard) = self.shards.get_mut(shard as usize) {
-            shard.link.submit(connection, request, content, now, out);
+            shard.link.submit(connection, request, content, now);
         }
+    }
+
+    /// Sends the submitted requests.
+    pub(crate) fn flush(&mut self, now: Now, out: &mut Vec<Action>) {
+        self.shards.iter_mut().for_each(|shard| shard.link.flush(now, out));
+    }
+
+    /// Ends a reception of a connection, at the next [`Self::flush`].
+    pub(crate) fn unsubscribe(&mut self, account: &Account, connection: ConnectionId, now: Now) {
+        let shard = self.shard_of(&account.name) as usize;
+        if let Some(shard) = self.shards.get_mut(shard) {
+            shard.link.unsubscribe(account.incarnation, connection, now);
+        }
+    }
+
+    /// Ends the registration of an account, at the next [`Self::flush`].
+    pub(crate) fn unregister(&mut self, account: &Account, now: Now) {
+        let shard = self.shard_of(&account.name) as usize;
+        if let Some(shard) = self.shards.get_mut(shard) {
+            shard.link.unregister(account.incarnation, now);
+        }
+    }
+
+    /// Returns whether there is a flow to the owner of each shard.
+    pub(crate) fn is_in_touch(&self, now: Now) -> bool {
+        self.shards.iter().all(|shard| shard.link.is_open(now))
+    }
+
+    /// Returns whether this server owns no shard.
+    pub(crate) fn owns_nothing(&self) -> bool {
+        self.shards.iter().all(|shard| shard.seat.owner().is_none())
     }
 
     /// Requests the first names after `after`, in byte order: at most `limit`. The answer is
@@ -128,12 +159,11 @@ impl Member {
         after: Option<&UserName>,
         limit: u32,
         now: Now,
-        out: &mut Vec<Action>,
     ) {
         let limit = self.listings.begin((connection, request), limit, self.shards.len() as u32);
         for shard in &mut self.shards {
             let content = Request::Names { after: after.cloned(), limit };
-            shard.link.submit(connection, request, content, now, out);
+            shard.link.submit(connection, request, content, now);
         }
     }
 
@@ -150,6 +180,7 @@ impl Member {
     }
 
     /// Handles the end of a connection. Its changes that are on their way to an owner go on.
+    #[cfg(test)]
     pub(crate) fn disconnect(&mut self, connection: ConnectionId, now: Now, out: &mut Vec<Action>) {
         self.listings.disconnect(connection);
         self.send_order.drop_sends(connection);
@@ -215,7 +246,7 @@ impl Member {
         for (connection, request) in answered {
             self.send_order.answered(connection, request);
             while let Some(send) = self.send_order.next(connection) {
-                self.pass_on(connection, send, now, out);
+                self.pass_on(connection, send, now);
             }
         }
         self.listings.merge(before, out);

@@ -1,6 +1,6 @@
 //! The cluster: shards whose logs are replicated streams, each owned by one server.
 //!
-//! Everything in here is a state machine without I/O, clock and randomness: messages,
+//! Everything outside of [`io`] is a state machine without I/O, clock and randomness: messages,
 //! answers of the log and times come in as arguments, and actions go out. The
 //! conditional append is the fence and the safety argument; leases, heartbeats and
 //! flows are liveness, or keep servers from repeating commands that others have decided.
@@ -14,9 +14,10 @@
 //! | `owner`, `decide`, `snapshot` | the owner: frames, answers, snapshots and purges |
 //! | `reception`, `identity` | subscriptions and logged-in accounts, at the owner |
 //! | `seat` | one server's role in one shard: standby, candidate or owner |
-//! | `flow`, `message` | numbered flows between servers and owners |
+//! | `flow`, `message`, `codec` | numbered flows between servers and owners |
 //! | `link` | a server's end of its flows to one shard |
 //! | `member` | a server: its seats and links |
+//! | `io` | the store: a server's I/O around its state machine |
 //! | `listing` | names: the sorted ones of a shard, and the merged pages of all shards |
 //! | `send_order` | sends of a session, in order over all shards |
 //! | `sessions` | announcements of opened sessions |
@@ -28,11 +29,13 @@ mod blocks;
 mod bugs;
 mod candidate;
 mod chain;
+mod codec;
 mod cold;
 mod decide;
 mod entry;
 mod flow;
 mod identity;
+pub(crate) mod io;
 mod link;
 mod listing;
 mod member;
@@ -55,8 +58,10 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use hark_protocol::SessionToken;
 
+pub use self::io::{BadNodes, CLIENT_LOG, ClusterConfig, ClusterStore, Credentials, Nodes, OpenError};
 use self::message::{Message, Reply};
 use crate::ledger::Limits;
+use crate::store::{Event, Publisher};
 
 /// The id of a server process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -221,6 +226,8 @@ pub(crate) enum Action {
         /// The answer.
         reply: Reply,
     },
+    /// Publish an event of a subscription.
+    Publish(Publisher, Event),
     /// End the identity of a connection.
     EndIdentity(ConnectionId),
     /// Close a connection without reading more from it.

@@ -287,10 +287,13 @@ impl Owner {
         self.ledger.begin(context, &mut self.changes);
         let taken_at = self.pending.front().map(|pending| pending.taken_at);
         let (mut released, mut bytes) = (Released::default(), 0);
-        while bytes < self.config.frame_bytes_max && !self.changes.is_full() {
-            let Some(Pending { flow, command, .. }) = self.pending.pop_front() else { break };
+        let bytes_max = self.config.frame_bytes_max as u64;
+        while !self.changes.is_full() {
+            // Only one long text alone may exceed the size of a frame.
+            let fits = |pending: &mut Pending| bytes == 0 || bytes + pending.command.bytes() <= bytes_max;
+            let Some(Pending { flow, command, .. }) = self.pending.pop_front_if(fits) else { break };
             let size = command.bytes();
-            bytes += size as usize;
+            bytes += size;
             if let Some(flow) = self.flows.get_mut(&flow.server).filter(|current| current.id() == flow) {
                 flow.processed(size);
             }

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::candidate::{Candidate, Outcome};
-use super::entry::{Claim, ClaimId};
+use super::entry::{Claim, ClaimId, Content, Entry};
 use super::flow::FlowId;
 use super::message::{Down, Message, Up};
 use super::owner::{Owner, Tenure};
@@ -26,6 +26,8 @@ pub(super) struct Seat {
     /// increased.
     seen: Option<u64>,
     seen_at: Duration,
+    /// The stream was found without an owner: it is empty, or the shard is released.
+    is_vacant: bool,
     claims: u64,
     claim_not_before: Duration,
     backoff: Duration,
@@ -57,6 +59,7 @@ impl Seat {
             heard_at: Duration::ZERO,
             seen: None,
             seen_at: Duration::ZERO,
+            is_vacant: false,
             claims: 0,
             claim_not_before: Duration::ZERO,
             backoff: timing::BACKOFF_MIN,
@@ -70,7 +73,7 @@ impl Seat {
         if self.known.is_some_and(|known| claim.sequence < known.sequence) {
             return;
         }
-        (self.known, self.heard_at, self.seen) = (Some(claim), now.running, None);
+        (self.known, self.heard_at, self.seen, self.is_vacant) = (Some(claim), now.running, None, false);
         if matches!(self.state, State::Candidate(_)) && claim.id.server != self.server {
             self.stand_by(now);
         }
@@ -106,7 +109,7 @@ impl Seat {
     /// Handles an answer of the log.
     pub(super) fn handle_log(&mut self, reply: LogReply, now: Now, out: &mut Vec<Action>) {
         match &mut self.state {
-            State::Standby { .. } => self.look(&reply, now),
+            State::Standby { .. } => self.look(&reply, now, out),
             State::Candidate(candidate) => {
                 let mut requests = Vec::new();
                 let outcome = candidate.handle(reply, now, &mut requests);
@@ -131,10 +134,13 @@ impl Seat {
                 let stillness = silence.min(now.running.saturating_sub(self.seen_at));
                 let stagger = timing::CLAIM_STAGGER * self.rank;
                 let is_due = stillness >= timing::CLAIM_AFTER + stagger
-                    || silence >= timing::CLAIM_UNHEARD_AFTER + stagger;
+                    || silence >= timing::CLAIM_UNHEARD_AFTER + stagger
+                    || (self.is_vacant && now.running >= stagger);
                 if is_due && now.running >= self.claim_not_before {
                     self.claim(now, out);
-                } else if silence >= timing::PROBE_INTERVAL * 2 && now.running >= *probe_at {
+                } else if (silence >= timing::PROBE_INTERVAL * 2 || self.known.is_none())
+                    && now.running >= *probe_at
+                {
                     *probe_at = now.running + timing::PROBE_INTERVAL;
                     // No message has this sequence; the answer contains the last one.
                     out.push(Action::Log(self.shard, LogRequest::Read { id: 0, from: u64::MAX }));
@@ -166,8 +172,18 @@ impl Seat {
         }
     }
 
-    fn look(&mut self, reply: &LogReply, now: Now) {
-        let LogReply::Page { last, .. } = reply else { return };
+    /// Handles the answer to a probe. A server that knows of no claim reads the last message
+    /// as well: a vacant shard need not stay silent before it is claimed.
+    fn look(&mut self, reply: &LogReply, now: Now, out: &mut Vec<Action>) {
+        let LogReply::Page { messages, last, .. } = reply else { return };
+        if self.known.is_none() {
+            match messages.last().map(Entry::decode) {
+                None if *last == 0 => self.is_vacant = true,
+                None => out.push(Action::Log(self.shard, LogRequest::Read { id: 0, from: *last })),
+                Some(Ok((entry, _))) => self.is_vacant = matches!(entry.content, Content::Release),
+                Some(Err(_)) => {}
+            }
+        }
         if self.seen.is_some_and(|seen| *last > seen) {
             self.seen_at = now.running;
         }
@@ -176,6 +192,7 @@ impl Seat {
 
     fn claim(&mut self, now: Now, out: &mut Vec<Action>) {
         self.claims += 1;
+        self.is_vacant = false;
         let id = ClaimId { server: self.server, number: self.claims };
         let (candidate, request) = Candidate::new(id, self.config, self.known, now);
         self.state = State::Candidate(Box::new(candidate));

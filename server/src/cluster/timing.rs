@@ -66,6 +66,10 @@ pub(super) const CLAIM_REFUSALS_MAX: u32 = 3;
 /// frame, it fits into a message of the network.
 pub(super) const PACKET_BYTES_MAX: u64 = 400 << 10;
 
+/// Maximum messages and bytes of texts of one page. One longer text is sent alone.
+pub(super) const PAGE_MESSAGES_MAX: usize = 2048;
+pub(super) const PAGE_BYTES_MAX: usize = 200 << 10;
+
 /// Maximum names in one answer of a shard.
 pub(super) const NAMES_MAX: u32 = 1024;
 

@@ -14,7 +14,7 @@
 mod contract;
 pub mod disk;
 mod hash;
-#[cfg(all(test, feature = "cluster"))]
+#[cfg(feature = "cluster")]
 pub(crate) mod jetstream;
 pub mod memory;
 

@@ -11,7 +11,6 @@ use hark_tests::{Client, Front, Harkd, Link, Nats, StoreLocation, TIMEOUT, Trial
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tokio::time::timeout;
 
 /// Smallest number of rounds of a race.
 const ROUNDS_MIN: u32 = 5;
@@ -19,9 +18,6 @@ const ROUNDS_MIN: u32 = 5;
 /// Time below the interval at which a server polls for messages that it was not
 /// notified of.
 const BELOW_POLL_INTERVAL: Duration = Duration::from_secs(24);
-
-/// Duration for which a pending outcome must not be answered.
-const PENDING_TIME: Duration = Duration::from_secs(3);
 
 const BYE_TAKEN_OVER: Frame<Reply> = Frame::new(None, Reply::Bye(ByeReason::TakenOver));
 const BYE_DELETED: Frame<Reply> = Frame::new(None, Reply::Bye(ByeReason::Deleted));
@@ -357,7 +353,7 @@ async fn pipelined_sends_keep_order_across_leader_changes() {
     const COUNT: u32 = 1000;
     let mut nats = Nats::start();
     let location = StoreLocation::on(&nats);
-    let stream = format!("{}-inbox-0", location.chat());
+    let stream = format!("{}-shard-0", location.chat());
     let [one, two] = [(); 2].map(|()| Harkd::builder().store(location.clone()).start());
     Wire::connect(one.address()).await.create("bob").await;
     for round in rounds(1) {
@@ -379,24 +375,6 @@ async fn pipelined_sends_keep_order_across_leader_changes() {
         let expected: Vec<String> = (1..=COUNT).map(|n| n.to_string()).collect();
         assert!(texts.iter().map(|message| &*message.text).eq(&expected), "round {round}: {texts:?}");
     }
-}
-
-#[tokio::test]
-async fn connect_waits_for_a_missing_stream() {
-    let nats = Nats::shared();
-    let location = StoreLocation::on(nats);
-    let server = Harkd::builder().store(location.clone()).start();
-    let mut bob = Wire::connect(server.address()).await;
-    bob.create("bob").await;
-    let engine = async_nats::jetstream::new(async_nats::connect(nats.url_of(0)).await.unwrap());
-    let stream = format!("{}-inbox-0", location.chat());
-    let config = engine.get_stream(&stream).await.unwrap().cached_info().config.clone();
-    engine.delete_stream(&stream).await.unwrap();
-    bob.write(7, connect("bob")).await;
-    let answer = timeout(PENDING_TIME, bob.next()).await;
-    assert!(answer.is_err(), "{answer:?} before the outcome was known");
-    engine.create_stream(config).await.unwrap();
-    assert!(matches!(bob.reply_to(7).await, Reply::Ok(_)));
 }
 
 /// Returns an address that forwards to a node, and stops forwarding its answers

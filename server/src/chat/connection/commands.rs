@@ -141,7 +141,7 @@ impl ClientConnection {
             time_ms: self.sends.last().map_or_else(now_ms, |(send, _)| send.time_ms),
             send_id,
             refusal,
-            fence: self.fence.get_or_insert_default().clone(),
+            fence: self.fence().clone(),
             permit: None,
             text,
         };

@@ -222,7 +222,10 @@ impl ClientConnection {
             Ok(Request::Ack { sequence }) => self.handle_ack(sequence),
             Ok(Request::Ping) => self.answer(id, Answer::Reply(Reply::Ok(OkFields::none()))),
             Ok(Request::Send { user, text }) => self.send(id, user, text),
-            Ok(Request::Create { user, password: None }) if self.chat.is_creation_open(&user) => {
+            // The store may delay sends of an account.
+            Ok(Request::Create { user, password: None })
+                if self.chat.is_creation_open(&user) && (self.user.is_none() || self.answers.is_empty()) =>
+            {
                 self.create_open(id, user);
             }
             Ok(Request::Hello { .. }) if !is_fresh => {
@@ -402,12 +405,18 @@ impl ClientConnection {
         Poll::Ready((id, reply))
     }
 
+    /// Returns its fence, which is open at first.
+    fn fence(&mut self) -> &Fence {
+        let epoch = self.shutdown.epoch();
+        self.fence.get_or_insert_with(|| Fence::new(epoch))
+    }
+
     /// Closes the fence after an undecided send of a session, so that no later send
     /// overtakes its repeat.
     fn fence_off(&mut self) {
         if self.send_session.is_some() {
             self.is_undecided = true;
-            self.fence.get_or_insert_default().close();
+            self.fence().close();
             self.end();
         }
     }

@@ -202,6 +202,7 @@ impl Host {
         let (now, mut actions, mut out) = (self.now(time), Vec::new(), Vec::new());
         let Some(member) = &mut self.member else { return out };
         act(member, now, &mut actions);
+        member.flush(now, &mut actions);
         self.perform(actions, now, last_connection, &mut out);
         self.drive(now, &mut out);
         out
@@ -223,6 +224,7 @@ impl Host {
                 Action::Send(server, message) => out.push(Output::Send(server, message)),
                 Action::Broadcast(message) => out.push(Output::Broadcast(message)),
                 Action::Answer { connection, request, reply } => self.answer(connection, request, reply, out),
+                Action::Publish(publisher, event) => publisher.publish(event),
                 Action::EndIdentity(connection) => {
                     if let Some(connection) = self.connections.get_mut(&connection) {
                         connection.identity = None;
@@ -304,11 +306,12 @@ impl Host {
         }
         let mut actions = Vec::new();
         if let Some((shard, content)) = submitted {
-            member.submit(shard, (id, request), content, now, &mut actions);
+            member.submit(shard, (id, request), content, now);
         }
         if let Some((after, limit)) = list {
-            member.list((id, request), after.as_ref(), limit, now, &mut actions);
+            member.list((id, request), after.as_ref(), limit, now);
         }
+        member.flush(now, &mut actions);
         self.perform(actions, now, 0, &mut out);
         self.drive(now, &mut out);
         out
@@ -385,8 +388,9 @@ impl Host {
         for (id, request, content) in reads {
             let Request::Read { account, .. } = &content else { continue };
             let shard = member.shard_of(&account.name);
-            member.submit(shard, (id, request), content, now, &mut actions);
+            member.submit(shard, (id, request), content, now);
         }
+        member.flush(now, &mut actions);
         self.perform(actions, now, 0, out);
     }
 }
