@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::append::{Appender, Resolution};
-use super::entry::{Claim, ClaimId, Content, Entry, FORMAT};
+use super::entry::{Claim, ClaimId, Content, Entry};
 use super::replay::{ReplayError, Replayed, StreamReplay};
 use super::{Config, LogReply, LogRequest, Now, timing};
 use crate::ledger;
@@ -154,7 +154,11 @@ impl Candidate {
     /// Even a message that does not count names a snapshot that was complete; but the
     /// snapshot may be purged, and then earlier messages name a later one.
     fn begin(&mut self, from: u64, first: u64, messages: &[Bytes], now: Now) -> LogRequest {
-        let snapshots = messages.iter().filter_map(|message| Some(Entry::decode(message).ok()?.0.snapshot));
+        let entries = messages.iter().filter_map(|message| {
+            let (entry, _) = Entry::decode(message, self.config.newest_format).ok()?;
+            Some(entry)
+        });
+        let snapshots = entries.map(|entry| entry.snapshot);
         let newest = snapshots.max().filter(|snapshot| *snapshot >= first && *snapshot > 0);
         if newest.is_none() && from > first {
             return self.look(from.saturating_sub(timing::LOOK_BACK).max(first), now);
@@ -200,12 +204,13 @@ impl Candidate {
         let (id, next) = (self.request(), self.replay.next());
         let is_conditional = self.refusals < timing::CLAIM_REFUSALS_MAX;
         let entry = Entry {
+            format: self.replay.format(),
             claim: Claim { sequence: 0, id: self.id },
             commit: 0,
             sequence: if is_conditional { next } else { 0 },
             previous: 0,
             snapshot: self.replay.snapshot(),
-            content: Content::Claim { format: FORMAT },
+            content: Content::Claim { format: self.config.newest_format },
         };
         if is_conditional {
             let appender = Appender::new(id, entry.encode(), next - 1, now.running);

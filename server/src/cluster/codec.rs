@@ -104,7 +104,8 @@ variants! {
         2 => Released(shard, claim),
         3 => Up(shard, flow, up),
         4 => Down(shard, flow, down),
-        5 => Sessions(server, sessions)
+        5 => Sessions(server, sessions),
+        6 => Present(server, format)
     }
     Up { 1 => Open, 2 => Packet(packet), 3 => End }
     Down { 1 => Opened(clock), 2 => Packet(packet, clock), 3 => End }
@@ -440,10 +441,22 @@ mod tests {
         let generation = Generation { sequence: 5, place: 2 };
         let send = |from: Option<IpAddr>, refusal| {
             let id = RequestId::new(9).unwrap();
-            let send_id =
-                from.map(|from| SendId { session: "s".parse().unwrap(), id, in_order: true, from: Some(from) });
+            let send_id = from.map(|from| SendId {
+                session: "s".parse().unwrap(),
+                id,
+                in_order: true,
+                from: Some(from),
+            });
             let (to, sender, text) = (name.clone(), Some(account()), "a,b\n🦀".into());
-            Request::Send(Box::new(Send { to, sender, from_nobody: true, time_ms: 5, text, send_id, refusal }))
+            Request::Send(Box::new(Send {
+                to,
+                sender,
+                from_nobody: true,
+                time_ms: 5,
+                text,
+                send_id,
+                refusal,
+            }))
         };
         vec![
             Request::Create(name.clone(), Some(hash.clone())),
@@ -523,6 +536,7 @@ mod tests {
             Message::Down(3, flow, Down::End),
             Message::Down(3, flow, Down::Packet(down, clock)),
             Message::Sessions(ServerId(4), vec!["s".parse().unwrap()]),
+            Message::Present(ServerId(4), 1),
         ]
     }
 

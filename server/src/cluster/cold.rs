@@ -86,7 +86,7 @@ impl ColdReads {
         // A node without the message is behind: the request is repeated.
         let bytes = bytes?;
         let Cold { sequence, page, .. } = self.in_flight.remove(&id)?;
-        let blocks = match Entry::decode(bytes) {
+        let blocks = match Entry::decode(bytes, u8::MAX) {
             Ok((Entry { content: Content::Frame(frame), .. }, _)) => frame.blocks,
             _ => Vec::new(),
         };

@@ -5,7 +5,7 @@
 //!
 //! | bytes | content |
 //! | --- | --- |
-//! | 1 | format, [`FORMAT`] |
+//! | 1 | format, from [`OLDEST_FORMAT`] to [`NEWEST_FORMAT`] |
 //! | 1 | kind: 0 claim, 1 frame, 2 release, 3 index |
 //! | 8 × 7 | claim: server, number, sequence (of a claim itself: 0); commit number; sequence that the entry counts at (0: at any); checksum of the entry before; first sequence of the newest complete snapshot (0: none) |
 //! | claim | 1: the newest format that its server reads |
@@ -19,8 +19,10 @@ use super::ServerId;
 use crate::ledger::Malformed;
 use crate::log::{Block, CheckpointPart, Frame, InboxId};
 
-/// The format of the entries that this version writes, and the newest that it reads.
-pub(super) const FORMAT: u8 = 1;
+/// The formats of entries that this version reads and writes. It writes a format only if all
+/// live servers read it.
+pub(super) const OLDEST_FORMAT: u8 = 1;
+pub(super) const NEWEST_FORMAT: u8 = 1;
 
 /// Bytes of an entry before its content.
 const HEAD_BYTES: usize = 2 + 7 * 8;
@@ -69,6 +71,8 @@ impl From<Malformed> for NoEntry {
 /// One message of a shard's stream.
 #[derive(Debug)]
 pub(super) struct Entry {
+    /// The format in which it is written.
+    pub(super) format: u8,
     /// The claim that the entry belongs to. Its sequence is 0 in the claim's own entry.
     pub(super) claim: Claim,
     /// The entry's number within its claim; 0 for the claim's own entry.
@@ -143,7 +147,7 @@ impl Entry {
             Content::Release => kind::RELEASE,
             Content::Index(_) => kind::INDEX,
         };
-        to.extend_from_slice(&[FORMAT, kind]);
+        to.extend_from_slice(&[self.format, kind]);
         let Claim { sequence, id } = self.claim;
         let Self { commit, sequence: at, previous, snapshot, .. } = *self;
         for number in [id.server.0, id.number, sequence, commit, at, previous, snapshot] {
@@ -159,15 +163,19 @@ impl Entry {
         to.into()
     }
 
-    /// Decodes an entry. Returns it with its checksum.
-    pub(super) fn decode(bytes: &Bytes) -> Result<(Self, u64), NoEntry> {
+    /// Decodes an entry up to the format `newest`. Returns it with its checksum.
+    pub(super) fn decode(bytes: &Bytes, newest: u8) -> Result<(Self, u64), NoEntry> {
         let length = bytes.len().checked_sub(CHECKSUM_BYTES).ok_or(NoEntry::Corrupt)?;
         let checksum = bytes.slice(length..).get_u64_le();
         let mut rest = bytes.slice(..length);
         if xxh3_64(&rest) != checksum {
             return Err(NoEntry::Corrupt);
         }
-        if rest.len() < HEAD_BYTES || rest.get_u8() != FORMAT {
+        if rest.len() < HEAD_BYTES {
+            return Err(NoEntry::Unknown);
+        }
+        let format = rest.get_u8();
+        if !(OLDEST_FORMAT..=newest).contains(&format) {
             return Err(NoEntry::Unknown);
         }
         let kind = rest.get_u8();
@@ -185,7 +193,7 @@ impl Entry {
             return Err(NoEntry::Unknown);
         }
         let claim = Claim { sequence: claimed_at, id };
-        Ok((Self { claim, commit, sequence, previous, snapshot, content }, checksum))
+        Ok((Self { format, claim, commit, sequence, previous, snapshot, content }, checksum))
     }
 }
 
@@ -288,7 +296,8 @@ mod tests {
                 blocks: vec![Located { inbox: 4, first: 1, last: 3, sequence: 9, bytes: 5 }; 2],
             }),
         ];
-        let entry = |content| Entry { claim, commit: 5, sequence: 20, previous: 77, snapshot: 3, content };
+        let entry =
+            |content| Entry { format: 1, claim, commit: 5, sequence: 20, previous: 77, snapshot: 3, content };
         contents.map(entry).into()
     }
 
@@ -296,7 +305,7 @@ mod tests {
     fn every_entry_comes_back() {
         for entry in entries() {
             let bytes = entry.encode();
-            let (decoded, sum) = Entry::decode(&bytes).unwrap();
+            let (decoded, sum) = Entry::decode(&bytes, 1).unwrap();
             assert_eq!(format!("{decoded:?}"), format!("{entry:?}"));
             assert_eq!((sum, decoded.encode()), (checksum(&bytes), bytes));
         }
@@ -306,10 +315,10 @@ mod tests {
     fn truncated_or_changed_entry_is_malformed() {
         for bytes in entries().iter().map(Entry::encode) {
             for end in 0..bytes.len() {
-                assert!(Entry::decode(&bytes.slice(..end)).is_err());
+                assert!(Entry::decode(&bytes.slice(..end), 1).is_err());
                 let mut changed = bytes.to_vec();
                 changed[end] ^= 4;
-                assert!(Entry::decode(&changed.into()).is_err(), "{end}");
+                assert!(Entry::decode(&changed.into(), 1).is_err(), "{end}");
             }
         }
     }
@@ -317,11 +326,11 @@ mod tests {
     proptest! {
         #[test]
         fn any_content_under_a_right_checksum_never_panics(content in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let mut bytes = vec![FORMAT, kind::FRAME];
+            let mut bytes = vec![NEWEST_FORMAT, kind::FRAME];
             bytes.extend_from_slice(&[0; 56]);
             bytes.extend_from_slice(&content);
             bytes.put_u64_le(xxh3_64(&bytes));
-            if let Ok((entry, _)) = Entry::decode(&bytes.clone().into()) {
+            if let Ok((entry, _)) = Entry::decode(&bytes.clone().into(), 1) {
                 prop_assert_eq!(entry.encode(), bytes);
             }
         }

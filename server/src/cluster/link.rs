@@ -110,13 +110,7 @@ impl Link {
 
     /// Queues a request of a connection, to be sent by [`Self::flush`] when there is a flow
     /// and credit.
-    pub(super) fn submit(
-        &mut self,
-        connection: ConnectionId,
-        request: u64,
-        content: Request,
-        now: Now,
-    ) {
+    pub(super) fn submit(&mut self, connection: ConnectionId, request: u64, content: Request, now: Now) {
         if let Request::Acknowledge(account, position) = &content
             && let Some(reception) = self.receptions.get_mut(&account.incarnation)
         {
@@ -156,7 +150,10 @@ impl Link {
     pub(super) fn disconnect(&mut self, connection: ConnectionId, now: Now, out: &mut Vec<Action>) {
         self.queue.retain(|waiting| !waiting.is_of(connection) || waiting.command.request.is_change());
         for waiting in self.sent.values_mut().filter(|waiting| waiting.is_of(connection)) {
-            waiting.origin = Origin::Nowhere;
+            // If a change becomes unavailable, the later ones must not go on.
+            if !waiting.command.request.is_change() {
+                waiting.origin = Origin::Nowhere;
+            }
         }
         let gone = self.receptions.extract_if(.., |_, reception| reception.connection == connection);
         let gone: Vec<_> = gone.map(|(_, reception)| reception).collect();
@@ -433,7 +430,8 @@ impl Link {
             out.push(Action::Send(flow.id().claim.id.server, Message::Up(self.shard, flow.id(), Up::End)));
         }
         let sent = std::mem::take(&mut self.sent).into_values();
-        let (changes, others): (Vec<_>, Vec<_>) = sent.partition(|waiting| waiting.command.request.is_change());
+        let (changes, others): (Vec<_>, Vec<_>) =
+            sent.partition(|waiting| waiting.command.request.is_change());
         self.fail(changes, out);
         // Receptions and identities continue in the next flow.
         self.queue.retain(|waiting| !matches!(waiting.origin, Origin::Reception(_) | Origin::Identity(_)));

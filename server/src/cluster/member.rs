@@ -6,6 +6,7 @@ use super::assignment;
 use super::link::Link;
 use super::listing::Listings;
 use super::message::{Answer, Message, Reply, Request};
+use super::presence::Presence;
 use super::seat::Seat;
 use super::send_order::{SendOrder, SendTo};
 use super::sessions::Sessions;
@@ -20,6 +21,8 @@ pub(crate) struct Member {
     send_order: SendOrder,
     listings: Listings,
     sessions: Sessions,
+    presence: Presence,
+    newest_format: u8,
 }
 
 #[derive(Debug)]
@@ -41,6 +44,8 @@ impl Member {
             send_order: SendOrder::default(),
             listings: Listings::default(),
             sessions: Sessions::default(),
+            presence: Presence::new(config.newest_format),
+            newest_format: config.newest_format,
         }
     }
 
@@ -56,7 +61,7 @@ impl Member {
         | Message::Up(shard, ..)
         | Message::Down(shard, ..)) = message
         else {
-            return self.handle_announcement(message, out);
+            return self.handle_announcement(message, now, out);
         };
         let Some(Shard { seat, link }) = self.shards.get_mut(shard as usize) else { return };
         let before = out.len();
@@ -68,16 +73,18 @@ impl Member {
             Message::Released(_, claim) => seat.handle_released(claim),
             Message::Up(_, id, up) => seat.handle_up(id, up, now, out),
             Message::Down(_, id, down) => link.handle_down(id, down, now, out),
-            Message::Sessions(..) => {}
+            Message::Present(..) | Message::Sessions(..) => {}
         }
         self.obey(before, now, out);
     }
 
-    fn handle_announcement(&self, message: Message, out: &mut Vec<Action>) {
-        if let Message::Sessions(server, sessions) = message
-            && server != self.server
-        {
-            out.extend(sessions.into_iter().map(Action::CloseSession));
+    fn handle_announcement(&mut self, message: Message, now: Now, out: &mut Vec<Action>) {
+        match message {
+            Message::Present(server, format) => self.presence.handle(server, format, now.running),
+            Message::Sessions(server, sessions) if server != self.server => {
+                out.extend(sessions.into_iter().map(Action::CloseSession));
+            }
+            _ => {}
         }
     }
 
@@ -201,7 +208,12 @@ impl Member {
             out.push(Action::Answer { connection, request, reply: Reply::Unavailable });
             out.push(Action::Close(connection));
         }
+        if self.presence.tick(now.running) {
+            out.push(Action::Broadcast(Message::Present(self.server, self.newest_format)));
+        }
+        let format = self.presence.format(now.running);
         for Shard { seat, link } in &mut self.shards {
+            seat.set_format(format);
             seat.tick(now, out);
             link.tick(now, out);
         }

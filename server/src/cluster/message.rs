@@ -29,6 +29,8 @@ pub(crate) enum Message {
     Heartbeat(ShardId, Claim),
     /// The owner has released the shard.
     Released(ShardId, Claim),
+    /// The server is alive, and reads entries up to this format.
+    Present(ServerId, u8),
     /// Sessions were opened at this server: connections that hold them elsewhere close.
     Sessions(ServerId, Vec<SessionToken>),
     /// From a server to the owner of a shard.

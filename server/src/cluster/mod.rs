@@ -20,6 +20,7 @@
 //! | `io` | the store: a server's I/O around its state machine |
 //! | `listing` | names: the sorted ones of a shard, and the merged pages of all shards |
 //! | `send_order` | sends of a session, in order over all shards |
+//! | `presence` | live servers, and the format that all of them read |
 //! | `sessions` | announcements of opened sessions |
 //! | `assignment` | shards of names, and servers of shards |
 
@@ -41,6 +42,7 @@ mod listing;
 mod member;
 mod message;
 mod owner;
+mod presence;
 mod reception;
 mod replay;
 mod seat;
@@ -97,6 +99,8 @@ pub(crate) struct Config {
     pub(crate) tail_bytes_max: u64,
     /// Bytes of texts that an owner keeps in memory.
     pub(crate) cache_bytes_max: u64,
+    /// The newest format of entries that this server reads.
+    pub(crate) newest_format: u8,
     /// Bytes by which a stream may exceed its tail and twice its live bytes.
     pub(crate) slack_bytes: u64,
 }
@@ -111,6 +115,7 @@ impl Config {
             tail_entries_max: 20_000,
             tail_bytes_max: 64 << 20,
             cache_bytes_max: 64 << 20,
+            newest_format: entry::NEWEST_FORMAT,
             slack_bytes: 256 << 20,
         }
     }

@@ -14,7 +14,7 @@ use super::bugs::{Bug, is_planted};
 use super::chain::Chain;
 use super::cold::{ColdReads, Copies};
 use super::decide::Released;
-use super::entry::{Claim, Content};
+use super::entry::{Claim, Content, Entry, OLDEST_FORMAT};
 use super::flow::{Flow, FlowId};
 use super::identity::{Identities, Parked};
 use super::listing::Names;
@@ -52,6 +52,8 @@ pub(super) struct Owner {
     is_releasing: bool,
     /// No message is stored.
     pub(super) is_low_on_space: bool,
+    /// The newest format that all live servers read.
+    pub(super) format: u8,
 }
 
 /// The running time of the shard.
@@ -130,6 +132,7 @@ impl Owner {
             next_request,
             is_releasing: false,
             is_low_on_space: false,
+            format: OLDEST_FORMAT,
         }
     }
 
@@ -313,6 +316,7 @@ impl Owner {
         out: &mut Vec<Action>,
     ) {
         let Some(entry) = self.chain.next(content, self.snapshots.snapshot()) else { return };
+        let entry = Entry { format: entry.format.max(self.format), ..entry };
         self.next_request += 1;
         let appender = Appender::new(self.next_request, entry.encode(), self.chain.last(), now.running);
         let content = match entry.content {

@@ -64,7 +64,7 @@ impl StreamReplay {
     pub(super) fn new(config: &Config, first: u64) -> Self {
         let tail = Stretch { first, bytes: 0 };
         Self {
-            chain: Chain::starting_at(first),
+            chain: Chain::starting_at(first, config.newest_format),
             replay: Replay::new(config.limits),
             blocks: Blocks::new(config.cache_bytes_max),
             first,
@@ -82,6 +82,11 @@ impl StreamReplay {
     /// Returns the current claim.
     pub(super) const fn claim(&self) -> Option<Claim> {
         self.chain.claim()
+    }
+
+    /// Returns the newest format of an entry so far.
+    pub(super) const fn format(&self) -> u8 {
+        self.chain.format()
     }
 
     /// Returns the first sequence of the newest complete snapshot; 0 if there is none.

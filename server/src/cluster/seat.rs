@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::candidate::{Candidate, Outcome};
-use super::entry::{Claim, ClaimId, Content, Entry};
+use super::entry::{Claim, ClaimId, Content, Entry, OLDEST_FORMAT};
 use super::flow::FlowId;
 use super::message::{Down, Message, Up};
 use super::owner::{Owner, Tenure};
@@ -33,6 +33,8 @@ pub(super) struct Seat {
     backoff: Duration,
     owned_since: Duration,
     is_low_on_space: bool,
+    /// The newest format that all live servers read.
+    format: u8,
 }
 
 #[derive(Debug)]
@@ -65,6 +67,7 @@ impl Seat {
             backoff: timing::BACKOFF_MIN,
             owned_since: Duration::ZERO,
             is_low_on_space: false,
+            format: OLDEST_FORMAT,
         }
     }
 
@@ -126,6 +129,14 @@ impl Seat {
         }
     }
 
+    /// Sets the newest format that all live servers read.
+    pub(super) fn set_format(&mut self, format: u8) {
+        self.format = format;
+        if let State::Owner(owner) = &mut self.state {
+            owner.format = format;
+        }
+    }
+
     /// Performs the actions that are due at this time.
     pub(super) fn tick(&mut self, now: Now, out: &mut Vec<Action>) {
         match &mut self.state {
@@ -177,7 +188,7 @@ impl Seat {
     fn look(&mut self, reply: &LogReply, now: Now, out: &mut Vec<Action>) {
         let LogReply::Page { messages, last, .. } = reply else { return };
         if self.known.is_none() {
-            match messages.last().map(Entry::decode) {
+            match messages.last().map(|message| Entry::decode(message, self.config.newest_format)) {
                 None if *last == 0 => self.is_vacant = true,
                 None => out.push(Action::Log(self.shard, LogRequest::Read { id: 0, from: *last })),
                 Some(Ok((entry, _))) => self.is_vacant = matches!(entry.content, Content::Release),
@@ -206,7 +217,7 @@ impl Seat {
                 self.known = Some(claim);
                 self.owned_since = now.running;
                 let mut owner = Owner::new(self.shard, claim, self.config, *replayed, now);
-                owner.is_low_on_space = self.is_low_on_space;
+                (owner.is_low_on_space, owner.format) = (self.is_low_on_space, self.format);
                 owner.tick(now, out);
                 self.state = State::Owner(Box::new(owner));
             }

@@ -107,3 +107,66 @@ fn is_ordered(request: &Request) -> bool {
     let Send { send_id, .. } = &**send;
     send_id.as_ref().is_some_and(|id| id.in_order)
 }
+
+#[cfg(test)]
+mod tests {
+    use hark_protocol::RequestId;
+
+    use super::*;
+    use crate::store::SendId;
+
+    fn send(shard: ShardId, id: u32, in_order: bool) -> SendTo {
+        let (session, request_id) = ("s".parse().unwrap(), RequestId::new(id).unwrap());
+        let send = Send {
+            to: "ann".parse().unwrap(),
+            sender: None,
+            from_nobody: true,
+            time_ms: 1,
+            text: "text".into(),
+            send_id: Some(SendId { session, id: request_id, in_order, from: None }),
+            refusal: None,
+        };
+        SendTo { shard, request: id.into(), content: Request::Send(Box::new(send)) }
+    }
+
+    /// Submits sends to these shards. Returns the requests that leave at once.
+    fn submit(order: &mut SendOrder, shards: &[ShardId]) -> Vec<u64> {
+        let sends = (1..).zip(shards);
+        let left = sends.filter_map(|(id, shard)| order.submit(7, send(*shard, id, true), Duration::ZERO));
+        left.map(|send| send.request).collect()
+    }
+
+    fn answered(order: &mut SendOrder, request: u64) -> Vec<u64> {
+        order.answered(7, request);
+        std::iter::from_fn(|| order.next(7)).map(|send| send.request).collect()
+    }
+
+    #[test]
+    fn send_to_another_shard_waits_for_earlier_ones() {
+        let mut order = SendOrder::default();
+        assert_eq!(submit(&mut order, &[3, 3, 4, 4, 3]), [1, 2]);
+        assert!(answered(&mut order, 2).is_empty());
+        assert_eq!(answered(&mut order, 1), [3, 4]);
+        assert!(answered(&mut order, 3).is_empty());
+        assert_eq!(answered(&mut order, 4), [5]);
+        assert!(answered(&mut order, 5).is_empty() && order.0.is_empty());
+    }
+
+    #[test]
+    fn send_with_ids_in_any_order_is_exempt() {
+        let mut order = SendOrder::default();
+        submit(&mut order, &[3]);
+        assert!(order.submit(7, send(4, 9, false), Duration::ZERO).is_some());
+        assert!(order.submit(8, send(4, 9, true), Duration::ZERO).is_some(), "of another connection");
+    }
+
+    #[test]
+    fn waiting_send_has_a_deadline() {
+        let mut order = SendOrder::default();
+        submit(&mut order, &[3, 4, 4]);
+        assert!(order.late(timing::COMMAND_DEADLINE - Duration::from_secs(1)).is_empty());
+        assert_eq!(order.late(timing::COMMAND_DEADLINE), [(7, 2)]);
+        order.drop_sends(7);
+        assert!(order.late(timing::COMMAND_DEADLINE).is_empty());
+    }
+}

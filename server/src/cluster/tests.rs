@@ -92,6 +92,11 @@ impl Servers {
         claims.filter_map(|(host, claim)| Some((claim?.sequence, host))).max().map(|(_, host)| host)
     }
 
+    /// Returns the format of the last entry.
+    fn format(&self) -> u8 {
+        self.stream.messages().1.last().unwrap()[0]
+    }
+
     /// Lets time pass.
     fn run(&mut self, seconds: f64) {
         let end = self.time + Duration::from_secs_f64(seconds);
@@ -592,14 +597,17 @@ fn list_without_an_owner_is_unavailable() {
     let (mut servers, owner) = Servers::owned(1);
     ["bob", "ann"].iter().for_each(|user| _ = servers.create(owner, user));
     servers.events(owner);
-    let list = |member: &mut Member, now, out: &mut Vec<Action>| member.list((7, 1), None, 10, now, out);
+    let list = |member: &mut Member, now, out: &mut Vec<Action>| {
+        member.list((7, 1), None, 10, now);
+        member.flush(now, out);
+    };
     servers.act(owner, list);
     let names = r#"["ann", "bob"]"#;
     servers.check(owner, &[&format!("7 Names {{ names: {names}, is_complete: true }}")]);
     servers.deaf.insert(owner);
     servers.act(owner, list);
     servers.run(21.0);
-    assert_eq!(servers.events(owner)[0], "7 unavailable");
+    assert!(servers.events(owner).contains(&"7 unavailable".to_owned()));
 }
 
 #[test]
@@ -621,6 +629,35 @@ fn session_closes_at_every_other_server() {
     servers.events(1);
     servers.run(60.0);
     servers.check(1, &[]);
+}
+
+#[test]
+fn new_format_waits_until_all_live_servers_read_it() {
+    let newer = Config { newest_format: 2, ..Config::new(LIMITS) };
+    let mut servers = Servers::new(2, newer);
+    let ids = [1, 2].map(ServerId);
+    servers.hosts[1].member = Member::new(ServerId(2), &ids, 1, Config::new(LIMITS));
+    servers.hosts[1].is_paused = true;
+    servers.run(6.0);
+    servers.hosts[1].is_paused = false;
+    servers.create(0, "ann");
+    servers.run(60.0);
+    assert_eq!(servers.format(), 1, "a live server reads no other");
+    servers.hosts[1].is_paused = true;
+    servers.run(20.0);
+    assert_eq!(servers.format(), 1);
+    servers.run(30.0);
+    assert_eq!(servers.format(), 2);
+    // A server that does not read it claims nothing.
+    servers.hosts[0].is_paused = true;
+    servers.hosts[1].is_paused = false;
+    servers.run(120.0);
+    assert_eq!(servers.format(), 2);
+    assert!(servers.hosts[1].member.seats().all(|seat| seat.owner().is_none()));
+    servers.hosts[0].is_paused = false;
+    servers.run(1.0);
+    servers.submit(0, 7, Request::Names { after: None, limit: 1 });
+    assert!(servers.events(0).iter().any(|event| event.contains("ann")));
 }
 
 #[test]

@@ -56,6 +56,10 @@ pub(super) const FRESH_MAX: Duration = Duration::from_secs(30);
 /// it exceeds twice the longest silence of a flow.
 pub(super) const ANNOUNCE_AGAIN_AFTER: Duration = Duration::from_secs(2);
 
+/// The interval at which a server announces that it is alive. It counts as dead after the
+/// longest silence of a flow.
+pub(super) const PRESENCE_INTERVAL: Duration = Duration::from_secs(2);
+
 /// Maximum sessions in one announcement.
 pub(super) const ANNOUNCED_MAX: usize = 2048;
 

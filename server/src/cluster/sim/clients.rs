@@ -285,7 +285,8 @@ pub(super) struct Reader {
     /// The connection that it takes over from and closes later.
     former: Option<Link>,
     processed: u64,
-    unacknowledged: u32,
+    /// The last unacknowledged number on this connection.
+    received: Option<u64>,
     /// Requests to receive that may take effect later.
     in_doubt: u32,
 }
@@ -301,7 +302,7 @@ impl Reader {
             hop_at: Duration::from_secs(3),
             former: None,
             processed: 0,
-            unacknowledged: 0,
+            received: None,
             in_doubt: 0,
         }
     }
@@ -320,9 +321,9 @@ impl Reader {
                 }
                 self.connect(context);
             }
-            Some(link) if self.unacknowledged > 0 && context.random.random_bool(0.5) => {
-                self.unacknowledged = 0;
-                context.call(link, 0, Call::Ack(self.processed));
+            Some(link) if self.received.is_some() && context.random.random_bool(0.5) => {
+                let received = self.received.take();
+                context.calls.extend(received.map(|number| (link, ToHost::Call(0, Call::Ack(number)))));
             }
             _ => {}
         }
@@ -337,7 +338,7 @@ impl Reader {
         let link = context.open();
         (self.link, self.since, self.is_receiving) = (Some(link), context.now, false);
         self.hop_at = context.within_ms(1000..12_000);
-        self.unacknowledged = 0;
+        self.received = None;
         context.call(link, 1, Call::LookUp(self.user.parse().unwrap()));
     }
 
@@ -369,7 +370,7 @@ impl Reader {
                 } else {
                     context.judge.repeated(self.user, &message);
                 }
-                self.unacknowledged += 1;
+                self.received = Some(message.position.sequence.0);
             }
             Push::Ended(end) => {
                 assert_eq!(end, End::TakenOver);

@@ -51,6 +51,7 @@ pub(super) struct Counts {
     pub(super) without_space: u64,
     pub(super) claims: u64,
     pub(super) purges: u64,
+    pub(super) gets: u64,
     pub(super) events: u64,
     pub(super) ended_at: Duration,
 }
@@ -71,9 +72,10 @@ impl Counts {
         self.deletions += deletions;
         self.lists += lists;
         self.without_space += without_space;
-        let Self { claims, purges, events, ended_at, .. } = other;
+        let Self { claims, purges, gets, events, ended_at, .. } = other;
         self.claims += claims;
         self.purges += purges;
+        self.gets += gets;
         self.events += events;
         self.ended_at += *ended_at;
     }

@@ -16,7 +16,7 @@ use super::lister::Lister;
 use super::stream::{Outcome, Stream};
 use crate::cluster::blocks::WithRead;
 use crate::cluster::chain::{Chain, Taken};
-use crate::cluster::entry::{Content, Entry};
+use crate::cluster::entry::{Content, Entry, NEWEST_FORMAT};
 use crate::cluster::member::Member;
 use crate::cluster::message::{Answer, Message};
 use crate::cluster::replay::StreamReplay;
@@ -46,6 +46,7 @@ const CONFIG: Config = Config {
     tail_entries_max: 12,
     tail_bytes_max: 1 << 20,
     cache_bytes_max: 60,
+    newest_format: NEWEST_FORMAT,
     slack_bytes: 0,
 };
 
@@ -109,7 +110,7 @@ impl World {
             paused: vec![None; HOSTS],
             backlogs: (0..HOSTS).map(|_| Vec::new()).collect(),
             streams: (0..SHARDS).map(|_| Stream::default()).collect(),
-            chains: vec![Chain::starting_at(1); SHARDS],
+            chains: vec![Chain::starting_at(1, NEWEST_FORMAT); SHARDS],
             clients: Vec::new(),
             judge: Judge::default(),
             last_connection: 0,
@@ -279,6 +280,7 @@ impl World {
             return;
         }
         let is_append = matches!(request, LogRequest::Append { .. });
+        self.judge.counts.gets += u64::from(matches!(request, LogRequest::Get { .. }));
         self.judge.counts.purges += u64::from(matches!(request, LogRequest::Purge { .. }));
         let is_late = is_append && self.random.random_range(0..1000) < self.late;
         let at = if is_late { self.random_ms(300, 6000) } else { self.arrival((host, 50 + shard), 1, 3) };
@@ -438,7 +440,15 @@ impl World {
         }
         // The server may be slow to read from its clients.
         let mut at = [self.now, self.now, self.random_ms(0, 1500)];
-        for due in std::mem::take(&mut self.backlogs[host]) {
+        // Inputs that are on their way come after the backlog.
+        let is_underway = |_: &(Duration, u64), due: &mut Due| match due {
+            Due::Host(to, _, input) => *to == host && !matches!(**input, Input::Tick),
+            Due::FromClient(to, _) => *to == host,
+            _ => false,
+        };
+        let mut backlog = std::mem::take(&mut self.backlogs[host]);
+        backlog.extend(self.due.extract_if(.., is_underway).map(|(_, due)| due));
+        for due in backlog {
             let source = match &due {
                 Due::Host(_, _, input) if matches!(**input, Input::Log(..)) => 0,
                 Due::Host(..) => 1,
@@ -504,14 +514,17 @@ impl World {
         let mut receptions = 0;
         for (shard, stream) in self.streams.iter().enumerate() {
             let (first, messages) = stream.messages();
-            let entries = messages.iter().filter_map(|message| Some(Entry::decode(message).ok()?.0));
+            let entries =
+                messages.iter().filter_map(|message| Some(Entry::decode(message, NEWEST_FORMAT).ok()?.0));
             let begin = entries.map(|entry| entry.snapshot).max().unwrap_or(0).max(first);
             let mut replay = StreamReplay::new(&CONFIG, begin);
             let tail = &messages[(begin - first) as usize..];
             tail.iter().try_for_each(|message| replay.take(message)).unwrap();
-            let all = messages.iter().filter_map(|message| match Entry::decode(message).ok()?.0.content {
-                Content::Frame(frame) => Some(frame.blocks),
-                _ => None,
+            let all = messages.iter().filter_map(|message| {
+                match Entry::decode(message, NEWEST_FORMAT).ok()?.0.content {
+                    Content::Frame(frame) => Some(frame.blocks),
+                    _ => None,
+                }
             });
             let all: Vec<_> = all.flatten().collect();
             let claim = replay.claim();
