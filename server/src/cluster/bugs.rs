@@ -21,6 +21,10 @@ pub(super) enum Bug {
     CursorBeforeBlock,
     /// A snapshot is complete without the copies of older blocks.
     NoCopies,
+    /// A snapshot lacks the places of the blocks before it.
+    NoIndex,
+    /// A purge deletes live blocks before the newest snapshot.
+    LiveBlocksPurged,
     /// The last subscription to arrive wins, regardless of its generation.
     NoGenerations,
     /// An account is deleted before other servers have ended its connections.

@@ -9,7 +9,7 @@
 use bytes::Bytes;
 
 use super::bugs::{Bug, is_planted};
-use super::entry::{Claim, Content, Entry, NoEntry, checksum};
+use super::entry::{Claim, Content, Entry, Index, NoEntry, checksum};
 use crate::log::Frame;
 
 /// The entries of a stream up to a sequence.
@@ -34,6 +34,8 @@ pub(super) enum Taken {
     Committed(Frame),
     /// The owner has released the shard.
     Released,
+    /// A part of a snapshot, with places of blocks.
+    Indexed(Index),
     /// The message does not count.
     Skipped,
     /// A later version wrote it: whether it counts is unknown.
@@ -68,7 +70,7 @@ impl Chain {
                 return Taken::Skipped;
             }
         };
-        let Entry { claim, commit, sequence, previous, content } = entry;
+        let Entry { claim, commit, sequence, previous, content, .. } = entry;
         let is_in_place = sequence == self.last;
         match content {
             Content::Claim { .. } if is_in_place || sequence == 0 => {
@@ -89,7 +91,7 @@ impl Chain {
             Content::Frame(frame) if is_planted(Bug::SnapshotOutsideFence) && frame.checkpoint.is_some() => {
                 Taken::Committed(frame)
             }
-            Content::Frame(_) | Content::Release
+            Content::Frame(_) | Content::Release | Content::Index(_)
                 if !is_in_place || !self.is_next(claim, commit, previous) =>
             {
                 tracing::warn!(sequence = self.last, "message of a former owner skipped");
@@ -103,14 +105,19 @@ impl Chain {
                 (self.claim, self.checksum) = (None, checksum);
                 Taken::Released
             }
+            Content::Index(index) => {
+                (self.commit, self.checksum) = (commit, checksum);
+                Taken::Indexed(index)
+            }
             Content::Claim { .. } => Taken::Skipped,
         }
     }
 
-    /// Returns the next entry of the current claim, and its bytes; `None` without a claim.
-    pub(super) fn next(&self, content: Content) -> Option<Entry> {
+    /// Returns the next entry of the current claim; `None` without a claim. `snapshot` is the
+    /// first sequence of the newest complete snapshot.
+    pub(super) fn next(&self, content: Content, snapshot: u64) -> Option<Entry> {
         let (claim, sequence) = (self.claim?, self.last + 1);
-        Some(Entry { claim, commit: self.commit + 1, sequence, previous: self.checksum, content })
+        Some(Entry { claim, commit: self.commit + 1, sequence, previous: self.checksum, snapshot, content })
     }
 
     /// Advances past the entry returned by [`Self::next`], which is now stored.
@@ -138,11 +145,12 @@ mod tests {
 
     fn claim(server: u64, sequence: u64) -> Bytes {
         let claim = Claim { sequence: 0, id: ClaimId { server: ServerId(server), number: 1 } };
-        Entry { claim, commit: 0, sequence, previous: 0, content: Content::Claim { format: 1 } }.encode()
+        let content = Content::Claim { format: 1 };
+        Entry { claim, commit: 0, sequence, previous: 0, snapshot: 0, content }.encode()
     }
 
     fn frame(chain: &Chain) -> Bytes {
-        chain.next(Content::Frame(Frame::default())).unwrap().encode()
+        chain.next(Content::Frame(Frame::default()), 0).unwrap().encode()
     }
 
     #[track_caller]
@@ -198,7 +206,7 @@ mod tests {
             check(&mut reader, &bytes, true);
             assert_eq!(reader, owner);
         }
-        let release = owner.next(Content::Release).unwrap().encode();
+        let release = owner.next(Content::Release, 0).unwrap().encode();
         check(&mut reader, &release, true);
         assert_eq!(reader.claim(), None);
         check(&mut reader, &frame(&owner), false);

@@ -2,16 +2,19 @@
 //! answers, pages, deliveries and ends of receptions.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use hark_protocol::UserName;
 
+use super::blocks::WithRead;
 use super::flow::{Flow, FlowId};
 use super::identity::Parked;
 use super::message::{Answer, Command, Event, Generation, Request, Subscribed};
 use super::owner::Owner;
 use super::{Action, Now, timing};
 use crate::ledger::Context;
-use crate::shard::readers::read_page;
+use crate::log::{Block, ReadError};
+use crate::shard::readers::{PageError, read_page};
 use crate::store::{Account, End, Page, Position, ReadLimit};
 
 /// The events that wait for a frame to be stored.
@@ -22,13 +25,16 @@ pub(super) struct Released {
     lists: Vec<List>,
 }
 
+/// A request for a page of messages.
 #[derive(Debug)]
-struct Read {
+pub(super) struct Read {
     flow: FlowId,
     id: u64,
-    account: Account,
+    pub(super) account: Account,
     after: Position,
     limit: ReadLimit,
+    /// The time of its decision.
+    pub(super) since: Duration,
 }
 
 #[derive(Debug)]
@@ -87,7 +93,8 @@ impl Owner {
                 self.resubscribe(flow, &account, generation, delivered, released)
             }
             Request::Read { account, after, limit } => {
-                return released.reads.push(Read { flow, id, account, after, limit });
+                let since = now.running;
+                return released.reads.push(Read { flow, id, account, after, limit, since });
             }
             Request::Unsubscribe(account, generation) => {
                 return self.receptions.end(account.incarnation, generation);
@@ -173,8 +180,11 @@ impl Owner {
         };
         let Released { events, reads, lists } = released;
         events.into_iter().for_each(|(flow, event)| push(flow, event));
-        for Read { flow, id, account, after, limit } in reads {
-            push(flow, Event::Answer(id, self.page(&account, after, limit)));
+        let reads = reads.into_iter().map(|read| (read, Vec::new()));
+        for (read, blocks) in self.cold.take_ready().into_iter().chain(reads) {
+            if let Some((flow, answer)) = self.page(read, &blocks) {
+                push(flow, answer);
+            }
         }
         self.names.change(self.changes.effects.accounts.drain(..));
         for List { flow, id, after, limit } in lists {
@@ -194,29 +204,57 @@ impl Owner {
         }
     }
 
-    /// Reads a page of messages. All decisions of the ledger are stored at this point.
-    fn page(&self, account: &Account, after: Position, limit: ReadLimit) -> Answer {
+    /// Reads a page of messages, with these blocks that were read from the stream. All
+    /// decisions of the ledger are stored at this point. Returns `None` if the page must
+    /// wait for an entry of the stream.
+    fn page(&mut self, read: Read, blocks: &[Block]) -> Option<(FlowId, Event)> {
+        let Read { flow, id, ref account, after, limit, .. } = read;
+        let answer = |answer| Some((flow, Event::Answer(id, answer)));
         let Some((cursor, _)) = self.ledger.positions(account) else {
-            return Answer::Page(Page { complete: true, ..Page::default() });
+            return answer(Answer::Page(Page { complete: true, ..Page::default() }));
         };
         let from = after.sequence.max(cursor.sequence);
         let limit = ReadLimit {
             messages: limit.messages.min(timing::PAGE_MESSAGES_MAX),
             bytes: limit.bytes.min(timing::PAGE_BYTES_MAX),
         };
-        match read_page(&self.blocks, account.incarnation, from, limit) {
+        let reader = WithRead { blocks: &self.blocks, read: blocks };
+        match read_page(&reader, account.incarnation, from, limit) {
             Ok(mut page) => {
                 if cursor.sequence > after.sequence {
                     let start = page.starts_after.filter(|start| start.sequence > cursor.sequence);
                     page.starts_after = start.or(Some(cursor));
                 }
-                Answer::Page(page)
+                answer(Answer::Page(page))
+            }
+            Err(PageError::Log(ReadError::NotCached { .. })) => {
+                let sequence = self.blocks.uncached_after(account.incarnation, from.0)?;
+                let waits = self.cold.read(sequence, read);
+                waits.err().and_then(|_| answer(Answer::Unavailable))
             }
             Err(error) => {
                 tracing::error!(%error, account = %account.name, "messages cannot be read");
-                Answer::Unavailable
+                answer(Answer::Unavailable)
             }
         }
+    }
+
+    /// Answers pages whose entry has arrived or could not be read in time. A frame in flight
+    /// holds decisions that are not stored; the pages then wait for it.
+    pub(super) fn answer_cold(&mut self, now: Now, out: &mut Vec<Action>) {
+        for Read { flow, id, account, .. } in self.cold.take_late(now.running) {
+            tracing::error!(account = %account.name, "messages cannot be read: no answer of the stream");
+            self.send(flow, vec![Event::Answer(id, Answer::Unavailable)], now, out);
+        }
+        if !self.is_in_flight() {
+            for (read, blocks) in self.cold.take_ready() {
+                if let Some((flow, event)) = self.page(read, &blocks) {
+                    self.send(flow, vec![event], now, out);
+                }
+            }
+        }
+        let requests = self.cold.requests(now.running);
+        out.extend(requests.into_iter().map(|request| Action::Log(self.shard, request)));
     }
 }
 

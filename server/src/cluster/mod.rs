@@ -9,7 +9,7 @@
 //! | --- | --- |
 //! | `entry`, `chain` | messages of a stream, and the rule which of them count |
 //! | `append` | the one append in flight, until its outcome is known |
-//! | `blocks` | live blocks, and the entries that hold them |
+//! | `blocks`, `cold` | live blocks and the entries that hold them; reads outside of the cache |
 //! | `replay`, `candidate` | reading a stream, and claiming the shard |
 //! | `owner`, `decide`, `snapshot` | the owner: frames, answers, snapshots and purges |
 //! | `reception`, `identity` | subscriptions and logged-in accounts, at the owner |
@@ -30,6 +30,7 @@ mod bugs;
 mod candidate;
 mod chain;
 mod codec;
+mod cold;
 mod decide;
 mod entry;
 mod flow;
@@ -94,6 +95,10 @@ pub(crate) struct Config {
     pub(crate) tail_entries_max: u64,
     /// Bytes of these entries, likewise.
     pub(crate) tail_bytes_max: u64,
+    /// Bytes of texts that an owner keeps in memory.
+    pub(crate) cache_bytes_max: u64,
+    /// Bytes by which a stream may exceed its tail and twice its live bytes.
+    pub(crate) slack_bytes: u64,
 }
 
 impl Config {
@@ -105,6 +110,8 @@ impl Config {
             frame_bytes_max: 256 << 10,
             tail_entries_max: 20_000,
             tail_bytes_max: 64 << 20,
+            cache_bytes_max: 64 << 20,
+            slack_bytes: 256 << 20,
         }
     }
 }
@@ -128,6 +135,13 @@ pub(crate) enum LogRequest {
         id: u64,
         /// The first sequence.
         from: u64,
+    },
+    /// Read one message.
+    Get {
+        /// Returned with the answer.
+        id: u64,
+        /// Its sequence.
+        sequence: u64,
     },
     /// Delete the messages before a sequence, which is at most the last one.
     Purge {
@@ -164,6 +178,13 @@ pub(crate) enum LogReply {
         messages: Vec<Bytes>,
         /// The last sequence of the stream.
         last: u64,
+    },
+    /// The message that was requested by [`LogRequest::Get`].
+    Message {
+        /// The id of the request.
+        id: u64,
+        /// The message; `None` if the node that answers does not have it.
+        bytes: Option<Bytes>,
     },
 }
 

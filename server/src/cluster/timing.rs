@@ -73,6 +73,21 @@ pub(super) const PAGE_BYTES_MAX: usize = 200 << 10;
 /// Maximum names in one answer of a shard.
 pub(super) const NAMES_MAX: u32 = 1024;
 
+/// Maximum reads of entries outside of the cache in flight, and waiting. An entry has at most
+/// half a mebibyte.
+pub(super) const COLD_READS_MAX: usize = 32;
+pub(super) const COLD_WAITING_MAX: usize = 4096;
+
+/// The time after which such a read is answered `unavailable`. Shorter than the deadline of
+/// commands, after which the flow ends.
+pub(super) const COLD_DEADLINE: Duration = Duration::from_secs(10);
+
+/// The number of entries in which a candidate looks for the newest snapshot at a time.
+pub(super) const LOOK_BACK: u64 = 16;
+
+/// Places of blocks in one part of a snapshot.
+pub(super) const INDEX_BLOCKS_MAX: usize = 4096;
+
 /// Bytes of block copies in one frame; the last block may exceed it.
 pub(super) const COPY_BYTES_MAX: usize = 256 << 10;
 

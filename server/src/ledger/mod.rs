@@ -49,6 +49,8 @@ use crate::store::{
     Subscription, Unavailable,
 };
 
+#[cfg(any(test, feature = "cluster"))]
+pub(crate) use self::block::merge;
 pub(crate) use self::block::{Content, Gap, decode, measure};
 pub(crate) use self::bytes::Malformed;
 pub(crate) use self::changes::{AccountChange, Changes, SubscriptionEnd};

@@ -208,6 +208,14 @@ pub enum ReadError {
     /// The storage failed.
     #[error(transparent)]
     Failed(#[from] LogError),
+    /// The block is not in memory; it is to be fetched first.
+    #[error("block not in memory: inbox {inbox}, first number {first}")]
+    NotCached {
+        /// The inbox.
+        inbox: InboxId,
+        /// The number of the block's first message.
+        first: u64,
+    },
     /// The log was closed or dropped.
     #[error("the log is closed")]
     Closed,

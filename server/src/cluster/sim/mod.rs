@@ -168,6 +168,16 @@ fn snapshot_without_copies_is_found() {
 }
 
 #[test]
+fn snapshot_without_an_index_is_found() {
+    check_finds(Bug::NoIndex, Scenario::of);
+}
+
+#[test]
+fn purge_of_live_blocks_is_found() {
+    check_finds(Bug::LiveBlocksPurged, Scenario::of);
+}
+
+#[test]
 fn reception_of_a_former_generation_is_found() {
     check_finds(Bug::NoGenerations, Scenario::of);
 }

@@ -14,7 +14,9 @@ use super::host::{Host, Input, Output};
 use super::judge::{Counts, Judge};
 use super::lister::Lister;
 use super::stream::{Outcome, Stream};
+use crate::cluster::blocks::WithRead;
 use crate::cluster::chain::{Chain, Taken};
+use crate::cluster::entry::{Content, Entry};
 use crate::cluster::member::Member;
 use crate::cluster::message::{Answer, Message};
 use crate::cluster::replay::StreamReplay;
@@ -43,6 +45,8 @@ const CONFIG: Config = Config {
     frame_bytes_max: 600,
     tail_entries_max: 12,
     tail_bytes_max: 1 << 20,
+    cache_bytes_max: 60,
+    slack_bytes: 0,
 };
 
 #[derive(Debug)]
@@ -500,8 +504,16 @@ impl World {
         let mut receptions = 0;
         for (shard, stream) in self.streams.iter().enumerate() {
             let (first, messages) = stream.messages();
-            let mut replay = StreamReplay::new(CONFIG.limits, first);
-            messages.iter().try_for_each(|message| replay.take(message)).unwrap();
+            let entries = messages.iter().filter_map(|message| Some(Entry::decode(message).ok()?.0));
+            let begin = entries.map(|entry| entry.snapshot).max().unwrap_or(0).max(first);
+            let mut replay = StreamReplay::new(&CONFIG, begin);
+            let tail = &messages[(begin - first) as usize..];
+            tail.iter().try_for_each(|message| replay.take(message)).unwrap();
+            let all = messages.iter().filter_map(|message| match Entry::decode(message).ok()?.0.content {
+                Content::Frame(frame) => Some(frame.blocks),
+                _ => None,
+            });
+            let all: Vec<_> = all.flatten().collect();
             let claim = replay.claim();
             let replayed = replay.finish(0).unwrap();
             let owner = self.hosts.iter().filter_map(Host::member).find_map(|member| {
@@ -511,12 +523,12 @@ impl World {
             receptions += owner.reception_count();
             for (entry, cursor, tail) in replayed.ledger.inboxes() {
                 let limit = ReadLimit { messages: 1000, bytes: 1 << 20 };
-                let page =
-                    read_page(&replayed.blocks, entry.account.incarnation, cursor.sequence, limit).unwrap();
+                let reader = WithRead { blocks: &replayed.blocks, read: &all };
+                let page = read_page(&reader, entry.account.incarnation, cursor.sequence, limit).unwrap();
                 let queued = tail.messages - cursor.messages;
                 assert_eq!(page.messages.len() as u64, queued, "messages of {}", entry.account.name);
             }
-            if !owner.is_appending() {
+            if !owner.is_in_flight() {
                 assert_eq!(replayed.blocks.len(), owner.blocks.len(), "live blocks of shard {shard}");
                 assert_eq!(replayed.chain, owner.chain);
             }

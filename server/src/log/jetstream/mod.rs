@@ -60,6 +60,9 @@ impl JetStream {
             match request {
                 LogRequest::Append { id, bytes, after } => self.append(id, bytes, after).await,
                 LogRequest::Read { id, from } => self.read(id, from).await,
+                LogRequest::Get { id, sequence } => {
+                    Some(LogReply::Message { id, bytes: self.message(sequence).await })
+                }
                 LogRequest::Purge { before } => {
                     self.purge(before).await;
                     None
