@@ -592,7 +592,10 @@ fn list_without_an_owner_is_unavailable() {
     let (mut servers, owner) = Servers::owned(1);
     ["bob", "ann"].iter().for_each(|user| _ = servers.create(owner, user));
     servers.events(owner);
-    let list = |member: &mut Member, now, out: &mut Vec<Action>| member.list((7, 1), None, 10, now, out);
+    let list = |member: &mut Member, now, out: &mut Vec<Action>| {
+        member.list((7, 1), None, 10, now);
+        member.flush(now, out);
+    };
     servers.act(owner, list);
     let names = r#"["ann", "bob"]"#;
     servers.check(owner, &[&format!("7 Names {{ names: {names}, is_complete: true }}")]);
