@@ -440,10 +440,22 @@ mod tests {
         let generation = Generation { sequence: 5, place: 2 };
         let send = |from: Option<IpAddr>, refusal| {
             let id = RequestId::new(9).unwrap();
-            let send_id =
-                from.map(|from| SendId { session: "s".parse().unwrap(), id, in_order: true, from: Some(from) });
+            let send_id = from.map(|from| SendId {
+                session: "s".parse().unwrap(),
+                id,
+                in_order: true,
+                from: Some(from),
+            });
             let (to, sender, text) = (name.clone(), Some(account()), "a,b\n🦀".into());
-            Request::Send(Box::new(Send { to, sender, from_nobody: true, time_ms: 5, text, send_id, refusal }))
+            Request::Send(Box::new(Send {
+                to,
+                sender,
+                from_nobody: true,
+                time_ms: 5,
+                text,
+                send_id,
+                refusal,
+            }))
         };
         vec![
             Request::Create(name.clone(), Some(hash.clone())),

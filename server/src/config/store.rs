@@ -10,10 +10,10 @@ use clap::Args;
 use etcetera::BaseStrategy;
 
 use super::CommaList;
-use crate::shard::{ShardConfig, ShardStore};
-use crate::store::Store;
 #[cfg(feature = "cluster")]
 use crate::cluster::{ClusterConfig, ClusterStore, Credentials, Nodes};
+use crate::shard::{ShardConfig, ShardStore};
+use crate::store::Store;
 
 /// The default number of streams of a cluster. Each batch costs every node two
 /// syncs, so fewer streams carry more sends; a purge costs time in proportion to

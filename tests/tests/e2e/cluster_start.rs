@@ -281,10 +281,7 @@ fn secret_in_the_address_is_refused() {
 #[test]
 fn sync_setting_of_nodes_is_logged() {
     for (builder, words) in [
-        (
-            Nats::builder(1),
-            "INFO hark_server::cluster::io::monitor: the node syncs before it acknowledges",
-        ),
+        (Nats::builder(1), "INFO hark_server::cluster::io::monitor: the node syncs before it acknowledges"),
         (Nats::builder(1).without_sync(), "does NOT sync before it acknowledges"),
     ] {
         let nats = builder.start();

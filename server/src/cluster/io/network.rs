@@ -15,9 +15,9 @@ use futures::stream::{Select, select};
 use tokio::sync::mpsc;
 
 use super::setup::OpenError;
+use crate::cluster::ServerId;
 use crate::cluster::codec;
 use crate::cluster::message::Message;
-use crate::cluster::ServerId;
 use crate::ledger::Malformed;
 
 /// Maximum messages that wait for the connection. Further ones are dropped, and the flows

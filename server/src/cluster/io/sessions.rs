@@ -98,12 +98,7 @@ impl Sessions {
 
     /// Begins a send. Returns its place among the sends of the session, or `None` if there
     /// is no room for the session.
-    pub(super) fn begin(
-        &mut self,
-        token: &SessionToken,
-        from: Option<IpAddr>,
-        now: Duration,
-    ) -> Option<u64> {
+    pub(super) fn begin(&mut self, token: &SessionToken, from: Option<IpAddr>, now: Duration) -> Option<u64> {
         let session = self.admit(token, from, now)?;
         session.used_at = now;
         session.sends += 1;

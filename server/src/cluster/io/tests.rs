@@ -14,8 +14,8 @@ use hark_protocol::Code;
 use tokio::runtime::Runtime;
 
 use super::*;
-use crate::store::{End, Event};
 use crate::store::contract::{self, ALL, Home, Limits, WIDE, contract_suite, name, stored, text};
+use crate::store::{End, Event};
 
 const NODES: usize = 3;
 
@@ -194,7 +194,8 @@ fn deletion_ends_senders_at_every_server() {
     runtime().block_on(async {
         let [one, two] = owner_and_other(&Chat::new(3)).await;
         for store in [&one, &two] {
-            let (amy, bob) = (contract::create(&**store, "amy").await, contract::create(&**store, "bob").await);
+            let (amy, bob) =
+                (contract::create(&**store, "amy").await, contract::create(&**store, "bob").await);
             let by_amy = |content| Append { sender: Some(amy.clone()), ..text("bob", content) };
             stored(&*one, by_amy("one")).await;
             stored(&*two, by_amy("two")).await;
