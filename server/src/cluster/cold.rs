@@ -44,12 +44,12 @@ impl ColdReads {
     }
 
     /// Reads an entry for a page. Returns the page if too many wait already.
-    pub(super) fn read(&mut self, sequence: u64, page: Read) -> Result<(), Read> {
+    pub(super) fn read(&mut self, sequence: u64, page: Read) -> Option<Read> {
         if self.waiting.len() >= timing::COLD_WAITING_MAX {
-            return Err(page);
+            return Some(page);
         }
         self.waiting.push_back(Cold { sequence, page: Some(page), asked_at: Duration::ZERO });
-        Ok(())
+        None
     }
 
     /// Reads an entry for its copies, unless that is under way.

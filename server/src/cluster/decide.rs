@@ -229,8 +229,8 @@ impl Owner {
             }
             Err(PageError::Log(ReadError::NotCached { .. })) => {
                 let sequence = self.blocks.uncached_after(account.incarnation, from.0)?;
-                let waits = self.cold.read(sequence, read);
-                waits.err().and_then(|_| answer(Answer::Unavailable))
+                let refused = self.cold.read(sequence, read);
+                refused.and_then(|_| answer(Answer::Unavailable))
             }
             Err(error) => {
                 tracing::error!(%error, account = %account.name, "messages cannot be read");

@@ -39,6 +39,8 @@ pub(super) struct Link {
     /// Receptions by inbox.
     receptions: BTreeMap<u64, Reception>,
     identities: BTreeMap<u64, Identity>,
+    /// The ids of the last [`Request::Unregister`] in this flow, by incarnation.
+    unregistered: BTreeMap<u64, u64>,
     next_id: u64,
 }
 
@@ -104,6 +106,7 @@ impl Link {
             sent: BTreeMap::new(),
             receptions: BTreeMap::new(),
             identities: BTreeMap::new(),
+            unregistered: BTreeMap::new(),
             next_id: 0,
         }
     }
@@ -141,7 +144,7 @@ impl Link {
     /// Ends the identity of an account.
     pub(super) fn unregister(&mut self, incarnation: u64, now: Now) {
         if let Some(Identity { account, .. }) = self.identities.remove(&incarnation) {
-            self.push(Origin::Nowhere, Request::Unregister(account), now);
+            self.push_unregister(account, now);
         }
     }
 
@@ -165,7 +168,7 @@ impl Link {
         });
         let gone: Vec<_> = gone.map(|(_, identity)| identity.account).collect();
         for account in gone {
-            self.push(Origin::Nowhere, Request::Unregister(account), now);
+            self.push_unregister(account, now);
         }
         self.flush(now, out);
     }
@@ -319,7 +322,14 @@ impl Link {
     }
 
     fn handle_answer(&mut self, waiting: Waiting, answer: Answer, now: Now, out: &mut Vec<Action>) {
+        let id = waiting.command.id;
         match (waiting.origin, waiting.command.request, answer) {
+            // A later command has ended the registration.
+            (Origin::Connection(..), Request::Register(account), Answer::Flag(true))
+                if self.unregistered.get(&account.incarnation).is_some_and(|later| *later > id) =>
+            {
+                self.push(waiting.origin, Request::Register(account), now);
+            }
             (Origin::Reception(inbox), _, Answer::Resubscribed(outcome)) => match outcome {
                 Ok(false) => {}
                 Ok(true) => self.lag(inbox, out),
@@ -365,7 +375,7 @@ impl Link {
             (Origin::Nowhere, Request::Register(account), Answer::Flag(true))
                 if !self.identities.contains_key(&account.incarnation) =>
             {
-                self.push(Origin::Nowhere, Request::Unregister(account), now);
+                self.push_unregister(account, now);
             }
             (Origin::Reception(_) | Origin::Nowhere, ..) => {}
         }
@@ -402,7 +412,7 @@ impl Link {
     /// Ends the identity of an account that is about to end, and confirms that.
     fn end_identity(&mut self, account: Account, now: Now, out: &mut Vec<Action>) {
         self.drop_identity(account.incarnation, out);
-        self.push(Origin::Nowhere, Request::Unregister(account), now);
+        self.push_unregister(account, now);
     }
 
     fn drop_identity(&mut self, incarnation: u64, out: &mut Vec<Action>) {
@@ -435,6 +445,9 @@ impl Link {
         self.fail(changes, out);
         // Receptions and identities continue in the next flow.
         self.queue.retain(|waiting| !matches!(waiting.origin, Origin::Reception(_) | Origin::Identity(_)));
+        // All registrations of this flow have ended with it.
+        self.queue.retain(|waiting| !matches!(waiting.command.request, Request::Unregister(_)));
+        self.unregistered.clear();
         // What changes nothing is asked again.
         let again = others.into_iter().filter(|waiting| matches!(waiting.origin, Origin::Connection(..)));
         again.rev().for_each(|waiting| self.queue.push_front(waiting));
@@ -454,6 +467,15 @@ impl Link {
         if !closing.is_empty() {
             self.queue.retain(|waiting| !closing.iter().any(|connection| waiting.is_of(*connection)));
         }
+    }
+
+    fn push_unregister(&mut self, account: Account, now: Now) {
+        let incarnation = account.incarnation;
+        self.push(Origin::Nowhere, Request::Unregister(account), now);
+        let unanswered = self.sent.keys().chain(self.queue.iter().map(|waiting| &waiting.command.id));
+        let oldest = unanswered.copied().min().unwrap_or(self.next_id);
+        self.unregistered.retain(|_, id| *id > oldest);
+        self.unregistered.insert(incarnation, self.next_id);
     }
 
     fn push(&mut self, origin: Origin, request: Request, now: Now) {

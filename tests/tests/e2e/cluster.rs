@@ -11,6 +11,7 @@ use hark_tests::{Client, Front, Harkd, Link, Nats, StoreLocation, TIMEOUT, Trial
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 /// Smallest number of rounds of a race.
 const ROUNDS_MIN: u32 = 5;
@@ -331,7 +332,7 @@ async fn send_all(server: &Harkd, session: &str, count: u32, mut answered: impl 
 }
 
 async fn next_within<L: Link>(client: &mut Client<L>, answer_timeout: Duration) -> Option<Frame<Reply>> {
-    tokio::time::timeout(answer_timeout, client.next()).await.ok().flatten()
+    timeout(answer_timeout, client.next()).await.ok().flatten()
 }
 
 /// Receives all messages queued for bob.
@@ -441,4 +442,39 @@ async fn repeat_is_stored_once_after_nats_restart() {
     assert!(matches!(alice.reply_to(2).await, Reply::Ok(_)));
     let texts = drain(&one, 1).await;
     assert_eq!(&*texts[0].text, "twice");
+}
+
+mod long {
+    use super::*;
+
+    /// Longer than a server may be out of touch with a shard: see `timing.rs`.
+    const OUT_OF_TOUCH: Duration = Duration::from_secs(40);
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn server_that_stood_still_reads_nothing_from_its_connections() {
+        let [one, two] = servers();
+        let mut reader = Wire::connect(one.address()).await;
+        reader.create("bob").await;
+        reader.receive("bob").await;
+        let mut sender = Wire::hello(two.address(), "session").await;
+        sender.write(1, send("bob", "before")).await;
+        assert!(matches!(sender.reply_to(1).await, Reply::Ok(_)));
+        two.signal("STOP");
+        // One is in the socket, and the other in the backlog.
+        sender.write(2, send("bob", "stale")).await;
+        let mut unaccepted = TcpStream::connect(two.address()).await.unwrap();
+        tokio::time::sleep(OUT_OF_TOUCH).await;
+        two.signal("CONT");
+        assert_eq!(next_within(&mut sender, TIMEOUT).await, None, "the connection is closed");
+        let read = timeout(TIMEOUT, unaccepted.read(&mut [0; 1])).await.unwrap();
+        assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
+        let before = reader.message().await;
+        assert_eq!(&*before.text, "before");
+        reader.ack(before.sequence).await;
+        assert!(reader.is_quiet().await, "the stale send is not stored");
+        let mut sender = Wire::hello(two.address(), "session").await;
+        sender.write(2, send("bob", "repeated")).await;
+        assert!(matches!(sender.reply_to(2).await, Reply::Ok(_)));
+        assert_eq!(&*reader.message().await.text, "repeated");
+    }
 }

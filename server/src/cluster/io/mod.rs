@@ -101,7 +101,15 @@ impl ClusterStore {
         tokio::spawn(stop.clone().run_until_cancelled_owned(polling));
         let driver = Driver::new(shard_config, config.sessions_max, streams, network, channels);
         // Ends with the store.
-        tokio::spawn(stop.clone().run_until_cancelled_owned(driver.run()));
+        let driver = tokio::spawn(stop.clone().run_until_cancelled_owned(driver.run()));
+        tokio::spawn(async move {
+            // The state cannot be trusted. Other servers take over, and no answered
+            // operation is lost.
+            if driver.await.is_err_and(|error| error.is_panic()) {
+                tracing::error!("the driver of the cluster panicked: aborting");
+                std::process::abort();
+            }
+        });
         let store = Self { operations, shared, epoch, _stop: stop.drop_guard() };
         setup::until_ready(ready).await?;
         Ok(store)

@@ -295,8 +295,10 @@ impl Host {
             }
             Call::Ack(number) => {
                 let reception = connection.reception.as_mut();
+                // A reader that has processed a later message at another server may
+                // acknowledge it before it is pushed here; that is ignored.
                 if let Some((subscription, window)) = reception
-                    && let Some(position) = window.handle_ack(Sequence(number)).unwrap()
+                    && let Ok(Some(position)) = window.handle_ack(Sequence(number))
                 {
                     let account = subscription.account().clone();
                     submitted =
