@@ -32,7 +32,7 @@ struct Shard {
 }
 
 impl Member {
-    /// Returns a server that owns no shard. `servers` are all servers of the cluster.
+    /// Returns a server that owns no shard. `servers` are those known so far.
     pub(crate) fn new(server: ServerId, servers: &[ServerId], shards: u32, config: Config) -> Self {
         let shard = |shard| {
             let rank = assignment::rank(shard, server, servers.iter().copied());
@@ -212,8 +212,10 @@ impl Member {
             out.push(Action::Broadcast(Message::Present(self.server, self.newest_format)));
         }
         let format = self.presence.format(now.running);
-        for Shard { seat, link } in &mut self.shards {
+        let servers: Vec<_> = self.presence.servers().collect();
+        for (shard, Shard { seat, link }) in (0..).zip(&mut self.shards) {
             seat.set_format(format);
+            seat.set_rank(assignment::rank(shard, self.server, servers.iter().copied()));
             seat.tick(now, out);
             link.tick(now, out);
         }

@@ -42,6 +42,11 @@ impl Presence {
         is_due
     }
 
+    /// Returns the live servers. Includes this one once it has heard itself.
+    pub(super) fn servers(&self) -> impl Iterator<Item = ServerId> {
+        self.servers.keys().copied()
+    }
+
     /// Returns the newest format that all live servers read.
     pub(super) fn format(&self, now: Duration) -> u8 {
         let has_listened = self.started_at.is_some_and(|at| now.saturating_sub(at) >= timing::FLOW_SILENCE);

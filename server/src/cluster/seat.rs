@@ -129,6 +129,11 @@ impl Seat {
         }
     }
 
+    /// Sets the number of live servers preferred over this one.
+    pub(super) const fn set_rank(&mut self, rank: u32) {
+        self.rank = rank;
+    }
+
     /// Sets the newest format that all live servers read.
     pub(super) fn set_format(&mut self, format: u8) {
         self.format = format;
@@ -146,7 +151,7 @@ impl Seat {
                 let stagger = timing::CLAIM_STAGGER * self.rank;
                 let is_due = stillness >= timing::CLAIM_AFTER + stagger
                     || silence >= timing::CLAIM_UNHEARD_AFTER + stagger
-                    || (self.is_vacant && now.running >= stagger);
+                    || (self.is_vacant && now.running >= timing::CLAIM_VACANT_AFTER + stagger);
                 if is_due && now.running >= self.claim_not_before {
                     self.claim(now, out);
                 } else if (silence >= timing::PROBE_INTERVAL * 2 || self.known.is_none())

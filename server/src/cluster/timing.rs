@@ -12,6 +12,10 @@ pub(super) const APPEND_HEALTHY: Duration = Duration::from_secs(2);
 /// The time without heartbeats and new frames after which a server claims.
 pub(super) const CLAIM_AFTER: Duration = Duration::from_secs(2);
 
+/// The running time of a server before it claims a shard without an owner: it hears of
+/// others that have started at the same time.
+pub(super) const CLAIM_VACANT_AFTER: Duration = Duration::from_millis(300);
+
 /// The additional wait of each server compared with the next preferred one.
 pub(super) const CLAIM_STAGGER: Duration = Duration::from_millis(250);
 
