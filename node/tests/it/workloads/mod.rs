@@ -10,6 +10,7 @@ mod registers;
 mod storm;
 mod targets;
 mod transactions;
+mod txn;
 
 #[path = "../../../examples/broadcast.rs"]
 #[expect(dead_code, reason = "a test needs no `main`")]
