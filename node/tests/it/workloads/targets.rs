@@ -14,7 +14,7 @@ use super::broadcast::{self, State};
 
 const NODES: usize = 25;
 const LATENCY: Duration = Duration::from_millis(100);
-const REQUESTS: i64 = 2000;
+const REQUESTS: i64 = 1000;
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// The times at which the nodes have seen each message.
