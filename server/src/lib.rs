@@ -19,3 +19,4 @@ pub mod logging;
 pub mod server;
 pub mod shard;
 pub mod store;
+pub(crate) mod sync;

@@ -1,7 +1,7 @@
 //! Reads of messages, concurrent with the commit thread.
 
 use std::ops::ControlFlow;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
 use hark_protocol::Sequence;
 
@@ -9,6 +9,7 @@ use super::cursors::Cursors;
 use crate::ledger::{self, Content, Malformed};
 use crate::log::{Block, ReadError, Reader};
 use crate::store::{Account, Page, Position, ReadLimit, Unavailable};
+use crate::sync::RwLock;
 
 /// The reader of the log, while the log is open.
 #[derive(Debug, Default)]
@@ -21,7 +22,7 @@ pub(super) struct Readers {
 impl Readers {
     /// Replaces the reader. Reads under way finish with the former one.
     pub(super) fn set(&self, reader: Option<Arc<dyn Reader>>) {
-        *self.reader.write().unwrap_or_else(PoisonError::into_inner) = reader;
+        *self.reader.write() = reader;
     }
 
     /// Reads a page. Blocks on the disk.
@@ -31,7 +32,7 @@ impl Readers {
         after: Position,
         limit: ReadLimit,
     ) -> Result<Page, Unavailable> {
-        let reader = self.reader.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let reader = self.reader.read().clone();
         let reader = reader.ok_or(Unavailable)?;
         let from = after.sequence.max(self.cursors.get(account.incarnation).sequence);
         let read = read_page(&*reader, account.incarnation, from, limit);

@@ -100,7 +100,7 @@ pub(super) struct Previous {
 
 /// A complete checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Checkpoint {
+pub(super) struct CheckpointExtent {
     /// The commit of its first part; 0 if there is no checkpoint.
     pub(super) first: u64,
     /// The commit of its last part.
@@ -124,7 +124,7 @@ pub(super) struct Header {
     /// open has copied here; 0 if it copied none.
     pub(super) carried: u64,
     /// The newest complete checkpoint when the use began.
-    pub(super) checkpoint: Checkpoint,
+    pub(super) checkpoint: CheckpointExtent,
 }
 
 impl Header {
@@ -179,7 +179,11 @@ impl Header {
                 link: Link { commit: take_u64(rest)?, check: take_u64(rest)? },
             },
             carried: take_u64(rest)?,
-            checkpoint: Checkpoint { first: take_u64(rest)?, last: take_u64(rest)?, bytes: take_u64(rest)? },
+            checkpoint: CheckpointExtent {
+                first: take_u64(rest)?,
+                last: take_u64(rest)?,
+                bytes: take_u64(rest)?,
+            },
         };
         (header.id > header.previous.id).then_some(header)
     }

@@ -7,15 +7,16 @@
 //! live blocks, so that a run needs no holes.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::Arc;
 
 use super::format::SegmentId;
 use super::map::ByteMap;
 use super::recent::{BlockRef, RecentBlocks};
-use super::runs::{Run, RunList, packed_runs, packed_start};
+use super::runs::{BlockRun, RunList, packed_runs, packed_start};
 use super::segment::{Segment, Segments, units};
-use super::table::Entry;
+use super::table::BlockEntry;
 use crate::log::InboxId;
+use crate::sync::{RwLock, RwLockWriteGuard};
 
 /// Parts of the index, each with its own lock.
 const SHARDS: usize = 256;
@@ -103,7 +104,7 @@ impl Index {
     ) {
         let mut inboxes = Vec::new();
         for shard in &self.shards {
-            let mut shard = shard.write().unwrap_or_else(PoisonError::into_inner);
+            let mut shard = shard.write();
             inboxes.clear();
             inboxes.extend(shard.inboxes());
             for &inbox in &inboxes {
@@ -144,7 +145,7 @@ impl Index {
     pub(super) fn inboxes(&self) -> Vec<InboxId> {
         let mut inboxes = Vec::new();
         for shard in &self.shards {
-            inboxes.extend(read(shard).inboxes());
+            inboxes.extend(shard.read().inboxes());
         }
         inboxes.sort_unstable();
         inboxes.dedup();
@@ -153,7 +154,7 @@ impl Index {
 
     /// Plans to read the blocks of `inbox` that hold a number above `after`.
     pub(super) fn plan(&self, inbox: InboxId, after: u64) -> Plan {
-        let shard = read(self.shard(inbox));
+        let shard = self.shard(inbox).read();
         let mut plan = Plan { through: u64::MAX, ..Plan::default() };
         if let Some(packed) = shard.sealed.get(inbox) {
             let mut ranges = packed_runs(packed).filter(|(_, run)| run.last > after).peekable();
@@ -186,14 +187,14 @@ impl Index {
     }
 
     /// Returns the recent blocks of a segment, sorted by inbox and number.
-    pub(super) fn recent_of(&self, segment: SegmentId) -> Vec<Entry> {
+    pub(super) fn recent_of(&self, segment: SegmentId) -> Vec<BlockEntry> {
         let mut entries = Vec::new();
         for shard in &self.shards {
-            let shard = read(shard);
+            let shard = shard.read();
             for inbox in shard.recent.inboxes() {
                 let recent = shard.recent.get(inbox);
                 let blocks = recent.iter().filter(|block| block.segment == segment);
-                entries.extend(blocks.map(|block| Entry {
+                entries.extend(blocks.map(|block| BlockEntry {
                     inbox,
                     first: block.first,
                     last: block.last,
@@ -210,7 +211,7 @@ impl Index {
     /// blocks had been copied.
     pub(super) fn seal(&self, segment: SegmentId, emptied: &mut Vec<SegmentId>) {
         for shard in &self.shards {
-            let mut guard = shard.write().unwrap_or_else(PoisonError::into_inner);
+            let mut guard = shard.write();
             let Shard { recent, sealed, buffer } = &mut *guard;
             let inboxes: Vec<_> = recent.inboxes().collect();
             for inbox in inboxes {
@@ -231,8 +232,8 @@ impl Index {
     }
 
     /// Returns whether a block in a sealed segment is live: neither released nor copied.
-    pub(super) fn is_live_in(&self, entry: &Entry, segment: SegmentId) -> bool {
-        let shard = read(self.shard(entry.inbox));
+    pub(super) fn is_live_in(&self, entry: &BlockEntry, segment: SegmentId) -> bool {
+        let shard = self.shard(entry.inbox).read();
         let Some(packed) = shard.sealed.get(entry.inbox) else { return false };
         let is_in_run = packed_runs(packed)
             .any(|(start, run)| run.segment == segment && start < entry.last && entry.last <= run.last);
@@ -262,7 +263,7 @@ impl Index {
     }
 
     fn write(&self, inbox: InboxId) -> RwLockWriteGuard<'_, Shard> {
-        self.shard(inbox).write().unwrap_or_else(PoisonError::into_inner)
+        self.shard(inbox).write()
     }
 }
 
@@ -281,10 +282,6 @@ fn set_runs(sealed: &mut ByteMap, inbox: InboxId, list: &RunList, buffer: &mut V
         list.pack(buffer);
         sealed.set(inbox, buffer);
     }
-}
-
-fn read(shard: &RwLock<Shard>) -> RwLockReadGuard<'_, Shard> {
-    shard.read().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn has(recent: &VecDeque<BlockRef>, first: u64) -> bool {
@@ -307,7 +304,7 @@ fn blocks_of(recent: &VecDeque<BlockRef>, segment: SegmentId) -> Vec<(BlockRef, 
 
 /// Merges blocks of a newer segment into the runs. Calls `drop_run` for a run whose last
 /// block was copied there.
-fn merge(before: RunList, blocks: &[(BlockRef, bool)], mut drop_run: impl FnMut(Run)) -> RunList {
+fn merge(before: RunList, blocks: &[(BlockRef, bool)], mut drop_run: impl FnMut(BlockRun)) -> RunList {
     let mut list = RunList { start: before.start, runs: Vec::with_capacity(before.runs.len() + 1) };
     let mut runs = before.runs.into_iter().peekable();
     for &(block, mut is_adjacent) in blocks {
@@ -318,7 +315,7 @@ fn merge(before: RunList, blocks: &[(BlockRef, bool)], mut drop_run: impl FnMut(
         if let Some(run) = runs.next_if(|run| run.last == block.last) {
             drop_run(run);
         }
-        let run = Run { segment: block.segment, last: block.last, units: units(block.extent) };
+        let run = BlockRun { segment: block.segment, last: block.last, units: units(block.extent) };
         list.push_block(run, is_adjacent);
     }
     list.runs.extend(runs);
@@ -340,7 +337,7 @@ mod tests {
             let start = inbox + (1 << 40);
             // As if each of ten segments had a block of it; two fifths have one in the
             // active segment, too.
-            let run = |run: u64| Run {
+            let run = |run: u64| BlockRun {
                 segment: 100 + run as SegmentId,
                 last: start + (run + 1) * 1_000_000,
                 units: 9,
@@ -352,7 +349,7 @@ mod tests {
             }
         }
         let bytes = |shard: &Shard| shard.sealed.allocated_bytes() + shard.recent.packed_bytes();
-        let bytes: usize = index.shards.iter().map(|shard| bytes(&read(shard))).sum();
+        let bytes: usize = index.shards.iter().map(|shard| bytes(&shard.read())).sum();
         assert!(bytes as u64 <= 100 * INBOXES, "{bytes} bytes");
     }
 }

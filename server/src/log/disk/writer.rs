@@ -4,10 +4,10 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::Shared;
+use super::SharedLog;
 use super::format::{
-    BlockRecord, Checkpoint, Extent, FRAME_MAX, FRAMES_START, FrameContent, Header, Link, Previous, Salt,
-    SegmentId,
+    BlockRecord, CheckpointExtent, Extent, FRAME_MAX, FRAMES_START, FrameContent, Header, Link, Previous,
+    Salt, SegmentId,
 };
 use super::head::{Head, HeadFile};
 use super::recent::BlockRef;
@@ -25,7 +25,7 @@ pub(super) fn is_full(error: &io::Error) -> bool {
 /// The end of the log.
 #[derive(Debug)]
 pub(super) struct Writer {
-    shared: Arc<Shared>,
+    shared: Arc<SharedLog>,
     head: HeadFile,
     active: Arc<Segment>,
     /// The end of the last frame in the active segment.
@@ -41,14 +41,14 @@ pub(super) struct Writer {
     link: Link,
     /// The last commit that is on stable storage.
     synced: u64,
-    checkpoint: Checkpoint,
+    checkpoint: CheckpointExtent,
     buffer: Vec<u8>,
     extents: Vec<Extent>,
 }
 
 /// The segment of an open: it holds the carried frames and is on stable storage.
 #[derive(Debug)]
-pub(super) struct Opened {
+pub(super) struct OpenSegment {
     active: Arc<Segment>,
     offset: u64,
     next_id: SegmentId,
@@ -60,7 +60,7 @@ pub(super) struct Opened {
     pub(super) places: Vec<(InboxId, BlockRef)>,
 }
 
-impl Opened {
+impl OpenSegment {
     /// Begins a segment after the recovered log, or continues the newest one if there is
     /// no space for another.
     pub(super) fn begin(files: &Files, recovered: &mut Recovered) -> Result<Self, OpenError> {
@@ -163,8 +163,13 @@ impl Carried {
 
 impl Writer {
     /// Continues after the segment of an open.
-    pub(super) fn new(shared: Arc<Shared>, head: HeadFile, checkpoint: Checkpoint, opened: Opened) -> Self {
-        let Opened { active, offset, next_id, index_bytes, link, .. } = opened;
+    pub(super) fn new(
+        shared: Arc<SharedLog>,
+        head: HeadFile,
+        checkpoint: CheckpointExtent,
+        opened: OpenSegment,
+    ) -> Self {
+        let OpenSegment { active, offset, next_id, index_bytes, link, .. } = opened;
         Self {
             shared,
             head,
@@ -210,7 +215,7 @@ impl Writer {
     }
 
     /// Sets the newest complete checkpoint.
-    pub(super) fn set_checkpoint(&mut self, checkpoint: Checkpoint) {
+    pub(super) fn set_checkpoint(&mut self, checkpoint: CheckpointExtent) {
         self.checkpoint = checkpoint;
     }
 
