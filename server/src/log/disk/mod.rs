@@ -14,6 +14,8 @@
 //! | `snapshot.rs`, `check.rs` | read-only access, and replacing damaged blocks |
 //! | `salvage.rs` | reading a log that cannot be opened |
 //! | `maintenance.rs`, `copies.rs` | index frames, spare files, copies |
+//!
+//! This file has the limits: the size of a segment, and the reserve of free space.
 
 mod bugs;
 mod build;
