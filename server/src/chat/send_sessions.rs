@@ -21,12 +21,12 @@ pub(super) struct SendSessions {
     store: Arc<dyn Store>,
     // Locked because a session is released where its connection is dropped. Held for one
     // operation on the map.
-    open: Mutex<HashMap<SessionToken, Holder>>,
+    open: Mutex<HashMap<SessionToken, SessionHolder>>,
 }
 
 /// The connection that has a session open.
 #[derive(Debug)]
-struct Holder {
+struct SessionHolder {
     shutdown: Arc<ShutdownSignal>,
     /// Notified when the session is released.
     released: Arc<Notify>,
@@ -95,7 +95,7 @@ impl SendSessions {
         let released = Arc::<Notify>::default();
         open.insert(
             token.clone(),
-            Holder { shutdown: Arc::clone(shutdown), released: Arc::clone(&released) },
+            SessionHolder { shutdown: Arc::clone(shutdown), released: Arc::clone(&released) },
         );
         Ok(OpenSession { token: token.clone(), sessions: Arc::clone(self), is_stored: false, released })
     }

@@ -43,11 +43,11 @@ struct MemoryLog {
 struct SharedBlocks {
     /// Written by the thread of the log, read by readers from any thread; held
     /// while a page of blocks is copied, without their payloads.
-    blocks: RwLock<Blocks>,
+    blocks: RwLock<InboxBlocks>,
 }
 
 #[derive(Debug, Default)]
-struct Blocks {
+struct InboxBlocks {
     by_inbox: HashMap<InboxId, VecDeque<Block>, IdHasher>,
     live_bytes: u64,
     is_closed: bool,
@@ -113,11 +113,11 @@ impl Log for MemoryLog {
 
 impl Drop for MemoryLog {
     fn drop(&mut self) {
-        *self.shared.blocks.write() = Blocks { is_closed: true, ..Blocks::default() };
+        *self.shared.blocks.write() = InboxBlocks { is_closed: true, ..InboxBlocks::default() };
     }
 }
 
-impl Blocks {
+impl InboxBlocks {
     fn release(&mut self, inbox: InboxId, through: u64) {
         let Some(blocks) = self.by_inbox.get_mut(&inbox) else { return };
         while let Some(block) = blocks.pop_front_if(|block| block.last <= through) {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use hark_protocol::Sequence;
 
 use super::cursors::Cursors;
-use crate::ledger::{self, Content, Malformed};
+use crate::ledger::{self, BlockContent, Malformed};
 use crate::log::{Block, ReadError, Reader};
 use crate::store::{Account, Page, Position, ReadLimit, Unavailable};
 use crate::sync::RwLock;
@@ -102,8 +102,8 @@ struct Scan {
 impl Scan {
     fn take(&mut self, block: &Block) -> Result<ControlFlow<()>, Malformed> {
         let messages = match ledger::decode(block)? {
-            Content::Messages(messages) => messages,
-            Content::Gap(gap) => return Ok(self.skip(gap.end)),
+            BlockContent::Messages(messages) => messages,
+            BlockContent::Gap(gap) => return Ok(self.skip(gap.end)),
         };
         for stored in messages {
             let stored = stored?;

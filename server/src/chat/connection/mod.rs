@@ -24,7 +24,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use self::commands::{CommandContext, Done, Operation};
-use self::sends::{SendSession, Sends, units};
+use self::sends::{ConnectionSends, SendSession, units};
 use super::accounts::Authenticated;
 use super::inbox_reader::{InboxReader, Received};
 use super::rate_limiter::{RateLimiter, Throttle};
@@ -55,7 +55,7 @@ pub struct ClientConnection {
     shutdown: Arc<ShutdownSignal>,
     throttle: Throttle,
     user: Option<Authenticated>,
-    sends: Sends,
+    sends: ConnectionSends,
     /// Whether no request has arrived yet, so that `hello` is allowed.
     is_fresh: bool,
     /// Pipelined answers, in the order of their requests.
@@ -106,7 +106,7 @@ impl ClientConnection {
             address,
             shutdown,
             user: None,
-            sends: Sends::default(),
+            sends: ConnectionSends::default(),
             is_fresh: true,
             answers: VecDeque::new(),
             waiting: None,

@@ -14,7 +14,7 @@ const BURST_SENDS: usize = 8;
 
 /// The sends of a connection.
 #[derive(Default)]
-pub(super) struct Sends {
+pub(super) struct ConnectionSends {
     session: Option<Box<SendSession>>,
     /// The fence, from the first send on.
     fence: Option<Fence>,
@@ -33,7 +33,7 @@ pub(super) enum SendSession {
     Shared(SessionToken),
 }
 
-impl Sends {
+impl ConnectionSends {
     /// Sends in this session from now on.
     pub(super) fn set_session(&mut self, session: SendSession) {
         self.session = Some(session.into());

@@ -31,9 +31,9 @@ impl Deadline {
 
 /// The time of each pending deadline.
 #[derive(Debug, Default)]
-pub(super) struct Deadlines([Option<Instant>; Deadline::ALL.len()]);
+pub(super) struct DeadlineTable([Option<Instant>; Deadline::ALL.len()]);
 
-impl Deadlines {
+impl DeadlineTable {
     /// Sets or clears a deadline.
     pub(super) fn set(&mut self, deadline: Deadline, at: Option<Instant>) {
         if let Some(entry) = self.0.get_mut(deadline as usize) {
@@ -107,7 +107,7 @@ mod tests {
     fn earliest_deadline_is_next_and_ending_ones_precede() {
         let now = Instant::now();
         let later = now + Duration::from_secs(1);
-        let mut deadlines = Deadlines::default();
+        let mut deadlines = DeadlineTable::default();
         assert_eq!((deadlines.next(), deadlines.due(later)), (None, None));
         deadlines.set(Deadline::Chat, Some(now));
         deadlines.set(Deadline::Frame, Some(later));

@@ -22,7 +22,7 @@ use hark_protocol::{Failure, Frame, Incoming, ProtocolError, Reply, Request, Req
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
-use self::deadlines::{Deadline, Deadlines, Moment, Timer};
+use self::deadlines::{Deadline, DeadlineTable, Moment, Timer};
 use super::drain::DRAIN_TIMEOUT;
 use crate::chat::{ClientConnection, Output};
 use crate::store::Message;
@@ -373,8 +373,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     }
 
     /// Returns the deadlines in the present state.
-    fn deadlines(&mut self) -> Deadlines {
-        let mut deadlines = Deadlines::default();
+    fn deadlines(&mut self) -> DeadlineTable {
+        let mut deadlines = DeadlineTable::default();
         if let WireStage::Draining { until } = self.stage {
             deadlines.set(Deadline::Drain, Some(until));
             return deadlines;

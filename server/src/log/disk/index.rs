@@ -41,12 +41,12 @@ pub(super) struct Plan {
 pub(super) struct Index {
     /// Written by the thread of the log and, when a segment is sealed, by the
     /// maintenance thread; a lock is held for one inbox, or to seal one shard.
-    shards: Box<[RwLock<Shard>]>,
+    shards: Box<[RwLock<IndexShard>]>,
     segments: Arc<Segments>,
 }
 
 #[derive(Debug, Default)]
-struct Shard {
+struct IndexShard {
     recent: RecentBlocks,
     /// The packed runs of each inbox.
     sealed: ByteMap,
@@ -85,7 +85,7 @@ impl Index {
     /// the segments.
     pub(super) fn insert_runs(&self, inbox: InboxId, list: &RunList) {
         let mut guard = self.write(inbox);
-        let Shard { sealed, buffer, .. } = &mut *guard;
+        let IndexShard { sealed, buffer, .. } = &mut *guard;
         list.pack(buffer);
         sealed.set(inbox, buffer);
     }
@@ -113,8 +113,8 @@ impl Index {
         }
     }
 
-    fn release_in(&self, shard: &mut Shard, inbox: InboxId, through: u64, emptied: &mut Vec<SegmentId>) {
-        let Shard { recent, sealed, buffer } = shard;
+    fn release_in(&self, shard: &mut IndexShard, inbox: InboxId, through: u64, emptied: &mut Vec<SegmentId>) {
+        let IndexShard { recent, sealed, buffer } = shard;
         if recent.first(inbox).is_some_and(|block| block.last <= through) {
             recent.update(inbox, |blocks| {
                 while let Some(block) = blocks.pop_front_if(|block| block.last <= through) {
@@ -212,7 +212,7 @@ impl Index {
     pub(super) fn seal(&self, segment: SegmentId, emptied: &mut Vec<SegmentId>) {
         for shard in &self.shards {
             let mut guard = shard.write();
-            let Shard { recent, sealed, buffer } = &mut *guard;
+            let IndexShard { recent, sealed, buffer } = &mut *guard;
             let inboxes: Vec<_> = recent.inboxes().collect();
             for inbox in inboxes {
                 let blocks = recent.get(inbox);
@@ -243,7 +243,7 @@ impl Index {
     /// Removes the run of an inbox in a segment from which every live block was copied.
     pub(super) fn finish_copy(&self, inbox: InboxId, segment: SegmentId, emptied: &mut Vec<SegmentId>) {
         let mut guard = self.write(inbox);
-        let Shard { sealed, buffer, .. } = &mut *guard;
+        let IndexShard { sealed, buffer, .. } = &mut *guard;
         let Some(mut list) = sealed.get(inbox).map(RunList::unpack) else { return };
         list.runs.retain(|run| {
             let is_copied = run.segment == segment;
@@ -255,19 +255,19 @@ impl Index {
         set_runs(sealed, inbox, &list, buffer);
     }
 
-    fn shard(&self, inbox: InboxId) -> &RwLock<Shard> {
+    fn shard(&self, inbox: InboxId) -> &RwLock<IndexShard> {
         // The hash table of a shard uses other bits of the same product.
         let number = (inbox.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as usize % SHARDS;
         #[expect(clippy::indexing_slicing, reason = "there are so many shards")]
         &self.shards[number]
     }
 
-    fn write(&self, inbox: InboxId) -> RwLockWriteGuard<'_, Shard> {
+    fn write(&self, inbox: InboxId) -> RwLockWriteGuard<'_, IndexShard> {
         self.shard(inbox).write()
     }
 }
 
-impl Shard {
+impl IndexShard {
     /// Returns every inbox that has a block, some of them twice.
     fn inboxes(&self) -> impl Iterator<Item = InboxId> {
         self.recent.inboxes().chain(self.sealed.inboxes())
@@ -348,7 +348,7 @@ mod tests {
                 index.insert(inbox, BlockRef { first, last: first, segment: 110, extent });
             }
         }
-        let bytes = |shard: &Shard| shard.sealed.allocated_bytes() + shard.recent.packed_bytes();
+        let bytes = |shard: &IndexShard| shard.sealed.allocated_bytes() + shard.recent.packed_bytes();
         let bytes: usize = index.shards.iter().map(|shard| bytes(&shard.read())).sum();
         assert!(bytes as u64 <= 100 * INBOXES, "{bytes} bytes");
     }

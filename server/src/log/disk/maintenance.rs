@@ -98,7 +98,7 @@ pub(super) struct Maintenance {
 }
 
 /// The result of a step.
-enum Progress {
+enum StepOutcome {
     /// Work was done, and there may be more.
     Worked,
     /// A rate-limited piece of work was done.
@@ -123,38 +123,38 @@ impl Maintenance {
     fn run(&mut self) {
         while !self.shared.is_closed() {
             match self.step() {
-                Progress::Worked => {}
-                Progress::Pause(pause) => std::thread::sleep(pause),
-                Progress::Idle => self.shared.wait(POLL_INTERVAL),
+                StepOutcome::Worked => {}
+                StepOutcome::Pause(pause) => std::thread::sleep(pause),
+                StepOutcome::Idle => self.shared.wait(POLL_INTERVAL),
             }
         }
     }
 
     /// Does one piece of work, the most urgent first.
-    fn step(&mut self) -> Progress {
+    fn step(&mut self) -> StepOutcome {
         self.poll();
         if self.seal() {
-            return Progress::Worked;
+            return StepOutcome::Worked;
         }
         // Without debt, copies and blank files alternate.
         let is_copy_first = self.note_debt() || !self.has_copied;
         self.has_copied = is_copy_first && self.copy();
         if self.has_copied {
-            return Progress::Worked;
+            return StepOutcome::Worked;
         }
         match self.prepare_space() {
-            Progress::Idle if !is_copy_first && self.copy() => Progress::Worked,
+            StepOutcome::Idle if !is_copy_first && self.copy() => StepOutcome::Worked,
             step => step,
         }
     }
 
     /// Cleans freed files and creates blank ones, with a delay after an error.
-    fn prepare_space(&mut self) -> Progress {
+    fn prepare_space(&mut self) -> StepOutcome {
         if self.retry.is_some_and(|(at, _)| Instant::now() < at) {
-            return Progress::Idle;
+            return StepOutcome::Idle;
         }
         let prepared = match self.clean() {
-            Ok(Progress::Idle) => self.make_spare(),
+            Ok(StepOutcome::Idle) => self.make_spare(),
             cleaned => cleaned,
         };
         match prepared {
@@ -166,7 +166,7 @@ impl Maintenance {
                 let delay = self.retry.map_or(RETRY_MIN, |(_, delay)| (2 * delay).min(RETRY_MAX));
                 self.retry = Some((Instant::now() + delay, delay));
                 tracing::warn!(%error, retry_ms = delay.as_millis(), "cannot prepare space for the log");
-                Progress::Idle
+                StepOutcome::Idle
             }
         }
     }
@@ -225,21 +225,21 @@ impl Maintenance {
         Ok(())
     }
 
-    fn clean(&self) -> io::Result<Progress> {
+    fn clean(&self) -> io::Result<StepOutcome> {
         let files = &self.shared.files;
         match files.spares.clean(&*files.storage)? {
-            Cleaned::Nothing => return Ok(Progress::Idle),
+            Cleaned::Nothing => return Ok(StepOutcome::Idle),
             Cleaned::Blanked => {}
             Cleaned::Removed => {
                 files.note_room();
                 files.poll();
             }
         }
-        Ok(Progress::Worked)
+        Ok(StepOutcome::Worked)
     }
 
     /// Writes the next piece of a spare file.
-    fn make_spare(&mut self) -> io::Result<Progress> {
+    fn make_spare(&mut self) -> io::Result<StepOutcome> {
         let files = &self.shared.files;
         let (storage, spares) = (&*files.storage, &files.spares);
         let is_enough = spares.blank_count() >= SPARES;
@@ -256,22 +256,22 @@ impl Maintenance {
             let has_space = files.free_bytes() > least * files.segment_bytes;
             let is_wanted = is_due || spares.blank_count() == 0;
             if is_enough || !has_space || !is_wanted {
-                return Ok(Progress::Idle);
+                return Ok(StepOutcome::Idle);
             }
             let begun = spares.begin(storage);
             files.note_made(&begun);
             files.poll();
             self.unfinished = Some(begun?);
-            return Ok(Progress::Worked);
+            return Ok(StepOutcome::Worked);
         };
         if is_enough || unfinished.has_failed {
             // Segments were freed meanwhile, or the file could not be removed before.
             spares.abandon(storage, unfinished)?;
             self.unfinished = None;
-            return Ok(Progress::Worked);
+            return Ok(StepOutcome::Worked);
         }
         if !is_due && !unfinished.is_begun() {
-            return Ok(Progress::Idle);
+            return Ok(StepOutcome::Idle);
         }
         self.zeros.resize(ZERO_PIECE + PAGE_BYTES, 0);
         let aligned = self.zeros.as_ptr().align_offset(PAGE_BYTES);
@@ -295,10 +295,10 @@ impl Maintenance {
                 unfinished.has_failed = true;
                 spares.abandon(storage, unfinished)?;
                 self.unfinished = None;
-                return failed.map(|()| Progress::Idle);
+                return failed.map(|()| StepOutcome::Idle);
             }
         }
-        Ok(if spares.blank_count() > 0 { Progress::Pause(ZERO_PAUSE) } else { Progress::Worked })
+        Ok(if spares.blank_count() > 0 { StepOutcome::Pause(ZERO_PAUSE) } else { StepOutcome::Worked })
     }
 
     /// Reads ahead blocks to copy.

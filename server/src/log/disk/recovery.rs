@@ -10,7 +10,7 @@ use std::io;
 use super::bugs::{Bug, is_planted};
 use super::build::{IndexBuilder, places};
 use super::file::{Storage, read_exact};
-use super::format::{CheckpointExtent, FRAMES_START, Header, Link, Previous, Salt, SegmentId};
+use super::format::{CheckpointExtent, FRAMES_START, FrameLink, Header, Previous, Salt, SegmentId};
 use super::head::{self, Head, HeadFile};
 use super::recent::BlockRef;
 use super::scan::{Damage, Frames, Placed, scan_known, scan_tail};
@@ -66,7 +66,7 @@ pub(super) struct Resume {
     pub(super) bytes: Vec<u8>,
     /// The end of its last frame.
     pub(super) end: u64,
-    pub(super) link: Link,
+    pub(super) link: FrameLink,
     pub(super) index_bytes: usize,
     /// The blocks of the frames that a new segment would carry.
     pub(super) places: Vec<(InboxId, BlockRef)>,
@@ -96,7 +96,7 @@ struct Use {
 struct Needed {
     segment: Use,
     end: u64,
-    last: Link,
+    last: FrameLink,
 }
 
 /// The newest segment: its bytes and the end of its frames.

@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering;
 
 use super::SharedLog;
 use super::format::{
-    BlockRecord, CheckpointExtent, Extent, FRAME_MAX, FRAMES_START, FrameContent, Header, Link, Previous,
-    Salt, SegmentId,
+    BlockRecord, CheckpointExtent, Extent, FRAME_MAX, FRAMES_START, FrameContent, FrameLink, Header,
+    Previous, Salt, SegmentId,
 };
 use super::head::{Head, HeadFile};
 use super::recent::BlockRef;
@@ -38,7 +38,7 @@ pub(super) struct Writer {
     /// Maximum size of the index frame of the active segment, without its fixed part.
     index_bytes: usize,
     /// The last frame.
-    link: Link,
+    link: FrameLink,
     /// The last commit that is on stable storage.
     synced: u64,
     checkpoint: CheckpointExtent,
@@ -53,7 +53,7 @@ pub(super) struct OpenSegment {
     offset: u64,
     next_id: SegmentId,
     index_bytes: usize,
-    link: Link,
+    link: FrameLink,
     /// The oldest segment that a replay needs.
     pub(super) tail_start: SegmentId,
     /// The blocks to be indexed.
@@ -133,7 +133,7 @@ struct Carried {
     salt: Salt,
     bytes: Vec<u8>,
     index_bytes: usize,
-    link: Link,
+    link: FrameLink,
     places: Vec<(InboxId, BlockRef)>,
 }
 
@@ -154,7 +154,7 @@ impl Carried {
             let content = frame.content(encoded.link.check, &blocks);
             let (offset, mut extents) = (encoded.bytes.len() as u32, Vec::new());
             let check = content.encode(encoded.salt, &mut encoded.bytes, &mut extents);
-            encoded.link = Link { commit: frame.commit, check };
+            encoded.link = FrameLink { commit: frame.commit, check };
             encoded.places.extend(content.places(*next_id, offset, &extents));
         }
         encoded
@@ -303,7 +303,7 @@ impl Writer {
             file.sync().map_err(|error| self.error(error))?;
             self.synced = content.commit;
         }
-        self.link = Link { commit: content.commit, check };
+        self.link = FrameLink { commit: content.commit, check };
         for (inbox, place) in content.places(self.active.id, self.offset as u32, &self.extents) {
             self.index_bytes += max_entry_bytes(inbox);
             self.shared.index.insert(inbox, place);
