@@ -19,8 +19,9 @@ use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing::subscriber::Interest;
 use tracing::{Level, Metadata, Subscriber};
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::{self, Filter};
-use tracing_subscriber::{EnvFilter, Layer};
 
 use crate::chat::now_ms;
 use crate::store::LIBRARY_LOGS;
@@ -46,17 +47,19 @@ const OWN_TARGETS: [&str; 2] = ["hark_", "harkd"];
 /// `TARGET=LEVEL`. It overrides the default levels of libraries.
 ///
 /// # Errors
-/// If a directive is malformed. A bare word must be a level: `EnvFilter` would take a
+/// If a directive is malformed. A bare word must be a level: `Targets` would take a
 /// misspelt one as a target to log everything of.
-pub fn filter(directives: &str) -> anyhow::Result<EnvFilter> {
-    let is_level = |word: &str| word.is_empty() || word.parse::<LevelFilter>().is_ok();
-    let has_unknown_word = !directives.contains('[')
-        && directives.split(',').map(str::trim).any(|word| !word.contains('=') && !is_level(word));
-    let filter = EnvFilter::try_new(format!("{},{directives}", LIBRARY_LOGS.join(",")));
-    match filter {
+pub fn filter(given: &str) -> anyhow::Result<Targets> {
+    let is_level = |word: &str| word.parse::<LevelFilter>().is_ok();
+    let directives = given.split(',').map(str::trim).filter(|directive| !directive.is_empty());
+    let has_unknown_word =
+        directives.clone().any(|directive| !directive.contains('=') && !is_level(directive));
+    let all: Vec<&str> =
+        ["error"].into_iter().chain(LIBRARY_LOGS.iter().copied()).chain(directives).collect();
+    match all.join(",").parse() {
         Ok(filter) if !has_unknown_word => Ok(filter),
         _ => anyhow::bail!(
-            "invalid --log {directives:?}: expected error, warn, info, debug, trace or off, or a filter such as info,hark_server::store=debug"
+            "invalid --log {given:?}: expected error, warn, info, debug, trace or off, or a filter such as info,hark_server::store=debug"
         ),
     }
 }

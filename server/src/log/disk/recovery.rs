@@ -132,6 +132,10 @@ pub(super) fn recover(storage: &dyn Storage, replay: &mut Replay<'_>) -> Result<
         // It was on stable storage before any later append.
         return Err(recovery.damage(&newest.segment, Damage { offset: frames.offset }));
     }
+    if frames.has_torn_end() {
+        let (path, offset) = (newest.segment.slot.path.display(), frames.offset);
+        tracing::warn!(%path, offset, "the last commit is incomplete and was dropped; nothing in it was acknowledged, unless the disk has damaged it since");
+    }
     recovery.checkpoint = header.checkpoint;
     recovery.synced = synced_before(&newest, &placed);
     for frame in &placed {

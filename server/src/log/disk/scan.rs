@@ -52,6 +52,13 @@ impl<'a> Frames<'a> {
         Some(Placed { offset, frame, meta })
     }
 
+    /// Returns whether a part of the next frame was written.
+    pub(super) fn has_torn_end(&self) -> bool {
+        let rest = usize::try_from(self.offset).ok().and_then(|offset| self.bytes.get(offset..));
+        rest.and_then(|rest| FrameHead::decode(rest, self.salt))
+            .is_some_and(|head| head.commit == self.link.commit.wrapping_add(1))
+    }
+
     /// Returns whether a later frame proves that the frame at this offset was on stable
     /// storage.
     fn is_followed(&self) -> bool {
