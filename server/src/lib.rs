@@ -20,3 +20,4 @@ pub mod process;
 pub mod server;
 pub mod shard;
 pub mod store;
+pub(crate) mod sync;

@@ -1,7 +1,9 @@
 //! Ownership of the terminal: by the editor, by a password prompt, or by none
 //! of them.
 
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard};
+
+use hark_client::sync::{lock, wait_while};
 
 /// The owner of the terminal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -26,7 +28,7 @@ pub(crate) struct TerminalOwner {
 
 impl TerminalOwner {
     fn owner(&self) -> MutexGuard<'_, Owner> {
-        self.owner.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.owner)
     }
 
     /// Sets or clears the owner.
@@ -47,8 +49,7 @@ impl TerminalOwner {
     /// text.
     pub(crate) fn print(&self, write: impl Fn(), hand_to_editor: impl FnOnce() -> bool) {
         let is_prompting = |owner: &mut Owner| *owner == Owner::PasswordPrompt;
-        let owner =
-            self.changed.wait_while(self.owner(), is_prompting).unwrap_or_else(PoisonError::into_inner);
+        let owner = wait_while(&self.changed, self.owner(), is_prompting);
         if *owner == Owner::Free {
             return write();
         }

@@ -3,8 +3,10 @@
 
 use std::io::{self, Write as _};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
+
+use hark_client::sync::lock;
 
 use hark_prompt::Modes;
 use hark_protocol::Password;
@@ -101,7 +103,7 @@ impl Terminal {
 
     /// Ends line editing: from now on texts are written directly.
     pub(crate) fn stop_reading(&self) {
-        drop(self.requests.lock().unwrap_or_else(PoisonError::into_inner).take());
+        drop(lock(&self.requests).take());
     }
 
     /// As [`Self::stop_reading`], even while a line is being typed, which is
@@ -115,7 +117,7 @@ impl Terminal {
 
     /// Returns `None` once reading has stopped.
     async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Option<T> {
-        let requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
+        let requests = lock(&self.requests).clone()?;
         let (answer, answered) = oneshot::channel();
         requests.send(request(answer)).await.ok()?;
         // A clone would keep the thread alive.
