@@ -5,6 +5,7 @@ use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::Duration;
 
 use hark_client::sync::lock;
 
@@ -26,6 +27,9 @@ const LINES_MAX: usize = 64;
 
 /// Length of the history, in lines.
 const HISTORY_LINES_MAX: usize = 1000;
+
+/// How long the editor is kept for a text that it may have drawn.
+const HANDOVER_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Turns off bracketed paste, which the editor has turned on.
 const PASTE_UNMARKED: &str = "\x1b[?2004l";
@@ -188,6 +192,8 @@ impl InputThread {
                 Request::Secret { prompt, is_new, answer } => drop(answer.send(self.secret(&prompt, is_new))),
             }
         }
+        // The editor is dropped after this.
+        self.owner.wait_for_handover(HANDOVER_TIMEOUT);
     }
 
     fn read(&mut self, prompt: &LinkPrompt) -> Input {
