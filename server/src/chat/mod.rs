@@ -42,6 +42,7 @@ use hark_protocol::limits::text_bytes_max;
 use hark_protocol::{Code, Failure, Refusal, Reply, UserName};
 use tokio::sync::Semaphore;
 
+use crate::limit::network;
 use crate::store::{Store, Unavailable};
 use fair_semaphore::FairSemaphore;
 use login_limiter::LoginLimiter;
@@ -145,6 +146,11 @@ impl Chat {
     #[must_use]
     pub fn rate_limiter(&self, address: IpAddr) -> Option<Arc<RateLimiter>> {
         (!self.rules.rates.is_exempt(address)).then(|| Arc::new(RateLimiter::new(&self.rules.rates)))
+    }
+
+    /// Returns the network of an address, unless it is exempt from quotas.
+    fn network(&self, address: IpAddr) -> Option<IpAddr> {
+        (!self.rules.rates.is_exempt(address)).then(|| network(address))
     }
 
     /// Returns whether the store is healthy, as far as it knows.

@@ -49,7 +49,7 @@ use crate::store::{
     Subscription, Unavailable,
 };
 
-pub(crate) use self::block::{Content, Gap, decode, measure};
+pub(crate) use self::block::{BlockContent, Gap, decode, measure};
 pub(crate) use self::bytes::Malformed;
 pub(crate) use self::changes::{AccountChange, Changes, SubscriptionEnd};
 pub(crate) use self::checkpoint::Checkpoint;
