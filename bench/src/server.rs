@@ -11,7 +11,7 @@ use anyhow::{Context, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// The longest time that a server may take to listen, or to end after a signal.
-const PATIENCE: Duration = Duration::from_secs(120);
+const OPERATION_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The polling interval.
 const LOOK_EVERY: Duration = Duration::from_millis(1);
@@ -59,7 +59,7 @@ impl Server {
             if let Some(status) = self.child.try_wait()? {
                 bail!("{} has ended ({status}): {}", self.name, self.said());
             }
-            ensure!(started.elapsed() < PATIENCE, "{} does not listen: {}", self.name, self.said());
+            ensure!(started.elapsed() < OPERATION_TIMEOUT, "{} does not listen: {}", self.name, self.said());
             std::thread::sleep(LOOK_EVERY);
         }
         Ok(())
@@ -121,7 +121,7 @@ impl Server {
         kill_process(pid, Signal::TERM)?;
         let told = Instant::now();
         while self.child.try_wait()?.is_none() {
-            ensure!(told.elapsed() < PATIENCE, "{} does not stop: {}", self.name, self.said());
+            ensure!(told.elapsed() < OPERATION_TIMEOUT, "{} does not stop: {}", self.name, self.said());
             std::thread::sleep(LOOK_EVERY);
         }
         Ok(())

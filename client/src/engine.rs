@@ -21,7 +21,7 @@ use crate::event::{Event, Events, LinkState};
 use crate::failover::{Failover, Next};
 use crate::inbox::Inbox;
 use crate::link::{self, Handshake, Link, LinkError, Opened};
-use crate::outbox::{Command, Effect, Now, Outbox};
+use crate::outbox::{Effect, Now, Outbox, QueuedRequest};
 
 /// Free slots in the event queue that are needed to process a frame.
 const EVENTS_HEADROOM: usize = 4;
@@ -59,7 +59,7 @@ pub(crate) struct Engine {
     outbox: Outbox,
     inbox: Arc<Inbox>,
     failover: Failover,
-    commands: mpsc::Receiver<Command>,
+    commands: mpsc::Receiver<QueuedRequest>,
     /// Whether the command channel is closed and empty.
     is_drained: bool,
     stop: watch::Receiver<Stop>,
@@ -74,8 +74,8 @@ pub(crate) struct Engine {
 
 /// The cause of a wakeup.
 enum Wake {
-    /// A command; `None` if the channel is closed and empty.
-    Command(Option<Command>),
+    /// A request; `None` if the channel is closed and empty.
+    Request(Option<QueuedRequest>),
     /// A deadline has passed.
     Deadline,
     /// [`crate::Handle::close`] was called.
@@ -87,7 +87,7 @@ enum Wake {
 impl Engine {
     pub(crate) fn new(
         config: Config,
-        commands: mpsc::Receiver<Command>,
+        commands: mpsc::Receiver<QueuedRequest>,
         stop: watch::Receiver<Stop>,
         unanswered: Arc<AtomicUsize>,
     ) -> (Self, Events) {
@@ -235,7 +235,7 @@ impl Engine {
         let deadline = [timer, self.outbox.next_deadline(), self.end_by].into_iter().flatten().min();
         let has_room = !self.is_drained && self.outbox.has_room();
         tokio::select! {
-            command = self.commands.recv(), if has_room => Wake::Command(command),
+            command = self.commands.recv(), if has_room => Wake::Request(command),
             () = sleep_until(deadline) => Wake::Deadline,
             changed = self.stop.changed() => changed.map_or(Wake::Abandoned, |()| Wake::Stop),
         }
@@ -243,8 +243,8 @@ impl Engine {
 
     fn handle(&mut self, wake: Wake) {
         match wake {
-            Wake::Command(Some(command)) => self.outbox.accept(command),
-            Wake::Command(None) => self.is_drained = true,
+            Wake::Request(Some(command)) => self.outbox.accept(command),
+            Wake::Request(None) => self.is_drained = true,
             Wake::Deadline => {}
             Wake::Abandoned => self.end_by = Some(Instant::now()),
             Wake::Stop => {

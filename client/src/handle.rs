@@ -17,7 +17,7 @@ use crate::config::Config;
 use crate::engine::{self, Stop};
 use crate::error::RequestError;
 use crate::event::{Events, LinkState};
-use crate::outbox::{Answer, Command};
+use crate::outbox::{Answer, QueuedRequest};
 use crate::seen::SeenStore;
 
 /// Capacity of the command queue.
@@ -67,7 +67,7 @@ pub struct Handle {
 #[derive(Debug)]
 struct Shared {
     // Fair, and held while the queue is full: callers are served in order.
-    commands: Mutex<mpsc::Sender<Command>>,
+    commands: Mutex<mpsc::Sender<QueuedRequest>>,
     stop: watch::Sender<Stop>,
     seen: Arc<dyn SeenStore>,
     tasks: TaskTracker,
@@ -203,7 +203,7 @@ impl Handle {
     async fn begin(&self, request: Request) -> Result<Receipt, RequestError> {
         let (answer, receipt) = oneshot::channel();
         let commands = self.shared.commands.lock().await;
-        let command = Command { request, answer: Some(answer) };
+        let command = QueuedRequest { request, answer: Some(answer) };
         commands.send(command).await.map_err(|_| RequestError::closed())?;
         Ok(Receipt { answer: receipt })
     }

@@ -8,13 +8,14 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use hark_protocol::{Delivery, Sequence, UserName};
 use tokio::sync::Notify;
 
 use crate::event::Message;
 use crate::seen::{MessageId, SeenStore, Window};
+use crate::sync::lock;
 
 /// Number of messages after which an ack is sent while more are held.
 const ACK_EVERY: usize = 64;
@@ -25,13 +26,13 @@ pub(crate) struct Inbox {
     store: Arc<dyn SeenStore>,
     // A lock because messages are taken on any task. Held for one operation on
     // the tables, never during writes to the store.
-    state: Mutex<State>,
+    state: Mutex<InboxState>,
     /// Signals that a message was settled, so that an ack may be due.
     pub(crate) changed: Notify,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct InboxState {
     /// The user that pushes belong to.
     user: Option<UserName>,
     window: Window,
@@ -79,8 +80,8 @@ impl Inbox {
         Self { store, state: Mutex::default(), changed: Notify::new() }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, InboxState> {
+        lock(&self.state)
     }
 
     /// Records a successful `connect` as `user` with `queued` messages to come.
@@ -155,7 +156,7 @@ impl Inbox {
     }
 }
 
-impl State {
+impl InboxState {
     /// Clears the state of the former link. Messages held by the application
     /// are kept, so that they are not delivered twice.
     fn reset(&mut self, is_linked: bool) {

@@ -1,9 +1,7 @@
-//! A client of Hark that reconnects by itself.
+#![doc = include_str!("../README.md")]
 //!
-//! [`Client::connect`] returns a clonable [`Handle`] for requests, and
-//! [`Events`] for messages and state changes. One background task owns the
-//! connection: it reconnects, authenticates again, repeats unanswered requests,
-//! and drops messages that the application has already seen.
+//! [`Client::connect`] returns a clonable [`Handle`] for requests, and [`Events`] for
+//! messages and state changes. One background task owns the connection.
 //!
 //! | module | contents |
 //! | --- | --- |
@@ -22,28 +20,6 @@
 //! | `http2` | one HTTP/2 connection, for gRPC |
 //! | `failover` | choice of the next server, and backoff; no I/O and no clock |
 //! | `engine` | the task that drives them |
-//!
-//! ```no_run
-//! use hark_client::{Client, Config, Event};
-//!
-//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-//! let (hark, mut events) = Client::connect(Config::tcp("127.0.0.1:3000"));
-//! hark.send("bob".parse()?, "the backup is done".into()).await?.await?; // on stable storage
-//! hark.connect("amy".parse()?, None).await?;
-//! while let Some(event) = events.next().await {
-//!     if let Event::Message(message) = event {
-//!         println!("{}", message.delivery.text);
-//!         message.ack()?;
-//!     }
-//! }
-//! # Ok(())
-//! # }
-//! ```
-//!
-//! With several servers of one cluster, the client fails over from one to the
-//! next: `Config::tcp("a.example:3000,b.example:3000")`. [`Config::grpc`] is
-//! the same client over gRPC; [`Config::tls`] and `Config::grpc_tls` are both
-//! over TLS. gRPC and `logs` need the feature `grpc`, which is on by default.
 //!
 //! Invariants: a send keeps its id; ids are written in ascending order; repeats
 //! precede new requests; a send is never repeated as another user; a message is
@@ -66,6 +42,9 @@ mod link;
 pub mod logs;
 mod outbox;
 pub mod seen;
+// Public for the program `hark` only.
+#[doc(hidden)]
+pub mod sync;
 pub mod tls;
 
 pub use config::{Config, Server, Timing, Transport};

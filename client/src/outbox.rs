@@ -43,7 +43,7 @@ pub(crate) struct Answer {
 
 /// A request, and the receiver of its answer.
 #[derive(Debug)]
-pub(crate) struct Command {
+pub(crate) struct QueuedRequest {
     pub(crate) request: Request,
     /// `None` for the client's own pings.
     pub(crate) answer: Option<oneshot::Sender<Result<Answer, RequestError>>>,
@@ -78,7 +78,7 @@ impl Now {
 /// A pending request.
 #[derive(Debug)]
 struct Pending {
-    command: Command,
+    command: QueuedRequest,
     answer: Answer,
     /// Time of the first write.
     first_written: Option<Now>,
@@ -104,7 +104,7 @@ pub(crate) struct Outbox {
     /// Ids of all sends in `calls` and `fresh`.
     sends: BTreeSet<RequestId>,
     /// A barrier that waits until the requests before it are answered.
-    barrier: Option<Command>,
+    barrier: Option<QueuedRequest>,
     /// Whether a barrier is in flight.
     is_barrier_in_flight: bool,
     /// Whether the barrier is a `connect`.
@@ -157,7 +157,7 @@ impl Outbox {
     }
 
     /// Accepts a command, behind all earlier ones. Requires [`Self::has_room`].
-    pub(crate) fn accept(&mut self, command: Command) {
+    pub(crate) fn accept(&mut self, command: QueuedRequest) {
         if self.identity.is_changed_by(&command.request) && self.len() > 0 {
             self.barrier = Some(command);
         } else {
@@ -165,7 +165,7 @@ impl Outbox {
         }
     }
 
-    fn enqueue(&mut self, command: Command) {
+    fn enqueue(&mut self, command: QueuedRequest) {
         let is_send = matches!(command.request, Request::Send { .. });
         if let (true, Some(why)) = (is_send, self.identity.loss()) {
             let outcome = RequestError::NotSent(why.clone());
@@ -285,7 +285,7 @@ impl Outbox {
 
     /// Enqueues a ping whose answer is ignored.
     pub(crate) fn ping(&mut self) {
-        self.enqueue(Command { request: Request::Ping, answer: None });
+        self.enqueue(QueuedRequest { request: Request::Ping, answer: None });
     }
 
     fn succeed(&mut self, id: RequestId, mut pending: Pending, fields: OkFields) -> Effect {
@@ -448,7 +448,7 @@ const fn is_repeatable(request: &Request) -> bool {
     )
 }
 
-fn end(command: Command, outcome: Result<Answer, RequestError>) {
+fn end(command: QueuedRequest, outcome: Result<Answer, RequestError>) {
     if let Some(answer) = command.answer {
         // The caller may have dropped its future; the request has taken effect
         // all the same.
@@ -470,7 +470,7 @@ mod tests {
     fn send(outbox: &mut Outbox) -> Waiting {
         let (answer, waiting) = oneshot::channel();
         let request = Request::Send { user: "bob".parse().unwrap(), text: "x".into() };
-        outbox.accept(Command { request, answer: Some(answer) });
+        outbox.accept(QueuedRequest { request, answer: Some(answer) });
         waiting
     }
 

@@ -1,6 +1,4 @@
-//! The gRPC services of Hark, for its server and its client: the code generated
-//! by `grpc/generate` from `server/proto/`, and its translation from and to
-//! [`hark_protocol`]. It has no I/O and no rules.
+#![doc = include_str!("../README.md")]
 //!
 //! | module | contents |
 //! | --- | --- |

@@ -116,7 +116,7 @@ impl From<ByeReason> for Bye {
 
 impl From<Refusal> for NotOk {
     fn from(refusal: Refusal) -> Self {
-        let (code, explanation) = refusal.as_written();
+        let (code, explanation) = refusal.fields();
         Self {
             retry_after_s: refusal.retry_after().map_or(0, |wait| wait.as_secs()),
             code: code.to_owned(),

@@ -1,6 +1,5 @@
 //! The throughput of `hark-node` beside a node of the crate `maelstrom-node` and
-//! beside `cat`, and the memory that remains after calls have timed out:
-//! `cargo bench -p hark-node --bench figures [-- echo|timeouts]`.
+//! beside `cat`: `cargo bench -p hark-node --bench figures`.
 //!
 //! The other node is the package in `benches/baseline`, which is built here, as
 //! no crate of the workspace may depend on it. Both nodes log errors alone: by
@@ -17,7 +16,7 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde_json::Value;
 
@@ -30,20 +29,7 @@ const INIT: &str =
     r#"{"src":"c0","dest":"n1","body":{"type":"init","msg_id":1,"node_id":"n1","node_ids":["n1","n2"]}}"#;
 
 fn main() {
-    let wanted: Vec<String> =
-        std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
-    let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|wanted| wanted == name);
     println!("{} processors", thread::available_parallelism().unwrap());
-    if is_wanted("echo") {
-        echo();
-    }
-    if is_wanted("timeouts") {
-        timeouts();
-    }
-}
-
-/// Measures echoes a second through stdin and stdout.
-fn echo() {
     println!("\nechoes a second through stdin and stdout (medians of {ROUNDS} rounds in turn)");
     println!(
         "{:>9} {:>9} {:>12} {:>15} {:>7} {:>12}",
@@ -141,24 +127,6 @@ fn answered(answer: &Value) -> u64 {
     id
 }
 
-/// Measures the resident memory after calls that were never answered.
-fn timeouts() {
-    const CALLS: [usize; 2] = [10_000, 1_000_000];
-    println!("\nresident memory of hark-node after calls that timed out");
-    println!("{:>18} {:>10} {:>12} {:>12}", "", "calls", "afterwards", "at most");
-    for kind in ["send_fire_forget", "proxy"] {
-        let mut node = Process::start(Path::new(HARK_NODE));
-        let after = CALLS.map(|count| {
-            node.time_out(kind, count);
-            let after = node.memory("VmRSS:");
-            println!("{kind:>18} {count:>10} {after:>8.1} MiB {:>8.1} MiB", node.memory("VmHWM:"));
-            after
-        });
-        println!("{:>18} {:>10} {:>+8.1} MiB", "", "difference", after[1] - after[0]);
-        node.finish();
-    }
-}
-
 /// A node that has its name, or `cat` in its place.
 struct Process {
     child: Child,
@@ -210,36 +178,6 @@ impl Process {
                 answered += read_lines(&mut self.stdout, output);
             }
         });
-    }
-
-    /// Lets this number of calls time out, and waits until none is open.
-    fn time_out(&mut self, kind: &str, count: usize) {
-        let mut requests = Vec::new();
-        for id in 1..=count {
-            let inner = r#"{"type":"echo","echo":"hello"}"#;
-            let body = format!(
-                r#"{{"type":"{kind}","msg_id":{id},"target":"n2","payload":{inner},"inner":{inner}}}"#
-            );
-            writeln!(requests, r#"{{"src":"c1","dest":"n1","body":{body}}}"#).unwrap();
-        }
-        thread::scope(|scope| {
-            scope.spawn(|| self.stdin.write_all(&requests).unwrap());
-            // Each is sent on, and answered at once or with a timeout.
-            for _ in 0..2 * count {
-                self.stdout.skip_until(b'\n').unwrap();
-            }
-        });
-        let pending_count = r#"{"src":"c1","dest":"n1","body":{"type":"pending_count","msg_id":1}}"#;
-        while !self.ask(pending_count).contains(r#""count": 0,"#) {
-            thread::sleep(Duration::from_millis(100));
-        }
-    }
-
-    /// Returns a value of `/proc/PID/status`, in MiB.
-    fn memory(&self, name: &str) -> f64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status.lines().find(|line| line.starts_with(name)).expect("a line of that name");
-        line.split_whitespace().nth(1).expect("a number").parse::<f64>().unwrap() / 1024.0
     }
 
     fn finish(mut self) {

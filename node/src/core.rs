@@ -262,7 +262,7 @@ impl Core {
             inbox.take(outcome);
         } else if self.calls.complete(&id, outcome).is_err() {
             self.late_replies.set(self.late_replies().saturating_add(1));
-            tracing::warn!(%id, src, late = self.late_replies(), "nobody waits for this reply any more");
+            tracing::warn!(%id, src, late = self.late_replies(), "late reply dropped");
         }
     }
 
@@ -271,7 +271,7 @@ impl Core {
         if !self.has_ended() {
             let reaped = self.calls.expire(&self.call_time());
             if reaped > 0 {
-                tracing::warn!(reaped, pending = self.calls.pending(), "calls were not answered in time");
+                tracing::warn!(reaped, pending = self.calls.pending(), "calls timed out");
             }
         }
         request::expire(self);

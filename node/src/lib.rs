@@ -12,6 +12,7 @@ mod core;
 mod deadlines;
 mod error;
 mod fields;
+pub mod gossip;
 mod json;
 mod kv;
 mod machine;

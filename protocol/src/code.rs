@@ -101,7 +101,7 @@ impl Refusal {
     /// Returns the two fields of a `notok`: the word of the code, and the
     /// explanation.
     #[must_use]
-    pub fn as_written(&self) -> (&str, &str) {
+    pub fn fields(&self) -> (&str, &str) {
         match self.code {
             Code::Unknown => self.explanation.split_once(',').unwrap_or((&self.explanation, "")),
             code => (code.as_str(), &self.explanation),
@@ -111,7 +111,7 @@ impl Refusal {
     /// Returns the explanation as a sentence for people.
     #[must_use]
     pub fn message(&self) -> Cow<'_, str> {
-        match (self.code, self.as_written()) {
+        match (self.code, self.fields()) {
             (Code::Unknown, (word, explanation)) if !explanation.is_empty() => {
                 format!("{explanation} ({word})").into()
             }
@@ -268,7 +268,7 @@ mod tests {
     fn unknown_code_is_a_refusal_with_its_word() {
         let refusal = Refusal::parse("out-of-tea", "come back at five");
         assert_eq!(refusal.code, Code::Unknown);
-        assert_eq!(refusal.as_written(), ("out-of-tea", "come back at five"));
+        assert_eq!(refusal.fields(), ("out-of-tea", "come back at five"));
         assert_eq!(refusal.to_string(), "unknown-code: out-of-tea,come back at five");
         assert_eq!(refusal.message(), "come back at five (out-of-tea)");
         assert_eq!(Refusal::parse("unknown-code", "x").code, Code::Unknown, "no server writes it");

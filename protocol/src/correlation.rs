@@ -26,7 +26,7 @@ pub enum CallError {
     #[error("no reply came in time")]
     TimedOut,
     /// The link ended, or the call was cancelled.
-    #[error("the link closed before the reply")]
+    #[error("the connection closed before the reply")]
     Closed,
 }
 

@@ -1,8 +1,4 @@
-//! The Hark wire protocol: messages, framings, limits and the correlation of
-//! replies with requests.
-//!
-//! This crate has no I/O, no clock and no randomness: bytes and times are
-//! arguments. It implements `docs/PROTOCOL.md`.
+#![doc = include_str!("../README.md")]
 //!
 //! | module | contents |
 //! | --- | --- |
@@ -12,23 +8,6 @@
 //! | [`framing`] | the native and the classic framing, as codecs |
 //! | [`limits`] | the bounds of the protocol |
 //! | [`correlation`] | matching of replies to pending calls |
-//!
-//! ```
-//! use bytes::BytesMut;
-//! use hark_protocol::framing::native::{ClientCodec, ServerCodec};
-//! use hark_protocol::limits::FRAME_BYTES_DEFAULT;
-//! use hark_protocol::{Frame, Request, RequestId};
-//! use tokio_util::codec::{Decoder, Encoder};
-//!
-//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let request = Request::Send { user: "bob".parse()?, text: "hello, again".into() };
-//! let mut bytes = BytesMut::new();
-//! ClientCodec::new(FRAME_BYTES_DEFAULT).encode(Frame::new(RequestId::new(7), request.clone()), &mut bytes)?;
-//! let frame = ServerCodec::new(FRAME_BYTES_DEFAULT).decode(&mut bytes)?.ok_or("incomplete")?;
-//! assert_eq!(frame, Frame::new(RequestId::new(7), Ok(request)));
-//! # Ok(())
-//! # }
-//! ```
 
 pub mod code;
 pub mod correlation;

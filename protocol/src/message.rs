@@ -416,7 +416,7 @@ impl Message for Reply {
             Self::String(delivery) => delivery.borrow().write_payload(to),
             Self::Bye(reason) => to.put_slice(reason.as_str().as_bytes()),
             Self::NotOk(refusal) => {
-                let (code, explanation) = refusal.as_written();
+                let (code, explanation) = refusal.fields();
                 put_code(to, code, explanation);
             }
             Self::Error { failure, explanation } => put_code(to, failure.as_str(), explanation),

@@ -29,6 +29,9 @@ pub enum BadName {
     /// The text contains a forbidden character.
     #[error("a user name cannot contain {0:?}")]
     Forbidden(char),
+    /// A new account has a reserved first character; see [`UserName::check_new`].
+    #[error("a user name cannot begin with {0:?}")]
+    Reserved(char),
 }
 
 impl UserName {
@@ -36,6 +39,18 @@ impl UserName {
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// Checks that a new account may have this name. It must not begin with `#`, which
+    /// marks rooms, or `(`, as in `(anonymous)`. Older accounts stay usable.
+    ///
+    /// # Errors
+    /// [`BadName::Reserved`].
+    pub fn check_new(&self) -> Result<(), BadName> {
+        match self.0.chars().next() {
+            Some(first @ ('#' | '(')) => Err(BadName::Reserved(first)),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -226,6 +241,14 @@ mod tests {
         check_name("a\u{a0}b", Err(BadName::Forbidden('\u{a0}')));
         check_name("a\0", Err(BadName::Forbidden('\0')));
         check_name("a\u{9b}", Err(BadName::Forbidden('\u{9b}')));
+    }
+
+    #[test]
+    fn new_name_has_no_reserved_first_character() {
+        let check = |text: &str| text.parse::<UserName>().unwrap().check_new();
+        assert_eq!(check("(anonymous)"), Err(BadName::Reserved('(')));
+        assert_eq!(check("#room"), Err(BadName::Reserved('#')));
+        assert_eq!(check("bob(#)"), Ok(()));
     }
 
     #[test]

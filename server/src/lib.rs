@@ -1,8 +1,8 @@
 //! The Hark chat server, as a library; `harkd` is its binary.
 //!
-//! The layers, from top to bottom: [`server`] (accept loop) and [`front`] (bytes),
-//! [`chat`] (rules), [`store`] (durable state). Each knows only those below it;
-//! all use the token buckets of [`limit`]. `ARCHITECTURE.md` has the map.
+//! The layers, from top to bottom: [`process`] (`main`), [`server`] (accept loop) and
+//! [`front`] (bytes), [`chat`] (rules), [`store`] (durable state). Each knows only
+//! those below it; all use the token buckets of [`limit`]. `ARCHITECTURE.md` has the map.
 
 pub mod admin;
 pub mod chat;
@@ -16,6 +16,8 @@ pub(crate) mod ledger;
 pub mod limit;
 pub mod log;
 pub mod logging;
+pub mod process;
 pub mod server;
 pub mod shard;
 pub mod store;
+pub(crate) mod sync;

@@ -11,7 +11,7 @@ mod line_limiter;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::{self, Debug, Write};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures::task::AtomicWaker;
@@ -19,11 +19,13 @@ use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing::subscriber::Interest;
 use tracing::{Level, Metadata, Subscriber};
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::{self, Filter};
-use tracing_subscriber::{EnvFilter, Layer};
 
 use crate::chat::now_ms;
 use crate::store::LIBRARY_LOGS;
+use crate::sync::Mutex;
 
 pub use line_limiter::LineLimiter;
 
@@ -45,17 +47,19 @@ const OWN_TARGETS: [&str; 2] = ["hark_", "harkd"];
 /// `TARGET=LEVEL`. It overrides the default levels of libraries.
 ///
 /// # Errors
-/// If a directive is malformed. A bare word must be a level: `EnvFilter` would take a
+/// If a directive is malformed. A bare word must be a level: `Targets` would take a
 /// misspelt one as a target to log everything of.
-pub fn filter(directives: &str) -> anyhow::Result<EnvFilter> {
-    let is_level = |word: &str| word.is_empty() || word.parse::<LevelFilter>().is_ok();
-    let has_unknown_word = !directives.contains('[')
-        && directives.split(',').map(str::trim).any(|word| !word.contains('=') && !is_level(word));
-    let filter = EnvFilter::try_new(format!("{},{directives}", LIBRARY_LOGS.join(",")));
-    match filter {
+pub fn filter(given: &str) -> anyhow::Result<Targets> {
+    let is_level = |word: &str| word.parse::<LevelFilter>().is_ok();
+    let directives = given.split(',').map(str::trim).filter(|directive| !directive.is_empty());
+    let has_unknown_word =
+        directives.clone().any(|directive| !directive.contains('=') && !is_level(directive));
+    let all: Vec<&str> =
+        ["error"].into_iter().chain(LIBRARY_LOGS.iter().copied()).chain(directives).collect();
+    match all.join(",").parse() {
         Ok(filter) if !has_unknown_word => Ok(filter),
         _ => anyhow::bail!(
-            "invalid --log {directives:?}: expected error, warn, info, debug, trace or off, or a filter such as info,hark_server::store=debug"
+            "invalid --log {given:?}: expected error, warn, info, debug, trace or off, or a filter such as info,hark_server::store=debug"
         ),
     }
 }
@@ -133,7 +137,7 @@ impl Watchers {
         let (entries, changed) = Default::default();
         let buffer = Arc::new(WatcherBuffer { level, target_prefix, entries, changed });
         {
-            let mut watchers = self.lock();
+            let mut watchers = self.watchers.lock();
             if watchers.len() >= WATCHERS_MAX {
                 return Err(TooManyWatchers);
             }
@@ -147,12 +151,7 @@ impl Watchers {
         let target = metadata.target();
         !metadata.is_span()
             && OWN_TARGETS.iter().any(|own| target.starts_with(own))
-            && self.lock().iter().any(|buffer| buffer.wants(metadata))
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<Arc<WatcherBuffer>>> {
-        // Nothing panics while the lock is held.
-        self.watchers.lock().unwrap_or_else(PoisonError::into_inner)
+            && self.watchers.lock().iter().any(|buffer| buffer.wants(metadata))
     }
 }
 
@@ -161,7 +160,7 @@ impl<S: Subscriber> Layer<S> for Watchers {
         let metadata = event.metadata();
         // Formatted before the lock is taken, since a field's formatting may log.
         let event = Arc::new(LoggedEvent::new(event));
-        for buffer in self.lock().iter().filter(|buffer| buffer.wants(metadata)) {
+        for buffer in self.watchers.lock().iter().filter(|buffer| buffer.wants(metadata)) {
             buffer.push(&event);
         }
     }
@@ -177,7 +176,7 @@ impl<S> Filter<S> for Watchers {
     }
 
     fn max_level_hint(&self) -> Option<LevelFilter> {
-        let levels = self.lock().iter().map(|buffer| buffer.level).max();
+        let levels = self.watchers.lock().iter().map(|buffer| buffer.level).max();
         Some(levels.unwrap_or(LevelFilter::OFF))
     }
 }
@@ -186,13 +185,13 @@ impl Watcher {
     /// Polls for the next entry.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<WatcherItem> {
         self.buffer.changed.register(cx.waker());
-        self.buffer.lock().pop_front().map_or(Poll::Pending, Poll::Ready)
+        self.buffer.entries.lock().pop_front().map_or(Poll::Pending, Poll::Ready)
     }
 }
 
 impl Drop for Watcher {
     fn drop(&mut self) {
-        self.watchers.lock().retain(|buffer| !Arc::ptr_eq(buffer, &self.buffer));
+        self.watchers.watchers.lock().retain(|buffer| !Arc::ptr_eq(buffer, &self.buffer));
         tracing::callsite::rebuild_interest_cache();
     }
 }
@@ -203,7 +202,7 @@ impl WatcherBuffer {
     }
 
     fn push(&self, event: &Arc<LoggedEvent>) {
-        let mut entries = self.lock();
+        let mut entries = self.entries.lock();
         if entries.len() < BUFFERED_EVENTS_MAX {
             entries.push_back(WatcherItem::Event(Arc::clone(event)));
         } else if let Some(WatcherItem::Missed(count)) = entries.back_mut() {
@@ -213,11 +212,6 @@ impl WatcherBuffer {
         }
         drop(entries);
         self.changed.wake();
-    }
-
-    fn lock(&self) -> MutexGuard<'_, VecDeque<WatcherItem>> {
-        // Nothing panics while the lock is held.
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -313,7 +307,7 @@ mod tests {
     static ONE_LOG_AT_A_TIME: Mutex<()> = Mutex::new(());
 
     fn watched(test: impl FnOnce(&Watchers)) {
-        let _alone = ONE_LOG_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        let _alone = ONE_LOG_AT_A_TIME.lock();
         let watchers = Watchers::default();
         with_default(tracing_subscriber::registry().with(watchers.layer()), || test(&watchers));
     }

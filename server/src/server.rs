@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Poll, ready};
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ use crate::chat::{Chat, Shutdown, ShutdownSignal};
 use crate::front::wire::Wire;
 use crate::front::{self, Fronts, Settings};
 use crate::limit::{Buckets, Rate, network};
+use crate::sync::Mutex;
 
 /// The most refusals that are sent at the same time. Further connections over a
 /// limit are closed without one.
@@ -256,7 +257,7 @@ impl Server {
     }
 
     fn admit(self: &Arc<Self>, address: IpAddr) -> Result<(Admission, Arc<ShutdownSignal>), Refusal> {
-        let mut connections = self.lock();
+        let mut connections = self.connections.lock();
         connections.admit(address, &self.limits, Instant::now())?;
         connections.last_id += 1;
         let (id, shutdown) = (connections.last_id, Arc::new(ShutdownSignal::of_epoch(connections.epoch)));
@@ -269,7 +270,7 @@ impl Server {
         let connections = self.request_all(Shutdown::Close);
         tracing::warn!(connections, "all connections closed: the store was out of touch with its cluster");
         close_backlog(listener);
-        self.lock().epoch = epoch;
+        self.connections.lock().epoch = epoch;
     }
 
     async fn drain(&self) {
@@ -282,19 +283,15 @@ impl Server {
         let connections = self.request_all(Shutdown::Close);
         tracing::warn!(connections, "drain timeout: closing the remaining connections");
         if tokio::time::timeout(CLOSE_TIMEOUT, self.tasks.wait()).await.is_err() {
-            tracing::warn!(connections = self.lock().open.len(), "connections still open");
+            tracing::warn!(connections = self.connections.lock().open.len(), "connections still open");
         }
     }
 
     /// Requests the shutdown of every connection, and returns their number.
     fn request_all(&self, shutdown: Shutdown) -> usize {
-        let signals: Vec<_> = self.lock().open.values().cloned().collect();
+        let signals: Vec<_> = self.connections.lock().open.values().cloned().collect();
         signals.iter().for_each(|signal| signal.request(shutdown));
         signals.len()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Connections> {
-        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -330,7 +327,7 @@ impl Admission {
 impl Drop for Admission {
     fn drop(&mut self) {
         let network = network(self.address);
-        let mut connections = self.server.lock();
+        let mut connections = self.server.connections.lock();
         connections.open.remove(&self.id);
         if let Some(count) = connections.per_address.get_mut(&network) {
             *count -= 1;

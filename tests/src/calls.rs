@@ -33,13 +33,13 @@ pub struct Calls {
     login: Option<Credentials>,
     /// Session for idempotent sends.
     session: Option<String>,
-    reception: Option<Reception>,
+    subscription: Option<Subscription>,
     /// Frames that were received and not returned yet.
     answered: VecDeque<Frame<Reply>>,
 }
 
 #[derive(Debug)]
-struct Reception {
+struct Subscription {
     receipt: String,
     events: Streaming<ConnectReply>,
 }
@@ -48,7 +48,7 @@ impl Calls {
     /// Connects; `None` if there is no server.
     pub async fn connect(address: SocketAddr) -> Option<Self> {
         let client = client(address).await?;
-        Some(Self { client, login: None, session: None, reception: None, answered: VecDeque::new() })
+        Some(Self { client, login: None, session: None, subscription: None, answered: VecDeque::new() })
     }
 
     async fn write(&mut self, requests: Vec<(u32, Request)>) -> Option<()> {
@@ -95,7 +95,7 @@ impl Calls {
             }
             Command::Connect(request) => OkFields::queued(self.receive(request).await?),
             Command::Ack(sequence) => {
-                let receipt = self.reception.as_ref().expect("a reception").receipt.clone();
+                let receipt = self.subscription.as_ref().expect("a subscription").receipt.clone();
                 self.client.ack(AckRequest { receipt, sequence }).await?;
                 OkFields::none()
             }
@@ -121,7 +121,7 @@ impl Calls {
         let first = events.message().await?.and_then(|reply| reply.event);
         let Some(Event::Connected(connected)) = first else { panic!("{first:?} is not `connected`") };
         self.login = Some(login);
-        self.reception = Some(Reception { receipt: connected.receipt, events });
+        self.subscription = Some(Subscription { receipt: connected.receipt, events });
         Ok(connected.queued)
     }
 
@@ -141,8 +141,8 @@ impl Calls {
 
     /// Queues pushes that have arrived before the following answers.
     fn take_pushed(&mut self) {
-        let Some(reception) = &mut self.reception else { return };
-        while let Some(Some(pushed)) = reception.read().now_or_never() {
+        let Some(subscription) = &mut self.subscription else { return };
+        while let Some(Some(pushed)) = subscription.read().now_or_never() {
             self.answered.push_back(pushed);
         }
     }
@@ -150,12 +150,12 @@ impl Calls {
     async fn read(&mut self) -> Option<Frame<Reply>> {
         match self.answered.pop_front() {
             Some(answer) => Some(answer),
-            None => self.reception.as_mut().expect("something to come").read().await,
+            None => self.subscription.as_mut().expect("something to come").read().await,
         }
     }
 }
 
-impl Reception {
+impl Subscription {
     async fn read(&mut self) -> Option<Frame<Reply>> {
         let reply = match ok_unless_closed(self.events.message().await)??.event.expect("an event") {
             Event::Message(message) => Reply::String(message.try_into().expect("a message")),

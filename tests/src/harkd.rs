@@ -3,22 +3,17 @@
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-use crate::{Certificate, StoreLocation, TIMEOUT, wait_until};
+use crate::binaries::set_environment;
+use crate::{Certificate, StoreLocation, TIMEOUT, binary, wait_until};
 
 /// First number of most servers.
 const NUMBERS_AFTER: u64 = 1_000_000;
-
-/// Size of a log segment, in MiB. Small segments are created and filled sooner.
-const SEGMENT_MIB: u32 = 4;
-
-/// Environment variable that sets this size.
-const SEGMENT_SIZE_VARIABLE: &str = "HARKD_SEGMENT_SIZE";
 
 /// Configuration of a server process.
 #[derive(Debug, Clone)]
@@ -413,112 +408,15 @@ impl Socket {
     }
 }
 
-/// Environment variable that names the folder of up-to-date binaries. Otherwise
-/// the binaries are built; since one package enables fewer features than the
-/// workspace with its tests, that compiles most of the dependencies once more.
-const BINARIES_VARIABLE: &str = "HARK_TEST_BINARIES";
-
-/// Returns the path of a binary of this workspace. Builds it unless
-/// `HARK_TEST_BINARIES` names the folder of up-to-date binaries.
-///
-/// # Panics
-/// If it cannot be built, or is not in that folder.
-#[must_use]
-pub fn binary(name: &str) -> PathBuf {
-    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
-    let path = FOLDER.get_or_init(|| std::env::var_os(BINARIES_VARIABLE).map_or_else(build, PathBuf::from));
-    let path = path.join(name);
-    assert!(path.exists(), "there is no {}", path.display());
-    path
-}
-
-/// Returns a command for `hark` without the user's settings.
-///
-/// # Panics
-/// If `hark` cannot be built.
-#[must_use]
-pub fn hark(state: &Path) -> Command {
-    let mut command = Command::new(binary("hark"));
-    clear_settings(&mut command);
-    command.env("XDG_STATE_HOME", state).env("HOME", state);
-    command
-}
-
-/// Returns a command for `harkd` without the user's settings and with small segments.
-///
-/// # Panics
-/// If `harkd` cannot be built.
-#[must_use]
-pub fn harkd() -> Command {
-    let mut command = Command::new(binary("harkd"));
-    clear_settings(&mut command);
-    command.env(SEGMENT_SIZE_VARIABLE, SEGMENT_MIB.to_string());
-    command
-}
-
-/// Creates an account in a closed store, by `harkd user add`.
-///
-/// # Panics
-/// If that is refused.
-pub fn add_user(store: &Path, user: &str, password: Option<&str>) {
-    let mut command = harkd();
-    command.args(["user", "add", user]).env("HARKD_STORE", store);
-    match password {
-        Some(password) => command.env("HARKD_PASSWORD", password),
-        None => command.arg("--no-password"),
-    };
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{output:?}");
-}
-
-fn clear_settings(command: &mut Command) {
-    for (variable, _) in std::env::vars_os() {
-        if variable.to_string_lossy().starts_with("HARK") {
-            command.env_remove(variable);
-        }
-    }
-}
-
-/// Builds the binaries in the profile of the tests, and returns their folder.
-fn build() -> PathBuf {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args([
-        "build",
-        "--locked",
-        "--quiet",
-        "--package",
-        "hark-server",
-        "--package",
-        "hark-client",
-        "--bins",
-    ]);
-    if !cfg!(debug_assertions) {
-        cargo.arg("--release");
-    }
-    // The variables that Cargo sets for a test would make the build script of
-    // `ring` run again.
-    for (variable, _) in std::env::vars_os() {
-        let name = variable.to_string_lossy();
-        if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {
-            cargo.env_remove(&variable);
-        }
-    }
-    assert!(cargo.status().expect("cargo").success(), "the binaries cannot be built");
-    // A test is target/PROFILE/deps/NAME.
-    let test = std::env::current_exe().expect("the path of the test");
-    test.parent().and_then(Path::parent).expect("the folder of the profile").to_owned()
-}
-
 fn launch(builder: HarkdBuilder, location: StoreLocation) -> Result<Harkd, Refusal> {
     let harkd = binary("harkd");
     let mut words = builder.wrapper.iter().map(OsStr::new).chain([harkd.as_os_str()]);
     let mut command = Command::new(words.next().expect("at least harkd"));
-    clear_settings(&mut command);
+    set_environment(&mut command);
     command.args(words).args(["--listen", &builder.listen]).args(location.args());
     if let Some(certificate) = &builder.certificate {
         command.arg("--tls-cert").arg(certificate.path()).arg("--tls-key").arg(certificate.key());
     }
-    command.env(SEGMENT_SIZE_VARIABLE, SEGMENT_MIB.to_string());
     if let Some(number) = builder.numbers_after {
         command.env("HARKD_NUMBERS_AFTER", number.to_string());
     }

@@ -9,6 +9,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod bidi;
+mod binaries;
 mod calls;
 mod certificate;
 mod classic;
@@ -24,11 +25,12 @@ mod terminal;
 mod wire;
 
 pub use bidi::Bidi;
+pub use binaries::{add_user, binary, example, hark, harkd};
 pub use calls::Calls;
 pub use certificate::{Authority, Certificate, client_config, set_mode};
 pub use classic::Classic;
 pub use disk::SmallDisk;
-pub use harkd::{Harkd, HarkdBuilder, Refusal, add_user, binary, hark, harkd};
+pub use harkd::{Harkd, HarkdBuilder, Refusal};
 pub use link::{Front, Link, Native, NativeTls};
 pub use location::{StoreLocation, on_cluster};
 pub use nats::{Nats, NatsBuilder};

@@ -50,7 +50,7 @@ pub(crate) fn latencies() -> Histogram<u64> {
 
 /// The pacing of the senders.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) enum Pace {
+pub(crate) enum LoadModel {
     /// Each sender keeps this many sends in flight.
     Closed {
         /// The sends in flight of one sender.
@@ -70,7 +70,7 @@ pub(crate) struct Load {
     pub(crate) receivers: usize,
     /// The number of receivers that read only twice a second.
     pub(crate) slow_receivers: usize,
-    pub(crate) pace: Pace,
+    pub(crate) pace: LoadModel,
     /// The time before the measurement.
     pub(crate) warm_up: Duration,
     /// The time of the measurement.
@@ -282,8 +282,8 @@ impl Load {
         }
         ready.send(()).context("the measuring thread has ended")?;
         match self.pace {
-            Pace::Closed { in_flight } => keep_in_flight(senders, in_flight, progress).await,
-            Pace::Open { per_second } => keep_schedule(senders, per_second, progress).await,
+            LoadModel::Closed { in_flight } => keep_in_flight(senders, in_flight, progress).await,
+            LoadModel::Open { per_second } => keep_schedule(senders, per_second, progress).await,
         }
     }
 }

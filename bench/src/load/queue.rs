@@ -217,7 +217,7 @@ impl Reader {
                 connection.flush().await?;
                 return Ok(connection);
             }
-            let turned = tokio::time::timeout(STALLED_AFTER + PATIENCE, connection.turn()).await;
+            let turned = tokio::time::timeout(STALLED_AFTER + OPERATION_TIMEOUT, connection.turn()).await;
             turned
                 .map_err(|_| anyhow!("{missing} messages of user {} did not arrive", self.user))?
                 .with_context(|| format!("{missing} messages of user {} are missing", self.user))?;
@@ -232,7 +232,7 @@ const BACK_WITHIN: Duration = Duration::from_secs(30);
 const TRY_AGAIN_AFTER: Duration = Duration::from_millis(200);
 
 /// The additional delay for each of many users.
-const PATIENCE: Duration = Duration::from_secs(110);
+const OPERATION_TIMEOUT: Duration = Duration::from_secs(110);
 
 #[cfg(test)]
 mod tests {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::bench::Bench;
-use crate::load::{Load, Outcome, Pace};
+use crate::load::{Load, LoadModel, Outcome};
 use crate::peers::Peer;
 use crate::report::Section;
 use crate::report::plot::{Axis, Line, Plot};
@@ -111,7 +111,7 @@ impl OnlineArgs {
 
     fn closed(&self, bench: &mut Bench, peer: &Arc<dyn Peer>, shape: Shape) -> anyhow::Result<Record> {
         let Shape { senders, receivers, in_flight } = shape;
-        let outcome = self.load(bench, peer, senders, receivers, Pace::Closed { in_flight })?;
+        let outcome = self.load(bench, peer, senders, receivers, LoadModel::Closed { in_flight })?;
         let setting =
             [("senders", senders as f64), ("receivers", receivers as f64), ("in flight", in_flight as f64)];
         Ok(record(Record::new(CLOSED, peer.name(), &setting), &outcome))
@@ -119,7 +119,7 @@ impl OnlineArgs {
 
     fn open(&self, bench: &mut Bench, peer: &Arc<dyn Peer>, per_second: f64) -> anyhow::Result<Record> {
         let count = self.paced_senders;
-        let outcome = self.load(bench, peer, count, count, Pace::Open { per_second })?;
+        let outcome = self.load(bench, peer, count, count, LoadModel::Open { per_second })?;
         let setting = [("senders", count as f64), ("receivers", count as f64), ("rate", per_second)];
         Ok(record(Record::new(OPEN, peer.name(), &setting), &outcome))
     }
@@ -130,7 +130,7 @@ impl OnlineArgs {
         peer: &Arc<dyn Peer>,
         senders: usize,
         receivers: usize,
-        pace: Pace,
+        pace: LoadModel,
     ) -> anyhow::Result<Outcome> {
         let running = bench.start(peer, receivers)?;
         let load = Load {

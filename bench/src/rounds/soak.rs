@@ -9,7 +9,7 @@ use anyhow::{Context, anyhow};
 use tokio::task::JoinSet;
 
 use crate::bench::Bench;
-use crate::load::{Connection, Load, Outcome, Pace, on_a_runtime};
+use crate::load::{Connection, Load, LoadModel, Outcome, on_a_runtime};
 use crate::peers::{Hark, Peer, Role};
 use crate::report::Section;
 use crate::report::plot::{Axis, Line, Plot};
@@ -91,7 +91,7 @@ impl SoakArgs {
             senders: SENDERS,
             receivers: SENDERS,
             slow_receivers: SLOW,
-            pace: Pace::Open { per_second: self.soak_rate },
+            pace: LoadModel::Open { per_second: self.soak_rate },
             warm_up: Duration::from_secs(1),
             measured: Duration::from_secs_f64(self.soak_seconds),
         };

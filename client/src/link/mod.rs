@@ -39,7 +39,7 @@ pub(crate) trait Reader: Send {
     /// Polls for the next reply. Dropping the poll loses nothing.
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Incoming<Reply>, LinkError>>;
 
-    /// Returns when the server was last heard from.
+    /// Returns the time of the latest byte from the server.
     fn last_received_at(&self) -> Instant;
 
     /// Sets the server's largest frame, in bytes.

@@ -19,10 +19,12 @@ pub use file::FileSeenStore;
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::io;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use hark_protocol::limits::WINDOW_MESSAGES_MAX;
 use hark_protocol::{Delivery, Sequence, UserName};
+
+use crate::sync::lock;
 
 /// Number of messages remembered for each user: five windows of the server.
 pub const REMEMBERED: usize = 5 * WINDOW_MESSAGES_MAX;
@@ -71,12 +73,12 @@ pub struct MemorySeenStore {
 
 impl SeenStore for MemorySeenStore {
     fn load(&self, user: &UserName) -> io::Result<Vec<MessageId>> {
-        let users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
+        let users = lock(&self.users);
         Ok(users.get(user).map(|all| all.iter().copied().collect()).unwrap_or_default())
     }
 
     fn record(&self, user: &UserName, message: MessageId) -> io::Result<()> {
-        let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut users = lock(&self.users);
         let all = users.entry(user.clone()).or_default();
         if all.len() > REMEMBERED {
             all.pop_front();

@@ -1,4 +1,4 @@
-//! Generates `grpc/src/generated/` from `server/proto/` with a protobuf
+//! Generates `grpc/src/generated/` from `grpc/proto/` with a protobuf
 //! compiler written in Rust. The result is committed, so that a build needs
 //! neither this crate nor `protoc`; a test compares the two.
 
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use prost::Message as _;
 
-/// Paths of the definitions in `server/proto`.
+/// Paths of the definitions in `grpc/proto`.
 const DEFINITIONS: [&str; 2] = ["hark/v1/chat.proto", "helloworld/chat.proto"];
 
 /// Messages with a password. Their handwritten `Debug` hides it.
@@ -30,7 +30,7 @@ fn committed() -> PathBuf {
 
 /// Generates all files in a folder.
 fn generate(folder: &Path) -> anyhow::Result<()> {
-    let protos = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../server/proto");
+    let protos = Path::new(env!("CARGO_MANIFEST_DIR")).join("../proto");
     let descriptors = protox::compile(DEFINITIONS, [&protos])?;
     fs::write(folder.join("descriptors.bin"), descriptors.encode_to_vec())
         .with_context(|| format!("cannot write to {}", folder.display()))?;

@@ -16,7 +16,7 @@ pub(super) enum Bug {
     AppliesTwice,
 }
 
-/// Whether the test of this thread has planted the mistake.
+/// Returns whether the test of this thread has planted the mistake.
 #[cfg(not(test))]
 pub(super) const fn is_planted(_: Bug) -> bool {
     false
@@ -27,7 +27,7 @@ thread_local! {
     static PLANTED: std::cell::Cell<Option<Bug>> = const { std::cell::Cell::new(None) };
 }
 
-/// Whether the test of this thread has planted the mistake.
+/// Returns whether the test of this thread has planted the mistake.
 #[cfg(test)]
 pub(super) fn is_planted(bug: Bug) -> bool {
     PLANTED.get() == Some(bug)

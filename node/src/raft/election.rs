@@ -72,7 +72,7 @@ impl<S: 'static, M: StateMachine> Raft<S, M> {
         if has_won && is_candidate { self.lead() } else { Ok(()) }
     }
 
-    /// Asks all for their votes; whether a majority gives them.
+    /// Asks all for their votes, and returns whether a majority gives them.
     async fn canvass(&self, term: u64, is_trial: bool) -> bool {
         let last = self.shared.server.borrow().log.last();
         let vote = Vote { term, is_trial, last_index: last.index, last_term: last.term };
@@ -150,7 +150,7 @@ impl<S: 'static, M: StateMachine> Raft<S, M> {
         Ok(VoteReply { term, is_granted })
     }
 
-    /// Whether no leader was heard from for so long that an election may be due.
+    /// Returns whether an election may be due: no leader was heard from for so long.
     fn is_leader_silent(&self, server: &super::Server<M>) -> bool {
         server.leader.is_none()
             || self.now().saturating_sub(server.heard_at) >= self.shared.settings.election_timeout

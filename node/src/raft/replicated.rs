@@ -50,7 +50,7 @@ impl<R> Session<R> {
     }
 }
 
-/// What a snapshot holds.
+/// The content of a snapshot.
 #[derive(Serialize, Deserialize)]
 #[serde(bound = "")]
 pub(super) struct Replicated<M: StateMachine> {
@@ -130,7 +130,7 @@ mod tests {
         for (number, floor) in [(1, 1), (2, 1), (3, 3), (1, 1)] {
             replicated.apply(&request(1, number, floor));
         }
-        assert_eq!(replicated.machine.0, 3, "a request that nobody waits for was applied again");
+        assert_eq!(replicated.machine.0, 3, "a request below the floor was applied again");
         assert_eq!(replicated.outcome("n1", 1, 2), None);
         assert_eq!(replicated.outcome("n1", 1, 3), Some(&Ok(3)));
     }

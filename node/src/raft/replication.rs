@@ -12,7 +12,7 @@ use super::{Raft, StateMachine};
 use crate::call::Call;
 use crate::error::{Error, ErrorCode};
 
-/// A call waits so many heartbeats for its reply.
+/// The time that a call waits for its reply, in heartbeats.
 const CALL_HEARTBEATS: u32 = 3;
 
 /// A message to a follower.
@@ -168,7 +168,7 @@ impl<S: 'static, M: StateMachine> Raft<S, M> {
 }
 
 impl<M: StateMachine> Server<M> {
-    /// Whether a follower lacks an entry, or a read waits for its confirmation.
+    /// Returns whether a follower lacks an entry, or a read waits for its confirmation.
     fn has_work(&self, follower: &str, term: u64) -> bool {
         let super::server::Role::Leader(leadership) = &self.role else { return true };
         let progress = leadership.followers.get(follower).copied().unwrap_or_default();

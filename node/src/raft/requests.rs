@@ -11,18 +11,18 @@ use super::server::{Role, Server};
 use super::{Raft, StateMachine};
 use crate::error::{Error, ErrorCode};
 
-/// The pause before a request is tried again.
+/// The pause before a request is retried.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 
-/// A forwarded request is tried again after so many election timeouts.
+/// The time after which a forwarded request is retried, in election timeouts.
 const ATTEMPT_ELECTIONS: u32 = 2;
 
 impl<S: 'static, M: StateMachine> Raft<S, M> {
-    /// Has a command applied, once, and returns its outcome.
+    /// Proposes a command, which is applied once, and returns its outcome.
     ///
     /// # Errors
-    /// What [`StateMachine::apply`] returns; 11, if there was no leader before
-    /// the timeout, and 0, if the command may yet be applied.
+    /// The error of [`StateMachine::apply`]; 11 if there was no leader before
+    /// the timeout, and 0 if the command may yet be applied.
     pub async fn propose(&self, command: M::Command) -> Result<M::Reply, Error> {
         let waiting = Waiting::new(self);
         let mut failure = Error::new(ErrorCode::TemporarilyUnavailable, "no leader is known");
@@ -74,7 +74,7 @@ impl<S: 'static, M: StateMachine> Raft<S, M> {
         leader.filter(|_| self.now() < deadline)
     }
 
-    /// How long one attempt may take.
+    /// Returns the time limit of one attempt.
     fn attempt_timeout(&self, deadline: Duration) -> Duration {
         let timeout = self.shared.settings.election_timeout * ATTEMPT_ELECTIONS;
         timeout.min(deadline.saturating_sub(self.now()))

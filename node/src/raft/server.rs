@@ -23,7 +23,7 @@ pub(super) struct Server<M: StateMachine> {
     pub(super) role: Role,
     /// The leader of the present term, if it is known.
     pub(super) leader: Option<String>,
-    /// When it was last heard.
+    /// The time of its last message.
     pub(super) heard_at: Duration,
     pub(super) commit: u64,
     applied: u64,
@@ -40,7 +40,7 @@ pub(super) enum Role {
     Leader(Leadership),
 }
 
-/// What a leader knows of its followers.
+/// The progress of all followers, as their leader knows it.
 #[derive(Default)]
 pub(super) struct Leadership {
     /// The entry that the term began with.
@@ -50,16 +50,16 @@ pub(super) struct Leadership {
     pub(super) followers: BTreeMap<String, Progress>,
 }
 
-/// How far a follower is.
+/// The progress of a follower.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Progress {
     /// The next entry to send.
     pub(super) next: u64,
-    /// It has everything up to here.
+    /// The last entry that it certainly has.
     pub(super) matched: u64,
-    /// It has confirmed the leadership since this round began.
+    /// The last round of reads for which it has confirmed the leadership.
     pub(super) confirmed: u64,
-    /// It was last heard then.
+    /// The time of its last reply.
     pub(super) heard_at: Duration,
 }
 
@@ -90,7 +90,7 @@ impl<M: StateMachine> Server<M> {
         Ok(server)
     }
 
-    /// Takes a snapshot's state.
+    /// Replaces the state by that of a snapshot.
     pub(super) fn restore(&mut self, snapshot: &Snapshot) -> Result<(), Error> {
         let unusable = |error| Error::new(ErrorCode::Crash, format!("a snapshot is unusable: {error}"));
         self.replicated = snapshot.state.parse().map_err(unusable)?;
@@ -111,7 +111,7 @@ impl<M: StateMachine> Server<M> {
         matches!(self.role, Role::Leader(_))
     }
 
-    /// What this server knows as the leader of a term; `None` if it is not.
+    /// Returns the progress of the followers, if this server leads the term.
     pub(super) fn leadership(&mut self, term: u64) -> Option<&mut Leadership> {
         match &mut self.role {
             Role::Leader(leadership) if self.log.ballot().term == term => Some(leadership),
@@ -133,7 +133,7 @@ impl<M: StateMachine> Server<M> {
         self.leader = None;
     }
 
-    /// Whether a candidate with this last entry has everything that may be
+    /// Returns whether a candidate with this last entry has everything that may be
     /// committed.
     pub(super) fn is_covered_by(&self, last: Position) -> bool {
         let own = self.log.last();

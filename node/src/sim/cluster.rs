@@ -69,7 +69,7 @@ pub struct Cluster {
 struct Member {
     /// `None` while it is down.
     machine: Option<Machine>,
-    /// What outlives a crash.
+    /// It outlives the machine.
     storage: Storage,
     lives: i64,
     began: Duration,
@@ -315,7 +315,7 @@ impl Cluster {
             return self.journal.note(self.now, What::Lost(number, Loss::Mute));
         }
         if let Some(why) = self.absence(dest) {
-            self.journal.note(self.now, What::Lost(number, Loss::Nobody));
+            self.journal.note(self.now, What::Lost(number, Loss::UnknownDestination));
             return self.refuse(number, why);
         }
         match self.links.send(self.now, src, dest) {
@@ -406,7 +406,7 @@ impl Cluster {
         let (src, dest) = (record.src, record.dest);
         let lost = match dest {
             _ if self.links.is_cut(src, dest) => Some(Loss::Cut),
-            _ if self.absence(dest).is_some() => Some(Loss::Nobody),
+            _ if self.absence(dest).is_some() => Some(Loss::UnknownDestination),
             Party::Node(index) if !self.is_up(index) => Some(Loss::Down),
             _ => None,
         };

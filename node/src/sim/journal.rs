@@ -64,7 +64,7 @@ pub enum Loss {
     /// The node was down.
     Down,
     /// There is no party of that name, or not any more.
-    Nobody,
+    UnknownDestination,
     /// The sender is mute: the harness does not read its output any more.
     Mute,
 }
@@ -75,7 +75,7 @@ impl fmt::Display for Loss {
             Self::Chance => "by chance",
             Self::Cut => "the link is cut",
             Self::Down => "the node is down",
-            Self::Nobody => "there is no such party",
+            Self::UnknownDestination => "there is no such party",
             Self::Mute => "the sender is mute",
         })
     }

@@ -1,20 +1,20 @@
-//! Whether a history of operations is linearizable. It knows no cluster: a test
-//! collects the history, and says how an operation changes the state.
+//! A checker of linearizability. It knows no cluster: a test collects the history
+//! of operations, and says how an operation changes the state.
 
 use std::collections::HashSet;
 use std::hash::Hash;
 use std::time::Duration;
 
-/// States that a check visits, at most. More are a sign of too many operations
+/// The maximum number of states that a check visits. More are a sign of too many operations
 /// at once.
 const STATES_MAX: usize = 4_000_000;
 
 /// An operation, and the span of time in which it took effect.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Invocation<O> {
-    /// When it was sent.
+    /// The time of its request.
     pub began: Duration,
-    /// When its reply came; `None` if none came, so that it may take effect at
+    /// The time of its reply; `None` if none came, so that it may take effect at
     /// any later time, or never.
     pub ended: Option<Duration>,
     /// The operation with its result.

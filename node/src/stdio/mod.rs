@@ -12,6 +12,11 @@ use std::sync::mpsc::{self, Receiver, SyncSender, TryRecvError};
 use std::thread::{self, Thread};
 use std::time::Duration;
 
+use tracing_subscriber::Layer as _;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+
 use crate::machine::Machine;
 use crate::node::Node;
 use driver::Driver;
@@ -32,17 +37,16 @@ pub fn main<S: Default + 'static>(program: impl FnOnce(&Node<S>)) -> ExitCode {
 
 /// As [`main`], with this state in place of the default.
 pub fn main_with<S: 'static>(state: S, program: impl FnOnce(&Node<S>)) -> ExitCode {
-    let filter = tracing_subscriber::EnvFilter::builder()
-        .with_default_directive(tracing::level_filters::LevelFilter::WARN.into())
-        .from_env_lossy();
-    let is_terminal = io::stderr().is_terminal();
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let filter = std::env::var("RUST_LOG").ok().filter(|given| !given.is_empty());
+    let filter = filter
+        .and_then(|given| given.parse().ok())
+        .unwrap_or_else(|| Targets::new().with_default(LevelFilter::WARN));
+    let log = tracing_subscriber::fmt::layer()
         .with_writer(io::stderr)
-        .with_ansi(is_terminal)
+        .with_ansi(io::stderr().is_terminal())
         // Its reports of a broken stderr go to stderr, and panic.
-        .log_internal_errors(false)
-        .init();
+        .log_internal_errors(false);
+    tracing_subscriber::registry().with(log.with_filter(filter)).init();
     match run_on_stdio(state, program) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

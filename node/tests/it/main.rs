@@ -3,6 +3,7 @@
 //! | module | content |
 //! | --- | --- |
 //! | `harness` | a machine with its clock, driven by a test |
+//! | `memory` | the memory that calls leave in the real binary, with jemalloc |
 //! | `samples` | the real binary, byte for byte |
 //! | `sim` | the simulated cluster |
 //! | `streams` | streams, in the real binary and on virtual time |
@@ -25,6 +26,8 @@ mod harness;
 mod leaks;
 mod limits;
 mod lines;
+#[cfg(all(target_os = "linux", feature = "jemalloc"))]
+mod memory;
 mod noise;
 mod order;
 mod panics;

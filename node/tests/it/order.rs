@@ -2,6 +2,7 @@
 
 use std::io::{self, Read};
 use std::rc::Rc;
+use std::time::Duration;
 
 use hark_node::{Error, Json, Node, Request};
 use proptest::prelude::*;
@@ -20,13 +21,16 @@ struct Proxied {
     result: Json,
 }
 
+/// Passes a request on. It may wait long, as the clock is that of a machine that
+/// may be busy.
 async fn proxy(node: Node<()>, request: Request<Proxy>) -> Result<Proxied, Error> {
-    let reply = node.forward("n2", &request.body.inner).await?;
+    let reply = node.forward("n2", &request.body.inner).timeout(ms(600_000)).await?;
     Ok(Proxied { result: reply.body })
 }
 
 fn program(node: &Node<()>) {
     echo(node);
+    node.answer_within(Duration::MAX);
     node.handle("proxy", proxy);
 }
 

@@ -7,12 +7,12 @@ use anyhow::bail;
 use hark_protocol::UserName;
 
 use super::line::{Line, VERSION};
-use crate::shard::snapshot::{Inbox, Snapshot};
+use crate::shard::snapshot::{InboxSnapshot, StoreSnapshot};
 use crate::store::{Message, PasswordHash, Position};
 
 /// Exports the store in a folder.
 pub(super) fn run(folder: &Path, to: impl Write) -> anyhow::Result<()> {
-    let store = Snapshot::open(folder)?;
+    let store = StoreSnapshot::open(folder)?;
     let mut to = BufWriter::new(to);
     let exported = export(&store, &mut to).and_then(|damaged| {
         to.flush()?;
@@ -42,7 +42,7 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 }
 
 /// Returns the number of accounts with damaged messages.
-fn export(store: &Snapshot, to: &mut impl Write) -> anyhow::Result<u64> {
+fn export(store: &StoreSnapshot, to: &mut impl Write) -> anyhow::Result<u64> {
     write(to, &Line::Export { version: VERSION })?;
     let mut damaged = 0;
     for inbox in store.inboxes() {
@@ -53,7 +53,7 @@ fn export(store: &Snapshot, to: &mut impl Write) -> anyhow::Result<u64> {
 }
 
 /// The line of an account.
-pub(super) fn account(inbox: &Inbox) -> Line {
+pub(super) fn account(inbox: &InboxSnapshot) -> Line {
     let entry = &inbox.entry;
     Line::Account {
         name: entry.account.name.to_string(),
@@ -63,7 +63,7 @@ pub(super) fn account(inbox: &Inbox) -> Line {
 }
 
 /// Returns whether all messages could be read.
-fn messages(store: &Snapshot, inbox: &Inbox, to: &mut impl Write) -> anyhow::Result<bool> {
+fn messages(store: &StoreSnapshot, inbox: &InboxSnapshot, to: &mut impl Write) -> anyhow::Result<bool> {
     let name = &inbox.entry.account.name;
     let mut at = inbox.cursor;
     loop {

@@ -181,7 +181,7 @@ fn checked_number(number: u64) -> Result<(), String> {
 mod tests {
     use super::super::export;
     use super::*;
-    use crate::shard::snapshot::Snapshot;
+    use crate::shard::snapshot::StoreSnapshot;
 
     fn imported(folder: &Path, lines: &str) -> Counts {
         let mut store = OfflineStore::open(folder).unwrap();
@@ -262,7 +262,7 @@ mod tests {
         imported(folder.path(), LINES);
         let zoe = r#"{"type":"account","name":"zoe"}"#;
         imported(folder.path(), zoe);
-        let store = Snapshot::open(folder.path()).unwrap();
+        let store = StoreSnapshot::open(folder.path()).unwrap();
         let zoe = store.inboxes().pop().unwrap();
         assert!(zoe.entry.account.incarnation > 9_000_000_005);
     }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::line::{Line, VERSION};
 use super::{export, print};
-use crate::ledger::{Content, Malformed, decode};
+use crate::ledger::{BlockContent, Malformed, decode};
 use crate::log::Block;
 use crate::shard::salvage::{self, SalvagedInbox, SalvagedStore};
 use crate::store::Message;
@@ -55,7 +55,7 @@ fn lines(store: &SalvagedStore, to: &mut impl Write) -> anyhow::Result<()> {
 fn block_lines(inbox: &SalvagedInbox, block: &Block, to: &mut impl Write) -> anyhow::Result<()> {
     let name = &inbox.inbox.entry.account.name;
     match decode(block).map_err(malformed)? {
-        Content::Gap(gap) => export::write(
+        BlockContent::Gap(gap) => export::write(
             to,
             &Line::Gap {
                 to: name.to_string(),
@@ -64,7 +64,7 @@ fn block_lines(inbox: &SalvagedInbox, block: &Block, to: &mut impl Write) -> any
                 count: gap.messages,
             },
         ),
-        Content::Messages(messages) => {
+        BlockContent::Messages(messages) => {
             let mut before: Option<Arc<Message>> = None;
             for stored in messages {
                 let message = stored.map_err(malformed)?.message(before.as_ref()).map_err(malformed)?;

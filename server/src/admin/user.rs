@@ -57,9 +57,11 @@ enum Prepared {
 impl Prepared {
     fn new(action: UserAction) -> anyhow::Result<Self> {
         Ok(match action {
-            UserAction::Add { name, no_password: true, .. } => Self::Add(name.parse()?, None),
-            UserAction::Add { name, password_file, .. } => {
-                Self::Add(name.parse()?, Some(hashed(password_file.as_deref())?))
+            UserAction::Add { name, no_password, password_file } => {
+                let name: UserName = name.parse()?;
+                name.check_new()?;
+                let password = if no_password { None } else { Some(hashed(password_file.as_deref())?) };
+                Self::Add(name, password)
             }
             UserAction::Remove { name } => Self::Remove(name.parse()?),
             UserAction::List => Self::List,

@@ -4,7 +4,7 @@
 
 use std::net::IpAddr;
 
-use hark_protocol::{Code, OkFields, Password, Reply, UserName};
+use hark_protocol::{Code, OkFields, Password, Refusal, Reply, UserName};
 use tokio::time::Instant;
 
 use super::passwords::HashPermit;
@@ -94,7 +94,7 @@ impl Chat {
         if !self.is_creation_open(user) && !self.is_admin(by).await? {
             return self.refuse_creation();
         }
-        self.check_password_required(password.is_some())?;
+        self.check_new_account(user, password.is_some())?;
         let Some(password) = password else {
             return Ok(self.store.create(user, None));
         };
@@ -118,11 +118,13 @@ impl Chat {
         Fault::refused(Code::Denied, "registration is closed; ask the operator for an account")
     }
 
-    /// Refuses an account without a password under `--require-password`.
+    /// Refuses a reserved name, and an account without a password under
+    /// `--require-password`.
     ///
     /// # Errors
-    /// [`Code::Denied`].
-    pub(super) fn check_password_required(&self, has_password: bool) -> Result<(), Fault> {
+    /// [`Code::BadName`], [`Code::Denied`].
+    pub(super) fn check_new_account(&self, user: &UserName, has_password: bool) -> Result<(), Fault> {
+        user.check_new().map_err(Refusal::from)?;
         if self.rules.require_password && !has_password {
             return Fault::refused(Code::Denied, "this server requires a password for every account");
         }

@@ -40,7 +40,7 @@ pub(crate) struct DeliveryWindow {
     pushed: Sequence,
     /// The last message of the backlog, or else the last that was pushed.
     known: Position,
-    phase: Phase,
+    phase: WindowPhase,
 }
 
 #[derive(Debug)]
@@ -50,7 +50,7 @@ struct Pushed {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
+enum WindowPhase {
     /// The store has messages that are not in the backlog, or may have.
     Lagging,
     /// A read of the store is under way.
@@ -89,7 +89,7 @@ impl DeliveryWindow {
             backlog: VecDeque::new(),
             pushed: cursor.sequence,
             known: cursor,
-            phase: Phase::Lagging,
+            phase: WindowPhase::Lagging,
         }
     }
 
@@ -99,14 +99,14 @@ impl DeliveryWindow {
             return Step::Push(message);
         }
         let is_due = match self.phase {
-            Phase::Lagging => true,
-            Phase::Failed { retry_at } => now >= retry_at,
-            Phase::Reading | Phase::CaughtUp | Phase::Ended => false,
+            WindowPhase::Lagging => true,
+            WindowPhase::Failed { retry_at } => now >= retry_at,
+            WindowPhase::Reading | WindowPhase::CaughtUp | WindowPhase::Ended => false,
         };
         if !is_due || !self.backlog.is_empty() || !self.has_room_for(0) {
             return Step::Wait;
         }
-        self.phase = Phase::Reading;
+        self.phase = WindowPhase::Reading;
         let messages = READ_MESSAGES_MIN.max(WINDOW_MESSAGES_MAX - self.in_flight.len());
         Step::Read { after: self.known, limit: ReadLimit { messages, bytes: READ_BYTES_MAX } }
     }
@@ -114,12 +114,12 @@ impl DeliveryWindow {
     /// Returns whether [`Self::handle_appended`] may be called. Otherwise the
     /// events stay in their buffer.
     pub(crate) fn wants_messages(&self) -> bool {
-        self.phase == Phase::CaughtUp && self.backlog.is_empty()
+        self.phase == WindowPhase::CaughtUp && self.backlog.is_empty()
     }
 
     /// Returns whether it has not ended.
     pub(crate) fn is_receiving(&self) -> bool {
-        self.phase != Phase::Ended
+        self.phase != WindowPhase::Ended
     }
 
     /// Returns whether something was pushed that is not acknowledged.
@@ -135,7 +135,7 @@ impl DeliveryWindow {
     /// Returns the time at which a failed read is retried, if one failed.
     pub(crate) const fn retry_at(&self) -> Option<Instant> {
         match self.phase {
-            Phase::Failed { retry_at } => Some(retry_at),
+            WindowPhase::Failed { retry_at } => Some(retry_at),
             _ => None,
         }
     }
@@ -150,8 +150,8 @@ impl DeliveryWindow {
 
     /// Takes note that messages may have been stored that do not come as events.
     pub(crate) fn handle_lagged(&mut self) {
-        if self.phase == Phase::CaughtUp {
-            self.phase = Phase::Lagging;
+        if self.phase == WindowPhase::CaughtUp {
+            self.phase = WindowPhase::Lagging;
         }
     }
 
@@ -166,16 +166,16 @@ impl DeliveryWindow {
         page: Result<Page, Unavailable>,
         now: Instant,
     ) -> Result<(), MissingMessages> {
-        if self.phase != Phase::Reading {
+        if self.phase != WindowPhase::Reading {
             return Ok(());
         }
-        self.phase = Phase::Failed { retry_at: now + RETRY_AFTER };
+        self.phase = WindowPhase::Failed { retry_at: now + RETRY_AFTER };
         let Ok(page) = page else { return Ok(()) };
         if let Some(start) = page.starts_after.filter(|start| start.sequence >= self.known.sequence) {
             self.known = start;
         }
         page.messages.into_iter().try_for_each(|message| self.take(message))?;
-        self.phase = if page.complete { Phase::CaughtUp } else { Phase::Lagging };
+        self.phase = if page.complete { WindowPhase::CaughtUp } else { WindowPhase::Lagging };
         Ok(())
     }
 
@@ -199,7 +199,7 @@ impl DeliveryWindow {
 
     /// Ends the delivery: no further message is pushed.
     pub(crate) fn end(&mut self) {
-        self.phase = Phase::Ended;
+        self.phase = WindowPhase::Ended;
         self.backlog = VecDeque::new();
     }
 

@@ -6,8 +6,8 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -15,6 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::Fault;
 use crate::limit::network;
 use crate::store::Unavailable;
+use crate::sync::Mutex;
 
 /// The most addresses with requests in the queue.
 const ADDRESSES_MAX: usize = 256;
@@ -50,10 +51,6 @@ impl FairSemaphore {
         let slot = QueueSlot::take(self)?;
         let permit = Arc::clone(&self.permits).acquire_owned().await.map_err(|_| Unavailable)?;
         Ok(Permit { permit: Some(permit), _slot: slot, _head: head, _queue: queue })
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<IpAddr, Arc<Semaphore>>> {
-        self.addresses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -97,7 +94,7 @@ struct AddressQueue<'a> {
 
 impl<'a> AddressQueue<'a> {
     fn join(semaphore: &'a FairSemaphore, address: IpAddr) -> Self {
-        let mut addresses = semaphore.lock();
+        let mut addresses = semaphore.addresses.lock();
         let heads =
             addresses.entry(address).or_insert_with(|| Arc::new(Semaphore::new(semaphore.permits_max)));
         Self { semaphore, address, heads: Arc::clone(heads) }
@@ -106,7 +103,7 @@ impl<'a> AddressQueue<'a> {
 
 impl Drop for AddressQueue<'_> {
     fn drop(&mut self) {
-        let mut addresses = self.semaphore.lock();
+        let mut addresses = self.semaphore.addresses.lock();
         // The two references of the last caller: its own and the map's.
         if Arc::strong_count(&self.heads) == 2 {
             addresses.remove(&self.address);
@@ -175,7 +172,7 @@ mod tests {
             assert!(futures::poll!(&mut other).is_ready(), "served before the flood");
             drop((flood, other, first));
             assert_eq!(semaphore.queued.load(Ordering::Acquire), 0);
-            assert!(semaphore.lock().is_empty());
+            assert!(semaphore.addresses.lock().is_empty());
         }
     }
 
@@ -193,7 +190,7 @@ mod tests {
         assert_eq!(refusal.code, Code::RateLimited);
         assert_eq!(semaphore.queued.load(Ordering::Acquire), ADDRESSES_MAX, "the slot is released");
         drop((waiting, first));
-        assert!(semaphore.lock().is_empty(), "the queues are removed");
+        assert!(semaphore.addresses.lock().is_empty(), "the queues are removed");
     }
 
     #[tokio::test]

@@ -7,7 +7,6 @@
 //! [`crate::limit`] bounds it all the same.
 
 use std::net::IpAddr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hark_protocol::UserName;
@@ -15,6 +14,7 @@ use tokio::time::Instant;
 
 use super::Fault;
 use crate::limit::{Bucket, Buckets, Rate, network};
+use crate::sync::Mutex;
 
 /// Wrong passwords for one account from one address: 5, then one in 10 s.
 const FOR_ACCOUNT: Rate = Rate::one_in(Duration::from_secs(10), 5);
@@ -54,7 +54,7 @@ impl LoginLimiter {
     /// [`hark_protocol::Code::RateLimited`] with the seconds to wait.
     pub(super) fn check(&self, user: &UserName, address: IpAddr, now: Instant) -> Result<(), Fault> {
         let address = network(address);
-        let mut tables = self.lock();
+        let mut tables = self.tables.lock();
         let wait = tables
             .from_address
             .wait(&address, now)
@@ -68,16 +68,12 @@ impl LoginLimiter {
     /// Records a wrong password, and returns the delay for its answer.
     pub(super) fn record_failure(&self, user: &UserName, address: IpAddr, now: Instant) -> Duration {
         let address = network(address);
-        let mut tables = self.lock();
+        let mut tables = self.tables.lock();
         tables.from_address.charge(address, 1, now);
         tables.for_account.charge((user.clone(), address), 1, now);
         let wait = tables.global.wait(GLOBAL, now);
         tables.global.take(GLOBAL, 1, now);
         wait.min(DELAY_MAX)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Tables> {
-        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -148,7 +144,7 @@ mod tests {
         for _ in 0..1000 {
             attempts.check(&user("bob"), HERE, now).unwrap();
         }
-        assert_eq!(attempts.lock().from_address.len(), 0);
+        assert_eq!(attempts.tables.lock().from_address.len(), 0);
     }
 
     #[test]
@@ -189,7 +185,7 @@ mod tests {
             attempts.record_failure(&user(&format!("u{nth}")), address, now);
         }
         let sizes = {
-            let tables = attempts.lock();
+            let tables = attempts.tables.lock();
             (tables.for_account.len(), tables.from_address.len())
         };
         assert_eq!(sizes, (BUCKETS_MAX, BUCKETS_MAX));

@@ -42,6 +42,7 @@ use hark_protocol::limits::text_bytes_max;
 use hark_protocol::{Code, Failure, Refusal, Reply, UserName};
 use tokio::sync::{Semaphore, watch};
 
+use crate::limit::network;
 use crate::store::{Store, Unavailable};
 use fair_semaphore::FairSemaphore;
 use login_limiter::LoginLimiter;
@@ -151,6 +152,11 @@ impl Chat {
     #[must_use]
     pub fn epoch(&self) -> Option<watch::Receiver<u64>> {
         self.store.epoch()
+    }
+
+    /// Returns the network of an address, unless it is exempt from quotas.
+    fn network(&self, address: IpAddr) -> Option<IpAddr> {
+        (!self.rules.rates.is_exempt(address)).then(|| network(address))
     }
 
     /// Returns whether the store is healthy, as far as it knows.

@@ -2,7 +2,7 @@
 //! flood of logins does not stall the chat.
 
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use argon2::password_hash::{self, phc};
 use argon2::{Algorithm, Argon2, Block, Params, Version};
@@ -11,6 +11,7 @@ use hark_protocol::Password;
 use super::Fault;
 use super::fair_semaphore::{FairSemaphore, Permit};
 use crate::store::{PasswordHash, Unavailable};
+use crate::sync::Mutex;
 
 /// Hashes and verifies passwords by the library's default parameters
 /// (Argon2id, 19 MiB, 2 passes, 1 lane).
@@ -77,7 +78,7 @@ impl HashPermit<'_> {
     ) -> Result<T, Unavailable> {
         let buffers = Arc::clone(self.buffers);
         let work = move || {
-            let lock = || buffers.lock().unwrap_or_else(PoisonError::into_inner);
+            let lock = || buffers.lock();
             let mut memory = lock().pop().unwrap_or_default();
             let result = work(&mut memory);
             lock().push(memory);

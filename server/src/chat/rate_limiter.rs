@@ -3,13 +3,14 @@
 //! send does not depend on its rate.
 
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hark_protocol::UserName;
 use tokio::time::Instant;
 
 use crate::limit::{Bucket, Buckets, Rate};
+use crate::sync::Mutex;
 
 /// The rates of connections and users; `None` is no limit.
 #[derive(Debug, Clone, Copy)]
@@ -62,12 +63,12 @@ impl RateLimiter {
 
     /// Charges a command, and returns the wait before the next.
     fn charge_command(&self, now: Instant) -> Duration {
-        self.commands.map_or(Duration::ZERO, |rate| self.lock().commands.charge(rate, 1, now))
+        self.commands.map_or(Duration::ZERO, |rate| self.buckets.lock().commands.charge(rate, 1, now))
     }
 
     /// Charges bytes that were read, and returns the wait before the next read.
     pub fn charge_bytes(&self, bytes: usize, now: Instant) -> Duration {
-        self.bytes.map_or(Duration::ZERO, |rate| self.lock().bytes.charge(rate, bytes as u64, now))
+        self.bytes.map_or(Duration::ZERO, |rate| self.buckets.lock().bytes.charge(rate, bytes as u64, now))
     }
 
     /// Charges a call, one of many that may wait at the same time, and returns the wait
@@ -77,17 +78,13 @@ impl RateLimiter {
     /// The wait, if it exceeds `wait_max`. The call is then not charged.
     pub fn charge_call(&self, wait_max: Duration, now: Instant) -> Result<Duration, Duration> {
         let Some(rate) = self.commands else { return Ok(Duration::ZERO) };
-        let commands = &mut self.lock().commands;
+        let commands = &mut self.buckets.lock().commands;
         let wait = commands.wait(rate, now);
         if wait > wait_max {
             return Err(wait);
         }
         commands.take(rate, 1, now);
         Ok(wait)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, ConnectionBuckets> {
-        self.buckets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -114,7 +111,7 @@ impl UserRateLimiter {
     /// Charges a command of a user with this many bytes of text, and returns the wait
     /// before the next.
     fn charge_command(&self, user: &UserName, bytes: usize, now: Instant) -> Duration {
-        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut buckets = self.buckets.lock();
         let UserBuckets { commands, bytes: all_bytes } = &mut *buckets;
         let charge = |buckets: &mut Option<Buckets<UserName>>, tokens| match buckets {
             Some(buckets) if tokens > 0 => buckets.charge(user.clone(), tokens, now),

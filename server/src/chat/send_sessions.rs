@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use hark_protocol::{Code, SessionToken};
 use tokio::sync::Notify;
@@ -13,6 +13,7 @@ use tokio::sync::futures::OwnedNotified;
 use super::Fault;
 use super::shutdown::{Shutdown, ShutdownSignal};
 use crate::store::Store;
+use crate::sync::Mutex;
 
 /// The open send sessions of this server. At most one for each connection.
 #[derive(Debug)]
@@ -20,12 +21,12 @@ pub(super) struct SendSessions {
     store: Arc<dyn Store>,
     // Locked because a session is released where its connection is dropped. Held for one
     // operation on the map.
-    open: Mutex<HashMap<SessionToken, Holder>>,
+    open: Mutex<HashMap<SessionToken, SessionHolder>>,
 }
 
 /// The connection that has a session open.
 #[derive(Debug)]
-struct Holder {
+struct SessionHolder {
     shutdown: Arc<ShutdownSignal>,
     /// Notified when the session is released.
     released: Arc<Notify>,
@@ -86,7 +87,7 @@ impl SendSessions {
         token: &SessionToken,
         shutdown: &Arc<ShutdownSignal>,
     ) -> Result<OpenSession, OwnedNotified> {
-        let mut open = self.lock();
+        let mut open = self.open.lock();
         if let Some(holder) = open.get(token) {
             holder.shutdown.request(Shutdown::Close);
             // It is notified of every release from here on.
@@ -95,13 +96,9 @@ impl SendSessions {
         let released = Arc::<Notify>::default();
         open.insert(
             token.clone(),
-            Holder { shutdown: Arc::clone(shutdown), released: Arc::clone(&released) },
+            SessionHolder { shutdown: Arc::clone(shutdown), released: Arc::clone(&released) },
         );
         Ok(OpenSession { token: token.clone(), sessions: Arc::clone(self), is_stored: false, released })
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<SessionToken, Holder>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -118,7 +115,7 @@ impl Drop for OpenSession {
         if self.is_stored {
             self.sessions.store.close_session(&self.token);
         }
-        self.sessions.lock().remove(&self.token);
+        self.sessions.open.lock().remove(&self.token);
         self.released.notify_waiters();
     }
 }
@@ -147,7 +144,7 @@ mod tests {
     impl Store for Counting {
         fn open_session(&self, _: &SessionToken, _: Option<IpAddr>) -> Pending<bool> {
             let (completer, pending) = Pending::new();
-            self.asked.lock().unwrap().push(completer);
+            self.asked.lock().push(completer);
             pending
         }
 
@@ -215,7 +212,7 @@ mod tests {
         for (decided, closed) in [(Ok(true), 2), (Ok(false), 2), (Err(Unavailable), 2)] {
             let mut opening = Box::pin(open());
             assert!(poll!(&mut opening).is_pending());
-            store.asked.lock().unwrap().pop().unwrap().complete(decided);
+            store.asked.lock().pop().unwrap().complete(decided);
             drop(opening.await);
             assert_eq!(store.closed.load(Ordering::Relaxed), closed, "after {decided:?}");
         }

@@ -14,7 +14,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use hark_protocol::framing::{classic, native};
 use hark_protocol::{Code, Delivery, Refusal, Reply};
 use rustls::AlertDescription;
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWrite};
@@ -182,13 +181,12 @@ pub async fn refuse(stream: TcpStream, address: IpAddr, refusal: Refusal) -> io:
 
 /// Refuses a connection in the protocol of its first byte.
 async fn refuse_as(stream: TcpStream, first: u8, address: IpAddr, refusal: &Refusal) -> io::Result<()> {
-    let reply = || Reply::NotOk(refusal.clone());
     let mut output = BytesMut::new();
     match protocol(first, address, 0) {
-        Some(WireProtocol::Wire(Framing::Native(_))) => {
-            native::encode(None, &reply(), &mut output).map_err(io::Error::other)?;
+        Some(WireProtocol::Wire(mut framing)) => {
+            let reply = Reply::NotOk(refusal.clone());
+            framing.encode(None, &reply, &mut output).map_err(io::Error::other)?;
         }
-        Some(WireProtocol::Wire(Framing::Classic(_))) => classic::encode(&reply(), &mut output),
         Some(WireProtocol::Grpc) => return Box::pin(grpc::refuse(stream, refusal, REFUSAL_TIMEOUT)).await,
         None => {}
     }
@@ -200,8 +198,8 @@ async fn refuse_as(stream: TcpStream, first: u8, address: IpAddr, refusal: &Refu
 /// check by HTTP/1.1, is logged at debug only, since it may come every few seconds.
 fn protocol(first: u8, address: IpAddr, frame_bytes_max: usize) -> Option<WireProtocol> {
     match first {
-        0 => Some(WireProtocol::Wire(Framing::Native(native::ServerCodec::new(frame_bytes_max)))),
-        b'a'..=b'z' => Some(WireProtocol::Wire(Framing::Classic(classic::ClassicServerCodec::default()))),
+        0 => Some(WireProtocol::Wire(Framing::native(frame_bytes_max))),
+        b'a'..=b'z' => Some(WireProtocol::Wire(Framing::classic())),
         // The preface of HTTP/2 is `PRI * HTTP/2.0`.
         b'P' => Some(WireProtocol::Grpc),
         tls::HANDSHAKE => {

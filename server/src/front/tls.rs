@@ -6,7 +6,7 @@ use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -19,6 +19,7 @@ use tokio_rustls::server::TlsStream;
 use zeroize::Zeroizing;
 
 use super::drain;
+use crate::sync::Mutex;
 
 /// The first byte of a handshake (RFC 8446, section 5.1).
 pub(super) const HANDSHAKE: u8 = 0x16;
@@ -126,14 +127,14 @@ impl Tls {
     /// As [`Self::read`]; the former certificate stays in use.
     pub fn reload(&self) -> Result<(), TlsError> {
         let config = Arc::new(read(&self.shared.certificate, &self.shared.key)?);
-        *self.shared.current.lock().unwrap_or_else(PoisonError::into_inner) = config;
+        *self.shared.current.lock() = config;
         Ok(())
     }
 
     /// Completes the handshake within [`HANDSHAKE_TIMEOUT`]. Returns `None` if it fails,
     /// and logs the reason.
     pub(super) async fn accept(&self, stream: TcpStream, address: IpAddr) -> Option<Stream> {
-        let current = Arc::clone(&self.shared.current.lock().unwrap_or_else(PoisonError::into_inner));
+        let current = Arc::clone(&self.shared.current.lock());
         let accepting = TlsAcceptor::from(current)
             .accept_with(stream, |session| session.set_buffer_limit(Some(UNSENT_BYTES_MAX)));
         match tokio::time::timeout(HANDSHAKE_TIMEOUT, accepting).await {

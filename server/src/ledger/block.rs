@@ -107,7 +107,7 @@ pub(crate) fn merge(blocks: &[Block]) -> Result<Vec<Block>, Malformed> {
     let mut merged = Vec::new();
     let mut builder: Option<BlockBuilder> = None;
     for block in blocks {
-        let Content::Messages(messages) = decode(block)? else {
+        let BlockContent::Messages(messages) = decode(block)? else {
             merged.extend(builder.take().map(BlockBuilder::finish));
             merged.push(block.clone());
             continue;
@@ -156,7 +156,7 @@ impl Gap {
 
 /// The content of a block.
 #[derive(Debug)]
-pub(crate) enum Content<'b> {
+pub(crate) enum BlockContent<'b> {
     /// Messages, in the order of their numbers.
     Messages(Messages<'b>),
     /// A gap that replaces them.
@@ -164,7 +164,7 @@ pub(crate) enum Content<'b> {
 }
 
 /// Decodes the payload of a block.
-pub(crate) fn decode(block: &Block) -> Result<Content<'_>, Malformed> {
+pub(crate) fn decode(block: &Block) -> Result<BlockContent<'_>, Malformed> {
     let mut rest = &*block.payload;
     let kind = take_byte(&mut rest)?;
     let (messages, bytes) = (take_number(&mut rest)?, take_number(&mut rest)?);
@@ -172,7 +172,7 @@ pub(crate) fn decode(block: &Block) -> Result<Content<'_>, Malformed> {
         MESSAGES if !rest.is_empty() => {
             let sequence = Sequence(block.first.checked_sub(1).ok_or(Malformed)?);
             let position = Position { sequence, messages, bytes };
-            Ok(Content::Messages(Messages { block, rest, position, time_ms: 0, sender: &[] }))
+            Ok(BlockContent::Messages(Messages { block, rest, position, time_ms: 0, sender: &[] }))
         }
         GAP => {
             let (missing, missing_bytes) = (take_number(&mut rest)?, take_number(&mut rest)?);
@@ -182,7 +182,7 @@ pub(crate) fn decode(block: &Block) -> Result<Content<'_>, Malformed> {
                 bytes: bytes.checked_add(missing_bytes).ok_or(Malformed)?,
             };
             let gap = Gap { first: block.first, end, messages: missing, bytes: missing_bytes };
-            if rest.is_empty() { Ok(Content::Gap(gap)) } else { Err(Malformed) }
+            if rest.is_empty() { Ok(BlockContent::Gap(gap)) } else { Err(Malformed) }
         }
         _ => Err(Malformed),
     }
@@ -192,7 +192,7 @@ pub(crate) fn decode(block: &Block) -> Result<Content<'_>, Malformed> {
 /// number is that of the block less 1, and of its last message.
 pub(crate) fn measure(block: &Block) -> Result<(Position, Position), Malformed> {
     match decode(block)? {
-        Content::Messages(messages) => {
+        BlockContent::Messages(messages) => {
             let (before, mut end) = (messages.position, messages.position);
             for stored in messages {
                 let stored = stored?;
@@ -201,7 +201,7 @@ pub(crate) fn measure(block: &Block) -> Result<(Position, Position), Malformed> 
             }
             Ok((before, end))
         }
-        Content::Gap(Gap { first, end, messages, bytes }) => {
+        BlockContent::Gap(Gap { first, end, messages, bytes }) => {
             let before = Position {
                 sequence: Sequence(first.saturating_sub(1)),
                 messages: end.messages.saturating_sub(messages),
@@ -312,16 +312,16 @@ pub(super) fn check_any(first: u64, last: u64, payload: &[u8]) {
         messages.iter().skip(1).for_each(|message| builder.push(message));
         assert_eq!(decode_all(&builder.finish()), Ok(messages));
     }
-    if let Ok(Content::Gap(gap)) = decode(&block) {
-        assert!(matches!(decode(&gap.block(7)), Ok(Content::Gap(again)) if again == gap));
+    if let Ok(BlockContent::Gap(gap)) = decode(&block) {
+        assert!(matches!(decode(&gap.block(7)), Ok(BlockContent::Gap(again)) if again == gap));
     }
 }
 
 #[cfg(any(test, feature = "fuzzing"))]
 fn decode_all(block: &Block) -> Result<Vec<Message>, Malformed> {
     match decode(block)? {
-        Content::Messages(messages) => messages.map(|stored| stored?.message(None)).collect(),
-        Content::Gap(_) => Ok(Vec::new()),
+        BlockContent::Messages(messages) => messages.map(|stored| stored?.message(None)).collect(),
+        BlockContent::Gap(_) => Ok(Vec::new()),
     }
 }
 
@@ -400,7 +400,7 @@ mod tests {
         let gap = Gap { first: 9, end, messages: 10, bytes: 300 };
         let block = gap.block(7);
         assert_eq!((block.inbox, block.first, block.last), (7, 9, 30));
-        assert!(matches!(decode(&block), Ok(Content::Gap(read)) if read == gap));
+        assert!(matches!(decode(&block), Ok(BlockContent::Gap(read)) if read == gap));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use hark_protocol::UserName;
 
 use super::block::BlockBuilder;
-use super::dedup::Run;
+use super::dedup::OutcomeRun;
 use super::record::{CLOCK_BYTES, Clock, Record};
 use crate::log::Frame;
 use crate::store::{Account, AccountEntry, End, Message, Outcome, Position, Publisher};
@@ -23,7 +23,7 @@ pub(crate) struct Changes {
     /// One for each inbox with new messages.
     blocks: Vec<BlockBuilder>,
     /// The session's slot, and its outcomes that later ones may continue.
-    outcomes: Option<(u32, Run)>,
+    outcomes: Option<(u32, OutcomeRun)>,
     /// A block is full.
     is_full: bool,
     /// The effects to publish when the frame is durable.
@@ -108,7 +108,7 @@ impl Changes {
             }
             _ => {
                 self.flush_outcomes();
-                self.outcomes = Some((slot, Run::of(id, outcome)));
+                self.outcomes = Some((slot, OutcomeRun::of(id, outcome)));
             }
         }
     }

@@ -10,7 +10,7 @@ use crate::store::Outcome;
 /// Consecutive ids of a session whose outcomes continue each other: messages
 /// that were stored under consecutive numbers, or refusals with one code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Run {
+pub(crate) struct OutcomeRun {
     /// The first id.
     pub(crate) first: u32,
     /// The number of ids, at least 1.
@@ -19,7 +19,7 @@ pub(crate) struct Run {
     pub(crate) outcome: Outcome,
 }
 
-impl Run {
+impl OutcomeRun {
     /// Returns a run of one id.
     pub(crate) const fn of(id: u32, outcome: Outcome) -> Self {
         Self { first: id, length: 1, outcome }
@@ -68,7 +68,7 @@ pub(crate) struct DedupTable {
     /// The runs before the last, in the order of their ids; two that continue each
     /// other are one.
     packed: PackedRuns,
-    last: Option<Run>,
+    last: Option<OutcomeRun>,
 }
 
 /// What a table knows about an id.
@@ -87,7 +87,7 @@ pub(crate) enum Known {
 impl DedupTable {
     /// Restores a table from its runs. Returns `None` if they are out of order or too
     /// many.
-    pub(crate) fn from_runs(highest: u32, runs: Vec<Run>) -> Option<Self> {
+    pub(crate) fn from_runs(highest: u32, runs: Vec<OutcomeRun>) -> Option<Self> {
         let mut previous_end = 1;
         let mut remembered = 0_usize;
         for run in &runs {
@@ -101,7 +101,7 @@ impl DedupTable {
         fits.then(|| Self::of(highest, remembered as u32, runs))
     }
 
-    fn of(highest: u32, remembered: u32, runs: Vec<Run>) -> Self {
+    fn of(highest: u32, remembered: u32, runs: Vec<OutcomeRun>) -> Self {
         let mut table = Self { highest, remembered, ..Self::default() };
         runs.into_iter().for_each(|run| table.push(run));
         table
@@ -113,7 +113,7 @@ impl DedupTable {
     }
 
     /// Returns the runs, in the order of their ids.
-    pub(crate) fn runs(&self) -> impl Iterator<Item = Run> {
+    pub(crate) fn runs(&self) -> impl Iterator<Item = OutcomeRun> {
         self.packed.iter().chain(self.last)
     }
 
@@ -146,13 +146,13 @@ impl DedupTable {
             // The usual case.
             match &mut self.last {
                 Some(last) if last.is_continued_by(id, outcome) => last.length += 1,
-                _ => self.push(Run::of(id, outcome)),
+                _ => self.push(OutcomeRun::of(id, outcome)),
             }
             self.highest = id;
         } else if matches!(self.look_up(id), Known::Decided(_)) {
             return;
         } else {
-            self.insert(Run::of(id, outcome));
+            self.insert(OutcomeRun::of(id, outcome));
         }
         self.remembered += 1;
         if self.remembered as usize > OUTCOMES_REMEMBERED {
@@ -161,14 +161,14 @@ impl DedupTable {
     }
 
     /// Appends a run.
-    fn push(&mut self, run: Run) {
+    fn push(&mut self, run: OutcomeRun) {
         if let Some(last) = self.last.replace(run) {
             self.packed.push(last);
         }
     }
 
     /// Inserts a run among the others.
-    fn insert(&mut self, run: Run) {
+    fn insert(&mut self, run: OutcomeRun) {
         let mut runs: Vec<_> = self.runs().collect();
         let at = runs.partition_point(|other| other.first < run.first);
         runs.insert(at, run);
@@ -234,13 +234,13 @@ struct RunEnd {
 }
 
 impl PackedRuns {
-    fn iter(&self) -> impl Iterator<Item = Run> {
+    fn iter(&self) -> impl Iterator<Item = OutcomeRun> {
         let mut rest = self.bytes.get(self.start..).unwrap_or_default();
         let (mut end, mut forgotten) = (self.before, self.forgotten);
         std::iter::from_fn(move || end.take(&mut rest)?.without(std::mem::take(&mut forgotten)))
     }
 
-    fn push(&mut self, run: Run) {
+    fn push(&mut self, run: OutcomeRun) {
         if self.bytes.capacity() - self.bytes.len() < PACKED_BYTES_MAX {
             self.bytes.drain(..self.start);
             self.start = 0;
@@ -268,7 +268,7 @@ impl PackedRuns {
 }
 
 impl RunEnd {
-    fn put(&mut self, bytes: &mut Vec<u8>, run: Run) {
+    fn put(&mut self, bytes: &mut Vec<u8>, run: OutcomeRun) {
         let kind = match run.outcome {
             Outcome::Stored(_) => 0,
             Outcome::Refused(code) => place_of(code),
@@ -286,7 +286,7 @@ impl RunEnd {
         self.pass(run);
     }
 
-    fn take(&mut self, rest: &mut &[u8]) -> Option<Run> {
+    fn take(&mut self, rest: &mut &[u8]) -> Option<OutcomeRun> {
         let kind = take_byte(rest).ok()?;
         let (skipped, length) = match kind & IS_NEXT {
             0 => (take_number(rest).ok()?, take_number(rest).ok()?),
@@ -296,12 +296,12 @@ impl RunEnd {
             None => Outcome::Stored(Sequence(take_near(rest, self.number).ok()?)),
             Some(place) => Outcome::Refused(*Code::ALL.get(usize::from(place))?),
         };
-        let run = Run { first: (self.id + skipped) as u32, length: length as u32, outcome };
+        let run = OutcomeRun { first: (self.id + skipped) as u32, length: length as u32, outcome };
         self.pass(run);
         Some(run)
     }
 
-    fn pass(&mut self, run: Run) {
+    fn pass(&mut self, run: OutcomeRun) {
         self.id = run.end();
         if let Outcome::Stored(Sequence(number)) = run.outcome {
             self.number = number.wrapping_add(u64::from(run.length));
@@ -421,7 +421,7 @@ mod tests {
 
     #[test]
     fn overlapping_and_excessive_runs_are_refused() {
-        let run = |first, length| Run { first, length, outcome: FULL };
+        let run = |first, length| OutcomeRun { first, length, outcome: FULL };
         assert!(DedupTable::from_runs(9, vec![run(1, 3), run(4, 6)]).is_some());
         assert!(DedupTable::from_runs(9, vec![run(1, 3), run(3, 1)]).is_none());
         assert!(DedupTable::from_runs(9, vec![run(0, 1)]).is_none());

@@ -51,7 +51,7 @@ use crate::store::{
 
 #[cfg(any(test, feature = "cluster"))]
 pub(crate) use self::block::merge;
-pub(crate) use self::block::{Content, Gap, decode, measure};
+pub(crate) use self::block::{BlockContent, Gap, decode, measure};
 pub(crate) use self::bytes::Malformed;
 pub(crate) use self::changes::{AccountChange, Changes, SubscriptionEnd};
 pub(crate) use self::checkpoint::Checkpoint;

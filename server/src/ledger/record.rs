@@ -29,7 +29,7 @@ use super::bytes::{
     Malformed, name, put_near, put_number, put_position, put_text, take_byte, take_fixed, take_near,
     take_number, take_position, take_slice, take_text, take_u32,
 };
-use super::dedup::{DedupTable, Run};
+use super::dedup::{DedupTable, OutcomeRun};
 use crate::store::{Outcome, PasswordHash, Position};
 
 /// Bytes of a [`Record::Clock`]. They are fixed, so that the record can be filled in when
@@ -70,7 +70,7 @@ pub(super) enum Record {
     /// A session with all its remembered outcomes.
     Session(SessionRecord),
     /// Outcomes of the session in this slot.
-    Outcomes(u32, Run),
+    Outcomes(u32, OutcomeRun),
     /// The session in this slot is forgotten.
     SessionEnd(u32),
 }
@@ -260,7 +260,7 @@ fn take_slot(rest: &mut &[u8]) -> Result<u32, Malformed> {
     take_u32(rest).and_then(|slot| if slot <= SESSION_SLOT_MAX { Ok(slot) } else { Err(Malformed) })
 }
 
-fn put_run(to: &mut Vec<u8>, counter: u64, run: Run) {
+fn put_run(to: &mut Vec<u8>, counter: u64, run: OutcomeRun) {
     put_number(to, u64::from(run.first));
     put_number(to, u64::from(run.length));
     match run.outcome {
@@ -275,7 +275,7 @@ fn put_run(to: &mut Vec<u8>, counter: u64, run: Run) {
     }
 }
 
-fn take_run(rest: &mut &[u8], counter: u64) -> Result<Run, Malformed> {
+fn take_run(rest: &mut &[u8], counter: u64) -> Result<OutcomeRun, Malformed> {
     let (first, length) = (take_u32(rest)?, take_u32(rest)?);
     let outcome = match take_byte(rest)?.checked_sub(1) {
         None => Outcome::Stored(Sequence(take_near(rest, counter)?)),
@@ -283,7 +283,7 @@ fn take_run(rest: &mut &[u8], counter: u64) -> Result<Run, Malformed> {
     };
     let fits = length > 0 && length as usize <= OUTCOMES_REMEMBERED && first > 0;
     if fits && first.checked_add(length - 1).is_some() {
-        Ok(Run { first, length, outcome })
+        Ok(OutcomeRun { first, length, outcome })
     } else {
         Err(Malformed)
     }
@@ -343,7 +343,7 @@ mod tests {
             Record::Session(session),
             Record::Outcomes(
                 SESSION_SLOT_MAX,
-                Run { first: 1, length: 1024, outcome: Outcome::Stored(Sequence(3)) },
+                OutcomeRun { first: 1, length: 1024, outcome: Outcome::Stored(Sequence(3)) },
             ),
             clock(0),
             Record::SessionEnd(0),
@@ -394,7 +394,7 @@ mod tests {
         let position = Position { sequence: Sequence(counter + 1), messages: 1000, bytes: 100_000 };
         let records = [
             Record::Tail(1 << 52, position),
-            Record::Outcomes(40, Run::of(1000, Outcome::Stored(Sequence(counter + 1)))),
+            Record::Outcomes(40, OutcomeRun::of(1000, Outcome::Stored(Sequence(counter + 1)))),
         ];
         let mut bytes = Vec::new();
         records.iter().for_each(|record| record.put(&mut bytes, counter));
@@ -406,7 +406,7 @@ mod tests {
         for run in [(1, 1025), (1, 0), (0, 1), (u32::MAX, 2)] {
             let mut bytes = Vec::new();
             let (first, length) = run;
-            put_run(&mut bytes, 0, Run { first, length, outcome: Outcome::Refused(Code::Denied) });
+            put_run(&mut bytes, 0, OutcomeRun { first, length, outcome: Outcome::Refused(Code::Denied) });
             assert_eq!(take_run(&mut &*bytes, 0), Err(Malformed), "{run:?}");
         }
         let mut bytes = Vec::new();

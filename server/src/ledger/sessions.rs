@@ -8,7 +8,7 @@ use std::time::Duration;
 use hark_protocol::SessionToken;
 use hark_protocol::limits::OUTCOME_SECONDS_MIN;
 
-use super::dedup::{DedupTable, Known, Run};
+use super::dedup::{DedupTable, Known, OutcomeRun};
 use super::record::{SESSION_SLOT_MAX, SessionRecord};
 use super::slots::Slots;
 use crate::store::Outcome;
@@ -174,7 +174,7 @@ impl Sessions {
 
     /// Takes the deferred outcomes of ids below this one, which must be remembered before
     /// it.
-    pub(super) fn take_deferred(&mut self, slot: u32, id: u32) -> Vec<Run> {
+    pub(super) fn take_deferred(&mut self, slot: u32, id: u32) -> Vec<OutcomeRun> {
         let Some(session) = self.sessions.get_mut(slot) else { return Vec::new() };
         let before = session.bytes();
         let Some(deferred) = session.deferred.take() else { return Vec::new() };
@@ -182,7 +182,7 @@ impl Sessions {
         for run in deferred.runs() {
             let length = run.length.min(id.saturating_sub(run.first));
             if length > 0 {
-                due.push(Run { length, ..run });
+                due.push(OutcomeRun { length, ..run });
             }
             // The id itself is decided now.
             for later in run.ids().filter(|later| *later > id) {
@@ -255,7 +255,7 @@ impl Sessions {
 
     /// Replays outcomes. They are ignored for a session that only a later part of the
     /// checkpoint defines, because that part includes them.
-    pub(super) fn replay_outcomes(&mut self, slot: u32, run: Run, now: Duration) {
+    pub(super) fn replay_outcomes(&mut self, slot: u32, run: OutcomeRun, now: Duration) {
         let Some(session) = self.sessions.get_mut(slot) else { return };
         let before = session.bytes();
         for id in run.ids() {

@@ -171,7 +171,7 @@ impl Driver {
         let blocks = self.frames.iter().flat_map(|frame| &frame.blocks);
         let mut messages: Vec<Arc<Message>> = Vec::new();
         for block in blocks.filter(|block| block.inbox == account.incarnation) {
-            let Ok(Content::Messages(stored)) = decode(block) else { panic!("{block:?}") };
+            let Ok(BlockContent::Messages(stored)) = decode(block) else { panic!("{block:?}") };
             for stored in stored {
                 let message = stored.unwrap().message(messages.last());
                 messages.push(Arc::new(message.unwrap()));

@@ -4,13 +4,14 @@
 use std::collections::{HashMap, VecDeque};
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::Arc;
 
 use super::hash::IdHasher;
 use super::{
     AppendError, Block, Durability, Frame, InboxId, Log, LogError, OpenError, Opener, ReadError, Reader,
     Usage,
 };
+use crate::sync::RwLock;
 
 /// Blocks that a reader copies under one lock.
 const PAGE_BLOCKS: usize = 256;
@@ -35,18 +36,18 @@ impl Opener for MemoryOpener {
 /// A log in memory.
 #[derive(Debug, Default)]
 struct MemoryLog {
-    shared: Arc<Shared>,
+    shared: Arc<SharedBlocks>,
 }
 
 #[derive(Debug, Default)]
-struct Shared {
+struct SharedBlocks {
     /// Written by the thread of the log, read by readers from any thread; held
     /// while a page of blocks is copied, without their payloads.
-    blocks: RwLock<Blocks>,
+    blocks: RwLock<InboxBlocks>,
 }
 
 #[derive(Debug, Default)]
-struct Blocks {
+struct InboxBlocks {
     by_inbox: HashMap<InboxId, VecDeque<Block>, IdHasher>,
     live_bytes: u64,
     is_closed: bool,
@@ -55,7 +56,7 @@ struct Blocks {
 impl Log for MemoryLog {
     fn append(&mut self, frame: Frame, _: Durability) -> Result<(), AppendError> {
         if !frame.blocks.is_empty() {
-            let mut blocks = self.shared.lock_exclusive();
+            let mut blocks = self.shared.blocks.write();
             for block in frame.blocks {
                 blocks.live_bytes += block.payload.len() as u64;
                 blocks.by_inbox.entry(block.inbox).or_default().push_back(block);
@@ -65,11 +66,11 @@ impl Log for MemoryLog {
     }
 
     fn release(&mut self, inbox: InboxId, through: u64) {
-        self.shared.lock_exclusive().release(inbox, through);
+        self.shared.blocks.write().release(inbox, through);
     }
 
     fn retain(&mut self, cursor: &mut dyn FnMut(InboxId) -> Option<u64>) {
-        let mut blocks = self.shared.lock_exclusive();
+        let mut blocks = self.shared.blocks.write();
         let inboxes: Vec<_> = blocks.by_inbox.keys().copied().collect();
         for inbox in inboxes {
             let through = cursor(inbox).unwrap_or(u64::MAX);
@@ -102,7 +103,7 @@ impl Log for MemoryLog {
     }
 
     fn usage(&self) -> Usage {
-        Usage { live_bytes: self.shared.lock_shared().live_bytes, file_bytes: 0 }
+        Usage { live_bytes: self.shared.blocks.read().live_bytes, file_bytes: 0 }
     }
 
     fn close(self: Box<Self>) -> Result<(), LogError> {
@@ -112,11 +113,11 @@ impl Log for MemoryLog {
 
 impl Drop for MemoryLog {
     fn drop(&mut self) {
-        *self.shared.lock_exclusive() = Blocks { is_closed: true, ..Blocks::default() };
+        *self.shared.blocks.write() = InboxBlocks { is_closed: true, ..InboxBlocks::default() };
     }
 }
 
-impl Blocks {
+impl InboxBlocks {
     fn release(&mut self, inbox: InboxId, through: u64) {
         let Some(blocks) = self.by_inbox.get_mut(&inbox) else { return };
         while let Some(block) = blocks.pop_front_if(|block| block.last <= through) {
@@ -128,17 +129,9 @@ impl Blocks {
     }
 }
 
-impl Shared {
-    fn lock_shared(&self) -> RwLockReadGuard<'_, Blocks> {
-        self.blocks.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn lock_exclusive(&self) -> RwLockWriteGuard<'_, Blocks> {
-        self.blocks.write().unwrap_or_else(PoisonError::into_inner)
-    }
-
+impl SharedBlocks {
     fn page(&self, inbox: InboxId, after: u64) -> Result<Vec<Block>, ReadError> {
-        let blocks = self.lock_shared();
+        let blocks = self.blocks.read();
         if blocks.is_closed {
             return Err(ReadError::Closed);
         }
@@ -148,7 +141,7 @@ impl Shared {
     }
 }
 
-impl Reader for Shared {
+impl Reader for SharedBlocks {
     fn read(
         &self,
         inbox: InboxId,

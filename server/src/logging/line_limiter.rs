@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io::Stderr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -16,6 +16,7 @@ use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::writer::OptionalWriter;
 
 use crate::limit::{Bucket, Rate};
+use crate::sync::Mutex;
 
 /// The lines of one callsite: a burst of 100, then one per second.
 const LINES: Rate = Rate::one_in(Duration::from_secs(1), 100);
@@ -42,7 +43,7 @@ impl LineLimiter {
     /// Logs the number of suppressed lines of each callsite since the last report.
     pub fn report(&self) {
         let suppressed: Vec<_> = {
-            let mut callsites = self.lock();
+            let mut callsites = self.callsites.lock();
             let limited = callsites.values_mut().filter(|callsite| callsite.suppressed > 0);
             limited
                 .map(|callsite| (callsite.name.clone(), std::mem::take(&mut callsite.suppressed)))
@@ -66,7 +67,7 @@ impl LineLimiter {
         if *line.level() > Level::INFO {
             return true;
         }
-        let mut callsites = self.lock();
+        let mut callsites = self.callsites.lock();
         let callsite = callsites.entry(line.callsite()).or_insert_with(|| Callsite::new(line));
         let is_admitted = callsite.lines.wait(LINES, now).is_zero();
         if is_admitted {
@@ -75,10 +76,6 @@ impl LineLimiter {
             callsite.suppressed += 1;
         }
         is_admitted
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<Identifier, Callsite>> {
-        self.callsites.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

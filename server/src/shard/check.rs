@@ -9,7 +9,7 @@ use hark_protocol::{Sequence, UserName};
 
 use super::ShardConfig;
 use super::open::replay_frame;
-use super::snapshot::{Inbox, Snapshot, inboxes};
+use super::snapshot::{InboxSnapshot, StoreSnapshot, inboxes};
 use crate::ledger::{self, Gap, Malformed, Replay};
 use crate::log::disk::check::{DamagedBlock, Repair, RepairError};
 use crate::log::{Block, OpenError, ReadError};
@@ -51,7 +51,7 @@ pub(crate) enum CheckError {
 
 /// Reads everything in the store of a folder, without changes.
 pub(crate) fn check(folder: &Path) -> Result<Findings, CheckError> {
-    let store = Snapshot::open(folder)?;
+    let store = StoreSnapshot::open(folder)?;
     let inboxes = store.inboxes();
     let mut findings = Findings { accounts: inboxes.len(), messages: 0, losses: Vec::new() };
     for inbox in inboxes {
@@ -59,7 +59,7 @@ pub(crate) fn check(folder: &Path) -> Result<Findings, CheckError> {
         let (id, after) = (inbox.entry.account.incarnation, inbox.cursor.sequence.0);
         let mut pieces = Vec::new();
         store.log.visit(id, after, &mut |found| {
-            pieces.push(Piece::from(found));
+            pieces.push(CheckedBlock::from(found));
             ControlFlow::Continue(())
         })?;
         let losses = losses(&pieces, inbox.cursor, inbox.tail).into_iter();
@@ -90,11 +90,11 @@ pub(crate) fn drop_damaged(folder: &Path) -> Result<Vec<(UserName, Loss)>, Check
     Ok(dropped)
 }
 
-fn losses_of(repair: &Repair, inbox: &Inbox) -> Result<Vec<Loss>, ReadError> {
+fn losses_of(repair: &Repair, inbox: &InboxSnapshot) -> Result<Vec<Loss>, ReadError> {
     let mut pieces = Vec::new();
     let after = inbox.cursor.sequence.0;
     repair.visit(inbox.entry.account.incarnation, after, &mut |found| {
-        pieces.push(Piece::from(found));
+        pieces.push(CheckedBlock::from(found));
         ControlFlow::Continue(())
     })?;
     Ok(losses(&pieces, inbox.cursor, inbox.tail))
@@ -102,14 +102,14 @@ fn losses_of(repair: &Repair, inbox: &Inbox) -> Result<Vec<Loss>, ReadError> {
 
 /// A block, and whether it is readable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Piece {
+pub(super) enum CheckedBlock {
     /// A readable block: the positions before its first message and of its last.
     Whole { before: Position, end: Position },
     /// An unreadable block.
     Damaged { first: u64, last: u64 },
 }
 
-impl From<Result<Block, DamagedBlock>> for Piece {
+impl From<Result<Block, DamagedBlock>> for CheckedBlock {
     fn from(found: Result<Block, DamagedBlock>) -> Self {
         match found {
             Ok(block) => match ledger::measure(&block) {
@@ -123,13 +123,13 @@ impl From<Result<Block, DamagedBlock>> for Piece {
 
 /// Returns the losses between the cursor and the last position of an inbox, given its
 /// blocks in order.
-pub(super) fn losses(pieces: &[Piece], cursor: Position, tail: Position) -> Vec<Loss> {
+pub(super) fn losses(pieces: &[CheckedBlock], cursor: Position, tail: Position) -> Vec<Loss> {
     let (mut losses, mut damaged) = (Vec::new(), Vec::new());
     let mut known = cursor;
     for piece in pieces {
         match *piece {
-            Piece::Damaged { first, last } => damaged.push((first, last)),
-            Piece::Whole { before, end } => {
+            CheckedBlock::Damaged { first, last } => damaged.push((first, last)),
+            CheckedBlock::Whole { before, end } => {
                 fill(&mut losses, &mut damaged, known, before);
                 known = end;
             }
@@ -167,7 +167,7 @@ mod tests {
     use crate::shard::{StartError, salvage};
     use crate::store::Message;
 
-    fn gaps_in(pieces: &[Piece], cursor: Position, tail: Position) -> Vec<Gap> {
+    fn gaps_in(pieces: &[CheckedBlock], cursor: Position, tail: Position) -> Vec<Gap> {
         losses(pieces, cursor, tail).into_iter().map(|loss| loss.gap).collect()
     }
 
@@ -175,12 +175,12 @@ mod tests {
         Position { sequence: Sequence(sequence), messages, bytes: 10 * messages }
     }
 
-    const fn whole(before: u64, last: u64, end: u64) -> Piece {
-        Piece::Whole { before: at(0, before), end: at(last, end) }
+    const fn whole(before: u64, last: u64, end: u64) -> CheckedBlock {
+        CheckedBlock::Whole { before: at(0, before), end: at(last, end) }
     }
 
-    const fn damaged(first: u64, last: u64) -> Piece {
-        Piece::Damaged { first, last }
+    const fn damaged(first: u64, last: u64) -> CheckedBlock {
+        CheckedBlock::Damaged { first, last }
     }
 
     const fn gap(first: u64, last: u64, messages: u64, end: u64) -> Gap {
@@ -206,7 +206,7 @@ mod tests {
 
     #[test]
     fn missing_blocks_are_found_by_the_counts() {
-        let pieces = [whole(0, 7, 3), Piece::Whole { before: at(11, 5), end: at(20, 9) }];
+        let pieces = [whole(0, 7, 3), CheckedBlock::Whole { before: at(11, 5), end: at(20, 9) }];
         assert_eq!(gaps_in(&pieces, at(0, 0), at(20, 9)), [gap(8, 11, 2, 5)]);
         assert_eq!(gaps_in(&pieces, at(0, 0), at(25, 12))[1..], [gap(21, 25, 3, 12)]);
         assert_eq!(gaps_in(&[], at(4, 2), at(9, 4)), [gap(5, 9, 2, 4)]);
@@ -272,7 +272,7 @@ mod tests {
 
     /// Reads all messages. Returns the texts, and the counts at which pages start late.
     fn read(folder: &Path) -> (Vec<String>, Vec<u64>) {
-        let store = Snapshot::open(folder).unwrap();
+        let store = StoreSnapshot::open(folder).unwrap();
         let account = store.inboxes().pop().unwrap().entry.account;
         let (mut texts, mut skipped, mut after) = (Vec::new(), Vec::new(), Sequence(0));
         loop {

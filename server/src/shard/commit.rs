@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use hark_protocol::SessionToken;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::open::Opened;
-use super::queue::{Acks, Command, Wait};
+use super::open::OpenShard;
+use super::queue::{Acks, ShardCommand, Wait};
 use super::recovery::{Failed, Recovery};
-use super::{ShardConfig, Shared, Sync};
+use super::{ShardConfig, SharedShard, Sync};
 use crate::ledger::{Changes, Checkpoint, Context, Ledger, SubscriptionEnd};
 use crate::log::{AppendError, Durability, Frame, Log, Opener, RECORD_BYTES_MAX};
 use crate::store::{Append, Completer, Created, Fence, Outcome, Position, Subscription, Unavailable};
@@ -49,7 +49,7 @@ const REPEATED_FAILURE: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(super) struct Committer {
     config: ShardConfig,
-    shared: Arc<Shared>,
+    shared: Arc<SharedShard>,
     opener: Arc<dyn Opener>,
     /// `None` after a failure, until the log is open again.
     log: Option<Box<dyn Log>>,
@@ -67,7 +67,7 @@ pub(super) struct Committer {
     /// The permits of the commit's messages. Empty between commits.
     permits: Vec<OwnedSemaphorePermit>,
     /// Commands that were taken and are not decided.
-    backlog: VecDeque<Command>,
+    backlog: VecDeque<ShardCommand>,
     /// Cursors that were appended without a sync since.
     unsynced: HashMap<u64, Position>,
     /// The size of a segment of the log.
@@ -164,12 +164,12 @@ impl Committer {
     /// Returns a committer for a newly opened log.
     pub(super) fn new(
         config: ShardConfig,
-        shared: Arc<Shared>,
+        shared: Arc<SharedShard>,
         opener: Arc<dyn Opener>,
-        opened: Opened,
+        opened: OpenShard,
     ) -> Self {
         let now = Instant::now();
-        let Opened { log, ledger } = opened;
+        let OpenShard { log, ledger } = opened;
         let mut committer = Self {
             running_before: ledger.running(),
             config,
@@ -265,8 +265,8 @@ impl Committer {
         let mut text_bytes = 0;
         while self.has_room() {
             match self.backlog.pop_front()? {
-                Command::Close(completer) => return Some(completer),
-                Command::Appends(mut appends) => {
+                ShardCommand::Close(completer) => return Some(completer),
+                ShardCommand::Appends(mut appends) => {
                     while self.has_room()
                         && let Some((next, _)) = appends.as_slice().first()
                         && self.has_room_for_text(text_bytes, next.text.len())
@@ -276,7 +276,7 @@ impl Committer {
                         self.append(append, completer, context);
                     }
                     if appends.len() > 0 {
-                        self.backlog.push_front(Command::Appends(appends));
+                        self.backlog.push_front(ShardCommand::Appends(appends));
                         return None;
                     }
                 }
@@ -314,19 +314,19 @@ impl Committer {
         self.sent.push(Sent { completer, outcome, fence: is_of_session.then_some(append.fence) });
     }
 
-    fn decide(&mut self, command: Command, now: Duration) -> Option<Completion> {
+    fn decide(&mut self, command: ShardCommand, now: Duration) -> Option<Completion> {
         let (ledger, changes) = (&mut self.ledger, &mut self.changes);
         Some(match command {
-            Command::Create(name, password, completer) => {
+            ShardCommand::Create(name, password, completer) => {
                 Completion::Created(completer, ledger.create(&name, password, changes))
             }
-            Command::SetPassword { account, old, new, completer } => {
+            ShardCommand::SetPassword { account, old, new, completer } => {
                 Completion::Flag(completer, ledger.set_password(&account, old.as_ref(), new, changes))
             }
-            Command::Delete(account, completer) => {
+            ShardCommand::Delete(account, completer) => {
                 Completion::Flag(completer, ledger.delete(&account, changes))
             }
-            Command::Subscribe { account, takes_over, completer } => {
+            ShardCommand::Subscribe { account, takes_over, completer } => {
                 let may_subscribe = takes_over || ledger.is_free(&account);
                 // The former subscription may have acknowledged after this command was
                 // taken.
@@ -336,15 +336,15 @@ impl Committer {
                 let subscription = may_subscribe.then(|| ledger.subscribe(&account, changes)).flatten();
                 Completion::Subscribed(completer, subscription)
             }
-            Command::OpenSession(token, from, completer) => {
+            ShardCommand::OpenSession(token, from, completer) => {
                 let is_open = ledger.open_session(&token, from, now);
                 Completion::Opened(token, completer, is_open)
             }
-            Command::CloseSession(token) => {
+            ShardCommand::CloseSession(token) => {
                 ledger.close_session(&token, now);
                 return None;
             }
-            Command::Appends(_) | Command::Recovered(_) | Command::Close(_) => {
+            ShardCommand::Appends(_) | ShardCommand::Recovered(_) | ShardCommand::Close(_) => {
                 command.refuse();
                 return None;
             }
@@ -520,9 +520,9 @@ impl Committer {
         let now = self.now();
         while let Some(command) = self.backlog.pop_front() {
             match command {
-                Command::Close(completer) => return Some(completer),
-                Command::CloseSession(token) => self.ledger.close_session(&token, now),
-                Command::Recovered(opened) => {
+                ShardCommand::Close(completer) => return Some(completer),
+                ShardCommand::CloseSession(token) => self.ledger.close_session(&token, now),
+                ShardCommand::Recovered(opened) => {
                     self.recovery = None;
                     self.recover(*opened);
                     self.shared.queue.put_back(self.backlog.drain(..));
@@ -535,7 +535,7 @@ impl Committer {
         None
     }
 
-    fn recover(&mut self, opened: Opened) {
+    fn recover(&mut self, opened: OpenShard) {
         let now = self.now();
         let former = std::mem::replace(&mut self.ledger, opened.ledger);
         let lost = std::mem::take(&mut self.lost);
@@ -587,7 +587,7 @@ impl Drop for Committer {
         self.shared.readers.set(None);
         self.shared.is_open.store(false, Ordering::Release);
         self.shared.directory.close();
-        self.backlog.drain(..).for_each(Command::refuse);
+        self.backlog.drain(..).for_each(ShardCommand::refuse);
         self.shared.queue.close();
     }
 }

@@ -1,9 +1,9 @@
 //! [`Cursors`]: the acknowledged positions of the inboxes, for readers.
 
 use std::collections::HashMap;
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::store::Position;
+use crate::sync::RwLock;
 
 /// The cursors by incarnation, without those at the start of an inbox.
 ///
@@ -19,14 +19,14 @@ pub(super) struct Cursors {
 impl Cursors {
     /// Returns the cursor of an inbox.
     pub(super) fn get(&self, incarnation: u64) -> Position {
-        self.read().get(&incarnation).copied().unwrap_or_default()
+        self.cursors.read().get(&incarnation).copied().unwrap_or_default()
     }
 
     /// Replaces all cursors.
     pub(super) fn replace(&self, cursors: impl Iterator<Item = (u64, Position)>) {
         // Collected without the lock, because it takes a while.
         let cursors = cursors.filter(|(_, cursor)| *cursor != Position::default()).collect();
-        *self.write() = cursors;
+        *self.cursors.write() = cursors;
     }
 
     /// Records moved cursors and ended accounts.
@@ -34,19 +34,10 @@ impl Cursors {
         if moved.is_empty() && ended.is_empty() {
             return;
         }
-        let mut cursors = self.write();
+        let mut cursors = self.cursors.write();
         cursors.extend(moved.iter().copied());
         for incarnation in ended {
             cursors.remove(incarnation);
         }
-    }
-
-    fn read(&self) -> RwLockReadGuard<'_, HashMap<u64, Position>> {
-        // No code panics while it holds the lock.
-        self.cursors.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn write(&self) -> RwLockWriteGuard<'_, HashMap<u64, Position>> {
-        self.cursors.write().unwrap_or_else(PoisonError::into_inner)
     }
 }

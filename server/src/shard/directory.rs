@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use hark_protocol::UserName;
 
 use crate::ledger::AccountChange;
 use crate::store::{Account, AccountEntry, PasswordHash, Unavailable};
+use crate::sync::RwLock;
 
 /// The directory. Only the commit thread changes it.
 #[derive(Debug, Default)]
@@ -18,10 +18,10 @@ pub(super) struct Directory {
 }
 
 /// `None` after the store has closed.
-type Entries = Option<BTreeMap<UserName, Entry>>;
+type Entries = Option<BTreeMap<UserName, DirectoryEntry>>;
 
 #[derive(Debug)]
-struct Entry {
+struct DirectoryEntry {
     incarnation: u64,
     password: Option<PasswordHash>,
 }
@@ -29,7 +29,7 @@ struct Entry {
 impl Directory {
     /// Looks up an account.
     pub(super) fn account(&self, name: &UserName) -> Result<Option<AccountEntry>, Unavailable> {
-        let entries = self.read();
+        let entries = self.entries.read();
         let found = entries.as_ref().ok_or(Unavailable)?.get_key_value(name);
         Ok(found.map(|(name, entry)| {
             // The directory's copy of the name lives longer than the caller's.
@@ -41,7 +41,7 @@ impl Directory {
     /// Returns at most `limit` names after `after`.
     pub(super) fn names(&self, after: Option<&UserName>, limit: usize) -> Result<Vec<UserName>, Unavailable> {
         let after = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let entries = self.read();
+        let entries = self.entries.read();
         let range = entries.as_ref().ok_or(Unavailable)?.range::<UserName, _>((after, Bound::Unbounded));
         Ok(range.take(limit).map(|(name, _)| name.clone()).collect())
     }
@@ -51,7 +51,7 @@ impl Directory {
         if changes.is_empty() {
             return;
         }
-        let mut entries = self.write();
+        let mut entries = self.entries.write();
         let Some(entries) = &mut *entries else { return };
         for change in changes.drain(..) {
             match change {
@@ -68,24 +68,15 @@ impl Directory {
     pub(super) fn replace(&self, accounts: impl Iterator<Item = AccountEntry>) {
         // Collected without the lock, because it takes a while.
         let entries = Some(accounts.map(split).collect());
-        *self.write() = entries;
+        *self.entries.write() = entries;
     }
 
     /// Closes the directory. Later lookups fail.
     pub(super) fn close(&self) {
-        *self.write() = None;
-    }
-
-    fn read(&self) -> RwLockReadGuard<'_, Entries> {
-        // No code panics while it holds the lock.
-        self.entries.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn write(&self) -> RwLockWriteGuard<'_, Entries> {
-        self.entries.write().unwrap_or_else(PoisonError::into_inner)
+        *self.entries.write() = None;
     }
 }
 
-fn split(AccountEntry { account, password }: AccountEntry) -> (UserName, Entry) {
-    (account.name, Entry { incarnation: account.incarnation, password })
+fn split(AccountEntry { account, password }: AccountEntry) -> (UserName, DirectoryEntry) {
+    (account.name, DirectoryEntry { incarnation: account.incarnation, password })
 }

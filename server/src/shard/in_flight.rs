@@ -1,15 +1,14 @@
 //! The answers that wait for the append in flight. The watchdog can take and fail them if
 //! the append takes too long.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
 use hark_protocol::SessionToken;
 
 use super::commit::{Completion, Sent};
+use crate::sync::Mutex;
 
 /// The answers, moved here by the commit thread for the duration of an append.
 #[derive(Debug, Default)]
-pub(super) struct InFlight {
+pub(super) struct AnswersInFlight {
     // A lock, because the watchdog shares the answers with the commit thread. It is held
     // for a swap, and while overdue answers are completed.
     answers: Mutex<Answers>,
@@ -23,10 +22,10 @@ struct Answers {
     abandoned: Vec<SessionToken>,
 }
 
-impl InFlight {
+impl AnswersInFlight {
     /// Takes over the answers before an append.
     pub(super) fn put(&self, sent: &mut Vec<Sent>, completions: &mut Vec<Completion>) {
-        let mut answers = self.lock();
+        let mut answers = self.answers.lock();
         std::mem::swap(&mut answers.sent, sent);
         std::mem::swap(&mut answers.completions, completions);
     }
@@ -34,7 +33,7 @@ impl InFlight {
     /// Returns the remaining answers after an append, and the sessions opened by it whose
     /// openers were answered `unavailable`.
     pub(super) fn take(&self, sent: &mut Vec<Sent>, completions: &mut Vec<Completion>) -> Vec<SessionToken> {
-        let mut answers = self.lock();
+        let mut answers = self.answers.lock();
         std::mem::swap(&mut answers.sent, sent);
         std::mem::swap(&mut answers.completions, completions);
         std::mem::take(&mut answers.abandoned)
@@ -42,16 +41,11 @@ impl InFlight {
 
     /// Completes the answers as unavailable, if the append is still stalled.
     pub(super) fn fail_if(&self, is_stalled: impl FnOnce() -> bool) {
-        let mut answers = self.lock();
+        let mut answers = self.answers.lock();
         if is_stalled() {
             let Answers { sent, completions, abandoned } = &mut *answers;
             sent.drain(..).for_each(Sent::fail);
             abandoned.extend(completions.drain(..).filter_map(Completion::fail));
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Answers> {
-        // No code panics while it holds the lock.
-        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -30,12 +30,12 @@ pub(crate) enum Failure {
 /// The persistent frames and the faults, shared by all logs of an opener.
 #[derive(Debug, Default)]
 pub(crate) struct Kept {
-    state: Mutex<State>,
+    state: Mutex<KeptState>,
     changed: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct KeptState {
     records: Vec<(Vec<u8>, Option<CheckpointPart>)>,
     blocks: Vec<Block>,
     is_holding: bool,
@@ -128,12 +128,12 @@ impl Kept {
         self.lock().blocks.clone()
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, KeptState> {
         self.state.lock().unwrap()
     }
 }
 
-impl State {
+impl KeptState {
     fn keep(&mut self, frame: &Frame) {
         if let Some(part) = frame.checkpoint {
             self.checkpoints += usize::from(part.is_last);

@@ -34,17 +34,17 @@ mod watchdog;
 use std::net::IpAddr;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use hark_protocol::{SessionToken, UserName};
 
 use self::commit::{Closed, Committer};
 use self::directory::Directory;
-use self::in_flight::InFlight;
+use self::in_flight::AnswersInFlight;
 use self::open::CounterFloor;
-use self::queue::{Command, Queue};
+use self::queue::{Queue, ShardCommand};
 use self::readers::Readers;
 use self::watchdog::{Deadlines, Progress, Watchdog, Watched};
 use crate::ledger::Limits;
@@ -55,6 +55,7 @@ use crate::store::{
     Account, AccountEntry, Append, Completer, Created, Outcome, Page, PasswordHash, Pending, Position,
     ReadLimit, Store, Subscription,
 };
+use crate::sync::Mutex;
 
 pub use self::open::StartError;
 pub use crate::ledger::{COUNTER_MAX, WrongClock};
@@ -133,7 +134,7 @@ impl Default for ShardConfig {
 /// pending commands.
 #[derive(Debug)]
 pub struct ShardStore {
-    shared: Arc<Shared>,
+    shared: Arc<SharedShard>,
     _watchdog: Watchdog,
     // A lock only because the store may be dropped on any thread.
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -141,10 +142,10 @@ pub struct ShardStore {
 
 /// State that the commit thread shares with other threads.
 #[derive(Debug, Default)]
-struct Shared {
+struct SharedShard {
     queue: Arc<Queue>,
     progress: Arc<Progress>,
-    in_flight: Arc<InFlight>,
+    in_flight: Arc<AnswersInFlight>,
     directory: Directory,
     readers: Readers,
     /// The log is open.
@@ -179,7 +180,7 @@ impl ShardStore {
 
     fn start(opener: Arc<dyn Opener>, config: ShardConfig, deadlines: Deadlines) -> Result<Self, StartError> {
         let opened = open::open(&*opener, config.limits(), config.counter_floor())?;
-        let shared = Arc::<Shared>::default();
+        let shared = Arc::<SharedShard>::default();
         let watched = Watched {
             progress: Arc::clone(&shared.progress),
             queue: Arc::clone(&shared.queue),
@@ -204,7 +205,7 @@ impl ShardStore {
         Ok(Self { shared, _watchdog: watchdog, thread: Mutex::new(Some(thread)) })
     }
 
-    fn ask<T>(&self, command: impl FnOnce(Completer<T>) -> Command) -> Pending<T> {
+    fn ask<T>(&self, command: impl FnOnce(Completer<T>) -> ShardCommand) -> Pending<T> {
         let (completer, pending) = Pending::new();
         self.shared.queue.push(command(completer));
         pending
@@ -213,7 +214,7 @@ impl ShardStore {
 
 impl Store for ShardStore {
     fn create(&self, name: &UserName, password: Option<PasswordHash>) -> Pending<Created> {
-        self.ask(|completer| Command::Create(name.clone(), password, completer))
+        self.ask(|completer| ShardCommand::Create(name.clone(), password, completer))
     }
 
     fn account(&self, name: &UserName) -> Pending<Option<AccountEntry>> {
@@ -221,11 +222,11 @@ impl Store for ShardStore {
     }
 
     fn set_password(&self, account: &Account, old: Option<PasswordHash>, new: PasswordHash) -> Pending<bool> {
-        self.ask(|completer| Command::SetPassword { account: account.clone(), old, new, completer })
+        self.ask(|completer| ShardCommand::SetPassword { account: account.clone(), old, new, completer })
     }
 
     fn delete(&self, account: &Account) -> Pending<bool> {
-        self.ask(|completer| Command::Delete(account.clone(), completer))
+        self.ask(|completer| ShardCommand::Delete(account.clone(), completer))
     }
 
     fn names(&self, after: Option<&UserName>, limit: usize) -> Pending<Vec<UserName>> {
@@ -233,15 +234,23 @@ impl Store for ShardStore {
     }
 
     fn append_all(&self, appends: &mut Vec<(Append, Completer<Outcome>)>) {
-        self.shared.queue.push(Command::Appends(std::mem::take(appends).into_iter()));
+        self.shared.queue.push(ShardCommand::Appends(std::mem::take(appends).into_iter()));
     }
 
     fn receive(&self, account: &Account) -> Pending<Option<Subscription>> {
-        self.ask(|completer| Command::Subscribe { account: account.clone(), takes_over: true, completer })
+        self.ask(|completer| ShardCommand::Subscribe {
+            account: account.clone(),
+            takes_over: true,
+            completer,
+        })
     }
 
     fn receive_if_free(&self, account: &Account) -> Pending<Option<Subscription>> {
-        self.ask(|completer| Command::Subscribe { account: account.clone(), takes_over: false, completer })
+        self.ask(|completer| ShardCommand::Subscribe {
+            account: account.clone(),
+            takes_over: false,
+            completer,
+        })
     }
 
     /// Reads on a blocking thread of the runtime, or on the calling thread if there is no
@@ -262,11 +271,11 @@ impl Store for ShardStore {
     }
 
     fn open_session(&self, session: &SessionToken, from: Option<IpAddr>) -> Pending<bool> {
-        self.ask(|completer| Command::OpenSession(session.clone(), from, completer))
+        self.ask(|completer| ShardCommand::OpenSession(session.clone(), from, completer))
     }
 
     fn close_session(&self, session: &SessionToken) {
-        self.shared.queue.push(Command::CloseSession(session.clone()));
+        self.shared.queue.push(ShardCommand::CloseSession(session.clone()));
     }
 
     fn is_available(&self) -> bool {
@@ -274,14 +283,14 @@ impl Store for ShardStore {
     }
 
     fn close(&self) -> Pending<()> {
-        self.ask(Command::Close)
+        self.ask(ShardCommand::Close)
     }
 }
 
 impl Drop for ShardStore {
     fn drop(&mut self) {
         self.shared.queue.stop();
-        let Some(thread) = self.thread.get_mut().unwrap_or_else(PoisonError::into_inner).take() else {
+        let Some(thread) = self.thread.get_mut().take() else {
             return;
         };
         if self.shared.queue.is_stalled() {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use hark_protocol::{Sequence, UserName};
 
-use super::open::{self, CounterFloor, Opened};
+use super::open::{self, CounterFloor, OpenShard};
 use super::readers::read_page;
 use super::{ShardConfig, StartError};
 use crate::ledger::{Changes, Context, Imported};
@@ -18,7 +18,7 @@ const TEXT_BYTES_MAX: usize = 1024 * 1024;
 /// A store that is open on this thread.
 #[derive(Debug)]
 pub(crate) struct OfflineStore {
-    opened: Opened,
+    opened: OpenShard,
     changes: Changes,
     text_bytes: usize,
 }

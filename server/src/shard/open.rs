@@ -10,7 +10,7 @@ use crate::log::{Log, OpenError, Opener};
 
 /// An open log and its ledger.
 #[derive(Debug)]
-pub(crate) struct Opened {
+pub(crate) struct OpenShard {
     /// The log.
     pub(crate) log: Box<dyn Log>,
     /// The ledger.
@@ -43,7 +43,11 @@ pub enum StartError {
 
 /// Opens a log and replays it. A store without a persisted counter waits for the next
 /// full second of the clock.
-pub(crate) fn open(opener: &dyn Opener, limits: Limits, floor: CounterFloor) -> Result<Opened, StartError> {
+pub(crate) fn open(
+    opener: &dyn Opener,
+    limits: Limits,
+    floor: CounterFloor,
+) -> Result<OpenShard, StartError> {
     let mut replay = Replay::new(limits);
     let mut log = opener.open(&mut |records| replay_frame(&mut replay, opener.path(), records))?;
     log.retain(&mut |inbox| replay.cursor(inbox));
@@ -51,7 +55,7 @@ pub(crate) fn open(opener: &dyn Opener, limits: Limits, floor: CounterFloor) -> 
         CounterFloor::After(number) => number,
         CounterFloor::Clock => counter(replay.counter().is_none())?,
     };
-    Ok(Opened { log, ledger: replay.finish(counter) })
+    Ok(OpenShard { log, ledger: replay.finish(counter) })
 }
 
 /// Replays a frame of the log at `path`.

@@ -4,15 +4,15 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::net::IpAddr;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use hark_protocol::{SessionToken, UserName};
 
-use super::open::Opened;
+use super::open::OpenShard;
 use crate::store::{
     Account, Append, Completer, Created, Outcome, PasswordHash, Position, Subscription, Unavailable,
 };
+use crate::sync::{Condvar, Mutex, MutexGuard};
 
 /// The linger of acknowledgements before they are committed alone.
 const ACKS_LINGER: Duration = Duration::from_millis(20);
@@ -22,7 +22,7 @@ pub(super) type Appends = std::vec::IntoIter<(Append, Completer<Outcome>)>;
 
 /// A command for the commit thread.
 #[derive(Debug)]
-pub(super) enum Command {
+pub(super) enum ShardCommand {
     /// Appends in this order, with no command between them.
     Appends(Appends),
     Create(UserName, Option<PasswordHash>, Completer<Created>),
@@ -41,11 +41,11 @@ pub(super) enum Command {
     OpenSession(SessionToken, Option<IpAddr>, Completer<bool>),
     CloseSession(SessionToken),
     /// The log is open again after a failure.
-    Recovered(Box<Opened>),
+    Recovered(Box<OpenShard>),
     Close(Completer<()>),
 }
 
-impl Command {
+impl ShardCommand {
     /// Completes the command as unavailable. If it is a send of a session, closes its
     /// fence against later sends.
     pub(super) fn refuse(self) {
@@ -84,13 +84,13 @@ pub(super) type Acks = HashMap<Account, Position>;
 pub(super) struct Queue {
     // A lock, because any thread may push. It is held for one push, or for taking
     // everything.
-    state: Mutex<State>,
+    state: Mutex<QueueState>,
     arrived: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    commands: Vec<Command>,
+struct QueueState {
+    commands: Vec<ShardCommand>,
     acks: Acks,
     /// The commit thread is asleep and must be woken.
     is_waiting: bool,
@@ -116,8 +116,8 @@ pub(super) enum Wait {
 
 impl Queue {
     /// Adds a command, or refuses it if the thread has ended or is stalled.
-    pub(super) fn push(&self, command: Command) {
-        let mut state = self.lock();
+    pub(super) fn push(&self, command: ShardCommand) {
+        let mut state = self.state.lock();
         if state.is_closed || (state.is_stalled && !command.is_patient()) {
             drop(state);
             return command.refuse();
@@ -127,19 +127,19 @@ impl Queue {
     }
 
     /// Returns undecided commands to the front of the queue.
-    pub(super) fn put_back(&self, commands: impl Iterator<Item = Command>) {
+    pub(super) fn put_back(&self, commands: impl Iterator<Item = ShardCommand>) {
         let mut commands: Vec<_> = commands.collect();
         if commands.is_empty() {
             return;
         }
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         commands.append(&mut state.commands);
         state.commands = commands;
     }
 
     /// Adds an acknowledgement.
     pub(super) fn acknowledge(&self, account: &Account, position: Position) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if state.is_closed {
             return;
         }
@@ -160,53 +160,53 @@ impl Queue {
 
     /// Takes the pending acknowledgement of this inbox.
     pub(super) fn take_ack(&self, account: &Account) -> Option<Position> {
-        self.lock().acks.remove(account)
+        self.state.lock().acks.remove(account)
     }
 
     /// Refuses queued and later commands that have an answer, until [`Self::resume`].
     pub(super) fn stall(&self) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.is_stalled = true;
         let (patient, refused) =
-            std::mem::take(&mut state.commands).into_iter().partition(Command::is_patient);
+            std::mem::take(&mut state.commands).into_iter().partition(ShardCommand::is_patient);
         state.commands = patient;
         drop(state);
-        let refused: Vec<Command> = refused;
-        refused.into_iter().for_each(Command::refuse);
+        let refused: Vec<ShardCommand> = refused;
+        refused.into_iter().for_each(ShardCommand::refuse);
     }
 
     /// Accepts commands again.
     pub(super) fn resume(&self) {
-        self.lock().is_stalled = false;
+        self.state.lock().is_stalled = false;
     }
 
     /// Returns whether commands are refused because the thread makes no progress.
     pub(super) fn is_stalled(&self) -> bool {
-        self.lock().is_stalled
+        self.state.lock().is_stalled
     }
 
     /// Asks the thread to end without a close.
     pub(super) fn stop(&self) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.is_stopped = true;
         self.wake(state);
     }
 
     /// Closes the queue: refuses queued and later commands.
     pub(super) fn close(&self) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.is_closed = true;
         let commands = std::mem::take(&mut state.commands);
         state.acks.clear();
         drop(state);
-        commands.into_iter().for_each(Command::refuse);
+        commands.into_iter().for_each(ShardCommand::refuse);
     }
 
     /// Waits for an event, and takes everything queued. `commands` must be empty and
     /// lends its memory. Returns `None` if the thread must end.
-    pub(super) fn take(&self, wait: Wait, commands: &mut Vec<Command>) -> Option<Acks> {
+    pub(super) fn take(&self, wait: Wait, commands: &mut Vec<ShardCommand>) -> Option<Acks> {
         let begun = Instant::now();
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         loop {
             if state.is_stopped {
                 return None;
@@ -232,26 +232,25 @@ impl Queue {
         }
     }
 
-    fn wait<'s>(&self, mut state: MutexGuard<'s, State>, limit: Option<Duration>) -> MutexGuard<'s, State> {
+    fn wait<'s>(
+        &self,
+        mut state: MutexGuard<'s, QueueState>,
+        limit: Option<Duration>,
+    ) -> MutexGuard<'s, QueueState> {
         state.is_waiting = true;
         let mut state = match limit {
-            None => self.arrived.wait(state).unwrap_or_else(PoisonError::into_inner),
-            Some(limit) => self.arrived.wait_timeout(state, limit).unwrap_or_else(PoisonError::into_inner).0,
+            None => self.arrived.wait(state),
+            Some(limit) => self.arrived.wait_timeout(state, limit),
         };
         state.is_waiting = false;
         state
     }
 
-    fn wake(&self, mut state: MutexGuard<'_, State>) {
+    fn wake(&self, mut state: MutexGuard<'_, QueueState>) {
         let is_waiting = std::mem::take(&mut state.is_waiting);
         drop(state);
         if is_waiting {
             self.arrived.notify_one();
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // No code panics while it holds the lock.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

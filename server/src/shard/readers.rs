@@ -1,14 +1,15 @@
 //! Reads of messages, concurrent with the commit thread.
 
 use std::ops::ControlFlow;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
 use hark_protocol::Sequence;
 
 use super::cursors::Cursors;
-use crate::ledger::{self, Content, Malformed};
+use crate::ledger::{self, BlockContent, Malformed};
 use crate::log::{Block, ReadError, Reader};
 use crate::store::{Account, Page, Position, ReadLimit, Unavailable};
+use crate::sync::RwLock;
 
 /// The reader of the log, while the log is open.
 #[derive(Debug, Default)]
@@ -21,7 +22,7 @@ pub(super) struct Readers {
 impl Readers {
     /// Replaces the reader. Reads under way finish with the former one.
     pub(super) fn set(&self, reader: Option<Arc<dyn Reader>>) {
-        *self.reader.write().unwrap_or_else(PoisonError::into_inner) = reader;
+        *self.reader.write() = reader;
     }
 
     /// Reads a page. Blocks on the disk.
@@ -31,7 +32,7 @@ impl Readers {
         after: Position,
         limit: ReadLimit,
     ) -> Result<Page, Unavailable> {
-        let reader = self.reader.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let reader = self.reader.read().clone();
         let reader = reader.ok_or(Unavailable)?;
         let from = after.sequence.max(self.cursors.get(account.incarnation).sequence);
         let read = read_page(&*reader, account.incarnation, from, limit);
@@ -101,8 +102,8 @@ struct Scan {
 impl Scan {
     fn take(&mut self, block: &Block) -> Result<ControlFlow<()>, Malformed> {
         let messages = match ledger::decode(block)? {
-            Content::Messages(messages) => messages,
-            Content::Gap(gap) => return Ok(self.skip(gap.end)),
+            BlockContent::Messages(messages) => messages,
+            BlockContent::Gap(gap) => return Ok(self.skip(gap.end)),
         };
         for stored in messages {
             let stored = stored?;

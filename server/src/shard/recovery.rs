@@ -8,7 +8,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use super::open::{self, CounterFloor};
-use super::queue::{Command, Queue};
+use super::queue::{Queue, ShardCommand};
 use crate::ledger::Limits;
 use crate::log::{Log, Opener};
 
@@ -38,7 +38,7 @@ pub(super) struct Failed {
 
 impl Recovery {
     /// Drops the failed log, and retries to open it until it succeeds. The queue then
-    /// receives [`Command::Recovered`].
+    /// receives [`ShardCommand::Recovered`].
     pub(super) fn start(opener: Arc<dyn Opener>, failed: Failed, limits: Limits, queue: Arc<Queue>) -> Self {
         let Failed { log, counter, is_repeated } = failed;
         let (stop, stopped) = mpsc::channel();
@@ -51,7 +51,7 @@ impl Recovery {
             let attempt = || open::open(&*opener, limits, CounterFloor::After(counter));
             loop {
                 match panic::catch_unwind(AssertUnwindSafe(attempt)).unwrap_or_else(give_up) {
-                    Ok(opened) => return queue.push(Command::Recovered(Box::new(opened))),
+                    Ok(opened) => return queue.push(ShardCommand::Recovered(Box::new(opened))),
                     Err(error) => {
                         let retry_ms = backoff.as_millis();
                         tracing::error!(%error, retry_ms, "store still unavailable");

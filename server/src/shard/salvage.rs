@@ -6,9 +6,9 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use super::ShardConfig;
-use super::check::{CheckError, Loss, Piece, losses};
+use super::check::{CheckError, CheckedBlock, Loss, losses};
 use super::open::replay_frame;
-use super::snapshot::{Inbox, inboxes};
+use super::snapshot::{InboxSnapshot, inboxes};
 use crate::ledger::{Changes, Checkpoint, Ledger, Replay};
 use crate::log::disk::check::RepairError;
 use crate::log::disk::salvage::{Lost, Rebuild, Salvage};
@@ -33,7 +33,7 @@ pub(crate) struct SalvagedStore {
 /// An inbox that is at least partly readable.
 #[derive(Debug, Clone)]
 pub(crate) struct SalvagedInbox {
-    pub(crate) inbox: Inbox,
+    pub(crate) inbox: InboxSnapshot,
     pub(crate) losses: Vec<Loss>,
 }
 
@@ -82,8 +82,9 @@ impl SalvagedStore {
                 Err(damaged) => damaged.first,
             };
             let before = std::iter::from_fn(|| gaps.next_if(|gap| gap.first <= first));
-            let found =
-                found.ok().filter(|block| matches!(Piece::from(Ok(block.clone())), Piece::Whole { .. }));
+            let found = found
+                .ok()
+                .filter(|block| matches!(CheckedBlock::from(Ok(block.clone())), CheckedBlock::Whole { .. }));
             let flow = before.chain(found).try_for_each(&mut *visit);
             is_ended = flow.is_break();
             flow
@@ -95,16 +96,16 @@ impl SalvagedStore {
     }
 
     /// Determines the losses of an inbox, and its end.
-    fn measure(&self, mut inbox: Inbox) -> Result<SalvagedInbox, ReadError> {
+    fn measure(&self, mut inbox: InboxSnapshot) -> Result<SalvagedInbox, ReadError> {
         let mut pieces = Vec::new();
         let id = inbox.entry.account.incarnation;
         self.log.visit(id, inbox.cursor.sequence.0, &mut |found| {
-            pieces.push(Piece::from(found));
+            pieces.push(CheckedBlock::from(found));
             ControlFlow::Continue(())
         })?;
         // The record of the last position may be lost.
         for piece in &pieces {
-            if let Piece::Whole { end, .. } = piece
+            if let CheckedBlock::Whole { end, .. } = piece
                 && end.sequence > inbox.tail.sequence
             {
                 inbox.tail = *end;

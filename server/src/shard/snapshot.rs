@@ -17,14 +17,14 @@ const PAGE: ReadLimit = ReadLimit { messages: 1024, bytes: 1024 * 1024 };
 
 /// A store that is open for reading only.
 #[derive(Debug)]
-pub(crate) struct Snapshot {
+pub(crate) struct StoreSnapshot {
     ledger: Ledger,
-    pub(super) log: snapshot::Snapshot,
+    pub(super) log: snapshot::LogSnapshot,
 }
 
 /// An account and its inbox.
 #[derive(Debug, Clone)]
-pub(crate) struct Inbox {
+pub(crate) struct InboxSnapshot {
     pub(crate) entry: AccountEntry,
     /// The position of the last acknowledged message.
     pub(crate) cursor: Position,
@@ -32,17 +32,17 @@ pub(crate) struct Inbox {
     pub(crate) tail: Position,
 }
 
-impl Snapshot {
+impl StoreSnapshot {
     /// Opens the store in an existing folder.
     pub(crate) fn open(folder: &Path) -> Result<Self, OpenError> {
         let mut replay = Replay::new(ShardConfig::UNBOUNDED.limits());
         let log =
-            snapshot::Snapshot::open(folder, &mut |records| replay_frame(&mut replay, folder, records))?;
+            snapshot::LogSnapshot::open(folder, &mut |records| replay_frame(&mut replay, folder, records))?;
         Ok(Self { ledger: replay.finish(0), log })
     }
 
     /// Returns the inboxes in the order of their names.
-    pub(crate) fn inboxes(&self) -> Vec<Inbox> {
+    pub(crate) fn inboxes(&self) -> Vec<InboxSnapshot> {
         inboxes(&self.ledger)
     }
 
@@ -53,9 +53,10 @@ impl Snapshot {
 }
 
 /// Returns the inboxes of a ledger in the order of their names.
-pub(super) fn inboxes(ledger: &Ledger) -> Vec<Inbox> {
+pub(super) fn inboxes(ledger: &Ledger) -> Vec<InboxSnapshot> {
     let inboxes = ledger.inboxes();
-    let mut inboxes: Vec<_> = inboxes.map(|(entry, cursor, tail)| Inbox { entry, cursor, tail }).collect();
+    let mut inboxes: Vec<_> =
+        inboxes.map(|(entry, cursor, tail)| InboxSnapshot { entry, cursor, tail }).collect();
     inboxes.sort_by(|a, b| a.entry.account.name.cmp(&b.entry.account.name));
     inboxes
 }

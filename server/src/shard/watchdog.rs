@@ -7,7 +7,7 @@ use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::in_flight::InFlight;
+use super::in_flight::AnswersInFlight;
 use super::queue::Queue;
 
 /// Deadlines of a commit.
@@ -83,7 +83,7 @@ impl Progress {
 pub(super) struct Watched {
     pub(super) progress: Arc<Progress>,
     pub(super) queue: Arc<Queue>,
-    pub(super) in_flight: Arc<InFlight>,
+    pub(super) in_flight: Arc<AnswersInFlight>,
 }
 
 /// The thread of the watchdog. Dropping it ends it.

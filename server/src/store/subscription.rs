@@ -7,13 +7,14 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use futures::task::AtomicWaker;
 
 use super::{Account, Message, Position};
+use crate::sync::Mutex;
 
 /// The most messages that are buffered for one subscription.
 pub const BUFFERED_MESSAGES_MAX: usize = 256;
@@ -155,7 +156,7 @@ impl Subscription {
     /// Returns whether new messages are buffered.
     #[cfg(test)]
     pub(crate) fn is_following(&self) -> bool {
-        self.events.buffer.lock().following
+        self.events.buffer.state.lock().following
     }
 
     /// Polls for the next event.
@@ -169,7 +170,7 @@ impl Subscription {
 impl Events {
     /// Takes the next event, if there is one. An end precedes all other events, and stays.
     pub fn next_event(&mut self) -> Option<Event> {
-        let mut state = self.buffer.lock();
+        let mut state = self.buffer.state.lock();
         if let Some(end) = state.end {
             return Some(Event::Ended(end));
         }
@@ -186,7 +187,7 @@ impl Events {
     /// Starts to buffer new messages, until the buffer overflows. Called before the store is
     /// read, so that no message is missed in between.
     pub fn follow(&mut self) {
-        let mut state = self.buffer.lock();
+        let mut state = self.buffer.state.lock();
         state.following = true;
         state.lag_taken = false;
     }
@@ -200,7 +201,7 @@ impl Events {
     /// Returns the end, if there is one. Takes no lock otherwise.
     #[must_use]
     pub fn end(&self) -> Option<End> {
-        if self.buffer.is_ended() { self.buffer.lock().end } else { None }
+        if self.buffer.is_ended() { self.buffer.state.lock().end } else { None }
     }
 }
 
@@ -225,7 +226,7 @@ impl Drop for Events {
 impl Publisher {
     /// Publishes new messages, in order of their numbers.
     pub fn appended(&self, messages: impl IntoIterator<Item = Arc<Message>>) {
-        let mut state = self.buffer.lock();
+        let mut state = self.buffer.state.lock();
         if state.end.is_some() || !state.following {
             return;
         }
@@ -246,7 +247,7 @@ impl Publisher {
     /// Marks the subscription as lagging: messages may have been stored that were not
     /// published.
     pub fn lagged(&self) {
-        let mut state = self.buffer.lock();
+        let mut state = self.buffer.state.lock();
         state.clear();
         state.lag_taken = false;
         drop(state);
@@ -288,14 +289,9 @@ impl Publisher {
 }
 
 impl SubscriptionBuffer {
-    fn lock(&self) -> MutexGuard<'_, BufferState> {
-        // Nothing panics while the lock is held.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// The first end counts.
     fn end(&self, end: End) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.end.get_or_insert(end);
         state.clear();
         self.ended.store(true, Ordering::Release);

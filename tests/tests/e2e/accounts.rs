@@ -441,6 +441,17 @@ fn finish(mut command: Command, _file: Option<tempfile::NamedTempFile>) -> Resul
 }
 
 #[tokio::test]
+async fn new_name_with_reserved_first_character_is_refused() {
+    let (_server, mut wire) = start(Front::Native, Harkd::builder()).await;
+    for user in ["(anonymous)", "#room"] {
+        for password in [None, Some("secret")] {
+            wire.refused(create(user, password), Code::BadName).await;
+        }
+    }
+    assert_eq!(listed(&mut wire, "").await.0, []);
+}
+
+#[tokio::test]
 async fn operator_manages_accounts_of_a_stopped_server() {
     let (mut server, mut wire) = start(Front::Native, Harkd::builder()).await;
     wire.create("eve").await;

@@ -210,7 +210,7 @@ impl Document {
         // ./test has installed these packages.
         let generate: Vec<&str> = commands.lines().filter(|line| !line.starts_with("pip install ")).collect();
         assert_eq!(generate.len(), 1, "{commands}");
-        std::os::unix::fs::symlink(root().join("server"), document.folder.path().join("server")).unwrap();
+        std::os::unix::fs::symlink(root().join("grpc"), document.folder.path().join("grpc")).unwrap();
         let mut shell = Command::new("sh");
         shell.args(["-ec", &generate.concat()]).current_dir(&document.folder);
         let path = std::env::var("PATH").unwrap();

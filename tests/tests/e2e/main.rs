@@ -19,6 +19,7 @@ mod cluster_crash;
 mod cluster_start;
 mod crash;
 mod damage;
+mod examples;
 mod failover;
 mod faults;
 mod floods;

@@ -7,6 +7,13 @@ mod workloads;
 use std::io::Write as _;
 use std::process::ExitCode;
 
+/// Jemalloc returns the memory of a burst to the system on a background thread,
+/// within ten seconds. The system's allocator keeps all pages below the highest
+/// small block that it holds.
+#[cfg(feature = "jemalloc")]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 const HELP: &str = "\
 A Maelstrom node: one message a line on stdin, answers on stdout, a log on stderr.
 

@@ -90,7 +90,7 @@ fn a_mute_node_is_mute_until_it_restarts() {
     let asked = cluster.send(client, "n1", "shower", &json!({"dest": "n9", "count": 1, "pause_ms": 0}));
     assert_eq!(cluster.wait::<()>(asked).unwrap_err().code, ErrorCode::Timeout);
     assert!(cluster.is_node_mute("n1") && !cluster.is_node_mute("n2"));
-    assert_eq!((lost(&cluster, Loss::Nobody), lost(&cluster, Loss::Mute)), (1, 1));
+    assert_eq!((lost(&cluster, Loss::UnknownDestination), lost(&cluster, Loss::Mute)), (1, 1));
     let error: Error = cluster.call::<Json>(client, "n1", "numbers", &()).unwrap_err();
     assert_eq!((error.code, lost(&cluster, Loss::Mute)), (ErrorCode::Timeout, 2));
     cluster.apply(Event::crash("n1"));

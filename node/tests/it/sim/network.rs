@@ -237,5 +237,5 @@ fn a_client_of_an_unknown_party_gets_error_1() {
     for nobody in ["n01", "n0", "n+1", "c2", "lin-kv2", ""] {
         assert_eq!(cluster.call::<Json>(client, nobody, "x", &()).unwrap_err().code, ErrorCode::NodeNotFound);
     }
-    assert_eq!(cluster.journal().stats(..).lost(Loss::Nobody), 7);
+    assert_eq!(cluster.journal().stats(..).lost(Loss::UnknownDestination), 7);
 }

@@ -5,34 +5,13 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::time::Duration;
 
 use hark_node::sim;
-use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::graph::{Graph, below};
-use super::storm::Storm;
+use super::graph::Graph;
+use super::txn::{self, Txn, txn};
 use super::txn_list_append;
-
-const KEYS: u64 = 4;
-
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Op(String, i64, Value);
-
-#[derive(Debug, Deserialize)]
-struct TxnOk {
-    txn: Vec<Op>,
-}
-
-/// A transaction that has happened, or may have.
-#[derive(Debug)]
-struct Txn {
-    began: Duration,
-    /// `None` if it is unknown whether it has happened; its reads are unknown.
-    ended: Option<Duration>,
-    ops: Vec<Op>,
-}
 
 impl Txn {
     fn appends(&self) -> impl Iterator<Item = (i64, i64)> {
@@ -59,44 +38,8 @@ impl Txn {
     }
 }
 
-/// A transaction of one to four operations; each appended value is unique.
-fn request(number: i64) -> Vec<Op> {
-    let count = u64::try_from(1 + below(4, number, 0)).unwrap();
-    (1..=count)
-        .map(|counter| {
-            let key = below(KEYS, number, counter * 2);
-            if below(2, number, counter * 2 + 1) == 0 {
-                Op("r".into(), key, Value::Null)
-            } else {
-                Op("append".into(), key, json!(number * 10 + i64::try_from(counter).unwrap()))
-            }
-        })
-        .collect()
-}
-
 pub(super) fn lists_are_strict_serializable(seeds: Range<u64>) {
-    sim::check(seeds, |seed| {
-        let mut storm = Storm::new(txn_list_append::program, seed);
-        let operations = storm.ask(|number| ("txn", json!({ "txn": request(number) })));
-        storm.answered(&operations);
-        let mut history = Vec::new();
-        for (number, operation) in (0..).zip(&operations) {
-            let (began, ended) = storm.cluster.span(*operation).unwrap();
-            match storm.cluster.poll::<TxnOk>(*operation) {
-                Some(Ok(TxnOk { txn })) => history.push(Txn { began, ended, ops: txn }),
-                Some(Err(error)) if error.code.is_definite() => {}
-                _ => history.push(Txn { began, ended: None, ops: request(number) }),
-            }
-        }
-        let all: Vec<_> = (0..i64::try_from(KEYS).unwrap()).map(|key| json!(["r", key, null])).collect();
-        for node in storm.cluster.node_ids() {
-            let client = storm.cluster.client();
-            let began = storm.cluster.now();
-            let read: TxnOk = storm.cluster.call(client, &node, "txn", &json!({ "txn": all })).unwrap();
-            history.push(Txn { began, ended: Some(storm.cluster.now()), ops: read.txn });
-        }
-        check(&history);
-    });
+    sim::check(seeds, |seed| check(&txn::run(txn_list_append::program, "append", seed).txns));
 }
 
 /// Panics unless a history is strict serializable. Its last transaction reads
@@ -147,13 +90,6 @@ fn check(history: &[Txn]) {
         "no order: {:#?}",
         cycle.iter().map(|place| &history[*place]).collect::<Vec<_>>()
     );
-}
-
-/// A transaction from one second to another.
-fn txn(began: u64, ended: u64, ops: &Value) -> Txn {
-    let seconds = Duration::from_secs;
-    let ops = serde_json::from_value(ops.clone()).unwrap();
-    Txn { began: seconds(began), ended: Some(seconds(ended)), ops }
 }
 
 #[test]

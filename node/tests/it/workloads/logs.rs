@@ -30,7 +30,7 @@ struct ListOk {
     offsets: BTreeMap<String, u64>,
 }
 
-/// What a request asks, by its number.
+/// The content of a request, by its number.
 #[derive(Debug, Clone, Copy)]
 enum Asked {
     Send,
@@ -58,7 +58,7 @@ struct Known {
     offset: u64,
 }
 
-/// What a history shows of one key.
+/// The evidence of a history about one key.
 #[derive(Debug, Default)]
 struct Log {
     /// The message at each offset, from any reply.
@@ -98,7 +98,7 @@ impl Log {
         for list in &self.listed {
             let before = self.committed.iter().chain(&self.listed).filter(|known| known.ended < list.began);
             before.for_each(|known| assert!(known.offset <= list.offset, "went back: {known:?} {list:?}"));
-            assert!(self.attempted.contains(&list.offset), "nobody has committed {list:?}");
+            assert!(self.attempted.contains(&list.offset), "no client has committed {list:?}");
         }
     }
 }

@@ -1,5 +1,5 @@
 //! The standard workloads, each on a simulated cluster with loss, duplication,
-//! reordering, partitions and crashes: for ten seeds, and in the long run for a
+//! reordering, partitions and crashes: for three seeds, and in the long run for a
 //! hundred.
 
 mod cuts;
@@ -10,6 +10,7 @@ mod registers;
 mod storm;
 mod targets;
 mod transactions;
+mod txn;
 
 #[path = "../../../examples/broadcast.rs"]
 #[expect(dead_code, reason = "a test needs no `main`")]
@@ -57,10 +58,10 @@ use transactions::registers_are_read_committed;
 macro_rules! for_seeds {
     ($($test:ident),+ $(,)?) => {
         mod short {
-            $(#[test] fn $test() { super::$test(0..10); })+
+            $(#[test] fn $test() { super::$test(0..3); })+
         }
         mod long {
-            $(#[test] fn $test() { super::$test(10..100); })+
+            $(#[test] fn $test() { super::$test(3..100); })+
         }
     };
 }
@@ -82,13 +83,13 @@ mod raft {
     mod short {
         #[test]
         fn registers_are_linearizable() {
-            super::super::registers_are_linearizable(0..20);
+            super::super::registers_are_linearizable(0..16);
         }
     }
     mod long {
         #[test]
         fn registers_are_linearizable() {
-            super::super::registers_are_linearizable(20..510);
+            super::super::registers_are_linearizable(16..510);
         }
         #[test]
         fn registers_stay_linearizable() {
@@ -214,7 +215,7 @@ fn check_counter<S: Default + 'static>(program: fn(&Node<S>), delta: fn(i64) -> 
 
 #[test]
 fn a_counter_that_all_can_reach_is_exact() {
-    sim::check(0..10, |seed| {
+    sim::check(0..3, |seed| {
         let mut cluster = Cluster::builder(pn_counter::program).nodes(5).seed(seed).duplication(0.5).build();
         let client = cluster.client();
         let ids = cluster.node_ids();

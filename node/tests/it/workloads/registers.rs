@@ -15,7 +15,7 @@ use serde_json::json;
 const REQUESTS: u64 = 150;
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// How long it is quiet before the last requests.
+/// The quiet time before the last requests.
 const SETTLE: Duration = Duration::from_millis(1500);
 
 /// The mean pause between two faults.
@@ -152,7 +152,7 @@ impl Run {
         histories
     }
 
-    /// How many requests were decided, and of how many.
+    /// Returns the numbers of decided and of all requests.
     pub(crate) fn decided(&self) -> (usize, usize) {
         let is_decided = |operation: &Operation| match self.cluster.poll::<Json>(*operation) {
             Some(Ok(_)) => true,

@@ -14,10 +14,10 @@ use super::broadcast::{self, State};
 
 const NODES: usize = 25;
 const LATENCY: Duration = Duration::from_millis(100);
-const REQUESTS: i64 = 2000;
+const REQUESTS: i64 = 1000;
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// When each message was seen by each node that has it.
+/// The times at which the nodes have seen each message.
 type Seen = Rc<RefCell<BTreeMap<i64, Vec<Duration>>>>;
 
 /// The program, with a look at each node's messages every 10 ms.

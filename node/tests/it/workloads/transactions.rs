@@ -5,71 +5,21 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use hark_node::sim;
-use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::graph::{Graph, below};
-use super::storm::Storm;
+use super::graph::Graph;
+use super::txn::{self, Op, Txn, txn};
 use super::txn_rw_register;
-
-const KEYS: u64 = 4;
-
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Op(String, i64, Value);
-
-#[derive(Debug, Deserialize)]
-struct TxnOk {
-    txn: Vec<Op>,
-}
-
-/// The operations of a transaction that has happened, or may have; of the
-/// latter the reads are unknown.
-#[derive(Debug)]
-struct Txn {
-    is_known: bool,
-    ops: Vec<Op>,
-}
-
-/// A transaction of one to four operations; each written value is unique.
-fn request(number: i64) -> Vec<Op> {
-    let count = u64::try_from(1 + below(4, number, 0)).unwrap();
-    (1..=count)
-        .map(|counter| {
-            let key = below(KEYS, number, counter * 2);
-            if below(2, number, counter * 2 + 1) == 0 {
-                Op("r".into(), key, Value::Null)
-            } else {
-                Op("w".into(), key, json!(number * 10 + i64::try_from(counter).unwrap()))
-            }
-        })
-        .collect()
-}
 
 pub(super) fn registers_are_read_committed(seeds: Range<u64>) {
     sim::check(seeds, |seed| {
-        let mut storm = Storm::new(txn_rw_register::program, seed);
-        let operations = storm.ask(|number| ("txn", json!({ "txn": request(number) })));
-        let answered = storm.answered(&operations);
+        let run = txn::run(txn_rw_register::program, "w", seed);
         // A node is down for 2 s of 30.
-        assert!(answered.len() > operations.len() * 9 / 10, "{} were answered", answered.len());
-        let mut history = Vec::new();
-        for (number, operation) in (0..).zip(&operations) {
-            match storm.cluster.poll::<TxnOk>(*operation) {
-                Some(Ok(TxnOk { txn })) => history.push(Txn { is_known: true, ops: txn }),
-                Some(Err(error)) if error.code.is_definite() => {}
-                _ => history.push(Txn { is_known: false, ops: request(number) }),
-            }
-        }
-        let all: Vec<_> = (0..i64::try_from(KEYS).unwrap()).map(|key| json!(["r", key, null])).collect();
-        let mut last = BTreeSet::new();
-        for node in storm.cluster.node_ids() {
-            let client = storm.cluster.client();
-            let read: TxnOk = storm.cluster.call(client, &node, "txn", &json!({ "txn": all })).unwrap();
-            last.insert(json!(read.txn).to_string());
-            history.push(Txn { is_known: true, ops: read.txn });
-        }
+        assert!(run.answered > run.asked * 9 / 10, "{} of {} were answered", run.answered, run.asked);
+        let last = run.txns.iter().rev().take(run.cluster.node_ids().len());
+        let last: BTreeSet<_> = last.map(|txn| json!(txn.ops).to_string()).collect();
         assert_eq!(last.len(), 1, "the nodes do not agree: {last:?}");
-        check(&history);
+        check(&run.txns);
     });
 }
 
@@ -87,7 +37,7 @@ fn check(history: &[Txn]) {
         }
     }
     let mut graph = Graph::new(history.len());
-    for (place, txn) in history.iter().enumerate().filter(|(_, txn)| txn.is_known) {
+    for (place, txn) in history.iter().enumerate().filter(|(_, txn)| txn.ended.is_some()) {
         // What the transaction itself has written, or read, last.
         let (mut written, mut seen) = (BTreeMap::new(), BTreeMap::new());
         for Op(function, key, value) in &txn.ops {
@@ -99,7 +49,7 @@ fn check(history: &[Txn]) {
             } else if let Some(own) = written.get(key) {
                 assert_eq!(own, value, "a transaction does not see its own write: {txn:?}");
             } else if let Some(value) = value.as_i64() {
-                let (writer, is_last) = *writers.get(&(*key, value)).expect("a value that nobody wrote");
+                let (writer, is_last) = *writers.get(&(*key, value)).expect("a value that was never written");
                 assert!(is_last, "a read sees the middle of a transaction: {txn:?}");
                 graph.add(writer, place);
                 seen.insert(*key, writer);
@@ -114,33 +64,29 @@ fn check(history: &[Txn]) {
     );
 }
 
-fn txn(ops: &Value) -> Txn {
-    Txn { is_known: true, ops: serde_json::from_value(ops.clone()).unwrap() }
-}
-
 #[test]
 fn read_committed_registers_pass() {
     check(&[
-        txn(&json!([["w", 1, 1], ["w", 1, 2], ["r", 1, 2]])),
-        txn(&json!([["r", 1, null], ["r", 2, 3]])),
-        txn(&json!([["r", 1, 2], ["w", 1, 4], ["w", 2, 3]])),
+        txn(0, 1, &json!([["w", 1, 1], ["w", 1, 2], ["r", 1, 2]])),
+        txn(0, 1, &json!([["r", 1, null], ["r", 2, 3]])),
+        txn(0, 1, &json!([["r", 1, 2], ["w", 1, 4], ["w", 2, 3]])),
     ]);
 }
 
 #[test]
 #[should_panic(expected = "the middle of a transaction")]
 fn intermediate_reads_are_found() {
-    check(&[txn(&json!([["w", 1, 1], ["w", 1, 2]])), txn(&json!([["r", 1, 1]]))]);
+    check(&[txn(0, 1, &json!([["w", 1, 1], ["w", 1, 2]])), txn(0, 1, &json!([["r", 1, 1]]))]);
 }
 
 #[test]
 #[should_panic(expected = "no order")]
 fn circular_information_is_found() {
-    check(&[txn(&json!([["w", 1, 1], ["r", 2, 2]])), txn(&json!([["w", 2, 2], ["r", 1, 1]]))]);
+    check(&[txn(0, 1, &json!([["w", 1, 1], ["r", 2, 2]])), txn(0, 1, &json!([["w", 2, 2], ["r", 1, 1]]))]);
 }
 
 #[test]
-#[should_panic(expected = "a value that nobody wrote")]
+#[should_panic(expected = "a value that was never written")]
 fn invented_values_are_found() {
-    check(&[txn(&json!([["r", 1, 1]]))]);
+    check(&[txn(0, 1, &json!([["r", 1, 1]]))]);
 }

@@ -1,186 +1,108 @@
-//! The start of each command. The parent module decides when a command starts and
-//! sends its reply.
+//! The commands that take time, as operations. An operation gets the identity of its
+//! connection at its start and results in a change, which the connection applies; it
+//! knows no connection.
 
-use std::future::Future;
+use std::future::{Future, ready};
 use std::net::IpAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use bytestring::ByteString;
 use hark_protocol::limits::VERSION;
-use hark_protocol::{Code, OkFields, Password, Refusal, Reply, Request, RequestId, SessionToken, UserName};
+use hark_protocol::{Code, Password, Refusal, Reply, Request, SessionToken, UserName};
 
-use super::{Answer, ClientConnection, Done, SendSession};
-use crate::chat::{Fault, ROOM_UNITS, UNIT_BYTES, now_ms};
-use crate::store::{Append, Pending, SendId, Unavailable};
+use crate::chat::accounts::Authenticated;
+use crate::chat::send_sessions::OpenSession;
+use crate::chat::shutdown::ShutdownSignal;
+use crate::chat::{Chat, Fault};
+use crate::store::{Append, Created, Pending, Subscription, Unavailable};
 
-/// The initial capacity of a burst of sends.
-const BURST_SENDS: usize = 8;
+/// A command in progress.
+pub(super) type Operation = Pin<Box<dyn Future<Output = Result<Done, Fault>> + Send>>;
 
-impl ClientConnection {
-    /// Starts the waiting request, if every earlier one is answered.
-    pub(super) fn start_waiting(&mut self) {
-        if self.operation.is_some() || !self.answers.is_empty() {
-            return;
-        }
-        let Some((id, request)) = self.waiting.take().map(|waiting| *waiting) else { return };
+/// The result of an [`Operation`], to be applied to the connection.
+pub(super) enum Done {
+    Replies(Vec<Reply>),
+    Reply(Reply),
+    Hello(OpenSession),
+    NoSession(Fault),
+    LoggedIn(Authenticated),
+    LoggedOut,
+    Receiving(Authenticated, Subscription),
+    Creating(UserName, Pending<Created>),
+    RoomFor(Box<Append>),
+}
+
+/// The connection of a command, as it is at the start.
+pub(super) struct CommandContext {
+    pub(super) chat: Arc<Chat>,
+    pub(super) address: IpAddr,
+    pub(super) user: Option<Authenticated>,
+    pub(super) shutdown: Arc<ShutdownSignal>,
+}
+
+impl CommandContext {
+    /// Starts a request.
+    pub(super) fn start(self, request: Request) -> Operation {
         match request {
-            Request::Hello { version, session } => self.hello(id, version, session),
-            Request::Create { user, password } => self.create(id, user, password),
-            Request::Login { user, password } => self.login(id, user, password),
-            Request::Connect { user, password } => self.connect(id, user, password),
-            Request::Disconnect => self.disconnect(id),
-            Request::Password { user, old, new } => self.set_password(id, user, old, new),
-            Request::Delete { user, password } => self.delete(id, user, password),
-            Request::List { pattern } => self.list(id, pattern),
-            // Handled at once; they never wait.
-            Request::Send { .. } | Request::Ack { .. } | Request::Ping => {}
-        }
-    }
-
-    fn start(
-        &mut self,
-        id: Option<RequestId>,
-        operation: impl Future<Output = Result<Done, Fault>> + Send + 'static,
-    ) {
-        self.operation = Some((id, Box::pin(operation)));
-    }
-
-    fn hello(&mut self, id: Option<RequestId>, version: u32, session: SessionToken) {
-        if version != VERSION {
-            let refusal = Refusal::new(Code::BadRequest, "this server speaks version 1 of the protocol");
-            return self.refuse_hello(id, refusal);
-        }
-        let (sessions, shutdown) = (Arc::clone(&self.chat.send_sessions), Arc::clone(&self.shutdown));
-        let from = self.network();
-        self.start(id, async move {
-            Ok(sessions.open(session, from, shutdown).await.map_or_else(Done::NoSession, Done::Hello))
-        });
-    }
-
-    /// Creates an account without a password, pipelined.
-    pub(super) fn create_open(&mut self, id: Option<RequestId>, user: UserName) {
-        if let Err(fault) = self.chat.check_password_required(false) {
-            return self.answer(id, Answer::Reply(fault.into()));
-        }
-        // If the budget is exhausted, the request waits instead.
-        let Ok(room) = Arc::clone(&self.chat.room).try_acquire_owned() else {
-            self.waiting = Some((id, Request::Create { user, password: None }).into());
-            return;
-        };
-        let created = self.chat.store.create(&user, None);
-        self.answer(id, Answer::Created { user, created, _room: Some(room) });
-    }
-
-    fn create(&mut self, id: Option<RequestId>, user: UserName, password: Option<Password>) {
-        let (chat, address, by) = (Arc::clone(&self.chat), self.address, self.user.clone());
-        self.start(id, async move {
-            let created = chat.create(address, by.as_ref(), &user, password).await?;
-            Ok(Done::Creating(user, created))
-        });
-    }
-
-    fn login(&mut self, id: Option<RequestId>, user: UserName, password: Option<Password>) {
-        let (chat, address) = (Arc::clone(&self.chat), self.address);
-        self.start(id, async move { chat.login(address, user, password).await.map(Done::LoggedIn) });
-    }
-
-    fn connect(&mut self, id: Option<RequestId>, user: UserName, password: Option<Password>) {
-        let (chat, address) = (Arc::clone(&self.chat), self.address);
-        self.start(id, async move {
-            let (authenticated, receiver) = chat.receive(address, user, password).await?;
-            Ok(Done::Receiving(authenticated, receiver))
-        });
-    }
-
-    fn disconnect(&mut self, id: Option<RequestId>) {
-        self.user = None;
-        self.stop_receiving();
-        self.answer(id, Answer::Reply(Reply::Ok(OkFields::none())));
-    }
-
-    fn set_password(&mut self, id: Option<RequestId>, user: UserName, old: Option<Password>, new: Password) {
-        let (chat, address, by) = (Arc::clone(&self.chat), self.address, self.user.clone());
-        self.start(id, async move {
-            chat.set_password(address, by.as_ref(), user, old, new).await.map(Done::Reply)
-        });
-    }
-
-    fn delete(&mut self, id: Option<RequestId>, user: UserName, password: Option<Password>) {
-        let (chat, address, by) = (Arc::clone(&self.chat), self.address, self.user.clone());
-        self.start(
-            id,
-            async move { chat.delete(address, by.as_ref(), user, password).await.map(Done::Reply) },
-        );
-    }
-
-    fn list(&mut self, id: Option<RequestId>, pattern: Option<ByteString>) {
-        let (chat, address, by) = (Arc::clone(&self.chat), self.address, self.user.clone());
-        self.start(id, async move {
-            chat.may_list(by.as_ref()).await?;
-            chat.list(address, pattern).await.map(Done::Replies)
-        });
-    }
-
-    /// Sends a message, pipelined. Waits for room in the budget if there is none.
-    pub(super) fn send(&mut self, id: Option<RequestId>, to: UserName, text: ByteString) {
-        let rules = &self.chat.rules;
-        let refusal = if rules.require_password && self.user.is_none() {
-            Some(Code::Denied)
-        } else if text.len() > rules.text_bytes_max() {
-            Some(Code::TooLarge)
-        } else {
-            None
-        };
-        let send_id =
-            self.send_session.as_ref().zip(id).map(|(session, id)| session.send_id(id, self.network()));
-        let append = Append {
-            to,
-            sender: self.account().cloned(),
-            from_nobody: !rules.require_password,
-            // A burst has one time.
-            time_ms: self.sends.last().map_or_else(now_ms, |(send, _)| send.time_ms),
-            send_id,
-            refusal,
-            fence: self.fence().clone(),
-            permit: None,
-            text,
-        };
-        let units = units(&append.text);
-        match Arc::clone(&self.chat.room).try_acquire_many_owned(units) {
-            Ok(permit) => self.append(id, Append { permit: Some(permit), ..append }),
-            Err(_) => {
-                let room = Arc::clone(&self.chat.room);
-                self.start(id, async move {
-                    let permit = room.acquire_many_owned(units).await.map_err(|_| Unavailable)?;
-                    Ok(Done::RoomFor(Box::new(Append { permit: Some(permit), ..append })))
-                });
+            Request::Hello { version, session } => Box::pin(self.hello(version, session)),
+            Request::Create { user, password } => Box::pin(self.create(user, password)),
+            Request::Login { user, password } => Box::pin(self.login(user, password)),
+            Request::Connect { user, password } => Box::pin(self.connect(user, password)),
+            Request::Password { user, old, new } => Box::pin(self.set_password(user, old, new)),
+            Request::Delete { user, password } => Box::pin(self.delete(user, password)),
+            Request::List { pattern } => Box::pin(self.list(pattern)),
+            Request::Disconnect => Box::pin(ready(Ok(Done::LoggedOut))),
+            // The connection answers these at once.
+            Request::Send { .. } | Request::Ack { .. } | Request::Ping => {
+                Box::pin(ready(Ok(Done::Replies(Vec::new()))))
             }
         }
     }
 
-    /// Adds a message that has its permit to the burst for the store.
-    pub(super) fn append(&mut self, id: Option<RequestId>, append: Append) {
-        let to = append.to.clone();
-        let (completer, outcome) = Pending::new();
-        if self.sends.is_empty() {
-            self.sends.reserve(BURST_SENDS);
+    async fn hello(self, version: u32, session: SessionToken) -> Result<Done, Fault> {
+        if version != VERSION {
+            let refusal = Refusal::new(Code::BadRequest, "this server speaks version 1 of the protocol");
+            return Ok(Done::NoSession(refusal.into()));
         }
-        self.sends.push((append, completer));
-        self.answer(id, Answer::Sent { to, outcome });
+        let from = self.chat.network(self.address);
+        let opened = self.chat.send_sessions.open(session, from, self.shutdown).await;
+        Ok(opened.map_or_else(Done::NoSession, Done::Hello))
+    }
+
+    async fn create(self, user: UserName, password: Option<Password>) -> Result<Done, Fault> {
+        let created = self.chat.create(self.address, self.user.as_ref(), &user, password).await?;
+        Ok(Done::Creating(user, created))
+    }
+
+    async fn login(self, user: UserName, password: Option<Password>) -> Result<Done, Fault> {
+        self.chat.login(self.address, user, password).await.map(Done::LoggedIn)
+    }
+
+    async fn connect(self, user: UserName, password: Option<Password>) -> Result<Done, Fault> {
+        let (authenticated, subscription) = self.chat.receive(self.address, user, password).await?;
+        Ok(Done::Receiving(authenticated, subscription))
+    }
+
+    async fn set_password(self, user: UserName, old: Option<Password>, new: Password) -> Result<Done, Fault> {
+        self.chat.set_password(self.address, self.user.as_ref(), user, old, new).await.map(Done::Reply)
+    }
+
+    async fn delete(self, user: UserName, password: Option<Password>) -> Result<Done, Fault> {
+        self.chat.delete(self.address, self.user.as_ref(), user, password).await.map(Done::Reply)
+    }
+
+    async fn list(self, pattern: Option<ByteString>) -> Result<Done, Fault> {
+        self.chat.may_list(self.user.as_ref()).await?;
+        self.chat.list(self.address, pattern).await.map(Done::Replies)
     }
 }
 
-impl SendSession {
-    fn send_id(&self, id: RequestId, from: Option<IpAddr>) -> SendId {
-        let (session, in_order) = match self {
-            Self::Open(session) => (session.token(), true),
-            Self::Shared(session) => (session, false),
-        };
-        SendId { session: session.clone(), id, in_order, from }
-    }
-}
-
-/// Returns the units of the budget that a text takes.
-fn units(text: &str) -> u32 {
-    u32::try_from((1 + text.len() / UNIT_BYTES).min(ROOM_UNITS)).unwrap_or(u32::MAX)
+/// Waits for room in the budget for messages.
+pub(super) fn wait_for_room(chat: &Chat, append: Append) -> Operation {
+    let (room, units) = (Arc::clone(&chat.room), super::sends::units(&append.text));
+    Box::pin(async move {
+        let permit = room.acquire_many_owned(units).await.map_err(|_| Unavailable)?;
+        Ok(Done::RoomFor(Box::new(Append { permit: Some(permit), ..append })))
+    })
 }

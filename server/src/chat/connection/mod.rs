@@ -6,14 +6,15 @@
 //! requests wait for it.
 
 mod commands;
+mod sends;
 
 use std::collections::VecDeque;
-use std::future::Future;
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use bytestring::ByteString;
 use hark_protocol::limits::{SENDS_UNANSWERED_MAX, VERSION};
 use hark_protocol::{
     ByeReason, Code, Malformed, OkFields, Refusal, Reply, Request, RequestId, Sequence, SessionToken,
@@ -22,17 +23,15 @@ use hark_protocol::{
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
+use self::commands::{CommandContext, Done, Operation};
+use self::sends::{ConnectionSends, SendSession, units};
 use super::accounts::Authenticated;
 use super::inbox_reader::{InboxReader, Received};
 use super::rate_limiter::{RateLimiter, Throttle};
 use super::replies::{created_reply, sent_reply};
-use super::send_sessions::OpenSession;
 use super::shutdown::{Shutdown, ShutdownSignal};
 use super::{Chat, Fault, NeverPushed, audit};
-use crate::limit::network;
-use crate::store::{
-    Account, Append, Completer, Created, End, Fence, Message, Outcome, Pending, Subscription, Unavailable,
-};
+use crate::store::{Account, Append, Created, End, Message, Outcome, Pending, Unavailable};
 
 /// The output of a connection.
 #[derive(Debug)]
@@ -56,18 +55,11 @@ pub struct ClientConnection {
     shutdown: Arc<ShutdownSignal>,
     throttle: Throttle,
     user: Option<Authenticated>,
-    send_session: Option<Box<SendSession>>,
-    /// The fence of its sends, from the first on.
-    fence: Option<Fence>,
-    /// Whether a send of the session is undecided. The client repeats it and all later
-    /// ones, whatever their outcome.
-    is_undecided: bool,
+    sends: ConnectionSends,
     /// Whether no request has arrived yet, so that `hello` is allowed.
     is_fresh: bool,
-    /// The current burst of sends, passed to the store in one call.
-    sends: Vec<(Append, Completer<Outcome>)>,
     /// Pipelined answers, in the order of their requests.
-    answers: VecDeque<(Option<RequestId>, Answer)>,
+    answers: VecDeque<(Option<RequestId>, PendingReply)>,
     /// A request that waits until `answers` is empty.
     waiting: Option<Box<(Option<RequestId>, Request)>>,
     operation: Option<(Option<RequestId>, Operation)>,
@@ -75,14 +67,6 @@ pub struct ClientConnection {
     /// The end of the delivery, until `bye` goes out.
     ended: Option<End>,
     stage: ConnectionStage,
-}
-
-/// The session of a connection's sends.
-enum SendSession {
-    /// A session opened by `hello`: ids increase.
-    Open(OpenSession),
-    /// A session shared with other connections: ids come in any order.
-    Shared(SessionToken),
 }
 
 /// The stage of a connection.
@@ -98,7 +82,7 @@ enum ConnectionStage {
 }
 
 /// The answer to a pipelined request.
-enum Answer {
+enum PendingReply {
     Reply(Reply),
     Sent {
         to: UserName,
@@ -112,21 +96,6 @@ enum Answer {
     },
 }
 
-/// A command in progress.
-type Operation = Pin<Box<dyn Future<Output = Result<Done, Fault>> + Send>>;
-
-/// The result of an [`Operation`], to be applied to the connection.
-enum Done {
-    Replies(Vec<Reply>),
-    Reply(Reply),
-    Hello(OpenSession),
-    NoSession(Fault),
-    LoggedIn(Authenticated),
-    Receiving(Authenticated, Subscription),
-    Creating(UserName, Pending<Created>),
-    RoomFor(Box<Append>),
-}
-
 impl ClientConnection {
     /// Returns an anonymous connection from `address` that obeys `shutdown`.
     #[must_use]
@@ -137,11 +106,8 @@ impl ClientConnection {
             address,
             shutdown,
             user: None,
-            send_session: None,
-            fence: None,
-            is_undecided: false,
+            sends: ConnectionSends::default(),
             is_fresh: true,
-            sends: Vec::new(),
             answers: VecDeque::new(),
             waiting: None,
             operation: None,
@@ -160,8 +126,9 @@ impl ClientConnection {
     /// Sends in `session` without a `hello`. Any number of connections may send in it at
     /// the same time, with ids in any order.
     #[must_use]
-    pub fn in_session(self, session: SessionToken) -> Self {
-        Self { send_session: Some(SendSession::Shared(session).into()), ..self }
+    pub fn in_session(mut self, session: SessionToken) -> Self {
+        self.sends.set_session(SendSession::Shared(session));
+        self
     }
 
     /// Returns whether the next request can be handled. Until then it stays unread.
@@ -218,9 +185,9 @@ impl ClientConnection {
         }
         match request {
             Err(Malformed { refusal, is_hello: true }) => self.refuse_hello(id, refusal),
-            Err(malformed) => self.answer(id, Answer::Reply(Reply::NotOk(malformed.refusal))),
+            Err(malformed) => self.answer(id, PendingReply::Reply(Reply::NotOk(malformed.refusal))),
             Ok(Request::Ack { sequence }) => self.handle_ack(sequence),
-            Ok(Request::Ping) => self.answer(id, Answer::Reply(Reply::Ok(OkFields::none()))),
+            Ok(Request::Ping) => self.answer(id, PendingReply::Reply(Reply::Ok(OkFields::none()))),
             Ok(Request::Send { user, text }) => self.send(id, user, text),
             // The store may delay sends of an account.
             Ok(Request::Create { user, password: None })
@@ -235,12 +202,57 @@ impl ClientConnection {
         }
     }
 
+    /// Sends a message, pipelined. Waits for room in the budget if there is none.
+    fn send(&mut self, id: Option<RequestId>, to: UserName, text: ByteString) {
+        let rules = &self.chat.rules;
+        let refusal = if rules.require_password && self.user.is_none() {
+            Some(Code::Denied)
+        } else if text.len() > rules.text_bytes_max() {
+            Some(Code::TooLarge)
+        } else {
+            None
+        };
+        let append = Append {
+            to,
+            sender: self.account().cloned(),
+            from_nobody: !rules.require_password,
+            time_ms: self.sends.time_ms(),
+            send_id: self.sends.send_id(id, self.chat.network(self.address)),
+            refusal,
+            fence: self.sends.fence(self.shutdown.epoch()),
+            permit: None,
+            text,
+        };
+        match Arc::clone(&self.chat.room).try_acquire_many_owned(units(&append.text)) {
+            Ok(permit) => self.append(id, Append { permit: Some(permit), ..append }),
+            Err(_) => self.operation = Some((id, commands::wait_for_room(&self.chat, append))),
+        }
+    }
+
+    /// Adds a message that has its permit to the burst for the store.
+    fn append(&mut self, id: Option<RequestId>, append: Append) {
+        let to = append.to.clone();
+        let outcome = self.sends.push(append);
+        self.answer(id, PendingReply::Sent { to, outcome });
+    }
+
+    /// Creates an account without a password, pipelined.
+    fn create_open(&mut self, id: Option<RequestId>, user: UserName) {
+        if let Err(fault) = self.chat.check_new_account(&user, false) {
+            return self.answer(id, PendingReply::Reply(fault.into()));
+        }
+        // If the budget is exhausted, the request waits instead.
+        let Ok(room) = Arc::clone(&self.chat.room).try_acquire_owned() else {
+            self.waiting = Some((id, Request::Create { user, password: None }).into());
+            return;
+        };
+        let created = self.chat.store.create(&user, None);
+        self.answer(id, PendingReply::Created { user, created, _room: Some(room) });
+    }
+
     /// Passes the burst of sends to the store.
     pub fn flush_sends(&mut self) {
-        if !self.sends.is_empty() {
-            self.chat.store.append_all(&mut self.sends);
-            self.sends = Vec::new();
-        }
+        self.sends.flush(&*self.chat.store);
     }
 
     /// Acknowledges every push, for a framing without acknowledgements (classic).
@@ -334,11 +346,6 @@ impl ClientConnection {
         self.user = Some(authenticated);
     }
 
-    /// Returns the network of the peer, unless it is exempt from quotas.
-    fn network(&self) -> Option<IpAddr> {
-        (!self.chat.rules.rates.is_exempt(self.address)).then(|| network(self.address))
-    }
-
     /// Returns the account of the user.
     fn account(&self) -> Option<&Account> {
         self.user.as_ref().map(|authenticated| &authenticated.account)
@@ -354,7 +361,7 @@ impl ClientConnection {
         }
     }
 
-    fn answer(&mut self, id: Option<RequestId>, answer: Answer) {
+    fn answer(&mut self, id: Option<RequestId>, answer: PendingReply) {
         self.answers.push_back((id, answer));
     }
 
@@ -363,7 +370,7 @@ impl ClientConnection {
     fn refuse_hello(&mut self, id: Option<RequestId>, why: impl Into<Fault>) {
         let fault: Fault = why.into();
         self.end();
-        self.answer(id, Answer::Reply(fault.into()));
+        self.answer(id, PendingReply::Reply(fault.into()));
     }
 
     /// Ready with the reply to the oldest pipelined request, once it is decided.
@@ -373,8 +380,8 @@ impl ClientConnection {
         };
         let id = *id;
         let reply = match answer {
-            Answer::Reply(reply) => std::mem::replace(reply, Reply::Ok(OkFields::none())),
-            Answer::Created { user, created, .. } => match ready!(Pin::new(created).poll(cx)) {
+            PendingReply::Reply(reply) => std::mem::replace(reply, Reply::Ok(OkFields::none())),
+            PendingReply::Created { user, created, .. } => match ready!(Pin::new(created).poll(cx)) {
                 Ok(created) => {
                     if created == Created::Created {
                         audit::created(user, self.user.as_ref(), self.address);
@@ -383,8 +390,8 @@ impl ClientConnection {
                 }
                 Err(unavailable) => Fault::from(unavailable).into(),
             },
-            Answer::Sent { to, outcome } => match ready!(Pin::new(outcome).poll(cx)) {
-                Ok(_) if self.is_undecided => Fault::from(Unavailable).into(),
+            PendingReply::Sent { to, outcome } => match ready!(Pin::new(outcome).poll(cx)) {
+                Ok(_) if self.sends.is_undecided() => Fault::from(Unavailable).into(),
                 Ok(outcome) => {
                     if outcome == Outcome::Refused(Code::QueueFull) {
                         audit::queue_full(to, self.user.as_ref(), self.address);
@@ -392,7 +399,9 @@ impl ClientConnection {
                     sent_reply(outcome, to, self.chat.rules.text_bytes_max())
                 }
                 Err(unavailable) => {
-                    self.fence_off();
+                    if self.sends.fence_off() {
+                        self.end();
+                    }
                     Fault::from(unavailable).into()
                 }
             },
@@ -403,22 +412,6 @@ impl ClientConnection {
             self.answers = VecDeque::new();
         }
         Poll::Ready((id, reply))
-    }
-
-    /// Returns its fence, which is open at first.
-    fn fence(&mut self) -> &Fence {
-        let epoch = self.shutdown.epoch();
-        self.fence.get_or_insert_with(|| Fence::new(epoch))
-    }
-
-    /// Closes the fence after an undecided send of a session, so that no later send
-    /// overtakes its repeat.
-    fn fence_off(&mut self) {
-        if self.send_session.is_some() {
-            self.is_undecided = true;
-            self.fence().close();
-            self.end();
-        }
     }
 
     /// Polls for the next reply.
@@ -435,6 +428,21 @@ impl ClientConnection {
         }
     }
 
+    /// Starts the waiting request, if every earlier one is answered.
+    fn start_waiting(&mut self) {
+        if self.operation.is_some() || !self.answers.is_empty() {
+            return;
+        }
+        let Some((id, request)) = self.waiting.take().map(|waiting| *waiting) else { return };
+        let context = CommandContext {
+            chat: Arc::clone(&self.chat),
+            address: self.address,
+            user: self.user.clone(),
+            shutdown: Arc::clone(&self.shutdown),
+        };
+        self.operation = Some((id, context.start(request)));
+    }
+
     /// Ready when the operation has finished and its answer is queued.
     fn poll_operation(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some((id, operation)) = &mut self.operation else {
@@ -445,7 +453,7 @@ impl ClientConnection {
         self.operation = None;
         match done {
             Ok(done) => self.finish(id, done),
-            Err(fault) => self.answer(id, Answer::Reply(fault.into())),
+            Err(fault) => self.answer(id, PendingReply::Reply(fault.into())),
         }
         Poll::Ready(())
     }
@@ -454,15 +462,15 @@ impl ClientConnection {
         let reply = match done {
             Done::Reply(reply) => reply,
             Done::Replies(replies) => {
-                self.answers.extend(replies.into_iter().map(|reply| (id, Answer::Reply(reply))));
+                self.answers.extend(replies.into_iter().map(|reply| (id, PendingReply::Reply(reply))));
                 return;
             }
             Done::RoomFor(append) => return self.append(id, *append),
             Done::Creating(user, created) => {
-                return self.answer(id, Answer::Created { user, created, _room: None });
+                return self.answer(id, PendingReply::Created { user, created, _room: None });
             }
             Done::Hello(session) => {
-                self.send_session = Some(SendSession::Open(session).into());
+                self.sends.set_session(SendSession::Open(session));
                 Reply::Ok(OkFields::hello(VERSION, self.chat.rules.frame_bytes_max))
             }
             Done::NoSession(fault) => return self.refuse_hello(id, fault),
@@ -473,6 +481,11 @@ impl ClientConnection {
                 self.become_user(authenticated);
                 Reply::Ok(OkFields::none())
             }
+            Done::LoggedOut => {
+                self.user = None;
+                self.stop_receiving();
+                Reply::Ok(OkFields::none())
+            }
             Done::Receiving(authenticated, subscription) => {
                 let queued = subscription.queued();
                 self.become_user(authenticated);
@@ -481,7 +494,7 @@ impl ClientConnection {
                 Reply::Ok(OkFields::queued(queued))
             }
         };
-        self.answer(id, Answer::Reply(reply));
+        self.answer(id, PendingReply::Reply(reply));
     }
 
     fn poll_end(&mut self) -> Poll<Output> {

@@ -3,7 +3,7 @@
 
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures::Stream;
@@ -13,6 +13,7 @@ use tonic::Status;
 use super::Caller;
 use super::call::aborted;
 use crate::chat::ShutdownSignal;
+use crate::sync::Mutex;
 
 /// A stream that is dropped at the request to close its call, whether it is polled or
 /// not.
@@ -37,7 +38,7 @@ impl<S: Send + 'static> Abortable<S> {
             let requested = poll_fn(|cx| shutdown.poll_close(cx));
             if is_done.run_until_cancelled(requested).await.is_some() {
                 // Dropped outside the lock.
-                let stream = lock(&slot).take();
+                let stream = slot.lock().take();
                 drop(stream);
             }
         });
@@ -52,13 +53,9 @@ where
     type Item = Result<T, Status>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        match &mut *lock(&self.stream) {
+        match &mut *self.stream.lock() {
             Some(stream) => Pin::new(stream).poll_next(cx),
             None => Poll::Ready(Some(Err(aborted()))),
         }
     }
-}
-
-fn lock<S>(slot: &StreamSlot<S>) -> MutexGuard<'_, Option<S>> {
-    slot.lock().unwrap_or_else(PoisonError::into_inner)
 }

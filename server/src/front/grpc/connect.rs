@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use tonic::Status;
 use super::call::{Call, ended};
 use crate::chat::Output;
 use crate::front::delivery;
+use crate::sync::Mutex;
 
 /// The open `Connect` calls, by receipt.
 #[derive(Debug, Default)]
@@ -55,24 +56,14 @@ impl Receipts {
     /// # Errors
     /// [`Code::BadRequest`] if there is no such stream, or the message was not sent on it.
     pub(super) fn acknowledge(&self, receipt: &str, sequence: u64) -> Result<(), Refusal> {
-        let shared = self.lock().get(receipt).map(Arc::clone).ok_or_else(|| {
+        let shared = self.open.lock().get(receipt).map(Arc::clone).ok_or_else(|| {
             let explanation = "unknown receipt: its stream has ended, and unacknowledged messages come again";
             Refusal::new(Code::BadRequest, explanation)
         })?;
-        let acknowledged = shared.lock().connection.acknowledge(Sequence(sequence));
+        let acknowledged = shared.call.lock().connection.acknowledge(Sequence(sequence));
         acknowledged.map_err(|never_pushed| Refusal::new(Code::BadRequest, never_pushed.to_string()))?;
         shared.stream.wake();
         Ok(())
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<ReceiptState>>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl ReceiptState {
-    fn lock(&self) -> MutexGuard<'_, Call> {
-        self.call.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -82,7 +73,7 @@ impl DeliveryStream {
     pub(super) fn new(call: Call, queued: u64, receipts: &Arc<Receipts>, ack_timeout: Duration) -> Self {
         let receipt = format!("{:032x}", rand::random::<u128>());
         let shared = Arc::new(ReceiptState { call: Mutex::new(call), stream: AtomicWaker::new() });
-        receipts.lock().insert(receipt.clone(), Arc::clone(&shared));
+        receipts.open.lock().insert(receipt.clone(), Arc::clone(&shared));
         Self {
             connected: Some(Connected { queued, receipt: receipt.clone() }),
             receipt,
@@ -95,7 +86,7 @@ impl DeliveryStream {
 
     fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Event, Status>>> {
         self.shared.stream.register(cx.waker());
-        let mut call = self.shared.lock();
+        let mut call = self.shared.call.lock();
         if call.is_draining() {
             return call.poll_drained(cx).map(|()| None);
         }
@@ -130,6 +121,6 @@ impl Stream for DeliveryStream {
 
 impl Drop for DeliveryStream {
     fn drop(&mut self) {
-        self.receipts.lock().remove(&self.receipt);
+        self.receipts.open.lock().remove(&self.receipt);
     }
 }

@@ -67,7 +67,7 @@ impl ServiceStatus {
 
 #[tonic::async_trait]
 impl Health for HealthService {
-    type WatchStream = Watch;
+    type WatchStream = HealthWatch;
 
     async fn check(
         &self,
@@ -80,9 +80,9 @@ impl Health for HealthService {
         }
     }
 
-    async fn watch(&self, request: Request<HealthCheckRequest>) -> Result<Response<Watch>, Status> {
+    async fn watch(&self, request: Request<HealthCheckRequest>) -> Result<Response<HealthWatch>, Status> {
         let stopping = Caller::of(request.extensions())?.stopping.clone();
-        Ok(Response::new(Watch {
+        Ok(Response::new(HealthWatch {
             service: self.service_status(&request.get_ref().service),
             last: None,
             look: tokio::time::interval(POLL_INTERVAL),
@@ -94,7 +94,7 @@ impl Health for HealthService {
 /// The health of one service, at every change. Its last item is the shutdown of the
 /// server.
 #[derive(Debug)]
-pub(super) struct Watch {
+pub(super) struct HealthWatch {
     service: ServiceStatus,
     last: Option<ServingStatus>,
     look: Interval,
@@ -102,7 +102,7 @@ pub(super) struct Watch {
     stopping: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
 }
 
-impl Watch {
+impl HealthWatch {
     /// Returns the status if it has changed.
     fn change(&mut self) -> Option<HealthCheckResponse> {
         let status = self.service.status(self.stopping.is_none());
@@ -111,7 +111,7 @@ impl Watch {
     }
 }
 
-impl Stream for Watch {
+impl Stream for HealthWatch {
     type Item = Result<HealthCheckResponse, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use hark_grpc::helloworld::chat_server;
 use hark_grpc::helloworld::{Command, Response as Answer, User};
 use hark_grpc::status;
-use hark_protocol::{OkFields, Refusal, Reply, Request as Asked, RequestId, UserName};
+use hark_protocol::{OkFields, Refusal, Reply, Request as ChatRequest, RequestId, UserName};
 use tonic::{Extensions, Request, Response, Status};
 
 use super::Caller;
@@ -60,7 +60,7 @@ impl LegacyService {
         Ok(())
     }
 
-    async fn execute(&self, extensions: &Extensions, request: Asked) -> Result<Answer, Status> {
+    async fn execute(&self, extensions: &Extensions, request: ChatRequest) -> Result<Answer, Status> {
         let mut call = Call::new(&self.chat, extensions)?;
         match outcome(&mut call, request.clone()).await? {
             CommandOutcome::Refused(refusal) => Ok(refused(&refusal.explanation)),
@@ -109,7 +109,7 @@ fn shown(message: &Message) -> String {
 }
 
 /// Runs a command.
-async fn outcome(call: &mut Call, request: Asked) -> Result<CommandOutcome, Status> {
+async fn outcome(call: &mut Call, request: ChatRequest) -> Result<CommandOutcome, Status> {
     call.connection.handle(RequestId::new(1), Ok(request));
     let mut all = Vec::new();
     loop {
@@ -127,18 +127,18 @@ async fn outcome(call: &mut Call, request: Asked) -> Result<CommandOutcome, Stat
 }
 
 /// Returns the answer to a successful command.
-fn done(request: &Asked, fields: &OkFields, names: &[UserName]) -> Answer {
+fn done(request: &ChatRequest, fields: &OkFields, names: &[UserName]) -> Answer {
     match request {
-        Asked::Connect { user, .. } => {
+        ChatRequest::Connect { user, .. } => {
             Answer { message: format!("Connection successful for user {user}"), name: user.to_string() }
         }
-        Asked::Create { user, .. } => text(format!("User {user} created")),
-        Asked::Delete { user, .. } if fields.as_deleted() == Some(false) => {
+        ChatRequest::Create { user, .. } => text(format!("User {user} created")),
+        ChatRequest::Delete { user, .. } if fields.as_deleted() == Some(false) => {
             text(format!("There is no user {user}"))
         }
-        Asked::Delete { user, .. } => text(format!("User {user} deleted")),
-        Asked::Send { user, .. } => text(format!("Message sent to {user}")),
-        Asked::List { .. } => listed(fields, names),
+        ChatRequest::Delete { user, .. } => text(format!("User {user} deleted")),
+        ChatRequest::Send { user, .. } => text(format!("Message sent to {user}")),
+        ChatRequest::List { .. } => listed(fields, names),
         _ => text("The server is there"),
     }
 }
@@ -165,29 +165,29 @@ fn text(text: impl Into<String>) -> Answer {
 ///
 /// # Errors
 /// The explanation for the user.
-fn parse(line: &str) -> Result<Option<Asked>, String> {
+fn parse(line: &str) -> Result<Option<ChatRequest>, String> {
     let line = line.trim_start().trim_end_matches(['\r', '\n']);
     let (command, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
     let rest = rest.trim_start();
     let usage = |usage: &str| format!("usage: {usage}");
     let request = match (command, rest.trim_end()) {
         ("help", "") => return Ok(None),
-        ("ping", "") => Asked::Ping,
-        ("list", "") => Asked::List { pattern: None },
-        ("list", pattern) => Asked::List { pattern: Some(pattern.into()) },
+        ("ping", "") => ChatRequest::Ping,
+        ("list", "") => ChatRequest::List { pattern: None },
+        ("list", pattern) => ChatRequest::List { pattern: Some(pattern.into()) },
         ("create", user) => {
-            Asked::Create { user: one(user).ok_or_else(|| usage("create USER"))??, password: None }
+            ChatRequest::Create { user: one(user).ok_or_else(|| usage("create USER"))??, password: None }
         }
         ("connect", user) => {
-            Asked::Connect { user: one(user).ok_or_else(|| usage("connect USER"))??, password: None }
+            ChatRequest::Connect { user: one(user).ok_or_else(|| usage("connect USER"))??, password: None }
         }
         ("delete", user) => {
-            Asked::Delete { user: one(user).ok_or_else(|| usage("delete USER"))??, password: None }
+            ChatRequest::Delete { user: one(user).ok_or_else(|| usage("delete USER"))??, password: None }
         }
         ("send", _) => {
             // Trailing spaces belong to the text.
             let (user, text) = rest.split_once(' ').ok_or_else(|| usage("send USER TEXT"))?;
-            Asked::Send { user: name(user)?, text: text.into() }
+            ChatRequest::Send { user: name(user)?, text: text.into() }
         }
         ("help" | "ping", _) => return Err(usage(command)),
         ("login" | "disconnect" | "password", _) => {
@@ -216,20 +216,23 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(line: &str, expected: Asked) {
+    fn check(line: &str, expected: ChatRequest) {
         assert_eq!(parse(line), Ok(Some(expected)), "{line:?}");
     }
 
     #[test]
     fn lines_are_parsed_as_in_the_terminal() {
-        check("create bob\n", Asked::Create { user: user("bob"), password: None });
-        check(" connect  bob ", Asked::Connect { user: user("bob"), password: None });
-        check("delete bob", Asked::Delete { user: user("bob"), password: None });
-        check("list", Asked::List { pattern: None });
-        check("list ^b", Asked::List { pattern: Some("^b".into()) });
-        check("send bob hello there", Asked::Send { user: user("bob"), text: "hello there".into() });
-        check("send  bob  two  spaces \r\n", Asked::Send { user: user("bob"), text: " two  spaces ".into() });
-        check("ping", Asked::Ping);
+        check("create bob\n", ChatRequest::Create { user: user("bob"), password: None });
+        check(" connect  bob ", ChatRequest::Connect { user: user("bob"), password: None });
+        check("delete bob", ChatRequest::Delete { user: user("bob"), password: None });
+        check("list", ChatRequest::List { pattern: None });
+        check("list ^b", ChatRequest::List { pattern: Some("^b".into()) });
+        check("send bob hello there", ChatRequest::Send { user: user("bob"), text: "hello there".into() });
+        check(
+            "send  bob  two  spaces \r\n",
+            ChatRequest::Send { user: user("bob"), text: " two  spaces ".into() },
+        );
+        check("ping", ChatRequest::Ping);
         assert_eq!(parse("help"), Ok(None));
     }
 

@@ -100,9 +100,9 @@ impl LogService {
 
 #[tonic::async_trait]
 impl LogWatcher for LogService {
-    type WatchLogsStream = Watch;
+    type WatchLogsStream = LogWatch;
 
-    async fn watch_logs(&self, request: Request<WatchLogsRequest>) -> Result<Response<Watch>, Status> {
+    async fn watch_logs(&self, request: Request<WatchLogsRequest>) -> Result<Response<LogWatch>, Status> {
         let caller = Caller::of(request.extensions())?.clone();
         let WatchLogsRequest { login, level, target_prefix, limit } = request.into_inner();
         let Some(log) = &self.log else {
@@ -115,7 +115,7 @@ impl LogWatcher for LogService {
             .watch(level, target_prefix)
             .map_err(|full| status::refused(&Refusal::new(Code::TooMany, full.to_string())))?;
         tracing::info!(address = %caller.address, %level, "log watcher connected");
-        Ok(Response::new(Watch {
+        Ok(Response::new(LogWatch {
             watcher,
             left: (limit > 0).then_some(limit),
             stopping: Box::pin(caller.stopping.cancelled_owned()),
@@ -141,14 +141,14 @@ fn requested_level(level: i32) -> Result<Level, Status> {
 /// The events for one watcher, until the server stops. It must not log, since it would
 /// watch its own events.
 #[derive(Debug)]
-pub(super) struct Watch {
+pub(super) struct LogWatch {
     watcher: Watcher,
     /// The events left until the client's limit, if it set one.
     left: Option<u64>,
     stopping: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
-impl Stream for Watch {
+impl Stream for LogWatch {
     type Item = Result<WatchLogsReply, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {

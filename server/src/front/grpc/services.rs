@@ -14,9 +14,9 @@ use tonic::server::NamedService;
 use tower_service::Service;
 
 /// The answer to one call. A failed call is a response, too.
-type Answer = BoxFuture<'static, Result<Response<Body>, Infallible>>;
+type ResponseFuture = BoxFuture<'static, Result<Response<Body>, Infallible>>;
 
-type Handler = Box<dyn Fn(Request<Body>) -> Answer + Send + Sync>;
+type Handler = Box<dyn Fn(Request<Body>) -> ResponseFuture + Send + Sync>;
 
 /// Some services. A clone shares them.
 #[derive(Clone)]
@@ -50,7 +50,7 @@ impl Builder {
 
 impl Services {
     /// Answers one call. A service that does not exist is `UNIMPLEMENTED`.
-    pub(super) fn call(&self, request: Request<Body>) -> Answer {
+    pub(super) fn call(&self, request: Request<Body>) -> ResponseFuture {
         let name = service_of(request.uri().path());
         match self.0.iter().find(|(service, _)| name == Some(*service)) {
             Some((_, handler)) => handler(request),

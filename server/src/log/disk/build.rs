@@ -10,11 +10,11 @@ use std::sync::Arc;
 use super::format::SegmentId;
 use super::index::Index;
 use super::recent::BlockRef;
-use super::runs::{Run, RunList};
+use super::runs::{BlockRun, RunList};
 use super::scan::Placed;
 use super::segment::{Segment, Segments, units};
-use super::table::{Entry, Table, TableReader};
-use super::writer::Opened;
+use super::table::{BlockEntry, Table, TableReader};
+use super::writer::OpenSegment;
 use crate::log::InboxId;
 
 /// Pages of index frames merged at a time; one in tests, whose logs are small.
@@ -26,7 +26,7 @@ pub(super) struct IndexBuilder {
     segments: Segments,
     sealed: Vec<Arc<Segment>>,
     /// Blocks of segments without an index frame.
-    recent: Vec<Found>,
+    recent: Vec<FoundBlock>,
 }
 
 /// Inbox and first number of a block.
@@ -34,13 +34,13 @@ type Key = (InboxId, u64);
 
 /// A block that was found in a segment.
 #[derive(Debug, Clone, Copy)]
-struct Found {
+struct FoundBlock {
     inbox: InboxId,
     block: BlockRef,
     is_sealed: bool,
 }
 
-impl Found {
+impl FoundBlock {
     fn key(&self) -> Key {
         (self.inbox, self.block.first)
     }
@@ -73,12 +73,12 @@ impl IndexBuilder {
     }
 
     fn add_recent(&mut self, places: &[(InboxId, BlockRef)]) {
-        let found = places.iter().map(|&(inbox, block)| Found { inbox, block, is_sealed: false });
+        let found = places.iter().map(|&(inbox, block)| FoundBlock { inbox, block, is_sealed: false });
         self.recent.extend(found);
     }
 
     /// Adds the segment of the open.
-    pub(super) fn add_opened(&mut self, opened: &Opened) {
+    pub(super) fn add_opened(&mut self, opened: &OpenSegment) {
         self.segments.insert(opened.segment());
         self.add_recent(&opened.places);
     }
@@ -88,7 +88,7 @@ impl IndexBuilder {
     pub(super) fn build(mut self) -> io::Result<(Arc<Segments>, Index)> {
         let segments = Arc::new(std::mem::take(&mut self.segments));
         let index = Index::new(Arc::clone(&segments));
-        self.recent.sort_unstable_by_key(Found::key);
+        self.recent.sort_unstable_by_key(FoundBlock::key);
         self.sealed.sort_unstable_by_key(|segment| segment.id);
         let tables = self.sealed.iter().filter_map(|segment| segment.table());
         let mut bounds: Vec<_> = tables.flat_map(Table::fences).copied().collect();
@@ -125,7 +125,7 @@ impl IndexBuilder {
             sources.iter_mut().try_for_each(|source| source.reader.skip_below(from))?;
         }
         let mut inbox = InboxBuilder::new(index);
-        let mut piece = Piece::default();
+        let mut piece = BlockBatch::default();
         for bound in bounds.iter().copied().map(Some).chain([to]) {
             piece.found.clear();
             for source in &mut sources {
@@ -151,19 +151,19 @@ impl IndexBuilder {
 
 /// Blocks of some inboxes, in order of their segments.
 #[derive(Default)]
-struct Piece {
-    found: Vec<Found>,
+struct BlockBatch {
+    found: Vec<FoundBlock>,
     /// Each block by its place in `found`, in order of the inboxes.
     order: Vec<(InboxId, u32)>,
     /// The blocks of one inbox.
-    group: Vec<Found>,
+    group: Vec<FoundBlock>,
 }
 
-impl Piece {
+impl BlockBatch {
     /// Visits the blocks in order of inboxes and numbers: of several with the same
     /// number, only the newest. Calls `drop_copied` with those of the others that an
     /// index frame names.
-    fn visit(&mut self, visit: &mut dyn FnMut(&Found), drop_copied: &mut dyn FnMut(&Found)) {
+    fn visit(&mut self, visit: &mut dyn FnMut(&FoundBlock), drop_copied: &mut dyn FnMut(&FoundBlock)) {
         let Self { found, order, group } = self;
         order.clear();
         order.extend(found.iter().zip(0..).map(|(found, number)| (found.inbox, number)));
@@ -216,11 +216,11 @@ impl<'a> Source<'a> {
         Self { segment, reader, units: 0 }
     }
 
-    fn take_below(&mut self, bound: Option<Key>, found: &mut Vec<Found>) -> io::Result<()> {
+    fn take_below(&mut self, bound: Option<Key>, found: &mut Vec<FoundBlock>) -> io::Result<()> {
         let Self { segment, reader, units: live } = self;
-        reader.take_below(bound, &mut |entry: Entry| {
+        reader.take_below(bound, &mut |entry: BlockEntry| {
             *live += units(entry.extent);
-            found.push(Found { inbox: entry.inbox, block: entry.place(segment.id), is_sealed: true });
+            found.push(FoundBlock { inbox: entry.inbox, block: entry.place(segment.id), is_sealed: true });
         })
     }
 }
@@ -239,7 +239,7 @@ impl<'a> InboxBuilder<'a> {
         Self { index, inbox: 0, list: RunList::default(), before: None }
     }
 
-    fn push(&mut self, found: &Found) {
+    fn push(&mut self, found: &FoundBlock) {
         if self.inbox != found.inbox {
             self.finish();
             self.inbox = found.inbox;
@@ -249,7 +249,7 @@ impl<'a> InboxBuilder<'a> {
             self.list.start = block.first.saturating_sub(1);
         }
         if found.is_sealed {
-            let run = Run { segment: block.segment, last: block.last, units: units(block.extent) };
+            let run = BlockRun { segment: block.segment, last: block.last, units: units(block.extent) };
             self.list.push_block(run, self.before == Some(block.segment));
         } else {
             self.index.insert(found.inbox, block);

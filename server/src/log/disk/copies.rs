@@ -6,8 +6,8 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
@@ -15,8 +15,9 @@ use super::file::read_exact;
 use super::format::{BlockRecord, SegmentId, decode_block};
 use super::index::Index;
 use super::segment::{Segment, unit_bytes};
-use super::table::Entry;
+use super::table::BlockEntry;
 use crate::log::InboxId;
+use crate::sync::Mutex;
 
 /// Maximum bytes read ahead.
 const QUEUE_BYTES: usize = 1 << 20;
@@ -31,14 +32,14 @@ const URGENT_DIVISOR: u64 = 16;
 
 /// The next item to copy.
 #[derive(Debug)]
-pub(super) enum Piece {
+pub(super) enum CopyItem {
     /// A block.
-    Block { source: SegmentId, entry: Entry, payload: Bytes },
+    Block { source: SegmentId, entry: BlockEntry, payload: Bytes },
     /// The end of an inbox: all its blocks in the segment come before.
     Done { source: SegmentId, inbox: InboxId },
 }
 
-impl Piece {
+impl CopyItem {
     /// Returns the block to append, if the piece is one.
     pub(super) fn record(&self) -> Option<BlockRecord<'_>> {
         match self {
@@ -61,15 +62,15 @@ impl Piece {
 #[derive(Debug)]
 pub(super) struct CopyQueue {
     /// Filled by the maintenance thread, drained by the thread of the log.
-    state: Mutex<State>,
+    state: Mutex<CopyItems>,
     is_urgent: AtomicBool,
     /// Minimum bytes copied by an append if copies are urgent.
     urgent_bytes: usize,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    pieces: VecDeque<Piece>,
+struct CopyItems {
+    pieces: VecDeque<CopyItem>,
     bytes: usize,
 }
 
@@ -86,8 +87,12 @@ impl CopyQueue {
 
     /// Takes the pieces to copy with an append of `bytes`, without blocks that have been
     /// released or moved.
-    pub(super) fn take(&self, bytes: usize, is_live: impl Fn(&Entry, SegmentId) -> bool) -> Vec<Piece> {
-        let mut state = self.state();
+    pub(super) fn take(
+        &self,
+        bytes: usize,
+        is_live: impl Fn(&BlockEntry, SegmentId) -> bool,
+    ) -> Vec<CopyItem> {
+        let mut state = self.state.lock();
         let least = if self.is_urgent.load(Ordering::Relaxed) { self.urgent_bytes } else { 0 };
         let mut budget = bytes.clamp(PIECE_MIN, PIECE_MAX).max(least);
         let mut taken = Vec::new();
@@ -96,8 +101,8 @@ impl CopyQueue {
             state.bytes -= piece.bytes();
             budget = budget.saturating_sub(piece.bytes());
             let is_wanted = match &piece {
-                Piece::Block { source, entry, .. } => is_live(entry, *source),
-                Piece::Done { .. } => true,
+                CopyItem::Block { source, entry, .. } => is_live(entry, *source),
+                CopyItem::Done { .. } => true,
             };
             if is_wanted {
                 taken.push(piece);
@@ -107,8 +112,8 @@ impl CopyQueue {
     }
 
     /// Returns pieces that could not be appended.
-    pub(super) fn put_back(&self, pieces: Vec<Piece>) {
-        let mut state = self.state();
+    pub(super) fn put_back(&self, pieces: Vec<CopyItem>) {
+        let mut state = self.state.lock();
         for piece in pieces.into_iter().rev() {
             state.bytes += piece.bytes();
             state.pieces.push_front(piece);
@@ -117,21 +122,17 @@ impl CopyQueue {
 
     /// Returns whether there is room for more.
     pub(super) fn has_room(&self) -> bool {
-        self.state().bytes < QUEUE_BYTES
+        self.state.lock().bytes < QUEUE_BYTES
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.state().pieces.is_empty()
+        self.state.lock().pieces.is_empty()
     }
 
-    fn push(&self, piece: Piece) {
-        let mut state = self.state();
+    fn push(&self, piece: CopyItem) {
+        let mut state = self.state.lock();
         state.bytes += piece.bytes();
         state.pieces.push_back(piece);
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -163,7 +164,7 @@ impl CopyJob {
         let (source, file) = (&self.source, &*self.source.slot.file);
         let Some(table) = source.table().filter(|table| self.page < table.page_count()) else {
             if let Some(inbox) = self.inbox.filter(|_| self.inbox != self.stopped) {
-                queue.push(Piece::Done { source: source.id, inbox });
+                queue.push(CopyItem::Done { source: source.id, inbox });
             }
             source.set_unmovable();
             return Ok(true);
@@ -175,7 +176,7 @@ impl CopyJob {
         for entry in entries.ok_or(io::ErrorKind::InvalidData)? {
             let before = self.inbox.replace(entry.inbox).filter(|&before| before != entry.inbox);
             if let Some(before) = before.filter(|&before| self.stopped != Some(before)) {
-                queue.push(Piece::Done { source: source.id, inbox: before });
+                queue.push(CopyItem::Done { source: source.id, inbox: before });
             }
             if self.stopped == Some(entry.inbox) || !index.is_live_in(&entry, source.id) {
                 continue;
@@ -184,12 +185,12 @@ impl CopyJob {
                 Bytes::from(read_exact(file, entry.extent.offset.into(), entry.extent.length as usize)?);
             let Some(payload) = decode_block(&bytes, source.salt, entry.inbox, (entry.first, entry.last))
             else {
-                let (path, Entry { inbox, first, .. }) = (source.slot.path.display(), entry);
+                let (path, BlockEntry { inbox, first, .. }) = (source.slot.path.display(), entry);
                 tracing::warn!(%path, inbox, first, "damaged block keeps its segment");
                 self.stopped = Some(inbox);
                 continue;
             };
-            queue.push(Piece::Block { source: source.id, entry, payload: bytes.slice(payload) });
+            queue.push(CopyItem::Block { source: source.id, entry, payload: bytes.slice(payload) });
         }
         self.page += 1;
         Ok(false)

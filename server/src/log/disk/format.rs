@@ -80,7 +80,7 @@ impl Salt {
 
 /// A place in the chain of frames.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Link {
+pub(super) struct FrameLink {
     /// Number of the commit.
     pub(super) commit: u64,
     /// Checksum of its frame.
@@ -95,12 +95,12 @@ pub(super) struct Previous {
     /// The end of its last frame.
     pub(super) end: u64,
     /// Its last frame, or the last one before it.
-    pub(super) link: Link,
+    pub(super) link: FrameLink,
 }
 
 /// A complete checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Checkpoint {
+pub(super) struct CheckpointExtent {
     /// The commit of its first part; 0 if there is no checkpoint.
     pub(super) first: u64,
     /// The commit of its last part.
@@ -124,7 +124,7 @@ pub(super) struct Header {
     /// open has copied here; 0 if it copied none.
     pub(super) carried: u64,
     /// The newest complete checkpoint when the use began.
-    pub(super) checkpoint: Checkpoint,
+    pub(super) checkpoint: CheckpointExtent,
 }
 
 impl Header {
@@ -176,10 +176,14 @@ impl Header {
             previous: Previous {
                 id: take_u32(rest)?,
                 end: take_u64(rest)?,
-                link: Link { commit: take_u64(rest)?, check: take_u64(rest)? },
+                link: FrameLink { commit: take_u64(rest)?, check: take_u64(rest)? },
             },
             carried: take_u64(rest)?,
-            checkpoint: Checkpoint { first: take_u64(rest)?, last: take_u64(rest)?, bytes: take_u64(rest)? },
+            checkpoint: CheckpointExtent {
+                first: take_u64(rest)?,
+                last: take_u64(rest)?,
+                bytes: take_u64(rest)?,
+            },
         };
         (header.id > header.previous.id).then_some(header)
     }
@@ -440,8 +444,8 @@ impl<'a> FrameView<'a> {
     }
 
     /// The place of the frame in the chain.
-    pub(super) fn link(&self) -> Link {
-        Link { commit: self.head.commit, check: self.head.check }
+    pub(super) fn link(&self) -> FrameLink {
+        FrameLink { commit: self.head.commit, check: self.head.check }
     }
 
     /// Whether every block is as it was written.

@@ -7,15 +7,16 @@
 //! live blocks, so that a run needs no holes.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::Arc;
 
 use super::format::SegmentId;
 use super::map::ByteMap;
 use super::recent::{BlockRef, RecentBlocks};
-use super::runs::{Run, RunList, packed_runs, packed_start};
+use super::runs::{BlockRun, RunList, packed_runs, packed_start};
 use super::segment::{Segment, Segments, units};
-use super::table::Entry;
+use super::table::BlockEntry;
 use crate::log::InboxId;
+use crate::sync::{RwLock, RwLockWriteGuard};
 
 /// Parts of the index, each with its own lock.
 const SHARDS: usize = 256;
@@ -40,12 +41,12 @@ pub(super) struct Plan {
 pub(super) struct Index {
     /// Written by the thread of the log and, when a segment is sealed, by the
     /// maintenance thread; a lock is held for one inbox, or to seal one shard.
-    shards: Box<[RwLock<Shard>]>,
+    shards: Box<[RwLock<IndexShard>]>,
     segments: Arc<Segments>,
 }
 
 #[derive(Debug, Default)]
-struct Shard {
+struct IndexShard {
     recent: RecentBlocks,
     /// The packed runs of each inbox.
     sealed: ByteMap,
@@ -84,7 +85,7 @@ impl Index {
     /// the segments.
     pub(super) fn insert_runs(&self, inbox: InboxId, list: &RunList) {
         let mut guard = self.write(inbox);
-        let Shard { sealed, buffer, .. } = &mut *guard;
+        let IndexShard { sealed, buffer, .. } = &mut *guard;
         list.pack(buffer);
         sealed.set(inbox, buffer);
     }
@@ -103,7 +104,7 @@ impl Index {
     ) {
         let mut inboxes = Vec::new();
         for shard in &self.shards {
-            let mut shard = shard.write().unwrap_or_else(PoisonError::into_inner);
+            let mut shard = shard.write();
             inboxes.clear();
             inboxes.extend(shard.inboxes());
             for &inbox in &inboxes {
@@ -112,8 +113,8 @@ impl Index {
         }
     }
 
-    fn release_in(&self, shard: &mut Shard, inbox: InboxId, through: u64, emptied: &mut Vec<SegmentId>) {
-        let Shard { recent, sealed, buffer } = shard;
+    fn release_in(&self, shard: &mut IndexShard, inbox: InboxId, through: u64, emptied: &mut Vec<SegmentId>) {
+        let IndexShard { recent, sealed, buffer } = shard;
         if recent.first(inbox).is_some_and(|block| block.last <= through) {
             recent.update(inbox, |blocks| {
                 while let Some(block) = blocks.pop_front_if(|block| block.last <= through) {
@@ -144,7 +145,7 @@ impl Index {
     pub(super) fn inboxes(&self) -> Vec<InboxId> {
         let mut inboxes = Vec::new();
         for shard in &self.shards {
-            inboxes.extend(read(shard).inboxes());
+            inboxes.extend(shard.read().inboxes());
         }
         inboxes.sort_unstable();
         inboxes.dedup();
@@ -153,7 +154,7 @@ impl Index {
 
     /// Plans to read the blocks of `inbox` that hold a number above `after`.
     pub(super) fn plan(&self, inbox: InboxId, after: u64) -> Plan {
-        let shard = read(self.shard(inbox));
+        let shard = self.shard(inbox).read();
         let mut plan = Plan { through: u64::MAX, ..Plan::default() };
         if let Some(packed) = shard.sealed.get(inbox) {
             let mut ranges = packed_runs(packed).filter(|(_, run)| run.last > after).peekable();
@@ -186,14 +187,14 @@ impl Index {
     }
 
     /// Returns the recent blocks of a segment, sorted by inbox and number.
-    pub(super) fn recent_of(&self, segment: SegmentId) -> Vec<Entry> {
+    pub(super) fn recent_of(&self, segment: SegmentId) -> Vec<BlockEntry> {
         let mut entries = Vec::new();
         for shard in &self.shards {
-            let shard = read(shard);
+            let shard = shard.read();
             for inbox in shard.recent.inboxes() {
                 let recent = shard.recent.get(inbox);
                 let blocks = recent.iter().filter(|block| block.segment == segment);
-                entries.extend(blocks.map(|block| Entry {
+                entries.extend(blocks.map(|block| BlockEntry {
                     inbox,
                     first: block.first,
                     last: block.last,
@@ -210,8 +211,8 @@ impl Index {
     /// blocks had been copied.
     pub(super) fn seal(&self, segment: SegmentId, emptied: &mut Vec<SegmentId>) {
         for shard in &self.shards {
-            let mut guard = shard.write().unwrap_or_else(PoisonError::into_inner);
-            let Shard { recent, sealed, buffer } = &mut *guard;
+            let mut guard = shard.write();
+            let IndexShard { recent, sealed, buffer } = &mut *guard;
             let inboxes: Vec<_> = recent.inboxes().collect();
             for inbox in inboxes {
                 let blocks = recent.get(inbox);
@@ -231,8 +232,8 @@ impl Index {
     }
 
     /// Returns whether a block in a sealed segment is live: neither released nor copied.
-    pub(super) fn is_live_in(&self, entry: &Entry, segment: SegmentId) -> bool {
-        let shard = read(self.shard(entry.inbox));
+    pub(super) fn is_live_in(&self, entry: &BlockEntry, segment: SegmentId) -> bool {
+        let shard = self.shard(entry.inbox).read();
         let Some(packed) = shard.sealed.get(entry.inbox) else { return false };
         let is_in_run = packed_runs(packed)
             .any(|(start, run)| run.segment == segment && start < entry.last && entry.last <= run.last);
@@ -242,7 +243,7 @@ impl Index {
     /// Removes the run of an inbox in a segment from which every live block was copied.
     pub(super) fn finish_copy(&self, inbox: InboxId, segment: SegmentId, emptied: &mut Vec<SegmentId>) {
         let mut guard = self.write(inbox);
-        let Shard { sealed, buffer, .. } = &mut *guard;
+        let IndexShard { sealed, buffer, .. } = &mut *guard;
         let Some(mut list) = sealed.get(inbox).map(RunList::unpack) else { return };
         list.runs.retain(|run| {
             let is_copied = run.segment == segment;
@@ -254,19 +255,19 @@ impl Index {
         set_runs(sealed, inbox, &list, buffer);
     }
 
-    fn shard(&self, inbox: InboxId) -> &RwLock<Shard> {
+    fn shard(&self, inbox: InboxId) -> &RwLock<IndexShard> {
         // The hash table of a shard uses other bits of the same product.
         let number = (inbox.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as usize % SHARDS;
         #[expect(clippy::indexing_slicing, reason = "there are so many shards")]
         &self.shards[number]
     }
 
-    fn write(&self, inbox: InboxId) -> RwLockWriteGuard<'_, Shard> {
-        self.shard(inbox).write().unwrap_or_else(PoisonError::into_inner)
+    fn write(&self, inbox: InboxId) -> RwLockWriteGuard<'_, IndexShard> {
+        self.shard(inbox).write()
     }
 }
 
-impl Shard {
+impl IndexShard {
     /// Returns every inbox that has a block, some of them twice.
     fn inboxes(&self) -> impl Iterator<Item = InboxId> {
         self.recent.inboxes().chain(self.sealed.inboxes())
@@ -281,10 +282,6 @@ fn set_runs(sealed: &mut ByteMap, inbox: InboxId, list: &RunList, buffer: &mut V
         list.pack(buffer);
         sealed.set(inbox, buffer);
     }
-}
-
-fn read(shard: &RwLock<Shard>) -> RwLockReadGuard<'_, Shard> {
-    shard.read().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn has(recent: &VecDeque<BlockRef>, first: u64) -> bool {
@@ -307,7 +304,7 @@ fn blocks_of(recent: &VecDeque<BlockRef>, segment: SegmentId) -> Vec<(BlockRef, 
 
 /// Merges blocks of a newer segment into the runs. Calls `drop_run` for a run whose last
 /// block was copied there.
-fn merge(before: RunList, blocks: &[(BlockRef, bool)], mut drop_run: impl FnMut(Run)) -> RunList {
+fn merge(before: RunList, blocks: &[(BlockRef, bool)], mut drop_run: impl FnMut(BlockRun)) -> RunList {
     let mut list = RunList { start: before.start, runs: Vec::with_capacity(before.runs.len() + 1) };
     let mut runs = before.runs.into_iter().peekable();
     for &(block, mut is_adjacent) in blocks {
@@ -318,7 +315,7 @@ fn merge(before: RunList, blocks: &[(BlockRef, bool)], mut drop_run: impl FnMut(
         if let Some(run) = runs.next_if(|run| run.last == block.last) {
             drop_run(run);
         }
-        let run = Run { segment: block.segment, last: block.last, units: units(block.extent) };
+        let run = BlockRun { segment: block.segment, last: block.last, units: units(block.extent) };
         list.push_block(run, is_adjacent);
     }
     list.runs.extend(runs);
@@ -340,7 +337,7 @@ mod tests {
             let start = inbox + (1 << 40);
             // As if each of ten segments had a block of it; two fifths have one in the
             // active segment, too.
-            let run = |run: u64| Run {
+            let run = |run: u64| BlockRun {
                 segment: 100 + run as SegmentId,
                 last: start + (run + 1) * 1_000_000,
                 units: 9,
@@ -351,8 +348,8 @@ mod tests {
                 index.insert(inbox, BlockRef { first, last: first, segment: 110, extent });
             }
         }
-        let bytes = |shard: &Shard| shard.sealed.allocated_bytes() + shard.recent.packed_bytes();
-        let bytes: usize = index.shards.iter().map(|shard| bytes(&read(shard))).sum();
+        let bytes = |shard: &IndexShard| shard.sealed.allocated_bytes() + shard.recent.packed_bytes();
+        let bytes: usize = index.shards.iter().map(|shard| bytes(&shard.read())).sum();
         assert!(bytes as u64 <= 100 * INBOXES, "{bytes} bytes");
     }
 }

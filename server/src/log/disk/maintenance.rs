@@ -3,12 +3,12 @@
 
 use std::io;
 use std::panic::{self, AssertUnwindSafe};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::Shared;
+use super::SharedLog;
 use super::copies::{CopyJob, is_mostly_dead};
 use super::segment::{Segment, unit_bytes};
 use super::slots::{Cleaned, Unfinished};
@@ -44,14 +44,14 @@ pub(super) enum Runner {
 
 impl Runner {
     /// Starts the thread.
-    pub(super) fn start(shared: &Arc<Shared>) -> io::Result<Self> {
+    pub(super) fn start(shared: &Arc<SharedLog>) -> io::Result<Self> {
         let mut maintenance = Maintenance::new(Arc::clone(shared));
         Self::spawn(shared, move || maintenance.run())
     }
 
     /// Starts a thread that runs the maintenance. If it panics, the log has failed: the
     /// log is reopened, together with its maintenance.
-    pub(super) fn spawn(shared: &Arc<Shared>, run: impl FnOnce() + Send + 'static) -> io::Result<Self> {
+    pub(super) fn spawn(shared: &Arc<SharedLog>, run: impl FnOnce() + Send + 'static) -> io::Result<Self> {
         let shared = Arc::clone(shared);
         let run = move || {
             if panic::catch_unwind(AssertUnwindSafe(run)).is_err() {
@@ -86,7 +86,7 @@ impl Drop for Runner {
 /// The state of the maintenance.
 #[derive(Debug)]
 pub(super) struct Maintenance {
-    shared: Arc<Shared>,
+    shared: Arc<SharedLog>,
     unfinished: Option<Unfinished>,
     job: Option<CopyJob>,
     /// The last step copied, so a blank file is next.
@@ -98,7 +98,7 @@ pub(super) struct Maintenance {
 }
 
 /// The result of a step.
-enum Step {
+enum StepOutcome {
     /// Work was done, and there may be more.
     Worked,
     /// A rate-limited piece of work was done.
@@ -108,7 +108,7 @@ enum Step {
 }
 
 impl Maintenance {
-    pub(super) fn new(shared: Arc<Shared>) -> Self {
+    pub(super) fn new(shared: Arc<SharedLog>) -> Self {
         Self {
             shared,
             unfinished: None,
@@ -123,38 +123,38 @@ impl Maintenance {
     fn run(&mut self) {
         while !self.shared.is_closed() {
             match self.step() {
-                Step::Worked => {}
-                Step::Pause(pause) => std::thread::sleep(pause),
-                Step::Idle => self.shared.wait(POLL_INTERVAL),
+                StepOutcome::Worked => {}
+                StepOutcome::Pause(pause) => std::thread::sleep(pause),
+                StepOutcome::Idle => self.shared.wait(POLL_INTERVAL),
             }
         }
     }
 
     /// Does one piece of work, the most urgent first.
-    fn step(&mut self) -> Step {
+    fn step(&mut self) -> StepOutcome {
         self.poll();
         if self.seal() {
-            return Step::Worked;
+            return StepOutcome::Worked;
         }
         // Without debt, copies and blank files alternate.
         let is_copy_first = self.note_debt() || !self.has_copied;
         self.has_copied = is_copy_first && self.copy();
         if self.has_copied {
-            return Step::Worked;
+            return StepOutcome::Worked;
         }
         match self.prepare_space() {
-            Step::Idle if !is_copy_first && self.copy() => Step::Worked,
+            StepOutcome::Idle if !is_copy_first && self.copy() => StepOutcome::Worked,
             step => step,
         }
     }
 
     /// Cleans freed files and creates blank ones, with a delay after an error.
-    fn prepare_space(&mut self) -> Step {
+    fn prepare_space(&mut self) -> StepOutcome {
         if self.retry.is_some_and(|(at, _)| Instant::now() < at) {
-            return Step::Idle;
+            return StepOutcome::Idle;
         }
         let prepared = match self.clean() {
-            Ok(Step::Idle) => self.make_spare(),
+            Ok(StepOutcome::Idle) => self.make_spare(),
             cleaned => cleaned,
         };
         match prepared {
@@ -166,7 +166,7 @@ impl Maintenance {
                 let delay = self.retry.map_or(RETRY_MIN, |(_, delay)| (2 * delay).min(RETRY_MAX));
                 self.retry = Some((Instant::now() + delay, delay));
                 tracing::warn!(%error, retry_ms = delay.as_millis(), "cannot prepare space for the log");
-                Step::Idle
+                StepOutcome::Idle
             }
         }
     }
@@ -221,25 +221,25 @@ impl Maintenance {
         segment.set_table(encoded.table);
         let mut emptied = Vec::new();
         self.shared.index.seal(segment.id, &mut emptied);
-        self.shared.emptied.lock().unwrap_or_else(PoisonError::into_inner).extend(emptied);
+        self.shared.emptied.lock().extend(emptied);
         Ok(())
     }
 
-    fn clean(&self) -> io::Result<Step> {
+    fn clean(&self) -> io::Result<StepOutcome> {
         let files = &self.shared.files;
         match files.spares.clean(&*files.storage)? {
-            Cleaned::Nothing => return Ok(Step::Idle),
+            Cleaned::Nothing => return Ok(StepOutcome::Idle),
             Cleaned::Blanked => {}
             Cleaned::Removed => {
                 files.note_room();
                 files.poll();
             }
         }
-        Ok(Step::Worked)
+        Ok(StepOutcome::Worked)
     }
 
     /// Writes the next piece of a spare file.
-    fn make_spare(&mut self) -> io::Result<Step> {
+    fn make_spare(&mut self) -> io::Result<StepOutcome> {
         let files = &self.shared.files;
         let (storage, spares) = (&*files.storage, &files.spares);
         let is_enough = spares.blank_count() >= SPARES;
@@ -256,22 +256,22 @@ impl Maintenance {
             let has_space = files.free_bytes() > least * files.segment_bytes;
             let is_wanted = is_due || spares.blank_count() == 0;
             if is_enough || !has_space || !is_wanted {
-                return Ok(Step::Idle);
+                return Ok(StepOutcome::Idle);
             }
             let begun = spares.begin(storage);
             files.note_made(&begun);
             files.poll();
             self.unfinished = Some(begun?);
-            return Ok(Step::Worked);
+            return Ok(StepOutcome::Worked);
         };
         if is_enough || unfinished.has_failed {
             // Segments were freed meanwhile, or the file could not be removed before.
             spares.abandon(storage, unfinished)?;
             self.unfinished = None;
-            return Ok(Step::Worked);
+            return Ok(StepOutcome::Worked);
         }
         if !is_due && !unfinished.is_begun() {
-            return Ok(Step::Idle);
+            return Ok(StepOutcome::Idle);
         }
         self.zeros.resize(ZERO_PIECE + PAGE_BYTES, 0);
         let aligned = self.zeros.as_ptr().align_offset(PAGE_BYTES);
@@ -295,10 +295,10 @@ impl Maintenance {
                 unfinished.has_failed = true;
                 spares.abandon(storage, unfinished)?;
                 self.unfinished = None;
-                return failed.map(|()| Step::Idle);
+                return failed.map(|()| StepOutcome::Idle);
             }
         }
-        Ok(if spares.blank_count() > 0 { Step::Pause(ZERO_PAUSE) } else { Step::Worked })
+        Ok(if spares.blank_count() > 0 { StepOutcome::Pause(ZERO_PAUSE) } else { StepOutcome::Worked })
     }
 
     /// Reads ahead blocks to copy.

@@ -14,6 +14,8 @@
 //! | `snapshot.rs`, `check.rs` | read-only access, and replacing damaged blocks |
 //! | `salvage.rs` | reading a log that cannot be opened |
 //! | `maintenance.rs`, `copies.rs` | index frames, spare files, copies |
+//!
+//! This file has the limits: the size of a segment, and the reserve of free space.
 
 mod bugs;
 mod build;
@@ -44,26 +46,27 @@ mod writer;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use self::bugs::{Bug, is_planted};
-use self::copies::{CopyQueue, Piece};
+use self::copies::{CopyItem, CopyQueue};
 use self::file::{OsStorage, Storage};
 use self::folder::Folder;
-use self::format::{BlockRecord, Checkpoint, FrameContent, SegmentId};
+use self::format::{BlockRecord, CheckpointExtent, FrameContent, SegmentId};
 use self::index::Index;
 use self::maintenance::Runner;
 use self::meta::{CheckpointEnd, Meta};
 use self::recovery::{Recovered, Replay, recover};
 use self::segment::{Segment, Segments, unit_bytes};
 use self::slots::{Files, Spares};
-use self::writer::{Opened, Writer};
+use self::writer::{OpenSegment, Writer};
 use super::{
     AppendError, CheckpointPart, Durability, Frame, InboxId, Log, LogError, OpenError, Opener,
     RECORD_BYTES_MAX, Reader, Usage,
 };
+use crate::sync::{Condvar, Mutex};
 
 /// The usual size of a segment.
 const SEGMENT_BYTES: u64 = 64 << 20;
@@ -120,7 +123,7 @@ impl DiskOpener {
 
     /// Returns the folder, locked. It is in use while another log of this opener is open.
     fn folder(&self) -> Result<Arc<Folder>, OpenError> {
-        let mut held = self.folder.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.folder.lock();
         match held.take_if(|folder| Arc::strong_count(folder) == 1) {
             Some(folder) => {
                 folder.verify()?;
@@ -155,7 +158,7 @@ impl Opener for DiskOpener {
 
 /// The state that readers and the maintenance share with the thread of the log.
 #[derive(Debug)]
-struct Shared {
+struct SharedLog {
     files: Files,
     segments: Arc<Segments>,
     index: Index,
@@ -174,7 +177,7 @@ struct Shared {
     wake: Condvar,
 }
 
-impl Shared {
+impl SharedLog {
     fn new(files: Files, segments: Arc<Segments>, index: Index, tail_start: SegmentId) -> Self {
         let copies = CopyQueue::new(files.segment_bytes);
         Self {
@@ -188,7 +191,7 @@ impl Shared {
             is_closed: false.into(),
             has_panicked: false.into(),
             woken: Mutex::default(),
-            wake: Condvar::new(),
+            wake: Condvar::default(),
         }
     }
 
@@ -197,24 +200,23 @@ impl Shared {
     }
 
     fn wake(&self) {
-        *self.woken.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        *self.woken.lock() = true;
         self.wake.notify_all();
     }
 
     /// Waits until the maintenance is woken, or until the timeout.
     fn wait(&self, timeout: Duration) {
-        let woken = self.woken.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = self.wake.wait_timeout_while(woken, timeout, |woken| !*woken);
-        *waited.unwrap_or_else(PoisonError::into_inner).0 = false;
+        let woken = self.woken.lock();
+        *self.wake.wait_timeout_while(woken, timeout, |woken| !*woken) = false;
     }
 }
 
 /// An open log.
 #[derive(Debug)]
 struct DiskLog {
-    shared: Arc<Shared>,
+    shared: Arc<SharedLog>,
     writer: Writer,
-    checkpoint: Checkpoint,
+    checkpoint: CheckpointExtent,
     begun: Option<Begun>,
     /// Segments without live blocks that no frame has freed yet.
     emptied: BTreeSet<SegmentId>,
@@ -253,12 +255,12 @@ impl DiskLog {
         let (blank, freed) = (std::mem::take(&mut recovered.blank), std::mem::take(&mut recovered.freed));
         let spares = Spares::new(blank, freed, recovered.next_name, segment_bytes);
         let files = Files::new(storage, spares, segment_bytes);
-        let opened = Opened::begin(&files, &mut recovered)?;
+        let opened = OpenSegment::begin(&files, &mut recovered)?;
         let Recovered { head, checkpoint, mut index, .. } = recovered;
         index.add_opened(&opened);
         let io = |source| OpenError::Io { path: files.storage.path(""), source };
         let (segments, index) = index.build().map_err(io)?;
-        let shared = Arc::new(Shared::new(files, segments, index, opened.tail_start));
+        let shared = Arc::new(SharedLog::new(files, segments, index, opened.tail_start));
         let writer = Writer::new(Arc::clone(&shared), head, checkpoint, opened);
         let emptied = shared.segments.select(|segment| segment.live() == 0 && segment.id != writer.active());
         let mut log = Self {
@@ -281,14 +283,14 @@ impl DiskLog {
     fn try_append(
         &mut self,
         frame: &Frame,
-        copies: &[Piece],
+        copies: &[CopyItem],
         durability: Durability,
     ) -> Result<(), AppendError> {
         let blocks: Vec<_> = frame
             .blocks
             .iter()
             .map(BlockRecord::from)
-            .chain(copies.iter().filter_map(Piece::record))
+            .chain(copies.iter().filter_map(CopyItem::record))
             .collect();
         let freed = self.take_freed();
         // Each of these numbers takes at most ten bytes.
@@ -338,7 +340,7 @@ impl DiskLog {
 
     /// Takes the segments that the next frame frees.
     fn take_freed(&mut self) -> Vec<SegmentId> {
-        let mut sealed = self.shared.emptied.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sealed = self.shared.emptied.lock();
         self.emptied.extend(sealed.drain(..));
         drop(sealed);
         let tail_start = self.shared.tail_start.load(Ordering::Relaxed);
@@ -361,7 +363,7 @@ impl DiskLog {
         }
         self.begun = begun;
         if let (Some(end), Some(begun)) = (meta.checkpoint, begun) {
-            self.checkpoint = Checkpoint { first: end.first, last: commit, bytes: end.bytes };
+            self.checkpoint = CheckpointExtent { first: end.first, last: commit, bytes: end.bytes };
             self.writer.set_checkpoint(self.checkpoint);
             self.begun = None;
             self.shared.tail_start.store(begun.segment, Ordering::Relaxed);
@@ -402,10 +404,10 @@ impl DiskLog {
     }
 
     /// Finishes the copies that were appended.
-    fn finish_copies(&mut self, copies: &[Piece]) {
+    fn finish_copies(&mut self, copies: &[CopyItem]) {
         let mut emptied = Vec::new();
         for copy in copies {
-            if let Piece::Done { source, inbox } = copy {
+            if let CopyItem::Done { source, inbox } = copy {
                 self.shared.index.finish_copy(*inbox, *source, &mut emptied);
             }
         }
@@ -483,7 +485,7 @@ impl Log for DiskLog {
     fn has_pending_work(&self) -> bool {
         let tail_start = self.shared.tail_start.load(Ordering::Relaxed);
         let is_free = |id: &SegmentId| *id < tail_start;
-        let emptied = self.shared.emptied.lock().unwrap_or_else(PoisonError::into_inner);
+        let emptied = self.shared.emptied.lock();
         self.has_panicked()
             || emptied.iter().chain(&self.emptied).any(is_free)
             || !self.shared.copies.is_empty()

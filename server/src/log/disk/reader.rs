@@ -5,20 +5,20 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::Shared;
+use super::SharedLog;
 use super::check::{DamagedBlock, Visit};
 use super::file::read_exact;
 use super::format::{Extent, Salt, decode_block};
 use super::index::Plan;
 use super::recent::BlockRef;
 use super::segment::Segment;
-use super::table::{Entry, Table};
+use super::table::{BlockEntry, Table};
 use crate::log::{Block, InboxId, LogError, ReadError, Reader};
 
 /// Maximum bytes of adjacent blocks read at once; a longer block is read alone.
 const READ_BYTES: usize = 64 << 10;
 
-impl Reader for Shared {
+impl Reader for SharedLog {
     fn read(
         &self,
         inbox: InboxId,
@@ -45,7 +45,7 @@ impl Reader for Shared {
 /// Visits the live blocks of an inbox with a number above `after`, in order, until
 /// `visit` breaks. Includes damaged blocks.
 pub(super) fn visit_all(
-    shared: &Shared,
+    shared: &SharedLog,
     inbox: InboxId,
     mut after: u64,
     visit: &mut Visit<'_>,
@@ -65,7 +65,7 @@ pub(super) fn visit_all(
 
 /// Visits the blocks of one inbox.
 struct Visitor<'a> {
-    shared: &'a Shared,
+    shared: &'a SharedLog,
     inbox: InboxId,
     visit: &'a mut Visit<'a>,
     /// The next blocks to visit, adjacent in one segment.
@@ -114,7 +114,7 @@ impl Visitor<'_> {
         table: &Table,
         number: usize,
         (after, end): (u64, u64),
-    ) -> Result<Vec<Entry>, ReadError> {
+    ) -> Result<Vec<BlockEntry>, ReadError> {
         let first = after.saturating_add(1);
         let page = table.page(&*segment.slot.file, segment.salt, number);
         let page = page.map_err(|source| self.failed(segment, first, source))?;

@@ -10,7 +10,7 @@ use std::io;
 use super::bugs::{Bug, is_planted};
 use super::build::{IndexBuilder, places};
 use super::file::{Storage, read_exact};
-use super::format::{Checkpoint, FRAMES_START, Header, Link, Previous, Salt, SegmentId};
+use super::format::{CheckpointExtent, FRAMES_START, FrameLink, Header, Previous, Salt, SegmentId};
 use super::head::{self, Head, HeadFile};
 use super::recent::BlockRef;
 use super::scan::{Damage, Frames, Placed, scan_known, scan_tail};
@@ -38,7 +38,7 @@ pub(super) struct Recovered {
     pub(super) previous: Previous,
     /// Frames that may exist only in the page cache, to be rewritten in order.
     pub(super) carried: Vec<CarriedFrame>,
-    pub(super) checkpoint: Checkpoint,
+    pub(super) checkpoint: CheckpointExtent,
     /// The oldest segment that a replay needs; the new one if `None`.
     pub(super) tail_start: Option<SegmentId>,
     /// Segments that the log consists of, and their blocks.
@@ -66,7 +66,7 @@ pub(super) struct Resume {
     pub(super) bytes: Vec<u8>,
     /// The end of its last frame.
     pub(super) end: u64,
-    pub(super) link: Link,
+    pub(super) link: FrameLink,
     pub(super) index_bytes: usize,
     /// The blocks of the frames that a new segment would carry.
     pub(super) places: Vec<(InboxId, BlockRef)>,
@@ -96,7 +96,7 @@ struct Use {
 struct Needed {
     segment: Use,
     end: u64,
-    last: Link,
+    last: FrameLink,
 }
 
 /// The newest segment: its bytes and the end of its frames.
@@ -113,7 +113,7 @@ pub(super) fn recover(storage: &dyn Storage, replay: &mut Replay<'_>) -> Result<
     let (head, Head { id: head_id, segment_bytes }) = open_head(storage)?;
     let survey = slots::survey(storage);
     let survey = survey.map_err(|source| OpenError::Io { path: storage.path(""), source })?;
-    let mut recovery = Recovery::new(storage, survey, head_id, segment_bytes);
+    let mut recovery = LogRecovery::new(storage, survey, head_id, segment_bytes);
     let next_id = recovery.uses.last_key_value().map_or(0, |(&id, _)| id).max(head_id);
     let Some(next_id) = next_id.checked_add(1) else {
         return Err(recovery.damaged("the numbers of its segments are used up".into()));
@@ -131,6 +131,10 @@ pub(super) fn recover(storage: &dyn Storage, replay: &mut Replay<'_>) -> Result<
     if placed.last().map_or(0, |last| last.frame.head.commit) < header.carried {
         // It was on stable storage before any later append.
         return Err(recovery.damage(&newest.segment, Damage { offset: frames.offset }));
+    }
+    if frames.has_torn_end() {
+        let (path, offset) = (newest.segment.slot.path.display(), frames.offset);
+        tracing::warn!(%path, offset, "the last commit is incomplete and was dropped; nothing in it was acknowledged, unless the disk has damaged it since");
     }
     recovery.checkpoint = header.checkpoint;
     recovery.synced = synced_before(&newest, &placed);
@@ -202,14 +206,14 @@ fn open_head(storage: &dyn Storage) -> Result<(HeadFile, Head), OpenError> {
     Ok((file, head))
 }
 
-struct Recovery<'a> {
+struct LogRecovery<'a> {
     storage: &'a dyn Storage,
     uses: BTreeMap<SegmentId, Use>,
     head_id: SegmentId,
     segment_bytes: u64,
     blank: Vec<Slot>,
     next_name: u64,
-    checkpoint: Checkpoint,
+    checkpoint: CheckpointExtent,
     /// Segments that the newest complete checkpoint relies on, and their ends.
     live: Option<Vec<(SegmentId, u64)>>,
     freed: BTreeSet<SegmentId>,
@@ -220,7 +224,7 @@ struct Recovery<'a> {
     index: IndexBuilder,
 }
 
-impl<'a> Recovery<'a> {
+impl<'a> LogRecovery<'a> {
     fn new(storage: &'a dyn Storage, survey: Survey, head_id: SegmentId, segment_bytes: u64) -> Self {
         let Survey { used, blank, next_name } = survey;
         let uses = used.into_iter().map(|(header, slot)| (header.id, Use { header, slot })).collect();
@@ -231,7 +235,7 @@ impl<'a> Recovery<'a> {
             segment_bytes,
             blank,
             next_name,
-            checkpoint: Checkpoint::default(),
+            checkpoint: CheckpointExtent::default(),
             live: None,
             freed: BTreeSet::new(),
             synced: 0,
@@ -273,7 +277,7 @@ impl<'a> Recovery<'a> {
     fn note_checkpoint(&mut self, placed: &Placed<'_>) {
         if let Some(end) = &placed.meta.checkpoint {
             let last = placed.frame.head.commit;
-            self.checkpoint = Checkpoint { first: end.first, last, bytes: end.bytes };
+            self.checkpoint = CheckpointExtent { first: end.first, last, bytes: end.bytes };
         }
     }
 

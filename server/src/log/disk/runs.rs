@@ -6,7 +6,7 @@ use super::varint;
 /// Consecutive blocks of an inbox in one segment: those with a last number above
 /// that of the run before, up to its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Run {
+pub(super) struct BlockRun {
     pub(super) segment: SegmentId,
     /// The last number of the last block.
     pub(super) last: u64,
@@ -19,7 +19,7 @@ pub(super) struct Run {
 pub(super) struct RunList {
     /// Blocks up to this number are dead.
     pub(super) start: u64,
-    pub(super) runs: Vec<Run>,
+    pub(super) runs: Vec<BlockRun>,
 }
 
 impl RunList {
@@ -44,7 +44,7 @@ impl RunList {
     /// Appends a block that follows all others. It extends the last run if that is
     /// in the same segment and `is_adjacent`: no block of another segment lies
     /// between them, be it a recent one.
-    pub(super) fn push_block(&mut self, block: Run, is_adjacent: bool) {
+    pub(super) fn push_block(&mut self, block: BlockRun, is_adjacent: bool) {
         match self.runs.last_mut() {
             Some(run) if is_adjacent && run.segment == block.segment => {
                 run.last = block.last;
@@ -61,7 +61,7 @@ pub(super) fn packed_start(mut packed: &[u8]) -> u64 {
 }
 
 /// Returns the runs of a packed list, each with the number above which it begins.
-pub(super) fn packed_runs(packed: &[u8]) -> impl Iterator<Item = (u64, Run)> {
+pub(super) fn packed_runs(packed: &[u8]) -> impl Iterator<Item = (u64, BlockRun)> {
     let mut rest = packed;
     let (mut number, mut segment) = (varint::take(&mut rest).unwrap_or(0), 0);
     std::iter::from_fn(move || {
@@ -69,7 +69,7 @@ pub(super) fn packed_runs(packed: &[u8]) -> impl Iterator<Item = (u64, Run)> {
         segment = varint::take_difference(&mut rest, segment)?;
         number = number.wrapping_add(varint::take(&mut rest)?);
         let units = varint::take(&mut rest)?;
-        Some((start, Run { segment: segment as SegmentId, last: number, units }))
+        Some((start, BlockRun { segment: segment as SegmentId, last: number, units }))
     })
 }
 
@@ -89,7 +89,7 @@ mod tests {
             let mut last = start;
             for (segment, step, units) in raw {
                 last += step;
-                list.push_block(Run { segment, last, units }, units % 2 == 0);
+                list.push_block(BlockRun { segment, last, units }, units % 2 == 0);
             }
             let mut packed = Vec::new();
             list.pack(&mut packed);

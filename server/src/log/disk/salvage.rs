@@ -195,12 +195,12 @@ impl Salvage {
             let blocks = &mut self.blocks;
             scan(&bytes, part, &mut |found| {
                 let (offset, views) = match found {
-                    Found::Frame(offset, frame, meta) => {
+                    ReadablePart::Frame(offset, frame, meta) => {
                         note(&mut commits, frame.head.commit);
                         checkpoints.extend(meta.checkpoint.map(|end| (end.first, frame.head.commit)));
                         (offset, frame.blocks)
                     }
-                    Found::Blocks(offset, views) => (offset, views),
+                    ReadablePart::Blocks(offset, views) => (offset, views),
                 };
                 for view in views {
                     let (first, last) = (view.record.first, view.record.last);
@@ -268,7 +268,7 @@ impl Salvage {
             let bytes = read_frames(part)?;
             let mut result = Ok(());
             scan(&bytes, part, &mut |found| {
-                if let Found::Frame(_, frame, _) = found
+                if let ReadablePart::Frame(_, frame, _) = found
                     && frame.head.commit > replayed
                     && result.is_ok()
                 {
@@ -313,14 +313,14 @@ fn read_frames(part: &Part) -> Result<Vec<u8>, OpenError> {
 }
 
 /// A readable piece of a segment, at an offset.
-enum Found<'a> {
+enum ReadablePart<'a> {
     Frame(u64, FrameView<'a>, Meta),
     /// Blocks of a frame that cannot be read as a whole.
     Blocks(u64, Vec<BlockView<'a>>),
 }
 
 /// Visits all readable pieces of a segment.
-fn scan<'a>(bytes: &'a [u8], part: &Part, visit: &mut dyn FnMut(Found<'a>)) {
+fn scan<'a>(bytes: &'a [u8], part: &Part, visit: &mut dyn FnMut(ReadablePart<'a>)) {
     let salt = part.header.salt;
     let mut offset = FRAMES_START as usize;
     while let Some(rest) = bytes.get(offset..).filter(|rest| !rest.is_empty()) {
@@ -328,13 +328,13 @@ fn scan<'a>(bytes: &'a [u8], part: &Part, visit: &mut dyn FnMut(Found<'a>)) {
             && let Some(meta) = Meta::decode(frame.meta)
         {
             let length = frame.head.length as usize;
-            visit(Found::Frame(offset as u64, frame, meta));
+            visit(ReadablePart::Frame(offset as u64, frame, meta));
             offset += length;
             continue;
         }
         let blocks = FrameView::decode_blocks(rest, salt);
         if !blocks.is_empty() {
-            visit(Found::Blocks(offset as u64, blocks));
+            visit(ReadablePart::Blocks(offset as u64, blocks));
         }
         offset += FRAME_ALIGNMENT;
     }

@@ -1,7 +1,7 @@
 //! Reads the frames of a segment, and distinguishes a torn write from damage at their
 //! end.
 
-use super::format::{FRAME_ALIGNMENT, FRAMES_START, FrameHead, FrameView, Link, Salt};
+use super::format::{FRAME_ALIGNMENT, FRAMES_START, FrameHead, FrameLink, FrameView, Salt};
 use super::meta::Meta;
 
 /// A frame and its offset.
@@ -28,12 +28,12 @@ pub(super) struct Frames<'a> {
     /// The offset of the next frame.
     pub(super) offset: u64,
     /// The previous frame.
-    pub(super) link: Link,
+    pub(super) link: FrameLink,
 }
 
 impl<'a> Frames<'a> {
     /// Reads from the beginning of a segment, whose first frame follows `link`.
-    pub(super) fn new(bytes: &'a [u8], salt: Salt, link: Link) -> Self {
+    pub(super) fn new(bytes: &'a [u8], salt: Salt, link: FrameLink) -> Self {
         Self { bytes, salt, offset: FRAMES_START, link }
     }
 
@@ -50,6 +50,13 @@ impl<'a> Frames<'a> {
         self.link = frame.link();
         self.offset += u64::from(frame.head.length);
         Some(Placed { offset, frame, meta })
+    }
+
+    /// Returns whether a part of the next frame was written.
+    pub(super) fn has_torn_end(&self) -> bool {
+        let rest = usize::try_from(self.offset).ok().and_then(|offset| self.bytes.get(offset..));
+        rest.and_then(|rest| FrameHead::decode(rest, self.salt))
+            .is_some_and(|head| head.commit == self.link.commit.wrapping_add(1))
     }
 
     /// Returns whether a later frame proves that the frame at this offset was on stable

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock};
 
 use super::file::StorageFile;
 use super::format::{Extent, HEADER_SPAN, Salt, SegmentId};
 use super::table::Table;
+use crate::sync::RwLock;
 
 /// Bytes of a unit, in which live blocks are counted.
 const UNIT_BYTES: u32 = 16;
@@ -139,31 +140,31 @@ pub(super) struct Segments {
 
 impl Segments {
     pub(super) fn get(&self, id: SegmentId) -> Option<Arc<Segment>> {
-        self.by_id.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+        self.by_id.read().get(&id).cloned()
     }
 
     pub(super) fn insert(&self, segment: Arc<Segment>) {
-        self.by_id.write().unwrap_or_else(PoisonError::into_inner).insert(segment.id, segment);
+        self.by_id.write().insert(segment.id, segment);
     }
 
     pub(super) fn remove(&self, id: SegmentId) -> Option<Arc<Segment>> {
-        self.by_id.write().unwrap_or_else(PoisonError::into_inner).remove(&id)
+        self.by_id.write().remove(&id)
     }
 
     /// Returns the segments that satisfy a condition, the oldest first.
     pub(super) fn select(&self, is_wanted: impl Fn(&Segment) -> bool) -> Vec<Arc<Segment>> {
-        let by_id = self.by_id.read().unwrap_or_else(PoisonError::into_inner);
+        let by_id = self.by_id.read();
         by_id.values().filter(|segment| is_wanted(segment)).cloned().collect()
     }
 
     /// Sums a figure over all segments.
     pub(super) fn sum(&self, figure: impl Fn(&Segment) -> u64) -> u64 {
-        let by_id = self.by_id.read().unwrap_or_else(PoisonError::into_inner);
+        let by_id = self.by_id.read();
         by_id.values().map(|segment| figure(segment)).sum()
     }
 
     pub(super) fn add_live(&self, id: SegmentId, units: u64) {
-        let by_id = self.by_id.read().unwrap_or_else(PoisonError::into_inner);
+        let by_id = self.by_id.read();
         if let Some(segment) = by_id.get(&id) {
             segment.add_live(units);
         }
@@ -171,7 +172,7 @@ impl Segments {
 
     /// Returns whether no live block is left.
     pub(super) fn remove_live(&self, id: SegmentId, units: u64) -> bool {
-        let by_id = self.by_id.read().unwrap_or_else(PoisonError::into_inner);
+        let by_id = self.by_id.read();
         by_id.get(&id).is_some_and(|segment| segment.remove_live(units))
     }
 }

@@ -4,14 +4,15 @@
 //! name.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::file::{Storage, StorageFile, read_exact};
 use super::format::{FRAMES_START, HEADER_SPAN, Header};
 use super::segment::Slot;
 use super::table::max_bytes;
 use super::writer::is_full;
+use crate::sync::Mutex;
 
 /// Maximum number of blank files; further ones are removed.
 pub(super) const SPARES_MAX: usize = 4;
@@ -178,14 +179,14 @@ impl Files {
 #[derive(Debug)]
 pub(super) struct Spares {
     /// Held for a lookup, by the thread of the log and the maintenance thread.
-    state: Mutex<State>,
+    state: Mutex<SpareSlots>,
     /// Bytes of all files that hold no segment.
     bytes: AtomicU64,
     segment_bytes: u64,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct SpareSlots {
     /// Blank files of the usual size.
     blank: Vec<Slot>,
     /// Files with the header of a segment that was freed, or of another size.
@@ -211,19 +212,19 @@ impl Spares {
         let bytes = blank.iter().chain(&freed).map(|slot| slot.size).sum::<u64>();
         let (blank, other): (Vec<_>, Vec<_>) = blank.into_iter().partition(|slot| slot.size == segment_bytes);
         let dirty = freed.into_iter().chain(other).collect();
-        Self { state: State { blank, dirty, next_name }.into(), bytes: bytes.into(), segment_bytes }
+        Self { state: Mutex::new(SpareSlots { blank, dirty, next_name }), bytes: bytes.into(), segment_bytes }
     }
 
     /// Takes a blank file of the usual size.
     fn take_blank(&self) -> Option<Slot> {
-        let slot = self.state().blank.pop()?;
+        let slot = self.state.lock().blank.pop()?;
         self.bytes.fetch_sub(slot.size, Ordering::Relaxed);
         Some(slot)
     }
 
     /// Takes a blank file of the usual size, or a freed one.
     fn take(&self) -> Option<Slot> {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         let slot = match state.blank.pop() {
             Some(slot) => slot,
             None => {
@@ -237,13 +238,13 @@ impl Spares {
 
     /// Returns whether there is a file of the usual size.
     fn has_usual(&self) -> bool {
-        let state = self.state();
+        let state = self.state.lock();
         !state.blank.is_empty() || state.dirty.iter().any(|slot| slot.size == self.segment_bytes)
     }
 
     /// Removes a file that turned out to be in use.
     pub(super) fn remove(&self, name: &str) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         if let Some(at) = state.dirty.iter().position(|slot| slot.name == name) {
             let slot = state.dirty.swap_remove(at);
             self.bytes.fetch_sub(slot.size, Ordering::Relaxed);
@@ -253,7 +254,7 @@ impl Spares {
     /// Adds a freed file.
     pub(super) fn give(&self, slot: Slot) {
         self.bytes.fetch_add(slot.size, Ordering::Relaxed);
-        self.state().dirty.push(slot);
+        self.state.lock().dirty.push(slot);
     }
 
     /// Returns the bytes of all files that hold no segment.
@@ -263,7 +264,7 @@ impl Spares {
 
     /// Returns the number of blank files.
     pub(super) fn blank_count(&self) -> usize {
-        self.state().blank.len()
+        self.state.lock().blank.len()
     }
 
     /// Creates a file at once: zeroed if it is small, otherwise with reserved space.
@@ -286,13 +287,13 @@ impl Spares {
     /// first.
     pub(super) fn clean(&self, storage: &dyn Storage) -> io::Result<Cleaned> {
         let (slot, is_kept) = {
-            let mut state = self.state();
+            let mut state = self.state.lock();
             let Some(slot) = state.dirty.pop() else { return Ok(Cleaned::Nothing) };
             let is_kept = slot.size == self.segment_bytes && state.blank.len() < SPARES_MAX;
             (slot, is_kept)
         };
         let cleaned = if is_kept { slot.blank() } else { storage.remove(&slot.name) };
-        let mut state = self.state();
+        let mut state = self.state.lock();
         match cleaned {
             Ok(()) if is_kept => state.blank.push(slot),
             Ok(()) => {
@@ -331,7 +332,7 @@ impl Spares {
         storage.rename(name, &slot.name)?;
         name.clone_from(&slot.name);
         storage.sync_names()?;
-        self.state().blank.push(slot.clone());
+        self.state.lock().blank.push(slot.clone());
         Ok(())
     }
 
@@ -343,14 +344,10 @@ impl Spares {
     }
 
     fn next_name(&self) -> String {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         let number = state.next_name;
         state.next_name += 1;
         format!("{number:08}{EXTENSION}")
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

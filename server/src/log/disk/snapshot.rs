@@ -9,14 +9,14 @@ use super::folder::{Folder, LOCK_TIMEOUT, check_existing};
 use super::reader::visit_all;
 use super::recovery::{Replay, recover};
 use super::slots::{Files, Spares};
-use super::writer::Opened;
-use super::{SEGMENT_BYTES, Shared};
+use super::writer::OpenSegment;
+use super::{SEGMENT_BYTES, SharedLog};
 use crate::log::{InboxId, OpenError, ReadError, Reader};
 
 /// A log that is open for reading only. Its folder is locked against changes.
 #[derive(Debug)]
-pub struct Snapshot {
-    shared: Arc<Shared>,
+pub struct LogSnapshot {
+    shared: Arc<SharedLog>,
     _folder: Folder,
 }
 
@@ -28,7 +28,7 @@ pub fn find(path: &Path) -> Result<(), OpenError> {
     check_existing(path)
 }
 
-impl Snapshot {
+impl LogSnapshot {
     /// Reads the log of an existing store like a start does: damage that would prevent a
     /// start is an error. Calls `replay` with the records of each frame.
     ///
@@ -39,12 +39,12 @@ impl Snapshot {
         let storage = Arc::new(OsStorage::read_only(&folder.log()));
         let mut recovered = recover(&*storage, replay).map_err(|error| error.of_store(path))?;
         if let Some(newest) = recovered.resume.take() {
-            recovered.index.add_opened(&Opened::of_newest(newest, recovered.next_id));
+            recovered.index.add_opened(&OpenSegment::of_newest(newest, recovered.next_id));
         }
         let io = |source| OpenError::Io { path: path.to_owned(), source };
         let (segments, index) = recovered.index.build().map_err(io)?;
         let spares = Spares::new(Vec::new(), Vec::new(), 0, SEGMENT_BYTES);
-        let shared = Shared::new(Files::new(storage, spares, SEGMENT_BYTES), segments, index, 0);
+        let shared = SharedLog::new(Files::new(storage, spares, SEGMENT_BYTES), segments, index, 0);
         Ok(Self { shared: Arc::new(shared), _folder: folder })
     }
 

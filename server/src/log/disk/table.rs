@@ -23,7 +23,7 @@ const FOOTER_MAGIC: u64 = u64::from_le_bytes(*b"harkidx3");
 
 /// A block in a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Entry {
+pub(super) struct BlockEntry {
     pub(super) inbox: InboxId,
     pub(super) first: u64,
     pub(super) last: u64,
@@ -63,14 +63,14 @@ pub(super) struct EncodedTable {
 impl Table {
     /// Encodes the index frame of a segment whose frames end at `end`, from
     /// entries that are sorted.
-    pub(super) fn encode(entries: &[Entry], salt: Salt, end: u64) -> EncodedTable {
+    pub(super) fn encode(entries: &[BlockEntry], salt: Salt, end: u64) -> EncodedTable {
         let mut table = Self { offset: end.next_multiple_of(PAGE_BYTES as u64), fences: Vec::new() };
         let mut pages = Vec::new();
         let mut rest = entries;
         while let Some(first) = rest.first() {
             let begin = pages.len();
             pages.resize(begin + PAGE_HEAD, 0);
-            let mut before = Entry::ZERO;
+            let mut before = BlockEntry::ZERO;
             let mut count = 0;
             for entry in rest {
                 if pages.len() - begin > PAGE_BYTES - ENTRY_MAX {
@@ -130,7 +130,7 @@ impl Table {
             let chunk = read_exact(file, offset + (begin * PAGE_BYTES) as u64, length)?;
             for (page, number) in chunk.chunks(PAGE_BYTES).zip(begin..) {
                 let first = verify_page(page, salt, number)
-                    .and_then(|(_, mut rest)| Entry::decode(&Entry::ZERO, &mut rest));
+                    .and_then(|(_, mut rest)| BlockEntry::decode(&BlockEntry::ZERO, &mut rest));
                 let Some(first) = first else { return Ok(None) };
                 table.fences.push((first.inbox, first.first));
             }
@@ -149,7 +149,7 @@ impl Table {
         file: &dyn StorageFile,
         salt: Salt,
         number: usize,
-    ) -> io::Result<Option<Vec<Entry>>> {
+    ) -> io::Result<Option<Vec<BlockEntry>>> {
         let page = read_exact(file, self.offset + (number * PAGE_BYTES) as u64, PAGE_BYTES)?;
         let mut entries = Vec::new();
         Ok(decode_page(&page, salt, number, &mut entries).map(|()| entries))
@@ -182,7 +182,7 @@ pub(super) struct TableReader<'a> {
     chunk_pages: usize,
     /// The next page.
     page: usize,
-    entries: Vec<Entry>,
+    entries: Vec<BlockEntry>,
     /// The next entry.
     entry: usize,
 }
@@ -210,7 +210,7 @@ impl<'a> TableReader<'a> {
     pub(super) fn take_below(
         &mut self,
         bound: Option<(InboxId, u64)>,
-        take: &mut dyn FnMut(Entry),
+        take: &mut dyn FnMut(BlockEntry),
     ) -> io::Result<()> {
         loop {
             let rest = self.entries.get(self.entry..).unwrap_or_default();
@@ -244,7 +244,7 @@ impl<'a> TableReader<'a> {
     }
 }
 
-impl Entry {
+impl BlockEntry {
     /// Returns the location of the block in a segment.
     pub(super) fn place(self, segment: SegmentId) -> BlockRef {
         BlockRef { first: self.first, last: self.last, segment, extent: self.extent }
@@ -300,11 +300,11 @@ fn verify_page(page: &[u8], salt: Salt, number: usize) -> Option<(u16, &[u8])> {
     Some((u16::from_le_bytes(*count), entries))
 }
 
-fn decode_page(page: &[u8], salt: Salt, number: usize, entries: &mut Vec<Entry>) -> Option<()> {
+fn decode_page(page: &[u8], salt: Salt, number: usize, entries: &mut Vec<BlockEntry>) -> Option<()> {
     let (count, mut rest) = verify_page(page, salt, number)?;
-    let mut before = Entry::ZERO;
+    let mut before = BlockEntry::ZERO;
     for _ in 0..count {
-        before = Entry::decode(&before, &mut rest)?;
+        before = BlockEntry::decode(&before, &mut rest)?;
         entries.push(before);
     }
     Some(())
@@ -323,7 +323,7 @@ mod tests {
         ) {
             let mut entries: Vec<_> = raw
                 .into_iter()
-                .map(|(inbox, first, span, offset, length)| Entry {
+                .map(|(inbox, first, span, offset, length)| BlockEntry {
                     inbox: inbox << 40, first, last: first + span, extent: Extent { offset, length },
                 })
                 .collect();

@@ -4,10 +4,10 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::Shared;
+use super::SharedLog;
 use super::format::{
-    BlockRecord, Checkpoint, Extent, FRAME_MAX, FRAMES_START, FrameContent, Header, Link, Previous, Salt,
-    SegmentId,
+    BlockRecord, CheckpointExtent, Extent, FRAME_MAX, FRAMES_START, FrameContent, FrameLink, Header,
+    Previous, Salt, SegmentId,
 };
 use super::head::{Head, HeadFile};
 use super::recent::BlockRef;
@@ -25,7 +25,7 @@ pub(super) fn is_full(error: &io::Error) -> bool {
 /// The end of the log.
 #[derive(Debug)]
 pub(super) struct Writer {
-    shared: Arc<Shared>,
+    shared: Arc<SharedLog>,
     head: HeadFile,
     active: Arc<Segment>,
     /// The end of the last frame in the active segment.
@@ -38,29 +38,29 @@ pub(super) struct Writer {
     /// Maximum size of the index frame of the active segment, without its fixed part.
     index_bytes: usize,
     /// The last frame.
-    link: Link,
+    link: FrameLink,
     /// The last commit that is on stable storage.
     synced: u64,
-    checkpoint: Checkpoint,
+    checkpoint: CheckpointExtent,
     buffer: Vec<u8>,
     extents: Vec<Extent>,
 }
 
 /// The segment of an open: it holds the carried frames and is on stable storage.
 #[derive(Debug)]
-pub(super) struct Opened {
+pub(super) struct OpenSegment {
     active: Arc<Segment>,
     offset: u64,
     next_id: SegmentId,
     index_bytes: usize,
-    link: Link,
+    link: FrameLink,
     /// The oldest segment that a replay needs.
     pub(super) tail_start: SegmentId,
     /// The blocks to be indexed.
     pub(super) places: Vec<(InboxId, BlockRef)>,
 }
 
-impl Opened {
+impl OpenSegment {
     /// Begins a segment after the recovered log, or continues the newest one if there is
     /// no space for another.
     pub(super) fn begin(files: &Files, recovered: &mut Recovered) -> Result<Self, OpenError> {
@@ -133,7 +133,7 @@ struct Carried {
     salt: Salt,
     bytes: Vec<u8>,
     index_bytes: usize,
-    link: Link,
+    link: FrameLink,
     places: Vec<(InboxId, BlockRef)>,
 }
 
@@ -154,7 +154,7 @@ impl Carried {
             let content = frame.content(encoded.link.check, &blocks);
             let (offset, mut extents) = (encoded.bytes.len() as u32, Vec::new());
             let check = content.encode(encoded.salt, &mut encoded.bytes, &mut extents);
-            encoded.link = Link { commit: frame.commit, check };
+            encoded.link = FrameLink { commit: frame.commit, check };
             encoded.places.extend(content.places(*next_id, offset, &extents));
         }
         encoded
@@ -163,8 +163,13 @@ impl Carried {
 
 impl Writer {
     /// Continues after the segment of an open.
-    pub(super) fn new(shared: Arc<Shared>, head: HeadFile, checkpoint: Checkpoint, opened: Opened) -> Self {
-        let Opened { active, offset, next_id, index_bytes, link, .. } = opened;
+    pub(super) fn new(
+        shared: Arc<SharedLog>,
+        head: HeadFile,
+        checkpoint: CheckpointExtent,
+        opened: OpenSegment,
+    ) -> Self {
+        let OpenSegment { active, offset, next_id, index_bytes, link, .. } = opened;
         Self {
             shared,
             head,
@@ -210,7 +215,7 @@ impl Writer {
     }
 
     /// Sets the newest complete checkpoint.
-    pub(super) fn set_checkpoint(&mut self, checkpoint: Checkpoint) {
+    pub(super) fn set_checkpoint(&mut self, checkpoint: CheckpointExtent) {
         self.checkpoint = checkpoint;
     }
 
@@ -298,7 +303,7 @@ impl Writer {
             file.sync().map_err(|error| self.error(error))?;
             self.synced = content.commit;
         }
-        self.link = Link { commit: content.commit, check };
+        self.link = FrameLink { commit: content.commit, check };
         for (inbox, place) in content.places(self.active.id, self.offset as u32, &self.extents) {
             self.index_bytes += max_entry_bytes(inbox);
             self.shared.index.insert(inbox, place);

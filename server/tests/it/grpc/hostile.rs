@@ -18,11 +18,11 @@ use super::server::{SETTINGS as SERVER_SETTINGS, Server, Session, Subscription, 
 const CREATE: &str = "/hark.v1.Chat/Create";
 
 /// The timeout of the server, by the paused clock.
-const PATIENCE: Duration = Duration::from_secs(30);
+const OPERATION_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Checks that other clients are still served.
 async fn check_serves(server: &Server) {
-    timeout(PATIENCE, server.client_and(&["other"])).await.unwrap();
+    timeout(OPERATION_TIMEOUT, server.client_and(&["other"])).await.unwrap();
 }
 
 /// Returns the bytes up to the end of the connection.
@@ -39,12 +39,12 @@ async fn malformed_preface_is_closed_at_once() {
     for garbage in [&b"POST / HTTP/1.1\r\n\r\n"[..], b"PRI * HTTP/2.0\r\n\r\nXX", b"Ping"] {
         let mut stream = TcpStream::connect(server.address()).await.unwrap();
         stream.write_all(garbage).await.unwrap();
-        assert_eq!(timeout(PATIENCE, rest(&mut stream)).await.unwrap(), b"");
+        assert_eq!(timeout(OPERATION_TIMEOUT, rest(&mut stream)).await.unwrap(), b"");
     }
     let mut raw = Raw(TcpStream::connect(server.address()).await.unwrap());
     raw.write(PREFACE).await;
     raw.write(b"no frames, but more than nine bytes of it").await;
-    timeout(PATIENCE, async { while raw.next().await.is_some() {} }).await.unwrap();
+    timeout(OPERATION_TIMEOUT, async { while raw.next().await.is_some() {} }).await.unwrap();
     check_serves(&server).await;
 }
 
@@ -96,7 +96,7 @@ async fn oversized_message_is_refused_by_its_length() {
     raw.call(1, CREATE).await;
     // A gibibyte is announced and never sent.
     raw.write(&frame(raw::DATA, 0, 1, b"\0\x40\0\0\0")).await;
-    assert_eq!(timeout(PATIENCE, raw.answer(1)).await.unwrap(), b"");
+    assert_eq!(timeout(OPERATION_TIMEOUT, raw.answer(1)).await.unwrap(), b"");
     raw.call(3, CREATE).await;
     raw.data(3, &raw::message(b"\x0a\x03bob")).await;
     assert_eq!(raw.answer(3).await, raw::message(b""));
@@ -121,7 +121,7 @@ async fn every_service_refuses_oversized_messages() {
         raw.call(stream, path).await;
         // A mebibyte is announced and never sent.
         raw.write(&frame(raw::DATA, 0, stream, b"\0\0\x10\0\0")).await;
-        let answer = timeout(PATIENCE, raw.answer(stream)).await;
+        let answer = timeout(OPERATION_TIMEOUT, raw.answer(stream)).await;
         assert_eq!(answer.expect(path), b"", "{path}");
     }
 }
@@ -134,7 +134,7 @@ async fn other_content_types_are_refused() {
         let mut raw = Raw::open(server.address()).await;
         raw.write(&frame(HEADERS, raw::END_HEADERS, 1, &raw::head_of(CREATE, other))).await;
         raw.data(1, &raw::message(b"\x0a\x03eve")).await;
-        let answer = timeout(PATIENCE, raw.next_of(HEADERS)).await.unwrap().unwrap();
+        let answer = timeout(OPERATION_TIMEOUT, raw.next_of(HEADERS)).await.unwrap().unwrap();
         // The status 415, as HPACK has it.
         assert_eq!(answer.payload[..5], *b"\x48\x83\x68\x2d\xff", "{other}");
         assert_eq!(answer.flags & raw::END_STREAM, raw::END_STREAM);
@@ -145,7 +145,7 @@ async fn other_content_types_are_refused() {
         let mut raw = Raw::open(server.address()).await;
         raw.write(&frame(HEADERS, raw::END_HEADERS, 1, &raw::head_of(CREATE, content_type))).await;
         raw.data(1, &raw::message(&[b"\x0a\x03", &name[..]].concat())).await;
-        assert_eq!(timeout(PATIENCE, raw.answer(1)).await.unwrap(), raw::message(b""));
+        assert_eq!(timeout(OPERATION_TIMEOUT, raw.answer(1)).await.unwrap(), raw::message(b""));
     }
     assert_eq!(names(&server).await, ["amy", "bob", "cat"]);
 }
@@ -188,7 +188,7 @@ async fn endless_headers_end_the_connection() {
         }
         panic!("a head of a gigabyte was taken");
     };
-    timeout(PATIENCE, flood).await.unwrap();
+    timeout(OPERATION_TIMEOUT, flood).await.unwrap();
     check_serves(&server).await;
 }
 
@@ -206,7 +206,7 @@ async fn calls_over_the_limit_are_refused() {
     }
     let mut refused = BTreeSet::new();
     while refused.len() < 72 {
-        let reset = timeout(PATIENCE, raw.next_of(RST_STREAM)).await.unwrap().unwrap();
+        let reset = timeout(OPERATION_TIMEOUT, raw.next_of(RST_STREAM)).await.unwrap().unwrap();
         assert_eq!(reset.payload, 7u32.to_be_bytes(), "REFUSED_STREAM");
         refused.insert(reset.stream);
     }
@@ -225,8 +225,8 @@ async fn rapid_resets_end_the_connection() {
         flood.extend(frame(RST_STREAM, 0, 2 * nth + 1, &8u32.to_be_bytes()));
     }
     // The server may close before all is written.
-    timeout(PATIENCE, raw.0.write_all(&flood)).await.unwrap().ok();
-    let goaway = timeout(PATIENCE, raw.next_of(GOAWAY)).await.unwrap();
+    timeout(OPERATION_TIMEOUT, raw.0.write_all(&flood)).await.unwrap().ok();
+    let goaway = timeout(OPERATION_TIMEOUT, raw.next_of(GOAWAY)).await.unwrap();
     if let Some(goaway) = goaway {
         assert_eq!(goaway.payload[4..8], 11u32.to_be_bytes(), "ENHANCE_YOUR_CALM");
     }
@@ -268,7 +268,7 @@ async fn session_of_an_unread_stream_can_be_taken_over() {
     // The answer to the ping is stuck now.
     assert_eq!(bob.message().await.text, "x");
     let mut session = Session::open(&mut client).await;
-    let opened = timeout(PATIENCE, session.ask(1, hello())).await.unwrap();
+    let opened = timeout(OPERATION_TIMEOUT, session.ask(1, hello())).await.unwrap();
     assert!(matches!(opened, Reply::Hello(_)), "{opened:?}");
     drop(raw);
 }

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::ops::Bound;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
+
+use hark_client::sync::lock;
 
 use hark_protocol::UserName;
 use rustyline::completion::Completer;
@@ -28,7 +30,7 @@ impl SeenNames {
     /// Adds names while there is room, except those that contain unsafe
     /// characters.
     pub(crate) fn learn<'a>(&self, seen: impl IntoIterator<Item = &'a UserName>) {
-        let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut names = lock(&self.names);
         for name in seen {
             if names.len() < NAMES_MAX && !name.as_str().contains(is_unsafe) {
                 names.insert(name.clone());
@@ -37,7 +39,7 @@ impl SeenNames {
     }
 
     fn starting_with(&self, prefix: &str) -> Vec<String> {
-        let names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        let names = lock(&self.names);
         let matching = names
             .range::<str, _>((Bound::Included(prefix), Bound::Unbounded))
             .take_while(|name| name.as_str().starts_with(prefix));

@@ -11,11 +11,12 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytestring::ByteString;
 use futures::FutureExt as _;
+use hark_client::sync::lock;
 use hark_client::{Event, Events, Handle, LinkState, Message, RequestError};
 use hark_protocol::{Code, Password, Refusal, UserName};
 use tokio::sync::watch;
@@ -186,7 +187,7 @@ impl Chat {
     }
 
     fn prompt(&self) -> LinkPrompt {
-        let user = self.user.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let user = lock(&self.user).clone();
         LinkPrompt::new(user.as_ref(), self.style, self.current_server.clone())
     }
 
@@ -211,7 +212,7 @@ impl Chat {
     }
 
     async fn start(self: &Arc<Self>, command: Command) {
-        let me = self.user.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let me = lock(&self.user).clone();
         let command = match (command, me) {
             (Command::Password(None), Some(me)) => Command::Password(Some(me)),
             (Command::Password(None), None) => {
@@ -390,7 +391,7 @@ impl Chat {
             (Command::Login(user) | Command::Connect(user), _) => self.become_user(Some(user.clone())),
             (Command::Disconnect, _) => self.become_user(None),
             (Command::Delete(user), _) => {
-                let mut me = self.user.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut me = lock(&self.user);
                 me.take_if(|me| me == user);
             }
             (Command::Create(user), _) => self.names.learn([user]),
@@ -401,7 +402,7 @@ impl Chat {
 
     fn become_user(&self, user: Option<UserName>) {
         self.names.learn(&user);
-        *self.user.lock().unwrap_or_else(PoisonError::into_inner) = user;
+        *lock(&self.user) = user;
     }
 }
 

@@ -3,8 +3,11 @@
 
 use std::io::{self, Write as _};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::Duration;
+
+use hark_client::sync::lock;
 
 use hark_prompt::Modes;
 use hark_protocol::Password;
@@ -24,6 +27,9 @@ const LINES_MAX: usize = 64;
 
 /// Length of the history, in lines.
 const HISTORY_LINES_MAX: usize = 1000;
+
+/// How long the editor is kept for a text that it may have drawn.
+const HANDOVER_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Turns off bracketed paste, which the editor has turned on.
 const PASTE_UNMARKED: &str = "\x1b[?2004l";
@@ -101,7 +107,7 @@ impl Terminal {
 
     /// Ends line editing: from now on texts are written directly.
     pub(crate) fn stop_reading(&self) {
-        drop(self.requests.lock().unwrap_or_else(PoisonError::into_inner).take());
+        drop(lock(&self.requests).take());
     }
 
     /// As [`Self::stop_reading`], even while a line is being typed, which is
@@ -115,7 +121,7 @@ impl Terminal {
 
     /// Returns `None` once reading has stopped.
     async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Option<T> {
-        let requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
+        let requests = lock(&self.requests).clone()?;
         let (answer, answered) = oneshot::channel();
         requests.send(request(answer)).await.ok()?;
         // A clone would keep the thread alive.
@@ -186,6 +192,8 @@ impl InputThread {
                 Request::Secret { prompt, is_new, answer } => drop(answer.send(self.secret(&prompt, is_new))),
             }
         }
+        // The editor is dropped after this.
+        self.owner.wait_for_handover(HANDOVER_TIMEOUT);
     }
 
     fn read(&mut self, prompt: &LinkPrompt) -> Input {

@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use super::super::check::{DamagedBlock, Repair};
-use super::super::snapshot::Snapshot;
+use super::super::snapshot::LogSnapshot;
 use super::{Home, open};
 use crate::log::contract::{append, block, blocks, read};
 use crate::log::{Block, OpenError, Opener, ReadError};
@@ -47,7 +47,7 @@ fn change(folder: &Path, text: &[u8]) {
 
 /// Returns the number of live blocks, and the damaged ones, by inbox and number.
 fn check_store(home: &Home) -> (usize, Vec<DamagedBlock>) {
-    let snapshot = Snapshot::open(&home.folder.path().join("store"), &mut |_| Ok(())).unwrap();
+    let snapshot = LogSnapshot::open(&home.folder.path().join("store"), &mut |_| Ok(())).unwrap();
     let (mut count, mut damaged) = (0, Vec::new());
     for inbox in snapshot.inboxes() {
         let after = if inbox == 4 { 1000 } else { 0 };
@@ -128,7 +128,7 @@ fn repair_replaces_damaged_blocks() {
 fn check_of_missing_store_makes_none() {
     let home = Home::new();
     let path = home.path().join("nothing");
-    assert!(matches!(Snapshot::open(&path, &mut |_| Ok(())), Err(OpenError::NoStore(_))));
+    assert!(matches!(LogSnapshot::open(&path, &mut |_| Ok(())), Err(OpenError::NoStore(_))));
     assert!(!path.exists());
 }
 

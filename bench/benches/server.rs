@@ -1,5 +1,5 @@
 //! Throughput and cost of a real server over the loopback, compared with the limit of
-//! this machine in the same run: `cargo bench -p hark-tests --bench figures [--
+//! this machine in the same run: `cargo bench -p hark-bench --bench server [--
 //! sends|grpc|list]`. `hark-bench` measures the rest.
 #![expect(
     clippy::unwrap_used,

@@ -4,29 +4,30 @@
 //! It handles all available input before it writes, so that a burst of requests costs
 //! one read and one write. An empty buffer holds no memory.
 
+mod deadlines;
+mod framing;
+#[cfg(test)]
+mod tests;
+
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::num::NonZeroU64;
 use std::pin::Pin;
-use std::sync::LazyLock;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
-use hark_protocol::framing::classic::{self, ClassicServerCodec, FIELDS_WAIT_MS};
-use hark_protocol::framing::native::{self, ServerCodec};
-use hark_protocol::{
-    Code, Failure, Frame, Incoming, Malformed, ProtocolError, Push, Refusal, Reply, Request, RequestId,
-};
+use hark_protocol::framing::classic::FIELDS_WAIT_MS;
+use hark_protocol::{Failure, Frame, Incoming, ProtocolError, Reply, Request, RequestId};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Instant, Sleep};
-use tokio_util::codec::Decoder;
+use tokio::time::Instant;
 
-use super::delivery;
+use self::deadlines::{Deadline, DeadlineTable, Moment, Timer};
 use super::drain::DRAIN_TIMEOUT;
 use crate::chat::{ClientConnection, Output};
 use crate::store::Message;
+
+pub use self::framing::Framing;
 
 /// The high-water mark of the output buffer, in bytes; one message may exceed it. Messages
 /// beyond it stay in the store.
@@ -46,15 +47,6 @@ const FRAME_BYTES_PER_SECOND_MIN: u64 = 1024;
 
 /// The most iterations before other tasks run.
 const ITERATIONS_MAX: usize = 32;
-
-/// The framing of a connection.
-#[derive(Debug)]
-pub enum Framing {
-    /// Length, id, message.
-    Native(ServerCodec),
-    /// The text format of the legacy clients.
-    Classic(ClassicServerCodec),
-}
 
 /// A connection of the wire front.
 #[derive(Debug)]
@@ -79,14 +71,12 @@ pub struct Wire<S> {
     frame_since: Option<Moment>,
     /// The start of a command whose fields are missing (classic).
     fields_since: Option<Moment>,
-    /// Whether the latest reply was a part of a list (classic).
-    in_list: bool,
     /// Whether the pushes in the output are acknowledged once it is written (classic).
     owes_ack: bool,
     /// The protocol error to report before the connection closes.
     broken: Option<Box<ProtocolError>>,
     stage: WireStage,
-    timer: Option<Pin<Box<Sleep>>>,
+    timer: Timer,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,30 +89,6 @@ enum WireStage {
     Draining {
         until: Instant,
     },
-}
-
-/// A time in eight bytes, for the many connections that are idle.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Moment(NonZeroU64);
-
-/// The time from which a [`Moment`] counts nanoseconds: an hour before its first
-/// use, so that a clock that a test stops is not behind it.
-static EPOCH: LazyLock<Instant> = LazyLock::new(|| {
-    let now = std::time::Instant::now();
-    now.checked_sub(Duration::from_secs(3600)).unwrap_or(now).into()
-});
-
-impl Moment {
-    fn instant(self) -> Instant {
-        *EPOCH + Duration::from_nanos(self.0.get())
-    }
-}
-
-impl From<Instant> for Moment {
-    fn from(instant: Instant) -> Self {
-        let since = instant.saturating_duration_since(*EPOCH).as_nanos();
-        Self(u64::try_from(since).ok().and_then(NonZeroU64::new).unwrap_or(NonZeroU64::MIN))
-    }
 }
 
 thread_local! {
@@ -150,11 +116,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             owing_since: None,
             frame_since: None,
             fields_since: None,
-            in_list: false,
             owes_ack: false,
             broken: None,
             stage: WireStage::Open,
-            timer: None,
+            timer: Timer::default(),
         }
     }
 
@@ -182,10 +147,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                 continue;
             }
             let progressed = self.poll_write(cx)?;
-            if self.is_over() {
+            let deadlines = self.deadlines();
+            if deadlines.due(self.now).is_some_and(|missed| self.ends_at(missed)) {
                 return Poll::Ready(Ok(()));
             }
-            if !progressed && !self.poll_timer(cx) {
+            if !progressed && !self.timer.is_due(cx, deadlines.next(), self.now) {
                 self.release_buffers();
                 return Poll::Pending;
             }
@@ -219,10 +185,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     /// Returns whether the output buffer takes more. In the classic framing each message is
     /// written before the next, since the write acknowledges it.
     fn takes_output(&self) -> bool {
-        let has_room = match self.framing {
-            Framing::Native(_) => self.output.len() < OUTPUT_BYTES_MAX,
-            Framing::Classic(_) => self.is_written(),
-        };
+        let has_room =
+            if self.framing.is_native() { self.output.len() < OUTPUT_BYTES_MAX } else { self.is_written() };
         self.stage == WireStage::Open && has_room
     }
 
@@ -233,38 +197,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
 
     fn push(&mut self, message: &Message) {
         self.owing_since.get_or_insert_with(|| self.now.into());
-        match &self.framing {
-            Framing::Classic(_) => {
-                self.owes_ack = true;
-                self.encode(None, &Reply::String(delivery(message)));
-            }
-            Framing::Native(_) => {
-                self.begin_output();
-                let Message { position, sender, time_ms, text } = message;
-                let (sequence, sender) = (position.sequence, sender.as_ref());
-                let push = Push { sequence, sender, time_ms: *time_ms, text };
-                let encoded = native::encode_push(&push, &mut self.output);
-                self.check(encoded);
-            }
-        }
+        self.owes_ack = !self.framing.is_native();
+        self.begin_output();
+        let encoded = self.framing.encode_push(message, &mut self.output);
+        self.check(encoded);
     }
 
     fn encode(&mut self, id: Option<RequestId>, reply: &Reply) {
         self.begin_output();
-        match &self.framing {
-            // Legacy clients expect no `ok` after a list.
-            Framing::Classic(_) if matches!(reply, Reply::Ok(_)) && self.in_list => self.in_list = false,
-            Framing::Classic(_) => {
-                self.in_list = matches!(reply, Reply::List(_));
-                classic::encode(reply, &mut self.output);
-            }
-            // The `ok` with the count 0 suffices.
-            Framing::Native(_) if matches!(reply, Reply::List(names) if names.is_empty()) => {}
-            Framing::Native(_) => {
-                let encoded = native::encode(id, reply, &mut self.output);
-                self.check(encoded);
-            }
-        }
+        let encoded = self.framing.encode(id, reply, &mut self.output);
+        self.check(encoded);
     }
 
     fn begin_output(&mut self) {
@@ -325,30 +267,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     }
 
     fn decode_one(&mut self) -> Result<Option<Incoming<Request>>, ProtocolError> {
-        match &mut self.framing {
-            Framing::Native(codec) => {
-                let Some(frame) = codec.decode(&mut self.input)? else { return Ok(None) };
-                Ok(Some(Frame::new(frame.id, frame.message.and_then(|request| with_id(frame.id, request)))))
-            }
-            Framing::Classic(codec) => {
-                if self.fields_since.is_some_and(|since| self.now >= since.instant() + FIELDS_WAIT) {
-                    codec.give_up_on_fields();
-                }
-                let request = codec.decode(&mut self.input)?;
-                self.fields_since =
-                    codec.awaits_fields(&self.input).then(|| self.fields_since.unwrap_or(self.now.into()));
-                Ok(request.map(|request| Frame::new(None, request)))
-            }
+        if self.fields_since.is_some_and(|since| self.now >= since.instant() + FIELDS_WAIT) {
+            self.framing.give_up_on_fields();
         }
+        let request = self.framing.decode(&mut self.input)?;
+        let awaits_fields = self.framing.awaits_fields(&self.input);
+        self.fields_since = awaits_fields.then(|| self.fields_since.unwrap_or(self.now.into()));
+        Ok(request)
     }
 
     /// Returns whether the next request can be handled: in the classic framing one at a
     /// time, after the reply to the previous one is written.
     fn wants_input(&self) -> bool {
-        let may_pipeline = match self.framing {
-            Framing::Native(_) => true,
-            Framing::Classic(_) => self.connection.is_idle() && self.is_written(),
-        };
+        let may_pipeline = self.framing.is_native() || (self.connection.is_idle() && self.is_written());
         match self.stage {
             WireStage::Open => self.connection.is_ready() && may_pipeline,
             WireStage::Closing => false,
@@ -441,68 +372,54 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         matches!(self.stage, WireStage::Draining { until } if self.now >= until)
     }
 
-    /// Returns whether the connection has ended or missed a deadline.
-    fn is_over(&mut self) -> bool {
-        if let WireStage::Draining { .. } = self.stage {
-            return self.has_drained();
+    /// Returns the deadlines in the present state.
+    fn deadlines(&mut self) -> DeadlineTable {
+        let mut deadlines = DeadlineTable::default();
+        if let WireStage::Draining { until } = self.stage {
+            deadlines.set(Deadline::Drain, Some(until));
+            return deadlines;
         }
         if !self.connection.awaits_ack() {
             self.owing_since = None;
         }
-        let is_past = |at: Option<Instant>| at.is_some_and(|at| self.now >= at);
-        if is_past(self.dead_at()) {
-            tracing::info!(connection = ?self.connection, "slow consumer: neither reads nor acknowledges");
-            return true;
-        }
-        if is_past(self.frame_due()) {
-            tracing::info!(connection = ?self.connection, "frame incomplete at its deadline");
-            return true;
-        }
-        false
-    }
-
-    /// Returns the deadline of an incomplete frame.
-    fn frame_due(&self) -> Option<Instant> {
-        let for_its_bytes = Duration::from_secs(self.input.len() as u64 / FRAME_BYTES_PER_SECOND_MIN);
-        Some(self.frame_since?.instant() + self.ack_timeout + for_its_bytes)
+        deadlines.set(Deadline::Progress, self.progress_due());
+        deadlines.set(Deadline::Frame, self.frame_due());
+        deadlines.set(Deadline::Fields, self.fields_since.map(|since| since.instant() + FIELDS_WAIT));
+        // A full output buffer waits for the peer, not for the chat.
+        deadlines.set(Deadline::Chat, self.connection.wake_at().filter(|_| self.takes_output()));
+        deadlines
     }
 
     /// Returns the time by which the peer must send a byte or read one.
-    fn dead_at(&self) -> Option<Instant> {
-        let owing_since = match self.framing {
-            // Acknowledgements that the server does not read are not owed.
-            Framing::Native(_) if self.wants_input() => self.owing_since,
-            _ => None,
-        };
+    fn progress_due(&self) -> Option<Instant> {
+        // Acknowledgements that the server does not read are not owed.
+        let is_owed = self.framing.is_native() && self.wants_input();
+        let owing_since = self.owing_since.filter(|_| is_owed);
         let unread_since = (!self.is_written()).then_some(self.last_written_at);
         let since = [owing_since, unread_since].into_iter().flatten().max()?;
         Some(since.max(self.last_received_at).instant() + self.ack_timeout)
     }
 
-    fn deadline(&self) -> Option<Instant> {
-        let fields = self.fields_since.map(|since| since.instant() + FIELDS_WAIT);
-        let linger = match self.stage {
-            WireStage::Draining { until } => Some(until),
-            _ => None,
-        };
-        // A full output buffer waits for the peer, not for the chat.
-        let retry = self.connection.wake_at().filter(|_| self.takes_output());
-        [self.dead_at(), self.frame_due(), retry, fields, linger].into_iter().flatten().min()
+    /// Returns the time by which an incomplete frame must be complete.
+    fn frame_due(&self) -> Option<Instant> {
+        let for_its_bytes = Duration::from_secs(self.input.len() as u64 / FRAME_BYTES_PER_SECOND_MIN);
+        Some(self.frame_since?.instant() + self.ack_timeout + for_its_bytes)
     }
 
-    /// Arms the timer for the next deadline. Returns whether it is due. A timer that is too
-    /// early stays: moving it for every message would cost more than one spurious wake-up.
-    fn poll_timer(&mut self, cx: &mut Context<'_>) -> bool {
-        let Some(deadline) = self.deadline() else {
-            return false;
-        };
-        if deadline <= self.now {
-            return true;
+    /// Returns whether the connection ends at this deadline.
+    fn ends_at(&self, missed: Deadline) -> bool {
+        match missed {
+            Deadline::Progress => {
+                tracing::info!(connection = ?self.connection, "slow consumer: neither reads nor acknowledges");
+                true
+            }
+            Deadline::Frame => {
+                tracing::info!(connection = ?self.connection, "frame incomplete at its deadline");
+                true
+            }
+            Deadline::Drain => true,
+            Deadline::Fields | Deadline::Chat => false,
         }
-        if self.timer.as_ref().is_none_or(|timer| timer.deadline() > deadline || timer.is_elapsed()) {
-            self.timer = Some(Box::pin(tokio::time::sleep_until(deadline)));
-        }
-        self.timer.as_mut().is_some_and(|timer| timer.as_mut().poll(cx).is_ready())
     }
 
     fn release_buffers(&mut self) {
@@ -512,116 +429,5 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         if self.output.is_empty() {
             self.output = BytesMut::new();
         }
-    }
-}
-
-/// Checks that a request has an id, which all but `ack` need in the native framing.
-fn with_id(id: Option<RequestId>, request: Request) -> Result<Request, Malformed> {
-    match request {
-        Request::Ack { .. } => Ok(request),
-        _ if id.is_some() => Ok(request),
-        _ => Err(Malformed {
-            refusal: Refusal::new(Code::BadRequest, "a request needs an id other than 0"),
-            is_hello: matches!(request, Request::Hello { .. }),
-        }),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::net::{IpAddr, Ipv4Addr};
-    use std::sync::Arc;
-
-    use hark_protocol::UserName;
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufWriter, DuplexStream};
-    use tokio::task::JoinHandle;
-
-    use super::*;
-    use crate::chat::{Chat, ShutdownSignal};
-    use crate::config::Cli;
-    use crate::shard::{ShardConfig, ShardStore};
-    use crate::store::{Position, ReadLimit, Store as _};
-
-    const PING: &[u8] = b"\0\0\0\x13\0\0\0\x07ping\0\0\0\0\0\0\0\0\0\0\0";
-    const OK: &[u8] = b"\0\0\0\x13\0\0\0\x07ok\0\0\0\0\0\0\0\0\0\0\0\0\0";
-
-    const TIMEOUT: Duration = Duration::from_secs(10);
-
-    /// Serves one connection in the native framing over a stream that buffers until it is
-    /// flushed, as TLS may.
-    fn serve(store: Arc<ShardStore>) -> (DuplexStream, JoinHandle<io::Result<()>>) {
-        let rules = <Cli as clap::Parser>::parse_from(["harkd"]).serve.rules();
-        let chat = Chat::new(store, rules);
-        let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
-        let connection = ClientConnection::new(Arc::new(chat), address, Arc::<ShutdownSignal>::default());
-        let (client, ours) = tokio::io::duplex(1024);
-        let framing = Framing::Native(ServerCodec::new(1024));
-        let wire = Wire::new(BufWriter::new(ours), framing, connection, Duration::from_secs(60));
-        (client, tokio::spawn(wire.run()))
-    }
-
-    fn memory() -> Arc<ShardStore> {
-        Arc::new(ShardStore::memory(ShardConfig { numbers_after: Some(0), ..ShardConfig::DEFAULT }).unwrap())
-    }
-
-    fn frame(id: u32, command: &str, payload: &[u8]) -> Vec<u8> {
-        let mut bytes = u32::try_from(19 + payload.len()).unwrap().to_be_bytes().to_vec();
-        bytes.extend(id.to_be_bytes());
-        bytes.extend(command.as_bytes());
-        bytes.resize(4 + 19, 0);
-        bytes.extend(payload);
-        bytes
-    }
-
-    #[tokio::test]
-    async fn send_behind_a_refused_hello_is_not_stored() {
-        let hello = |payload: &[u8]| frame(1, "hello", payload);
-        let refused = [
-            hello(b""),
-            hello(b"1"),
-            hello(b"one,token"),
-            hello(b"1,no token"),
-            hello(b"1,\xff"),
-            hello(b"2,token"),
-            frame(0, "hello", b"1,token"),
-            [frame(7, "ping", b""), hello(b"1,token")].concat(),
-            [hello(b"1,token"), hello(b"1,token")].concat(),
-        ];
-        for hello in refused {
-            let store = memory();
-            let bob: UserName = "bob".parse().unwrap();
-            store.create(&bob, None).await.unwrap();
-            let account = store.account(&bob).await.unwrap().unwrap().account;
-            let (mut client, serving) = serve(Arc::clone(&store));
-            let send = frame(2, "send", b"bob,outside of its session");
-            client.write_all(&[&*hello, &*send].concat()).await.unwrap();
-            let mut replies = Vec::new();
-            tokio::time::timeout(TIMEOUT, client.read_to_end(&mut replies)).await.unwrap().unwrap();
-            let shown = String::from_utf8_lossy(&hello);
-            let refusal = b"notok\0\0\0\0\0\0\0\0\0\0bad-request,";
-            assert_eq!(replies.windows(refusal.len()).filter(|part| part == refusal).count(), 1, "{shown:?}");
-            drop(client);
-            serving.await.unwrap().unwrap();
-            let limit = ReadLimit { messages: 1, bytes: 1 };
-            assert_eq!(
-                store.read(&account, Position::default(), limit).await.unwrap().messages,
-                [],
-                "{shown:?}"
-            );
-        }
-    }
-
-    #[tokio::test]
-    async fn output_is_flushed_and_shut_down() {
-        let (mut client, serving) = serve(memory());
-        for _ in 0..2 {
-            client.write_all(PING).await.unwrap();
-            let mut reply = [0; OK.len()];
-            tokio::time::timeout(TIMEOUT, client.read_exact(&mut reply)).await.unwrap().unwrap();
-            assert_eq!(reply, OK);
-        }
-        client.shutdown().await.unwrap();
-        assert_eq!(client.read(&mut [0; 1]).await.unwrap(), 0);
-        serving.await.unwrap().unwrap();
     }
 }

@@ -1,5 +1,5 @@
 //! Throughput and latency of servers on a cluster, compared with a bare publisher on the
-//! same cluster in the same run: `cargo bench -p hark-tests --bench cluster [--
+//! same cluster in the same run: `cargo bench -p hark-bench --bench cluster [--
 //! sends|order|two|latency|drain]`.
 //!
 //! Three nodes, the servers and the clients share one machine, so the ratios are

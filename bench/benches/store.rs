@@ -1,5 +1,5 @@
-//! Measures the store on disk beside a plain file: `cargo run --release -p
-//! hark-server --example store_figures [FOLDER]`. The folder says which disk
+//! Measures the store on disk beside a plain file: `cargo bench -p
+//! hark-bench --bench store [-- FOLDER]`. The folder says which disk
 //! is measured; without one it is the folder for temporary files.
 
 use std::fs::OpenOptions;
@@ -24,7 +24,9 @@ const ROUND_TIME: Duration = Duration::from_secs(2);
 const QUEUED: u64 = 1_000_000;
 
 fn main() -> Result<()> {
-    let parent = std::env::args_os().nth(1).map_or_else(std::env::temp_dir, Into::into);
+    // Cargo adds `--bench`.
+    let folder = std::env::args_os().skip(1).find(|argument| argument != "--bench");
+    let parent = folder.map_or_else(std::env::temp_dir, Into::into);
     let folder = tempfile::tempdir_in(parent)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     runtime.block_on(appends(folder.path()))?;

@@ -2,7 +2,7 @@
 //! bytes, and the correlation of a call.
 //!
 //! `one` is one message per iteration; `thousand` is a buffer of 1,000, so that
-//! its µs are ns per message. Run it with `cargo bench -p hark-protocol`.
+//! its µs are ns per message. Run it with `cargo bench -p hark-bench --bench codec`.
 
 #![expect(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
 

@@ -1,0 +1,99 @@
+//! The sends of a connection: their session, their fence, and the burst that is passed
+//! to the store in one call.
+
+use std::net::IpAddr;
+
+use hark_protocol::{RequestId, SessionToken};
+
+use crate::chat::send_sessions::OpenSession;
+use crate::chat::{ROOM_UNITS, UNIT_BYTES, now_ms};
+use crate::store::{Append, Completer, Fence, Outcome, Pending, SendId, Store};
+
+/// The initial capacity of a burst.
+const BURST_SENDS: usize = 8;
+
+/// The sends of a connection.
+#[derive(Default)]
+pub(super) struct ConnectionSends {
+    session: Option<Box<SendSession>>,
+    /// The fence, from the first send on.
+    fence: Option<Fence>,
+    /// Whether a send of the session is undecided. The client repeats it and all later
+    /// ones, whatever their outcome.
+    is_undecided: bool,
+    /// The current burst.
+    burst: Vec<(Append, Completer<Outcome>)>,
+}
+
+/// The session of a connection's sends.
+pub(super) enum SendSession {
+    /// A session opened by `hello`: ids increase.
+    Open(OpenSession),
+    /// A session shared with other connections: ids come in any order.
+    Shared(SessionToken),
+}
+
+impl ConnectionSends {
+    /// Sends in this session from now on.
+    pub(super) fn set_session(&mut self, session: SendSession) {
+        self.session = Some(session.into());
+    }
+
+    /// Returns whether a send of the session is undecided.
+    pub(super) const fn is_undecided(&self) -> bool {
+        self.is_undecided
+    }
+
+    /// Returns the deduplication id of a request from `network`, if there is a session.
+    pub(super) fn send_id(&self, id: Option<RequestId>, network: Option<IpAddr>) -> Option<SendId> {
+        let (session, in_order) = match self.session.as_deref()? {
+            SendSession::Open(session) => (session.token(), true),
+            SendSession::Shared(session) => (session, false),
+        };
+        Some(SendId { session: session.clone(), id: id?, in_order, from: network })
+    }
+
+    /// Returns the time of the next message, in milliseconds since 1970. A burst has one
+    /// time.
+    pub(super) fn time_ms(&self) -> u64 {
+        self.burst.last().map_or_else(now_ms, |(send, _)| send.time_ms)
+    }
+
+    /// Returns the fence of a connection that was accepted in this epoch.
+    pub(super) fn fence(&mut self, epoch: u64) -> Fence {
+        self.fence.get_or_insert_with(|| Fence::new(epoch)).clone()
+    }
+
+    /// Adds a message that has its permit to the burst.
+    pub(super) fn push(&mut self, append: Append) -> Pending<Outcome> {
+        let (completer, outcome) = Pending::new();
+        if self.burst.is_empty() {
+            self.burst.reserve(BURST_SENDS);
+        }
+        self.burst.push((append, completer));
+        outcome
+    }
+
+    /// Passes the burst to the store.
+    pub(super) fn flush(&mut self, store: &dyn Store) {
+        if !self.burst.is_empty() {
+            store.append_all(&mut self.burst);
+            self.burst = Vec::new();
+        }
+    }
+
+    /// Closes the fence after an undecided send of a session, so that no later send
+    /// overtakes its repeat. Returns whether there is a session.
+    pub(super) fn fence_off(&mut self) -> bool {
+        if self.session.is_some() {
+            self.is_undecided = true;
+            self.fence.get_or_insert_default().close();
+        }
+        self.is_undecided
+    }
+}
+
+/// Returns the units of the budget that a text takes.
+pub(super) fn units(text: &str) -> u32 {
+    u32::try_from((1 + text.len() / UNIT_BYTES).min(ROOM_UNITS)).unwrap_or(u32::MAX)
+}
