@@ -52,8 +52,8 @@ impl SendOrder {
         lane.next()
     }
 
-    /// Handles the answer to a request. Returns the next send that may leave: the caller
-    /// repeats the call of [`Self::next`] until there is none.
+    /// Handles the answer to a request. The caller then repeats [`Self::next`] until it
+    /// returns no send.
     pub(super) fn answered(&mut self, connection: ConnectionId, request: u64) {
         let Some(lane) = self.0.get_mut(&connection) else { return };
         if let Some(at) = lane.in_flight.iter().position(|of| *of == request) {
