@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use hark_protocol::Code;
 
-use crate::ledger::{Content, decode};
+use crate::ledger::{BlockContent, decode};
 use crate::log::Block;
 use crate::store::{Message, Outcome};
 
@@ -125,7 +125,7 @@ impl Judge {
     pub(super) fn stored(&mut self, blocks: &[Block]) {
         let mut messages = BTreeMap::new();
         for block in blocks {
-            let Ok(Content::Messages(of_block)) = decode(block) else { panic!("a malformed block") };
+            let Ok(BlockContent::Messages(of_block)) = decode(block) else { panic!("a malformed block") };
             for message in of_block.map(Result::unwrap) {
                 messages.insert(message.position.sequence, std::str::from_utf8(message.text).unwrap());
             }
