@@ -6,8 +6,8 @@
 
 pub mod admin;
 pub mod chat;
-#[cfg(test)]
-pub(crate) mod cluster;
+#[cfg(feature = "cluster")]
+pub mod cluster;
 pub mod config;
 pub mod front;
 #[cfg(any(test, feature = "fuzzing"))]

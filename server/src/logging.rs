@@ -358,7 +358,7 @@ mod tests {
         watched(|watchers| {
             let mut store = watchers.watch(Level::INFO, "hark_server::store".to_owned()).unwrap();
             let mut all = watchers.watch(Level::INFO, String::new()).unwrap();
-            tracing::info!(target: "hark_server::store::cluster", "1");
+            tracing::info!(target: "hark_server::store::pending", "1");
             tracing::info!(target: "hark_server::front", "2");
             tracing::info!(target: "harkd", "3");
             tracing::error!(target: "h2::proto", "4");

@@ -22,11 +22,6 @@ use crate::logging::{self, LineLimiter, Watchers};
 use crate::server::{self, ConnectionLimits};
 use crate::store::Store;
 
-/// The listen backlog; the system caps it at `net.core.somaxconn`. It is large
-/// because all clients reconnect at once after a restart, and the kernel of a
-/// client that finds it full retries its SYN only after 1 s, 3 s, 7 s and so on.
-const BACKLOG: u32 = 65_535;
-
 /// The most threads for blocking work: disk reads, password hashes, patterns. Each
 /// kind has a bound of its own as well.
 const BLOCKING_THREADS_MAX: usize = 16;
@@ -96,7 +91,7 @@ async fn run(arguments: &ServeArgs, watchers: &Watchers) -> anyhow::Result<()> {
     let chat = Arc::new(Chat::new(Arc::clone(&store), rules));
     let (shutdown, reloads) = (shutdown_signal()?, certificate_reloads(tls.clone())?);
     // After the store is open, so that a connection is refused rather than left waiting.
-    let listener = socket.listen(BACKLOG).with_context(cannot_listen)?;
+    let listener = socket.listen(server::BACKLOG_MAX).with_context(cannot_listen)?;
     let settings = arguments.settings(watchers, tls);
     let (tls, plaintext) = (settings.tls.is_some(), !settings.tls_only);
     tracing::info!(tls, plaintext, address = %listener.local_addr()?, "listening");

@@ -12,7 +12,7 @@ use std::time::Duration;
 use hark_protocol::{Code, Refusal};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
@@ -25,6 +25,11 @@ use crate::sync::Mutex;
 /// The most refusals that are sent at the same time. Further connections over a
 /// limit are closed without one.
 const REFUSALS_AT_ONCE: usize = 128;
+
+/// The listen backlog; the system caps it at `net.core.somaxconn`. It is large
+/// because all clients reconnect at once after a restart, and the kernel of a
+/// client that finds it full retries its SYN only after 1 s, 3 s, 7 s and so on.
+pub const BACKLOG_MAX: u32 = 65_535;
 
 /// Open files for refused connections and for the process itself, approximately.
 const OTHER_FILES: usize = REFUSALS_AT_ONCE + 64;
@@ -83,6 +88,7 @@ pub async fn run(
     limits: ConnectionLimits,
     shutdown: impl Future<Output = ()>,
 ) {
+    let epoch = chat.epoch();
     let server = Arc::new(Server {
         fronts: Arc::new(Fronts::new(chat, settings)),
         limits,
@@ -91,17 +97,25 @@ pub async fn run(
         tasks: TaskTracker::new(),
     });
     tokio::select! {
-        () = accept(&listener, &server) => {}
+        () = accept(&listener, &server, epoch) => {}
         () = shutdown => {}
     }
     drop(listener);
     server.drain().await;
 }
 
-async fn accept(listener: &TcpListener, server: &Arc<Server>) {
+async fn accept(listener: &TcpListener, server: &Arc<Server>, mut epoch: Option<watch::Receiver<u64>>) {
     let mut is_failing = false;
     loop {
-        match listener.accept().await {
+        let accepted = tokio::select! {
+            biased;
+            epoch = next_epoch(&mut epoch) => {
+                server.begin_epoch(epoch, listener);
+                continue;
+            }
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
             Ok((stream, address)) => {
                 if std::mem::take(&mut is_failing) {
                     tracing::info!("accepting connections again");
@@ -119,6 +133,25 @@ async fn accept(listener: &TcpListener, server: &Arc<Server>) {
             }
         }
     }
+}
+
+/// Returns the next epoch of connections. Cancel-safe.
+async fn next_epoch(epoch: &mut Option<watch::Receiver<u64>>) -> u64 {
+    if let Some(epoch) = epoch
+        && epoch.changed().await.is_ok()
+    {
+        return *epoch.borrow_and_update();
+    }
+    std::future::pending().await
+}
+
+/// Closes the connections that are established but not accepted yet, up to the longest
+/// backlog.
+fn close_backlog(listener: &TcpListener) {
+    // A direct call: the runtime may not know of them yet.
+    let listener = SockRef::from(listener);
+    let closed = (0..BACKLOG_MAX).take_while(|_| listener.accept().is_ok()).count();
+    tracing::debug!(connections = closed, "unaccepted connections closed");
 }
 
 /// Returns whether an error of `accept` concerns only the connection.
@@ -141,6 +174,8 @@ struct Server {
 #[derive(Debug)]
 struct Connections {
     last_id: u64,
+    /// The epoch of new connections.
+    epoch: u64,
     open: HashMap<u64, Arc<ShutdownSignal>>,
     /// Open connections by network.
     per_address: HashMap<IpAddr, usize>,
@@ -151,7 +186,7 @@ struct Connections {
 impl Connections {
     fn new(connects: Option<Rate>) -> Self {
         let (open, per_address) = Default::default();
-        Self { last_id: 0, open, per_address, connects: connects.map(Buckets::new) }
+        Self { last_id: 0, epoch: 0, open, per_address, connects: connects.map(Buckets::new) }
     }
 
     /// Counts a new connection from `address`, or refuses it.
@@ -225,9 +260,17 @@ impl Server {
         let mut connections = self.connections.lock();
         connections.admit(address, &self.limits, Instant::now())?;
         connections.last_id += 1;
-        let (id, shutdown) = (connections.last_id, Arc::<ShutdownSignal>::default());
+        let (id, shutdown) = (connections.last_id, Arc::new(ShutdownSignal::of_epoch(connections.epoch)));
         connections.open.insert(id, Arc::clone(&shutdown));
         Ok((Admission { id, address, server: Arc::clone(self) }, shutdown))
+    }
+
+    /// Closes all connections of earlier epochs without reading more from them.
+    fn begin_epoch(&self, epoch: u64, listener: &TcpListener) {
+        let connections = self.request_all(Shutdown::Close);
+        tracing::warn!(connections, "all connections closed: the store was out of touch with its cluster");
+        close_backlog(listener);
+        self.connections.lock().epoch = epoch;
     }
 
     async fn drain(&self) {

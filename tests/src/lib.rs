@@ -32,7 +32,7 @@ pub use classic::Classic;
 pub use disk::SmallDisk;
 pub use harkd::{Harkd, HarkdBuilder, Refusal};
 pub use link::{Front, Link, Native, NativeTls};
-pub use location::{StoreLocation, keeps_acks_in_order, on_cluster};
+pub use location::{StoreLocation, on_cluster};
 pub use nats::{Nats, NatsBuilder};
 pub use network::{FarMachine, own_addresses};
 pub use promise::{LoadConfig, Promise, Report, Trial};

@@ -90,17 +90,9 @@ impl<P: Into<PathBuf>> From<P> for StoreLocation {
 }
 
 /// Runs a test whose servers store messages on a cluster. The guarantees are
-/// the same, except that a crash of the server loses acknowledgements younger
-/// than a second, as `docs/PROTOCOL.md` permits ([`keeps_acks_in_order`]).
+/// the same.
 pub async fn on_cluster(test: impl Future<Output = ()>) {
     ON_CLUSTER.scope((), test).await;
-}
-
-/// Returns whether acknowledgements that precede an answered request survive a
-/// kill.
-#[must_use]
-pub fn keeps_acks_in_order() -> bool {
-    !is_on_cluster()
 }
 
 fn is_on_cluster() -> bool {

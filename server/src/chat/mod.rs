@@ -40,7 +40,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hark_protocol::limits::text_bytes_max;
 use hark_protocol::{Code, Failure, Refusal, Reply, UserName};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 use crate::limit::network;
 use crate::store::{Store, Unavailable};
@@ -146,6 +146,12 @@ impl Chat {
     #[must_use]
     pub fn rate_limiter(&self, address: IpAddr) -> Option<Arc<RateLimiter>> {
         (!self.rules.rates.is_exempt(address)).then(|| Arc::new(RateLimiter::new(&self.rules.rates)))
+    }
+
+    /// Returns the epoch of new connections, if the store has epochs.
+    #[must_use]
+    pub fn epoch(&self) -> Option<watch::Receiver<u64>> {
+        self.store.epoch()
     }
 
     /// Returns the network of an address, unless it is exempt from quotas.

@@ -76,6 +76,7 @@ impl SendSessions {
                 "too many sessions on this server, or from your address; try again later",
             );
         }
+        self.store.on_takeover(&token, Box::new(move || shutdown.request(Shutdown::Close)));
         Ok(session)
     }
 

@@ -14,6 +14,7 @@ pub struct ShutdownSignal {
     requested: AtomicU8,
     waker: AtomicWaker,
     close_waker: AtomicWaker,
+    epoch: u64,
 }
 
 /// The way in which a connection is to end.
@@ -27,6 +28,18 @@ pub enum Shutdown {
 }
 
 impl ShutdownSignal {
+    /// Returns the signal of a connection that was accepted in this epoch: see
+    /// [`Store::epoch`](crate::store::Store::epoch).
+    #[must_use]
+    pub fn of_epoch(epoch: u64) -> Self {
+        Self { epoch, ..Self::default() }
+    }
+
+    /// Returns the epoch of the connection.
+    pub const fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
     /// Requests a shutdown. [`Shutdown::Close`] overrides [`Shutdown::Drain`].
     pub fn request(&self, shutdown: Shutdown) {
         self.requested.fetch_max(shutdown as u8, Ordering::AcqRel);

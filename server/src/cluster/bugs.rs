@@ -1,4 +1,5 @@
-//! Bugs that a test plants in the cluster, to show that the simulation finds them.
+//! Bugs that a test plants in the cluster, to show that the simulation finds them. There are
+//! none outside of tests.
 
 /// A planted bug.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,22 +21,41 @@ pub(super) enum Bug {
     CursorBeforeBlock,
     /// A snapshot is complete without the copies of older blocks.
     NoCopies,
+    /// A snapshot lacks the places of the blocks before it.
+    NoIndex,
+    /// A purge deletes live blocks before the newest snapshot.
+    LiveBlocksPurged,
     /// The last subscription to arrive wins, regardless of its generation.
     NoGenerations,
     /// An account is deleted before other servers have ended its connections.
     DeleteBeforeConfirmed,
+    /// A merged page of names extends beyond the incomplete page of a shard.
+    ListPastIncomplete,
+    /// The sends of a session to several shards are in flight at the same time.
+    SendsOvertake,
+    /// The opening of a session is announced once.
+    AnnouncedOnce,
 }
 
+/// Returns whether the test on this thread has planted the bug.
+#[cfg(not(test))]
+pub(super) const fn is_planted(_: Bug) -> bool {
+    false
+}
+
+#[cfg(test)]
 thread_local! {
     static PLANTED: std::cell::Cell<Option<Bug>> = const { std::cell::Cell::new(None) };
 }
 
 /// Returns whether the test on this thread has planted the bug.
+#[cfg(test)]
 pub(super) fn is_planted(bug: Bug) -> bool {
     PLANTED.get() == Some(bug)
 }
 
 /// Runs a test with a planted bug. Returns whether it failed.
+#[cfg(test)]
 pub(super) fn fails_with<T>(bug: Bug, test: impl FnOnce() -> T + std::panic::UnwindSafe) -> bool {
     PLANTED.set(Some(bug));
     let result = std::panic::catch_unwind(test);

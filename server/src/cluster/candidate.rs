@@ -1,11 +1,14 @@
-//! [`Candidate`]: a server that claims a shard. It replays the stream, and appends a
+//! [`Candidate`]: a server that claims a shard. The last entries of the stream name the
+//! newest snapshot, from which it replays the stream. It then appends a
 //! claim on the condition that no message follows the last one that it read. After some
 //! refusals it claims unconditionally, and then replays up to its claim.
 
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use super::append::{Appender, Resolution};
-use super::entry::{Claim, ClaimId, Content, Entry, FORMAT};
+use super::entry::{Claim, ClaimId, Content, Entry};
 use super::replay::{ReplayError, Replayed, StreamReplay};
 use super::{Config, LogReply, LogRequest, Now, timing};
 use crate::ledger;
@@ -25,6 +28,10 @@ pub(super) struct Candidate {
 
 #[derive(Debug)]
 enum Phase {
+    /// Asks for the end of the stream.
+    Probing { request: u64, asked_at: Duration },
+    /// Reads entries from this sequence on, to find the newest snapshot.
+    Looking { request: u64, asked_at: Duration, from: u64 },
     /// Reads the stream, with a request for a page in flight.
     Reading { request: u64, asked_at: Duration },
     /// Appends its claim after the last message.
@@ -54,24 +61,36 @@ impl Candidate {
         let candidate = Self {
             id,
             config,
-            replay: StreamReplay::new(config.limits, 1),
+            replay: StreamReplay::new(&config, 1),
             former,
-            phase: Phase::Reading { request, asked_at: now.running },
+            phase: Phase::Probing { request, asked_at: now.running },
             refusals: 0,
             next_request: request + 1,
         };
-        (candidate, LogRequest::Read { id: request, from: 1 })
+        (candidate, LogRequest::Read { id: request, from: u64::MAX })
     }
 
     /// Handles an answer of the log. Adds the next requests.
     pub(super) fn handle(&mut self, reply: LogReply, now: Now, out: &mut Vec<LogRequest>) -> Option<Outcome> {
         match (&mut self.phase, reply) {
+            (Phase::Probing { request, .. }, LogReply::Page { id, first, last, .. }) if id == *request => {
+                let from = last.saturating_sub(timing::LOOK_BACK - 1).max(first);
+                out.push(self.look(from, now));
+                None
+            }
+            (Phase::Looking { request, from, .. }, LogReply::Page { id, first, messages, .. })
+                if id == *request =>
+            {
+                let from = *from;
+                out.push(self.begin(from, first, &messages, now));
+                None
+            }
             (Phase::Reading { request, .. }, LogReply::Page { id, first, messages, last })
                 if id == *request =>
             {
                 if first > self.replay.next() {
-                    self.replay = StreamReplay::new(self.config.limits, first);
-                    out.push(self.read(now));
+                    // A newer snapshot has replaced the messages.
+                    out.push(self.probe(now));
                     return None;
                 }
                 self.page(&messages, last, now, out)
@@ -104,6 +123,11 @@ impl Candidate {
     pub(super) fn tick(&mut self, now: Now, out: &mut Vec<LogRequest>) {
         match &mut self.phase {
             Phase::Claiming(appender) => out.extend(appender.repeat(now.running)),
+            Phase::Probing { asked_at, .. } | Phase::Looking { asked_at, .. } => {
+                if now.running.saturating_sub(*asked_at) >= timing::LOG_RETRY {
+                    out.push(self.probe(now));
+                }
+            }
             // An unconditional claim may be in the stream by now.
             Phase::Reading { asked_at, .. } | Phase::ClaimingAnywhere { asked_at, .. } => {
                 if now.running.saturating_sub(*asked_at) >= timing::LOG_RETRY {
@@ -113,10 +137,40 @@ impl Candidate {
         }
     }
 
+    fn probe(&mut self, now: Now) -> LogRequest {
+        let request = self.request();
+        self.phase = Phase::Probing { request, asked_at: now.running };
+        // No message has this sequence; the answer contains the last one.
+        LogRequest::Read { id: request, from: u64::MAX }
+    }
+
+    fn look(&mut self, from: u64, now: Now) -> LogRequest {
+        let request = self.request();
+        self.phase = Phase::Looking { request, asked_at: now.running, from };
+        LogRequest::Read { id: request, from }
+    }
+
+    /// Begins the replay at the newest snapshot that these messages, from `from` on, name.
+    /// Even a message that does not count names a snapshot that was complete; but the
+    /// snapshot may be purged, and then earlier messages name a later one.
+    fn begin(&mut self, from: u64, first: u64, messages: &[Bytes], now: Now) -> LogRequest {
+        let entries = messages.iter().filter_map(|message| {
+            let (entry, _) = Entry::decode(message, self.config.newest_format).ok()?;
+            Some(entry)
+        });
+        let snapshots = entries.map(|entry| entry.snapshot);
+        let newest = snapshots.max().filter(|snapshot| *snapshot >= first && *snapshot > 0);
+        if newest.is_none() && from > first {
+            return self.look(from.saturating_sub(timing::LOOK_BACK).max(first), now);
+        }
+        self.replay = StreamReplay::new(&self.config, newest.unwrap_or(first.max(1)));
+        self.read(now)
+    }
+
     /// Replays messages up to the end of the stream known to the node that answered.
     fn page(
         &mut self,
-        messages: &[bytes::Bytes],
+        messages: &[Bytes],
         last: u64,
         now: Now,
         out: &mut Vec<LogRequest>,
@@ -150,11 +204,13 @@ impl Candidate {
         let (id, next) = (self.request(), self.replay.next());
         let is_conditional = self.refusals < timing::CLAIM_REFUSALS_MAX;
         let entry = Entry {
+            format: self.replay.format(),
             claim: Claim { sequence: 0, id: self.id },
             commit: 0,
             sequence: if is_conditional { next } else { 0 },
             previous: 0,
-            content: Content::Claim { format: FORMAT },
+            snapshot: self.replay.snapshot(),
+            content: Content::Claim { format: self.config.newest_format },
         };
         if is_conditional {
             let appender = Appender::new(id, entry.encode(), next - 1, now.running);
@@ -176,7 +232,7 @@ impl Candidate {
                 return Some(Outcome::Failed);
             }
         };
-        let replay = std::mem::replace(&mut self.replay, StreamReplay::new(self.config.limits, 1));
+        let replay = std::mem::replace(&mut self.replay, StreamReplay::new(&self.config, 1));
         match replay.finish(counter) {
             Ok(replayed) => Some(Outcome::Won(claim, Box::new(replayed))),
             Err(error) => self.fail(error),

@@ -9,7 +9,7 @@
 use bytes::Bytes;
 
 use super::bugs::{Bug, is_planted};
-use super::entry::{Claim, Content, Entry, NoEntry, checksum};
+use super::entry::{Claim, Content, Entry, Index, NoEntry, OLDEST_FORMAT, checksum};
 use crate::log::Frame;
 
 /// The entries of a stream up to a sequence.
@@ -23,6 +23,10 @@ pub(super) struct Chain {
     commit: u64,
     /// The checksum of the last counting entry.
     checksum: u64,
+    /// The newest format of an entry so far.
+    format: u8,
+    /// The newest format that this server reads.
+    newest: u8,
 }
 
 /// The meaning of a message.
@@ -34,6 +38,8 @@ pub(super) enum Taken {
     Committed(Frame),
     /// The owner has released the shard.
     Released,
+    /// A part of a snapshot, with places of blocks.
+    Indexed(Index),
     /// The message does not count.
     Skipped,
     /// A later version wrote it: whether it counts is unknown.
@@ -42,9 +48,16 @@ pub(super) enum Taken {
 
 impl Chain {
     /// Returns a chain that begins with the message at `first`: the first message of the
-    /// stream, or the first part of a snapshot.
-    pub(super) const fn starting_at(first: u64) -> Self {
-        Self { last: first.saturating_sub(1), claim: None, commit: 0, checksum: 0 }
+    /// stream, or the first part of a snapshot. `newest` is the newest format that this server
+    /// reads.
+    pub(super) const fn starting_at(first: u64, newest: u8) -> Self {
+        let (last, format) = (first.saturating_sub(1), OLDEST_FORMAT);
+        Self { last, claim: None, commit: 0, checksum: 0, format, newest }
+    }
+
+    /// Returns the newest format of an entry so far.
+    pub(super) const fn format(&self) -> u8 {
+        self.format
     }
 
     /// Returns the sequence of the last message that was read.
@@ -60,7 +73,7 @@ impl Chain {
     /// Handles the next message of the stream.
     pub(super) fn take(&mut self, bytes: &Bytes) -> Taken {
         self.last += 1;
-        let (entry, checksum) = match Entry::decode(bytes) {
+        let (entry, checksum) = match Entry::decode(bytes, self.newest) {
             Ok(decoded) => decoded,
             Err(NoEntry::Unknown) => return Taken::Unknown,
             Err(NoEntry::Corrupt) => {
@@ -68,7 +81,8 @@ impl Chain {
                 return Taken::Skipped;
             }
         };
-        let Entry { claim, commit, sequence, previous, content } = entry;
+        let Entry { format, claim, commit, sequence, previous, content, .. } = entry;
+        self.format = self.format.max(format);
         let is_in_place = sequence == self.last;
         match content {
             Content::Claim { .. } if is_in_place || sequence == 0 => {
@@ -77,19 +91,19 @@ impl Chain {
                     return Taken::Skipped;
                 }
                 let claim = Claim { sequence: self.last, id: claim.id };
-                *self = Self { last: self.last, claim: Some(claim), commit: 0, checksum };
+                *self = Self { claim: Some(claim), commit: 0, checksum, ..*self };
                 Taken::Claimed
             }
             Content::Frame(frame)
                 if self.is_beginning() && frame.checkpoint.is_some_and(|part| part.is_first) =>
             {
-                *self = Self { last: self.last, claim: Some(claim), commit, checksum };
+                *self = Self { claim: Some(claim), commit, checksum, ..*self };
                 Taken::Committed(frame)
             }
             Content::Frame(frame) if is_planted(Bug::SnapshotOutsideFence) && frame.checkpoint.is_some() => {
                 Taken::Committed(frame)
             }
-            Content::Frame(_) | Content::Release
+            Content::Frame(_) | Content::Release | Content::Index(_)
                 if !is_in_place || !self.is_next(claim, commit, previous) =>
             {
                 tracing::warn!(sequence = self.last, "message of a former owner skipped");
@@ -103,19 +117,26 @@ impl Chain {
                 (self.claim, self.checksum) = (None, checksum);
                 Taken::Released
             }
+            Content::Index(index) => {
+                (self.commit, self.checksum) = (commit, checksum);
+                Taken::Indexed(index)
+            }
             Content::Claim { .. } => Taken::Skipped,
         }
     }
 
-    /// Returns the next entry of the current claim, and its bytes; `None` without a claim.
-    pub(super) fn next(&self, content: Content) -> Option<Entry> {
-        let (claim, sequence) = (self.claim?, self.last + 1);
-        Some(Entry { claim, commit: self.commit + 1, sequence, previous: self.checksum, content })
+    /// Returns the next entry of the current claim; `None` without a claim. `snapshot` is the
+    /// first sequence of the newest complete snapshot.
+    pub(super) fn next(&self, content: Content, snapshot: u64) -> Option<Entry> {
+        let (claim, sequence, format) = (self.claim?, self.last + 1, self.format);
+        let (commit, previous) = (self.commit + 1, self.checksum);
+        Some(Entry { format, claim, commit, sequence, previous, snapshot, content })
     }
 
     /// Advances past the entry returned by [`Self::next`], which is now stored.
     pub(super) fn advance(&mut self, encoded: &Bytes) {
         (self.last, self.commit, self.checksum) = (self.last + 1, self.commit + 1, checksum(encoded));
+        self.format = encoded.first().map_or(self.format, |format| self.format.max(*format));
     }
 
     /// Returns whether the message is the first one of a purged stream.
@@ -133,16 +154,17 @@ mod tests {
     use xxhash_rust::xxh3::xxh3_64;
 
     use super::super::ServerId;
-    use super::super::entry::{ClaimId, FORMAT};
+    use super::super::entry::ClaimId;
     use super::*;
 
     fn claim(server: u64, sequence: u64) -> Bytes {
         let claim = Claim { sequence: 0, id: ClaimId { server: ServerId(server), number: 1 } };
-        Entry { claim, commit: 0, sequence, previous: 0, content: Content::Claim { format: 1 } }.encode()
+        let content = Content::Claim { format: 1 };
+        Entry { format: 1, claim, commit: 0, sequence, previous: 0, snapshot: 0, content }.encode()
     }
 
     fn frame(chain: &Chain) -> Bytes {
-        chain.next(Content::Frame(Frame::default())).unwrap().encode()
+        chain.next(Content::Frame(Frame::default()), 0).unwrap().encode()
     }
 
     #[track_caller]
@@ -153,7 +175,7 @@ mod tests {
 
     #[test]
     fn frames_count_in_their_place_alone() {
-        let mut chain = Chain::starting_at(1);
+        let mut chain = Chain::starting_at(1, 1);
         check(&mut chain, &claim(1, 1), true);
         let first = frame(&chain);
         check(&mut chain, &first, true);
@@ -167,7 +189,7 @@ mod tests {
 
     #[test]
     fn later_claim_ends_the_earlier_one() {
-        let mut chain = Chain::starting_at(1);
+        let mut chain = Chain::starting_at(1, 1);
         check(&mut chain, &claim(1, 1), true);
         let deposed = chain.clone();
         check(&mut chain, &claim(2, 2), true);
@@ -181,15 +203,15 @@ mod tests {
 
     #[test]
     fn entry_of_a_later_version_is_not_skipped() {
-        let mut chain = Chain::starting_at(1);
-        let mut later = vec![FORMAT + 1; 60];
+        let mut chain = Chain::starting_at(1, 1);
+        let mut later = vec![2; 70];
         later.extend_from_slice(&xxh3_64(&later).to_le_bytes());
         assert!(matches!(chain.take(&later.into()), Taken::Unknown));
     }
 
     #[test]
     fn own_entries_advance_as_readers_do() {
-        let mut reader = Chain::starting_at(1);
+        let mut reader = Chain::starting_at(1, 1);
         check(&mut reader, &claim(1, 1), true);
         let mut owner = reader.clone();
         for _ in 0..3 {
@@ -198,7 +220,7 @@ mod tests {
             check(&mut reader, &bytes, true);
             assert_eq!(reader, owner);
         }
-        let release = owner.next(Content::Release).unwrap().encode();
+        let release = owner.next(Content::Release, 0).unwrap().encode();
         check(&mut reader, &release, true);
         assert_eq!(reader.claim(), None);
         check(&mut reader, &frame(&owner), false);

@@ -5,30 +5,34 @@
 //!
 //! | bytes | content |
 //! | --- | --- |
-//! | 1 | format, [`FORMAT`] |
-//! | 1 | kind: 0 claim, 1 frame, 2 release |
-//! | 8 × 6 | claim: server, number, sequence (of a claim itself: 0); commit number; sequence that the entry counts at (0: at any); checksum of the entry before |
+//! | 1 | format, from [`OLDEST_FORMAT`] to [`NEWEST_FORMAT`] |
+//! | 1 | kind: 0 claim, 1 frame, 2 release, 3 index |
+//! | 8 × 7 | claim: server, number, sequence (of a claim itself: 0); commit number; sequence that the entry counts at (0: at any); checksum of the entry before; first sequence of the newest complete snapshot (0: none) |
 //! | claim | 1: the newest format that its server reads |
 //! | frame | 1: checkpoint part (0 none, else 1 + 2 if first + 4 if last); 4: length of the records; records; 4: number of blocks; for each: inbox, first, last (8 each), 4: length, payload |
+//! | index | 4: number of stretches; for each: first, bytes (8 each); 4: number of blocks; for each: inbox, first, last, sequence (8 each), 4: length |
 
 use bytes::{Buf, BufMut, Bytes};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::ServerId;
 use crate::ledger::Malformed;
-use crate::log::{Block, CheckpointPart, Frame};
+use crate::log::{Block, CheckpointPart, Frame, InboxId};
 
-/// The format of the entries that this version writes, and the newest that it reads.
-pub(super) const FORMAT: u8 = 1;
+/// The formats of entries that this version reads and writes. It writes a format only if all
+/// live servers read it.
+pub(super) const OLDEST_FORMAT: u8 = 1;
+pub(super) const NEWEST_FORMAT: u8 = 1;
 
 /// Bytes of an entry before its content.
-const HEAD_BYTES: usize = 2 + 6 * 8;
+const HEAD_BYTES: usize = 2 + 7 * 8;
 const CHECKSUM_BYTES: usize = 8;
 
 mod kind {
     pub(super) const CLAIM: u8 = 0;
     pub(super) const FRAME: u8 = 1;
     pub(super) const RELEASE: u8 = 2;
+    pub(super) const INDEX: u8 = 3;
 }
 
 /// The unique id of a claim, chosen by the claiming server.
@@ -67,6 +71,8 @@ impl From<Malformed> for NoEntry {
 /// One message of a shard's stream.
 #[derive(Debug)]
 pub(super) struct Entry {
+    /// The format in which it is written.
+    pub(super) format: u8,
     /// The claim that the entry belongs to. Its sequence is 0 in the claim's own entry.
     pub(super) claim: Claim,
     /// The entry's number within its claim; 0 for the claim's own entry.
@@ -75,6 +81,9 @@ pub(super) struct Entry {
     pub(super) sequence: u64,
     /// The checksum of the previous counting entry.
     pub(super) previous: u64,
+    /// The first sequence of the newest complete snapshot: a replay may begin there, unless
+    /// a later snapshot has replaced it. 0 if there is none.
+    pub(super) snapshot: u64,
     /// The content.
     pub(super) content: Content,
 }
@@ -91,6 +100,41 @@ pub(super) enum Content {
     Frame(Frame),
     /// The owner releases the shard.
     Release,
+    /// A part of a snapshot: places of blocks before it.
+    Index(Index),
+}
+
+/// Places of live blocks in the stream before a snapshot.
+#[derive(Debug, Default)]
+pub(super) struct Index {
+    /// All stretches of the stream before the snapshot, in the first index of a snapshot.
+    pub(super) stretches: Vec<Stretch>,
+    /// Blocks of entries before the snapshot.
+    pub(super) blocks: Vec<Located>,
+}
+
+/// The entries from the beginning of a snapshot to that of the next one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Stretch {
+    /// The first sequence.
+    pub(super) first: u64,
+    /// The bytes of the entries.
+    pub(super) bytes: u64,
+}
+
+/// The place of a block in the stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Located {
+    /// The inbox.
+    pub(super) inbox: InboxId,
+    /// The number of the first message.
+    pub(super) first: u64,
+    /// The number of the last message.
+    pub(super) last: u64,
+    /// The sequence of the entry.
+    pub(super) sequence: u64,
+    /// The bytes of the payload.
+    pub(super) bytes: u32,
 }
 
 impl Entry {
@@ -101,47 +145,55 @@ impl Entry {
             Content::Claim { .. } => kind::CLAIM,
             Content::Frame(_) => kind::FRAME,
             Content::Release => kind::RELEASE,
+            Content::Index(_) => kind::INDEX,
         };
-        to.extend_from_slice(&[FORMAT, kind]);
+        to.extend_from_slice(&[self.format, kind]);
         let Claim { sequence, id } = self.claim;
-        for number in [id.server.0, id.number, sequence, self.commit, self.sequence, self.previous] {
+        let Self { commit, sequence: at, previous, snapshot, .. } = *self;
+        for number in [id.server.0, id.number, sequence, commit, at, previous, snapshot] {
             to.put_u64_le(number);
         }
         match &self.content {
             Content::Claim { format } => to.push(*format),
             Content::Frame(frame) => put_frame(&mut to, frame),
             Content::Release => {}
+            Content::Index(index) => put_index(&mut to, index),
         }
         to.put_u64_le(xxh3_64(&to));
         to.into()
     }
 
-    /// Decodes an entry. Returns it with its checksum.
-    pub(super) fn decode(bytes: &Bytes) -> Result<(Self, u64), NoEntry> {
+    /// Decodes an entry up to the format `newest`. Returns it with its checksum.
+    pub(super) fn decode(bytes: &Bytes, newest: u8) -> Result<(Self, u64), NoEntry> {
         let length = bytes.len().checked_sub(CHECKSUM_BYTES).ok_or(NoEntry::Corrupt)?;
         let checksum = bytes.slice(length..).get_u64_le();
         let mut rest = bytes.slice(..length);
         if xxh3_64(&rest) != checksum {
             return Err(NoEntry::Corrupt);
         }
-        if rest.len() < HEAD_BYTES || rest.get_u8() != FORMAT {
+        if rest.len() < HEAD_BYTES {
+            return Err(NoEntry::Unknown);
+        }
+        let format = rest.get_u8();
+        if !(OLDEST_FORMAT..=newest).contains(&format) {
             return Err(NoEntry::Unknown);
         }
         let kind = rest.get_u8();
-        let [server, number, claimed_at, commit, sequence, previous] =
+        let [server, number, claimed_at, commit, sequence, previous, snapshot] =
             std::array::from_fn(|_| rest.get_u64_le());
         let id = ClaimId { server: ServerId(server), number };
         let content = match kind {
             kind::CLAIM => Content::Claim { format: rest.try_get_u8().map_err(|_| Malformed)? },
             kind::FRAME => Content::Frame(take_frame(&mut rest)?),
             kind::RELEASE => Content::Release,
+            kind::INDEX => Content::Index(take_index(&mut rest)?),
             _ => return Err(NoEntry::Unknown),
         };
         if rest.has_remaining() {
             return Err(NoEntry::Unknown);
         }
         let claim = Claim { sequence: claimed_at, id };
-        Ok((Self { claim, commit, sequence, previous, content }, checksum))
+        Ok((Self { format, claim, commit, sequence, previous, snapshot, content }, checksum))
     }
 }
 
@@ -176,6 +228,38 @@ fn take_frame(rest: &mut Bytes) -> Result<Frame, Malformed> {
     Ok(Frame { records, blocks: blocks?, checkpoint })
 }
 
+fn put_index(to: &mut Vec<u8>, Index { stretches, blocks }: &Index) {
+    to.put_u32_le(stretches.len() as u32);
+    for Stretch { first, bytes } in stretches {
+        [*first, *bytes].into_iter().for_each(|number| to.put_u64_le(number));
+    }
+    to.put_u32_le(blocks.len() as u32);
+    for Located { inbox, first, last, sequence, bytes } in blocks {
+        [*inbox, *first, *last, *sequence].into_iter().for_each(|number| to.put_u64_le(number));
+        to.put_u32_le(*bytes);
+    }
+}
+
+fn take_index(rest: &mut Bytes) -> Result<Index, Malformed> {
+    let count = rest.try_get_u32_le().map_err(|_| Malformed)?;
+    let stretches: Result<_, _> = (0..count).map(|_| take_stretch(rest)).collect();
+    let stretches = stretches?;
+    let count = rest.try_get_u32_le().map_err(|_| Malformed)?;
+    let blocks: Result<_, _> = (0..count).map(|_| take_located(rest)).collect();
+    Ok(Index { stretches, blocks: blocks? })
+}
+
+fn take_stretch(rest: &mut Bytes) -> Result<Stretch, Malformed> {
+    let mut number = || rest.try_get_u64_le().map_err(|_| Malformed);
+    Ok(Stretch { first: number()?, bytes: number()? })
+}
+
+fn take_located(rest: &mut Bytes) -> Result<Located, Malformed> {
+    let mut number = || rest.try_get_u64_le().map_err(|_| Malformed);
+    let (inbox, first, last, sequence) = (number()?, number()?, number()?, number()?);
+    Ok(Located { inbox, first, last, sequence, bytes: rest.try_get_u32_le().map_err(|_| Malformed)? })
+}
+
 fn take_block(rest: &mut Bytes) -> Result<Block, Malformed> {
     let mut number = || rest.try_get_u64_le().map_err(|_| Malformed);
     let (inbox, first, last) = (number()?, number()?, number()?);
@@ -207,15 +291,21 @@ mod tests {
                 checkpoint: None,
             }),
             Content::Frame(Frame { records: Vec::new(), blocks: vec![block(5)], checkpoint: Some(part) }),
+            Content::Index(Index {
+                stretches: vec![Stretch { first: 3, bytes: 1 << 40 }],
+                blocks: vec![Located { inbox: 4, first: 1, last: 3, sequence: 9, bytes: 5 }; 2],
+            }),
         ];
-        contents.map(|content| Entry { claim, commit: 5, sequence: 20, previous: 77, content }).into()
+        let entry =
+            |content| Entry { format: 1, claim, commit: 5, sequence: 20, previous: 77, snapshot: 3, content };
+        contents.map(entry).into()
     }
 
     #[test]
     fn every_entry_comes_back() {
         for entry in entries() {
             let bytes = entry.encode();
-            let (decoded, sum) = Entry::decode(&bytes).unwrap();
+            let (decoded, sum) = Entry::decode(&bytes, 1).unwrap();
             assert_eq!(format!("{decoded:?}"), format!("{entry:?}"));
             assert_eq!((sum, decoded.encode()), (checksum(&bytes), bytes));
         }
@@ -225,10 +315,10 @@ mod tests {
     fn truncated_or_changed_entry_is_malformed() {
         for bytes in entries().iter().map(Entry::encode) {
             for end in 0..bytes.len() {
-                assert!(Entry::decode(&bytes.slice(..end)).is_err());
+                assert!(Entry::decode(&bytes.slice(..end), 1).is_err());
                 let mut changed = bytes.to_vec();
                 changed[end] ^= 4;
-                assert!(Entry::decode(&changed.into()).is_err(), "{end}");
+                assert!(Entry::decode(&changed.into(), 1).is_err(), "{end}");
             }
         }
     }
@@ -236,11 +326,11 @@ mod tests {
     proptest! {
         #[test]
         fn any_content_under_a_right_checksum_never_panics(content in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let mut bytes = vec![FORMAT, kind::FRAME];
-            bytes.extend_from_slice(&[0; 48]);
+            let mut bytes = vec![NEWEST_FORMAT, kind::FRAME];
+            bytes.extend_from_slice(&[0; 56]);
             bytes.extend_from_slice(&content);
             bytes.put_u64_le(xxh3_64(&bytes));
-            if let Ok((entry, _)) = Entry::decode(&bytes.clone().into()) {
+            if let Ok((entry, _)) = Entry::decode(&bytes.clone().into(), 1) {
                 prop_assert_eq!(entry.encode(), bytes);
             }
         }

@@ -1,8 +1,9 @@
 //! [`Link`]: a server's end of its flows to one shard: the commands of its connections,
 //! their answers, and its receptions and identities in that shard.
 //!
-//! If a flow ends, commands that the owner may have taken become unavailable, and their
-//! connections close, before anything else is sent to the shard. If the shard has
+//! If a flow ends, changes that the owner may have taken become unavailable, and their
+//! connections close, before anything else is sent to the shard. Other commands are sent
+//! again. If the shard has
 //! continued for long without this server, every connection is closed before a new flow
 //! opens: it may hold commands that were repeated elsewhere and whose outcomes are
 //! already forgotten.
@@ -17,7 +18,7 @@ use super::message::{
     Answer, Command, Down, Event, Generation, Item as _, Message, Reply, Request, ShardClock, Subscribed, Up,
 };
 use super::{Action, Config, ConnectionId, Now, ServerId, ShardId, timing};
-use crate::store::{Account, End, Position, Publisher, Subscription};
+use crate::store::{Account, End, Event as Published, Position, Publisher, Subscription};
 
 /// A server's end of its flows to one shard.
 #[derive(Debug)]
@@ -38,6 +39,8 @@ pub(super) struct Link {
     /// Receptions by inbox.
     receptions: BTreeMap<u64, Reception>,
     identities: BTreeMap<u64, Identity>,
+    /// The ids of the last [`Request::Unregister`] in this flow, by incarnation.
+    unregistered: BTreeMap<u64, u64>,
     next_id: u64,
 }
 
@@ -103,19 +106,14 @@ impl Link {
             sent: BTreeMap::new(),
             receptions: BTreeMap::new(),
             identities: BTreeMap::new(),
+            unregistered: BTreeMap::new(),
             next_id: 0,
         }
     }
 
-    /// Queues a request of a connection, to be sent when there is a flow and credit.
-    pub(super) fn submit(
-        &mut self,
-        connection: ConnectionId,
-        request: u64,
-        content: Request,
-        now: Now,
-        out: &mut Vec<Action>,
-    ) {
+    /// Queues a request of a connection, to be sent by [`Self::flush`] when there is a flow
+    /// and credit.
+    pub(super) fn submit(&mut self, connection: ConnectionId, request: u64, content: Request, now: Now) {
         if let Request::Acknowledge(account, position) = &content
             && let Some(reception) = self.receptions.get_mut(&account.incarnation)
         {
@@ -126,14 +124,39 @@ impl Link {
             false => Origin::Nowhere,
         };
         self.push(origin, content, now);
-        self.flush(now, out);
+    }
+
+    /// Returns whether the flow to the owner is open.
+    pub(super) fn is_open(&self, now: Now) -> bool {
+        matches!(&self.flow, State::Open(flow) if !flow.is_silent(now.running))
+    }
+
+    /// Ends the reception of an inbox if it belongs to this connection.
+    pub(super) fn unsubscribe(&mut self, inbox: u64, connection: ConnectionId, now: Now) {
+        if self.receptions.get(&inbox).is_none_or(|reception| reception.connection != connection) {
+            return;
+        }
+        if let Some(Reception { account, generation, .. }) = self.receptions.remove(&inbox) {
+            self.push(Origin::Nowhere, Request::Unsubscribe(account, generation), now);
+        }
+    }
+
+    /// Ends the identity of an account.
+    pub(super) fn unregister(&mut self, incarnation: u64, now: Now) {
+        if let Some(Identity { account, .. }) = self.identities.remove(&incarnation) {
+            self.push_unregister(account, now);
+        }
     }
 
     /// Ends the receptions and identities of a connection that has gone. Its changes go on.
+    #[cfg(test)]
     pub(super) fn disconnect(&mut self, connection: ConnectionId, now: Now, out: &mut Vec<Action>) {
         self.queue.retain(|waiting| !waiting.is_of(connection) || waiting.command.request.is_change());
         for waiting in self.sent.values_mut().filter(|waiting| waiting.is_of(connection)) {
-            waiting.origin = Origin::Nowhere;
+            // If a change becomes unavailable, the later ones must not go on.
+            if !waiting.command.request.is_change() {
+                waiting.origin = Origin::Nowhere;
+            }
         }
         let gone = self.receptions.extract_if(.., |_, reception| reception.connection == connection);
         let gone: Vec<_> = gone.map(|(_, reception)| reception).collect();
@@ -145,7 +168,7 @@ impl Link {
         });
         let gone: Vec<_> = gone.map(|(_, identity)| identity.account).collect();
         for account in gone {
-            self.push(Origin::Nowhere, Request::Unregister(account), now);
+            self.push_unregister(account, now);
         }
         self.flush(now, out);
     }
@@ -230,9 +253,11 @@ impl Link {
 
     fn opened(&mut self, id: FlowId, clock: ShardClock, now: Now, out: &mut Vec<Action>) {
         let is_fresh = self.is_fresh(id.claim, clock) || is_planted(Bug::FlowBeforeClose);
-        self.heard = Some((id.claim, clock));
+        let has_been_open = self.heard.replace((id.claim, clock)).is_some();
         if !is_fresh {
-            tracing::warn!(shard = self.shard, "out of touch with a shard: closing all connections");
+            if has_been_open {
+                tracing::warn!(shard = self.shard, "out of touch with a shard: closing all connections");
+            }
             out.push(Action::CloseAll);
             return self.reopen(now, out);
         }
@@ -283,17 +308,13 @@ impl Link {
                     if let Some(last) = messages.last() {
                         reception.delivered = last.position;
                     }
-                    reception.publisher.appended(messages);
+                    out.push(Action::Publish(reception.publisher.clone(), Published::Appended(messages)));
                 }
             }
-            Event::Lagged(inbox) => {
-                if let Some(reception) = self.receptions.get(&inbox) {
-                    reception.publisher.lagged();
-                }
-            }
+            Event::Lagged(inbox) => self.lag(inbox, out),
             Event::Ended(inbox, generation, end) => {
                 if self.receptions.get(&inbox).is_some_and(|reception| reception.generation == generation) {
-                    self.end_reception(inbox, end);
+                    self.end_reception(inbox, end, out);
                 }
             }
             Event::AccountEnding(account) => self.end_identity(account, now, out),
@@ -301,15 +322,18 @@ impl Link {
     }
 
     fn handle_answer(&mut self, waiting: Waiting, answer: Answer, now: Now, out: &mut Vec<Action>) {
+        let id = waiting.command.id;
         match (waiting.origin, waiting.command.request, answer) {
+            // A later command has ended the registration.
+            (Origin::Connection(..), Request::Register(account), Answer::Flag(true))
+                if self.unregistered.get(&account.incarnation).is_some_and(|later| *later > id) =>
+            {
+                self.push(waiting.origin, Request::Register(account), now);
+            }
             (Origin::Reception(inbox), _, Answer::Resubscribed(outcome)) => match outcome {
                 Ok(false) => {}
-                Ok(true) => {
-                    if let Some(reception) = self.receptions.get(&inbox) {
-                        reception.publisher.lagged();
-                    }
-                }
-                Err(end) => self.end_reception(inbox, end),
+                Ok(true) => self.lag(inbox, out),
+                Err(end) => self.end_reception(inbox, end, out),
             },
             (Origin::Identity(incarnation), _, Answer::Flag(true)) => {
                 if let Some(identity) = self.identities.get_mut(&incarnation) {
@@ -318,13 +342,16 @@ impl Link {
             }
             (Origin::Identity(incarnation), ..) => self.drop_identity(incarnation, out),
             (Origin::Connection(connection, request), Request::Subscribe { account, .. }, answer) => {
-                let subscription = match answer {
+                let (subscription, former) = match answer {
                     Answer::Subscribed(Some(subscribed)) => {
-                        Some(self.subscribed(connection, account, subscribed))
+                        let (subscription, former) = self.subscribed(connection, account, subscribed);
+                        (Some(subscription), former)
                     }
-                    _ => None,
+                    _ => (None, None),
                 };
                 out.push(Action::Answer { connection, request, reply: Reply::Subscribed(subscription) });
+                // The subscriber learns of its own takeover first.
+                out.extend(former.map(|former| Action::Publish(former, Published::Ended(End::TakenOver))));
             }
             (Origin::Connection(connection, request), content, answer) => {
                 if let (Request::Register(account), Answer::Flag(true)) = (content, &answer) {
@@ -348,7 +375,7 @@ impl Link {
             (Origin::Nowhere, Request::Register(account), Answer::Flag(true))
                 if !self.identities.contains_key(&account.incarnation) =>
             {
-                self.push(Origin::Nowhere, Request::Unregister(account), now);
+                self.push_unregister(account, now);
             }
             (Origin::Reception(_) | Origin::Nowhere, ..) => {}
         }
@@ -360,28 +387,32 @@ impl Link {
         connection: ConnectionId,
         account: Account,
         subscribed: Subscribed,
-    ) -> Subscription {
+    ) -> (Subscription, Option<Publisher>) {
         let Subscribed { generation, queued, cursor } = subscribed;
         let (publisher, subscription) = Subscription::new(account.clone(), queued, cursor);
         let inbox = account.incarnation;
         let (delivered, acknowledged) = (cursor, cursor);
         let reception = Reception { account, generation, connection, publisher, delivered, acknowledged };
-        if let Some(former) = self.receptions.insert(inbox, reception) {
-            former.publisher.end(End::TakenOver);
-        }
-        subscription
+        let former = self.receptions.insert(inbox, reception);
+        (subscription, former.map(|former| former.publisher))
     }
 
-    fn end_reception(&mut self, inbox: u64, end: End) {
+    fn lag(&self, inbox: u64, out: &mut Vec<Action>) {
+        if let Some(reception) = self.receptions.get(&inbox) {
+            out.push(Action::Publish(reception.publisher.clone(), Published::Lagged));
+        }
+    }
+
+    fn end_reception(&mut self, inbox: u64, end: End, out: &mut Vec<Action>) {
         if let Some(reception) = self.receptions.remove(&inbox) {
-            reception.publisher.end(end);
+            out.push(Action::Publish(reception.publisher, Published::Ended(end)));
         }
     }
 
     /// Ends the identity of an account that is about to end, and confirms that.
     fn end_identity(&mut self, account: Account, now: Now, out: &mut Vec<Action>) {
         self.drop_identity(account.incarnation, out);
-        self.push(Origin::Nowhere, Request::Unregister(account), now);
+        self.push_unregister(account, now);
     }
 
     fn drop_identity(&mut self, incarnation: u64, out: &mut Vec<Action>) {
@@ -408,10 +439,18 @@ impl Link {
         if let State::Open(flow) = std::mem::replace(&mut self.flow, State::Closed) {
             out.push(Action::Send(flow.id().claim.id.server, Message::Up(self.shard, flow.id(), Up::End)));
         }
-        let sent = std::mem::take(&mut self.sent);
-        self.fail(sent.into_values(), out);
-        // They continue in the next flow.
+        let sent = std::mem::take(&mut self.sent).into_values();
+        let (changes, others): (Vec<_>, Vec<_>) =
+            sent.partition(|waiting| waiting.command.request.is_change());
+        self.fail(changes, out);
+        // Receptions and identities continue in the next flow.
         self.queue.retain(|waiting| !matches!(waiting.origin, Origin::Reception(_) | Origin::Identity(_)));
+        // All registrations of this flow have ended with it.
+        self.queue.retain(|waiting| !matches!(waiting.command.request, Request::Unregister(_)));
+        self.unregistered.clear();
+        // What changes nothing is asked again.
+        let again = others.into_iter().filter(|waiting| matches!(waiting.origin, Origin::Connection(..)));
+        again.rev().for_each(|waiting| self.queue.push_front(waiting));
     }
 
     /// Answers these commands with `unavailable`. Connections with changes among them
@@ -430,6 +469,15 @@ impl Link {
         }
     }
 
+    fn push_unregister(&mut self, account: Account, now: Now) {
+        let incarnation = account.incarnation;
+        self.push(Origin::Nowhere, Request::Unregister(account), now);
+        let unanswered = self.sent.keys().chain(self.queue.iter().map(|waiting| &waiting.command.id));
+        let oldest = unanswered.copied().min().unwrap_or(self.next_id);
+        self.unregistered.retain(|_, id| *id > oldest);
+        self.unregistered.insert(incarnation, self.next_id);
+    }
+
     fn push(&mut self, origin: Origin, request: Request, now: Now) {
         let waiting = self.waiting(origin, request, now);
         self.queue.push_back(waiting);
@@ -441,7 +489,7 @@ impl Link {
     }
 
     /// Sends waiting commands, as far as there is credit.
-    fn flush(&mut self, now: Now, out: &mut Vec<Action>) {
+    pub(super) fn flush(&mut self, now: Now, out: &mut Vec<Action>) {
         let State::Open(flow) = &mut self.flow else { return };
         while flow.has_credit() && !self.queue.is_empty() {
             let (mut items, mut bytes) = (Vec::new(), 0);

@@ -1,18 +1,28 @@
 //! [`Member`]: one server of the cluster, with a seat in and a link to each shard.
 
-use hark_protocol::UserName;
+use hark_protocol::{SessionToken, UserName};
 
 use super::assignment;
 use super::link::Link;
-use super::message::{Message, Request};
+use super::listing::Listings;
+use super::message::{Answer, Message, Reply, Request};
+use super::presence::Presence;
 use super::seat::Seat;
-use super::{Action, Config, ConnectionId, LogReply, Now, ServerId, ShardId};
+use super::send_order::{SendOrder, SendTo};
+use super::sessions::Sessions;
+use super::{Action, Config, ConnectionId, LogReply, Now, ServerId, ShardId, Storage, timing};
 use crate::store::Account;
 
 /// One server of the cluster.
 #[derive(Debug)]
 pub(crate) struct Member {
+    server: ServerId,
     shards: Vec<Shard>,
+    send_order: SendOrder,
+    listings: Listings,
+    sessions: Sessions,
+    presence: Presence,
+    newest_format: u8,
 }
 
 #[derive(Debug)]
@@ -22,13 +32,21 @@ struct Shard {
 }
 
 impl Member {
-    /// Returns a server that owns no shard. `servers` are all servers of the cluster.
+    /// Returns a server that owns no shard. `servers` are those known so far.
     pub(crate) fn new(server: ServerId, servers: &[ServerId], shards: u32, config: Config) -> Self {
         let shard = |shard| {
             let rank = assignment::rank(shard, server, servers.iter().copied());
             Shard { seat: Seat::new(shard, server, config, rank), link: Link::new(shard, server, config) }
         };
-        Self { shards: (0..shards).map(shard).collect() }
+        Self {
+            server,
+            shards: (0..shards).map(shard).collect(),
+            send_order: SendOrder::default(),
+            listings: Listings::default(),
+            sessions: Sessions::default(),
+            presence: Presence::new(config.newest_format),
+            newest_format: config.newest_format,
+        }
     }
 
     /// Returns the shard of a name.
@@ -41,7 +59,10 @@ impl Member {
         let (Message::Heartbeat(shard, _)
         | Message::Released(shard, _)
         | Message::Up(shard, ..)
-        | Message::Down(shard, ..)) = message;
+        | Message::Down(shard, ..)) = message
+        else {
+            return self.handle_announcement(message, now, out);
+        };
         let Some(Shard { seat, link }) = self.shards.get_mut(shard as usize) else { return };
         let before = out.len();
         match message {
@@ -52,8 +73,19 @@ impl Member {
             Message::Released(_, claim) => seat.handle_released(claim),
             Message::Up(_, id, up) => seat.handle_up(id, up, now, out),
             Message::Down(_, id, down) => link.handle_down(id, down, now, out),
+            Message::Present(..) | Message::Sessions(..) => {}
         }
-        self.obey(before, out);
+        self.obey(before, now, out);
+    }
+
+    fn handle_announcement(&mut self, message: Message, now: Now, out: &mut Vec<Action>) {
+        match message {
+            Message::Present(server, format) => self.presence.handle(server, format, now.running),
+            Message::Sessions(server, sessions) if server != self.server => {
+                out.extend(sessions.into_iter().map(Action::CloseSession));
+            }
+            _ => {}
+        }
     }
 
     /// Handles an answer of the stream of a shard.
@@ -63,23 +95,102 @@ impl Member {
         }
     }
 
-    /// Submits a request of a connection to a shard. The answer is an [`Action::Answer`],
-    /// unless the request has none.
+    /// Takes the storage of all replicas of a shard's stream. Messages are refused while one
+    /// of them has too little free space.
+    pub(crate) fn handle_storage(&mut self, shard: ShardId, replicas: &[Storage]) {
+        if let Some(shard) = self.shards.get_mut(shard as usize) {
+            shard.seat.handle_storage(replicas.iter().any(|storage| storage.is_low()));
+        }
+    }
+
+    /// Submits a request of a connection to a shard, to be sent by [`Self::flush`]. The
+    /// answer is an [`Action::Answer`], unless the request has none. Names are requested by
+    /// [`Self::list`].
     pub(crate) fn submit(
         &mut self,
         shard: ShardId,
         (connection, request): (ConnectionId, u64),
         content: Request,
         now: Now,
-        out: &mut Vec<Action>,
     ) {
-        if let Some(shard) = self.shards.get_mut(shard as usize) {
-            shard.link.submit(connection, request, content, now, out);
+        let send = SendTo { shard, request, content };
+        if let Some(send) = self.send_order.submit(connection, send, now.running) {
+            self.pass_on(connection, send, now);
         }
     }
 
-    /// Handles the end of a connection.
+    fn pass_on(&mut self, connection: ConnectionId, send: SendTo, now: Now) {
+        let SendTo { shard, request, content } = send;
+        if let Some(shard) = self.shards.get_mut(shard as usize) {
+            shard.link.submit(connection, request, content, now);
+        }
+    }
+
+    /// Sends the submitted requests.
+    pub(crate) fn flush(&mut self, now: Now, out: &mut Vec<Action>) {
+        self.shards.iter_mut().for_each(|shard| shard.link.flush(now, out));
+    }
+
+    /// Ends a reception of a connection, at the next [`Self::flush`].
+    pub(crate) fn unsubscribe(&mut self, account: &Account, connection: ConnectionId, now: Now) {
+        let shard = self.shard_of(&account.name) as usize;
+        if let Some(shard) = self.shards.get_mut(shard) {
+            shard.link.unsubscribe(account.incarnation, connection, now);
+        }
+    }
+
+    /// Ends the registration of an account, at the next [`Self::flush`].
+    pub(crate) fn unregister(&mut self, account: &Account, now: Now) {
+        let shard = self.shard_of(&account.name) as usize;
+        if let Some(shard) = self.shards.get_mut(shard) {
+            shard.link.unregister(account.incarnation, now);
+        }
+    }
+
+    /// Returns whether there is a flow to the owner of each shard.
+    pub(crate) fn is_in_touch(&self, now: Now) -> bool {
+        self.shards.iter().all(|shard| shard.link.is_open(now))
+    }
+
+    /// Returns whether this server owns no shard.
+    pub(crate) fn owns_nothing(&self) -> bool {
+        self.shards.iter().all(|shard| shard.seat.owner().is_none())
+    }
+
+    /// Requests the first names after `after`, in byte order: at most `limit`. The answer is
+    /// [`Answer::Names`], possibly with fewer names than exist, or [`Reply::Unavailable`] if
+    /// a shard has no owner until the deadline.
+    pub(crate) fn list(
+        &mut self,
+        (connection, request): (ConnectionId, u64),
+        after: Option<&UserName>,
+        limit: u32,
+        now: Now,
+    ) {
+        let limit = self.listings.begin((connection, request), limit, self.shards.len() as u32);
+        for shard in &mut self.shards {
+            let content = Request::Names { after: after.cloned(), limit };
+            shard.link.submit(connection, request, content, now);
+        }
+    }
+
+    /// Announces a session that was opened at this server. A connection of this server that
+    /// held it is closed already.
+    pub(crate) fn open_session(&mut self, session: SessionToken, now: Now, out: &mut Vec<Action>) {
+        self.sessions.open(session.clone(), now.running);
+        out.push(Action::Broadcast(Message::Sessions(self.server, vec![session])));
+    }
+
+    /// Ends the announcements of a session that is closed at this server.
+    pub(crate) fn close_session(&mut self, session: &SessionToken) {
+        self.sessions.close(session);
+    }
+
+    /// Handles the end of a connection. Its changes that are on their way to an owner go on.
+    #[cfg(test)]
     pub(crate) fn disconnect(&mut self, connection: ConnectionId, now: Now, out: &mut Vec<Action>) {
+        self.listings.disconnect(connection);
+        self.send_order.drop_sends(connection);
         self.shards.iter_mut().for_each(|shard| shard.link.disconnect(connection, now, out));
     }
 
@@ -93,11 +204,25 @@ impl Member {
     /// Performs the actions that are due at this time.
     pub(crate) fn tick(&mut self, now: Now, out: &mut Vec<Action>) {
         let before = out.len();
-        for Shard { seat, link } in &mut self.shards {
+        for (connection, request) in self.send_order.late(now.running) {
+            out.push(Action::Answer { connection, request, reply: Reply::Unavailable });
+            out.push(Action::Close(connection));
+        }
+        if self.presence.tick(now.running) {
+            out.push(Action::Broadcast(Message::Present(self.server, self.newest_format)));
+        }
+        let format = self.presence.format(now.running);
+        let servers: Vec<_> = self.presence.servers().collect();
+        for (shard, Shard { seat, link }) in (0..).zip(&mut self.shards) {
+            seat.set_format(format);
+            seat.set_rank(assignment::rank(shard, self.server, servers.iter().copied()));
             seat.tick(now, out);
             link.tick(now, out);
         }
-        self.obey(before, out);
+        for sessions in self.sessions.due(now.running).chunks(timing::ANNOUNCED_MAX) {
+            out.push(Action::Broadcast(Message::Sessions(self.server, sessions.into())));
+        }
+        self.obey(before, now, out);
     }
 
     /// Releases all shards that it owns.
@@ -111,17 +236,33 @@ impl Member {
         self.shards.iter().map(|shard| &shard.seat)
     }
 
-    /// Drops the commands of closing connections at every link, before the caller closes
-    /// them.
-    fn obey(&mut self, before: usize, out: &[Action]) {
+    /// Handles the consequences of the actions from `before` on: drops the commands of
+    /// closing connections at every link, before the caller closes them, sends the sends that
+    /// waited for answers, and merges the pages of a list.
+    fn obey(&mut self, before: usize, now: Now, out: &mut Vec<Action>) {
+        let mut answered = Vec::new();
         for action in out.get(before..).unwrap_or_default() {
             match action {
                 Action::Close(connection) => {
+                    self.send_order.drop_sends(*connection);
                     self.shards.iter_mut().for_each(|shard| shard.link.drop_commands(*connection));
                 }
-                Action::CloseAll => self.shards.iter_mut().for_each(|shard| shard.link.drop_all_commands()),
+                Action::CloseAll => {
+                    self.send_order.drop_all_sends();
+                    self.shards.iter_mut().for_each(|shard| shard.link.drop_all_commands());
+                }
+                Action::Answer { connection, request, reply: Reply::Answer(Answer::Sent(_)) } => {
+                    answered.push((*connection, *request));
+                }
                 _ => {}
             }
         }
+        for (connection, request) in answered {
+            self.send_order.answered(connection, request);
+            while let Some(send) = self.send_order.next(connection) {
+                self.pass_on(connection, send, now);
+            }
+        }
+        self.listings.merge(before, out);
     }
 }

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytestring::ByteString;
-use hark_protocol::{Code, UserName};
+use hark_protocol::{Code, SessionToken, UserName};
 
-use super::ShardId;
 use super::entry::Claim;
 use super::flow::{FlowId, Packet};
+use super::{ServerId, ShardId};
 use crate::store::{
     Account, AccountEntry, Append, Created, End, Fence, Message as Text, Outcome, Page, PasswordHash,
     Position, ReadLimit, SendId, Subscription,
@@ -19,6 +19,9 @@ use crate::store::{
 /// Approximate bytes of an item besides its text.
 const ITEM_BYTES: u64 = 96;
 
+/// Approximate bytes of a name besides its characters.
+const NAME_BYTES: u64 = 16;
+
 /// A message from one server to another.
 #[derive(Debug, Clone)]
 pub(crate) enum Message {
@@ -26,6 +29,10 @@ pub(crate) enum Message {
     Heartbeat(ShardId, Claim),
     /// The owner has released the shard.
     Released(ShardId, Claim),
+    /// The server is alive, and reads entries up to this format.
+    Present(ServerId, u8),
+    /// Sessions were opened at this server: connections that hold them elsewhere close.
+    Sessions(ServerId, Vec<SessionToken>),
     /// From a server to the owner of a shard.
     Up(ShardId, FlowId, Up),
     /// From the owner of a shard to a server.
@@ -91,6 +98,8 @@ pub(crate) enum Request {
     Delete(Account),
     /// Look an account up.
     LookUp(UserName),
+    /// Return the first names of the shard after a name, in byte order: at most `limit`.
+    Names { after: Option<UserName>, limit: u32 },
     /// Register a connection of this server that acts as an account.
     Register(Account),
     /// No connection of this server acts as the account any more. Has no answer.
@@ -156,6 +165,11 @@ pub(crate) enum Answer {
     /// ended.
     Resubscribed(Result<bool, End>),
     Page(Page),
+    /// Names in byte order, and whether the shard has no later ones.
+    Names {
+        names: Vec<UserName>,
+        is_complete: bool,
+    },
     /// No answer is possible at the moment.
     Unavailable,
 }
@@ -199,6 +213,9 @@ impl Item for Event {
         match self {
             Self::Delivery(_, messages) => texts(messages),
             Self::Answer(_, Answer::Page(page)) => texts(&page.messages),
+            Self::Answer(_, Answer::Names { names, .. }) => {
+                names.iter().map(|name| NAME_BYTES + name.as_str().len() as u64).sum()
+            }
             _ => ITEM_BYTES,
         }
     }

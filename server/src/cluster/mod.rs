@@ -1,6 +1,6 @@
 //! The cluster: shards whose logs are replicated streams, each owned by one server.
 //!
-//! Everything in here is a state machine without I/O, clock and randomness: messages,
+//! Everything outside of [`io`] is a state machine without I/O, clock and randomness: messages,
 //! answers of the log and times come in as arguments, and actions go out. The
 //! conditional append is the fence and the safety argument; leases, heartbeats and
 //! flows are liveness, or keep servers from repeating commands that others have decided.
@@ -9,14 +9,19 @@
 //! | --- | --- |
 //! | `entry`, `chain` | messages of a stream, and the rule which of them count |
 //! | `append` | the one append in flight, until its outcome is known |
-//! | `blocks` | live blocks, and the entries that hold them |
+//! | `blocks`, `cold` | live blocks and the entries that hold them; reads outside of the cache |
 //! | `replay`, `candidate` | reading a stream, and claiming the shard |
 //! | `owner`, `decide`, `snapshot` | the owner: frames, answers, snapshots and purges |
 //! | `reception`, `identity` | subscriptions and logged-in accounts, at the owner |
 //! | `seat` | one server's role in one shard: standby, candidate or owner |
-//! | `flow`, `message` | numbered flows between servers and owners |
+//! | `flow`, `message`, `codec` | numbered flows between servers and owners |
 //! | `link` | a server's end of its flows to one shard |
 //! | `member` | a server: its seats and links |
+//! | `io` | the store: a server's I/O around its state machine |
+//! | `listing` | names: the sorted ones of a shard, and the merged pages of all shards |
+//! | `send_order` | sends of a session, in order over all shards |
+//! | `presence` | live servers, and the format that all of them read |
+//! | `sessions` | announcements of opened sessions |
 //! | `assignment` | shards of names, and servers of shards |
 
 mod append;
@@ -25,17 +30,24 @@ mod blocks;
 mod bugs;
 mod candidate;
 mod chain;
+mod codec;
+mod cold;
 mod decide;
 mod entry;
 mod flow;
 mod identity;
+pub(crate) mod io;
 mod link;
+mod listing;
 mod member;
 mod message;
 mod owner;
+mod presence;
 mod reception;
 mod replay;
 mod seat;
+mod send_order;
+mod sessions;
 #[cfg(test)]
 mod sim;
 mod snapshot;
@@ -46,9 +58,12 @@ mod timing;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use hark_protocol::SessionToken;
 
+pub use self::io::{BadNodes, CLIENT_LOG, ClusterConfig, ClusterStore, Credentials, Nodes, OpenError};
 use self::message::{Message, Reply};
 use crate::ledger::Limits;
+use crate::store::{Event, Publisher};
 
 /// The id of a server process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -82,6 +97,12 @@ pub(crate) struct Config {
     pub(crate) tail_entries_max: u64,
     /// Bytes of these entries, likewise.
     pub(crate) tail_bytes_max: u64,
+    /// Bytes of texts that an owner keeps in memory.
+    pub(crate) cache_bytes_max: u64,
+    /// The newest format of entries that this server reads.
+    pub(crate) newest_format: u8,
+    /// Bytes by which a stream may exceed its tail and twice its live bytes.
+    pub(crate) slack_bytes: u64,
 }
 
 impl Config {
@@ -93,6 +114,9 @@ impl Config {
             frame_bytes_max: 256 << 10,
             tail_entries_max: 20_000,
             tail_bytes_max: 64 << 20,
+            cache_bytes_max: 64 << 20,
+            newest_format: entry::NEWEST_FORMAT,
+            slack_bytes: 256 << 20,
         }
     }
 }
@@ -116,6 +140,13 @@ pub(crate) enum LogRequest {
         id: u64,
         /// The first sequence.
         from: u64,
+    },
+    /// Read one message.
+    Get {
+        /// Returned with the answer.
+        id: u64,
+        /// Its sequence.
+        sequence: u64,
     },
     /// Delete the messages before a sequence, which is at most the last one.
     Purge {
@@ -153,7 +184,34 @@ pub(crate) enum LogReply {
         /// The last sequence of the stream.
         last: u64,
     },
+    /// The message that was requested by [`LogRequest::Get`].
+    Message {
+        /// The id of the request.
+        id: u64,
+        /// The message; `None` if the node that answers does not have it.
+        bytes: Option<Bytes>,
+    },
 }
+
+/// The storage of a replica of a stream, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Storage {
+    /// The free part.
+    pub(crate) free: u64,
+    /// All of it.
+    pub(crate) total: u64,
+}
+
+impl Storage {
+    /// Returns whether it has too little free space for messages.
+    const fn is_low(self) -> bool {
+        self.free < STORAGE_FREE_MIN || self.free < self.total / STORAGE_FREE_DIVISOR
+    }
+}
+
+/// The free space, in bytes and as a fraction of the total, below which sends are refused.
+const STORAGE_FREE_MIN: u64 = 1 << 30;
+const STORAGE_FREE_DIVISOR: u64 = 10;
 
 /// An action of a server; actions are performed in order.
 #[derive(Debug)]
@@ -173,10 +231,15 @@ pub(crate) enum Action {
         /// The answer.
         reply: Reply,
     },
+    /// Publish an event of a subscription.
+    Publish(Publisher, Event),
     /// End the identity of a connection.
     EndIdentity(ConnectionId),
     /// Close a connection without reading more from it.
     Close(ConnectionId),
+    /// Close the connection that holds a session, if there is one: the session was opened
+    /// at another server.
+    CloseSession(SessionToken),
     /// Close every connection, including unaccepted ones, without reading more from them,
     /// before the next action.
     CloseAll,

@@ -12,14 +12,16 @@ use super::append::{Appender, Resolution};
 use super::blocks::Blocks;
 use super::bugs::{Bug, is_planted};
 use super::chain::Chain;
+use super::cold::{ColdReads, Copies};
 use super::decide::Released;
-use super::entry::{Claim, Content};
+use super::entry::{Claim, Content, Entry, OLDEST_FORMAT};
 use super::flow::{Flow, FlowId};
 use super::identity::{Identities, Parked};
-use super::message::{Command, Down, Event, Item, Message, ShardClock, Up};
+use super::listing::Names;
+use super::message::{Command, Down, Event, Item, Message, Request, ShardClock, Up};
 use super::reception::Receptions;
 use super::replay::Replayed;
-use super::snapshot::Snapshots;
+use super::snapshot::{Part, Snapshots};
 use super::{Action, Config, LogReply, LogRequest, Now, ServerId, ShardId, timing};
 use crate::ledger::{Changes, Context, Ledger};
 use crate::log::Frame;
@@ -34,18 +36,24 @@ pub(super) struct Owner {
     pub(super) ledger: Ledger,
     pub(super) changes: Changes,
     pub(super) blocks: Blocks,
+    pub(super) cold: ColdReads,
     in_flight: Option<InFlight>,
     /// Undecided commands in order of arrival, bounded by the credit of the flows.
     pending: VecDeque<Pending>,
     pub(super) flows: BTreeMap<ServerId, Flow>,
     pub(super) receptions: Receptions,
     pub(super) identities: Identities,
+    pub(super) names: Names,
     snapshots: Snapshots,
     clock: Clock,
     committed_at: Duration,
     heartbeat_at: Duration,
     next_request: u64,
     is_releasing: bool,
+    /// No message is stored.
+    pub(super) is_low_on_space: bool,
+    /// The newest format that all live servers read.
+    pub(super) format: u8,
 }
 
 /// The running time of the shard.
@@ -67,12 +75,20 @@ struct Pending {
 #[derive(Debug)]
 struct InFlight {
     appender: Appender,
-    /// `None` if the owner releases the shard.
-    frame: Option<Frame>,
+    content: Appended,
     running: Duration,
     released: Released,
     /// The arrival of its oldest command.
     taken_at: Option<Duration>,
+}
+
+/// The content of an entry in flight.
+#[derive(Debug)]
+enum Appended {
+    Frame(Frame),
+    /// A part of a snapshot without blocks.
+    Index,
+    Release,
 }
 
 /// Whether a server still owns the shard.
@@ -89,8 +105,11 @@ pub(super) enum Tenure {
 impl Owner {
     /// Returns the owner by this claim, with the replayed state up to it.
     pub(super) fn new(shard: ShardId, claim: Claim, config: Config, replayed: Replayed, now: Now) -> Self {
-        let Replayed { chain, ledger, blocks, tail_first, has_former } = replayed;
+        let Replayed { chain, ledger, blocks, history, has_former } = replayed;
         let before = ledger.running();
+        // Request ids are unique within a process: see `Candidate`.
+        let next_request = (claim.id.number << 32) + (1 << 31);
+        let names = Names::new(ledger.accounts().map(|entry| entry.account.name));
         Self {
             shard,
             claim,
@@ -99,18 +118,21 @@ impl Owner {
             ledger,
             changes: Changes::default(),
             blocks,
+            cold: ColdReads::new(next_request + (1 << 30)),
             in_flight: None,
             pending: VecDeque::new(),
             flows: BTreeMap::new(),
             receptions: Receptions::default(),
             identities: Identities::new(has_former.then_some(now.running)),
-            snapshots: Snapshots::new(&config, tail_first),
+            names,
+            snapshots: Snapshots::new(config, history),
             clock: Clock { claimed_at: now.running, before, durable: before },
             committed_at: now.running,
             heartbeat_at: Duration::ZERO,
-            // Request ids are unique within a process: see `Candidate`.
-            next_request: (claim.id.number << 32) + (1 << 31),
+            next_request,
             is_releasing: false,
+            is_low_on_space: false,
+            format: OLDEST_FORMAT,
         }
     }
 
@@ -155,6 +177,14 @@ impl Owner {
 
     /// Handles an answer of the log.
     pub(super) fn handle_log(&mut self, reply: &LogReply, now: Now, out: &mut Vec<Action>) -> Tenure {
+        if let LogReply::Message { id, bytes } = reply {
+            if let Some(Copies { sequence, blocks }) = self.cold.handle(*id, bytes.as_ref()) {
+                self.snapshots.handle_read(sequence, blocks);
+            }
+            self.answer_cold(now, out);
+            self.pump(now, out);
+            return Tenure::Continues;
+        }
         let Some(in_flight) = &mut self.in_flight else { return Tenure::Continues };
         match in_flight.appender.handle(reply, now.running) {
             Ok(Resolution::Stored) => self.commit(now, out),
@@ -192,6 +222,7 @@ impl Owner {
         }
         self.heartbeat(now, out);
         self.notify_lagging(now, out);
+        self.answer_cold(now, out);
         self.pump(now, out);
     }
 
@@ -211,15 +242,20 @@ impl Owner {
         }
     }
 
+    /// Returns the bytes of the stream.
+    #[cfg(test)]
+    pub(super) fn stream_bytes(&self) -> u64 {
+        self.snapshots.stream_bytes()
+    }
+
     /// Returns the number of receptions.
     #[cfg(test)]
     pub(super) fn reception_count(&self) -> usize {
         self.receptions.count()
     }
 
-    /// Returns whether a frame is in flight.
-    #[cfg(test)]
-    pub(super) const fn is_appending(&self) -> bool {
+    /// Returns whether an entry is in flight.
+    pub(super) const fn is_in_flight(&self) -> bool {
         self.in_flight.is_some()
     }
 
@@ -231,33 +267,36 @@ impl Owner {
         for Parked { flow, command, .. } in self.identities.take_ready(now.running) {
             self.pending.push_back(Pending { flow, command, taken_at: now.running });
         }
-        let do_commands_wait = !self.pending.is_empty();
         if self.is_releasing {
-            self.append(None, Released::default(), None, now, out);
-        } else if self.snapshots.is_part_due(self.chain.last() + 1, &self.blocks, do_commands_wait) {
-            let part = self.snapshots.next_part(
-                self.chain.last() + 1,
-                &self.ledger,
-                &self.blocks,
-                &mut self.changes,
-            );
-            self.append(Some(part), Released::default(), None, now, out);
-        } else if do_commands_wait
-            || now.running.saturating_sub(self.committed_at) >= timing::IDLE_FRAME_AFTER
-        {
+            return self.append(Content::Release, Released::default(), None, now, out);
+        }
+        let (next, do_commands_wait) = (self.chain.last() + 1, !self.pending.is_empty());
+        if self.snapshots.is_part_due(next, &self.blocks, do_commands_wait) {
+            match self.snapshots.next_part(next, &self.ledger, &mut self.blocks, &mut self.changes) {
+                Part::Content(part) => return self.append(part, Released::default(), None, now, out),
+                Part::Read(sequence) => {
+                    self.cold.read_copies(sequence);
+                    self.answer_cold(now, out);
+                }
+            }
+        }
+        if do_commands_wait || now.running.saturating_sub(self.committed_at) >= timing::IDLE_FRAME_AFTER {
             self.append_commands(now, out);
         }
     }
 
     fn append_commands(&mut self, now: Now, out: &mut Vec<Action>) {
-        let context = Context { running: self.running(now), is_low_on_space: false };
+        let context = self.context(now);
         self.ledger.begin(context, &mut self.changes);
         let taken_at = self.pending.front().map(|pending| pending.taken_at);
         let (mut released, mut bytes) = (Released::default(), 0);
-        while bytes < self.config.frame_bytes_max && !self.changes.is_full() {
-            let Some(Pending { flow, command, .. }) = self.pending.pop_front() else { break };
+        let bytes_max = self.config.frame_bytes_max as u64;
+        while !self.changes.is_full() {
+            // Only one long text alone may exceed the size of a frame.
+            let fits = |pending: &mut Pending| bytes == 0 || bytes + pending.command.bytes() <= bytes_max;
+            let Some(Pending { flow, command, .. }) = self.pending.pop_front_if(fits) else { break };
             let size = command.bytes();
-            bytes += size as usize;
+            bytes += size;
             if let Some(flow) = self.flows.get_mut(&flow.server).filter(|current| current.id() == flow) {
                 flow.processed(size);
             }
@@ -265,43 +304,49 @@ impl Owner {
         }
         let frame = self.ledger.finish(&mut self.changes);
         let frame = frame.unwrap_or_else(|| self.ledger.finish_empty(&mut self.changes));
-        self.append(Some(frame), released, taken_at, now, out);
+        self.append(Content::Frame(frame), released, taken_at, now, out);
     }
 
     fn append(
         &mut self,
-        frame: Option<Frame>,
+        content: Content,
         released: Released,
         taken_at: Option<Duration>,
         now: Now,
         out: &mut Vec<Action>,
     ) {
-        let content = frame.as_ref().map_or(Content::Release, |frame| Content::Frame(clone(frame)));
-        let Some(entry) = self.chain.next(content) else { return };
+        let Some(entry) = self.chain.next(content, self.snapshots.snapshot()) else { return };
+        let entry = Entry { format: entry.format.max(self.format), ..entry };
         self.next_request += 1;
-        let is_unfenced = is_planted(Bug::SnapshotOutsideFence)
-            && frame.as_ref().is_some_and(|frame| frame.checkpoint.is_some());
-        let appender = Appender::new(self.next_request, entry.encode(), self.chain.last(), now.running)
-            .unfenced(is_unfenced);
+        let appender = Appender::new(self.next_request, entry.encode(), self.chain.last(), now.running);
+        let content = match entry.content {
+            Content::Frame(frame) => Appended::Frame(frame),
+            Content::Index(_) => Appended::Index,
+            Content::Claim { .. } | Content::Release => Appended::Release,
+        };
+        let is_unfenced = is_planted(Bug::SnapshotOutsideFence) && content.is_part();
+        let appender = appender.unfenced(is_unfenced);
         out.push(Action::Log(self.shard, appender.request()));
         let running = self.ledger.running();
-        self.in_flight = Some(InFlight { appender, frame, running, released, taken_at });
+        self.in_flight = Some(InFlight { appender, content, running, released, taken_at });
     }
 
-    /// Applies the stored frame.
+    /// Applies the stored entry.
     fn commit(&mut self, now: Now, out: &mut Vec<Action>) -> Tenure {
-        let Some(InFlight { appender, frame, running, released, .. }) = self.in_flight.take() else {
+        let Some(InFlight { appender, content, running, released, .. }) = self.in_flight.take() else {
             return Tenure::Continues;
         };
         self.chain.advance(appender.bytes());
-        let Some(frame) = frame else {
+        if let Appended::Release = content {
             out.push(Action::Broadcast(Message::Released(self.shard, self.claim)));
             return Tenure::Released;
-        };
+        }
         self.clock.durable = running;
         self.committed_at = now.running;
-        let sequence = self.chain.last();
-        frame.blocks.into_iter().for_each(|block| self.blocks.insert(sequence, block));
+        let (sequence, is_part) = (self.chain.last(), content.is_part());
+        if let Appended::Frame(frame) = content {
+            frame.blocks.into_iter().for_each(|block| self.blocks.insert(sequence, block, is_part));
+        }
         let effects = &mut self.changes.effects;
         for (inbox, cursor) in effects.cursors.drain(..) {
             self.blocks.release(inbox, cursor.sequence.0);
@@ -309,9 +354,11 @@ impl Owner {
         for inbox in effects.ended.drain(..) {
             self.blocks.release(inbox, u64::MAX);
         }
-        let purge = self.snapshots.stored(sequence, appender.bytes().len() as u64, frame.checkpoint);
+        self.snapshots.stored(sequence, appender.bytes().len() as u64, is_part);
+        let purge = self.snapshots.purge(&self.blocks);
         out.extend(purge.map(|before| Action::Log(self.shard, LogRequest::Purge { before })));
         self.publish(released, now, out);
+        self.answer_cold(now, out);
         self.pump(now, out);
         Tenure::Continues
     }
@@ -389,6 +436,10 @@ impl Owner {
         self.clock.before + now.running.saturating_sub(self.clock.claimed_at)
     }
 
+    fn context(&self, now: Now) -> Context {
+        Context { running: self.running(now), is_low_on_space: self.is_low_on_space }
+    }
+
     fn clock(&self, now: Now) -> ShardClock {
         ShardClock { running: self.running(now), durable: self.clock.durable }
     }
@@ -401,10 +452,10 @@ impl Owner {
         }
         let Some(mut in_flight) = self.in_flight.take() else { return };
         let is_read =
-            |pending: &Pending| matches!(pending.command.request, super::message::Request::LookUp(_));
+            |pending: &Pending| matches!(pending.command.request, Request::LookUp(_) | Request::Names { .. });
         let (early, rest): (Vec<_>, Vec<_>) = self.pending.drain(..).partition(is_read);
         self.pending = rest.into();
-        let context = Context { running: self.running(now), is_low_on_space: false };
+        let context = self.context(now);
         for Pending { flow, command, .. } in early {
             self.decide(flow, command, (context, now), &mut in_flight.released);
         }
@@ -412,6 +463,9 @@ impl Owner {
     }
 }
 
-fn clone(frame: &Frame) -> Frame {
-    Frame { records: frame.records.clone(), blocks: frame.blocks.clone(), checkpoint: frame.checkpoint }
+impl Appended {
+    /// Returns whether it is a part of a snapshot.
+    const fn is_part(&self) -> bool {
+        matches!(self, Self::Index | Self::Frame(Frame { checkpoint: Some(_), .. }))
+    }
 }

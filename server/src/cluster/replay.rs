@@ -2,15 +2,17 @@
 
 use bytes::Bytes;
 
+use super::Config;
 use super::blocks::Blocks;
 use super::bugs::{Bug, is_planted};
 use super::chain::{Chain, Taken};
-use super::entry::Claim;
-use crate::ledger::{Ledger, Limits, Replay};
-use crate::log::Frame;
+use super::entry::{Claim, Index, Stretch};
+use super::snapshot::History;
+use crate::ledger::{Ledger, Replay};
+use crate::log::{CheckpointPart, Frame};
 
-/// A replay. It begins with the first message of the stream, which is the first claim or,
-/// after a purge, the first part of a complete snapshot.
+/// A replay. It begins with the first message of the stream, which is the first claim, or
+/// with the first part of a complete snapshot.
 #[derive(Debug)]
 pub(super) struct StreamReplay {
     chain: Chain,
@@ -18,10 +20,17 @@ pub(super) struct StreamReplay {
     blocks: Blocks,
     first: u64,
     claims: u64,
-    /// The first part of the incomplete snapshot.
-    begun: Option<u64>,
-    /// The first part of the newest complete snapshot.
-    snapshot: Option<u64>,
+    history: History,
+    /// The incomplete snapshot.
+    begun: Option<Begun>,
+}
+
+#[derive(Debug)]
+struct Begun {
+    first: u64,
+    /// Bytes of the entries from there on.
+    bytes: u64,
+    stretches: Vec<Stretch>,
 }
 
 /// The state of a shard up to a sequence.
@@ -33,8 +42,8 @@ pub(super) struct Replayed {
     pub(super) ledger: Ledger,
     /// The blocks that are live in it.
     pub(super) blocks: Blocks,
-    /// The first sequence that a replay needs.
-    pub(super) tail_first: u64,
+    /// The stretches of the stream.
+    pub(super) history: History,
     /// There was an owner before.
     pub(super) has_former: bool,
 }
@@ -51,16 +60,17 @@ pub(super) enum ReplayError {
 }
 
 impl StreamReplay {
-    /// Returns a replay of a stream that begins with this sequence.
-    pub(super) fn new(limits: Limits, first: u64) -> Self {
+    /// Returns a replay that begins with this sequence.
+    pub(super) fn new(config: &Config, first: u64) -> Self {
+        let tail = Stretch { first, bytes: 0 };
         Self {
-            chain: Chain::starting_at(first),
-            replay: Replay::new(limits),
-            blocks: Blocks::default(),
+            chain: Chain::starting_at(first, config.newest_format),
+            replay: Replay::new(config.limits),
+            blocks: Blocks::new(config.cache_bytes_max),
             first,
             claims: 0,
+            history: History { tail, ..History::default() },
             begun: None,
-            snapshot: None,
         }
     }
 
@@ -74,14 +84,33 @@ impl StreamReplay {
         self.chain.claim()
     }
 
+    /// Returns the newest format of an entry so far.
+    pub(super) const fn format(&self) -> u8 {
+        self.chain.format()
+    }
+
+    /// Returns the first sequence of the newest complete snapshot; 0 if there is none.
+    pub(super) const fn snapshot(&self) -> u64 {
+        self.history.snapshot
+    }
+
     /// Replays the next message.
     ///
     /// # Errors
     /// [`ReplayError::Malformed`]
     pub(super) fn take(&mut self, message: &Bytes) -> Result<(), ReplayError> {
-        match self.chain.take(message) {
+        let taken = self.chain.take(message);
+        let bytes = message.len() as u64;
+        if let Taken::Committed(Frame { checkpoint: Some(CheckpointPart { is_first: true, .. }), .. }) = taken
+        {
+            self.begun = Some(Begun { first: self.chain.last(), bytes: 0, stretches: Vec::new() });
+        }
+        self.history.tail.bytes += bytes;
+        self.begun.iter_mut().for_each(|begun| begun.bytes += bytes);
+        match taken {
             Taken::Claimed => (self.begun, self.claims) = (None, self.claims + 1),
             Taken::Committed(frame) => self.frame(frame)?,
+            Taken::Indexed(index) => self.index(index),
             Taken::Released | Taken::Skipped => {}
             Taken::Unknown => return Err(ReplayError::Malformed(self.chain.last())),
         }
@@ -91,16 +120,24 @@ impl StreamReplay {
     fn frame(&mut self, frame: Frame) -> Result<(), ReplayError> {
         let sequence = self.chain.last();
         self.replay.frame(&frame.records).map_err(|_| ReplayError::Malformed(sequence))?;
-        frame.blocks.into_iter().for_each(|block| self.blocks.insert(sequence, block));
-        if let Some(part) = frame.checkpoint {
-            if part.is_first {
-                self.begun = Some(sequence);
-            }
-            if part.is_last {
-                self.snapshot = self.begun.take().or(self.snapshot);
-            }
+        let is_copy = frame.checkpoint.is_some();
+        frame.blocks.into_iter().for_each(|block| self.blocks.insert(sequence, block, is_copy));
+        if frame.checkpoint.is_some_and(|part| part.is_last)
+            && let Some(Begun { first, bytes, stretches }) = self.begun.take()
+        {
+            let tail = Stretch { first, bytes };
+            self.history = History { stretches: stretches.into(), tail, snapshot: first };
         }
         Ok(())
+    }
+
+    fn index(&mut self, index: Index) {
+        index.blocks.iter().for_each(|located| self.blocks.insert_located(located));
+        if let Some(begun) = &mut self.begun
+            && !index.stretches.is_empty()
+        {
+            begun.stretches = index.stretches;
+        }
     }
 
     /// Returns the state. New numbers come after `counter` and the persisted counter.
@@ -108,15 +145,14 @@ impl StreamReplay {
     /// # Errors
     /// [`ReplayError::NoSnapshot`]
     pub(super) fn finish(mut self, counter: u64) -> Result<Replayed, ReplayError> {
-        if self.first > 1 && self.snapshot.is_none() && !is_planted(Bug::CursorBeforeBlock) {
+        if self.first > 1 && self.history.snapshot == 0 && !is_planted(Bug::CursorBeforeBlock) {
             return Err(ReplayError::NoSnapshot(self.first));
         }
         self.blocks.retain(|inbox| self.replay.cursor(inbox));
         let mut ledger = self.replay.finish(counter);
         ledger.vouch_for_senders();
-        let tail_first = self.snapshot.unwrap_or(self.first);
         let has_former = self.first > 1 || self.claims > 1;
-        Ok(Replayed { chain: self.chain, ledger, blocks: self.blocks, tail_first, has_former })
+        Ok(Replayed { chain: self.chain, ledger, blocks: self.blocks, history: self.history, has_former })
     }
 
     /// Returns whether the stream has a persisted counter.

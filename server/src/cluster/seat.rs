@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::candidate::{Candidate, Outcome};
-use super::entry::{Claim, ClaimId};
+use super::entry::{Claim, ClaimId, Content, Entry, OLDEST_FORMAT};
 use super::flow::FlowId;
 use super::message::{Down, Message, Up};
 use super::owner::{Owner, Tenure};
@@ -26,10 +26,15 @@ pub(super) struct Seat {
     /// increased.
     seen: Option<u64>,
     seen_at: Duration,
+    /// The stream was found without an owner: it is empty, or the shard is released.
+    is_vacant: bool,
     claims: u64,
     claim_not_before: Duration,
     backoff: Duration,
     owned_since: Duration,
+    is_low_on_space: bool,
+    /// The newest format that all live servers read.
+    format: u8,
 }
 
 #[derive(Debug)]
@@ -56,10 +61,13 @@ impl Seat {
             heard_at: Duration::ZERO,
             seen: None,
             seen_at: Duration::ZERO,
+            is_vacant: false,
             claims: 0,
             claim_not_before: Duration::ZERO,
             backoff: timing::BACKOFF_MIN,
             owned_since: Duration::ZERO,
+            is_low_on_space: false,
+            format: OLDEST_FORMAT,
         }
     }
 
@@ -68,7 +76,7 @@ impl Seat {
         if self.known.is_some_and(|known| claim.sequence < known.sequence) {
             return;
         }
-        (self.known, self.heard_at, self.seen) = (Some(claim), now.running, None);
+        (self.known, self.heard_at, self.seen, self.is_vacant) = (Some(claim), now.running, None, false);
         if matches!(self.state, State::Candidate(_)) && claim.id.server != self.server {
             self.stand_by(now);
         }
@@ -90,10 +98,21 @@ impl Seat {
         }
     }
 
+    /// Records whether the storage of the stream has too little free space.
+    pub(super) fn handle_storage(&mut self, is_low: bool) {
+        if is_low != self.is_low_on_space {
+            tracing::warn!(shard = self.shard, is_low, "free storage of the stream");
+        }
+        self.is_low_on_space = is_low;
+        if let State::Owner(owner) = &mut self.state {
+            owner.is_low_on_space = is_low;
+        }
+    }
+
     /// Handles an answer of the log.
     pub(super) fn handle_log(&mut self, reply: LogReply, now: Now, out: &mut Vec<Action>) {
         match &mut self.state {
-            State::Standby { .. } => self.look(&reply, now),
+            State::Standby { .. } => self.look(&reply, now, out),
             State::Candidate(candidate) => {
                 let mut requests = Vec::new();
                 let outcome = candidate.handle(reply, now, &mut requests);
@@ -110,6 +129,19 @@ impl Seat {
         }
     }
 
+    /// Sets the number of live servers preferred over this one.
+    pub(super) const fn set_rank(&mut self, rank: u32) {
+        self.rank = rank;
+    }
+
+    /// Sets the newest format that all live servers read.
+    pub(super) fn set_format(&mut self, format: u8) {
+        self.format = format;
+        if let State::Owner(owner) = &mut self.state {
+            owner.format = format;
+        }
+    }
+
     /// Performs the actions that are due at this time.
     pub(super) fn tick(&mut self, now: Now, out: &mut Vec<Action>) {
         match &mut self.state {
@@ -118,10 +150,13 @@ impl Seat {
                 let stillness = silence.min(now.running.saturating_sub(self.seen_at));
                 let stagger = timing::CLAIM_STAGGER * self.rank;
                 let is_due = stillness >= timing::CLAIM_AFTER + stagger
-                    || silence >= timing::CLAIM_UNHEARD_AFTER + stagger;
+                    || silence >= timing::CLAIM_UNHEARD_AFTER + stagger
+                    || (self.is_vacant && now.running >= timing::CLAIM_VACANT_AFTER + stagger);
                 if is_due && now.running >= self.claim_not_before {
                     self.claim(now, out);
-                } else if silence >= timing::PROBE_INTERVAL * 2 && now.running >= *probe_at {
+                } else if (silence >= timing::PROBE_INTERVAL * 2 || self.known.is_none())
+                    && now.running >= *probe_at
+                {
                     *probe_at = now.running + timing::PROBE_INTERVAL;
                     // No message has this sequence; the answer contains the last one.
                     out.push(Action::Log(self.shard, LogRequest::Read { id: 0, from: u64::MAX }));
@@ -153,8 +188,18 @@ impl Seat {
         }
     }
 
-    fn look(&mut self, reply: &LogReply, now: Now) {
-        let LogReply::Page { last, .. } = reply else { return };
+    /// Handles the answer to a probe. A server that knows of no claim reads the last message
+    /// as well: a vacant shard need not stay silent before it is claimed.
+    fn look(&mut self, reply: &LogReply, now: Now, out: &mut Vec<Action>) {
+        let LogReply::Page { messages, last, .. } = reply else { return };
+        if self.known.is_none() {
+            match messages.last().map(|message| Entry::decode(message, self.config.newest_format)) {
+                None if *last == 0 => self.is_vacant = true,
+                None => out.push(Action::Log(self.shard, LogRequest::Read { id: 0, from: *last })),
+                Some(Ok((entry, _))) => self.is_vacant = matches!(entry.content, Content::Release),
+                Some(Err(_)) => {}
+            }
+        }
         if self.seen.is_some_and(|seen| *last > seen) {
             self.seen_at = now.running;
         }
@@ -163,6 +208,7 @@ impl Seat {
 
     fn claim(&mut self, now: Now, out: &mut Vec<Action>) {
         self.claims += 1;
+        self.is_vacant = false;
         let id = ClaimId { server: self.server, number: self.claims };
         let (candidate, request) = Candidate::new(id, self.config, self.known, now);
         self.state = State::Candidate(Box::new(candidate));
@@ -176,6 +222,7 @@ impl Seat {
                 self.known = Some(claim);
                 self.owned_since = now.running;
                 let mut owner = Owner::new(self.shard, claim, self.config, *replayed, now);
+                (owner.is_low_on_space, owner.format) = (self.is_low_on_space, self.format);
                 owner.tick(now, out);
                 self.state = State::Owner(Box::new(owner));
             }

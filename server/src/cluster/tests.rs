@@ -3,14 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, UNIX_EPOCH};
 
-use hark_protocol::UserName;
+use hark_protocol::{Sequence, SessionToken, UserName};
 
 use super::member::Member;
 use super::message::{Answer, Message, Reply, Request, Send};
+use super::owner::Owner;
+use super::seat::Seat;
 use super::sim::stream::{Outcome, Stream};
-use super::{Action, Config, ConnectionId, LogRequest, Now, ServerId};
+use super::{Action, Config, ConnectionId, LogRequest, Now, ServerId, Storage};
 use crate::ledger::Limits;
-use crate::store::{Account, Created, End, Event, Subscription};
+use crate::store::{Account, Created, End, Event, Page, Position, ReadLimit, Subscription};
 
 const LIMITS: Limits =
     Limits { accounts_max: 10, sessions_max: 10, queued_messages_max: 1000, queued_bytes_max: 1 << 20 };
@@ -27,6 +29,8 @@ struct Servers {
     cut: BTreeSet<(usize, usize)>,
     /// Servers that receive nothing from the stream.
     deaf: BTreeSet<usize>,
+    /// Reads of single messages are lost.
+    are_gets_lost: bool,
     requests: u64,
 }
 
@@ -40,6 +44,13 @@ struct Host {
     /// Answers, closings and opened flows, in order.
     events: Vec<String>,
     subscriptions: BTreeMap<ConnectionId, Subscription>,
+    pages: Vec<Page>,
+}
+
+impl Host {
+    fn owner(&self) -> &Owner {
+        self.member.seats().next().and_then(Seat::owner).unwrap()
+    }
 }
 
 impl Servers {
@@ -51,6 +62,7 @@ impl Servers {
             lost: Duration::ZERO,
             events: Vec::new(),
             subscriptions: BTreeMap::new(),
+            pages: Vec::new(),
         };
         let hosts = ids.iter().map(host).collect();
         Self {
@@ -60,6 +72,7 @@ impl Servers {
             mail: VecDeque::new(),
             cut: BTreeSet::new(),
             deaf: BTreeSet::new(),
+            are_gets_lost: false,
             requests: 0,
         }
     }
@@ -77,6 +90,11 @@ impl Servers {
             |host: &Host| host.member.seats().next().and_then(|seat| seat.owner()).map(|owner| owner.claim);
         let claims = self.hosts.iter().map(owner).enumerate();
         claims.filter_map(|(host, claim)| Some((claim?.sequence, host))).max().map(|(_, host)| host)
+    }
+
+    /// Returns the format of the last entry.
+    fn format(&self) -> u8 {
+        self.stream.messages().1.last().unwrap()[0]
     }
 
     /// Lets time pass.
@@ -147,18 +165,24 @@ impl Servers {
                 Reply::Answer(Answer::Account(entry)) => {
                     format!("{connection} account {:?}", entry.map(|entry| entry.account.incarnation))
                 }
+                Reply::Answer(Answer::Page(page)) => return self.hosts[host].pages.push(page),
                 Reply::Answer(answer) => format!("{connection} {answer:?}"),
                 Reply::Unavailable => format!("{connection} unavailable"),
                 Reply::Subscribed(_) => format!("{connection} not subscribed"),
             },
+            Action::Publish(publisher, event) => return publisher.publish(event),
             Action::EndIdentity(connection) => format!("{connection} ends"),
             Action::Close(connection) => format!("{connection} closes"),
+            Action::CloseSession(session) => format!("session {} closes", session.as_str()),
             Action::CloseAll => "all close".to_owned(),
         };
         self.hosts[host].events.push(event);
     }
 
     fn ask_stream(&mut self, host: usize, request: LogRequest) {
+        if self.are_gets_lost && matches!(request, LogRequest::Get { .. }) {
+            return;
+        }
         let reply = match self.stream.handle(request, (host, 0)) {
             Outcome::Reply(reply) => reply,
             Outcome::Proposed => self.stream.apply().unwrap().1,
@@ -172,7 +196,10 @@ impl Servers {
     fn submit(&mut self, host: usize, connection: ConnectionId, request: Request) {
         self.requests += 1;
         let id = self.requests;
-        self.act(host, |member, now, out| member.submit(0, (connection, id), request, now, out));
+        self.act(host, |member, now, out| {
+            member.submit(0, (connection, id), request, now);
+            member.flush(now, out);
+        });
     }
 
     /// Takes the events of a server.
@@ -294,7 +321,7 @@ fn deposed_server_waits_longer_each_time() {
 }
 
 #[test]
-fn command_is_unavailable_after_20_seconds_and_its_append_pending() {
+fn change_is_unavailable_after_20_seconds_and_its_append_pending() {
     let (mut servers, owner) = Servers::owned(1);
     servers.create(owner, "ann");
     servers.deaf.insert(owner);
@@ -304,10 +331,11 @@ fn command_is_unavailable_after_20_seconds_and_its_append_pending() {
     servers.check(owner, &[]);
     servers.run(6.0);
     let events = servers.events(owner);
-    assert_eq!(events[..3], ["7 unavailable", "7 closes", "8 unavailable"], "{events:?}");
+    assert_eq!(events[..3], ["7 unavailable", "7 closes", "open"], "{events:?}");
     servers.deaf.clear();
     servers.run(2.0);
-    servers.events(owner);
+    let events = servers.events(owner);
+    assert!(events.iter().any(|event| event.starts_with("8 account Some")), "{events:?}");
     servers.submit(owner, 9, Request::LookUp(name("bob")));
     let events = servers.events(owner);
     assert!(events[0].starts_with("9 account Some"), "{events:?}");
@@ -327,7 +355,8 @@ fn connections_close_before_the_flow_opens_again() {
     servers.run(3.0);
     // The answer was lost; the heartbeat reveals that the flow is broken.
     let events = servers.events(other);
-    assert_eq!(events[..4], ["7 unavailable", "7 closes", "8 unavailable", "open"], "{events:?}");
+    assert_eq!(events[..3], ["7 unavailable", "7 closes", "open"], "{events:?}");
+    assert!(events[3].starts_with("8 account Some"), "it is asked again: {events:?}");
 }
 
 #[test]
@@ -442,28 +471,194 @@ fn deletion_waits_35_seconds_for_a_lost_server() {
     assert!((33.0..38.0).contains(&seconds), "{seconds}");
 }
 
+/// Limits with which blocks soon leave the cache.
+const SMALL: Config = Config {
+    tail_entries_max: 20,
+    tail_bytes_max: 3000,
+    cache_bytes_max: 1000,
+    slack_bytes: 2000,
+    ..Config::new(LIMITS)
+};
+
+fn read(account: &Account, after: Position) -> Request {
+    let limit = ReadLimit { messages: 1000, bytes: 1 << 20 };
+    Request::Read { account: account.clone(), after, limit }
+}
+
+/// Reads an inbox page by page. Returns the texts.
+fn read_all(servers: &mut Servers, host: usize, account: &Account) -> Vec<String> {
+    let (mut texts, mut after) = (Vec::new(), Position::default());
+    loop {
+        servers.hosts[host].pages.clear();
+        servers.submit(host, 7, read(account, after));
+        let page = servers.hosts[host].pages.pop().expect("a page");
+        if let Some(last) = page.messages.last() {
+            after = last.position;
+        }
+        texts.extend(page.messages.iter().map(|message| message.text.to_string()));
+        if page.complete {
+            return texts;
+        }
+    }
+}
+
 #[test]
 fn snapshot_purges_what_it_replaces() {
-    let mut servers = Servers::new(1, Config { tail_entries_max: 20, ..Config::new(LIMITS) });
+    let mut servers = Servers::new(1, SMALL);
     servers.run(6.0);
     let ann = servers.create(0, "ann");
-    for n in 0..100 {
-        servers.send(0, 1, "ann", &n.to_string());
+    let texts: Vec<_> = (0..300).map(|n| n.to_string()).collect();
+    for text in &texts {
+        servers.send(0, 1, "ann", text);
     }
+    let owner = servers.hosts[0].owner();
+    let (live, stream) = (owner.blocks.live_bytes(), owner.stream_bytes());
+    assert!(stream <= 2 * 3000 + 3 * live + 2000, "{stream} of {live}");
+    assert!(owner.blocks.cached_bytes() <= 1000);
+    assert!(owner.blocks.len() < 100, "they are merged");
     let (first, messages) = servers.stream.messages();
-    assert!(first > 60 && messages.len() < 60, "{first}, {}", messages.len());
-    servers.events(0);
+    assert_eq!(messages.iter().map(|message| message.len() as u64).sum::<u64>(), stream);
+    assert!(first > 100, "{first}");
+    assert_eq!(read_all(&mut servers, 0, &ann), texts);
     // Another owner still has all messages.
     let stream = std::mem::take(&mut servers.stream);
-    let mut servers = Servers::new(1, Config::new(LIMITS));
+    let mut servers = Servers::new(1, SMALL);
     servers.stream = stream;
     servers.run(12.0);
-    let limit = crate::store::ReadLimit { messages: 1000, bytes: 1 << 20 };
-    let after = crate::store::Position::default();
-    servers.submit(0, 7, Request::Read { account: ann, after, limit });
+    assert_eq!(read_all(&mut servers, 0, &ann), texts);
+    // Acknowledged messages free the stream.
+    servers.submit(
+        0,
+        7,
+        Request::Acknowledge(ann.clone(), Position { sequence: Sequence(u64::MAX), ..Position::default() }),
+    );
+    servers.run(1.0);
+    let stream = servers.hosts[0].owner().stream_bytes();
+    assert!(stream <= 2 * 3000 + 2000, "{stream}");
+    assert!(read_all(&mut servers, 0, &ann).is_empty());
+}
+
+/// Returns a server that does not get the oldest messages of an inbox from the stream.
+fn with_lost_gets() -> (Servers, Account) {
+    let mut servers = Servers::new(1, SMALL);
+    servers.run(6.0);
+    let ann = servers.create(0, "ann");
+    (0..200).for_each(|n| servers.send(0, 1, "ann", &n.to_string()));
+    servers.events(0);
+    servers.are_gets_lost = true;
+    servers.submit(0, 7, read(&ann, Position::default()));
+    (servers, ann)
+}
+
+#[test]
+fn page_outside_of_the_cache_blocks_no_command() {
+    let (mut servers, _) = with_lost_gets();
+    servers.send(0, 8, "ann", "next");
+    servers.run(8.0);
     let events = servers.events(0);
-    let page = events.iter().find(|event| event.starts_with("7 Page")).unwrap();
-    assert!((0..100).all(|n| page.contains(&format!("text: {:?}", n.to_string()))), "{page}");
+    assert!(matches!(&events[..], [event] if event.starts_with("8 Sent(Stored")), "{events:?}");
+    assert!(servers.hosts[0].pages.is_empty());
+    servers.are_gets_lost = false;
+    servers.run(1.5);
+    let page = servers.hosts[0].pages.pop().expect("the request is repeated");
+    assert_eq!(&*page.messages[0].text, "0");
+}
+
+#[test]
+fn page_without_an_answer_is_unavailable() {
+    let (mut servers, ann) = with_lost_gets();
+    servers.run(11.0);
+    servers.check(0, &["7 unavailable"]);
+    servers.are_gets_lost = false;
+    assert_eq!(read_all(&mut servers, 0, &ann).len(), 200, "the flow is still open");
+}
+
+#[test]
+fn sends_are_refused_while_a_replica_lacks_space() {
+    let (mut servers, owner) = Servers::owned(1);
+    servers.create(owner, "ann");
+    servers.events(owner);
+    let storage = |free: u64| Storage { free: free << 30, total: 100 << 30 };
+    for (free, answer) in [(9, "8 Sent(Refused(NoSpace))"), (10, "8 Sent(Stored")] {
+        servers.hosts[owner].member.handle_storage(0, &[storage(50), storage(free)]);
+        servers.send(owner, 8, "ann", "text");
+        let events = servers.events(owner);
+        assert!(events[0].starts_with(answer), "{events:?}");
+    }
+    servers.hosts[owner].member.handle_storage(0, &[Storage { free: (1 << 30) - 1, total: 2 << 30 }]);
+    servers.send(owner, 8, "ann", "text");
+    servers.check(owner, &["8 Sent(Refused(NoSpace))"]);
+    servers.submit(owner, 8, Request::Create(name("bob"), None));
+    servers.check(owner, &["8 Created(Created)"]);
+}
+
+#[test]
+fn list_without_an_owner_is_unavailable() {
+    let (mut servers, owner) = Servers::owned(1);
+    ["bob", "ann"].iter().for_each(|user| _ = servers.create(owner, user));
+    servers.events(owner);
+    let list = |member: &mut Member, now, out: &mut Vec<Action>| {
+        member.list((7, 1), None, 10, now);
+        member.flush(now, out);
+    };
+    servers.act(owner, list);
+    let names = r#"["ann", "bob"]"#;
+    servers.check(owner, &[&format!("7 Names {{ names: {names}, is_complete: true }}")]);
+    servers.deaf.insert(owner);
+    servers.act(owner, list);
+    servers.run(21.0);
+    let events = servers.events(owner);
+    assert!(events.iter().any(|event| event == "7 unavailable"), "{events:?}");
+}
+
+#[test]
+fn session_closes_at_every_other_server() {
+    let (mut servers, _) = Servers::owned(3);
+    servers.events(0);
+    servers.cut.insert((0, 2));
+    let session: SessionToken = "token".parse().unwrap();
+    servers.act(0, |member, now, out| member.open_session(session.clone(), now, out));
+    servers.check(0, &[]);
+    assert_eq!(servers.events(1).pop().unwrap(), "session token closes");
+    // A server that was cut off closes it when it is reached.
+    servers.events(2);
+    servers.run(10.0);
+    servers.cut.clear();
+    servers.run(10.0);
+    assert!(servers.events(2).contains(&"session token closes".to_owned()));
+    servers.run(60.0);
+    servers.events(1);
+    servers.run(60.0);
+    servers.check(1, &[]);
+}
+
+#[test]
+fn new_format_waits_until_all_live_servers_read_it() {
+    let newer = Config { newest_format: 2, ..Config::new(LIMITS) };
+    let mut servers = Servers::new(2, newer);
+    let ids = [1, 2].map(ServerId);
+    servers.hosts[1].member = Member::new(ServerId(2), &ids, 1, Config::new(LIMITS));
+    servers.hosts[1].is_paused = true;
+    servers.run(6.0);
+    servers.hosts[1].is_paused = false;
+    servers.create(0, "ann");
+    servers.run(60.0);
+    assert_eq!(servers.format(), 1, "a live server reads no other");
+    servers.hosts[1].is_paused = true;
+    servers.run(20.0);
+    assert_eq!(servers.format(), 1);
+    servers.run(30.0);
+    assert_eq!(servers.format(), 2);
+    // A server that does not read it claims nothing.
+    servers.hosts[0].is_paused = true;
+    servers.hosts[1].is_paused = false;
+    servers.run(120.0);
+    assert_eq!(servers.format(), 2);
+    assert!(servers.hosts[1].member.seats().all(|seat| seat.owner().is_none()));
+    servers.hosts[0].is_paused = false;
+    servers.run(1.0);
+    servers.submit(0, 7, Request::Names { after: None, limit: 1 });
+    assert!(servers.events(0).iter().any(|event| event.contains("ann")));
 }
 
 #[test]

@@ -12,6 +12,10 @@ pub(super) const APPEND_HEALTHY: Duration = Duration::from_secs(2);
 /// The time without heartbeats and new frames after which a server claims.
 pub(super) const CLAIM_AFTER: Duration = Duration::from_secs(2);
 
+/// The running time of a server before it claims a shard without an owner: it hears of
+/// others that have started at the same time.
+pub(super) const CLAIM_VACANT_AFTER: Duration = Duration::from_millis(300);
+
 /// The additional wait of each server compared with the next preferred one.
 pub(super) const CLAIM_STAGGER: Duration = Duration::from_millis(250);
 
@@ -52,12 +56,45 @@ pub(super) const OPEN_RETRY: Duration = Duration::from_secs(1);
 /// shard remembers.
 pub(super) const FRESH_MAX: Duration = Duration::from_secs(30);
 
+/// The wait before the opening of a session is announced again; it doubles each time, until
+/// it exceeds twice the longest silence of a flow.
+pub(super) const ANNOUNCE_AGAIN_AFTER: Duration = Duration::from_secs(2);
+
+/// The interval at which a server announces that it is alive. It counts as dead after the
+/// longest silence of a flow.
+pub(super) const PRESENCE_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Maximum sessions in one announcement.
+pub(super) const ANNOUNCED_MAX: usize = 2048;
+
 /// The number of refusals after which a claim is made unconditionally.
 pub(super) const CLAIM_REFUSALS_MAX: u32 = 3;
 
 /// Maximum bytes of a packet with several items. A longer item is sent alone: like its
 /// frame, it fits into a message of the network.
 pub(super) const PACKET_BYTES_MAX: u64 = 400 << 10;
+
+/// Maximum messages and bytes of texts of one page. One longer text is sent alone.
+pub(super) const PAGE_MESSAGES_MAX: usize = 2048;
+pub(super) const PAGE_BYTES_MAX: usize = 200 << 10;
+
+/// Maximum names in one answer of a shard.
+pub(super) const NAMES_MAX: u32 = 1024;
+
+/// Maximum reads of entries outside of the cache in flight, and waiting. An entry has at most
+/// half a mebibyte.
+pub(super) const COLD_READS_MAX: usize = 32;
+pub(super) const COLD_WAITING_MAX: usize = 4096;
+
+/// The time after which such a read is answered `unavailable`. Shorter than the deadline of
+/// commands, after which the flow ends.
+pub(super) const COLD_DEADLINE: Duration = Duration::from_secs(10);
+
+/// The number of entries in which a candidate looks for the newest snapshot at a time.
+pub(super) const LOOK_BACK: u64 = 16;
+
+/// Places of blocks in one part of a snapshot.
+pub(super) const INDEX_BLOCKS_MAX: usize = 4096;
 
 /// Bytes of block copies in one frame; the last block may exceed it.
 pub(super) const COPY_BYTES_MAX: usize = 256 << 10;

@@ -10,18 +10,18 @@ use clap::Args;
 use etcetera::BaseStrategy;
 
 use super::CommaList;
+#[cfg(feature = "cluster")]
+use crate::cluster::{ClusterConfig, ClusterStore, Credentials, Nodes};
 use crate::shard::{ShardConfig, ShardStore};
 use crate::store::Store;
-#[cfg(feature = "cluster")]
-use crate::store::cluster::{ClusterConfig, ClusterStore, Credentials, Nodes};
 
 /// The default number of streams of a cluster. Each batch costs every node two
 /// syncs, so fewer streams carry more sends; a purge costs time in proportion to
 /// its stream, so more streams make each purge shorter. `docs/CLUSTER.md` has the
 /// figures.
 #[cfg(feature = "cluster")]
-const SHARDS: u64 = 12;
-const SHARDS_MAX: u64 = 1024;
+const SHARDS: u32 = 12;
+const SHARDS_MAX: i64 = 1024;
 
 /// The scheme of a store in memory.
 const MEMORY: &str = "memory:";
@@ -54,8 +54,8 @@ pub struct ClusterArgs {
     /// them. Fewer streams carry more sends per second; more streams make each purge shorter
     /// [default: 12]
     #[arg(long, global = true, env = "HARKD_SHARDS", value_name = "COUNT",
-          value_parser = clap::value_parser!(u64).range(1..=SHARDS_MAX))]
-    pub shards: Option<u64>,
+          value_parser = clap::value_parser!(u32).range(1..=SHARDS_MAX))]
+    pub shards: Option<u32>,
     /// Credentials file, as made by `nsc`
     #[arg(long, global = true, env = "HARKD_NATS_CREDS", value_name = "FILE",
           conflicts_with_all = ["nats_user", "nats_token_file"])]

@@ -100,6 +100,35 @@ impl BlockBuilder {
     }
 }
 
+/// Merges consecutive blocks of one inbox, as far as the blocks take more messages. Gaps
+/// stay as they are.
+#[cfg(any(test, feature = "cluster"))]
+pub(crate) fn merge(blocks: &[Block]) -> Result<Vec<Block>, Malformed> {
+    let mut merged = Vec::new();
+    let mut builder: Option<BlockBuilder> = None;
+    for block in blocks {
+        let BlockContent::Messages(messages) = decode(block)? else {
+            merged.extend(builder.take().map(BlockBuilder::finish));
+            merged.push(block.clone());
+            continue;
+        };
+        let mut before = messages.position;
+        for stored in messages {
+            let message = stored?.message(None)?;
+            match &mut builder {
+                Some(builder) if !builder.is_full() => builder.push(&message),
+                full => {
+                    let full = full.replace(BlockBuilder::new(block.inbox, before, &message));
+                    merged.extend(full.map(BlockBuilder::finish));
+                }
+            }
+            before = message.position;
+        }
+    }
+    merged.extend(builder.map(BlockBuilder::finish));
+    Ok(merged)
+}
+
 /// Messages that are known to be missing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Gap {
@@ -372,6 +401,24 @@ mod tests {
         let block = gap.block(7);
         assert_eq!((block.inbox, block.first, block.last), (7, 9, 30));
         assert!(matches!(decode(&block), Ok(BlockContent::Gap(read)) if read == gap));
+    }
+
+    #[test]
+    fn merged_blocks_hold_the_same_messages() {
+        let long = "x".repeat(PAYLOAD_BYTES_MAX / 2);
+        let of: Vec<_> = (9..20).map(|number| (number, Some("bob"), &*long)).collect();
+        let all = messages(&of);
+        let single = |at: usize| {
+            let before = if at == 0 { BEFORE } else { all[at - 1].position };
+            BlockBuilder::new(7, before, &all[at]).finish()
+        };
+        let blocks: Vec<_> = (0..all.len()).map(single).collect();
+        let merged = merge(&blocks).unwrap();
+        assert_eq!(merged.len(), 6);
+        let again: Vec<_> = merged.iter().flat_map(|block| decode_all(block).unwrap()).collect();
+        assert_eq!(again, all);
+        let gap = Gap { first: 3, end: BEFORE, messages: 1, bytes: 5 }.block(7);
+        assert_eq!(merge(&[gap.clone(), blocks[0].clone()]).unwrap(), [gap, blocks[0].clone()]);
     }
 
     #[test]

@@ -176,7 +176,7 @@ impl Inbox {
                 self.delivery_at = deliveries.len() as u32;
                 let publisher = publisher.clone();
                 deliveries.push(Delivery {
-                    #[cfg(test)]
+                    #[cfg(any(test, feature = "cluster"))]
                     inbox: self.account.incarnation,
                     publisher,
                     messages: vec![Arc::new(message)],

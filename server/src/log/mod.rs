@@ -14,7 +14,7 @@
 mod contract;
 pub mod disk;
 mod hash;
-#[cfg(all(test, feature = "cluster"))]
+#[cfg(feature = "cluster")]
 pub(crate) mod jetstream;
 pub mod memory;
 
@@ -208,6 +208,14 @@ pub enum ReadError {
     /// The storage failed.
     #[error(transparent)]
     Failed(#[from] LogError),
+    /// The block is not in memory; it is to be fetched first.
+    #[error("block not in memory: inbox {inbox}, first number {first}")]
+    NotCached {
+        /// The inbox.
+        inbox: InboxId,
+        /// The number of the block's first message.
+        first: u64,
+    },
     /// The log was closed or dropped.
     #[error("the log is closed")]
     Closed,

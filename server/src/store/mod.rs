@@ -4,8 +4,6 @@
 //! The chat knows only this trait; a store knows no front, socket or rule of the chat.
 //! Only this folder names an engine.
 
-#[cfg(feature = "cluster")]
-pub mod cluster;
 #[cfg(test)]
 pub(crate) mod contract;
 mod pending;
@@ -15,11 +13,11 @@ mod subscription;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytestring::ByteString;
 use hark_protocol::{Code, RequestId, Sequence, SessionToken, UserName};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 
 pub use pending::{Completer, Pending};
 pub use subscription::{
@@ -29,15 +27,16 @@ pub use subscription::{
 /// The default log levels of libraries.
 pub const LIBRARY_LOGS: &[&str] = &[
     #[cfg(feature = "cluster")]
-    cluster::CLIENT_LOG,
+    crate::cluster::CLIENT_LOG,
 ];
 
 /// The durable state of a chat.
 ///
 /// An implementation guarantees:
 ///
-/// - **Order.** Operations of one caller take effect in the order of the calls. No method
-///   blocks; [`Pending`] resolves later.
+/// - **Order.** Operations of one caller take effect in the order of the calls; but before
+///   another operation, the caller awaits its appends with a sender. No method blocks;
+///   [`Pending`] resolves later.
 /// - **Durability.** A change resolves when it is on stable storage. Every result is based
 ///   on durable state only.
 /// - **Failure.** [`Unavailable`] means that the outcome is unknown. The store stays usable
@@ -104,9 +103,25 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// least ten minutes of running time.
     fn close_session(&self, session: &SessionToken);
 
+    /// Calls `end` when an open session is opened at another server, until it is closed here.
+    /// Called after [`Self::open_session`] has succeeded.
+    fn on_takeover(&self, session: &SessionToken, end: Box<dyn Fn() + Send>) {
+        // A session of one server is taken over in the chat.
+        drop((session, end));
+    }
+
     /// Returns whether the store is healthy, as far as it knows. An unhealthy store answers
     /// [`Unavailable`].
     fn is_available(&self) -> bool;
+
+    /// Returns the epoch of new connections, if the store has epochs. When it increases,
+    /// every connection of an earlier epoch must be closed without reading more from it,
+    /// because a command of it may have been repeated and forgotten elsewhere; the store
+    /// refuses its sends. Connections that are established but not accepted yet belong to
+    /// the earlier epoch.
+    fn epoch(&self) -> Option<watch::Receiver<u64>> {
+        None
+    }
 
     /// Decides the operations in flight, saves pending acknowledgements, and releases all
     /// resources. Later operations are [`Unavailable`].
@@ -220,19 +235,53 @@ pub enum Outcome {
 /// The fence of a connection. The store closes it when an [`Append`] of a session ends as
 /// [`Unavailable`], and then refuses every append with the same fence, so that no later
 /// send overtakes the repeat.
-#[derive(Debug, Clone, Default)]
-pub struct Fence(Arc<AtomicBool>);
+#[derive(Debug, Clone)]
+pub struct Fence(Arc<FenceState>);
+
+#[derive(Debug)]
+struct FenceState {
+    is_closed: AtomicBool,
+    #[cfg_attr(not(feature = "cluster"), expect(dead_code, reason = "only clusters need it"))]
+    id: u64,
+    epoch: u64,
+}
 
 impl Fence {
+    /// Returns the open fence of a connection that was accepted in this epoch: see
+    /// [`Store::epoch`].
+    #[must_use]
+    pub fn new(epoch: u64) -> Self {
+        static LAST_ID: AtomicU64 = AtomicU64::new(0);
+        let id = LAST_ID.fetch_add(1, Ordering::Relaxed) + 1;
+        Self(Arc::new(FenceState { is_closed: AtomicBool::new(false), id, epoch }))
+    }
+
     /// Closes the fence.
     pub fn close(&self) {
-        self.0.store(true, Ordering::Release);
+        self.0.is_closed.store(true, Ordering::Release);
     }
 
     /// Returns whether the fence is closed.
     #[must_use]
     pub fn is_closed(&self) -> bool {
-        self.0.load(Ordering::Acquire)
+        self.0.is_closed.load(Ordering::Acquire)
+    }
+
+    /// Returns its id, unique within the process.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn id(&self) -> u64 {
+        self.0.id
+    }
+
+    /// Returns the epoch of the connection.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.0.epoch
+    }
+}
+
+impl Default for Fence {
+    fn default() -> Self {
+        Self::new(0)
     }
 }
 

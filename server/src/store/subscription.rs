@@ -6,12 +6,12 @@
 //! both ways; the subscriber drops duplicates by number.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
 use futures::task::AtomicWaker;
-use tokio_util::sync::DropGuard;
 
 use super::{Account, Message, Position};
 use crate::sync::Mutex;
@@ -61,9 +61,12 @@ pub struct Subscription {
 #[derive(Debug)]
 pub struct Events {
     buffer: Arc<SubscriptionBuffer>,
-    /// Notifies the store of the drop, if it needs to know. Boxed, since few stores do.
-    _released: Option<Box<DropGuard>>,
+    /// Notifies the store of the drop, if it needs to know.
+    _released: Option<Box<OnDrop>>,
 }
+
+/// Calls a function when it is dropped.
+struct OnDrop(Box<dyn Fn() + Send + Sync>);
 
 /// The store's side. Clones publish to the same subscription.
 #[derive(Debug, Clone)]
@@ -101,11 +104,11 @@ impl Subscription {
         (Publisher { buffer }, Self { account, queued, cursor, events })
     }
 
-    /// Cancels the token of `guard` when it is dropped.
+    /// Calls a function when it is dropped.
     #[must_use]
-    pub fn releasing(self, guard: DropGuard) -> Self {
+    pub fn on_drop(self, released: impl Fn() + Send + Sync + 'static) -> Self {
         let mut subscription = self;
-        subscription.events._released = Some(guard.into());
+        subscription.events._released = Some(Box::new(OnDrop(Box::new(released))));
         subscription
     }
 
@@ -202,6 +205,18 @@ impl Events {
     }
 }
 
+impl Drop for OnDrop {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
+impl fmt::Debug for OnDrop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("OnDrop(..)")
+    }
+}
+
 impl Drop for Events {
     fn drop(&mut self) {
         self.buffer.end(End::TakenOver);
@@ -243,6 +258,15 @@ impl Publisher {
     pub fn end(&self, end: End) {
         self.buffer.end(end);
         self.buffer.changed.wake();
+    }
+
+    /// Publishes an event.
+    pub fn publish(&self, event: Event) {
+        match event {
+            Event::Appended(messages) => self.appended(messages),
+            Event::Lagged => self.lagged(),
+            Event::Ended(end) => self.end(end),
+        }
     }
 
     /// Returns whether the subscription has ended or was dropped.

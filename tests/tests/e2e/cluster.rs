@@ -20,9 +20,6 @@ const ROUNDS_MIN: u32 = 5;
 /// notified of.
 const BELOW_POLL_INTERVAL: Duration = Duration::from_secs(24);
 
-/// Duration for which a pending outcome must not be answered.
-const PENDING_TIME: Duration = Duration::from_secs(3);
-
 const BYE_TAKEN_OVER: Frame<Reply> = Frame::new(None, Reply::Bye(ByeReason::TakenOver));
 const BYE_DELETED: Frame<Reply> = Frame::new(None, Reply::Bye(ByeReason::Deleted));
 
@@ -335,7 +332,7 @@ async fn send_all(server: &Harkd, session: &str, count: u32, mut answered: impl 
 }
 
 async fn next_within<L: Link>(client: &mut Client<L>, answer_timeout: Duration) -> Option<Frame<Reply>> {
-    tokio::time::timeout(answer_timeout, client.next()).await.ok().flatten()
+    timeout(answer_timeout, client.next()).await.ok().flatten()
 }
 
 /// Receives all messages queued for bob.
@@ -357,7 +354,7 @@ async fn pipelined_sends_keep_order_across_leader_changes() {
     const COUNT: u32 = 1000;
     let mut nats = Nats::start();
     let location = StoreLocation::on(&nats);
-    let stream = format!("{}-inbox-0", location.chat());
+    let stream = format!("{}-shard-0", location.chat());
     let [one, two] = [(); 2].map(|()| Harkd::builder().store(location.clone()).start());
     Wire::connect(one.address()).await.create("bob").await;
     for round in rounds(1) {
@@ -379,24 +376,6 @@ async fn pipelined_sends_keep_order_across_leader_changes() {
         let expected: Vec<String> = (1..=COUNT).map(|n| n.to_string()).collect();
         assert!(texts.iter().map(|message| &*message.text).eq(&expected), "round {round}: {texts:?}");
     }
-}
-
-#[tokio::test]
-async fn connect_waits_for_a_missing_stream() {
-    let nats = Nats::shared();
-    let location = StoreLocation::on(nats);
-    let server = Harkd::builder().store(location.clone()).start();
-    let mut bob = Wire::connect(server.address()).await;
-    bob.create("bob").await;
-    let engine = async_nats::jetstream::new(async_nats::connect(nats.url_of(0)).await.unwrap());
-    let stream = format!("{}-inbox-0", location.chat());
-    let config = engine.get_stream(&stream).await.unwrap().cached_info().config.clone();
-    engine.delete_stream(&stream).await.unwrap();
-    bob.write(7, connect("bob")).await;
-    let answer = timeout(PENDING_TIME, bob.next()).await;
-    assert!(answer.is_err(), "{answer:?} before the outcome was known");
-    engine.create_stream(config).await.unwrap();
-    assert!(matches!(bob.reply_to(7).await, Reply::Ok(_)));
 }
 
 /// Returns an address that forwards to a node, and stops forwarding its answers
@@ -463,4 +442,39 @@ async fn repeat_is_stored_once_after_nats_restart() {
     assert!(matches!(alice.reply_to(2).await, Reply::Ok(_)));
     let texts = drain(&one, 1).await;
     assert_eq!(&*texts[0].text, "twice");
+}
+
+mod long {
+    use super::*;
+
+    /// Longer than a server may be out of touch with a shard: see `timing.rs`.
+    const OUT_OF_TOUCH: Duration = Duration::from_secs(40);
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn server_that_stood_still_reads_nothing_from_its_connections() {
+        let [one, two] = servers();
+        let mut reader = Wire::connect(one.address()).await;
+        reader.create("bob").await;
+        reader.receive("bob").await;
+        let mut sender = Wire::hello(two.address(), "session").await;
+        sender.write(1, send("bob", "before")).await;
+        assert!(matches!(sender.reply_to(1).await, Reply::Ok(_)));
+        two.signal("STOP");
+        // One is in the socket, and the other in the backlog.
+        sender.write(2, send("bob", "stale")).await;
+        let mut unaccepted = TcpStream::connect(two.address()).await.unwrap();
+        tokio::time::sleep(OUT_OF_TOUCH).await;
+        two.signal("CONT");
+        assert_eq!(next_within(&mut sender, TIMEOUT).await, None, "the connection is closed");
+        let read = timeout(TIMEOUT, unaccepted.read(&mut [0; 1])).await.unwrap();
+        assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
+        let before = reader.message().await;
+        assert_eq!(&*before.text, "before");
+        reader.ack(before.sequence).await;
+        assert!(reader.is_quiet().await, "the stale send is not stored");
+        let mut sender = Wire::hello(two.address(), "session").await;
+        sender.write(2, send("bob", "repeated")).await;
+        assert!(matches!(sender.reply_to(2).await, Reply::Ok(_)));
+        assert_eq!(&*reader.message().await.text, "repeated");
+    }
 }

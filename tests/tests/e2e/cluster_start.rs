@@ -85,21 +85,33 @@ fn node_with_small_payload_limit_is_refused() {
 #[test]
 fn foreign_stream_is_refused_and_untouched() {
     let nats = Nats::builder(1).start();
-    let accounts = json!({ "name": "chat-accounts", "subjects": ["orders"], "num_replicas": 1 });
-    let made = request(nats.address_of(0), "$JS.API.STREAM.CREATE.chat-accounts", &accounts);
+    let orders = json!({ "name": "chat-shard-0", "subjects": ["orders"], "num_replicas": 1 });
+    let made = request(nats.address_of(0), "$JS.API.STREAM.CREATE.chat-shard-0", &orders);
     assert!(made["error"].is_null(), "{made}");
-    check_refused(at(nats.address_of(0)), &["chat-accounts", "its subjects", "--store nats://…/NAME"]);
-    let found = request(nats.address_of(0), "$JS.API.STREAM.INFO.chat-accounts", &Value::Null);
-    assert_eq!(found["config"]["subjects"], accounts["subjects"]);
+    check_refused(at(nats.address_of(0)), &["chat-shard-0", "its subjects", "--store nats://…/NAME"]);
+    let found = request(nats.address_of(0), "$JS.API.STREAM.INFO.chat-shard-0", &Value::Null);
+    assert_eq!(found["config"]["subjects"], orders["subjects"]);
     // There is room for another chat on the same cluster.
     drop(Harkd::builder().store(StoreLocation::on(&nats)).start());
+}
+
+#[test]
+fn chat_with_the_former_layout_is_refused() {
+    let nats = Nats::builder(1).start();
+    let accounts = json!({
+        "name": "chat-accounts", "subjects": ["chat.account.*"], "num_replicas": 1,
+        "metadata": { "hark-layout": "1" },
+    });
+    let made = request(nats.address_of(0), "$JS.API.STREAM.CREATE.chat-accounts", &accounts);
+    assert!(made["error"].is_null(), "{made}");
+    check_refused(at(nats.address_of(0)), &["chat-accounts", "early version", "--store nats://…/NAME"]);
 }
 
 #[test]
 fn more_replicas_than_nodes_are_refused() {
     let nats = Nats::builder(1).start();
     let builder = Harkd::builder().store(StoreLocation::on(&nats)).arg("--replicas=3");
-    check_refused(builder, &["-accounts", "--replicas"]);
+    check_refused(builder, &["-shard-0", "--replicas"]);
 }
 
 /// Sends a request to a node in the NATS text protocol.
@@ -131,7 +143,7 @@ async fn chat_keeps_its_number_of_streams() {
     // A new chat would use a different number of streams.
     let second = at(nats.address_of(0)).start();
     let names = request(nats.address_of(0), "$JS.API.STREAM.NAMES", &Value::Null);
-    assert_eq!(names["total"], 3 + 2, "{names}");
+    assert_eq!(names["total"], 3, "{names}");
     for user in &users {
         let mut reader = Wire::connect(second.address()).await;
         assert_eq!(reader.receive(user).await, 1);
@@ -269,10 +281,7 @@ fn secret_in_the_address_is_refused() {
 #[test]
 fn sync_setting_of_nodes_is_logged() {
     for (builder, words) in [
-        (
-            Nats::builder(1),
-            "INFO hark_server::store::cluster::monitor: the node syncs before it acknowledges",
-        ),
+        (Nats::builder(1), "INFO hark_server::cluster::io::monitor: the node syncs before it acknowledges"),
         (Nats::builder(1).without_sync(), "does NOT sync before it acknowledges"),
     ] {
         let nats = builder.start();

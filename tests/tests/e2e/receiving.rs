@@ -3,7 +3,7 @@
 
 use hark_protocol::limits::WINDOW_MESSAGES_MAX;
 use hark_protocol::{ByeReason, Code, Frame, Reply, Request, Sequence};
-use hark_tests::{Client, Front, Harkd, Wire, keeps_acks_in_order, name, send};
+use hark_tests::{Client, Front, Harkd, Wire, name, send};
 
 hark_tests::through_all_fronts_on_all_stores! {
     sessions:
@@ -123,10 +123,7 @@ async fn acknowledged_message_is_not_repeated_after_kill(one: Front, other: Fron
     bob.ack(first.sequence).await;
     // A crash may lose an ack, but none that precedes an answered request.
     bob.sent("bob", "three").await;
-    let server = match keeps_acks_in_order() {
-        true => server.kill_and_restart(),
-        false => server.stop_and_restart(),
-    };
+    let server = server.kill_and_restart();
     let mut bob = one.connect(server.address()).await;
     assert_eq!(bob.receive("bob").await, 2);
     assert_eq!(bob.message().await, second);

@@ -189,7 +189,10 @@ impl ClientConnection {
             Ok(Request::Ack { sequence }) => self.handle_ack(sequence),
             Ok(Request::Ping) => self.answer(id, PendingReply::Reply(Reply::Ok(OkFields::none()))),
             Ok(Request::Send { user, text }) => self.send(id, user, text),
-            Ok(Request::Create { user, password: None }) if self.chat.is_creation_open(&user) => {
+            // The store may delay sends of an account.
+            Ok(Request::Create { user, password: None })
+                if self.chat.is_creation_open(&user) && (self.user.is_none() || self.answers.is_empty()) =>
+            {
                 self.create_open(id, user);
             }
             Ok(Request::Hello { .. }) if !is_fresh => {
@@ -216,7 +219,7 @@ impl ClientConnection {
             time_ms: self.sends.time_ms(),
             send_id: self.sends.send_id(id, self.chat.network(self.address)),
             refusal,
-            fence: self.sends.fence(),
+            fence: self.sends.fence(self.shutdown.epoch()),
             permit: None,
             text,
         };

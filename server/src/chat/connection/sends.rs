@@ -59,9 +59,9 @@ impl ConnectionSends {
         self.burst.last().map_or_else(now_ms, |(send, _)| send.time_ms)
     }
 
-    /// Returns the fence.
-    pub(super) fn fence(&mut self) -> Fence {
-        self.fence.get_or_insert_default().clone()
+    /// Returns the fence of a connection that was accepted in this epoch.
+    pub(super) fn fence(&mut self, epoch: u64) -> Fence {
+        self.fence.get_or_insert_with(|| Fence::new(epoch)).clone()
     }
 
     /// Adds a message that has its permit to the burst.

@@ -7,17 +7,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytestring::ByteString;
-use hark_protocol::{RequestId, UserName};
+use hark_protocol::{Code, RequestId, SessionToken, UserName};
 use rand::RngExt as _;
 use rand::rngs::SmallRng;
 
 use super::judge::Judge;
+use super::lister::Lister;
 use crate::cluster::ConnectionId;
 use crate::cluster::message::Answer;
 use crate::store::{Account, Created, End, Message, Outcome, PasswordHash, SendId};
 
 /// How long a client waits for an answer before it reconnects.
-const PATIENCE: Duration = Duration::from_secs(6);
+pub(super) const PATIENCE: Duration = Duration::from_secs(6);
 
 /// Maximum unanswered sends of one sender.
 const IN_FLIGHT: usize = 4;
@@ -29,6 +30,11 @@ pub(super) const CHANGING: &str = "xena";
 /// A request of a client.
 #[derive(Debug, Clone)]
 pub(super) enum Call {
+    Hello(SessionToken),
+    List {
+        after: Option<UserName>,
+        limit: u32,
+    },
     LookUp(UserName),
     Create(UserName),
     SetPassword {
@@ -89,22 +95,22 @@ pub(super) enum ToHost {
 }
 
 impl Context<'_> {
-    fn open(&mut self) -> Link {
+    pub(super) fn open(&mut self) -> Link {
         *self.last_connection += 1;
         let link = (*self.last_connection, self.random.random_range(0..self.hosts));
         self.calls.push((link, ToHost::Open));
         link
     }
 
-    fn call(&mut self, link: Link, request: u64, call: Call) {
+    pub(super) fn call(&mut self, link: Link, request: u64, call: Call) {
         self.calls.push((link, ToHost::Call(request, call)));
     }
 
-    fn hang_up(&mut self, link: Link) {
+    pub(super) fn hang_up(&mut self, link: Link) {
         self.calls.push((link, ToHost::Hangup));
     }
 
-    fn within_ms(&mut self, range: std::ops::Range<u64>) -> Duration {
+    pub(super) fn within_ms(&mut self, range: std::ops::Range<u64>) -> Duration {
         self.now + Duration::from_millis(self.random.random_range(range))
     }
 }
@@ -115,6 +121,7 @@ pub(super) enum Client {
     Sender(Sender),
     Reader(Reader),
     Changer(Changer),
+    Lister(Lister),
     Creator(Creator),
 }
 
@@ -125,6 +132,7 @@ impl Client {
             Self::Sender(sender) => sender.wake(context),
             Self::Reader(reader) => reader.wake(context),
             Self::Changer(changer) => changer.wake(context),
+            Self::Lister(lister) => lister.wake(context),
             Self::Creator(creator) => creator.wake(context),
         }
     }
@@ -141,6 +149,7 @@ impl Client {
             Self::Sender(sender) => sender.handle(connection, push, context),
             Self::Reader(reader) => reader.handle(connection, push, context),
             Self::Changer(changer) => changer.handle(connection, push, context),
+            Self::Lister(lister) => lister.handle(connection, push, context),
             Self::Creator(creator) => creator.handle(push),
         }
     }
@@ -150,7 +159,7 @@ impl Client {
         match self {
             Self::Sender(sender) => sender.left == 0 && sender.unanswered.is_empty(),
             Self::Reader(reader) => reader.is_receiving,
-            Self::Changer(_) => true,
+            Self::Changer(_) | Self::Lister(_) => true,
             Self::Creator(creator) => creator.created.len() == READERS.len() + 1,
         }
     }
@@ -167,6 +176,7 @@ pub(super) struct Sender {
     last_id: u32,
     left: u32,
     next_at: Duration,
+    hop_at: Duration,
 }
 
 impl Sender {
@@ -179,6 +189,7 @@ impl Sender {
             last_id: 0,
             left: count,
             next_at: Duration::ZERO,
+            hop_at: Duration::from_secs(2),
         }
     }
 
@@ -189,15 +200,29 @@ impl Sender {
                 context.hang_up(link);
                 self.disconnected(context);
             }
+            // The former connection stays open, until its server closes it.
+            Some(_) if context.now >= self.hop_at && !context.is_calm => self.connect(context),
             Some(link) => self.send_new(link, context),
-            None if context.now >= self.reconnect_at => {
-                let link = context.open();
-                self.link = Some(link);
-                let ids: Vec<_> = self.unanswered.keys().copied().collect();
-                ids.into_iter().for_each(|id| self.send(link, id, context));
-            }
+            None if context.now >= self.reconnect_at => self.connect(context),
             None => {}
         }
+    }
+
+    fn connect(&mut self, context: &mut Context<'_>) {
+        let link = context.open();
+        self.link = Some(link);
+        self.hop_at = context.within_ms(1000..12_000);
+        context.call(link, 0, Call::Hello(self.token()));
+        let ids: Vec<_> = self.unanswered.keys().copied().collect();
+        ids.into_iter().for_each(|id| self.send(link, id, context));
+    }
+
+    pub(super) const fn session(&self) -> usize {
+        self.session
+    }
+
+    fn token(&self) -> SessionToken {
+        format!("s{}", self.session).parse().unwrap()
     }
 
     fn send_new(&mut self, link: Link, context: &mut Context<'_>) {
@@ -218,10 +243,10 @@ impl Sender {
     }
 
     fn send(&mut self, link: Link, id: u32, context: &mut Context<'_>) {
+        let session = self.token();
         let Some((to, since)) = self.unanswered.get_mut(&id) else { return };
         *since = context.now;
         let text = format!("{}:{id}:{to}", self.session).into();
-        let session = format!("s{}", self.session).parse().unwrap();
         let send_id = Some(SendId { session, id: RequestId::new(id).unwrap(), in_order: true, from: None });
         context.call(link, id.into(), Call::Send { to: to.parse().unwrap(), text, send_id });
     }
@@ -231,7 +256,9 @@ impl Sender {
             Push::Answer(request, Answered::Answer(Answer::Sent(outcome))) => {
                 let id = request as u32;
                 // An answer over a former connection counts as well.
-                if let Some((to, _)) = self.unanswered.remove(&id) {
+                if let Some((to, _)) = self.unanswered.remove(&id)
+                    && outcome != Outcome::Refused(Code::NoSpace)
+                {
                     context.judge.answered((self.session, id), to, outcome);
                 }
             }
@@ -258,7 +285,8 @@ pub(super) struct Reader {
     /// The connection that it takes over from and closes later.
     former: Option<Link>,
     processed: u64,
-    unacknowledged: u32,
+    /// The last unacknowledged number on this connection.
+    received: Option<u64>,
     /// Requests to receive that may take effect later.
     in_doubt: u32,
 }
@@ -274,7 +302,7 @@ impl Reader {
             hop_at: Duration::from_secs(3),
             former: None,
             processed: 0,
-            unacknowledged: 0,
+            received: None,
             in_doubt: 0,
         }
     }
@@ -293,9 +321,9 @@ impl Reader {
                 }
                 self.connect(context);
             }
-            Some(link) if self.unacknowledged > 0 && context.random.random_bool(0.5) => {
-                self.unacknowledged = 0;
-                context.call(link, 0, Call::Ack(self.processed));
+            Some(link) if self.received.is_some() && context.random.random_bool(0.5) => {
+                let received = self.received.take();
+                context.calls.extend(received.map(|number| (link, ToHost::Call(0, Call::Ack(number)))));
             }
             _ => {}
         }
@@ -310,7 +338,7 @@ impl Reader {
         let link = context.open();
         (self.link, self.since, self.is_receiving) = (Some(link), context.now, false);
         self.hop_at = context.within_ms(1000..12_000);
-        self.unacknowledged = 0;
+        self.received = None;
         context.call(link, 1, Call::LookUp(self.user.parse().unwrap()));
     }
 
@@ -342,7 +370,7 @@ impl Reader {
                 } else {
                     context.judge.repeated(self.user, &message);
                 }
-                self.unacknowledged += 1;
+                self.received = Some(message.position.sequence.0);
             }
             Push::Ended(end) => {
                 assert_eq!(end, End::TakenOver);

@@ -44,6 +44,8 @@ pub(super) enum Fault {
     Settle(usize),
     /// Reads of a stream are served by a node that is this many messages behind.
     Stale(usize, u64),
+    /// The storage of a stream has too little free space, or enough again.
+    LowSpace(usize, bool),
 }
 
 /// The faults of a run.
@@ -161,7 +163,7 @@ impl Scenario {
         let [begins, ends] = [begins, ends].map(Duration::from_millis);
         let (host, shard) = (random.random_range(0..HOSTS), random.random_range(0..SHARDS));
         let other = (host + random.random_range(1..HOSTS)) % HOSTS;
-        let (fault, end) = match random.random_range(0..12) {
+        let (fault, end) = match random.random_range(0..13) {
             0 | 1 => (Fault::Pause { host, stops_clock: random.random_bool(0.5) }, Fault::Resume(host)),
             2 => (Fault::Crash(host), Fault::Start(host)),
             3 => (Fault::Leave(host), Fault::Start(host)),
@@ -171,6 +173,7 @@ impl Scenario {
             8 => (Fault::Late(random.random_range(20..300)), Fault::Late(0)),
             9 => (Fault::Deaf(host), Fault::Heal),
             10 => (Fault::Stale(shard, random.random_range(1..4)), Fault::Stale(shard, 0)),
+            11 => (Fault::LowSpace(shard, true), Fault::LowSpace(shard, false)),
             _ => {
                 let lost = begins + Duration::from_millis(random.random_range(0..1500));
                 let elected = lost + Duration::from_millis(random.random_range(100..3000));

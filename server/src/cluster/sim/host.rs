@@ -4,14 +4,15 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, UNIX_EPOCH};
 
-use hark_protocol::Sequence;
+use hark_protocol::{Sequence, SessionToken};
 use tokio::time::Instant;
 
 use super::clients::{Answered, Call, Push};
+use super::world::SHARDS;
 use crate::chat::delivery_window::{DeliveryWindow, Step};
 use crate::cluster::member::Member;
 use crate::cluster::message::{Answer, Message, Reply, Request, Send};
-use crate::cluster::{Action, ConnectionId, LogReply, LogRequest, Now, ServerId, ShardId};
+use crate::cluster::{Action, ConnectionId, LogReply, LogRequest, Now, ServerId, ShardId, Storage};
 use crate::store::{Account, Event, Subscription, Unavailable};
 
 /// The wall clock at the start of a run, in seconds.
@@ -60,6 +61,7 @@ pub(super) struct Host {
 #[derive(Debug)]
 struct Connection {
     client: usize,
+    session: Option<SessionToken>,
     identity: Option<Account>,
     /// A registration in flight: its request, and the account.
     registering: Option<(u64, Account)>,
@@ -107,6 +109,16 @@ impl Host {
         self.act(time, |member, now, actions| member.leave(now, actions))
     }
 
+    /// Takes the storage of each stream, as polled.
+    pub(super) fn poll_storage(&mut self, low: [bool; SHARDS]) {
+        let Some(member) = &mut self.member else { return };
+        for (shard, is_low) in (0..).zip(low) {
+            let free = if is_low { 5 << 30 } else { 50 << 30 };
+            let replica = |free| Storage { free, total: 100 << 30 };
+            member.handle_storage(shard, &[50 << 30, free].map(replica));
+        }
+    }
+
     /// Stops the clocks until this time.
     pub(super) const fn skip_clock(&mut self, time: Duration) {
         self.clock_at = time;
@@ -133,17 +145,41 @@ impl Host {
                 vec![Output::Push(client, id, Push::Closed)]
             }
             Input::Open(id, client) => {
+                let (session, identity, registering, reception) = (None, None, None, None);
                 let connection =
-                    Connection { client, identity: None, registering: None, reception: None, reads: READ };
+                    Connection { client, session, identity, registering, reception, reads: READ };
                 self.connections.insert(id, connection);
                 Vec::new()
             }
+            Input::Call(id, _, Call::Hello(session)) => self.hello(id, session, time),
             Input::Call(id, request, call) => self.call(id, request, call, time),
             Input::Hangup(id) => match self.connections.remove(&id) {
-                Some(_) => self.act(time, |member, now, actions| member.disconnect(id, now, actions)),
+                Some(connection) => self.act(time, |member, now, actions| {
+                    member.disconnect(id, now, actions);
+                    connection.session.iter().for_each(|session| member.close_session(session));
+                }),
                 None => Vec::new(),
             },
         }
+    }
+
+    /// Returns the connections that hold a session.
+    pub(super) fn holders(&self) -> impl Iterator<Item = &SessionToken> {
+        self.connections.values().filter_map(|connection| connection.session.as_ref())
+    }
+
+    /// Opens a session, and closes the connection that held it at this server.
+    fn hello(&mut self, id: ConnectionId, session: SessionToken, time: Duration) -> Vec<Output> {
+        let (now, mut out) = (self.now(time), Vec::new());
+        self.perform(vec![Action::CloseSession(session.clone())], now, 0, &mut out);
+        let (Some(connection), Some(member)) = (self.connections.get_mut(&id), &mut self.member) else {
+            return out;
+        };
+        connection.session = Some(session.clone());
+        let mut actions = Vec::new();
+        member.open_session(session, now, &mut actions);
+        self.perform(actions, now, 0, &mut out);
+        out
     }
 
     fn now(&mut self, time: Duration) -> Now {
@@ -166,6 +202,7 @@ impl Host {
         let (now, mut actions, mut out) = (self.now(time), Vec::new(), Vec::new());
         let Some(member) = &mut self.member else { return out };
         act(member, now, &mut actions);
+        member.flush(now, &mut actions);
         self.perform(actions, now, last_connection, &mut out);
         self.drive(now, &mut out);
         out
@@ -187,12 +224,18 @@ impl Host {
                 Action::Send(server, message) => out.push(Output::Send(server, message)),
                 Action::Broadcast(message) => out.push(Output::Broadcast(message)),
                 Action::Answer { connection, request, reply } => self.answer(connection, request, reply, out),
+                Action::Publish(publisher, event) => publisher.publish(event),
                 Action::EndIdentity(connection) => {
                     if let Some(connection) = self.connections.get_mut(&connection) {
                         connection.identity = None;
                     }
                 }
                 Action::Close(connection) => closing.push(connection),
+                Action::CloseSession(session) => {
+                    let holders = self.connections.iter();
+                    let holders = holders.filter(|(_, holder)| holder.session.as_ref() == Some(&session));
+                    closing.extend(holders.map(|(id, _)| *id));
+                }
                 Action::CloseAll => {
                     self.refused_up_to = self.refused_up_to.max(last_connection);
                     closing.extend(self.connections.keys());
@@ -204,6 +247,7 @@ impl Host {
                 out.push(Output::Push(connection.client, id, Push::Closed));
                 if let Some(member) = &mut self.member {
                     member.disconnect(id, now, &mut more);
+                    connection.session.iter().for_each(|session| member.close_session(session));
                 }
             }
             // The consequences of a closing come before the next action.
@@ -217,9 +261,11 @@ impl Host {
             return out;
         };
         let client = connection.client;
-        let mut submitted = None;
+        let (mut submitted, mut list) = (None, None);
         match call {
             Call::LookUp(name) => submitted = Some((member.shard_of(&name), Request::LookUp(name))),
+            Call::List { after, limit } => list = Some((after, limit)),
+            Call::Hello(_) => {}
             Call::Create(name) => submitted = Some((member.shard_of(&name), Request::Create(name, None))),
             Call::SetPassword { account, old, new } => {
                 submitted =
@@ -249,8 +295,10 @@ impl Host {
             }
             Call::Ack(number) => {
                 let reception = connection.reception.as_mut();
+                // A reader that has processed a later message at another server may
+                // acknowledge it before it is pushed here; that is ignored.
                 if let Some((subscription, window)) = reception
-                    && let Some(position) = window.handle_ack(Sequence(number)).unwrap()
+                    && let Ok(Some(position)) = window.handle_ack(Sequence(number))
                 {
                     let account = subscription.account().clone();
                     submitted =
@@ -260,8 +308,12 @@ impl Host {
         }
         let mut actions = Vec::new();
         if let Some((shard, content)) = submitted {
-            member.submit(shard, (id, request), content, now, &mut actions);
+            member.submit(shard, (id, request), content, now);
         }
+        if let Some((after, limit)) = list {
+            member.list((id, request), after.as_ref(), limit, now);
+        }
+        member.flush(now, &mut actions);
         self.perform(actions, now, 0, &mut out);
         self.drive(now, &mut out);
         out
@@ -338,8 +390,9 @@ impl Host {
         for (id, request, content) in reads {
             let Request::Read { account, .. } = &content else { continue };
             let shard = member.shard_of(&account.name);
-            member.submit(shard, (id, request), content, now, &mut actions);
+            member.submit(shard, (id, request), content, now);
         }
+        member.flush(now, &mut actions);
         self.perform(actions, now, 0, out);
     }
 }

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use hark_protocol::Code;
 
+use crate::ledger::{BlockContent, decode};
+use crate::log::Block;
 use crate::store::{Message, Outcome};
 
 /// All answers and messages.
@@ -16,6 +18,11 @@ pub(super) struct Judge {
     /// The messages that each reader processed, by number.
     read: BTreeMap<String, BTreeMap<u64, String>>,
     texts: HashMap<String, u64>,
+    /// The id of the last stored message of each session, by true time.
+    stored: BTreeMap<usize, u32>,
+    /// Sends that were refused for lack of space. Only a later send to the same shard makes
+    /// that final, so a repeat may still be stored.
+    without_space: BTreeSet<(usize, u32)>,
     /// The id of the last message of a session to a reader.
     latest: HashMap<(String, usize), u32>,
     account: Register,
@@ -40,8 +47,11 @@ pub(super) struct Counts {
     pub(super) takeovers: u64,
     pub(super) passwords: u64,
     pub(super) deletions: u64,
+    pub(super) lists: u64,
+    pub(super) without_space: u64,
     pub(super) claims: u64,
     pub(super) purges: u64,
+    pub(super) gets: u64,
     pub(super) events: u64,
     pub(super) ended_at: Duration,
 }
@@ -56,12 +66,16 @@ impl Counts {
         self.repeats += repeats;
         self.unavailable += unavailable;
         self.closed += closed;
-        let Self { takeovers, passwords, deletions, claims, purges, events, ended_at, .. } = other;
+        let Self { takeovers, passwords, deletions, lists, without_space, .. } = other;
         self.takeovers += takeovers;
         self.passwords += passwords;
         self.deletions += deletions;
+        self.lists += lists;
+        self.without_space += without_space;
+        let Self { claims, purges, gets, events, ended_at, .. } = other;
         self.claims += claims;
         self.purges += purges;
+        self.gets += gets;
         self.events += events;
         self.ended_at += *ended_at;
     }
@@ -106,16 +120,36 @@ impl Judge {
         }
     }
 
+    /// Records that the messages of a frame are stored at this time, and checks that the
+    /// sends of a session are stored in order of their ids, over all recipients.
+    pub(super) fn stored(&mut self, blocks: &[Block]) {
+        let mut messages = BTreeMap::new();
+        for block in blocks {
+            let Ok(BlockContent::Messages(of_block)) = decode(block) else { panic!("a malformed block") };
+            for message in of_block.map(Result::unwrap) {
+                messages.insert(message.position.sequence, std::str::from_utf8(message.text).unwrap());
+            }
+        }
+        for (session, id) in messages.into_values().filter_map(send_of) {
+            if !self.without_space.contains(&(session, id)) {
+                let former = self.stored.insert(session, id);
+                assert!(former < Some(id), "{session}:{id} is stored after {former:?}");
+            }
+        }
+    }
+
+    /// Records that a send is refused for lack of space.
+    pub(super) fn refused_for_space(&mut self, session: usize, id: u32) {
+        self.counts.without_space += 1;
+        self.without_space.insert((session, id));
+    }
+
     /// Records that a reader processes a message, and checks that numbers increase.
     pub(super) fn read(&mut self, reader: &str, message: &Message) {
         let (number, text) = (message.position.sequence.0, message.text.to_string());
         self.counts.read += 1;
         assert_eq!(self.texts.insert(text.clone(), number), None, "{text} is in the store twice");
-        let mut parts = text.split(':');
-        if let (Some(session), Some(id)) = (parts.next(), parts.next())
-            && let Ok(session) = session.parse()
-        {
-            let id: u32 = id.parse().unwrap();
+        if let Some((session, id)) = send_of(&text) {
             let former = self.latest.insert((reader.to_owned(), session), id);
             assert!(former < Some(id), "{session}:{id} is read by {reader} after {former:?}");
         }
@@ -191,4 +225,10 @@ impl Judge {
         }
         assert!(self.counts.stored > 0, "a run that compares nothing");
     }
+}
+
+/// Returns the session and the id of a send by its text.
+fn send_of(text: &str) -> Option<(usize, u32)> {
+    let mut parts = text.split(':');
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }

@@ -13,6 +13,7 @@
 //! | `host` | one machine: a server, its clocks and its connections |
 //! | `stream` | the stream of a shard, with its leader |
 //! | `clients` | senders, readers, and clients that create and delete an account |
+//! | `lister` | a client that creates and deletes accounts, and lists names |
 //! | `faults` | faults and their times |
 //! | `judge` | the promise |
 
@@ -20,6 +21,7 @@ mod clients;
 mod faults;
 mod host;
 mod judge;
+mod lister;
 pub(super) mod stream;
 mod world;
 
@@ -166,8 +168,33 @@ fn snapshot_without_copies_is_found() {
 }
 
 #[test]
+fn snapshot_without_an_index_is_found() {
+    check_finds(Bug::NoIndex, Scenario::of);
+}
+
+#[test]
+fn purge_of_live_blocks_is_found() {
+    check_finds(Bug::LiveBlocksPurged, Scenario::of);
+}
+
+#[test]
 fn reception_of_a_former_generation_is_found() {
     check_finds(Bug::NoGenerations, Scenario::of);
+}
+
+#[test]
+fn sends_to_several_shards_at_once_are_found() {
+    check_finds(Bug::SendsOvertake, Scenario::of);
+}
+
+#[test]
+fn merged_page_beyond_an_incomplete_one_is_found() {
+    check_finds(Bug::ListPastIncomplete, Scenario::of);
+}
+
+#[test]
+fn lost_announcement_of_a_session_is_found() {
+    check_finds(Bug::AnnouncedOnce, Scenario::of);
 }
 
 #[test]

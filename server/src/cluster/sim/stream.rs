@@ -81,6 +81,12 @@ impl Stream {
                 };
                 Outcome::Reply(LogReply::Page { id, first: self.purged + 1, messages, last })
             }
+            LogRequest::Get { id, sequence } => {
+                let last = self.last().saturating_sub(self.stale_by);
+                let at = sequence.checked_sub(self.purged + 1).filter(|_| sequence <= last);
+                let bytes = at.and_then(|at| self.applied.get(at as usize)).cloned();
+                Outcome::Reply(LogReply::Message { id, bytes })
+            }
             LogRequest::Purge { before } => {
                 assert!(before > 1 && before <= self.last(), "a purge up to {before} of {}", self.last());
                 let count = before.saturating_sub(self.purged + 1) as usize;

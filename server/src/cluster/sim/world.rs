@@ -4,21 +4,27 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use hark_protocol::Code;
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 
-use super::clients::{Changer, Client, Context, Creator, Push, READERS, Reader, Sender, ToHost};
+use super::clients::{Answered, Changer, Client, Context, Creator, Push, READERS, Reader, Sender, ToHost};
 use super::faults::{Fault, Scenario};
 use super::host::{Host, Input, Output};
 use super::judge::{Counts, Judge};
+use super::lister::Lister;
 use super::stream::{Outcome, Stream};
+use crate::cluster::blocks::WithRead;
+use crate::cluster::chain::{Chain, Taken};
+use crate::cluster::entry::{Content, Entry, NEWEST_FORMAT};
 use crate::cluster::member::Member;
-use crate::cluster::message::Message;
+use crate::cluster::message::{Answer, Message};
 use crate::cluster::replay::StreamReplay;
 use crate::cluster::{Config, ConnectionId, LogReply, LogRequest, ServerId, ShardId};
 use crate::ledger::Limits;
+use crate::log::Frame;
 use crate::shard::readers::read_page;
-use crate::store::ReadLimit;
+use crate::store::{Outcome as StoreOutcome, ReadLimit};
 
 pub(super) const HOSTS: usize = 3;
 pub(super) const SHARDS: usize = 2;
@@ -34,11 +40,14 @@ const CALM_MAX: Duration = Duration::from_secs(150);
 const AFTER_END: Duration = Duration::from_secs(3);
 
 const CONFIG: Config = Config {
-    limits: Limits { accounts_max: 10, sessions_max: 20, queued_messages_max: 6, queued_bytes_max: 1 << 20 },
+    limits: Limits { accounts_max: 40, sessions_max: 20, queued_messages_max: 6, queued_bytes_max: 1 << 20 },
     window_bytes: 1500,
     frame_bytes_max: 600,
     tail_entries_max: 12,
     tail_bytes_max: 1 << 20,
+    cache_bytes_max: 60,
+    newest_format: NEWEST_FORMAT,
+    slack_bytes: 0,
 };
 
 #[derive(Debug)]
@@ -66,6 +75,8 @@ pub(super) struct World {
     /// The inputs of a host that stands still.
     backlogs: Vec<Vec<Due>>,
     streams: Vec<Stream>,
+    /// The counting messages of the streams, for the judge.
+    chains: Vec<Chain>,
     clients: Vec<Client>,
     judge: Judge,
     last_connection: ConnectionId,
@@ -76,6 +87,8 @@ pub(super) struct World {
     log_cuts: BTreeSet<usize>,
     deaf: BTreeSet<usize>,
     hear_streams: bool,
+    /// Streams whose storage has too little free space.
+    low_space: [bool; SHARDS],
     loss: u32,
     late: u32,
     rest_at: Duration,
@@ -97,6 +110,7 @@ impl World {
             paused: vec![None; HOSTS],
             backlogs: (0..HOSTS).map(|_| Vec::new()).collect(),
             streams: (0..SHARDS).map(|_| Stream::default()).collect(),
+            chains: vec![Chain::starting_at(1, NEWEST_FORMAT); SHARDS],
             clients: Vec::new(),
             judge: Judge::default(),
             last_connection: 0,
@@ -106,6 +120,7 @@ impl World {
             log_cuts: BTreeSet::new(),
             deaf: BTreeSet::new(),
             hear_streams: false,
+            low_space: [false; SHARDS],
             loss: 0,
             late: 0,
             rest_at: Duration::MAX,
@@ -125,6 +140,7 @@ impl World {
         self.clients.extend((0..2).map(|n| Client::Sender(Sender::new(n, scenario.sends))));
         self.clients.extend(READERS.map(|user| Client::Reader(Reader::new(user))));
         self.clients.extend((0..3).map(|n| Client::Changer(Changer::new(n))));
+        self.clients.push(Client::Lister(Lister::default()));
         for client in 1..self.clients.len() {
             let at = self.random_ms(0, 150);
             self.plan(at, Due::Wake(client));
@@ -145,7 +161,9 @@ impl World {
                 self.calm();
             }
             assert!(self.now < self.calm_at + CALM_MAX, "it does not come to an end: {:#?}", self.clients);
-            let is_done = self.clients.iter().all(Client::is_done) && self.judge.is_complete();
+            let is_done = self.clients.iter().all(Client::is_done)
+                && self.judge.is_complete()
+                && !self.is_a_session_open_twice();
             let ended_at = ended_at.get_or_insert(self.now);
             if !is_done {
                 *ended_at = self.now;
@@ -160,6 +178,12 @@ impl World {
         self.judge.check();
         self.judge.counts.ended_at = self.now;
         self.judge.counts
+    }
+
+    /// Returns whether two connections hold the same session.
+    fn is_a_session_open_twice(&self) -> bool {
+        let mut sessions = BTreeSet::new();
+        !self.hosts.iter().flat_map(Host::holders).all(|session| sessions.insert(session))
     }
 
     /// Creates the accounts before the first fault.
@@ -187,6 +211,9 @@ impl World {
                     return;
                 }
                 let is_tick = matches!(*input, Input::Tick);
+                if is_tick {
+                    self.hosts[host].poll_storage(self.low_space);
+                }
                 self.handle(host, *input);
                 if is_tick {
                     self.plan(self.now + TICK, Due::Host(host, life, Box::new(Input::Tick)));
@@ -234,6 +261,12 @@ impl World {
                     }
                 }
                 Output::Push(client, connection, push) => {
+                    if let Push::Answer(id, Answered::Answer(Answer::Sent(outcome))) = &push
+                        && *outcome == StoreOutcome::Refused(Code::NoSpace)
+                        && let Client::Sender(sender) = &self.clients[client]
+                    {
+                        self.judge.refused_for_space(sender.session(), *id as u32);
+                    }
                     let at = self.arrival((host, 100 + client), 1, 5);
                     self.plan(at, Due::Client(client, connection, push));
                 }
@@ -247,6 +280,7 @@ impl World {
             return;
         }
         let is_append = matches!(request, LogRequest::Append { .. });
+        self.judge.counts.gets += u64::from(matches!(request, LogRequest::Get { .. }));
         self.judge.counts.purges += u64::from(matches!(request, LogRequest::Purge { .. }));
         let is_late = is_append && self.random.random_range(0..1000) < self.late;
         let at = if is_late { self.random_ms(300, 6000) } else { self.arrival((host, 50 + shard), 1, 3) };
@@ -266,11 +300,17 @@ impl World {
 
     fn apply(&mut self, shard: usize) {
         let Stream { is_stalled, is_electing, is_blind, .. } = self.streams[shard];
-        if is_stalled || is_electing || is_blind {
-            // The next leader applies it when it has caught up.
+        if is_stalled || is_electing || is_blind || !self.streams[shard].has_proposals() {
+            // The next leader applies it when it has caught up, unless it is lost.
             return;
         }
-        if let Some(((host, life), reply)) = self.streams[shard].apply() {
+        let reply = self.streams[shard].apply();
+        if let Some(message) = self.streams[shard].messages().1.last()
+            && let Taken::Committed(Frame { blocks, checkpoint: None, .. }) = self.chains[shard].take(message)
+        {
+            self.judge.stored(&blocks);
+        }
+        if let Some(((host, life), reply)) = reply {
             self.reply(shard, host, ServerId(life), reply);
         }
     }
@@ -372,6 +412,7 @@ impl World {
             Fault::Elect(shard) => self.elect(shard),
             Fault::Settle(shard) => self.settle(shard),
             Fault::Stale(shard, by) => self.streams[shard].stale_by = by,
+            Fault::LowSpace(shard, is_low) => self.low_space[shard] = is_low,
         }
     }
 
@@ -399,7 +440,15 @@ impl World {
         }
         // The server may be slow to read from its clients.
         let mut at = [self.now, self.now, self.random_ms(0, 1500)];
-        for due in std::mem::take(&mut self.backlogs[host]) {
+        // Inputs that are on their way come after the backlog.
+        let is_underway = |_: &(Duration, u64), due: &mut Due| match due {
+            Due::Host(to, _, input) => *to == host && !matches!(**input, Input::Tick),
+            Due::FromClient(to, _) => *to == host,
+            _ => false,
+        };
+        let mut backlog = std::mem::take(&mut self.backlogs[host]);
+        backlog.extend(self.due.extract_if(.., is_underway).map(|(_, due)| due));
+        for due in backlog {
             let source = match &due {
                 Due::Host(_, _, input) if matches!(**input, Input::Log(..)) => 0,
                 Due::Host(..) => 1,
@@ -432,6 +481,7 @@ impl World {
         }
         for shard in 0..SHARDS {
             self.streams[shard].stale_by = 0;
+            self.low_space[shard] = false;
             self.settle(shard);
         }
     }
@@ -464,8 +514,19 @@ impl World {
         let mut receptions = 0;
         for (shard, stream) in self.streams.iter().enumerate() {
             let (first, messages) = stream.messages();
-            let mut replay = StreamReplay::new(CONFIG.limits, first);
-            messages.iter().try_for_each(|message| replay.take(message)).unwrap();
+            let entries =
+                messages.iter().filter_map(|message| Some(Entry::decode(message, NEWEST_FORMAT).ok()?.0));
+            let begin = entries.map(|entry| entry.snapshot).max().unwrap_or(0).max(first);
+            let mut replay = StreamReplay::new(&CONFIG, begin);
+            let tail = &messages[(begin - first) as usize..];
+            tail.iter().try_for_each(|message| replay.take(message)).unwrap();
+            let all = messages.iter().filter_map(|message| {
+                match Entry::decode(message, NEWEST_FORMAT).ok()?.0.content {
+                    Content::Frame(frame) => Some(frame.blocks),
+                    _ => None,
+                }
+            });
+            let all: Vec<_> = all.flatten().collect();
             let claim = replay.claim();
             let replayed = replay.finish(0).unwrap();
             let owner = self.hosts.iter().filter_map(Host::member).find_map(|member| {
@@ -475,12 +536,12 @@ impl World {
             receptions += owner.reception_count();
             for (entry, cursor, tail) in replayed.ledger.inboxes() {
                 let limit = ReadLimit { messages: 1000, bytes: 1 << 20 };
-                let page =
-                    read_page(&replayed.blocks, entry.account.incarnation, cursor.sequence, limit).unwrap();
+                let reader = WithRead { blocks: &replayed.blocks, read: &all };
+                let page = read_page(&reader, entry.account.incarnation, cursor.sequence, limit).unwrap();
                 let queued = tail.messages - cursor.messages;
                 assert_eq!(page.messages.len() as u64, queued, "messages of {}", entry.account.name);
             }
-            if !owner.is_appending() {
+            if !owner.is_in_flight() {
                 assert_eq!(replayed.blocks.len(), owner.blocks.len(), "live blocks of shard {shard}");
                 assert_eq!(replayed.chain, owner.chain);
             }

@@ -120,6 +120,8 @@ pub(super) struct Grpc {
 pub(super) struct Caller {
     /// The address of the peer.
     address: IpAddr,
+    /// The epoch of its connection.
+    epoch: u64,
     /// The rate limiter of the connection; none if it is exempt.
     limiter: Option<Arc<RateLimiter>>,
     /// Cancelled when the connection drains.
@@ -207,7 +209,8 @@ impl Grpc {
     ) -> hyper::Result<()> {
         let (limiter, stopping) = (self.chat.rate_limiter(address), CancellationToken::new());
         let stream = RateLimited::new(stream, limiter.clone());
-        let caller = Caller { address, limiter, stopping: stopping.clone(), calls: calls.clone() };
+        let epoch = shutdown.epoch();
+        let caller = Caller { address, epoch, limiter, stopping: stopping.clone(), calls: calls.clone() };
         let service = service_fn(|mut request: http::Request<Incoming>| {
             let turn = caller.admit_call();
             request.extensions_mut().insert(caller.clone());

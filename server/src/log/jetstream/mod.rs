@@ -10,7 +10,6 @@ mod tests;
 
 use std::time::Duration;
 
-use async_nats::jetstream;
 use async_nats::jetstream::stream::{Config, RetentionPolicy, StorageType};
 use async_nats::{Client, HeaderMap, Message, Request, StatusCode, Subscriber};
 use base64::Engine as _;
@@ -25,6 +24,9 @@ use crate::cluster::{LogReply, LogRequest, ShardId};
 /// How long a request waits for its answer. The cluster repeats it, or resolves what
 /// became of it.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The limit of several requests in turn.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Messages and bytes of one page.
 const PAGE_MESSAGES_MAX: usize = 256;
@@ -45,63 +47,30 @@ pub(crate) struct JetStream {
     subject: String,
 }
 
-/// Why a stream cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum OpenError {
-    /// It cannot be created or read.
-    #[error("cannot open stream {stream}: {reason}")]
-    Unavailable {
-        /// Its name.
-        stream: String,
-        /// What went wrong.
-        reason: String,
-    },
-    /// It has other settings than a shard needs: messages could disappear.
-    #[error("cannot use stream {stream}: {field} was changed; set it back, or choose another chat")]
-    Foreign {
-        /// Its name.
-        stream: String,
-        /// The setting.
-        field: &'static str,
-    },
-}
-
 impl JetStream {
-    /// Opens the stream of a shard of a chat. Creates it on so many nodes if it is
-    /// missing, and checks it if it is there.
-    ///
-    /// # Errors
-    /// See [`OpenError`].
-    pub(crate) async fn open(
-        client: Client,
-        chat: &str,
-        shard: ShardId,
-        replicas: usize,
-    ) -> Result<Self, OpenError> {
-        let (stream, subject) = (format!("hark-{chat}-{shard}"), format!("hark.{chat}.shard.{shard}"));
-        let mut context = jetstream::new(client.clone());
-        context.set_timeout(REQUEST_TIMEOUT);
-        let config = config(&stream, &subject, replicas);
-        let failed = |reason: String| OpenError::Unavailable { stream: stream.clone(), reason };
-        let opened = context.get_or_create_stream(config.clone()).await;
-        let opened = opened.map_err(|error| failed(error.to_string()))?;
-        if let Some(field) = difference(&opened.cached_info().config, &config) {
-            return Err(OpenError::Foreign { stream, field });
-        }
-        Ok(Self { client, stream, subject })
+    /// Returns the existing stream of a shard of a chat.
+    pub(crate) fn new(client: Client, chat: &str, shard: ShardId) -> Self {
+        Self { client, stream: stream(chat, shard), subject: subject(chat, shard) }
     }
 
     /// Carries out a request. `None` if it has no answer: what became of it is unknown.
     /// Not cancel-safe in that sense alone.
     pub(crate) async fn carry_out(&self, request: LogRequest) -> Option<LogReply> {
-        match request {
-            LogRequest::Append { id, bytes, after } => self.append(id, bytes, after).await,
-            LogRequest::Read { id, from } => self.read(id, from).await,
-            LogRequest::Purge { before } => {
-                self.purge(before).await;
-                None
+        let reply = async {
+            match request {
+                LogRequest::Append { id, bytes, after } => self.append(id, bytes, after).await,
+                LogRequest::Read { id, from } => self.read(id, from).await,
+                LogRequest::Get { id, sequence } => {
+                    Some(LogReply::Message { id, bytes: self.message(sequence).await })
+                }
+                LogRequest::Purge { before } => {
+                    self.purge(before).await;
+                    None
+                }
             }
-        }
+        };
+        // The client waits without a limit while it is not connected.
+        timeout(TIMEOUT, reply).await.ok().flatten()
     }
 
     async fn append(&self, id: u64, bytes: Bytes, after: Option<u64>) -> Option<LogReply> {
@@ -238,11 +207,20 @@ struct ApiError {
     description: String,
 }
 
-/// Returns the settings of a stream that keeps everything until it is purged.
-fn config(stream: &str, subject: &str, replicas: usize) -> Config {
+/// Returns the name of the stream of a shard.
+fn stream(chat: &str, shard: ShardId) -> String {
+    format!("{chat}-shard-{shard}")
+}
+
+fn subject(chat: &str, shard: ShardId) -> String {
+    format!("{chat}.shard.{shard}")
+}
+
+/// Returns the settings of a shard's stream: it keeps everything until it is purged.
+pub(crate) fn config(chat: &str, shard: ShardId, replicas: usize) -> Config {
     Config {
-        name: stream.to_owned(),
-        subjects: vec![subject.to_owned()],
+        name: stream(chat, shard),
+        subjects: vec![subject(chat, shard)],
         retention: RetentionPolicy::Limits,
         storage: StorageType::File,
         num_replicas: replicas,
@@ -257,11 +235,12 @@ fn config(stream: &str, subject: &str, replicas: usize) -> Config {
 }
 
 /// Returns a setting that differs from what a shard needs.
-fn difference(found: &Config, needed: &Config) -> Option<&'static str> {
+pub(crate) fn difference(found: &Config, needed: &Config) -> Option<&'static str> {
     let fields = [
-        ("subjects", found.subjects == needed.subjects),
-        ("retention", found.retention == needed.retention),
-        ("storage", found.storage == needed.storage),
+        ("its subjects", found.subjects == needed.subjects),
+        ("its retention", found.retention == needed.retention),
+        ("its storage is not in files", found.storage == needed.storage),
+        ("it acknowledges nothing", !found.no_ack),
         ("max_msgs", found.max_messages == -1),
         ("max_msgs_per_subject", found.max_messages_per_subject == -1),
         ("max_bytes", found.max_bytes == -1),

@@ -2,8 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use async_nats::jetstream;
+
 use super::*;
-use crate::store::cluster::tests::{nodes, runtime};
+use crate::cluster::io::tests::{nodes, runtime};
 
 const NODES: usize = 3;
 
@@ -11,17 +13,16 @@ async fn client() -> Client {
     async_nats::ConnectOptions::new().retry_on_initial_connect().connect(nodes()).await.unwrap()
 }
 
-/// Opens a stream of its own once the nodes have found each other.
+/// Creates the stream of a chat once the nodes have found each other.
 async fn open(chat: &str) -> JetStream {
     let client = client().await;
     let begun = Instant::now();
-    loop {
-        match JetStream::open(client.clone(), chat, 0, NODES).await {
-            Ok(stream) => return stream,
-            Err(error) => assert!(begun.elapsed() < Duration::from_secs(60), "{error}"),
-        }
+    let context = jetstream::new(client.clone());
+    while let Err(error) = context.get_or_create_stream(config(chat, 0, NODES)).await {
+        assert!(begun.elapsed() < Duration::from_secs(60), "{error}");
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
+    JetStream::new(client, chat, 0)
 }
 
 /// Carries out a request, again if it has no answer.
@@ -85,13 +86,14 @@ fn pages_are_consecutive_and_begin_behind_a_purge() {
 }
 
 #[test]
-fn stream_that_would_lose_messages_is_refused() {
+fn setting_that_would_lose_messages_is_found() {
     runtime().block_on(async {
         let stream = open("changed").await;
         let context = jetstream::new(stream.client.clone());
-        let limited = Config { max_messages: 1000, ..config(&stream.stream, &stream.subject, NODES) };
-        context.update_stream(limited).await.unwrap();
-        let opened = JetStream::open(stream.client.clone(), "changed", 0, NODES).await;
-        assert!(matches!(opened, Err(OpenError::Foreign { field: "max_msgs", .. })), "{opened:?}");
+        let wanted = config("changed", 0, NODES);
+        let found = async || context.get_stream(&stream.stream).await.unwrap().cached_info().config.clone();
+        assert_eq!(difference(&found().await, &wanted), None);
+        context.update_stream(Config { max_messages: 1000, ..wanted.clone() }).await.unwrap();
+        assert_eq!(difference(&found().await, &wanted), Some("max_msgs"));
     });
 }

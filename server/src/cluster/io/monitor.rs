@@ -1,5 +1,5 @@
-//! Asks the monitored nodes whether they sync before they acknowledge. Clients cannot
-//! learn this over their connection.
+//! Asks the monitored nodes whether they sync before they acknowledge, and for their free
+//! storage. Clients cannot learn this over their connection.
 
 use std::time::Duration;
 
@@ -13,9 +13,15 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+
+use crate::cluster::Storage;
 
 const TIMEOUT: Duration = Duration::from_secs(5);
+/// The interval at which free storage is polled.
+const POLL_INTERVAL: Duration = Duration::from_secs(10);
+
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 
 /// The relevant part of the answer to `/jsz?config=true`.
@@ -23,12 +29,18 @@ const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 struct JetStream {
     #[serde(default)]
     config: Config,
+    /// Used bytes of file storage.
+    #[serde(default)]
+    storage: u64,
 }
 
 #[derive(Default, Deserialize)]
 struct Config {
     #[serde(default)]
     sync_always: bool,
+    /// Maximum bytes of file storage.
+    #[serde(default)]
+    max_storage: u64,
 }
 
 /// Warns about each node that does not sync or does not answer.
@@ -40,7 +52,7 @@ pub(super) async fn check(monitors: &[String]) {
         );
     }
     let checks = monitors.iter().map(|monitor| async move {
-        let synced = timeout(TIMEOUT, syncs(monitor)).await.context("no answer in time").flatten();
+        let synced = ask(monitor).await.map(|said| said.config.sync_always);
         match synced {
             Ok(true) => tracing::info!(monitor, "the node syncs before it acknowledges"),
             Ok(false) => tracing::warn!(
@@ -57,7 +69,27 @@ pub(super) async fn check(monitors: &[String]) {
     join_all(checks).await;
 }
 
-async fn syncs(monitor: &str) -> anyhow::Result<bool> {
+/// Polls the storage of the monitored nodes without end. A node that does not answer is
+/// left out.
+pub(super) async fn poll_storage(monitors: Vec<String>, storage: watch::Sender<Vec<Storage>>) {
+    if monitors.is_empty() {
+        return;
+    }
+    loop {
+        let answers = join_all(monitors.iter().map(|monitor| ask(monitor))).await;
+        let known = answers.into_iter().flatten().filter(|said| said.config.max_storage > 0);
+        let free = |said: &JetStream| said.config.max_storage.saturating_sub(said.storage);
+        let replicas = known.map(|said| Storage { free: free(&said), total: said.config.max_storage });
+        storage.send_replace(replicas.collect());
+        sleep(POLL_INTERVAL).await;
+    }
+}
+
+async fn ask(monitor: &str) -> anyhow::Result<JetStream> {
+    timeout(TIMEOUT, ask_patiently(monitor)).await.context("no answer in time").flatten()
+}
+
+async fn ask_patiently(monitor: &str) -> anyhow::Result<JetStream> {
     let stream = TcpStream::connect(monitor).await.context("cannot connect")?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let request = Request::get("/jsz?config=true").header(HOST, monitor).body(Empty::<Bytes>::new())?;
@@ -67,7 +99,7 @@ async fn syncs(monitor: &str) -> anyhow::Result<bool> {
         let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
         let body = body.map_err(anyhow::Error::from_boxed)?.to_bytes();
         let said: JetStream = serde_json::from_slice(&body).context("it is not a NATS monitor")?;
-        Ok(said.config.sync_always)
+        Ok(said)
     };
     // The connection makes progress only while it is polled beside the request.
     tokio::select! {

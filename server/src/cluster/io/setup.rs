@@ -1,4 +1,4 @@
-//! Setup of a cluster store: connects, creates missing streams, and checks existing ones.
+//! The setup of a cluster: connects, creates missing streams, and checks existing ones.
 
 use std::collections::{HashMap, HashSet};
 use std::error::Error as _;
@@ -6,19 +6,20 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use async_nats::jetstream::context::{CreateStreamError, CreateStreamErrorKind, GetStreamErrorKind};
-use async_nats::jetstream::stream::{Config, DiscardPolicy, Republish, StorageType};
+use async_nats::jetstream::context::{
+    CreateStreamError, CreateStreamErrorKind, GetStreamError, GetStreamErrorKind,
+};
+use async_nats::jetstream::stream::Config;
 use async_nats::jetstream::{self, Context, ErrorCode};
 use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event, ServerInfo};
 use futures::{StreamExt, TryStreamExt, stream};
-use hark_protocol::limits::OUTCOME_SECONDS_MIN;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use zeroize::Zeroizing;
 
-use super::engine::{ATTEMPT, Lost};
 use super::nodes::Nodes;
-use super::record::{Names, Told};
+use crate::log::jetstream as log;
+use crate::log::jetstream::JetStream;
 
 /// The oldest tested version of the engine. Older ones lose acknowledged messages, or
 /// cannot report a duplicate in a batch.
@@ -26,16 +27,6 @@ const VERSION_MIN: [u64; 3] = [2, 15, 1];
 
 /// A filter for the log of the engine's client: the store reports the relevant events.
 pub const CLIENT_LOG: &str = "async_nats=off";
-
-/// How long the engine deduplicates a stored message, by its own clock.
-const REMEMBERED: Duration = Duration::from_secs(OUTCOME_SECONDS_MIN);
-
-/// How long the record of a send is kept: longer than a repeat may take.
-pub(super) const KEPT: Duration = REMEMBERED.saturating_add(Duration::from_secs(60));
-
-/// How long the record of a deleted account is kept. A server that was disconnected for
-/// half of it reads all accounts again.
-pub(super) const ENDED_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The timeout of a connection to one node. An unreachable node never answers, and
 /// another one may.
@@ -48,25 +39,30 @@ const CONNECT_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// closed.
 const PING_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Maximum queued messages of one subscription. The client drops further ones, and
-/// receivers then read the streams instead.
+/// Maximum queued messages of one subscription. The client drops further ones, and the
+/// flows detect that.
 const SUBSCRIPTION_MAX: usize = 16_384;
 
 /// The longest time that new streams may take to elect their first leaders.
 const STREAMS_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The pause between attempts of the first request.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// The timeout of one request, and the pause before the next one.
+const SETUP_TIMEOUT: Duration = Duration::from_secs(2);
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
 /// Maximum size of a message beside its text, including headers.
-const MESSAGE_OVERHEAD: usize = 1024;
+const MESSAGE_OVERHEAD: usize = 8 * 1024;
 
 /// Maximum streams that are checked or created concurrently.
 const STREAMS_AT_ONCE: usize = 8;
 
 const SHARDS: &str = "hark-shards";
 const LAYOUT: &str = "hark-layout";
-const LAYOUT_VERSION: &str = "1";
+const LAYOUT_VERSION: &str = "2";
+
+/// Maximum number of shards.
+const SHARDS_MAX: u32 = 1024;
+
 /// Error code: too few nodes are online for the replicas, or clustering is disabled.
 const PEER_OFFLINE: ErrorCode = ErrorCode(10005);
 const PEERS_MISSING: [ErrorCode; 2] = [PEER_OFFLINE, ErrorCode(10074)];
@@ -86,8 +82,8 @@ pub struct ClusterConfig {
     /// Replicas of each new stream; `None` for three if the cluster has at least three
     /// nodes.
     pub replicas: Option<usize>,
-    /// The number of message streams of a new chat.
-    pub shards: u64,
+    /// The number of shards of a new chat.
+    pub shards: u32,
     /// Maximum bytes of a text.
     pub text_bytes_max: usize,
     /// Maximum number of accounts.
@@ -176,6 +172,24 @@ pub enum OpenError {
         /// The cause and the remedy.
         reason: String,
     },
+    /// The chat was stored by an early version of Hark.
+    #[error(
+        "the stream {stream} has the layout of an early version of Hark, which this one cannot read; choose \
+             another chat with --store nats://…/NAME, or remove its streams"
+    )]
+    FormerLayout {
+        /// The stream.
+        stream: String,
+    },
+    /// The connection failed after it was set up.
+    #[error("the connection to the cluster failed: {error}")]
+    Network {
+        /// The cause.
+        error: String,
+    },
+    /// No server serves the chat, not even this one.
+    #[error("the shards of the chat have no owner after {0:?}; is a majority of the nodes up?")]
+    NoOwner(Duration),
     /// A stream exists with a configuration that this version cannot use.
     #[error(
         "the stream {stream} is not Hark's, or was changed: {field}; choose another chat with --store nats://…/NAME, or set it back"
@@ -188,18 +202,9 @@ pub enum OpenError {
     },
 }
 
-/// The state of a connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Link {
-    /// The connection is up.
-    pub(super) is_up: bool,
-    /// The number of interruptions in which messages may have been missed.
-    pub(super) gaps: u64,
-}
-
-/// Connects. The returned receiver follows the state of the connection.
-pub(super) async fn connect(config: &ClusterConfig) -> Result<(Client, watch::Receiver<Link>), OpenError> {
-    let (link, seen) = watch::channel(Link { is_up: true, gaps: 0 });
+/// Connects. The returned receiver has the state of the connection: whether it is up.
+pub(super) async fn connect(config: &ClusterConfig) -> Result<(Client, watch::Receiver<bool>), OpenError> {
+    let (is_up, seen) = watch::channel(true);
     let options = authenticated(&config.credentials)?
         .name("harkd")
         .connection_timeout(CONNECT_TIMEOUT)
@@ -207,7 +212,7 @@ pub(super) async fn connect(config: &ClusterConfig) -> Result<(Client, watch::Re
         .ping_interval(PING_INTERVAL)
         .subscription_capacity(SUBSCRIPTION_MAX)
         .event_callback(move |event| {
-            note(&link, &event);
+            note(&is_up, &event);
             std::future::ready(())
         });
     let options = match &config.ca {
@@ -265,19 +270,18 @@ fn authenticated(credentials: &Credentials) -> Result<ConnectOptions, OpenError>
     })
 }
 
-fn note(link: &watch::Sender<Link>, event: &Event) {
+fn note(is_up: &watch::Sender<bool>, event: &Event) {
     match event {
         Event::Connected => tracing::info!("connected to the cluster"),
         Event::Disconnected => tracing::warn!("connection to the cluster lost; reconnecting"),
-        Event::SlowConsumer(_) => tracing::warn!("slow consumer of the cluster; reading streams instead"),
+        Event::SlowConsumer(_) => tracing::warn!("slow consumer of the cluster"),
         other => tracing::debug!(%other, "the cluster"),
     }
-    link.send_modify(|link| match event {
-        Event::Connected => *link = Link { is_up: true, gaps: link.gaps + 1 },
-        Event::Disconnected | Event::Closed => link.is_up = false,
-        Event::SlowConsumer(_) => link.gaps += 1,
+    match event {
+        Event::Connected => drop(is_up.send_replace(true)),
+        Event::Disconnected | Event::Closed => drop(is_up.send_replace(false)),
         _ => {}
-    });
+    }
 }
 
 fn check_node(info: &ServerInfo) -> Result<(), OpenError> {
@@ -297,33 +301,46 @@ fn version(text: &str) -> [u64; 3] {
     std::array::from_fn(|_| numbers.next().unwrap_or(0))
 }
 
-/// Creates missing streams and checks existing ones. The number of message streams is
-/// fixed when a chat is created; it is stored in the metadata of the account stream.
-pub(super) async fn streams(client: &Client, config: &ClusterConfig) -> Result<Names, OpenError> {
+/// Creates missing streams and checks existing ones. The number of shards is fixed when a
+/// chat is created; it is stored in the metadata of each stream.
+pub(super) async fn streams(client: &Client, config: &ClusterConfig) -> Result<Vec<JetStream>, OpenError> {
     let mut context = jetstream::new(client.clone());
-    context.set_timeout(ATTEMPT);
+    context.set_timeout(SETUP_TIMEOUT);
+    let chat = config.nodes.chat();
+    refuse_former_layout(&context, chat).await?;
     let replicas = config.replicas.unwrap_or_else(|| default_replicas(&client.server_info()));
-    let names = Names::new(config.nodes.chat(), config.shards);
-    let found = ensure(&context, accounts(&names, replicas)).await?;
+    let wanted = |shard, shards: u32, replicas| {
+        let mut wanted = log::config(chat, shard, replicas);
+        wanted.metadata = HashMap::from([
+            (LAYOUT.to_owned(), LAYOUT_VERSION.to_owned()),
+            (SHARDS.to_owned(), shards.to_string()),
+        ]);
+        wanted
+    };
+    let first = wanted(0, config.shards, replicas);
+    let stream = first.name.clone();
+    let found = ensure(&context, first).await?;
     let shards = found.metadata.get(SHARDS).and_then(|shards| shards.parse().ok());
-    let shards = shards.ok_or_else(|| OpenError::Foreign {
-        stream: names.accounts_stream(),
-        field: format!("no {SHARDS} in its metadata"),
-    })?;
-    let names = Names::new(config.nodes.chat(), shards);
-    ensure(&context, states(&names, found.num_replicas)).await?;
-    let inboxes = (0..names.shards()).map(|shard| ensure(&context, inbox(&names, shard, found.num_replicas)));
-    stream::iter(inboxes).buffer_unordered(STREAMS_AT_ONCE).try_collect::<Vec<_>>().await?;
-    tracing::info!(
-        chat = config.nodes.chat(),
-        replicas = found.num_replicas,
-        streams = shards + 2,
-        "streams ready"
-    );
+    let shards = shards
+        .filter(|shards| (1..=SHARDS_MAX).contains(shards))
+        .ok_or_else(|| OpenError::Foreign { stream, field: format!("no valid {SHARDS} in its metadata") })?;
+    let others = (1..shards).map(|shard| ensure(&context, wanted(shard, shards, found.num_replicas)));
+    stream::iter(others).buffer_unordered(STREAMS_AT_ONCE).try_collect::<Vec<_>>().await?;
+    tracing::info!(chat, replicas = found.num_replicas, shards, "streams ready");
     if found.num_replicas == 1 {
         tracing::warn!("streams have a single replica (--replicas 1): a lost disk loses messages");
     }
-    Ok(names)
+    Ok((0..shards).map(|shard| JetStream::new(client.clone(), chat, shard)).collect())
+}
+
+/// Refuses a chat with the streams of an early version of Hark, which was never released.
+async fn refuse_former_layout(context: &Context, chat: &str) -> Result<(), OpenError> {
+    let stream = format!("{chat}-accounts");
+    let found = once_ready(&stream, async || match context.get_stream(&stream).await {
+        Ok(found) => Ok(found.cached_info().config.metadata.contains_key(LAYOUT)),
+        Err(error) => absent(&error).map(|()| false),
+    });
+    if found.await? { Err(OpenError::FormerLayout { stream }) } else { Ok(()) }
 }
 
 /// Each node knows the other nodes of its cluster.
@@ -332,72 +349,35 @@ fn default_replicas(info: &ServerInfo) -> usize {
     if info.cluster.is_some() && nodes.len() >= 3 { 3 } else { 1 }
 }
 
-fn base(name: String, subjects: String, replicas: usize) -> Config {
-    Config {
-        name,
-        subjects: vec![subjects],
-        storage: StorageType::File,
-        num_replicas: replicas,
-        max_messages_per_subject: -1,
-        discard: DiscardPolicy::New,
-        duplicate_window: REMEMBERED,
-        allow_direct: true,
-        metadata: HashMap::from([(LAYOUT.to_owned(), LAYOUT_VERSION.to_owned())]),
-        ..Config::default()
+/// Creates a stream if it is missing, and returns its configuration.
+async fn ensure(context: &Context, wanted: Config) -> Result<Config, OpenError> {
+    let stream = wanted.name.clone();
+    let found = once_ready(&stream, async || find_or_make(context, &wanted).await).await?;
+    let field = log::difference(&found, &wanted).map(str::to_owned).or_else(|| {
+        (found.metadata.get(LAYOUT) != wanted.metadata.get(LAYOUT))
+            .then(|| "its layout, which may be of a newer version of Hark".to_owned())
+    });
+    match field {
+        Some(field) => Err(OpenError::Foreign { stream, field }),
+        None => Ok(found),
     }
 }
 
-/// Returns the configuration of a stream that keeps the last message of each subject.
-fn table(name: String, subjects: String, replicas: usize) -> Config {
-    Config { max_messages_per_subject: 1, discard: DiscardPolicy::Old, ..base(name, subjects, replicas) }
-}
-
-fn accounts(names: &Names, replicas: usize) -> Config {
-    let mut config = table(names.accounts_stream(), names.accounts(), replicas);
-    config.metadata.insert(SHARDS.to_owned(), names.shards().to_string());
-    config.allow_message_ttl = true;
-    config
-}
-
-fn states(names: &Names, replicas: usize) -> Config {
-    let republish = Some(Republish {
-        source: names.states(),
-        destination: names.republished(Told::State),
-        headers_only: false,
-    });
-    Config { republish, ..table(names.state_stream(), names.states(), replicas) }
-}
-
-fn inbox(names: &Names, shard: u64, replicas: usize) -> Config {
-    let republish = Some(Republish {
-        source: names.inboxes(shard),
-        destination: names.republished(Told::Message),
-        headers_only: false,
-    });
-    let config = base(names.inbox_stream(shard), names.inboxes(shard), replicas);
-    Config { republish, allow_atomic_publish: true, allow_message_ttl: true, ..config }
-}
-
-/// Creates a stream if it is missing, and returns its configuration. Retries for as long
-/// as a cluster may take to elect leaders: a request without a leader is never answered.
-async fn ensure(context: &Context, wanted: Config) -> Result<Config, OpenError> {
-    let stream = wanted.name.clone();
+/// Retries for as long as a cluster may take to elect leaders: a request without a leader
+/// is never answered.
+async fn once_ready<T>(stream: &str, attempt: impl AsyncFn() -> Result<T, NotHad>) -> Result<T, OpenError> {
     let deadline = Instant::now() + STREAMS_TIMEOUT;
-    let found = loop {
-        match find_or_make(context, &wanted).await {
-            Ok(found) => break found,
+    loop {
+        match attempt().await {
+            Ok(had) => return Ok(had),
             Err(NotHad::Lost(reason)) if Instant::now() < deadline => {
                 tracing::debug!(stream, reason, "stream not ready");
-                sleep(FIRST_PAUSE).await;
+                sleep(RETRY_PAUSE).await;
             }
             Err(NotHad::Lost(reason) | NotHad::Refused(reason)) => {
-                return Err(OpenError::Stream { stream, reason });
+                return Err(OpenError::Stream { stream: stream.to_owned(), reason });
             }
         }
-    };
-    match difference(&found, &wanted) {
-        Some(field) => Err(OpenError::Foreign { stream, field }),
-        None => Ok(found),
     }
 }
 
@@ -410,13 +390,7 @@ enum NotHad {
 async fn find_or_make(context: &Context, wanted: &Config) -> Result<Config, NotHad> {
     match context.get_stream(&wanted.name).await {
         Ok(found) => return Ok(found.cached_info().config.clone()),
-        Err(error) => match error.kind() {
-            GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {}
-            GetStreamErrorKind::JetStream(said) if !is_passing(&said) => {
-                return Err(NotHad::Refused(error.to_string()));
-            }
-            _ => return Err(NotHad::Lost(format!("{error}; is a majority of the nodes up?"))),
-        },
+        Err(error) => absent(&error)?,
     }
     tracing::debug!(stream = wanted.name, replicas = wanted.num_replicas, "creating stream");
     // Another server may create it concurrently. The second request returns the existing
@@ -438,6 +412,15 @@ async fn find_or_make(context: &Context, wanted: &Config) -> Result<Config, NotH
     }
 }
 
+/// Checks that a stream was not found because it does not exist.
+fn absent(error: &GetStreamError) -> Result<(), NotHad> {
+    match error.kind() {
+        GetStreamErrorKind::JetStream(said) if said.error_code() == ErrorCode::STREAM_NOT_FOUND => Ok(()),
+        GetStreamErrorKind::JetStream(said) if !is_passing(&said) => Err(NotHad::Refused(error.to_string())),
+        _ => Err(NotHad::Lost(format!("{error}; is a majority of the nodes up?"))),
+    }
+}
+
 /// Returns whether the cluster lacks a leader only temporarily.
 fn is_passing(error: &jetstream::Error) -> bool {
     [ErrorCode::CLUSTER_NOT_AVAILABLE, ErrorCode::CLUSTER_NOT_LEADER].contains(&error.error_code())
@@ -452,44 +435,10 @@ fn advise(error: &CreateStreamError, replicas: usize) -> String {
     }
 }
 
-/// Returns the first field that makes a stream unusable. The number of replicas and
-/// additional limits are the operator's choice.
-fn difference(found: &Config, wanted: &Config) -> Option<String> {
-    let differs = |is: bool, what: &str| is.then(|| what.to_owned());
-    differs(found.subjects != wanted.subjects, "its subjects")
-        .or_else(|| {
-            differs(
-                found.metadata.get(LAYOUT) != wanted.metadata.get(LAYOUT),
-                "its layout, which may be of a newer version of Hark",
-            )
-        })
-        .or_else(|| differs(found.storage != wanted.storage, "its storage is not in files"))
-        .or_else(|| differs(found.discard != wanted.discard, "what it discards"))
-        .or_else(|| {
-            differs(found.max_messages_per_subject != wanted.max_messages_per_subject, "messages per subject")
-        })
-        .or_else(|| differs(!found.max_age.is_zero(), "messages end with their age"))
-        .or_else(|| {
-            differs(found.duplicate_window < wanted.duplicate_window, "its duplicate window is too short")
-        })
-        .or_else(|| differs(found.republish != wanted.republish, "what it republishes"))
-        .or_else(|| differs(!found.allow_direct, "it has no direct get"))
-        .or_else(|| differs(found.no_ack, "it acknowledges nothing"))
-        .or_else(|| {
-            differs(wanted.allow_atomic_publish && !found.allow_atomic_publish, "it has no atomic batches")
-        })
-        .or_else(|| differs(wanted.allow_message_ttl && !found.allow_message_ttl, "its messages have no TTL"))
-}
-
-/// Retries until the first success, for as long as new streams may take to become ready.
-pub(super) async fn first<T>(attempt: impl AsyncFn() -> Result<T, Lost>) -> Result<T, Lost> {
-    let deadline = Instant::now() + STREAMS_TIMEOUT;
-    loop {
-        match attempt().await {
-            Err(Lost) if Instant::now() < deadline => sleep(FIRST_PAUSE).await,
-            done => return done,
-        }
-    }
+/// Waits until each shard has an owner.
+pub(super) async fn until_ready(mut ready: watch::Receiver<bool>) -> Result<(), OpenError> {
+    let is_ready = timeout(STREAMS_TIMEOUT, ready.wait_for(|is_ready| *is_ready)).await;
+    if matches!(is_ready, Ok(Ok(_))) { Ok(()) } else { Err(OpenError::NoOwner(STREAMS_TIMEOUT)) }
 }
 
 #[cfg(test)]

@@ -1,0 +1,215 @@
+//! The store of a cluster, on NATS: the I/O around a [`Member`](super::member::Member).
+//! A server keeps no state of its own, so any number of servers serve the same chat, and
+//! a user can connect to any of them.
+//!
+//! | file | responsibility |
+//! | --- | --- |
+//! | `nodes` | the address of a cluster |
+//! | `setup` | the connection and the streams |
+//! | `monitor` | a check that the nodes sync before they acknowledge |
+//! | `operation` | operations of the chat, and their answers |
+//! | `driver` | the task that owns the state machine and performs its actions |
+//! | `network` | messages between servers, on core NATS |
+//! | `senders` | accounts that send at this server, registered at their owners |
+//! | `sessions` | open send sessions at this server |
+
+mod driver;
+mod monitor;
+mod network;
+mod nodes;
+mod operation;
+mod senders;
+mod sessions;
+mod setup;
+#[cfg(test)]
+pub(crate) mod tests;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use hark_protocol::{SessionToken, UserName};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use self::driver::Driver;
+use self::operation::{OnTakeover, Operation};
+use super::Config;
+use crate::ledger::Limits;
+use crate::store::{
+    Account, AccountEntry, Append, Completer, Created, Outcome, Page, PasswordHash, Pending, Position,
+    ReadLimit, Store, Subscription,
+};
+
+pub use self::nodes::{BadNodes, Nodes};
+pub use self::setup::{CLIENT_LOG, ClusterConfig, Credentials, OpenError};
+
+/// A store on a cluster.
+///
+/// If it is dropped without [`Store::close`], pending operations end as
+/// [`crate::store::Unavailable`], and other servers take over its shards after some
+/// seconds.
+#[derive(Debug)]
+pub struct ClusterStore {
+    // Unbounded, but bounded by its callers: each append holds a permit, and each
+    // connection has few other operations and a bounded window of acknowledgements.
+    operations: mpsc::UnboundedSender<Operation>,
+    shared: Arc<Shared>,
+    /// The epoch of connections.
+    epoch: watch::Receiver<u64>,
+    _stop: DropGuard,
+}
+
+/// State that the driver shares with the store.
+#[derive(Debug, Default)]
+struct Shared {
+    /// There is a flow to the owner of each shard.
+    is_in_touch: AtomicBool,
+    /// The store is closing or closed.
+    is_closed: AtomicBool,
+}
+
+impl ClusterStore {
+    /// Connects to the cluster, creates missing streams, and waits until each shard has an
+    /// owner. Must be called on the runtime that will run the store's tasks.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub async fn open(config: ClusterConfig) -> Result<Self, OpenError> {
+        let (client, is_up) = setup::connect(&config).await?;
+        let streams = setup::streams(&client, &config).await?;
+        monitor::check(&config.monitors).await;
+        let network = network::Network::join(client, config.nodes.chat()).await?;
+        let shared = Arc::<Shared>::default();
+        let (operations, received) = mpsc::unbounded_channel();
+        let (epochs, epoch) = watch::channel(0);
+        let (storages, storage) = watch::channel(Vec::new());
+        let shard_config = Config::new(config.limits(streams.len()));
+        let (is_ready, ready) = watch::channel(false);
+        let channels = driver::Channels {
+            operations: operations.downgrade(),
+            received,
+            shared: Arc::clone(&shared),
+            epochs,
+            is_ready,
+            is_up,
+            storage,
+        };
+        let stop = CancellationToken::new();
+        let polling = monitor::poll_storage(config.monitors.clone(), storages);
+        // Ends with the store.
+        tokio::spawn(stop.clone().run_until_cancelled_owned(polling));
+        let driver = Driver::new(shard_config, config.sessions_max, streams, network, channels);
+        // Ends with the store.
+        let driver = tokio::spawn(stop.clone().run_until_cancelled_owned(driver.run()));
+        tokio::spawn(async move {
+            // The state cannot be trusted. Other servers take over, and no answered
+            // operation is lost.
+            if driver.await.is_err_and(|error| error.is_panic()) {
+                tracing::error!("the driver of the cluster panicked: aborting");
+                std::process::abort();
+            }
+        });
+        let store = Self { operations, shared, epoch, _stop: stop.drop_guard() };
+        setup::until_ready(ready).await?;
+        Ok(store)
+    }
+
+    fn ask<T>(&self, operation: impl FnOnce(Completer<T>) -> Operation) -> Pending<T> {
+        let (completer, pending) = Pending::new();
+        self.push(operation(completer));
+        pending
+    }
+
+    fn push(&self, operation: Operation) {
+        if self.shared.is_closed.load(Ordering::Acquire) {
+            return operation.refuse();
+        }
+        if let Err(late) = self.operations.send(operation) {
+            late.0.refuse();
+        }
+    }
+}
+
+impl ClusterConfig {
+    /// Returns the limits of each shard.
+    fn limits(&self, shards: usize) -> Limits {
+        Limits {
+            accounts_max: self.accounts_max.div_ceil(shards.max(1)),
+            sessions_max: self.sessions_max,
+            queued_messages_max: self.queued_messages_max,
+            queued_bytes_max: self.queued_bytes_max,
+        }
+    }
+}
+
+impl Store for ClusterStore {
+    fn create(&self, name: &UserName, password: Option<PasswordHash>) -> Pending<Created> {
+        self.ask(|completer| Operation::Create(name.clone(), password, completer))
+    }
+
+    fn account(&self, name: &UserName) -> Pending<Option<AccountEntry>> {
+        self.ask(|completer| Operation::Account(name.clone(), completer))
+    }
+
+    fn set_password(&self, account: &Account, old: Option<PasswordHash>, new: PasswordHash) -> Pending<bool> {
+        self.ask(|completer| Operation::SetPassword { account: account.clone(), old, new, completer })
+    }
+
+    fn delete(&self, account: &Account) -> Pending<bool> {
+        self.ask(|completer| Operation::Delete(account.clone(), completer))
+    }
+
+    fn names(&self, after: Option<&UserName>, limit: usize) -> Pending<Vec<UserName>> {
+        self.ask(|completer| Operation::Names(after.cloned(), limit, completer))
+    }
+
+    fn append_all(&self, appends: &mut Vec<(Append, Completer<Outcome>)>) {
+        self.push(Operation::Appends(std::mem::take(appends)));
+    }
+
+    fn receive(&self, account: &Account) -> Pending<Option<Subscription>> {
+        self.ask(|completer| Operation::Subscribe { account: account.clone(), takes_over: true, completer })
+    }
+
+    fn receive_if_free(&self, account: &Account) -> Pending<Option<Subscription>> {
+        self.ask(|completer| Operation::Subscribe { account: account.clone(), takes_over: false, completer })
+    }
+
+    fn read(&self, account: &Account, after: Position, limit: ReadLimit) -> Pending<Page> {
+        self.ask(|completer| Operation::Read { account: account.clone(), after, limit, completer })
+    }
+
+    fn acknowledge(&self, account: &Account, position: Position) {
+        self.push(Operation::Acknowledge(account.clone(), position));
+    }
+
+    fn open_session(&self, session: &SessionToken, from: Option<IpAddr>) -> Pending<bool> {
+        self.ask(|completer| Operation::OpenSession(session.clone(), from, completer))
+    }
+
+    fn close_session(&self, session: &SessionToken) {
+        self.push(Operation::CloseSession(session.clone()));
+    }
+
+    fn on_takeover(&self, session: &SessionToken, end: Box<dyn Fn() + Send>) {
+        self.push(Operation::OnTakeover(session.clone(), OnTakeover(end)));
+    }
+
+    fn epoch(&self) -> Option<watch::Receiver<u64>> {
+        Some(self.epoch.clone())
+    }
+
+    fn is_available(&self) -> bool {
+        self.shared.is_in_touch.load(Ordering::Acquire) && !self.shared.is_closed.load(Ordering::Acquire)
+    }
+
+    fn close(&self) -> Pending<()> {
+        let (completer, pending) = Pending::new();
+        // Operations that are pushed from here on are refused.
+        if !self.shared.is_closed.swap(true, Ordering::AcqRel) {
+            drop(self.operations.send(Operation::Close(completer)));
+        }
+        pending
+    }
+}
