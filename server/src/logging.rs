@@ -375,7 +375,8 @@ mod tests {
             "off",
             "debug,hark_server::store=trace",
             "hark_server=warn",
-            "[{user=bob}]=debug",
+            "",
+            "info,",
         ] {
             assert!(filter(directives).is_ok(), "{directives}");
         }
