@@ -156,7 +156,7 @@ fn append(to: UserName, send_id: Option<SendId>) -> Append {
     Append {
         to,
         sender: None,
-        from_nobody: true,
+        allow_anonymous: true,
         time_ms: 1,
         text: ByteString::from("x".repeat(TEXT_BYTES)),
         send_id,

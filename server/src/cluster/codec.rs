@@ -158,7 +158,7 @@ structures! {
     ShardClock { running, durable }
     Generation { sequence, place }
     Command { id, request }
-    Send { to, sender, from_nobody, time_ms, text, send_id, refusal }
+    Send { to, sender, allow_anonymous, time_ms, text, send_id, refusal }
     SendId { session, id, in_order, from }
     Subscribed { generation, queued, cursor }
     Account { name, incarnation }
@@ -476,7 +476,7 @@ mod tests {
             Request::Send(Box::new(Send {
                 to,
                 sender,
-                from_nobody: true,
+                allow_anonymous: true,
                 time_ms: 5,
                 text,
                 send_id,

@@ -138,7 +138,7 @@ pub(crate) enum Request {
 pub(crate) struct Send {
     pub(crate) to: UserName,
     pub(crate) sender: Option<Account>,
-    pub(crate) from_nobody: bool,
+    pub(crate) allow_anonymous: bool,
     pub(crate) time_ms: u64,
     pub(crate) text: ByteString,
     pub(crate) send_id: Option<SendId>,
@@ -262,7 +262,7 @@ impl Send {
         let Self {
             to,
             sender,
-            from_nobody,
+            allow_anonymous,
             time_ms,
             text,
             send_id,
@@ -272,7 +272,7 @@ impl Send {
         Append {
             to,
             sender,
-            from_nobody,
+            allow_anonymous,
             time_ms,
             text,
             send_id,

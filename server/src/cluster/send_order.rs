@@ -130,7 +130,7 @@ mod tests {
         let send = Send {
             to: "ann".parse().unwrap(),
             sender: None,
-            from_nobody: true,
+            allow_anonymous: true,
             time_ms: 1,
             text: "text".into(),
             send_id: Some(SendId {

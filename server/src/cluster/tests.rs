@@ -275,7 +275,7 @@ impl Servers {
         let send = Send {
             to: name(to),
             sender: None,
-            from_nobody: true,
+            allow_anonymous: true,
             time_ms: 1,
             text,
             send_id: None,

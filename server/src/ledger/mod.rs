@@ -313,7 +313,7 @@ impl Ledger {
             .take()
             .filter(|sender| is_vouched_for || self.inboxes.is_alive(sender));
         let inbox = self.inboxes.by_name(&append.to).ok_or(Code::NoSuchUser)?;
-        if sender.is_none() && !append.from_nobody {
+        if sender.is_none() && !append.allow_anonymous {
             return Err(Code::Denied);
         }
         let bytes = append.text.len() as u64;

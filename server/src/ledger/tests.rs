@@ -72,7 +72,7 @@ fn text(to: &str, text: &str) -> Append {
     Append {
         to: name(to),
         sender: None,
-        from_nobody: true,
+        allow_anonymous: true,
         time_ms: 1,
         text: ByteString::from(text),
         send_id: None,
@@ -237,14 +237,14 @@ fn each_rule_refuses_a_send() {
     );
     driver.check_send(
         Append {
-            from_nobody: false,
+            allow_anonymous: false,
             ..text("bob", "x")
         },
         Err(Code::Denied),
     );
-    let from_amy = |from_nobody| Append {
+    let from_amy = |allow_anonymous| Append {
         sender: Some(amy.clone()),
-        from_nobody,
+        allow_anonymous,
         ..text("bob", "x")
     };
     driver.check_send(from_amy(false), Ok(()));

@@ -55,7 +55,7 @@ pub(crate) fn text(to: &str, text: &str) -> Append {
     Append {
         to: name(to),
         sender: None,
-        from_nobody: true,
+        allow_anonymous: true,
         time_ms: 1,
         text: ByteString::from(text),
         send_id: None,
@@ -277,7 +277,7 @@ pub(crate) async fn send_is_refused_for_its_sender_or_recipient(home: &dyn Home)
     };
     check(store.append(append).await, refused(Code::RateLimited));
     let append = Append {
-        from_nobody: false,
+        allow_anonymous: false,
         ..text("bob", "x")
     };
     check(store.append(append).await, refused(Code::Denied));
@@ -290,9 +290,9 @@ pub(crate) async fn deleted_sender_is_anonymous_or_denied(home: &dyn Home) {
     let amy = create(&*store, "amy").await;
     check(store.delete(&amy).await, true);
     create(&*store, "amy").await;
-    let from_amy = |from_nobody| Append {
+    let from_amy = |allow_anonymous| Append {
         sender: Some(amy.clone()),
-        from_nobody,
+        allow_anonymous,
         ..text("bob", "x")
     };
     check(

@@ -199,7 +199,7 @@ pub struct Append {
     /// The sender. If this account was deleted, the message is anonymous.
     pub sender: Option<Account>,
     /// Whether an anonymous message is accepted; otherwise it is [`Code::Denied`].
-    pub from_nobody: bool,
+    pub allow_anonymous: bool,
     /// The time of its arrival, in milliseconds since 1970.
     pub time_ms: u64,
     /// The text.

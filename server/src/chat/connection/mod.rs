@@ -235,7 +235,7 @@ impl ClientConnection {
         let append = Append {
             to,
             sender: self.account().cloned(),
-            from_nobody: !rules.require_password,
+            allow_anonymous: !rules.require_password,
             time_ms: self.sends.time_ms(),
             send_id: self.sends.send_id(id, self.chat.network(self.address)),
             refusal,

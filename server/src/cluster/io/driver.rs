@@ -349,7 +349,7 @@ impl Driver {
         let Append {
             to,
             sender,
-            from_nobody,
+            allow_anonymous,
             time_ms,
             text,
             send_id,
@@ -364,7 +364,7 @@ impl Driver {
         let send = Send {
             to,
             sender,
-            from_nobody,
+            allow_anonymous,
             time_ms,
             text,
             send_id,

@@ -255,7 +255,7 @@ fn deletion_ends_senders_at_every_server() {
             assert_eq!(store.delete(&amy).await, Ok(true));
             for sender in [&one, &two] {
                 let denied = Append {
-                    from_nobody: false,
+                    allow_anonymous: false,
                     ..by_amy("late")
                 };
                 assert_eq!(

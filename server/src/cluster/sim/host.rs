@@ -350,12 +350,12 @@ impl Host {
                         Push::Answer(request, Answered::Unavailable),
                     ));
                 } else {
-                    let from_nobody = send_id.is_some();
+                    let allow_anonymous = send_id.is_some();
                     let shard = member.shard_of(&to);
                     let send = Send {
                         to,
                         sender,
-                        from_nobody,
+                        allow_anonymous,
                         time_ms: 1,
                         text,
                         send_id,
