@@ -314,12 +314,10 @@ mod tests {
 
     #[test]
     fn unknown_log_level_is_refused() {
-        for directives in
-            ["info", "off", "debug,hark_server::store=trace", "hark_server=warn", "[{user=bob}]=debug"]
-        {
+        for directives in ["info", "off", "debug,hark_server::store=trace", "hark_server=warn"] {
             assert!(filter(directives).is_ok(), "{directives}");
         }
-        for directives in ["loud", "hark=loud", "info,verbose", "hark_server", "inf"] {
+        for directives in ["loud", "hark=loud", "info,verbose", "hark_server", "inf", "[{user=bob}]=debug"] {
             let error = filter(directives).unwrap_err().to_string();
             assert!(error.contains("--log") && error.contains(directives), "{error}");
         }
